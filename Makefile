@@ -1,0 +1,50 @@
+# Everything needs only make and Python 3.10 or newer; the rest is installed into .venv.
+# Another interpreter: make PYTHON=python3.12 test (after `make clean`, if .venv exists already).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench chaos clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
+		printf '  make %-8s%s\n' "$$verb" "$$text"; done
+
+demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
+	$(BIN)/pmm-shm demo
+
+test: $(STAMP) ## Run the tests, without the slow ones.
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP) ## Check style, types and layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the house style.
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure what the documentation claims.
+	$(BIN)/python tests/bench_timing.py
+
+chaos: $(STAMP) ## Run the slow tests: crashes, long runs.
+	$(BIN)/python -m pytest tests -m slow --timeout=3600
+
+clean: ## Remove the environment and everything generated.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find pmm_shm server client tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3")'
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (on Debian: python3-venv)" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once) ..."
+	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(PIP) install -e ".[dev]"
+	@touch $@

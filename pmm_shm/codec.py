@@ -1,0 +1,82 @@
+"""Values as bytes, without loss: msgpack with two extensions.
+
+| extension | holds | as |
+| --- | --- | --- |
+| 1 | an integer over 64 bits | signed, big-endian, two's complement |
+| 2 | a tuple | the packed list of its items |
+
+Text is UTF-8 with lone surrogates passed through; NaN and infinities are msgpack's own. Equal values built in the same
+order give equal bytes, which verification relies on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgpack
+
+from pmm_shm import limits
+
+_BIG_INTEGER = 1
+_TUPLE = 2
+
+Key = str | int | tuple["Key", ...]
+"""A table's key. `True` and `1.0` are no keys: they would be equal to 1 in memory and not in the store."""
+
+
+def _pack_extension(value: Any) -> msgpack.ExtType:
+    if isinstance(value, tuple):
+        return msgpack.ExtType(_TUPLE, pack(list(value)))
+    if isinstance(value, int):
+        return msgpack.ExtType(_BIG_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+    raise TypeError(f"a state holds JSON values, bytes and tuples, not {type(value).__name__}")
+
+
+def _unpack_extension(code: int, data: bytes) -> Any:
+    if code == _TUPLE:
+        return tuple(unpack(data))
+    if code == _BIG_INTEGER:
+        return int.from_bytes(data, "big", signed=True)
+    raise ValueError(f"unknown extension {code}")
+
+
+def pack(value: Any) -> bytes:
+    """The bytes of a JSON value, bytes or tuple, however nested.
+
+    Raises:
+        TypeError: a value of another type.
+    """
+    packed: bytes = msgpack.packb(value, default=_pack_extension, strict_types=True, unicode_errors="surrogatepass")
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """The value that `pack` made `data` of.
+
+    Raises:
+        ValueError: not such bytes.
+    """
+    return msgpack.unpackb(data, ext_hook=_unpack_extension, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+def pack_key(key: Key) -> bytes:
+    """The bytes of a table's key, at most `limits.KEY_BYTES_MAX`: a long one is replaced by its digest.
+
+    Raises:
+        TypeError: not a str, int or tuple of these.
+    """
+    _check_key(key)
+    packed = pack(key)
+    if len(packed) <= limits.KEY_BYTES_MAX - 64:
+        return packed
+    # 0xc1 never begins a msgpack value, so no short key is taken for a long one.
+    return b"\xc1" + hashlib.blake2b(packed, digest_size=32).digest()
+
+
+def _check_key(key: object) -> None:
+    if type(key) is tuple:
+        for item in key:
+            _check_key(item)
+    elif type(key) is not str and type(key) is not int:
+        raise TypeError(f"a table's key is a str, int or tuple of these, not {type(key).__name__}")

@@ -1,0 +1,116 @@
+"""Every error that pmm-shm raises on purpose: one class per reaction of the caller.
+
+All derive from `PmmShmError`. A message is one line that names the file or value concerned and, where there is one,
+the remedy.
+"""
+
+from __future__ import annotations
+
+
+class PmmShmError(Exception):
+    """Base of all errors of this project."""
+
+
+class ConfigError(PmmShmError, ValueError):
+    """A flag, option or environment variable has a value that means nothing: correct it."""
+
+
+class LedgerError(PmmShmError):
+    """Base of what can be wrong with a ledger file."""
+
+
+class LedgerNotFoundError(LedgerError, FileNotFoundError):
+    """There is no file at the ledger's path."""
+
+
+class NotALedgerError(LedgerError):
+    """The file is there and is not a ledger: not a database, empty, or without a usable `events` table."""
+
+
+class LedgerUnreadableError(LedgerError):
+    """The ledger cannot be read from this process: permissions, a failing disk, a journal that nobody rolled back."""
+
+
+class LedgerUnwritableError(LedgerError):
+    """The ledger cannot be written from this process; nothing was written."""
+
+
+class LedgerBusyError(LedgerError, TimeoutError):
+    """Another process held the ledger until the deadline; nothing was written. Trying again is safe."""
+
+
+class LedgerReplacedError(LedgerError):
+    """The ledger was replaced beside the non-empty `-wal` of its predecessor: opening it would destroy data."""
+
+
+class LockLostError(LedgerError):
+    """SQLite believes that it holds a lock which the system does not know: this process must not touch the ledger."""
+
+
+class ChainError(LedgerError):
+    """The newest hashed event fits no known hash formula, so nothing can be appended after it."""
+
+
+class InvalidEventError(LedgerError, ValueError):
+    """An event that could not be stored and read back as it is; nothing was written."""
+
+
+class StoreError(PmmShmError):
+    """The shared snapshot cannot be opened or used; exact reads do without it."""
+
+
+class SnapshotUnavailableError(StoreError):
+    """Nothing is published yet, and the caller asked for what is published."""
+
+
+class DaemonError(PmmShmError):
+    """Base of what can go wrong between a client and the daemon."""
+
+
+class DaemonAbsentError(DaemonError):
+    """No daemon serves this ledger."""
+
+
+class DaemonTimeoutError(DaemonError, TimeoutError):
+    """The daemon did not answer within the deadline."""
+
+
+class DaemonRunningError(DaemonError):
+    """Another daemon already serves this ledger."""
+
+
+class CommandError(DaemonError):
+    """The daemon refused a command or failed at it; the message is the daemon's."""
+
+
+class UnknownFoldError(PmmShmError, KeyError):
+    """No fold of this name is built in or registered."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class FoldError(PmmShmError):
+    """A registered fold cannot be used: it does not load or breaks the fold contract."""
+
+
+class ProjectionInvariantError(PmmShmError):
+    """A strict read of a state that violates an invariant of the self-model.
+
+    Attributes:
+        violation: `"close_without_evidence"` or `"identity"`.
+        cid: the commitment closed without evidence (str or int); None for `"identity"`.
+        event_id: the first violating event; None for `"identity"`.
+    """
+
+    def __init__(self, violation: str, cid: str | int | None = None, event_id: int | None = None) -> None:
+        self.violation = violation
+        self.cid = cid
+        self.event_id = event_id
+        if violation == "identity":
+            super().__init__("identity: a name was adopted and is now None")
+        else:
+            super().__init__(f"{violation}: commitment {cid!r} was closed by event {event_id} without prior evidence")
+
+    def __reduce__(self) -> tuple[type[ProjectionInvariantError], tuple[str, str | int | None, int | None]]:
+        return type(self), (self.violation, self.cid, self.event_id)

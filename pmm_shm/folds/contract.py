@@ -1,0 +1,97 @@
+"""The contract of a fold: how a projection is computed, once, for daemon, catch-up, replay and verification.
+
+A fold in use:
+
+    class ToolUse(Fold):
+        name = "tool_use"
+        version = 1
+        kinds = {"tool_call": ("meta",)}
+
+        def apply(self, event, state):
+            tool = str(event.meta.get("tool") or "unknown")
+            counts = state.table("counts")
+            counts[tool] = counts.get(tool, 0) + 1
+
+        def view(self, state):
+            return frozen(dict(state.table("counts").items()))
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pmm_shm.codec import pack
+from pmm_shm.errors import FoldError
+from pmm_shm.folds.state import State, Touched
+from pmm_shm.ledger.rows import Event
+
+Column = Literal["content", "meta"]
+Identity = tuple[str, int, bytes]
+"""(name, version, packed parameters): state folded under one identity is worth nothing under another."""
+
+
+class Fold(ABC):
+    """A projection of the log. State at a position is a pure function of the events up to it.
+
+    Attributes:
+        name: unique, at most 64 bytes.
+        version: raise it with any change of `apply`: the daemon then rebuilds the fold.
+        kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
+            events with both. An undeclared column reads as empty.
+        parameters: whatever else the state depends on; part of the identity.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    kinds: Mapping[str, tuple[Column, ...]] | None = None
+    parameters: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def apply(self, event: Event, state: State) -> None:
+        """Fold one event into the state.
+
+        Must not depend on anything but its arguments and the parameters. An exception undoes the event's writes and puts
+        its id into the quarantine.
+        """
+
+    @abstractmethod
+    def view(self, state: State) -> Any:
+        """The immutable answer at this state."""
+
+    def patch(self, view: Any, state: State, touched: Touched) -> Any:
+        """The answer at this state, given the answer before the parts in `touched` were written.
+
+        Override it where the view is large; it must equal `view(state)`.
+        """
+        return self.view(state)
+
+    def identity(self) -> Identity:
+        """(name, version, parameters as bytes)."""
+        return self.name, self.version, pack(dict(self.parameters))
+
+
+def check_fold(fold: Any) -> Fold:
+    """The object, if it keeps the contract.
+
+    Raises:
+        FoldError: it does not.
+    """
+    if not isinstance(fold, Fold):
+        raise FoldError(f"{fold!r} is not a pmm_shm Fold")
+    name = getattr(fold, "name", None)
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= 64:
+        raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to 64 bytes")
+    version = getattr(fold, "version", None)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise FoldError(f"{name}: `version` must be an integer")
+    if fold.kinds is not None:
+        for kind, columns in fold.kinds.items():
+            if not isinstance(kind, str) or not set(columns) <= {"content", "meta"}:
+                raise FoldError(f"{name}: `kinds` maps event kinds to ('content', 'meta'), got {kind!r}: {columns!r}")
+    try:
+        fold.identity()
+    except (TypeError, ValueError) as error:
+        raise FoldError(f"{name}: `parameters` cannot be stored: {error}") from error
+    return fold

@@ -1,0 +1,156 @@
+"""Directives: every distinct text with its history, and the active set.
+
+State:
+    cell `count` (directive events so far);
+    tables `texts` (text to a record, see `_Record`), `window` (ordinal to text, the last 200 events).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pmm_shm.codec import Key
+from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.fields import to_int
+from pmm_shm.folds.state import State, Touched
+from pmm_shm.ledger.rows import Event
+
+WINDOW_EVENTS = 200
+ACTIVE_MAX = 7
+
+
+class _Record(NamedTuple):
+    first_seen_ts: str
+    last_seen_ts: str
+    first_seen_id: int
+    last_seen_id: int
+    seen_count: int
+    sources: tuple[str, ...]
+    last_origin_eid: int | None
+    recent_hits: int
+
+
+class Directives:
+    """All directives at one position: `rows()` and `active()` give fresh lists of fresh dicts."""
+
+    def __init__(self, records: dict[str, _Record]) -> None:
+        # The records stand in the list's order; none of them changes its place once it is there.
+        self._records = records
+
+    @classmethod
+    def sorted(cls, records: dict[str, _Record]) -> Directives:
+        """From records in any order."""
+        return cls(dict(sorted(records.items(), key=lambda item: (item[1].first_seen_ts, item[1].first_seen_id))))
+
+    def patched(self, changed: dict[str, _Record]) -> Directives:
+        """The same with some records replaced or added."""
+        records = {**self._records, **changed}
+        return Directives(records) if len(records) == len(self._records) else Directives.sorted(records)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Dicts with the fields of the contract, sorted by (first_seen_ts, first_seen_id)."""
+        return [
+            {
+                "content": text,
+                "first_seen_ts": record.first_seen_ts,
+                "last_seen_ts": record.last_seen_ts,
+                "first_seen_id": record.first_seen_id,
+                "last_seen_id": record.last_seen_id,
+                "seen_count": record.seen_count,
+                "sources": list(record.sources),
+                "last_origin_eid": record.last_origin_eid,
+            }
+            for text, record in self._records.items()
+        ]
+
+    def active(self) -> list[dict[str, Any]]:
+        """The seven directives with the highest score, best first."""
+        return [
+            {
+                "content": text,
+                "seen_count": record.seen_count,
+                "recent_hits": record.recent_hits,
+                "score": _score(record),
+                "first_seen_id": record.first_seen_id,
+                "last_seen_id": record.last_seen_id,
+                "sources": list(record.sources),
+            }
+            for text, record in self._best
+        ]
+
+    @cached_property
+    def _best(self) -> list[tuple[str, _Record]]:
+        return heapq.nsmallest(
+            ACTIVE_MAX, self._records.items(), key=lambda item: (-_score(item[1]), item[1].first_seen_id)
+        )
+
+
+def _score(record: _Record) -> float:
+    return float(record.seen_count + 2.0 * record.recent_hits)
+
+
+class DirectivesFold(Fold):
+    """Computes `Directives`."""
+
+    name = "directives"
+    version = 1
+    kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_directive": ("content", "meta")}
+
+    def apply(self, event: Event, state: State) -> None:
+        text = " ".join(event.content.split())
+        texts = state.table("texts")
+        row = texts.get(text)
+        before = None if row is None else _Record(*row)
+        texts[text] = tuple(_seen_again(before, event) if before else _first_seen(event))
+        self._slide_window(state, text)
+
+    def _slide_window(self, state: State, text: str) -> None:
+        window, texts = state.table("window"), state.table("texts")
+        count = state.get("count", 0)
+        window[count] = text
+        state["count"] = count + 1
+        if count >= WINDOW_EVENTS:
+            left = window[count - WINDOW_EVENTS]
+            del window[count - WINDOW_EVENTS]
+            record = _Record(*texts[left])
+            texts[left] = tuple(record._replace(recent_hits=record.recent_hits - 1))
+
+    def view(self, state: State) -> Directives:
+        return Directives.sorted({text: _Record(*row) for text, row in _texts(state)})
+
+    def patch(self, view: Directives, state: State, touched: Touched) -> Directives:
+        table = state.table("texts")
+        keys: set[Key] = touched.tables.get("texts", set())
+        rows = ((key, table.get(key)) for key in keys)
+        return view.patched({str(key): _Record(*row) for key, row in rows if row is not None})
+
+
+def _texts(state: State) -> list[tuple[str, Any]]:
+    return [(str(text), row) for text, row in state.table("texts").items()]
+
+
+def _source(event: Event) -> str:
+    return str(event.meta.get("source") or "").strip().lower()
+
+
+def _first_seen(event: Event) -> _Record:
+    source = _source(event)
+    origin = to_int(event.meta.get("origin_eid"))
+    return _Record(event.ts, event.ts, event.id, event.id, 1, (source,) if source else (), origin, 1)
+
+
+def _seen_again(record: _Record, event: Event) -> _Record:
+    source = _source(event)
+    origin = to_int(event.meta.get("origin_eid"))
+    is_new = source and source not in record.sources
+    return record._replace(
+        last_seen_ts=event.ts,
+        last_seen_id=event.id,
+        seen_count=record.seen_count + 1,
+        sources=tuple(sorted((*record.sources, source))) if is_new else record.sources,
+        last_origin_eid=record.last_origin_eid if origin is None else origin,
+        recent_hits=record.recent_hits + 1,
+    )

@@ -1,0 +1,103 @@
+"""What happened last: the newest reflections and messages, and the newest tick with telemetry.
+
+State: cells `reflections`, `messages` (tuples of event ids, oldest first), `telemetry` (id, IAS, GAS, stage); tables of the
+same first two names (event id to (ts, kind, content)), so that one more message does not write sixty-four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.fields import is_number_pair
+from pmm_shm.folds.state import State, Touched
+from pmm_shm.frozen import frozen
+from pmm_shm.ledger.rows import Event
+
+MESSAGE_KINDS = ("user", "response", "user_message", "assistant_message")
+MESSAGES_MAX = 64
+REFLECTIONS_MAX = 32
+
+
+class Entry(NamedTuple):
+    """One event as `recent` shows it."""
+
+    id: int
+    ts: str
+    kind: str
+    content: str
+
+
+class Telemetry(NamedTuple):
+    """The newest tick with telemetry; the three values as they stand in its meta."""
+
+    id: int
+    ias: Any
+    gas: Any
+    stage: Any
+
+
+class RecentView(NamedTuple):
+    """Oldest first, at most 32 reflections and 64 messages; `telemetry` is None where no tick had any."""
+
+    reflections: tuple[Entry, ...]
+    messages: tuple[Entry, ...]
+    telemetry: Telemetry | None
+
+
+class RecentFold(Fold):
+    """Computes `RecentView`."""
+
+    name = "recent"
+    version = 1
+    kinds: Mapping[str, tuple[Column, ...]] = {
+        "reflection": ("content",),
+        "autonomy_tick": ("meta",),
+        **{kind: ("content",) for kind in MESSAGE_KINDS},
+    }
+
+    def apply(self, event: Event, state: State) -> None:
+        if event.kind == "autonomy_tick":
+            _note_telemetry(event, state)
+        elif event.kind == "reflection":
+            _push(state, "reflections", event, REFLECTIONS_MAX)
+        else:
+            _push(state, "messages", event, MESSAGES_MAX)
+
+    def view(self, state: State) -> RecentView:
+        return self._view(state, {})
+
+    def patch(self, view: RecentView, state: State, touched: Touched) -> RecentView:
+        return self._view(state, {entry.id: entry for entry in (*view.reflections, *view.messages)})
+
+    def _view(self, state: State, known: dict[int, Entry]) -> RecentView:
+        telemetry = state.get("telemetry")
+        return RecentView(
+            _entries(state, "reflections", known),
+            _entries(state, "messages", known),
+            None if telemetry is None else Telemetry(*frozen(list(telemetry))),
+        )
+
+
+def _push(state: State, ring: str, event: Event, size_max: int) -> None:
+    ids = (*state.get(ring, ()), event.id)
+    table = state.table(ring)
+    table[event.id] = (event.ts, event.kind, event.content)
+    if len(ids) > size_max:
+        del table[ids[0]]
+        ids = ids[1:]
+    state[ring] = ids
+
+
+def _entries(state: State, ring: str, known: dict[int, Entry]) -> tuple[Entry, ...]:
+    # An id never gets another content within one history, so a known entry is still the right one.
+    table = state.table(ring)
+    return tuple(known.get(event_id) or Entry(event_id, *table[event_id]) for event_id in state.get(ring, ()))
+
+
+def _note_telemetry(event: Event, state: State) -> None:
+    telemetry, stage = event.meta.get("telemetry"), event.meta.get("stage")
+    if not is_number_pair(telemetry) or telemetry["IAS"] is None or telemetry["GAS"] is None or stage is None:
+        return
+    state["telemetry"] = (event.id, telemetry["IAS"], telemetry["GAS"], stage)

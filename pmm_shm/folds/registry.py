@@ -1,0 +1,64 @@
+"""Which folds there are: the built-in ones in one list, and those that users register.
+
+A user's fold is an entry point of the group `pmm_shm.folds` whose object is a `Fold` subclass without arguments, or an
+instance.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from pmm_shm.errors import FoldError, UnknownFoldError
+from pmm_shm.folds.contract import Fold, check_fold
+from pmm_shm.folds.directives import DirectivesFold
+from pmm_shm.folds.engine import DECODE
+from pmm_shm.folds.metrics import MetricsFold
+from pmm_shm.folds.recent import RecentFold
+from pmm_shm.folds.self_model import SelfModelFold
+from pmm_shm.folds.stage import StageFold
+
+GROUP = "pmm_shm.folds"
+BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold)
+BUILT_IN_NAMES = frozenset(fold.name for fold in BUILT_IN)
+
+
+def built_in_folds() -> list[Fold]:
+    """Fresh instances of the built-in folds, in order."""
+    return [fold() for fold in BUILT_IN]
+
+
+def registered_folds() -> list[Fold]:
+    """The users' folds, by name. Costs 50 ms: not for the path of a read.
+
+    Raises:
+        FoldError: one does not load, breaks the contract, or takes a name that is taken.
+    """
+    folds: dict[str, Fold] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            loaded = entry.load()
+            fold = check_fold(loaded() if isinstance(loaded, type) else loaded)
+        except FoldError:
+            raise
+        except Exception as error:
+            raise FoldError(f"fold {entry.name!r} ({entry.value}) does not load: {error}") from error
+        if fold.name in folds or fold.name in BUILT_IN_NAMES or fold.name == DECODE:
+            raise FoldError(f"fold {entry.name!r} ({entry.value}): the name {fold.name!r} is taken")
+        folds[fold.name] = fold
+    return [folds[name] for name in sorted(folds)]
+
+
+def find_fold(name: str) -> Fold:
+    """The fold of this name, built in or registered.
+
+    Raises:
+        UnknownFoldError: there is none.
+        FoldError: a registered fold does not load.
+    """
+    for fold in BUILT_IN:
+        if fold.name == name:
+            return fold()
+    for registered in registered_folds():
+        if registered.name == name:
+            return registered
+    raise UnknownFoldError(f"no fold {name!r}: neither built in ({', '.join(sorted(BUILT_IN_NAMES))}) nor registered")

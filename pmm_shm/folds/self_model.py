@@ -1,0 +1,284 @@
+"""The self-model: identity, traits, commitments; strict and non-strict from one state.
+
+State:
+    cells `name`, `adopted`, `traits`, `strict_traits` (tuples of five floats, O C E A N), `sequence` (next place of an
+    entry), `warnings` (count), `first_warning` (cid, event id);
+    tables `open` (cid to (place, entry)), `expired` (likewise), `evidence` (cids with evidence of type `done`), `warnings`
+    (ordinal to (cid, event id) of a close without evidence).
+
+An entry's place is a number that grows: sorting by it gives the order of insertion, as a dict would keep it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pmm_shm.codec import Key
+from pmm_shm.errors import ProjectionInvariantError
+from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.fields import is_cid, to_float, to_int
+from pmm_shm.folds.state import State, Table, Touched
+from pmm_shm.frozen import frozen
+from pmm_shm.ledger.rows import Event
+
+TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+MAX_TRAIT_DELTA = 0.05
+_TRAIT_INDEX = {name: index for index, name in enumerate(TRAITS)} | {name[0]: i for i, name in enumerate(TRAITS)}
+_NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5)
+_NAME_CHANGED = re.compile(r"name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
+Cid = str | int
+
+
+class Entries:
+    """An ordered, read-only mapping of cids to entries, with the places that order it."""
+
+    __slots__ = ("mapping", "places")
+
+    def __init__(self, places: dict[Cid, int], entries: dict[Cid, Any]) -> None:
+        self.places = places
+        self.mapping: Mapping[Cid, Any] = MappingProxyType(entries)
+
+    @classmethod
+    def load(cls, table: Table) -> Entries:
+        rows = sorted(((value[0], cid, value[1]) for cid, value in table.items()), key=lambda row: row[0])
+        return cls({cid: place for place, cid, _ in rows}, {cid: frozen(entry) for _, cid, entry in rows})
+
+    def patched(self, table: Table, touched: set[Key]) -> Entries:
+        """The same after the keys in `touched` were written: the rest is not decoded again."""
+        places, entries = dict(self.places), dict(self.mapping)
+        moved: list[tuple[int, Cid, Any]] = []
+        for cid in touched:
+            assert not isinstance(cid, tuple)
+            row = table.get(cid)
+            if row is not None and places.get(cid) == row[0]:
+                entries[cid] = frozen(row[1])
+                continue
+            places.pop(cid, None)
+            entries.pop(cid, None)
+            if row is not None:
+                moved.append((row[0], cid, row[1]))
+        # A new place is greater than all before it, so what moved stands at the end.
+        for place, cid, entry in sorted(moved, key=lambda row: row[0]):
+            places[cid] = place
+            entries[cid] = frozen(entry)
+        return Entries(places, entries)
+
+
+@dataclass(frozen=True)
+class SelfModel:
+    """The self-model at one position.
+
+    Attributes:
+        name: the adopted name; any JSON value where an event set it so, None where there is none.
+        traits, strict_traits: trait name to float, in the order O C E A N; the latter with each delta limited to 0.05.
+        open: cid to the commitment's meta, in order.
+        expired: cid to {"text", "expired_at", "reason"}, in order.
+        warning_count: closes without evidence so far.
+        violation: what a strict read raises, or None.
+    """
+
+    name: Any
+    traits: Mapping[str, float]
+    strict_traits: Mapping[str, float]
+    open: Mapping[Cid, Any]
+    expired: Mapping[Cid, Any]
+    warning_count: int
+    violation: ProjectionInvariantError | None
+    open_entries: Entries
+    expired_entries: Entries
+
+
+class SelfModelFold(Fold):
+    """Computes `SelfModel`."""
+
+    name = "self_model"
+    version = 1
+    kinds: Mapping[str, tuple[Column, ...]] = {
+        "identity_change": ("content", "meta"),
+        "identity_adopt": ("content", "meta"),
+        "identity_clear": (),
+        "trait_update": ("meta",),
+        "commitment_open": ("meta",),
+        "evidence_candidate": ("meta",),
+        "commitment_close": ("meta",),
+        "commitment_expire": ("meta",),
+        "commitment_snooze": ("meta",),
+    }
+
+    def __init__(self, max_trait_delta: float = MAX_TRAIT_DELTA) -> None:
+        self._max_trait_delta = max_trait_delta
+        self.parameters = {"max_trait_delta": max_trait_delta}
+        self._handlers = {
+            "identity_change": _identity_change,
+            "identity_adopt": _identity_adopt,
+            "identity_clear": _identity_clear,
+            "trait_update": self._trait_update,
+            "commitment_open": _commitment_open,
+            "evidence_candidate": _evidence_candidate,
+            "commitment_close": _commitment_close,
+            "commitment_expire": _commitment_expire,
+            "commitment_snooze": _commitment_snooze,
+        }
+
+    def apply(self, event: Event, state: State) -> None:
+        self._handlers[event.kind](event, state)
+
+    def view(self, state: State) -> SelfModel:
+        return _view(state, Entries.load(state.table("open")), Entries.load(state.table("expired")))
+
+    def patch(self, view: SelfModel, state: State, touched: Touched) -> SelfModel:
+        entries = {"open": view.open_entries, "expired": view.expired_entries}
+        for name in touched.tables.keys() & entries.keys():
+            entries[name] = entries[name].patched(state.table(name), touched.tables[name])
+        return _view(state, entries["open"], entries["expired"])
+
+    def _trait_update(self, event: Event, state: State) -> None:
+        delta = event.meta.get("delta")
+        trait = str(event.meta.get("trait") or "").strip().lower()
+        # Keys of the *many* shape are not stripped.
+        items = [(key.lower(), value) for key, value in delta.items()] if isinstance(delta, dict) and not trait else None
+        for key, value in [(trait, delta)] if items is None else items:
+            index = _TRAIT_INDEX.get(key)
+            if index is not None:
+                self._move(state, index, to_float(value) or 0.0)
+
+    def _move(self, state: State, index: int, delta: float) -> None:
+        limit = self._max_trait_delta
+        limited = (limit if delta > 0 else -limit) if abs(delta) > limit else delta
+        for cell, amount in (("traits", delta), ("strict_traits", limited)):
+            values = list(state.get(cell, _NEUTRAL))
+            values[index] = max(0.0, min(1.0, values[index] + amount))
+            state[cell] = tuple(values)
+
+
+def _view(state: State, open_entries: Entries, expired_entries: Entries) -> SelfModel:
+    name = state.get("name")
+    return SelfModel(
+        name=frozen(name),
+        traits=MappingProxyType(dict(zip(TRAITS, state.get("traits", _NEUTRAL)))),
+        strict_traits=MappingProxyType(dict(zip(TRAITS, state.get("strict_traits", _NEUTRAL)))),
+        open=open_entries.mapping,
+        expired=expired_entries.mapping,
+        warning_count=state.get("warnings", 0),
+        violation=_violation(state, name),
+        open_entries=open_entries,
+        expired_entries=expired_entries,
+    )
+
+
+def _violation(state: State, name: Any) -> ProjectionInvariantError | None:
+    first = state.get("first_warning")
+    if first is not None:
+        return ProjectionInvariantError("close_without_evidence", first[0], first[1])
+    if state.get("adopted", False) and name is None:
+        return ProjectionInvariantError("identity")
+    return None
+
+
+def warnings_since(state: State, count: int) -> list[tuple[Cid, int]]:
+    """(cid, event id) of every close without evidence but the first `count`, in order."""
+    table = state.table("warnings")
+    return [table[ordinal] for ordinal in range(count, state.get("warnings", 0))]
+
+
+def _identity_change(event: Event, state: State) -> None:
+    name = event.meta.get("name")
+    if not name:
+        match = _NAME_CHANGED.search(event.content)
+        name = match.group(1).strip() if match else ""
+    if name:
+        state["name"] = name
+
+
+def _identity_adopt(event: Event, state: State) -> None:
+    candidate = event.meta.get("name") or event.content
+    if isinstance(candidate, str) and candidate:
+        name = candidate.strip()
+        state["name"] = name or None
+        if name:
+            state["adopted"] = True
+
+
+def _identity_clear(event: Event, state: State) -> None:
+    state["name"] = None
+    state["adopted"] = False
+
+
+def _cid(event: Event, state: State) -> Cid | None:
+    cid = event.meta.get("cid")
+    if not cid:
+        return None
+    if not is_cid(cid):
+        state.quarantine("cid is neither text nor an integer")
+        return None
+    return cid  # type: ignore[no-any-return]
+
+
+def _place(state: State) -> int:
+    place: int = state.get("sequence", 0)
+    state["sequence"] = place + 1
+    return place
+
+
+def _commitment_open(event: Event, state: State) -> None:
+    cid = _cid(event, state)
+    if cid is None or event.meta.get("text") is None:
+        return
+    table = state.table("open")
+    present = table.get(cid)
+    table[cid] = (_place(state) if present is None else present[0], event.meta)
+
+
+def _evidence_candidate(event: Event, state: State) -> None:
+    cid = _cid(event, state)
+    if cid is None:
+        return
+    evidence_type = event.meta.get("evidence_type") or "done"
+    if not isinstance(evidence_type, str):
+        state.quarantine("evidence_type is not text")
+    elif evidence_type.strip().lower() == "done":
+        # Other types are remembered by nobody: only `done` ever decides anything.
+        evidence = state.table("evidence")
+        if cid not in evidence:
+            evidence[cid] = True
+
+
+def _commitment_close(event: Event, state: State) -> None:
+    cid = _cid(event, state)
+    table = state.table("open")
+    if cid is None or cid not in table:
+        return
+    del table[cid]
+    if cid not in state.table("evidence"):
+        count = state.get("warnings", 0)
+        state.table("warnings")[count] = (cid, event.id)
+        state["warnings"] = count + 1
+        if count == 0:
+            state["first_warning"] = (cid, event.id)
+
+
+def _commitment_expire(event: Event, state: State) -> None:
+    cid = _cid(event, state)
+    table = state.table("open")
+    present = table.get(cid) if cid is not None else None
+    if cid is None or present is None:
+        return
+    expired = state.table("expired")
+    before = expired.get(cid)
+    entry = {"text": present[1]["text"], "expired_at": event.id, "reason": event.meta.get("reason") or "timeout"}
+    expired[cid] = (_place(state) if before is None else before[0], entry)
+    del table[cid]
+
+
+def _commitment_snooze(event: Event, state: State) -> None:
+    cid = _cid(event, state)
+    table = state.table("open")
+    present = table.get(cid) if cid is not None else None
+    if cid is None or present is None:
+        return
+    until = to_int(event.meta.get("until_tick") or 0) or 0
+    table[cid] = (present[0], {**present[1], "snoozed_until": until})

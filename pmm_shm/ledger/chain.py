@@ -1,0 +1,178 @@
+"""The hash chain: its two formulas, and the check of a whole ledger.
+
+The hash covers the parsed `meta`, not its text, and the formula `content` leaves `id` and `ts` unprotected: what the
+chain cannot see, the cache's own anchor and seals do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
+from typing import Any, Literal, NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.ledger.connection import HASH_COLUMNS, Connection
+from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.rows import RawRow, parse_meta
+
+Formula = Literal["full", "content"]
+FORMULAS: tuple[Formula, ...] = ("full", "content")
+
+HASHED_ROW_SQL = "SELECT id, ts, kind, content, meta, prev_hash, hash FROM events"
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+class HashedRow(NamedTuple):
+    """A raw row with its hashes, as it lies in the ledger."""
+
+    id: Any
+    ts: Any
+    kind: Any
+    content: Any
+    meta: Any
+    prev_hash: Any
+    hash: Any
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """What a check of the chain covered, and what it found.
+
+    Attributes:
+        rows_checked: rows with a hash that were checked, the first bad one included; the check ends there.
+        rows_without_hash: rows that the chain skips, up to where the check ended.
+        formula: that of the first hashed row; None without hashed rows or where it fits neither.
+        first_bad_id: the first row whose hash is not that of its values, or whose `prev_hash` is not the hash before.
+    """
+
+    rows_checked: int
+    rows_without_hash: int
+    formula: Formula | None
+    first_bad_id: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether no bad row was found. Says nothing of rows without a hash, nor of a tail that was cut off."""
+        return self.first_bad_id is None
+
+
+def canonical_json(value: object) -> str:
+    """JSON as the hash sees it: sorted keys, no spaces, non-ASCII escaped."""
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    return _CANONICAL.encode(value)
+
+
+def hash_of_parts(
+    formula: Formula, event_id: int, ts_json: str, kind_json: str, content_json: str, meta_json: str, prev_json: str
+) -> str:
+    """SHA-256 in hex of an event whose values are canonical JSON already."""
+    # Keys in their sorted order, by hand: one `dumps` per part lets a writer prepare them outside the ledger's lock.
+    if formula == "full":
+        text = (
+            f'{{"content":{content_json},"id":{event_id},"kind":{kind_json},"meta":{meta_json},'
+            f'"prev_hash":{prev_json},"ts":{ts_json}}}'
+        )
+    else:
+        text = f'{{"content":{content_json},"kind":{kind_json},"meta":{meta_json},"prev_hash":{prev_json}}}'
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def event_hash(
+    formula: Formula, event_id: int, ts: str, kind: str, content: str, meta: dict[str, Any], prev_hash: str | None
+) -> str:
+    """SHA-256 in hex of one event; `meta` is the parsed object, `prev_hash` None for the first event of the chain.
+
+    Raises:
+        TypeError, ValueError, RecursionError: a value that has no JSON.
+    """
+    parts = (canonical_json(value) for value in (ts, kind, content, meta, prev_hash))
+    return hash_of_parts(formula, event_id, *parts)
+
+
+def fits(formula: Formula, row: HashedRow) -> bool:
+    """Whether the row's hash is that of its values; False where they cannot be hashed."""
+    try:
+        meta = parse_meta(row.meta)
+        return event_hash(formula, row.id, row.ts, row.kind, row.content, meta, row.prev_hash) == row.hash
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def detect_formula(row: HashedRow) -> Formula | None:
+    """The formula that the row's hash was made with; None where it fits neither."""
+    return next((formula for formula in FORMULAS if fits(formula, row)), None)
+
+
+class _Check:
+    """The chain up to some row."""
+
+    def __init__(self) -> None:
+        self.rows_checked = 0
+        self.rows_without_hash = 0
+        self.formula: Formula | None = None
+        self.last_hash: Any = None
+
+    def accepts(self, row: HashedRow) -> bool:
+        if row.hash is None:
+            self.rows_without_hash += 1
+            return True
+        first = self.rows_checked == 0
+        self.rows_checked += 1
+        if first:
+            self.formula = detect_formula(row)
+        if self.formula is None or row.prev_hash != self.last_hash:
+            return False
+        self.last_hash = row.hash
+        return first or fits(self.formula, row)
+
+    def report(self, first_bad_id: int | None) -> ChainReport:
+        return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id)
+
+
+def verify_chain(connection: Connection) -> ChainReport:
+    """Check the chain of the whole ledger in bounded batches; the lock is free between them.
+
+    `connection` only reads. Nothing in a row makes this raise.
+
+    Raises:
+        LedgerError: in one of its kinds, when the ledger cannot be read.
+    """
+    while True:
+        report = _verify_one_file(connection)
+        if report is not None:
+            return report
+
+
+def _verify_one_file(connection: Connection) -> ChainReport | None:
+    """None: another file took the place of the ledger in between."""
+    check = _Check()
+    with connection.lock:
+        connection.handle()
+        identity = connection.identity
+        hashed = set(HASH_COLUMNS) <= set(connection.columns)
+    columns = "prev_hash, hash" if hashed else "NULL, NULL"
+    after, condition = None, ""
+    while True:
+        with connection.lock:
+            connection.handle()
+            if connection.identity != identity:
+                return None
+            sql = f"SELECT id, ts, kind, content, meta, {columns} FROM events {condition} ORDER BY id LIMIT ?"
+            parameters = () if after is None else (after,)
+            rows, complete = fetch_batch(connection, sql, parameters, limits.TAIL_ROWS_MAX)
+        bad = _first_refused(check, rows)
+        if bad is not None or complete:
+            return check.report(bad)
+        after, condition = rows[-1][0], "WHERE id > ?"
+
+
+def _first_refused(check: _Check, rows: list[RawRow]) -> int | None:
+    for row in rows:
+        if not check.accepts(HashedRow._make(row)):
+            bad: int = row[0]
+            return bad
+    return None

@@ -1,0 +1,351 @@
+"""One SQLite connection to a ledger, with everything that can go wrong around it.
+
+Owns: opening (read-only or for writing), the file's identity, the epoch, fork, and the proof that SQLite's lock is really
+there. Never opens the ledger's files itself: closing any descriptor of them would drop SQLite's locks.
+
+Invariant: whatever was remembered about the ledger dies with the epoch; every open begins a new one.
+Invariant: a thread holds at most one connection's lock at a time (the fork hook takes them all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import stat
+import threading
+import time
+import urllib.parse
+import weakref
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from pmm_shm import limits
+from pmm_shm.errors import (
+    LedgerBusyError,
+    LedgerError,
+    LedgerNotFoundError,
+    LedgerReplacedError,
+    LedgerUnreadableError,
+    LedgerUnwritableError,
+    LockLostError,
+    NotALedgerError,
+)
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+
+Mode = Literal["ro", "rw", "rwc"]
+REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
+HASH_COLUMNS = ("prev_hash", "hash")
+
+_T = TypeVar("_T")
+_BUSY = ("database is locked", "database table is locked", "database schema is locked")
+_NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
+_NO_ROLLBACK = "attempt to write a readonly database"
+
+
+class BlankLedgerError(NotALedgerError):
+    """A database without a single table: not a ledger, but one may be made of it."""
+
+
+class HotJournalError(LedgerUnreadableError):
+    """A writer died in the middle of a transaction; a reader may not roll it back, a writer's connection does."""
+
+
+def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
+    """Run `action` until the ledger is not busy.
+
+    Short jittered sleeps take the place of SQLite's busy handler, whose long ones starve a writer among busy ones.
+
+    Raises:
+        LedgerBusyError: another process held the ledger for `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+        if time.monotonic() >= deadline:
+            raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
+        time.sleep(random.uniform(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S))
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that another process holds a lock."""
+    return str(error).startswith(_BUSY)
+
+
+def file_identity(path: str) -> tuple[int, int]:
+    """(device, inode) of the ledger's path. Raises `LedgerNotFoundError`."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise LedgerNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+    return status.st_dev, status.st_ino
+
+
+def _check_file(path: str, mode: Mode) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if mode == "rwc":
+            return
+        raise LedgerNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise NotALedgerError(f"{path}: not a regular file")
+    if status.st_size == 0 and mode != "rwc":
+        raise BlankLedgerError(f"{path}: the file is empty, not a ledger")
+
+
+class Connection:
+    """A lazily opened SQLite connection that survives fork, replacement and closing.
+
+    Parameters:
+        path: the ledger.
+        mode: `"ro"` for everyone who reads; `"rw"` and `"rwc"` (create) belong to `EventLog` alone.
+        timeout_s: how long to wait for a busy ledger.
+
+    Use it under `lock`: `with connection.lock: handle = connection.handle()`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: Mode, timeout_s: float = limits.LEDGER_TIMEOUT_S) -> None:
+        # The real path: SQLite resolves symbolic links too, and names the -wal and -shm files after the target.
+        self.path = os.path.realpath(os.fspath(path))
+        self.mode: Mode = mode
+        self.timeout_s = timeout_s
+        self.lock = threading.RLock()
+        self.epoch = 0
+        self.is_wal = False
+        self.columns: tuple[str, ...] = ()
+        self._handle: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        self._wal_inode: int | None = None
+        self._shm_inode: int | None = None
+        self._close_hooks: list[Callable[[], None]] = []
+        _open_connections.add(self)
+
+    def on_close(self, hook: Callable[[], None]) -> None:
+        """Call `hook` whenever the connection closes: what was remembered of the old epoch has to go."""
+        self._close_hooks.append(hook)
+
+    def handle(self) -> sqlite3.Connection:
+        """The open connection; opens it where it is closed.
+
+        Raises:
+            LedgerError: in one of its kinds, when there is no usable ledger at the path.
+        """
+        if self._handle is None:
+            self._open()
+        assert self._handle is not None
+        return self._handle
+
+    @property
+    def is_open(self) -> bool:
+        return self._handle is not None
+
+    @property
+    def shm_inode(self) -> int | None:
+        """Inode of the `-shm` file as of the open; None outside WAL mode."""
+        return self._shm_inode
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """(device, inode) of the file that is open."""
+        return self._identity
+
+    def reopen_if_replaced(self) -> bool:
+        """Close the connection when another file stands at the path. Returns whether it was closed.
+
+        Raises:
+            LedgerNotFoundError: nothing stands there.
+            LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`.
+        """
+        if self._identity is None or file_identity(self.path) == self._identity:
+            return False
+        self._refuse_foreign_wal()
+        self._forget_file()
+        return True
+
+    def check_lock(self) -> bool:
+        """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
+        if self._identity is None or not self.is_wal:
+            return True
+        if holds_lock(self._identity[1], PENDING_BYTE) is False:
+            return False
+        return self._shm_inode is None or holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False
+
+    def retry(self, action: Callable[[], _T]) -> _T:
+        """`retry_busy` with this connection's path and timeout; SQLite's errors become ours."""
+        try:
+            return retry_busy(action, self.timeout_s, self.path)
+        except sqlite3.Error as error:
+            raise self.translate(error) from error
+
+    def translate(self, error: sqlite3.Error) -> LedgerError:
+        """Our error for one of SQLite's."""
+        text = str(error)
+        if is_busy(error):
+            return LedgerBusyError(f"{self.path}: {text}")
+        if any(part in text for part in _NOT_A_DATABASE):
+            return NotALedgerError(f"{self.path}: {text}")
+        if text == _NO_ROLLBACK and self.mode == "ro":
+            return HotJournalError(
+                f"{self.path}: a writer died within a transaction; the next append (or opening it with sqlite3) repairs it"
+            )
+        if self.mode == "ro":
+            return LedgerUnreadableError(f"{self.path}: {text}")
+        return LedgerUnwritableError(f"{self.path}: {text}; nothing was written")
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it anew, in a new epoch."""
+        with self.lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                self.epoch += 1
+                handle.close()
+            for hook in self._close_hooks:
+                hook()
+
+    def _forget_file(self) -> None:
+        self.close()
+        # Answered for: what lies in the -wal from now on may well be the new ledger's.
+        self._wal_inode = None
+
+    def _refuse_foreign_wal(self) -> None:
+        if self._wal_inode is None:
+            return
+        try:
+            status = os.stat(self.path + "-wal")
+        except OSError:
+            return
+        if status.st_ino == self._wal_inode and status.st_size > 0:
+            raise LedgerReplacedError(
+                f"{self.path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
+                f"Stop all users of the ledger, move {self.path}-wal and {self.path}-shm away, then start again"
+            )
+
+    def _open(self) -> None:
+        if self._identity is not None and os.path.exists(self.path) and file_identity(self.path) != self._identity:
+            self._refuse_foreign_wal()
+        _check_file(self.path, self.mode)
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
+        try:
+            handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._cannot_open(error) from error
+        try:
+            self._inspect(handle)
+        except BaseException:
+            handle.close()
+            raise
+        self.epoch += 1
+        self._handle = handle
+
+    def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
+        if self.mode == "ro":
+            return LedgerUnreadableError(f"{self.path}: {error}")
+        return LedgerUnwritableError(f"{self.path}: {error}")
+
+    def _inspect(self, handle: sqlite3.Connection) -> None:
+        """Read the schema in one transaction, and prove within it that the lock is really there."""
+
+        def look() -> None:
+            handle.execute("BEGIN")
+            try:
+                columns = [row[1] for row in handle.execute("PRAGMA table_info(events)").fetchall()]
+                tables = handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                identity = file_identity(self.path)
+                self.is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+                self._shm_inode = _inode(self.path + "-shm") if self.is_wal else None
+                self._wal_inode = _inode(self.path + "-wal") if self.is_wal else None
+                if holds_lock(identity[1], PENDING_BYTE) is False:
+                    raise LockLostError(_lock_lost(self.path))
+                if self._shm_inode is not None and holds_lock(self._shm_inode, WAL_DMS_BYTE) is False:
+                    raise LockLostError(_lock_lost(self.path))
+            finally:
+                if handle.in_transaction:
+                    handle.execute("ROLLBACK")
+            self._identity = identity
+            self.columns = self._usable_columns(columns, tables)
+
+        self.retry(look)
+
+    def _usable_columns(self, columns: list[str], tables: int) -> tuple[str, ...]:
+        if not tables:
+            if self.mode == "rwc":
+                return ()
+            raise BlankLedgerError(f"{self.path}: a database without tables, not a ledger")
+        if not columns:
+            raise NotALedgerError(f"{self.path}: a database without a table `events`, not a ledger")
+        missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+        if missing:
+            raise NotALedgerError(f"{self.path}: the table `events` lacks the columns {', '.join(missing)}")
+        return tuple(columns)
+
+
+def close_replaced(path: str) -> bool:
+    """Close this process's connections to a file that no longer stands at `path`, all before any is opened anew.
+
+    A connection to the new file shares the `-shm` with those to the old one: closing these later would drop its locks.
+    The caller holds no connection's lock. Returns whether there were any.
+
+    Raises:
+        LedgerNotFoundError: nothing stands there.
+        LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`; nothing was closed.
+    """
+    identity = file_identity(path)
+    connections = [one for one in _open_connections if one.path == path and one.identity is not None]
+    stale = [one for one in connections if one.identity != identity]
+    if not stale:
+        return False
+    with contextlib.ExitStack() as locks:
+        for one in sorted(stale, key=id):
+            locks.enter_context(one.lock)
+        stale = [one for one in stale if one.identity != identity]
+        for one in stale:
+            if one.is_open:
+                one._refuse_foreign_wal()
+        for one in stale:
+            one._forget_file()
+    return bool(stale)
+
+
+def _lock_lost(path: str) -> str:
+    return (
+        f"{path}: SQLite's lock is not held by this process. A connection to the ledger was open across a fork, or "
+        "another SQLite library closed the file: close all connections before forking, and start this process anew"
+    )
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+# Fork: SQLite's book of locks survives fork while the locks do not, so every connection is closed before and opened anew,
+# on first use, on both sides.
+_open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+_closed_for_fork: list[Connection] = []
+
+
+def _before_fork() -> None:
+    for connection in sorted(_open_connections, key=id):
+        connection.lock.acquire()
+        _closed_for_fork.append(connection)
+        connection.close()
+
+
+def _after_fork() -> None:
+    while _closed_for_fork:
+        _closed_for_fork.pop().lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,69 @@
+"""Bounded statements: every row of a batch is fetched, and the statement finished, before anybody works on one.
+
+Invariant: no statement outlives the call that made it; an open one blocks a writer in rollback-journal mode and keeps
+the WAL growing in the other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import RawRow, decode_text
+
+_UNDECODABLE = "Could not decode"
+
+
+class Batch(NamedTuple):
+    """Rows of one statement; `complete` says that neither the limit nor the bound on bytes ended it."""
+
+    rows: list[RawRow]
+    complete: bool
+
+
+def fetch_batch(connection: Connection, sql: str, parameters: tuple[Any, ...], rows_max: int) -> Batch:
+    """Run `sql`, whose last parameter is its LIMIT, for at most `rows_max` rows and `limits.TAIL_BYTES_MAX` bytes or so.
+
+    The caller holds `connection.lock`. At least one row is returned where there is one, whatever its size. Text that
+    is not UTF-8 comes as `InvalidText`.
+
+    Raises:
+        LedgerError: in one of its kinds.
+    """
+    count = min(rows_max, limits.TAIL_ROWS_MAX)
+    bound = (*parameters, count)
+
+    def run() -> Batch:
+        handle = connection.handle()
+        try:
+            return _fetch(handle, sql, bound, count)
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith(_UNDECODABLE):
+                raise
+        # Only for the batch that needs it: a factory in Python costs as much as all the rest of a fetch.
+        handle.text_factory = decode_text
+        try:
+            return _fetch(handle, sql, bound, count)
+        finally:
+            handle.text_factory = str
+
+    return connection.retry(run)
+
+
+def _fetch(handle: sqlite3.Connection, sql: str, parameters: tuple[Any, ...], count: int) -> Batch:
+    rows: list[RawRow] = []
+    size = 0
+    cursor = handle.execute(sql, parameters)
+    try:
+        for row in cursor:
+            rows.append(row)
+            for value in row:
+                if isinstance(value, (str, bytes)):
+                    size += len(value)
+            if size >= limits.TAIL_BYTES_MAX:
+                return Batch(rows, False)
+    finally:
+        cursor.close()
+    return Batch(rows, len(rows) < count)

@@ -1,0 +1,136 @@
+"""The freshness mark: a value that is unchanged as long as nobody has committed to the ledger.
+
+A changed mark only means "look again": rollbacks, checkpoints and a `VACUUM` may change it too. Two implementations:
+
+- *wal-index*: the first 48 bytes of the `-shm` file, SQLite's documented wal-index header (https://sqlite.org/walformat.html,
+  "The WAL-Index File Format"). A commit changes them before COMMIT returns. Read straight from the map, in 0.1 µs.
+- *data_version*: `PRAGMA data_version` on a connection that only reads; works in both journal modes, 2 to 4 µs.
+
+Invariant: the descriptor of a `-shm` file is opened once per process and inode and never closed; closing it would drop
+SQLite's locks of the whole process.
+Invariant: a wal-index mark counts only while this process holds SQLite's lock on that file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import time
+from typing import Literal
+
+from pmm_shm import limits
+from pmm_shm.errors import LockLostError
+from pmm_shm.ledger.connection import Connection
+
+Choice = Literal["auto", "data_version"]
+Mark = bytes | tuple[int, int]
+WAL_INDEX_HEADER_BYTES = 48
+_MAP_BYTES = 4096
+
+_headers: dict[tuple[int, int], ctypes.Array[ctypes.c_char]] = {}
+_headers_lock = threading.Lock()
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+
+
+def _map_header(shm_path: str, identity: tuple[int, int]) -> ctypes.Array[ctypes.c_char] | None:
+    """The live header of the `-shm` file with this (device, inode); None where it cannot be mapped.
+
+    `mmap.mmap` is of no use here: it closes a duplicate of the descriptor when it goes.
+    """
+    with _headers_lock:
+        if identity in _headers:
+            return _headers[identity]
+        try:
+            descriptor = os.open(shm_path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        status = os.fstat(descriptor)
+        address = _libc.mmap(None, _MAP_BYTES, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address in (None, ctypes.c_void_p(-1).value) or status.st_size < _MAP_BYTES:
+            return None
+        header = (ctypes.c_char * WAL_INDEX_HEADER_BYTES).from_address(address)
+        _headers[status.st_dev, status.st_ino] = header
+        return _headers.get(identity)
+
+
+def _reset_lock() -> None:
+    global _headers_lock
+    _headers_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_reset_lock)
+
+
+class Freshness:
+    """The mark of one read-only connection; call its methods with the connection's lock held.
+
+    Attributes:
+        header: the mapped wal-index header, for reads without the lock; None where data_version is the mark.
+        trusted_until: the monotonic time up to which `header` may be compared without another look at the guards.
+    """
+
+    def __init__(self, connection: Connection, choice: Choice = "auto") -> None:
+        self._connection = connection
+        self._choice = choice
+        self._epoch = -1
+        self.header: ctypes.Array[ctypes.c_char] | None = None
+        self.trusted_until = 0.0
+        connection.on_close(self._forget)
+
+    def take(self) -> Mark:
+        """The mark as of now; take it before the rows that it is to stand for.
+
+        Raises:
+            LedgerError: the ledger cannot be read, or its lock is gone.
+        """
+        if time.monotonic() >= self.trusted_until or self._epoch != self._connection.epoch:
+            self._look_at_guards()
+        if self.header is not None:
+            return self.header.raw
+        handle = self._connection.handle()
+        # Fetched to the end: an unfinished statement would pin an old snapshot under a new mark.
+        version = self._connection.retry(lambda: handle.execute("PRAGMA data_version").fetchall()[0][0])
+        return self._connection.epoch, version
+
+    def _look_at_guards(self) -> None:
+        connection = self._connection
+        connection.reopen_if_replaced()
+        connection.handle()
+        if self._epoch != connection.epoch:
+            self._begin_epoch()
+        elif not connection.check_lock():
+            connection.close()
+            raise LockLostError(f"{connection.path}: SQLite's lock was lost; another library closed the ledger's file")
+        elif self.header is not None and not self._path_has_inode():
+            self.header = None
+        self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
+
+    def _begin_epoch(self) -> None:
+        connection = self._connection
+        self.header = None
+        if self._choice == "auto" and connection.identity is not None and connection.shm_inode is not None:
+            # SQLite keeps the -shm file in the ledger's directory, and so on its device.
+            self.header = _map_header(connection.path + "-shm", (connection.identity[0], connection.shm_inode))
+        self._epoch = connection.epoch
+
+    def _path_has_inode(self) -> bool:
+        try:
+            return os.stat(self._connection.path + "-shm").st_ino == self._connection.shm_inode
+        except OSError:
+            return False
+
+    def _forget(self) -> None:
+        self.header = None
+        self.trusted_until = 0.0
+        self._epoch = -1

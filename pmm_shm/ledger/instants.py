@@ -1,0 +1,58 @@
+"""Time stamps as instants: the column `ts` compares by meaning, not by spelling.
+
+One parser for all Python versions; `datetime.fromisoformat` learned "Z" and other spellings only with 3.11.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)"
+    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?(Z|z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+_OFFSET_MAX = timedelta(hours=24)
+
+
+def now_text() -> str:
+    """The current time as new events carry it: UTC, microseconds, `+00:00`."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def instant_us(text: str) -> int | None:
+    """Microseconds since 1970 UTC of an ISO 8601 date or time; without an offset it is UTC. None: not one."""
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, offset = match.groups()
+    try:
+        local = datetime(
+            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0),
+            int((fraction or "0")[:6].ljust(6, "0")),
+        )  # fmt: skip
+    except ValueError:
+        return None
+    shift_us = _offset_us(offset) if offset else 0
+    return None if shift_us is None else (local - _EPOCH) // _MICROSECOND - shift_us
+
+
+def _offset_us(offset: str) -> int | None:
+    if offset in ("Z", "z"):
+        return 0
+    hours, minutes = int(offset[1:3]), int(offset[3:].lstrip(":") or 0)
+    if hours > 23 or minutes > 59:
+        return None
+    seconds = hours * 3600 + minutes * 60
+    return (-seconds if offset[0] == "-" else seconds) * 1_000_000
+
+
+def first_date_text(instant: int) -> str:
+    """No spelling of `instant` or of a later one sorts before this text, whatever its offset."""
+    try:
+        return (_EPOCH + instant * _MICROSECOND - _OFFSET_MAX).date().isoformat()
+    except OverflowError:
+        return ""

@@ -1,0 +1,193 @@
+"""Rows as they lie in the ledger, and events as folds see them.
+
+A raw row is a tuple of the columns in the ledger's order of `RawColumns`; it is what digests cover. An event is the
+decoded row: whatever a row holds, decoding answers, and says what it had to replace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import msgpack
+
+from pmm_shm import limits
+
+T = TypeVar("T")
+DIGEST_BYTES = 16
+RawRow = tuple[Any, ...]
+"""(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText."""
+
+
+@dataclass(frozen=True)
+class InvalidText:
+    """A TEXT value that is not UTF-8; `raw` are its bytes."""
+
+    raw: bytes
+
+
+class Event(NamedTuple):
+    """One event of the log, decoded.
+
+    `meta` is shared by all folds of a process: read it, never change it.
+    """
+
+    id: int
+    ts: str
+    kind: str
+    content: str
+    meta: dict[str, Any]
+
+
+def decode_text(data: bytes) -> str | InvalidText:
+    """A `text_factory` that never fails."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return InvalidText(data)
+
+
+def _pack_default(value: object) -> object:
+    if isinstance(value, InvalidText):
+        return msgpack.ExtType(1, value.raw)
+    raise TypeError(f"not a SQLite value: {type(value).__name__}")
+
+
+def raw_bytes(rows: RawRow | Sequence[RawRow]) -> bytes:
+    """Canonical bytes of one raw row or several: msgpack, so that types count (text "1" is not the integer 1)."""
+    packed: bytes = msgpack.packb(rows, default=_pack_default)
+    return packed
+
+
+def row_digest(row: RawRow) -> bytes:
+    """16 bytes of BLAKE2b over all raw columns of one row."""
+    return hashlib.blake2b(raw_bytes(row), digest_size=DIGEST_BYTES).digest()
+
+
+class MalformedMeta(ValueError):
+    """The text of a `meta` column is not one JSON object within the limits; the message is the reason."""
+
+
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BRACKETS = re.compile(r"[\[\]{}]")
+_SHORT_INTEGER_DIGITS = 640
+"""Any host may lower Python's limit on the digits of an integer to this, and no further."""
+
+
+def _too_deep(text: str) -> bool:
+    depth = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub("", text)):
+        if bracket in "[{":
+            depth += 1
+            if depth > limits.META_DEPTH_MAX:
+                return True
+        else:
+            depth -= 1
+    return False
+
+
+def parse_integer(digits: str) -> int:
+    """`int(digits)` for decimal text of up to 4,300 digits, whatever limit the host program has set.
+
+    Raises:
+        ValueError: not a decimal integer, or longer.
+    """
+    if len(digits) <= _SHORT_INTEGER_DIGITS:
+        return int(digits)
+    sign, body = (-1, digits[1:]) if digits[0] == "-" else (1, digits)
+    if len(body) > limits.META_INTEGER_DIGITS_MAX:
+        raise MalformedMeta("integer too long")
+    value = 0
+    for start in range(0, len(body), _SHORT_INTEGER_DIGITS):
+        part = body[start : start + _SHORT_INTEGER_DIGITS]
+        value = value * 10 ** len(part) + int(part)
+    return sign * value
+
+
+_LONG_DECODER = json.JSONDecoder(parse_int=parse_integer)
+
+
+def _parse_json(text: str) -> Any:
+    if len(text) <= _SHORT_INTEGER_DIGITS:
+        return json.loads(text)
+    return _LONG_DECODER.decode(text)
+
+
+def on_fresh_stack(action: Callable[[], T]) -> T:
+    """Run `action` where the caller's own depth does not count: no answer may depend on the stack.
+
+    Raises:
+        Exception: what `action` raised.
+    """
+    result: list[T] = []
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            result.append(action())
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _parse_within_stack(text: str) -> Any:
+    try:
+        return _parse_json(text)
+    except RecursionError:
+        return on_fresh_stack(lambda: _parse_json(text))
+
+
+def parse_meta(value: object) -> dict[str, Any]:
+    """The object in a `meta` column; NULL and the empty text are `{}`.
+
+    Results are those of Python's `json`: NaN and infinities, the last of duplicate keys, integers of any size, lone
+    surrogates.
+
+    Raises:
+        MalformedMeta: anything but the text of one JSON object within the limits on depth and digits.
+    """
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, str):
+        raise MalformedMeta("not text" if not isinstance(value, InvalidText) else "not UTF-8")
+    if value.count("[") + value.count("{") > limits.META_DEPTH_MAX and _too_deep(value):
+        raise MalformedMeta("nested too deep")
+    if value[0] == "\ufeff":
+        raise MalformedMeta("not JSON")
+    try:
+        parsed = _parse_within_stack(value)
+    except MalformedMeta:
+        raise
+    except ValueError:
+        raise MalformedMeta("not JSON") from None
+    if not isinstance(parsed, dict):
+        raise MalformedMeta("not an object")
+    return parsed
+
+
+def parse_content(value: object) -> tuple[str, str | None]:
+    """(`content`, reason): content that is not text reads as "", and the reason says why."""
+    if isinstance(value, str):
+        return value, None
+    return "", "content is not UTF-8" if isinstance(value, InvalidText) else "content is not text"
+
+
+def text_or_empty(value: object) -> str:
+    """`ts` and `kind` as text; "" for anything else."""
+    return value if isinstance(value, str) else ""
+
+
+def digest_of_rows(rows: Iterable[RawRow]) -> bytes:
+    """16 bytes of BLAKE2b over all raw columns of several rows, in order."""
+    return hashlib.blake2b(raw_bytes(tuple(rows)), digest_size=DIGEST_BYTES).digest()

@@ -1,0 +1,85 @@
+"""The schema of the ledger and the making of a new one."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from pmm_shm.errors import NotALedgerError
+from pmm_shm.ledger.connection import Connection, retry_busy
+
+TABLE_SQL = """CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    ts TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    content TEXT NOT NULL,
+    meta TEXT NOT NULL,
+    prev_hash TEXT,
+    hash TEXT
+)"""
+
+TS_INDEX = "idx_events_ts_id"
+INDEXES_SQL = (
+    "CREATE INDEX IF NOT EXISTS idx_events_kind_id ON events (kind, id)",
+    f"CREATE INDEX IF NOT EXISTS {TS_INDEX} ON events (ts, id)",
+    "CREATE INDEX IF NOT EXISTS idx_metrics_lookup ON events (id DESC) WHERE kind = 'metrics_update'",
+)
+
+
+def create_indexes(handle: sqlite3.Connection) -> None:
+    """Make sure of the three indexes, within the caller's transaction."""
+    for statement in INDEXES_SQL:
+        handle.execute(statement)
+
+
+def create_ledger(path: str, timeout_s: float) -> None:
+    """Make a ledger (WAL, all columns and indexes) of a missing file or of a database without tables.
+
+    Several processes may do so at once; a ledger that is there stays as it is.
+
+    Raises:
+        NotALedgerError: a database with other tables; it is not changed.
+        LedgerUnwritableError: the file cannot be made here.
+        LedgerBusyError: another process held it for `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    connection = Connection(path, "rwc", timeout_s)
+    try:
+        with connection.lock:
+            handle = connection.handle()
+            if connection.columns:
+                return
+
+            def transact() -> None:
+                _create(handle, connection.path)
+
+            try:
+                retry_busy(transact, deadline - time.monotonic(), connection.path)
+            except sqlite3.Error as error:
+                raise connection.translate(error) from error
+    finally:
+        connection.close()
+
+
+def _create(handle: sqlite3.Connection, path: str) -> None:
+    # A blank database that another process has just filled with something else keeps its journal mode.
+    if not _tables(handle):
+        handle.execute("PRAGMA journal_mode = WAL").fetchall()
+        handle.execute("PRAGMA synchronous = NORMAL")
+    handle.execute("BEGIN IMMEDIATE")
+    try:
+        tables = _tables(handle)
+        if tables and "events" not in tables:
+            raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
+        if not tables:
+            handle.execute(TABLE_SQL)
+            create_indexes(handle)
+        handle.execute("COMMIT")
+    except BaseException:
+        if handle.in_transaction:
+            handle.execute("ROLLBACK")
+        raise
+
+
+def _tables(handle: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in handle.execute("SELECT name FROM sqlite_master").fetchall()}

@@ -1,0 +1,64 @@
+"""Every limit of the system, in one place, with its unit.
+
+Sizes in bytes, times in the unit that ends the name.
+"""
+
+from __future__ import annotations
+
+# Decoding of hostile rows (the contract's numbers; see the specification of malformed events).
+META_DEPTH_MAX = 100
+META_INTEGER_DIGITS_MAX = 4_300
+QUARANTINE_ENTRIES_MAX = 1_000
+
+# The tail: one statement reads at most this much, so that no reader holds the ledger for long.
+TAIL_ROWS_MAX = 2_048
+TAIL_BYTES_MAX = 16 << 20
+TAIL_SPAN_IDS = 65_536
+TAIL_FETCH_ROWS = 256
+
+# Waiting for a busy ledger.
+LEDGER_TIMEOUT_S = 30.0
+BUSY_SLEEP_MIN_S = 0.0001
+BUSY_SLEEP_MAX_S = 0.002
+
+# How long a client trusts the freshness mark and the ledger's inode before it looks at them again.
+TRUST_PERIOD_S = 0.2
+REPLACEMENT_NOTICED_S = 1.0
+
+# Seals: one digest over all raw columns of each block of rows.
+SEAL_BLOCK_ROWS = 1_024
+
+# LMDB. 1 TiB is address space, not disk.
+MAP_SIZE_BYTES = 1 << 40
+MAP_SIZE_MIN_BYTES = 1 << 24
+MAX_READERS = 1_024
+KEY_BYTES_MAX = 480
+DELETE_KEYS_PER_TXN = 5_000
+TOUCHED_COMMITS_MAX = 256
+TOUCHED_KEYS_MAX = 512
+
+# The daemon.
+FOLD_EVENTS_PER_COMMIT = 10_000
+REBUILD_EVENTS_PER_FLUSH = 50_000
+VERIFY_EVERY_EVENTS = 1_000
+VERIFY_CPU_BUDGET = 0.1
+VERIFY_SLICE_S = 0.02
+SLOW_POLL_S = 0.25
+BACKOFF_MIN_S = 0.0001
+BACKOFF_MAX_S = 0.001
+BACKOFF_WINDOW_S = 0.02
+STOP_S = 2.0
+
+# Commands.
+MESSAGE_BYTES_MAX = 64 << 10
+REPLY_BYTES_MAX = 4 << 20
+COMMAND_TIMEOUT_S = 5.0
+LONG_COMMAND_TIMEOUT_S = 600.0
+WAITERS_MAX = 1_024
+SOCKET_PATH_BYTES_MAX = 100
+
+assert TRUST_PERIOD_S < REPLACEMENT_NOTICED_S
+assert TAIL_FETCH_ROWS <= TAIL_ROWS_MAX <= TAIL_SPAN_IDS
+assert BUSY_SLEEP_MIN_S < BUSY_SLEEP_MAX_S
+assert BACKOFF_MIN_S < BACKOFF_MAX_S < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
+assert KEY_BYTES_MAX < 511  # LMDB's own limit, compiled in
