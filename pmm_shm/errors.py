@@ -114,3 +114,7 @@ class ProjectionInvariantError(PmmShmError):
 
     def __reduce__(self) -> tuple[type[ProjectionInvariantError], tuple[str, str | int | None, int | None]]:
         return type(self), (self.violation, self.cid, self.event_id)
+
+
+class ClosedError(PmmShmError):
+    """The cache was closed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import State
@@ -38,12 +37,12 @@ def tails(reader: TailReader, connection: Connection, start: Position = START) -
 
 
 def replay(
-    connection: Connection, folds: Sequence[Fold], progress: Progress | None = None
+    connection: Connection, folds: Sequence[Fold], progress: Progress | None = None, until_id: int | None = None
 ) -> tuple[Position, dict[str, State]]:
-    """Fold the whole ledger from the first event to the head, in memory.
+    """Fold the whole ledger from the first event to the head, or to the event `until_id`, in memory.
 
     Returns:
-        The position of the head, and the state of each fold.
+        The position reached, and the state of each fold.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -54,13 +53,13 @@ def replay(
         position = START
         try:
             for tail in tails(TailReader(connection, engine.kinds), connection):
-                engine.apply(tail.rows, states)
-                position = tail.position
+                rows = tail.rows if until_id is None else [row for row in tail.rows if row[0] <= until_id]
+                engine.apply(rows, states)
+                position = tail.position if len(rows) == len(tail.rows) else Position(until_id, b"")
                 if progress is not None:
                     progress(position)
+                if len(rows) < len(tail.rows):
+                    break
         except LogChanged:
             continue
         return position, states
-
-
-assert limits.TAIL_ROWS_MAX > 1

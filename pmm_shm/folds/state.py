@@ -226,9 +226,14 @@ class State:
         """Forget all that lies on top of the base."""
         self._undo.clear()
         self._dirty.clear()
-        self._clean.clear()
         for table in self._tables.values():
             table._dirty.clear()
+        self.forget_reads()
+
+    def forget_reads(self) -> None:
+        """Forget what was read of the base: it may have moved on."""
+        self._clean.clear()
+        for table in self._tables.values():
             table._clean.clear()
 
 
@@ -243,6 +248,11 @@ class Touched:
 
     def __bool__(self) -> bool:
         return self.cells or bool(self.tables)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Touched) and self.cells == other.cells and self.tables == other.tables
+
+    __hash__ = None  # type: ignore[assignment]
 
     def key_count(self) -> int:
         return sum(len(keys) for keys in self.tables.values())

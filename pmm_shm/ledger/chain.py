@@ -97,9 +97,10 @@ def fits(formula: Formula, row: HashedRow) -> bool:
     """Whether the row's hash is that of its values; False where they cannot be hashed."""
     try:
         meta = parse_meta(row.meta)
-        return event_hash(formula, row.id, row.ts, row.kind, row.content, meta, row.prev_hash) == row.hash
+        expected = event_hash(formula, row.id, row.ts, row.kind, row.content, meta, row.prev_hash)
     except (TypeError, ValueError, RecursionError):
         return False
+    return bool(expected == row.hash)
 
 
 def detect_formula(row: HashedRow) -> Formula | None:

@@ -216,6 +216,7 @@ class Connection:
         self.close()
         # Answered for: what lies in the -wal from now on may well be the new ledger's.
         self._wal_inode = None
+        self._identity = None
 
     def _refuse_foreign_wal(self) -> None:
         if self._wal_inode is None:
@@ -309,8 +310,7 @@ def close_replaced(path: str) -> bool:
             locks.enter_context(one.lock)
         stale = [one for one in stale if one.identity != identity]
         for one in stale:
-            if one.is_open:
-                one._refuse_foreign_wal()
+            one._refuse_foreign_wal()
         for one in stale:
             one._forget_file()
     return bool(stale)

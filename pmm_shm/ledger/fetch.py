@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
 
 def fetch_batch(connection: Connection, sql: str, parameters: tuple[Any, ...], rows_max: int) -> Batch:
-    """Run `sql`, whose last parameter is its LIMIT, for at most `rows_max` rows and `limits.TAIL_BYTES_MAX` bytes or so.
+    """Run `sql`, whose last parameter is its LIMIT, for at most `rows_max` rows and about `limits.TAIL_BYTES_MAX`
+    bytes.
 
     The caller holds `connection.lock`. At least one row is returned where there is one, whatever its size. Text that
     is not UTF-8 comes as `InvalidText`.

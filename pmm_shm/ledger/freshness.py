@@ -22,7 +22,7 @@ from typing import Literal
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, file_identity
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]
@@ -72,6 +72,10 @@ def _reset_lock() -> None:
 os.register_at_fork(after_in_child=_reset_lock)
 
 
+class LedgerMoved(Exception):
+    """Another file stands at the ledger's path: `close_replaced`, with no connection's lock held, and begin again."""
+
+
 class Freshness:
     """The mark of one read-only connection; call its methods with the connection's lock held.
 
@@ -93,6 +97,7 @@ class Freshness:
 
         Raises:
             LedgerError: the ledger cannot be read, or its lock is gone.
+            LedgerMoved: the ledger was replaced.
         """
         if time.monotonic() >= self.trusted_until or self._epoch != self._connection.epoch:
             self._look_at_guards()
@@ -105,7 +110,8 @@ class Freshness:
 
     def _look_at_guards(self) -> None:
         connection = self._connection
-        connection.reopen_if_replaced()
+        if connection.identity is not None and file_identity(connection.path) != connection.identity:
+            raise LedgerMoved
         connection.handle()
         if self._epoch != connection.epoch:
             self._begin_epoch()

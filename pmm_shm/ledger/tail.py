@@ -88,11 +88,15 @@ class TailReader:
         tail = self._tail(rows[1:], after)
         return tail._replace(is_complete=tail.position.event_id == head)
 
+    def position_of(self, row: RawRow) -> Position:
+        """The position at a row that `read` gave."""
+        return Position(row[0], self._digest(row))
+
     def _tail(self, rows: list[RawRow], after: Position) -> Tail:
         if not rows:
             return Tail([], after, True, True)
         last = rows[-1]
-        return Tail(rows, Position(last[0], self._digest(last)), True, last[0] == last[-1])
+        return Tail(rows, self.position_of(last), True, last[0] == last[-1])
 
     def _digest(self, row: RawRow) -> bytes:
         return row_digest(row[:-1])

@@ -1,0 +1,138 @@
+"""The asyncio client: what waits is awaited, and reads stay plain calls, for they do not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from pmm_shm import limits, protocol
+from pmm_shm.endpoints import find_endpoints
+from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.ledger.freshness import Choice
+from pmm_shm.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
+from pmm_shm.verify import VerifyReport
+from pmm_shm_client import commands
+from pmm_shm_client.cache import Cache, Consistency, checked_wait, report_of, wait_args
+from pmm_shm_client.connecting import open_cache
+
+_ids = itertools.count(1)
+
+
+class AsyncCache(Cache):
+    """A `Cache` whose waiting calls have awaitable twins; made by `connect_async`."""
+
+    async def __aenter__(self) -> AsyncCache:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+        """As `append`, without blocking the event loop while another process holds the ledger."""
+        return await asyncio.to_thread(self.append, kind, content, meta)
+
+    async def wait_for_async(self, event_id: int, timeout: float = 5.0) -> int:
+        """As `wait_for`."""
+        published = self._published_as_of()
+        if published is not None and published >= event_id:
+            return published
+        result = await self._call_async(protocol.WAIT, wait_args(event_id, timeout), timeout)
+        return checked_wait(result, self.path, event_id, timeout)
+
+    async def verify_async(
+        self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S
+    ) -> VerifyReport:
+        """As `verify`; without a daemon the comparison runs in a thread."""
+        try:
+            report = report_of(await self._call_async(protocol.VERIFY, {"fold": fold}, timeout))
+        except DaemonAbsentError:
+            return await asyncio.to_thread(self.verify, fold, timeout)
+        self._verifications[report.ok] += 1
+        return report
+
+    async def invalidate_async(
+        self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S
+    ) -> int:
+        """As `invalidate`."""
+        return int((await self._call_async(protocol.INVALIDATE, {"fold": fold}, timeout))["as_of"])
+
+    async def stats_async(self) -> dict[str, Any]:
+        """As `stats`."""
+        return await asyncio.to_thread(self.stats)
+
+    async def announcements(self) -> AsyncIterator[Announcement]:
+        """New positions as the daemon announces them; the newest only, where the reader is slow.
+
+        A hint: none may come for a while, and a read is exact without it.
+
+        Raises:
+            DaemonAbsentError: no daemon serves this ledger.
+        """
+        path = find_endpoints(self._instance).announcements
+        with _context().socket(zmq.SUB) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.CONFLATE, 1)
+            socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+            socket.connect("ipc://" + path)
+            while True:
+                data = await socket.recv()
+                try:
+                    announcement = unpack_announcement(data)
+                except ProtocolError:
+                    continue
+                yield announcement
+
+    async def _call_async(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+        self._check_open()
+        request = Request(next(_ids), command, args)
+        with _context().socket(zmq.DEALER) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+            socket.connect(commands.endpoint_for(self._instance, command))
+            await socket.send(request.pack())
+            try:
+                return await asyncio.wait_for(_reply(socket, request.id), timeout_s)
+            except asyncio.TimeoutError:
+                raise DaemonTimeoutError(
+                    f"{self.path}: the daemon did not answer {command} within {timeout_s:g} s"
+                ) from None
+
+
+def _context() -> zmq.asyncio.Context:
+    return zmq.asyncio.Context(commands.context())
+
+
+async def _reply(socket: zmq.asyncio.Socket, request_id: int) -> Any:
+    while True:
+        data = await socket.recv()
+        try:
+            return unpack_reply(data, request_id)
+        except ProtocolError:
+            continue
+
+
+async def connect_async(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    autostart: bool = False,
+    consistency: Consistency = "exact",
+    timeout: float = limits.LEDGER_TIMEOUT_S,
+    freshness: Choice = "auto",
+) -> AsyncCache:
+    """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
+    return await asyncio.to_thread(
+        open_cache,
+        AsyncCache,
+        path,
+        autostart=autostart,
+        consistency=consistency,
+        timeout=timeout,
+        freshness=freshness,
+    )

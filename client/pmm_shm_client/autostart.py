@@ -1,0 +1,70 @@
+"""Starts the daemon as a program of its own; it outlives the client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pmm_shm import protocol
+from pmm_shm.errors import DaemonError, DaemonTimeoutError
+from pmm_shm.paths import Instance
+from pmm_shm_client import commands
+
+
+def daemon_command() -> list[str]:
+    """How to start `pmm-cached` of the same installation."""
+    script = Path(sys.executable).with_name("pmm-cached")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "pmm_cached"]
+
+
+def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
+    """Whether a daemon answers for this ledger."""
+    try:
+        commands.call(instance, protocol.PING, {}, timeout_s)
+    except DaemonError:
+        return False
+    return True
+
+
+def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
+    """Start a daemon for the ledger where none answers, and wait until it does.
+
+    Several clients may start one at once: the others' exit by themselves. Its log goes to `daemon.log` in the instance
+    directory.
+
+    Raises:
+        DaemonTimeoutError: it did not answer in time; the message ends with the last line of its log.
+    """
+    instance = Instance.of(ledger)
+    if is_running(instance):
+        return
+    try:
+        instance.directory.mkdir(parents=True, exist_ok=True)
+        log = open(instance.log_file, "ab")
+    except OSError as error:
+        raise DaemonError(f"{instance.directory}: {error.strerror}") from error
+    with log:
+        process = subprocess.Popen(
+            [*daemon_command(), "--log-format", "json", instance.ledger],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + timeout_s
+    while not is_running(instance, timeout_s=0.5):
+        if time.monotonic() >= deadline or process.poll() not in (None, 0, 1):
+            raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not start: {_last_line(instance.log_file)}")
+        time.sleep(0.02)
+    # The daemon is on its own: forget the handle without waiting, and without a complaint at exit.
+    process.returncode = process.poll() or 0
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "no log"
+    return lines[-1] if lines else "its log is empty"

@@ -1,0 +1,61 @@
+"""Commands to the daemon over ZeroMQ: each within its deadline, and none that a read depends on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+
+from pmm_shm import limits, protocol
+from pmm_shm.endpoints import find_endpoints
+from pmm_shm.errors import DaemonTimeoutError
+from pmm_shm.paths import Instance
+from pmm_shm.protocol import ProtocolError, Request, unpack_reply
+
+_ids = itertools.count(1)
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's ZeroMQ context; that of a parent is left to it."""
+    pid = os.getpid()
+    found = _contexts.get(pid)
+    if found is None:
+        found = _contexts[pid] = zmq.Context()
+    return found
+
+
+def endpoint_for(instance: Instance, command: str) -> str:
+    """The socket that takes a command. Raises `DaemonAbsentError`."""
+    endpoints = find_endpoints(instance)
+    path = endpoints.commands if command in protocol.ORDINARY else endpoints.admin
+    return "ipc://" + path
+
+
+def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+    """Send a command and return the daemon's result.
+
+    Raises:
+        DaemonAbsentError: no daemon serves this ledger.
+        DaemonTimeoutError: no answer within `timeout_s`.
+        CommandError: the daemon refused or failed.
+    """
+    deadline = time.monotonic() + timeout_s
+    request = Request(next(_ids), command, args)
+    with context().socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+        socket.connect(endpoint_for(instance, command))
+        socket.send(request.pack())
+        while True:
+            remaining_ms = int((deadline - time.monotonic()) * 1_000)
+            if remaining_ms < 0 or not socket.poll(max(remaining_ms, 1)):
+                raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s")
+            try:
+                return unpack_reply(socket.recv(), request.id)
+            except ProtocolError:
+                continue

@@ -1,0 +1,118 @@
+"""`connect`, and the two drop-in functions that take an `EventLog`."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any, TypeVar
+
+from pmm_shm import flags, limits
+from pmm_shm.errors import ConfigError
+from pmm_shm.flags import Flag
+from pmm_shm.folds.metrics import MetricsFold
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.freshness import Choice
+from pmm_shm_client.autostart import start_daemon
+from pmm_shm_client.cache import Cache, Consistency, replay_self_model
+from pmm_shm_client.warnings_log import OnWarn
+
+_C = TypeVar("_C", bound=Cache)
+_caches: weakref.WeakKeyDictionary[EventLog, Cache] = weakref.WeakKeyDictionary()
+
+
+def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    autostart: bool = False,
+    consistency: Consistency = "exact",
+    timeout: float = limits.LEDGER_TIMEOUT_S,
+    freshness: Choice = "auto",
+) -> Cache:
+    """The shared state of a ledger; works with or without a daemon.
+
+    Parameters:
+        path: the ledger, which must exist; None for the one in `PMM_DB`.
+        autostart: start a daemon where none runs.
+        consistency, timeout, freshness: see `Cache`.
+
+    Raises:
+        LedgerError: there is no usable ledger at `path`.
+        ConfigError: an argument or an environment variable means nothing.
+        DaemonError: `autostart`, and the daemon does not start.
+    """
+    return open_cache(
+        Cache, path, autostart=autostart, consistency=consistency, timeout=timeout, freshness=freshness
+    )
+
+
+def open_cache(
+    kind: type[_C],
+    path: str | os.PathLike[str] | None,
+    *,
+    autostart: bool,
+    consistency: Consistency,
+    timeout: float,
+    freshness: Choice,
+) -> _C:
+    """What `connect` does, for any kind of `Cache`."""
+    ledger = path if path is not None else flags.default_ledger()
+    if ledger is None:
+        raise ConfigError("no ledger: name one, or set PMM_DB")
+    cache = kind(ledger, consistency=consistency, timeout=timeout, freshness=freshness)
+    if autostart:
+        try:
+            start_daemon(cache.path)
+        except BaseException:
+            cache.close()
+            raise
+    return cache
+
+
+def build_self_model_cached(
+    eventlog: EventLog,
+    strict: bool = False,
+    max_trait_delta: float = MAX_TRAIT_DELTA,
+    on_warn: OnWarn | None = None,
+) -> dict[str, Any]:
+    """The self-model of a ledger as a fresh dict: from the shared cache where `PMM_USE_PROJECTION_CACHE` is true, otherwise
+    by a plain full replay.
+
+    Raises:
+        ProjectionInvariantError: `strict`, and the state violates an invariant.
+        LedgerError: the ledger cannot be read.
+    """
+    if flags.projection_cache() is Flag.ON:
+        return cache_of(eventlog).self_model(strict, max_trait_delta, on_warn)
+    return replay_self_model(eventlog, strict=strict, max_trait_delta=max_trait_delta, on_warn=on_warn)
+
+
+def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
+    """(IAS, GAS) of a ledger: from the shared cache where `PMM_USE_METRICS_CACHE` is true, otherwise by a plain full replay.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    if flags.metrics_cache() is Flag.ON:
+        metrics = cache_of(eventlog).metrics()
+        return metrics.ias, metrics.gas
+    with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
+        scores = cache._replayed([MetricsFold()]).view("metrics")
+    return scores.ias, scores.gas
+
+
+def cache_of(eventlog: EventLog) -> Cache:
+    """The cache that belongs to this `EventLog`; it closes with it."""
+    cache = _caches.get(eventlog)
+    if cache is None:
+        cache = _caches[eventlog] = Cache(eventlog.path, timeout=eventlog.timeout)
+        eventlog.add_close_hook(lambda: _close_cache(reference))
+        reference = weakref.ref(eventlog)
+    return cache
+
+
+def _close_cache(reference: weakref.ref[EventLog]) -> None:
+    eventlog = reference()
+    cache = _caches.pop(eventlog, None) if eventlog is not None else None
+    if cache is not None:
+        cache.close()

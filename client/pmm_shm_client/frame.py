@@ -1,0 +1,118 @@
+"""A frame: every answer at one position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pmm_shm.folds.directives import Directives
+from pmm_shm.folds.recent import RecentView
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
+from pmm_shm.folds.stage import StageView
+from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.warnings_log import OnWarn, Warning
+
+if TYPE_CHECKING:
+    from pmm_shm_client.cache import Cache
+
+SourceFor: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
+"""The fold behind a read method, where it has another name."""
+
+
+def _identity(view: SelfModel, as_of: int) -> Identity:
+    return Identity(view.name, view.traits, as_of)
+
+
+def _commitments(view: SelfModel, as_of: int) -> Commitments:
+    return Commitments(view.open, view.expired, as_of)
+
+
+def _metrics(view: Any, as_of: int) -> Metrics:
+    return Metrics(view.ias, view.gas, as_of)
+
+
+def _stage(view: StageView, as_of: int) -> Stage:
+    return Stage(view.stage, view.snapshot, as_of)
+
+
+def _recent(view: RecentView, as_of: int) -> Recent:
+    return Recent(view.reflections, view.messages, view.telemetry, as_of)
+
+
+RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
+    "identity": _identity,
+    "commitments": _commitments,
+    "metrics": _metrics,
+    "stage": _stage,
+    "recent": _recent,
+}
+"""Read method to the result it makes of its fold's view."""
+
+
+class Frame:
+    """Immutable answers, all at `as_of`; the methods are those of `Cache`, and read nothing."""
+
+    __slots__ = ("_cache", "_results", "_views", "_warnings", "as_of")
+    as_of: int
+
+    def __init__(self, cache: Cache, views: Mapping[str, Any], warnings: tuple[Warning, ...], as_of: int) -> None:
+        results = {name: make(views[SourceFor.get(name, name)], as_of) for name, make in RESULTS.items()}
+        for name, value in (
+            ("_cache", cache),
+            ("_views", dict(views)),
+            ("_results", results),
+            ("_warnings", warnings),
+            ("as_of", as_of),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a frame is immutable")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a frame is immutable")
+
+    def self_model(
+        self, strict: bool = False, max_trait_delta: float = MAX_TRAIT_DELTA, on_warn: OnWarn | None = None
+    ) -> dict[str, Any]:
+        """As `Cache.self_model`; another limit than 0.05 is a full replay up to the frame's position."""
+        if strict and max_trait_delta != MAX_TRAIT_DELTA:
+            return self._cache._replayed_model(max_trait_delta, on_warn, self.as_of)
+        if on_warn is not None:
+            self._cache._warnings.report(self._warnings, on_warn)
+        return self_model_dict(self._views["self_model"], strict=strict)
+
+    def identity(self) -> Identity:
+        return self._results["identity"]  # type: ignore[no-any-return]
+
+    def commitments(self) -> Commitments:
+        return self._results["commitments"]  # type: ignore[no-any-return]
+
+    def metrics(self) -> Metrics:
+        return self._results["metrics"]  # type: ignore[no-any-return]
+
+    def stage(self) -> Stage:
+        return self._results["stage"]  # type: ignore[no-any-return]
+
+    def recent(self) -> Recent:
+        return self._results["recent"]  # type: ignore[no-any-return]
+
+    def directives(self) -> list[dict[str, Any]]:
+        """Fresh dicts."""
+        directives: Directives = self._views["directives"]
+        return directives.rows()
+
+    def active_directives(self) -> list[dict[str, Any]]:
+        """Fresh dicts."""
+        directives: Directives = self._views["directives"]
+        return directives.active()
+
+    def fold(self, name: str) -> Any:
+        """The view of any fold; one that its cache had not read before is replayed up to the frame's position.
+
+        Raises:
+            UnknownFoldError: there is none of this name.
+        """
+        if name not in self._views:
+            self._views[name] = self._cache._frame_fold(name, self.as_of)
+        return self._views[name]

@@ -1,0 +1,264 @@
+"""The exact read: freshness mark, snapshot, tail, overlay.
+
+Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The daemon's
+snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its first event, and
+that is kept and extended.
+
+Invariant: from the mark to the last row one lock is held, and no statement stays open.
+Invariant: no read transaction outlives the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from pmm_shm.errors import LedgerBusyError, SnapshotUnavailableError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.registry import built_in_folds
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection, HotJournalError, close_replaced
+from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.tail import Position
+from pmm_shm.paths import Instance
+from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
+from pmm_shm.track import Track
+
+_T = TypeVar("_T")
+_ATTEMPTS_MAX = 5
+_PUBLISHED = "published"
+_BUILT_IN = "built-in"
+
+
+class Reading:
+    """Views of one position; valid only within the read that made it."""
+
+    def __init__(self, tracks: dict[str, Track], position: Position, mark: Mark | None = None) -> None:
+        self._tracks = tracks
+        self.as_of = position.as_of
+        self.mark = mark
+
+    def view(self, name: str) -> Any:
+        """The view of a fold."""
+        return self._tracks[name].view(name)
+
+    def state(self, name: str) -> State:
+        """The state of a fold."""
+        return self._tracks[name].state(name)
+
+
+class Reader:
+    """Exact reads, and reads of what is published, for one ledger.
+
+    Parameters:
+        path: the ledger.
+        timeout_s: how long to wait for a busy ledger.
+        freshness: which mark to use.
+        recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
+        on_reset: called when what was read before counts for nothing any more; memos have to go.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        timeout_s: float,
+        freshness: Choice,
+        recover: Callable[[], None],
+        on_reset: Callable[[], None],
+    ) -> None:
+        self.connection = Connection(path, "ro", timeout_s)
+        self.connection.on_close(on_reset)
+        self.freshness = Freshness(self.connection, freshness)
+        self.snapshots = SnapshotReader(Instance.of(path))
+        self._recover = recover
+        self._on_reset = on_reset
+        self._folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
+        self._built_in = frozenset(self._folds)
+        self._groups: dict[str, Track] = {}
+        self._snapshot_track: Track | None = None
+        self._rejected: tuple[Lineage, Position] | None = None
+        self._events_folded = 0
+        self.replays = 0
+
+    @property
+    def events_folded(self) -> int:
+        """How many events this process has folded for its reads."""
+        return self._events_folded + sum(track.events_folded for track in self._groups.values())
+
+    def knows(self, name: str) -> bool:
+        """Whether the fold takes part in reads."""
+        return name in self._folds
+
+    def add_fold(self, fold: Fold) -> None:
+        """Let a registered fold take part in reads from now on."""
+        with self.connection.lock:
+            self._folds[fold.name] = fold
+
+    def fold_names(self) -> tuple[str, ...]:
+        """The folds that take part in reads, the built-in ones first."""
+        return tuple(self._folds)
+
+    def fold_named(self, name: str) -> Fold:
+        """A fold that takes part in reads. Raises `KeyError`."""
+        return self._folds[name]
+
+    def exact(self, make: Callable[[Reading], _T]) -> _T:
+        """What `make` makes of the ledger as it is; it runs with the lock held, and knows the mark that it stands for.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+
+        def read() -> _T:
+            mark = self.freshness.take()
+            with self.snapshots.begin() as snapshot:
+                try:
+                    return make(self._settle(snapshot, mark))
+                finally:
+                    for track in self._groups.values():
+                        track.release()
+
+        return self.with_ledger(read)
+
+    def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int = 0) -> _T:
+        """What `make` makes of the snapshot as it is published; the ledger is not looked at.
+
+        Raises:
+            SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
+        """
+        with self.connection.lock, self.snapshots.begin() as snapshot:
+            folds = [self._folds[name] for name in names]
+            lineage = None if snapshot is None else snapshot.lineage(folds)
+            if snapshot is None or lineage is None:
+                raise SnapshotUnavailableError(self._why_no_snapshot())
+            if snapshot.header.position.as_of < at_least:
+                raise SnapshotUnavailableError(f"event {at_least} is not published yet")
+            track = self._snapshot_track
+            if track is None or track.lineage != lineage or list(track.folds) != list(names):
+                track = self._snapshot_track = Track(folds, lineage, self.connection)
+            track.bind(snapshot)
+            try:
+                return make(Reading(dict.fromkeys(names, track), track.position))
+            finally:
+                track.release()
+
+    def with_ledger(self, action: Callable[[], _T]) -> _T:
+        """Run `action` with the connection's lock; again after the ledger was replaced or repaired.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        failure: Exception | None = None
+        for _ in range(_ATTEMPTS_MAX):
+            try:
+                with self.connection.lock:
+                    return action()
+            except LedgerMoved:
+                close_replaced(self.connection.path)
+            except HotJournalError as error:
+                if failure is not None:
+                    raise
+                failure = error
+                self._recover()
+        raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Snapshot | None]:
+        """What is published, with the reader's lock held."""
+        with self.connection.lock, self.snapshots.begin() as snapshot:
+            yield snapshot
+
+    def close(self) -> None:
+        """Give back the snapshot and close the connection."""
+        with self.connection.lock:
+            self._groups.clear()
+            self._snapshot_track = None
+            self.snapshots.close()
+            self.connection.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the environment to the parent; the connection was closed before the fork."""
+        self.snapshots.abandon()
+
+    def _why_no_snapshot(self) -> str:
+        if self.snapshots.failure is not None:
+            return str(self.snapshots.failure)
+        return f"{self.connection.path}: nothing is published for it; start pmm-cached"
+
+    def _settle(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
+        """Bring all folds to the head of the log, at one position."""
+        self._regroup(snapshot)
+        for key in list(self._groups):
+            if not self._groups[key].bind(snapshot):
+                self._reject(key, snapshot)
+        for key in list(self._groups):
+            self._to_head(key, snapshot)
+        if len({track.position for track in self._groups.values()}) > 1:
+            self._align(snapshot)
+        tracks = {name: track for track in self._groups.values() for name in track.folds}
+        return Reading(tracks, next(iter(self._groups.values())).position, mark)
+
+    def _align(self, snapshot: Snapshot | None) -> None:
+        """Several tracks came to different heads: let all of them see the same one."""
+        handle = self.connection.handle()
+        self.connection.retry(lambda: handle.execute("BEGIN"))
+        try:
+            for key in list(self._groups):
+                self._to_head(key, snapshot)
+        finally:
+            if handle.in_transaction:
+                handle.execute("COMMIT")
+
+    def _to_head(self, key: str, snapshot: Snapshot | None) -> None:
+        is_complete = False
+        while not is_complete:
+            track = self._groups[key]
+            is_anchored, is_complete = track.advance()
+            if not is_anchored and not track.fall_back(snapshot):
+                self._reject(key, snapshot)
+
+    def _reject(self, key: str, snapshot: Snapshot | None) -> None:
+        """The log does not continue this track: fold it anew, from the first event."""
+        track = self._groups[key]
+        if snapshot is not None and track.lineage is not None:
+            self._rejected = (track.lineage, snapshot.header.position)
+        track.release()
+        self._replace(key, Track(list(track.folds.values()), None, self.connection))
+
+    def _regroup(self, snapshot: Snapshot | None) -> None:
+        """Folds that are published stand on one base; the others are folded in memory, the built-in ones together."""
+        wanted = self._wanted_groups(snapshot)
+        for key in self._groups.keys() - wanted.keys():
+            self._events_folded += self._groups.pop(key).events_folded
+            self._on_reset()
+        for key, (folds, lineage) in wanted.items():
+            track = self._groups.get(key)
+            if track is None or track.lineage != lineage or list(track.folds.values()) != folds:
+                self._replace(key, Track(folds, lineage, self.connection))
+
+    def _wanted_groups(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
+        published: list[Fold] = []
+        if snapshot is not None:
+            published = [fold for fold in self._folds.values() if snapshot.header.generation_of(fold) is not None]
+            lineage = snapshot.lineage(published)
+            if lineage is not None and self._rejected == (lineage, snapshot.header.position):
+                published = []
+        groups: dict[str, tuple[list[Fold], Lineage | None]] = {}
+        if published:
+            assert snapshot is not None
+            groups[_PUBLISHED] = (published, snapshot.lineage(published))
+        for fold in self._folds.values():
+            if fold not in published:
+                key = _BUILT_IN if fold.name in self._built_in else fold.name
+                groups.setdefault(key, ([], None))[0].append(fold)
+        return groups
+
+    def _replace(self, key: str, track: Track) -> None:
+        before = self._groups.get(key)
+        if before is not None:
+            self._events_folded += before.events_folded
+        if track.lineage is None:
+            self.replays += 1
+        self._groups[key] = track
+        self._on_reset()

@@ -1,0 +1,81 @@
+"""What the read methods return: immutable, each with the event it stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pmm_shm.folds.recent import Entry, Telemetry
+from pmm_shm.folds.self_model import SelfModel
+from pmm_shm.frozen import thawed
+
+Cid = str | int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The adopted name (None where there is none) and the five traits (name to float, in the order O C E A N)."""
+
+    name: Any
+    traits: Mapping[str, float]
+    as_of: int
+
+
+@dataclass(frozen=True)
+class Commitments:
+    """Open commitments (cid to meta) and expired ones (cid to {"text", "expired_at", "reason"}), in order."""
+
+    open: Mapping[Cid, Mapping[str, Any]]
+    expired: Mapping[Cid, Mapping[str, Any]]
+    as_of: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """IAS and GAS, 0.0 to 1.0."""
+
+    ias: float
+    gas: float
+    as_of: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The stage, "S0" to "S4", and the snapshot {"IAS_mean", "GAS_mean", "count", "window"}."""
+
+    stage: str
+    snapshot: Mapping[str, Any]
+    as_of: int
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The newest 32 reflections and 64 messages, oldest first, and the newest tick with telemetry, or None."""
+
+    reflections: tuple[Entry, ...]
+    messages: tuple[Entry, ...]
+    telemetry: Telemetry | None
+    as_of: int
+
+
+def self_model_dict(model: SelfModel, *, strict: bool) -> dict[str, Any]:
+    """The self-model as a fresh dict that shares nothing with the view.
+
+    Raises:
+        ProjectionInvariantError: `strict`, and the state violates an invariant.
+    """
+    if strict and model.violation is not None:
+        violation = model.violation
+        # A fresh one: a raised exception carries the traceback of its reader.
+        raise type(violation)(violation.violation, violation.cid, violation.event_id)
+    return {
+        "identity": {
+            "name": thawed(model.name),
+            "traits": dict(model.strict_traits if strict else model.traits),
+        },
+        "commitments": {
+            "open": {cid: thawed(entry) for cid, entry in model.open.items()},
+            "expired": {cid: thawed(entry) for cid, entry in model.expired.items()},
+        },
+    }

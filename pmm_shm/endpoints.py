@@ -1,0 +1,84 @@
+"""Where a daemon's sockets are: paths of unix sockets, recorded in the instance directory.
+
+A path over the system's limit falls back to the user's runtime directory, so clients always read the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pmm_shm import limits
+from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.paths import Instance
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Socket paths: ordinary commands, administrative commands, announcements; and the daemon's pid."""
+
+    commands: str
+    admin: str
+    announcements: str
+    pid: int
+
+
+def choose_endpoints(instance: Instance) -> Endpoints:
+    """Paths for a daemon's sockets; makes the fallback directory where the instance's path is too long."""
+    directory = instance.directory
+    if len(os.fsencode(directory / "announcements.sock")) > limits.SOCKET_PATH_BYTES_MAX:
+        digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
+        directory = _runtime_directory() / f"pmm-shm-{digest}"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    names = ("commands.sock", "admin.sock", "announcements.sock")
+    commands, admin, announcements = (str(directory / name) for name in names)
+    return Endpoints(commands, admin, announcements, os.getpid())
+
+
+def _runtime_directory() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.access(base, os.W_OK):
+        return Path(base)
+    return Path(tempfile.gettempdir()) / f"pmm-shm-{os.getuid()}"
+
+
+def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
+    """Write the record, in one step."""
+    temporary = instance.endpoints_file.with_name(instance.endpoints_file.name + ".new")
+    temporary.write_text(json.dumps(asdict(endpoints)), encoding="utf-8")
+    temporary.replace(instance.endpoints_file)
+
+
+def find_endpoints(instance: Instance) -> Endpoints:
+    """The sockets of the daemon that serves this ledger.
+
+    Raises:
+        DaemonAbsentError: none does.
+    """
+    absent = DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
+    try:
+        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
+        endpoints = Endpoints(
+            str(record["commands"]), str(record["admin"]), str(record["announcements"]), int(record["pid"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise absent from None
+    if not _is_listening(endpoints.commands):
+        raise absent
+    return endpoints
+
+
+def _is_listening(path: str) -> bool:
+    """ZeroMQ connects to a path where nobody listens, and waits; a plain connect tells at once."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True

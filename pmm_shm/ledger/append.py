@@ -1,0 +1,261 @@
+"""Appending: one transaction per call, linear under any number of processes.
+
+Invariant: the newest hash is read under the write lock, in the transaction that inserts.
+Invariant: what is remembered of the last own append dies with the connection's epoch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from pmm_shm import limits
+from pmm_shm.errors import (
+    ChainError,
+    InvalidEventError,
+    LedgerBusyError,
+    LedgerError,
+    LedgerUnwritableError,
+    LockLostError,
+)
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
+from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, close_replaced, file_identity, retry_busy
+from pmm_shm.ledger.drafts import Draft
+from pmm_shm.ledger.instants import now_text
+from pmm_shm.ledger.rows import decode_text
+from pmm_shm.ledger.schema import create_indexes
+
+_T = TypeVar("_T")
+_ID_MAX = (1 << 63) - 1
+_FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
+_NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
+_INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
+
+
+class _Tip(NamedTuple):
+    """The row that this object wrote last, and the formula of the ledger."""
+
+    event_id: int
+    hash: str
+    formula: Formula
+
+
+def follow_replacement(connection: Connection) -> None:
+    """Where another file stands at the ledger's path, close this process's connections to the old one. One `stat`.
+
+    Raises:
+        LedgerNotFoundError: nothing stands there.
+        LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`.
+    """
+    identity = connection.identity
+    if identity is not None and file_identity(connection.path) != identity:
+        close_replaced(connection.path)
+
+
+class LockWatch:
+    """Looks at most every `limits.TRUST_PERIOD_S` whether a connection's lock is really held."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._next_look_s = 0.0
+
+    def check(self) -> None:
+        """The caller holds `connection.lock`. Raises `LockLostError`."""
+        now_s = time.monotonic()
+        if not self._connection.is_open or now_s < self._next_look_s:
+            return
+        if not self._connection.check_lock():
+            raise LockLostError(
+                f"{self._connection.path}: SQLite's lock is no longer held by this process (a connection of the host "
+                "program across a fork, or another SQLite library): nothing was written; start this process anew"
+            )
+        self._next_look_s = now_s + limits.TRUST_PERIOD_S
+
+
+class _Links:
+    """Hashes rows one after the other; `last_hash` is what the next one chains to."""
+
+    def __init__(self, formula: Formula, last_hash: str | None) -> None:
+        self.formula: Formula = formula
+        self.last_hash = last_hash
+
+    def rows(self, ids: Sequence[int], drafts: Sequence[Draft], now: str) -> Iterator[tuple[Any, ...]]:
+        """The rows to insert; events without a time of their own get `now`."""
+        formula, now_json = self.formula, canonical_json(now)
+        for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in zip(ids, drafts, strict=True):
+            previous = self.last_hash
+            ts_json = now_json if ts is None else canonical_json(ts)
+            previous_json = canonical_json(previous)
+            digest = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
+            self.last_hash = digest
+            yield event_id, now if ts is None else ts, kind, content, meta, previous, digest
+
+
+class Appender:
+    """The writing half of an `EventLog`. Opens its connection with the first append."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        self.connection = Connection(path, "rw", timeout_s)
+        self.connection.on_close(self._forget)
+        self._watch = LockWatch(self.connection)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._tip: _Tip | None = None
+        self._formula: Formula | None = None
+        self._prepared = False
+        self._indexed = False
+
+    def append(self, drafts: Sequence[Draft]) -> list[int]:
+        """Write all events in one transaction, or none. Returns their ids.
+
+        Raises:
+            LedgerError: in one of its kinds; nothing was written.
+        """
+        follow_replacement(self.connection)
+        return self._locked(lambda deadline_s: self._append(drafts, deadline_s))
+
+    def recover(self) -> None:
+        """Take the write lock and give it back: SQLite rolls back what a dead writer left behind."""
+        follow_replacement(self.connection)
+        self._locked(self._recover)
+
+    def close(self) -> None:
+        """Close the connection, in WAL mode after a checkpoint where nobody is in its way."""
+        connection = self.connection
+        with connection.lock:
+            if connection.is_open and connection.is_wal:
+                try:
+                    # Beside a new file the old -wal stays: somebody may want to look into it.
+                    if file_identity(connection.path) == connection.identity:
+                        connection.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                except (sqlite3.Error, LedgerError):
+                    pass
+            connection.close()
+
+    def _locked(self, action: Callable[[float], _T]) -> _T:
+        """Run `action(deadline)` under the connection's lock; waiting for another thread counts as waiting."""
+        connection = self.connection
+        deadline_s = time.monotonic() + connection.timeout_s
+        if not connection.lock.acquire(timeout=max(0.0, connection.timeout_s)):
+            raise self._busy("another thread of this process")
+        try:
+            self._watch.check()
+            return action(deadline_s)
+        finally:
+            connection.lock.release()
+
+    def _busy(self, holder: str) -> LedgerBusyError:
+        connection = self.connection
+        return LedgerBusyError(
+            f"{connection.path}: busy for {connection.timeout_s:g} s, held by {holder}; nothing was written"
+        )
+
+    def _handle(self) -> sqlite3.Connection:
+        handle = self.connection.handle()
+        if not self._prepared:
+            handle.text_factory = decode_text
+            if self.connection.is_wal:
+                handle.execute("PRAGMA synchronous = NORMAL")
+            self._prepared = True
+        return handle
+
+    def _retry(self, action: Callable[[], _T], deadline_s: float) -> _T:
+        try:
+            return retry_busy(action, deadline_s - time.monotonic(), self.connection.path)
+        except LedgerBusyError:
+            raise self._busy("another process") from None
+
+    def _recover(self, deadline_s: float) -> None:
+        handle = self._handle()
+        try:
+            self._retry(lambda: handle.execute("BEGIN IMMEDIATE"), deadline_s)
+        except sqlite3.Error as error:
+            raise self.connection.translate(error) from error
+        finally:
+            self._roll_back(handle)
+
+    def _append(self, drafts: Sequence[Draft], deadline_s: float) -> list[int]:
+        handle = self._handle()
+        try:
+            self._retry(lambda: handle.execute("BEGIN IMMEDIATE"), deadline_s)
+            if not self._indexed:
+                create_indexes(handle)
+            ids, tip = self._insert(handle, drafts)
+            self._retry(lambda: handle.execute("COMMIT"), deadline_s)
+        except BaseException as error:
+            self._roll_back(handle)
+            if isinstance(error, (sqlite3.DataError, OverflowError)):
+                raise InvalidEventError(f"too large for SQLite: {error}") from error
+            if isinstance(error, sqlite3.Error):
+                raise self.connection.translate(error) from error
+            raise
+        self._indexed = True
+        self._tip = tip
+        return ids
+
+    def _roll_back(self, handle: sqlite3.Connection) -> None:
+        try:
+            if handle.in_transaction:
+                handle.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.connection.close()
+
+    def _insert(self, handle: sqlite3.Connection, drafts: Sequence[Draft]) -> tuple[list[int], _Tip | None]:
+        first_id = _newest_id(handle) + 1
+        if first_id > _ID_MAX - len(drafts):
+            raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
+        ids = list(range(first_id, first_id + len(drafts)))
+        now = now_text()
+        if not set(HASH_COLUMNS) <= set(self.connection.columns):
+            plain = ((i, d[0] or now, *d[1:4]) for i, d in zip(ids, drafts, strict=True))
+            handle.executemany(_INSERT_PLAIN, plain)
+            return ids, None
+        formula, previous = self._chain_end(handle)
+        links = _Links(formula, previous)
+        handle.executemany(_INSERT_HASHED, links.rows(ids, drafts, now))
+        return ids, _Tip(ids[-1], links.last_hash or "", formula)
+
+    def _chain_end(self, handle: sqlite3.Connection) -> tuple[Formula, str | None]:
+        """The formula to append with, and the hash to append to.
+
+        Raises:
+            ChainError: the newest hashed event fits no formula.
+        """
+        tip = self._tip
+        if tip is not None:
+            row = handle.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
+            if row == (tip.event_id, tip.hash):
+                return tip.formula, tip.hash
+        newest = _hashed_row(handle, _NEWEST_HASHED)
+        if newest is None:
+            self._formula = None
+            return "full", None
+        if self._formula is None or not fits(self._formula, newest):
+            own = detect_formula(newest)
+            if own is None:
+                raise ChainError(
+                    f"{self.connection.path}: the hash of event {newest.id} fits no known formula; nothing was "
+                    "written. `verify_chain()` names the first bad event"
+                )
+            first = _hashed_row(handle, _FIRST_HASHED)
+            self._formula = (detect_formula(first) if first is not None else None) or own
+        previous: str = newest.hash
+        return self._formula, previous
+
+
+def _newest_id(handle: sqlite3.Connection) -> int:
+    newest: int = handle.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
+    try:
+        row = handle.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    except sqlite3.OperationalError:  # A table without AUTOINCREMENT.
+        row = None
+    return max(0, newest, row[0] if row is not None and isinstance(row[0], int) else 0)
+
+
+def _hashed_row(handle: sqlite3.Connection, sql: str) -> HashedRow | None:
+    row = handle.execute(sql).fetchone()
+    return None if row is None else HashedRow._make(row)

@@ -1,0 +1,112 @@
+"""Events before they have a place in the log: validated and serialised, outside the ledger's lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from pmm_shm.errors import InvalidEventError
+from pmm_shm.ledger.chain import canonical_json
+from pmm_shm.ledger.instants import instant_us
+from pmm_shm.ledger.rows import MalformedMeta, parse_meta
+
+EventInput: TypeAlias = Mapping[str, Any] | tuple[str, str, Mapping[str, Any] | None]
+"""`(kind, content, meta)`, or a mapping with `kind` and, if wanted, `content`, `meta` and `ts`."""
+
+_KEYS = frozenset(("kind", "content", "meta", "ts"))
+_SAFE_INTEGER = 1 << 63
+
+
+# A plain tuple: of a NamedTuple the collector would look at every one of a large batch again and again.
+Draft: TypeAlias = tuple[str | None, str, str, str, str, str, str]
+"""(ts, kind, content, meta, and canonical JSON of kind, content, meta) of an event without id and hash; `ts` None means
+the append's time, `meta` is the column's text, and the JSON is what the hash covers."""
+
+
+def draft(kind: object, content: object = "", meta: object = None, ts: object = None) -> Draft:
+    """Validate one event, whatever the types of its parts.
+
+    Raises:
+        InvalidEventError: it could not be stored and read back as it is.
+    """
+    if not isinstance(kind, str) or not kind:
+        raise InvalidEventError(f"kind: {kind!r:.80} is not a non-empty text")
+    if not isinstance(content, str):
+        raise InvalidEventError(f"content: {type(content).__name__} is not text")
+    _encodable("kind", kind)
+    _encodable("content", content)
+    if ts is not None and (not isinstance(ts, str) or instant_us(ts) is None):
+        raise InvalidEventError(f"ts: {ts!r:.80} is not an ISO 8601 time")
+    text, parsed = _serialise(meta)
+    return ts, kind, content, text, canonical_json(kind), canonical_json(content), canonical_json(parsed)
+
+
+def drafts(events: Iterable[EventInput]) -> list[Draft]:
+    """Validate a batch.
+
+    Raises:
+        InvalidEventError: one of them could not be stored and read back as it is; the message has its position.
+    """
+    result: list[Draft] = []
+    for position, event in enumerate(events):
+        try:
+            result.append(_draft_of(event))
+        except InvalidEventError as error:
+            raise InvalidEventError(f"event {position} of the batch: {error}") from None
+    return result
+
+
+def _draft_of(event: object) -> Draft:
+    if isinstance(event, (tuple, list)) and 1 <= len(event) <= 3:
+        return draft(*event)
+    if isinstance(event, Mapping):
+        if not _KEYS.issuperset(event):
+            raise InvalidEventError(f"unknown keys {sorted(map(str, set(event) - _KEYS))}")
+        return draft(event.get("kind", ""), event.get("content", ""), event.get("meta"), event.get("ts"))
+    raise InvalidEventError("neither (kind, content, meta) nor a mapping")
+
+
+def _encodable(name: str, text: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidEventError(f"{name}: holds half of a surrogate pair, which is not UTF-8") from None
+
+
+def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
+    """The column's text, keys in their own order, and the object that everybody will read from it."""
+    if meta is None:
+        return "{}", {}
+    if not isinstance(meta, dict):
+        if not isinstance(meta, Mapping):
+            raise InvalidEventError(f"meta: {type(meta).__name__} is not a mapping")
+        meta = dict(meta)
+    try:
+        text = json.dumps(meta)
+    except (TypeError, ValueError) as error:
+        raise InvalidEventError(f"meta: {error}") from None
+    except RecursionError:
+        raise InvalidEventError("meta: nested too deep") from None
+    if _reads_back_equal(meta):
+        return text, meta
+    try:
+        return text, parse_meta(text)
+    except MalformedMeta as error:
+        raise InvalidEventError(f"meta: {error}") from None
+
+
+def _reads_back_equal(meta: dict[Any, Any]) -> bool:
+    """Whether the text of a flat object surely parses to an equal one: most events, and parsing is half their cost."""
+    for key, value in meta.items():
+        if type(key) is not str:
+            return False
+        kind = type(value)
+        if kind is int:
+            if not -_SAFE_INTEGER <= value < _SAFE_INTEGER:
+                return False
+        elif kind is not str and kind is not float and kind is not bool and value is not None:
+            return False
+    return True

@@ -1,0 +1,274 @@
+"""The event log for its users: appends that keep the chain linear, and reads that never raise because of a row.
+
+Owns one connection that only reads and one that only appends. Opening and reading an existing ledger changes nothing in
+it; the first append makes sure of the indexes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
+from pmm_shm.ledger import chain
+from pmm_shm.ledger.append import Appender, LockWatch, follow_replacement
+from pmm_shm.ledger.chain import ChainReport
+from pmm_shm.ledger.connection import BlankLedgerError, Connection, HotJournalError
+from pmm_shm.ledger.drafts import EventInput, draft, drafts
+from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.instants import first_date_text, instant_us
+from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.schema import TS_INDEX, create_ledger
+
+EventDict = dict[str, Any]
+"""`{"id", "ts", "kind", "content", "meta"}`"""
+
+_T = TypeVar("_T")
+_ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
+_COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
+
+
+class EventLog:
+    """A ledger to append to and read from; one per process and ledger, shared by its threads, safe across fork.
+
+    Parameters:
+        path: the SQLite file.
+        timeout: seconds to wait for a busy ledger before `LedgerBusyError`.
+        create: make a ledger of a missing file or of a database without tables.
+
+    Raises:
+        ConfigError: the path is not that of a file.
+        LedgerNotFoundError: no file, and not `create`.
+        NotALedgerError: something else than a ledger; nothing was changed.
+        LedgerUnwritableError: the ledger cannot be created there.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, timeout: float = limits.LEDGER_TIMEOUT_S, create: bool = True
+    ) -> None:
+        name = _file_name(path)
+        if not timeout >= 0:
+            raise ConfigError(f"timeout: {timeout!r} is not a number of seconds")
+        self._reader = Connection(name, "ro", timeout)
+        self._watch = LockWatch(self._reader)
+        self.path = self._reader.path
+        """The ledger's real path."""
+        self.timeout = timeout
+        """Seconds to wait for a busy ledger."""
+        self._appender = Appender(self.path, timeout)
+        self._close_hooks: list[Callable[[], None]] = []
+        try:
+            with self._reader.lock:
+                self._reader.handle()
+        except (LedgerNotFoundError, BlankLedgerError):
+            if not create:
+                raise
+            create_ledger(self.path, timeout)
+        except HotJournalError:
+            pass  # The first read or append repairs it.
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add_close_hook(self, hook: Callable[[], None]) -> None:
+        """Call `hook` at every `close()`, before the connections close."""
+        self._close_hooks.append(hook)
+
+    def close(self) -> None:
+        """Close the connections; a WAL is emptied first where nobody is in the way. The next use opens them anew."""
+        for hook in self._close_hooks:
+            hook()
+        self._reader.close()
+        self._appender.close()
+
+    def append(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+        """Append one event and return its id. The event is committed when this returns.
+
+        Raises:
+            InvalidEventError: it could not be stored and read back as it is.
+            LedgerBusyError: another process held the ledger until the timeout.
+            ChainError: the newest hashed event fits no known formula.
+            LedgerError: another reason of the file's. In all cases nothing was written.
+        """
+        return self._appender.append([draft(kind, content, meta)])[0]
+
+    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+        """Append a batch in one transaction, all of it or nothing, and return the ids.
+
+        Each event is `(kind, content, meta)` or a mapping with `kind` and, if wanted, `content`, `meta` and `ts` (ISO
+        8601). Raises what `append` raises.
+        """
+        batch = drafts(events)
+        return self._appender.append(batch) if batch else []
+
+    def recover(self) -> None:
+        """Let SQLite roll back what a writer left behind that died within a transaction.
+
+        Raises:
+            LedgerError: in one of its kinds.
+        """
+        self._appender.recover()
+
+    def read_all(self) -> list[EventDict]:
+        """All events in the order of their ids."""
+        return self.read_after_id(after_id=_ID_MIN)
+
+    def read_after_id(self, *, after_id: int, limit: int | None = None) -> list[EventDict]:
+        """The first `limit` events with an id above `after_id`, ascending; None means all."""
+        after = _clamped(after_id)
+        return self._events(lambda: self._walk("id > ?", after, limit))
+
+    def read_after_ts(self, *, after_ts: str, limit: int | None = None) -> list[EventDict]:
+        """The first `limit` events, by id, whose `ts` is a later instant than `after_ts`; None means all.
+
+        Offsets count, a time without one is UTC, and a `ts` that is not ISO 8601 never matches.
+
+        Raises:
+            ConfigError: `after_ts` is not ISO 8601.
+        """
+        instant = instant_us(after_ts)
+        if instant is None:
+            raise ConfigError(f"after_ts: {after_ts!r:.80} is not an ISO 8601 time")
+
+        def later(row: RawRow) -> bool:
+            own = instant_us(row[1]) if isinstance(row[1], str) else None
+            return own is not None and own > instant
+
+        return self._events(lambda: self._walk("id >= ?", self._first_id_since(instant), limit, later))
+
+    def read_tail(self, *, limit: int) -> list[EventDict]:
+        """The newest `limit` events, ascending."""
+        return self._events(lambda: self._walk_back("id <= ?", (), limit))[::-1]
+
+    def get_event(self, event_id: int) -> EventDict | None:
+        """One event; None where there is none of this id."""
+        if not _ID_MIN <= event_id <= _ID_MAX:
+            return None
+        found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
+        return found[0] if found else None
+
+    def query(self, *, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
+        """The newest `limit` events of one kind (None: of any), newest first."""
+        if kind is None:
+            return self._events(lambda: self._walk_back("id <= ?", (), limit))
+        try:
+            kind.encode()
+        except UnicodeEncodeError:
+            return []
+        return self._events(lambda: self._walk_back("kind = ? AND id <= ?", (kind,), limit))
+
+    def verify_chain(self) -> ChainReport:
+        """Check the hash chain of the whole ledger; reports what it covered and the first bad id."""
+        connection = Connection(self.path, "ro", self._reader.timeout_s)
+        try:
+            try:
+                return chain.verify_chain(connection)
+            except HotJournalError:
+                self.recover()
+                return chain.verify_chain(connection)
+        finally:
+            connection.close()
+
+    def _events(self, fetch: Callable[[], list[RawRow]]) -> list[EventDict]:
+        return [_event(row) for row in self._read(fetch)]
+
+    def _read(self, fetch: Callable[[], _T]) -> _T:
+        follow_replacement(self._reader)
+        try:
+            return self._locked(fetch)
+        except HotJournalError as error:
+            try:
+                self.recover()
+            except LedgerError:
+                raise error from None
+            return self._locked(fetch)
+
+    def _locked(self, fetch: Callable[[], _T]) -> _T:
+        # All batches of one read under one lock: another thread may not change the file in between.
+        with self._reader.lock:
+            self._watch.check()
+            return fetch()
+
+    def _walk(
+        self, condition: str, start: int, limit: int | None, wanted: Callable[[RawRow], bool] | None = None
+    ) -> list[RawRow]:
+        """Rows by ascending id; `condition` compares the id with `start`, first and once."""
+        result: list[RawRow] = []
+        while True:
+            count = _remaining(limit, len(result), wanted is None)
+            if not count:
+                return result
+            sql = f"{_COLUMNS} WHERE {condition} ORDER BY id LIMIT ?"
+            rows, complete = fetch_batch(self._reader, sql, (start,), count)
+            matching = rows if wanted is None else [row for row in rows if wanted(row)]
+            result.extend(matching if limit is None else matching[: limit - len(result)])
+            if complete:
+                return result
+            start, condition = rows[-1][0], "id > ?"
+
+    def _walk_back(self, condition: str, parameters: tuple[Any, ...], limit: int | None) -> list[RawRow]:
+        """Rows by descending id; `condition` ends in a comparison with the highest id that is wanted."""
+        result: list[RawRow] = []
+        highest = _ID_MAX
+        while True:
+            count = _remaining(limit, len(result), True)
+            if not count:
+                return result
+            sql = f"{_COLUMNS} WHERE {condition} ORDER BY id DESC LIMIT ?"
+            rows, complete = fetch_batch(self._reader, sql, (*parameters, highest), count)
+            result.extend(rows)
+            if complete or rows[-1][0] == _ID_MIN:
+                return result
+            highest = rows[-1][0] - 1
+
+    def _first_id_since(self, instant: int) -> int:
+        """An id below which no event can be later than `instant`; from the index alone, where there is one."""
+        sql = f"SELECT min(id) FROM events INDEXED BY {TS_INDEX} WHERE ts >= ? LIMIT ?"
+        try:
+            rows = fetch_batch(self._reader, sql, (first_date_text(instant),), 1).rows
+        except LedgerError as error:
+            if "index" not in str(error) and "query solution" not in str(error):
+                raise
+            return _ID_MIN
+        return _ID_MAX if rows[0][0] is None else int(rows[0][0])
+
+
+def _file_name(path: str | os.PathLike[str]) -> str:
+    name = os.fsdecode(path)
+    if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
+        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; give its path")
+    return name
+
+
+def _clamped(number: int) -> int:
+    return max(_ID_MIN, min(_ID_MAX, number))
+
+
+def _remaining(limit: int | None, have: int, every_row_counts: bool) -> int:
+    if limit is None:
+        return limits.TAIL_ROWS_MAX
+    left = max(0, limit - have)
+    return left if every_row_counts or not left else limits.TAIL_ROWS_MAX
+
+
+def _event(row: RawRow) -> EventDict:
+    event_id, ts, kind, content, meta = row
+    try:
+        parsed = parse_meta(meta)
+    except MalformedMeta:
+        parsed = {}
+    return {
+        "id": event_id,
+        "ts": text_or_empty(ts),
+        "kind": text_or_empty(kind),
+        "content": parse_content(content)[0],
+        "meta": parsed,
+    }

@@ -1,0 +1,60 @@
+"""Where things lie: the instance directory of a ledger and the files in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmm_shm import flags
+
+LOCK_FILE = "daemon.lock"
+ENDPOINTS_FILE = "endpoints.json"
+BOOT_FILE = "boot.json"
+DATA_FILE = "data.mdb"
+LOG_FILE = "daemon.log"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One ledger and the directory of its shared state.
+
+    Attributes:
+        ledger: the real path of the ledger.
+        directory: `<ledger>-cache`, or a subfolder of `PMM_SHM_DIR` with the ledger's file name and a short digest of its
+            real path.
+    """
+
+    ledger: str
+    directory: Path
+
+    @classmethod
+    def of(cls, ledger: str | os.PathLike[str]) -> Instance:
+        """The instance of a ledger; nothing has to exist."""
+        real = os.path.realpath(os.fspath(ledger))
+        base = flags.shm_dir()
+        if base is None:
+            return cls(real, Path(real + "-cache"))
+        digest = hashlib.blake2b(os.fsencode(real), digest_size=6).hexdigest()
+        return cls(real, base / f"{os.path.basename(real)}-{digest}")
+
+    @property
+    def lock_file(self) -> Path:
+        return self.directory / LOCK_FILE
+
+    @property
+    def endpoints_file(self) -> Path:
+        return self.directory / ENDPOINTS_FILE
+
+    @property
+    def boot_file(self) -> Path:
+        return self.directory / BOOT_FILE
+
+    @property
+    def data_file(self) -> Path:
+        return self.directory / DATA_FILE
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / LOG_FILE

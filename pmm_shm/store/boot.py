@@ -1,0 +1,43 @@
+"""Whether the environment can be trusted after a stop: the boot id and the mark of a clean shutdown.
+
+The daemon writes LMDB without syncing, for the ledger can rebuild everything. A killed daemon leaves a good environment
+all the same, since the pages are in the system's cache; a power loss may not. So a file beside the environment says under
+which boot it was written, and whether it was synced at the end. It is a file of its own because reading a record inside a
+corrupt environment may already crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def boot_id() -> str:
+    """The id of this boot; "" where the system has none, and then nothing unclean is trusted."""
+    try:
+        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def mark(path: Path, *, is_clean: bool) -> None:
+    """Write the mark, durably, in one step."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w", encoding="ascii") as file:
+        json.dump({"boot_id": boot_id(), "clean": is_clean}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def is_trusted(path: Path) -> bool:
+    """Whether an environment with this mark can be opened."""
+    try:
+        record = json.loads(path.read_text(encoding="ascii"))
+        is_clean, written_under = record["clean"], record["boot_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return is_clean is True or (bool(written_under) and written_under == boot_id())

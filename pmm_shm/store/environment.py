@@ -1,0 +1,173 @@
+"""One LMDB environment per process and directory, counted by reference.
+
+LMDB forbids to open an environment twice in one process, and an environment must not cross fork: the child leaves the
+parent's alone and opens its own.
+
+Invariant: never `writemap` (a full disk would be a SIGBUS), never `lock=False` (it allows corrupt reads).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+
+from pmm_shm import limits
+from pmm_shm.errors import StoreError
+from pmm_shm.paths import DATA_FILE
+
+FileId = tuple[int, int]
+
+
+class DamagedStoreError(StoreError):
+    """The files are there and are no LMDB environment of this version."""
+
+
+@dataclass
+class Environment:
+    """An open environment.
+
+    Attributes:
+        env: py-lmdb's handle.
+        identity: (device, inode) of its data file: an environment that was made anew has another.
+    """
+
+    env: lmdb.Environment
+    directory: Path
+    identity: FileId
+    is_writable: bool
+    users: int = 1
+
+    @contextmanager
+    def read(self) -> Iterator[lmdb.Transaction]:
+        """A short read transaction; never hold it between calls."""
+        try:
+            transaction = self.env.begin()
+        except lmdb.MapResizedError:
+            # Another process made the map larger: take over its size.
+            self.env.set_mapsize(0)
+            transaction = self.env.begin()
+        try:
+            yield transaction
+        finally:
+            transaction.abort()
+
+
+_environments: dict[FileId, Environment] = {}
+_lock = threading.Lock()
+_left_to_parent: list[Environment] = []
+
+
+def data_file_identity(directory: Path) -> FileId | None:
+    """(device, inode) of the data file that stands in the directory now."""
+    try:
+        status = os.stat(directory / DATA_FILE)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def open_reader(directory: Path) -> Environment | None:
+    """The environment in the directory, for reading; None where there is none.
+
+    Raises:
+        StoreError: it is there and cannot be opened.
+    """
+    with _lock:
+        identity = data_file_identity(directory)
+        if identity is None:
+            return None
+        known = _environments.get(identity)
+        if known is not None:
+            known.users += 1
+            return known
+        env = _open_smaller_and_smaller(
+            lambda size: lmdb.open(
+                str(directory), map_size=size, readonly=True, max_readers=limits.MAX_READERS, create=False
+            ),
+            directory,
+        )
+        if data_file_identity(directory) != identity:
+            env.close()
+            return None
+        return _remember(Environment(env, directory, identity, False))
+
+
+def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
+    """The environment in the directory, for the daemon; made where there is none.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    with _lock:
+        if data_file_identity(directory) in _environments:
+            raise StoreError(f"{directory}: this process already has the environment open")
+        env = _open_smaller_and_smaller(
+            lambda size: lmdb.open(
+                str(directory),
+                map_size=size,
+                max_readers=limits.MAX_READERS,
+                mode=0o660,
+                sync=False,
+                metasync=False,
+                readahead=False,
+                meminit=False,
+            ),
+            directory,
+            map_size_bytes,
+        )
+        identity = data_file_identity(directory)
+        assert identity is not None
+        return _remember(Environment(env, directory, identity, True))
+
+
+def close(environment: Environment) -> None:
+    """Give back one use; the last one closes."""
+    with _lock:
+        environment.users -= 1
+        if environment.users == 0 and _environments.get(environment.identity) is environment:
+            del _environments[environment.identity]
+            environment.env.close()
+
+
+def _remember(environment: Environment) -> Environment:
+    _environments[environment.identity] = environment
+    return environment
+
+
+def _open_smaller_and_smaller(
+    opener: Callable[[int], lmdb.Environment], directory: Path, size: int = limits.MAP_SIZE_BYTES
+) -> lmdb.Environment:
+    """1 TiB of address space costs nothing, but `ulimit -v` may forbid it."""
+    while True:
+        try:
+            return opener(size)
+        except lmdb.MemoryError as error:
+            failure: Exception = error
+        except lmdb.ReadonlyError as error:
+            raise StoreError(f"{directory}: {error}; readers need write permission on lock.mdb: share a group") from error
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+            raise DamagedStoreError(f"{directory}: {error}") from error
+        except lmdb.Error as error:
+            if "Cannot allocate memory" not in str(error):
+                raise StoreError(f"{directory}: {error}") from error
+            failure = error
+        size //= 4
+        if size < limits.MAP_SIZE_MIN_BYTES:
+            raise StoreError(f"{directory}: no address space for the map ({failure})")
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    # Kept, so that no destructor runs on what belongs to the parent.
+    _left_to_parent.extend(_environments.values())
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

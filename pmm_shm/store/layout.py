@@ -1,0 +1,177 @@
+"""Keys and records of the LMDB environment; `docs/FORMAT.md` is this module in prose.
+
+| key | value |
+| --- | --- |
+| `h` | the header: position, anchor, lineage |
+| `g` generation | name of the fold whose state this generation holds, live or shadow |
+| `s` generation, fold key | a cell or a table's entry |
+| `t` sequence | what one commit touched |
+| `b` block | the seal of a block of rows |
+
+Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Values are packed by `pmm_shm.codec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pmm_shm.codec import pack, unpack
+from pmm_shm.errors import StoreError
+from pmm_shm.folds.contract import Fold, Identity
+from pmm_shm.folds.state import Touched
+from pmm_shm.ledger.tail import Position
+
+FORMAT = 1
+HEADER_KEY = b"h"
+GENERATION_PREFIX = b"g"
+STATE_PREFIX = b"s"
+TOUCHED_PREFIX = b"t"
+SEAL_PREFIX = b"b"
+
+
+def state_prefix(generation: int) -> bytes:
+    """Prefix of all keys of one generation."""
+    return STATE_PREFIX + generation.to_bytes(4, "big")
+
+
+def generation_key(generation: int) -> bytes:
+    return GENERATION_PREFIX + generation.to_bytes(4, "big")
+
+
+def touched_key(sequence: int) -> bytes:
+    return TOUCHED_PREFIX + sequence.to_bytes(8, "big")
+
+
+def seal_key(block: int) -> bytes:
+    return SEAL_PREFIX + block.to_bytes(8, "big")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is published; written in the same transaction as the state it speaks of.
+
+    Attributes:
+        uuid: 16 random bytes, made with the environment.
+        position: the newest event that is folded, and its anchor.
+        sequence: number of commits since the environment was made.
+        folds: fold name to (version, packed parameters, generation).
+        is_void: the daemon found the state wrong; it counts for nothing until a rebuild has replaced it.
+        next_generation: the next number to give to a rebuild.
+    """
+
+    uuid: bytes
+    position: Position
+    sequence: int
+    folds: dict[str, tuple[int, bytes, int]]
+    is_void: bool
+    next_generation: int
+
+    def pack(self) -> bytes:
+        folds = {name: list(entry) for name, entry in self.folds.items()}
+        return pack(
+            {
+                "format": FORMAT,
+                "uuid": self.uuid,
+                "event_id": self.position.event_id,
+                "anchor": self.position.anchor,
+                "sequence": self.sequence,
+                "folds": folds,
+                "void": self.is_void,
+                "next_generation": self.next_generation,
+            }
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Header:
+        """The header that `data` holds.
+
+        Raises:
+            StoreError: another format version, or not a header.
+        """
+        try:
+            record = unpack(data)
+            version = record["format"]
+        except Exception as error:
+            raise StoreError(f"the store's header cannot be read: {error}") from error
+        if version != FORMAT:
+            raise StoreError(f"the store has format {version}, this version reads format {FORMAT}")
+        try:
+            header = cls(
+                record["uuid"],
+                Position(record["event_id"], record["anchor"]),
+                record["sequence"],
+                {name: (entry[0], entry[1], entry[2]) for name, entry in record["folds"].items()},
+                record["void"],
+                record["next_generation"],
+            )
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise StoreError(f"the store's header cannot be read: {error!r}") from error
+        return header._checked()
+
+    def _checked(self) -> Header:
+        event_id, anchor = self.position
+        numbers = [self.sequence, self.next_generation, *(entry[2] for entry in self.folds.values())]
+        is_valid = (
+            type(self.uuid) is bytes
+            and type(anchor) is bytes
+            and (event_id is None or type(event_id) is int)
+            and all(type(number) is int and number >= 0 for number in numbers)
+        )
+        if not is_valid:
+            raise StoreError("the store's header holds values of the wrong type")
+        return self
+
+    def generation_of(self, fold: Fold) -> int | None:
+        """The live generation of this very fold (name, version, parameters); None where there is none."""
+        return self.generation_of_identity(fold.identity())
+
+    def generation_of_identity(self, identity: Identity) -> int | None:
+        name, version, parameters = identity
+        entry = self.folds.get(name)
+        if self.is_void or entry is None or entry[:2] != (version, parameters):
+            return None
+        return entry[2]
+
+
+@dataclass(frozen=True)
+class TouchedRecord:
+    """What one commit wrote: from one event id (exclusive) to another, per fold; None where it was too much to list."""
+
+    after_id: int | None
+    folds: dict[str, Touched | None]
+
+    def pack(self) -> bytes:
+        folds: dict[str, Any] = {}
+        for name, touched in self.folds.items():
+            tables = None if touched is None else {table: list(keys) for table, keys in touched.tables.items()}
+            folds[name] = None if touched is None else [touched.cells, tables]
+        return pack([self.after_id, folds])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> TouchedRecord:
+        after_id, folds = unpack(data)
+        return cls(
+            after_id,
+            {
+                name: None if entry is None else Touched(entry[0], {table: set(keys) for table, keys in entry[1].items()})
+                for name, entry in folds.items()
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The digest over all raw columns of one block of rows, first and last id included."""
+
+    first_id: int
+    last_id: int
+    digest: bytes
+
+    def pack(self) -> bytes:
+        return pack([self.first_id, self.last_id, self.digest])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Seal:
+        first_id, last_id, digest = unpack(data)
+        return cls(first_id, last_id, digest)

@@ -1,0 +1,196 @@
+"""Reading the store: short transactions over what the daemon has published last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lmdb
+
+from pmm_shm import limits
+from pmm_shm.errors import StoreError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.state import Base, State, Touched
+from pmm_shm.paths import Instance
+from pmm_shm.store import boot
+from pmm_shm.store.environment import Environment, FileId, close, data_file_identity, open_reader
+from pmm_shm.store.layout import (
+    HEADER_KEY,
+    SEAL_PREFIX,
+    Header,
+    Seal,
+    TouchedRecord,
+    state_prefix,
+    touched_key,
+)
+
+Lineage = tuple[FileId, bytes, tuple[int, ...]]
+"""Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to."""
+
+
+class LmdbBase:
+    """One generation within a read transaction, as the base of an overlay."""
+
+    __slots__ = ("_prefix", "_transaction")
+
+    def __init__(self, transaction: lmdb.Transaction, generation: int) -> None:
+        self._transaction = transaction
+        self._prefix = state_prefix(generation)
+
+    def get(self, key: bytes, /) -> bytes | None:
+        data: bytes | None = self._transaction.get(self._prefix + key)
+        return data
+
+    def scan(self, prefix: bytes, /) -> Iterator[tuple[bytes, bytes]]:
+        full = self._prefix + prefix
+        skip = len(self._prefix)
+        with self._transaction.cursor() as cursor:
+            if cursor.set_range(full):
+                for key, value in cursor:
+                    if not key.startswith(full):
+                        return
+                    yield key[skip:], value
+
+
+class Snapshot:
+    """What is published, as of one transaction; valid only within `SnapshotReader.begin`."""
+
+    __slots__ = ("_transaction", "header", "identity")
+
+    def __init__(self, transaction: lmdb.Transaction, header: Header, identity: FileId) -> None:
+        self._transaction = transaction
+        self.header = header
+        self.identity = identity
+
+    def lineage(self, folds: list[Fold]) -> Lineage | None:
+        """The lineage of these folds' states; None where one of them is not published."""
+        generations = []
+        for fold in folds:
+            generation = self.header.generation_of(fold)
+            if generation is None:
+                return None
+            generations.append(generation)
+        return self.identity, self.header.uuid, tuple(generations)
+
+    def base(self, fold: Fold) -> Base:
+        """The published state of a fold.
+
+        Raises:
+            StoreError: it is not published.
+        """
+        generation = self.header.generation_of(fold)
+        if generation is None:
+            raise StoreError(f"fold {fold.name!r} is not published in this version and with these parameters")
+        return LmdbBase(self._transaction, generation)
+
+    def state(self, fold: Fold) -> State:
+        """The published state of a fold, to be read within this transaction."""
+        return State(self.base(fold))
+
+    def touched_since(self, event_id: int | None) -> dict[str, Touched | None] | None:
+        """What the commits behind `event_id` wrote, per fold; None where the list does not reach back that far."""
+        merged: dict[str, Touched | None] = {}
+        sequence = self.header.sequence
+        for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
+            data = self._transaction.get(touched_key(number))
+            if data is None:
+                return None
+            record = TouchedRecord.unpack(data)
+            _merge(merged, record.folds)
+            if record.after_id is None or (event_id is not None and record.after_id <= event_id):
+                return merged
+        return None
+
+    def seals(self) -> list[Seal]:
+        """The seals of all sealed blocks, in order."""
+        seals = []
+        with self._transaction.cursor() as cursor:
+            if cursor.set_range(SEAL_PREFIX):
+                for key, value in cursor:
+                    if not key.startswith(SEAL_PREFIX):
+                        break
+                    seals.append(Seal.unpack(value))
+        return seals
+
+    def entries(self, fold: Fold) -> dict[bytes, bytes]:
+        """A copy of the raw state of a fold: key to value."""
+        return dict(self.base(fold).scan(b""))
+
+
+def _merge(merged: dict[str, Touched | None], folds: dict[str, Touched | None]) -> None:
+    for name, touched in folds.items():
+        before = merged.get(name, Touched())
+        if before is None or touched is None:
+            merged[name] = None
+        else:
+            before.merge(touched)
+            merged[name] = before
+
+
+class SnapshotReader:
+    """Finds, opens and reopens the environment of an instance, and begins transactions on it.
+
+    Not thread-safe: the caller has a lock. Survives fork (the child opens its own) and an environment made anew.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._environment: Environment | None = None
+        self._raw_header = b""
+        self._header: Header | None = None
+        self.failure: StoreError | None = None
+        """Why there is no snapshot, where one is there and cannot be used."""
+
+    @contextmanager
+    def begin(self) -> Iterator[Snapshot | None]:
+        """A transaction on what is published; None where nothing usable is."""
+        environment = self._usable_environment()
+        if environment is None:
+            yield None
+            return
+        with environment.read() as transaction:
+            header = self._read_header(transaction)
+            yield None if header is None else Snapshot(transaction, header, environment.identity)
+
+    def close(self) -> None:
+        """Give the environment back."""
+        if self._environment is not None:
+            close(self._environment)
+            self._environment = None
+
+    def abandon(self) -> None:
+        """In the child of a fork: leave the environment to the parent."""
+        self._environment = None
+
+    def _usable_environment(self) -> Environment | None:
+        identity = data_file_identity(self._instance.directory)
+        if self._environment is not None and self._environment.identity != identity:
+            self.close()
+        if self._environment is None and identity is not None:
+            self._environment = self._open()
+        return self._environment
+
+    def _open(self) -> Environment | None:
+        if not boot.is_trusted(self._instance.boot_file):
+            return None
+        try:
+            environment = open_reader(self._instance.directory)
+        except StoreError as error:
+            self.failure = error
+            return None
+        self.failure = None
+        return environment
+
+    def _read_header(self, transaction: lmdb.Transaction) -> Header | None:
+        raw = transaction.get(HEADER_KEY)
+        if raw is None:
+            return None
+        if raw != self._raw_header:
+            try:
+                self._header = Header.unpack(raw)
+                self.failure = None
+            except StoreError as error:
+                self._header = None
+                self.failure = error
+            self._raw_header = raw
+        return self._header

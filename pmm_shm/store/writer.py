@@ -1,0 +1,312 @@
+"""Writing the store: the daemon's alone.
+
+Invariant: position, anchor, lineage and state change in one transaction.
+Invariant: a rebuild writes into a generation that no header names, until one commit flips to it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from pmm_shm import limits
+from pmm_shm.errors import StoreError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.state import State, Touched
+from pmm_shm.ledger.tail import START, Position
+from pmm_shm.paths import Instance
+from pmm_shm.store import boot, environment
+from pmm_shm.store.environment import DamagedStoreError, Environment
+from pmm_shm.store.layout import (
+    GENERATION_PREFIX,
+    HEADER_KEY,
+    SEAL_PREFIX,
+    TOUCHED_PREFIX,
+    Header,
+    Seal,
+    TouchedRecord,
+    generation_key,
+    seal_key,
+    state_prefix,
+    touched_key,
+)
+from pmm_shm.store.snapshot import Snapshot
+
+_T = TypeVar("_T")
+
+
+class StoreFullError(StoreError):
+    """The disk is full: nothing of the commit was written, and the last snapshot stands."""
+
+
+class StoreWriter:
+    """The one writer of an instance's environment. Thread-safe.
+
+    Raises:
+        StoreError: the environment cannot be opened, even after it was made anew.
+    """
+
+    def __init__(self, instance: Instance, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> None:
+        self._instance = instance
+        self._map_size_bytes = map_size_bytes
+        self._lock = threading.RLock()
+        self._environment = self._open_or_remake()
+        self.map_growths = 0
+        boot.mark(instance.boot_file, is_clean=False)
+
+    @property
+    def header(self) -> Header:
+        """What is published now."""
+        return self._header
+
+    @property
+    def environment(self) -> Environment:
+        return self._environment
+
+    def snapshot(self, transaction: lmdb.Transaction) -> Snapshot:
+        """The published state within a transaction of `environment.read()`."""
+        data = transaction.get(HEADER_KEY)
+        return Snapshot(transaction, Header.unpack(data), self._environment.identity)
+
+    def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
+        """Write what the overlays hold, and move the position, in one commit."""
+        touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
+        record = TouchedRecord(self._header.position.event_id, {name: t for name, t in touched.items() if t != Touched()})
+        changes = [(self._generation(fold), list(state.changes())) for fold, state in states.items()]
+
+        def write(transaction: lmdb.Transaction) -> Header:
+            for generation, pairs in changes:
+                _put_state(transaction, generation, pairs)
+            header = self._next(position=position)
+            transaction.put(touched_key(header.sequence), record.pack())
+            transaction.delete(touched_key(max(0, header.sequence - limits.TOUCHED_COMMITS_MAX)))
+            return header
+
+        self._commit(write)
+
+    def begin_generation(self, fold: Fold) -> int:
+        """A new, empty generation for a rebuild of `fold`."""
+
+        def write(transaction: lmdb.Transaction) -> Header:
+            generation = self._header.next_generation
+            transaction.put(generation_key(generation), fold.name.encode())
+            return self._next(next_generation=generation + 1)
+
+        with self._lock:
+            self._commit(write)
+            return self._header.next_generation - 1
+
+    def flush_shadow(self, shadows: Mapping[int, State]) -> None:
+        """Write the overlays of a rebuild into its generations; nobody reads them yet."""
+        changes = [(generation, list(state.changes())) for generation, state in shadows.items()]
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for generation, pairs in changes:
+                _put_state(transaction, generation, pairs)
+
+        self._commit(write)
+
+    def flip(self, position: Position, generations: Mapping[Fold, int], keep: Iterable[Fold]) -> None:
+        """Publish rebuilt generations at `position`, beside those folds in `keep` that stand there already."""
+        folds = {fold.name: self._header.folds[fold.name] for fold in keep}
+        for fold, generation in generations.items():
+            _, version, parameters = fold.identity()
+            folds[fold.name] = (version, parameters, generation)
+
+        def write(transaction: lmdb.Transaction) -> Header:
+            header = self._next(position=position, folds=folds, is_void=False)
+            # The list of touched keys does not reach across a flip.
+            _delete_prefix(transaction, TOUCHED_PREFIX, limits.TOUCHED_COMMITS_MAX * 2)
+            return header
+
+        self._commit(write)
+
+    def void(self) -> None:
+        """Say that the published state counts for nothing."""
+        if not self._header.is_void:
+            self._commit(lambda _: self._next(is_void=True))
+
+    def put_seals(self, first_block: int, seals: list[Seal]) -> None:
+        """Keep the seals of blocks from `first_block` on."""
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for block, seal in enumerate(seals, first_block):
+                transaction.put(seal_key(block), seal.pack())
+
+        self._commit(write)
+
+    def drop_seals(self) -> None:
+        """Forget all seals: they were of another history."""
+        while self._commit_result(lambda transaction: _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)):
+            pass
+
+    def delete_old_generation(self) -> bool:
+        """Delete some keys of one generation that is not live; not while a rebuild runs. Returns whether there may be more."""
+        keep = {entry[2] for entry in self._header.folds.values()}
+
+        def write(transaction: lmdb.Transaction) -> bool:
+            generation = _first_generation_outside(transaction, keep)
+            if generation is None:
+                return False
+            if not _delete_prefix(transaction, state_prefix(generation), limits.DELETE_KEYS_PER_TXN):
+                transaction.delete(generation_key(generation))
+            return True
+
+        return self._commit_result(write)
+
+    def readers(self) -> list[tuple[int, int]]:
+        """(pid, transaction id) of every process that reads now; dead ones are cleared first."""
+        self._environment.env.reader_check()
+        readers = []
+        # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
+        for line in self._environment.env.readers().splitlines():
+            fields = line.split()
+            if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
+                readers.append((int(fields[0]), int(fields[2])))
+        return readers
+
+    def last_transaction_id(self) -> int:
+        """The id of the newest commit."""
+        return int(self._environment.env.info()["last_txnid"])
+
+    def close(self) -> None:
+        """Sync, and leave the mark of a clean shutdown."""
+        with self._lock:
+            self._environment.env.sync(True)
+            environment.close(self._environment)
+        boot.mark(self._instance.boot_file, is_clean=True)
+
+    def _generation(self, fold: Fold) -> int:
+        generation = self._header.generation_of(fold)
+        assert generation is not None, f"{fold.name} is not published"
+        return generation
+
+    def _next(
+        self,
+        position: Position | None = None,
+        folds: dict[str, tuple[int, bytes, int]] | None = None,
+        is_void: bool | None = None,
+        next_generation: int | None = None,
+    ) -> Header:
+        before = self._header
+        return Header(
+            before.uuid,
+            before.position if position is None else position,
+            before.sequence + 1,
+            before.folds if folds is None else folds,
+            before.is_void if is_void is None else is_void,
+            before.next_generation if next_generation is None else next_generation,
+        )
+
+    def _commit(self, write: Callable[[lmdb.Transaction], Header | None]) -> None:
+        def run(transaction: lmdb.Transaction) -> Header | None:
+            header = write(transaction)
+            if header is not None:
+                transaction.put(HEADER_KEY, header.pack())
+            return header
+
+        with self._lock:
+            header = self._commit_result(run)
+            if header is not None:
+                self._header = header
+
+    def _commit_result(self, write: Callable[[lmdb.Transaction], _T]) -> _T:
+        """One write transaction; a full map grows, with no transaction open, and the write runs again."""
+        with self._lock:
+            while True:
+                try:
+                    with self._environment.env.begin(write=True) as transaction:
+                        return write(transaction)
+                except lmdb.MapFullError:
+                    self._grow()
+                except (lmdb.DiskError, OSError) as error:
+                    raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                except lmdb.Error as error:
+                    if "No space left" in str(error):
+                        raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                    raise StoreError(f"{self._instance.directory}: {error}") from error
+
+    def _grow(self) -> None:
+        size = self._environment.env.info()["map_size"] * 2
+        try:
+            self._environment.env.set_mapsize(size)
+        except (lmdb.Error, OSError, MemoryError) as error:
+            raise StoreFullError(f"{self._instance.directory}: the map cannot grow to {size} bytes: {error}") from error
+        self.map_growths += 1
+
+    def _open_or_remake(self) -> Environment:
+        directory = self._instance.directory
+        if not boot.is_trusted(self._instance.boot_file):
+            _remove_environment(directory)
+        opened = self._try_open()
+        if opened is None:
+            _remove_environment(directory)
+            opened = self._try_open()
+        if opened is None:
+            raise StoreError(f"{directory}: the environment cannot be read even after it was made anew")
+        return opened
+
+    def _try_open(self) -> Environment | None:
+        """The environment with a readable header; None where it is damaged or of another format."""
+        try:
+            opened = environment.open_writer(self._instance.directory, self._map_size_bytes)
+        except DamagedStoreError:
+            return None
+        try:
+            with opened.env.begin(write=True) as transaction:
+                data = transaction.get(HEADER_KEY)
+                if data is None:
+                    self._header = Header(os.urandom(16), START, 0, {}, False, 1)
+                    transaction.put(HEADER_KEY, self._header.pack())
+                else:
+                    self._header = Header.unpack(data)
+        except (StoreError, lmdb.Error):
+            environment.close(opened)
+            return None
+        return opened
+
+
+def _remove_environment(directory: Path) -> None:
+    """Unlink, never truncate: who has the old file mapped goes on reading it."""
+    for name in ("data.mdb", "lock.mdb"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _bounded(touched: Touched) -> Touched | None:
+    return touched if touched.key_count() <= limits.TOUCHED_KEYS_MAX else None
+
+
+def _put_state(transaction: lmdb.Transaction, generation: int, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
+    prefix = state_prefix(generation)
+    for key, value in pairs:
+        if value is None:
+            transaction.delete(prefix + key)
+        else:
+            transaction.put(prefix + key, value)
+
+
+def _delete_prefix(transaction: lmdb.Transaction, prefix: bytes, keys_max: int) -> int:
+    """Delete up to `keys_max` keys; returns how many there were."""
+    count = 0
+    with transaction.cursor() as cursor:
+        while count < keys_max and cursor.set_range(prefix) and cursor.key().startswith(prefix):
+            cursor.delete()
+            count += 1
+    return count
+
+
+def _first_generation_outside(transaction: lmdb.Transaction, keep: set[int]) -> int | None:
+    with transaction.cursor() as cursor:
+        if cursor.set_range(GENERATION_PREFIX):
+            for key, _ in cursor:
+                if not key.startswith(GENERATION_PREFIX):
+                    break
+                generation = int.from_bytes(key[1:], "big")
+                if generation not in keep:
+                    return generation
+    return None

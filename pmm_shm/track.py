@@ -1,0 +1,171 @@
+"""A track: folds that move along the log together, over a published base or over nothing.
+
+The client's catch-up and its replays in memory are tracks. A track belongs to one lineage (data file, environment, the
+generations of its folds), or to none.
+
+An overlay stays exact over a newer base of the same lineage, as long as the base is not ahead of the overlay's tip: a key
+that was written behind the old base is in the overlay, with its value at the tip, and a key that is not in it did not
+change up to the tip, and so is the same in the newer base. It is dropped when the base has reached the tip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pmm_shm import limits
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import Engine
+from pmm_shm.folds.state import EMPTY, Base, State, Touched
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.store.snapshot import Lineage, Snapshot
+
+
+class _Detached:
+    """The base between reads: no transaction is held, so nothing can be read."""
+
+    def get(self, key: bytes, /) -> bytes | None:
+        raise AssertionError("a state was read outside its transaction")
+
+    def scan(self, prefix: bytes, /) -> Any:
+        raise AssertionError("a state was read outside its transaction")
+
+
+_DETACHED = _Detached()
+
+
+class Track:
+    """Folds over one lineage; call its methods with the connection's lock held.
+
+    Parameters:
+        folds: the folds that move together.
+        lineage: of the published states they stand on; None for a replay in memory, from the first event.
+        connection: the read-only connection that the tail comes from.
+
+    Attributes:
+        position: where the states stand.
+        events_folded: how many events this track has folded.
+    """
+
+    def __init__(self, folds: Sequence[Fold], lineage: Lineage | None, connection: Connection) -> None:
+        self.folds = {fold.name: fold for fold in folds}
+        self.lineage = lineage
+        self.position = START
+        self.events_folded = 0
+        self._engine = Engine(folds)
+        self._reader = TailReader(connection, self._engine.kinds)
+        self._states = {fold.name: State() for fold in folds}
+        self._views: dict[str, Any] = {}
+        self._pending: dict[str, Touched | None] = {}
+        self._has_overlay = False
+        self._base_position = START
+
+    def bind(self, snapshot: Snapshot | None) -> bool:
+        """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if self.lineage is None:
+            return True
+        assert snapshot is not None
+        for name, state in self._states.items():
+            state.base = snapshot.base(self.folds[name])
+        published = snapshot.header.position
+        if self.position == published:
+            self._drop_overlay()
+        elif self.position is START or published.as_of > self.position.as_of:
+            self._adopt(snapshot)
+        elif published != self._base_position and not self._reader.read(published, 0).is_anchored:
+            # Under the overlay there would be a base of another history.
+            return False
+        self._base_position = published
+        return True
+
+    def release(self) -> None:
+        """End a read: nothing holds the transaction any longer."""
+        if self.lineage is not None:
+            for state in self._states.values():
+                state.base = _DETACHED
+
+    def fall_back(self, snapshot: Snapshot | None) -> bool:
+        """The tip was not found in the log: go back to the base, once. Returns whether that is another position."""
+        if self.lineage is None or snapshot is None or self.position == snapshot.header.position:
+            return False
+        self._adopt(snapshot)
+        self._views.clear()
+        return True
+
+    def advance(self) -> tuple[bool, bool]:
+        """Fold the next batch. Returns (anchored, complete).
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        tail = self._reader.read(self.position)
+        if not tail.is_anchored:
+            return False, False
+        if tail.rows:
+            self._has_overlay = True
+            self.events_folded += len(tail.rows)
+            try:
+                self._engine.apply(tail.rows, self._states)
+            except BaseException:
+                self._reset()
+                raise
+            self.position = tail.position
+        return True, tail.is_complete
+
+    def state(self, name: str) -> State:
+        """The state of a fold; readable between `bind` and `release`."""
+        return self._states[name]
+
+    def view(self, name: str) -> Any:
+        """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be."""
+        fold, state = self.folds[name], self._states[name]
+        touched: Touched | None = state.take_touched()
+        earlier = self._pending.pop(name, Touched())
+        if touched is not None and earlier is not None:
+            touched.merge(earlier)
+        else:
+            touched = None
+        if name not in self._views or touched is None or touched.key_count() > limits.TOUCHED_KEYS_MAX:
+            self._views[name] = fold.view(state)
+        elif touched:
+            self._views[name] = fold.patch(self._views[name], state, touched)
+        return self._views[name]
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Stand on the base, and remember what its commits touched since our tip."""
+        touched = snapshot.touched_since(self.position.event_id) if self.position is not START else None
+        for name, state in self._states.items():
+            ours: Touched | None = state.take_touched()
+            theirs = None if touched is None else touched.get(name, Touched())
+            before = self._pending.get(name, Touched())
+            if ours is None or theirs is None or before is None:
+                self._pending[name] = None
+            else:
+                ours.merge(theirs)
+                ours.merge(before)
+                self._pending[name] = ours
+        self._drop_overlay()
+        self.position = snapshot.header.position
+
+    def _drop_overlay(self) -> None:
+        if self._has_overlay:
+            for state in self._states.values():
+                state.drop_overlay()
+            self._has_overlay = False
+        else:
+            for state in self._states.values():
+                state.forget_reads()
+
+    def _reset(self) -> None:
+        """After a failure in the middle of a batch: what is half folded is worth nothing."""
+        self._has_overlay = False
+        self._views.clear()
+        self._pending.clear()
+        self.position = START
+        bases: dict[str, Base] = {name: state.base for name, state in self._states.items()}
+        self._states = {name: State(EMPTY if self.lineage is None else base) for name, base in bases.items()}

@@ -1,0 +1,231 @@
+"""The command server: ordinary and administrative commands on two sockets, and the publisher of new positions.
+
+One thread owns all sockets; other threads hand it what is to be sent. Sockets are bound under a umask that gives them
+their mode at once: a chmod after the bind would leave a gap.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import zmq
+
+from pmm_cached.logs import Logger
+from pmm_cached.status import Status
+from pmm_shm import limits, protocol
+from pmm_shm.endpoints import Endpoints
+from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
+
+_GROUP_MODE_UMASK = 0o117
+_OWNER_MODE_UMASK = 0o177
+_COMPLAINTS_MAX = 10
+Done = Callable[[dict[str, Any] | None, str | None], None]
+Reply = Callable[[bytes], None]
+
+
+class Backend(Protocol):
+    """What the commands are carried out by."""
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def verify(self, fold: str | None, done: Done) -> None: ...
+
+    def invalidate(self, fold: str | None, done: Done) -> None: ...
+
+    def knows(self, fold: str) -> bool: ...
+
+
+@dataclass
+class _Waiter:
+    """A `wait` that is not answered yet."""
+
+    event_id: int
+    deadline: float
+    request_id: int
+    reply: Reply
+
+
+class CommandServer:
+    """Binds the sockets when made; `start` begins to answer.
+
+    Raises:
+        zmq.ZMQError: a socket cannot be bound.
+    """
+
+    def __init__(self, endpoints: Endpoints, backend: Backend, status: Status, log: Logger) -> None:
+        self._endpoints = endpoints
+        self._backend = backend
+        self._status = status
+        self._log = log
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._commands = self._bind(zmq.ROUTER, endpoints.commands, _GROUP_MODE_UMASK)
+        self._admin = self._bind(zmq.ROUTER, endpoints.admin, _OWNER_MODE_UMASK)
+        self._publisher = self._bind(zmq.PUB, endpoints.announcements, _GROUP_MODE_UMASK)
+        self._outbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waiters: list[_Waiter] = []
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what can be answered, close the sockets, remove their files."""
+        self._is_stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        for socket in (self._commands, self._admin, self._publisher):
+            socket.close(linger=0)
+        self._context.term()
+        os.close(self._wake)
+        for path in (self._endpoints.commands, self._endpoints.admin, self._endpoints.announcements):
+            with _no_matter():
+                os.unlink(path)
+
+    def announce(self, as_of: int, sequence: int) -> None:
+        """Publish a position, and answer who waits for it. From any thread."""
+        data = Announcement(as_of, sequence).pack()
+        self._post(lambda: self._publisher.send(data, zmq.NOBLOCK))
+
+    def _bind(self, kind: int, path: str, umask: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
+        with _no_matter():
+            os.unlink(path)
+        before = os.umask(umask)
+        try:
+            socket.bind("ipc://" + path)
+        finally:
+            os.umask(before)
+        return socket
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._outbox.put(action)
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._commands, zmq.POLLIN)
+        poller.register(self._admin, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not self._is_stopping:
+            ready = dict(poller.poll(self._timeout_ms()))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            self._send_posted()
+            for socket, allowed in ((self._commands, protocol.ORDINARY), (self._admin, protocol.ADMINISTRATIVE)):
+                if socket in ready:
+                    self._receive(socket, allowed)
+            self._answer_waiters()
+        self._send_posted()
+
+    def _timeout_ms(self) -> int | None:
+        if not self._waiters:
+            return None
+        return max(0, int((min(waiter.deadline for waiter in self._waiters) - time.monotonic()) * 1_000) + 1)
+
+    def _send_posted(self) -> None:
+        while True:
+            try:
+                action = self._outbox.get_nowait()
+            except queue.Empty:
+                return
+            with _no_matter():
+                action()
+
+    def _receive(self, socket: zmq.Socket[bytes], allowed: frozenset[str]) -> None:
+        # A bounded number, so that one flood does not keep the other socket waiting.
+        for _ in range(100):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._handle(socket, frames, allowed)
+
+    def _handle(self, socket: zmq.Socket[bytes], frames: list[bytes], allowed: frozenset[str]) -> None:
+        identity = frames[0]
+
+        def reply(data: bytes) -> None:
+            with _no_matter():
+                socket.send_multipart([identity, data], zmq.NOBLOCK)
+
+        try:
+            if len(frames) != 2:
+                raise ProtocolError(f"a message of {len(frames) - 1} frames; one is read")
+            request = unpack_request(frames[1], allowed)
+        except ProtocolError as error:
+            self._complain(error)
+            reply(pack_error(0, "malformed", str(error)))
+            return
+        self._status.commands += 1
+        try:
+            self._carry_out(request, reply)
+        except Exception as error:
+            self._log.exception("command failed", command=request.command)
+            reply(pack_error(request.id, "failed", f"{type(error).__name__}: {error}"))
+
+    def _carry_out(self, request: Request, reply: Reply) -> None:
+        if request.command == protocol.PING:
+            reply(pack_result(request.id, {"pid": os.getpid(), "as_of": self._status.as_of}))
+        elif request.command == protocol.STATS:
+            reply(pack_result(request.id, self._backend.stats()))
+        elif request.command == protocol.WAIT:
+            self._wait(request, reply)
+        else:
+            self._start_job(request, reply)
+
+    def _wait(self, request: Request, reply: Reply) -> None:
+        if len(self._waiters) >= limits.WAITERS_MAX:
+            reply(pack_error(request.id, "busy", f"{limits.WAITERS_MAX} clients wait already"))
+            return
+        deadline = time.monotonic() + request.args["timeout_ms"] / 1_000
+        self._waiters.append(_Waiter(request.args["event_id"], deadline, request.id, reply))
+
+    def _start_job(self, request: Request, reply: Reply) -> None:
+        fold = request.args["fold"]
+        if fold is not None and not self._backend.knows(fold):
+            reply(pack_error(request.id, "unknown_fold", f"no fold {fold!r} is served by this daemon"))
+            return
+
+        def done(result: dict[str, Any] | None, error: str | None) -> None:
+            data = pack_error(request.id, "failed", error) if error is not None else pack_result(request.id, result)
+            self._post(lambda: reply(data))
+
+        start = self._backend.verify if request.command == protocol.VERIFY else self._backend.invalidate
+        start(fold, done)
+
+    def _answer_waiters(self) -> None:
+        if not self._waiters:
+            return
+        now, left = time.monotonic(), []
+        for waiter in self._waiters:
+            as_of, is_published = self._status.as_of, self._status.is_published
+            reached = is_published and as_of >= waiter.event_id
+            if reached or now >= waiter.deadline:
+                waiter.reply(pack_result(waiter.request_id, {"reached": reached, "as_of": as_of}))
+            else:
+                left.append(waiter)
+        self._waiters = left
+
+    def _complain(self, error: ProtocolError) -> None:
+        self._status.malformed_messages += 1
+        if self._status.malformed_messages <= _COMPLAINTS_MAX:
+            self._log.warning("malformed message", error=str(error))
+
+
+@contextmanager
+def _no_matter() -> Iterator[None]:
+    """What is sent are hints: a peer that is gone or does not read misses them."""
+    try:
+        yield
+    except (OSError, zmq.ZMQError):
+        return

@@ -1,0 +1,209 @@
+"""The daemon: puts follower, maintenance and command server together, and runs the follower's loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from pmm_cached.commands import CommandServer, Done
+from pmm_cached.follower import Follower, all_folds
+from pmm_cached.instance_lock import InstanceLock
+from pmm_cached.logs import Logger
+from pmm_cached.maintenance import Maintenance
+from pmm_cached.settings import Settings
+from pmm_cached.status import Status
+from pmm_cached.watch import Watch
+from pmm_shm import limits
+from pmm_shm.endpoints import choose_endpoints, record_endpoints
+from pmm_shm.errors import LedgerError, LockLostError, StoreError
+from pmm_shm.folds.engine import quarantine_of
+from pmm_shm.ledger.connection import Connection, HotJournalError
+from pmm_shm.paths import Instance
+from pmm_shm.store.writer import StoreWriter
+
+_PROBLEM_PAUSE_S = 0.5
+_QUARANTINE_SHOWN = 20
+
+
+class Daemon:
+    """One daemon for one ledger.
+
+    Raises:
+        LedgerError: there is no usable ledger; nothing was made.
+        ConfigError: the instance directory cannot be used.
+        DaemonRunningError: another daemon serves the ledger.
+        StoreError: the store cannot be opened.
+    """
+
+    def __init__(self, ledger: str, settings: Settings, log: Logger) -> None:
+        self._instance = Instance.of(ledger)
+        _check_ledger(self._instance.ledger)
+        self._folds = all_folds()
+        self._settings = settings
+        self._log = log
+        self._lock = InstanceLock(self._instance)
+        self._is_stopping = False
+        self._standstill = threading.Lock()
+        self._status = Status(self._instance.ledger)
+        self._endpoints = choose_endpoints(self._instance)
+        self._writer = StoreWriter(self._instance, settings.map_size_bytes)
+        self._commands = CommandServer(self._endpoints, self, self._status, log)
+        record_endpoints(self._instance, self._endpoints)
+        self._watch = Watch(self._instance.ledger)
+        self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status)
+        self._maintenance = Maintenance(
+            self._instance.ledger,
+            self._writer,
+            self._follower,
+            self._folds,
+            self._status,
+            settings,
+            log,
+            self._standstill,
+            self._announce,
+        )
+
+    def run(self) -> None:
+        """Follow the ledger until `stop`.
+
+        Raises:
+            LockLostError: SQLite's lock is gone; start anew.
+        """
+        self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
+        self._commands.start()
+        self._maintenance.start()
+        try:
+            self._rebuild_missing()
+            self._follow()
+        finally:
+            self._shut_down()
+
+    def stop(self) -> None:
+        """Finish the batch and end `run`; safe in a signal handler."""
+        self._is_stopping = True
+        self._watch.wake()
+
+    # The backend of the command server.
+
+    def stats(self) -> dict[str, Any]:
+        """The daemon's numbers, for the stats command."""
+        numbers = self._status.as_dict()
+        newest = self._writer.last_transaction_id()
+        readers = self._writer.readers()
+        oldest = min(readers, key=lambda reader: reader[1], default=None)
+        with self._writer.environment.read() as transaction:
+            snapshot = self._writer.snapshot(transaction)
+            states = {fold.name: snapshot.state(fold) for fold in self._folds if snapshot.header.generation_of(fold)}
+            count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
+        numbers["quarantined"] = count
+        numbers["quarantine"] = [list(entry) for entry in entries]
+        numbers["is_degraded"] = self._status.problem is not None or count > 0
+        numbers["readers"] = len(readers)
+        numbers["oldest_reader_pid"] = oldest[0] if oldest else None
+        numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0
+        return numbers
+
+    def verify(self, fold: str | None, done: Done) -> None:
+        self._maintenance.verify(fold, done)
+
+    def invalidate(self, fold: str | None, done: Done) -> None:
+        self._maintenance.rebuild(fold, "invalidated", done)
+
+    def knows(self, fold: str) -> bool:
+        return self._maintenance.knows(fold)
+
+    # The follower's loop.
+
+    def _follow(self) -> None:
+        last_change = time.monotonic()
+        while not self._is_stopping:
+            try:
+                if self._step():
+                    last_change = time.monotonic()
+                self._solved()
+            except LockLostError:
+                raise
+            except (LedgerError, StoreError) as error:
+                self._trouble(error)
+                self._watch.wait(_PROBLEM_PAUSE_S)
+                continue
+            if self._watch.wait(self._sleep_s(time.monotonic() - last_change)):
+                last_change = time.monotonic()
+
+    def _sleep_s(self, quiet_s: float) -> float:
+        """How long to sleep when nothing changed for `quiet_s`: in growing steps at first, for the event from the system
+        comes before the commit is visible, and the next one may be swallowed."""
+        if quiet_s < limits.BACKOFF_WINDOW_S:
+            return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
+        return self._settings.slow_poll_s
+
+    def _step(self) -> bool:
+        """Follow to the head. Returns whether there was anything new."""
+        found = False
+        with self._standstill:
+            if not self._follower.has_news():
+                return False
+        self._watch.refresh()
+        while not self._is_stopping:
+            with self._standstill:
+                step = self._follower.step()
+                if not step.is_anchored:
+                    self._follower.forget_live()
+                    self._maintenance.rebuild(None, "the log does not continue what is published")
+                    return True
+            if step.rows:
+                found = True
+                self._status.events_folded += step.rows
+                self._announce()
+                self._maintenance.events_published()
+            if step.is_complete:
+                break
+        return found
+
+    def _rebuild_missing(self) -> None:
+        if self._writer.header.is_void:
+            self._maintenance.rebuild(None, "the published state is void")
+            return
+        missing = self._follower.missing()
+        if not self._follower.live:
+            self._maintenance.rebuild(None, "nothing is published")
+            return
+        for fold in missing:
+            self._maintenance.rebuild(fold.name, "not published in this version")
+
+    def _announce(self) -> None:
+        header = self._writer.header
+        self._commands.announce(header.position.as_of, header.sequence)
+
+    def _trouble(self, error: Exception) -> None:
+        text = str(error)
+        if self._status.problem != text:
+            self._status.problem = text
+            self._log.error("degraded", problem=text)
+
+    def _solved(self) -> None:
+        if self._status.problem is not None:
+            self._log.info("recovered", problem=self._status.problem)
+            self._status.problem = None
+
+    def _shut_down(self) -> None:
+        self._maintenance.stop()
+        self._commands.stop()
+        self._follower.close()
+        self._writer.close()
+        self._watch.close()
+        self._lock.release()
+        self._log.info("stopped", as_of=self._status.as_of)
+
+
+def _check_ledger(path: str) -> None:
+    """Raises `LedgerError` where there is no usable ledger; a dead writer's journal is the next writer's to roll back."""
+    connection = Connection(path, "ro")
+    try:
+        with connection.lock:
+            connection.handle()
+    except HotJournalError:
+        return
+    finally:
+        connection.close()

@@ -1,0 +1,202 @@
+"""The follower: reads the tail of the ledger, folds it, publishes it.
+
+Invariant: never writes the ledger, never holds a statement open on it.
+Invariant: what is published always is the state of one position of the log, with its anchor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pmm_cached.status import Status
+from pmm_shm import limits
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import DECODE, DecodeFold, Engine
+from pmm_shm.folds.registry import built_in_folds, registered_folds
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection, close_replaced
+from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.tail import Position, TailReader
+from pmm_shm.replay import LogChanged
+from pmm_shm.store.snapshot import Snapshot
+from pmm_shm.store.writer import StoreWriter
+
+_BATCH_S = 0.1
+
+
+def all_folds() -> list[Fold]:
+    """Every fold that the daemon keeps: built in, registered, and the quarantine of decoding."""
+    folds = built_in_folds() + registered_folds()
+    return [*folds, DecodeFold(folds)]
+
+
+class Step(NamedTuple):
+    """What one step did.
+
+    Attributes:
+        rows: how many rows it folded.
+        is_anchored: False when the log does not continue what is published: it was replaced, truncated or edited.
+        is_complete: whether it reached the head of the log.
+    """
+
+    rows: int
+    is_anchored: bool
+    is_complete: bool
+
+
+class Follower:
+    """Keeps the live folds at the head of the log. Not thread-safe: the daemon has a lock.
+
+    Parameters:
+        path: the ledger.
+        writer: the store.
+        folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
+        status: where the numbers go.
+    """
+
+    def __init__(self, path: str, writer: StoreWriter, folds: list[Fold], status: Status) -> None:
+        self.connection = Connection(path, "ro")
+        self._freshness = Freshness(self.connection)
+        self._writer = writer
+        self._folds = folds
+        self._status = status
+        self._mark: Mark | None = None
+        self._live: list[Fold] = []
+        self.adopt_published()
+
+    @property
+    def live(self) -> list[Fold]:
+        """The folds that are published and followed."""
+        return self._live
+
+    def missing(self) -> list[Fold]:
+        """The folds that are not published in their present identity."""
+        return [fold for fold in self._folds if fold not in self._live]
+
+    def adopt_published(self) -> None:
+        """Follow on from what the store holds: at the start, and after every flip."""
+        header = self._writer.header
+        self._live = [fold for fold in self._folds if header.generation_of(fold) is not None]
+        self._engine = Engine(self._live)
+        self._reader = TailReader(self.connection, self._engine.kinds)
+        self._states = {fold.name: State() for fold in self._live}
+        self._mark = None
+        self._publish_status()
+
+    def has_news(self) -> bool:
+        """Whether the ledger has changed since the last `step`; costs microseconds.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        with self.connection.lock:
+            return self._take_mark() != self._mark
+
+    def step(self) -> Step:
+        """Fold and publish one batch.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+            StoreError: it cannot be published; the last snapshot stands.
+        """
+        self._status.followed_monotonic = time.monotonic()
+        if not self._live:
+            return Step(0, True, True)
+        with self.connection.lock:
+            mark = self._take_mark()
+        with self._writer.environment.read() as transaction:
+            step, position = self._fold_batch(self._writer.snapshot(transaction))
+        if not step.is_anchored:
+            self._drop_overlays()
+            return step
+        if step.rows:
+            self._publish(position)
+        if step.is_complete:
+            self._mark = mark
+        return step
+
+    def align(self, action: Callable[[], None]) -> None:
+        """Bring the live folds to the head, and run `action` on the same snapshot of the ledger.
+
+        Raises:
+            LogChanged: the log does not continue what is published.
+            LedgerError, StoreError: as `step`.
+        """
+        self._to_head()
+        with self.connection.lock:
+            handle = self.connection.handle()
+            self.connection.retry(lambda: handle.execute("BEGIN"))
+            try:
+                self._to_head()
+                action()
+            finally:
+                if handle.in_transaction:
+                    handle.execute("COMMIT")
+
+    def is_anchored(self) -> bool:
+        """Whether the log continues what is published."""
+        with self.connection.lock:
+            return not self._live or self._reader.read(self._writer.header.position, 0).is_anchored
+
+    def forget_live(self) -> None:
+        """What is published does not belong to this log: follow nothing until a rebuild has replaced it."""
+        self._live = []
+        self._engine = Engine(())
+        self._states = {}
+        self._publish_status()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _to_head(self) -> None:
+        while True:
+            step = self.step()
+            if not step.is_anchored:
+                raise LogChanged
+            if step.is_complete:
+                return
+
+    def _take_mark(self) -> Mark:
+        try:
+            return self._freshness.take()
+        except LedgerMoved:
+            close_replaced(self.connection.path)
+            return self._freshness.take()
+
+    def _fold_batch(self, snapshot: Snapshot) -> tuple[Step, Position]:
+        position, rows, deadline = snapshot.header.position, 0, time.monotonic() + _BATCH_S
+        for fold in self._live:
+            self._states[fold.name].base = snapshot.base(fold)
+        while True:
+            with self.connection.lock:
+                tail = self._reader.read(position)
+            if not tail.is_anchored:
+                return Step(0, False, False), position
+            self._engine.apply(tail.rows, self._states)
+            rows += len(tail.rows)
+            position = tail.position
+            if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
+                self._status.head_id = tail.rows[-1][-1] if tail.rows else position.as_of
+                return Step(rows, True, tail.is_complete), position
+
+    def _publish(self, position: Position) -> None:
+        try:
+            self._writer.publish(position, {fold: self._states[fold.name] for fold in self._live})
+        finally:
+            self._drop_overlays()
+        self._status.commits += 1
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        header = self._writer.header
+        self._status.as_of = header.position.as_of
+        self._status.is_published = bool(self._live) and not header.is_void
+        self._status.folds = [fold.name for fold in self._live if fold.name != DECODE]
+        self._status.map_growths = self._writer.map_growths
+
+    def _drop_overlays(self) -> None:
+        for state in self._states.values():
+            state.drop_overlay()
+            state.take_touched()

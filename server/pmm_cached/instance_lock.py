@@ -1,0 +1,38 @@
+"""One daemon per ledger: `flock` on a file of the instance directory, taken before anything else is touched."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from pmm_shm.errors import DaemonRunningError, StoreError
+from pmm_shm.paths import Instance
+
+
+class InstanceLock:
+    """Holds the lock of an instance until `release`.
+
+    Raises:
+        DaemonRunningError: another daemon holds it.
+        StoreError: the instance directory cannot be made or written.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        try:
+            instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+            self._descriptor = os.open(instance.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        except OSError as error:
+            raise StoreError(f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise DaemonRunningError(
+                f"{instance.ledger}: another pmm-cached (pid {holder}) already serves this ledger"
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._descriptor)

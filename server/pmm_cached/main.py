@@ -1,0 +1,96 @@
+"""The command `pmm-cached`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import click
+
+from pmm_cached.daemon import Daemon
+from pmm_cached.logs import LogFormat, configure
+from pmm_cached.settings import Settings
+from pmm_shm import flags, limits
+from pmm_shm.errors import ConfigError, PmmShmError
+
+_FAILURE, _USAGE = 1, 2
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("ledger", required=False, type=click.Path())
+@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option(
+    "--verify-every",
+    type=click.IntRange(min=0),
+    default=limits.VERIFY_EVERY_EVENTS,
+    show_default=True,
+    metavar="EVENTS",
+    help="Verify against a full replay after so many events; 0 for never.",
+)
+@click.option(
+    "--verify-budget",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=limits.VERIFY_CPU_BUDGET,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of one core that periodic verification may take.",
+)
+@click.option(
+    "--slow-poll-ms",
+    type=click.IntRange(min=1, max=60_000),
+    default=int(limits.SLOW_POLL_S * 1_000),
+    show_default=True,
+    metavar="MS",
+    help="How long to sleep at most without an event from the system.",
+)
+@click.option(
+    "--map-size",
+    type=click.IntRange(min=1 << 16),
+    default=limits.MAP_SIZE_BYTES,
+    metavar="BYTES",
+    help="Address space of the store; 1 TiB unless told, which costs no disk.",
+)
+@click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
+def _command(
+    ledger: str | None,
+    log_format: LogFormat,
+    log_level: str,
+    verify_every: int,
+    verify_budget: float,
+    slow_poll_ms: int,
+    map_size: int,
+) -> None:
+    """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
+
+    Exit codes: 0 stopped by a signal, 1 failure (no ledger, another daemon serves it, ...), 2 wrong usage.
+    """
+    ledger = ledger or flags.default_ledger()
+    if ledger is None:
+        raise click.UsageError("no ledger: name one, or set PMM_DB")
+    flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
+    log = configure(log_format, log_level)
+    settings = Settings(verify_every, verify_budget, slow_poll_ms / 1_000, map_size)
+    daemon = Daemon(ledger, settings, log)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: daemon.stop())
+    daemon.run()
+
+
+def main() -> None:
+    """Entry point: one line on stderr and the right exit code for everything that can go wrong."""
+    try:
+        _command.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(_FAILURE)
+    except ConfigError as error:
+        click.echo(f"pmm-cached: {error}", err=True)
+        sys.exit(_USAGE)
+    except PmmShmError as error:
+        click.echo(f"pmm-cached: {error}", err=True)
+        sys.exit(_FAILURE)

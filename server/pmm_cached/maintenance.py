@@ -1,0 +1,314 @@
+"""Rebuilds and verifications, in one background thread, while the follower follows and commands are answered.
+
+What was asked for goes before the periodic verification, which gives way and begins again later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pmm_cached.follower import Follower
+from pmm_cached.logs import Logger
+from pmm_cached.rebuild import Rebuild
+from pmm_cached.settings import Settings
+from pmm_cached.status import Status
+from pmm_shm import limits
+from pmm_shm.errors import PmmShmError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import DECODE
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.replay import LogChanged
+from pmm_shm.store.writer import StoreWriter
+from pmm_shm.verify import Outcome, PublishedCopy, copy_published, verify
+
+_WAIT_FOR_READERS_S = 0.1
+_RETRY_S = 0.5
+Done = Callable[[dict[str, Any] | None, str | None], None]
+"""Called with (result, None) or (None, error message)."""
+
+
+class Stopped(Exception):
+    """The daemon stops: give up what runs."""
+
+
+class _Preempted(Exception):
+    """Something that was asked for waits: give up the periodic verification."""
+
+
+@dataclass
+class _Job:
+    kind: str
+    fold: str | None
+    reason: str
+    done: list[Done] = field(default_factory=list)
+
+
+class Maintenance:
+    """The background thread.
+
+    Parameters:
+        standstill: the lock under which the follower steps; held for the flip.
+        on_flip: called after each flip.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        writer: StoreWriter,
+        follower: Follower,
+        folds: list[Fold],
+        status: Status,
+        settings: Settings,
+        log: Logger,
+        standstill: threading.Lock,
+        on_flip: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._writer = writer
+        self._follower = follower
+        self._folds = {fold.name: fold for fold in folds}
+        self._status = status
+        self._settings = settings
+        self._log = log
+        self._standstill = standstill
+        self._on_flip = on_flip
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._last_flip_txn = 0
+        self._events_at_verification = -settings.verify_every_events
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up what runs, and wait for the thread."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def knows(self, fold: str) -> bool:
+        """Whether there is a fold of this name to verify or rebuild."""
+        return fold in self._folds
+
+    def rebuild(self, fold: str | None, reason: str, done: Done | None = None) -> None:
+        """Rebuild one fold, or all; one that waits for its turn already serves both."""
+        self._enqueue("rebuild", fold, reason, done)
+
+    def verify(self, fold: str | None, done: Done) -> None:
+        """Verify one fold, or all, at full speed."""
+        self._enqueue("verify", fold, "asked for", done)
+
+    def events_published(self) -> None:
+        """Tell that the follower has published: a periodic verification may be due."""
+        if self._is_verification_due():
+            with self._changed:
+                self._changed.notify_all()
+
+    def _enqueue(self, kind: str, fold: str | None, reason: str, done: Done | None) -> None:
+        with self._changed:
+            for job in self._jobs:
+                if (job.kind, job.fold) == (kind, fold):
+                    break
+            else:
+                job = _Job(kind, fold, reason)
+                self._jobs.append(job)
+            if done is not None:
+                job.done.append(done)
+            self._changed.notify_all()
+
+    def _is_verification_due(self) -> bool:
+        every = self._settings.verify_every_events
+        return every > 0 and self._status.events_folded - self._events_at_verification >= every
+
+    def _run(self) -> None:
+        try:
+            while True:
+                job = self._next()
+                if job is None:
+                    return
+                self._attempt(job)
+        except Stopped:
+            return
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while not self._is_stopping:
+                if self._jobs:
+                    return self._jobs.popleft()
+                if self._is_verification_due() and self._status.is_published:
+                    return _Job("periodic", None, "periodic")
+                self._changed.wait()
+        return None
+
+    def _attempt(self, job: _Job) -> None:
+        try:
+            result = self._rebuild(job) if job.kind == "rebuild" else self._verify(job)
+        except _Preempted:
+            return
+        except Stopped:
+            _answer(job, None, "the daemon stops")
+            raise
+        except PmmShmError as error:
+            self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
+            _answer(job, None, str(error))
+            if job.kind == "rebuild":
+                # What is to be rebuilt is wrong or missing: without it nothing goes on.
+                self._pause(_RETRY_S)
+                self.rebuild(job.fold, job.reason)
+            return
+        except Exception as error:
+            self._log.exception(f"{job.kind} failed", fold=job.fold)
+            _answer(job, None, f"{type(error).__name__}: {error}")
+            self._pause(_RETRY_S)
+            return
+        _answer(job, result, None)
+
+    # Rebuild.
+
+    def _rebuild(self, job: _Job) -> dict[str, Any]:
+        names = [job.fold] if job.fold is not None else list(self._folds)
+        self._status.rebuilding = [name for name in names if name != DECODE]
+        self._log.info("rebuild begins", folds=names, reason=job.reason)
+        started = time.monotonic()
+        try:
+            self._wait_for_old_readers()
+            while not self._replayed_and_flipped([self._folds[name] for name in names]):
+                self._check_stop()
+        finally:
+            self._status.rebuilding = []
+        self._status.rebuilds += 1
+        self._last_flip_txn = self._writer.last_transaction_id()
+        as_of = self._writer.header.position.as_of
+        self._log.info("rebuild ends", folds=names, as_of=as_of, elapsed_ms=int((time.monotonic() - started) * 1_000))
+        self._on_flip()
+        while self._writer.delete_old_generation():
+            self._check_stop()
+        return {"as_of": as_of, "folds": names}
+
+    def _replayed_and_flipped(self, folds: list[Fold]) -> bool:
+        rebuild = Rebuild(self._path, self._writer, folds, self._status, self._check_stop)
+        try:
+            rebuild.run()
+            with self._standstill:
+                rebuild.finish(self._follower)
+        except LogChanged:
+            self._log.warning("the log changed during a rebuild; beginning again")
+            with self._standstill:
+                if not self._follower.is_anchored():
+                    self._follower.forget_live()
+                    self.rebuild(None, "the log does not continue what is published")
+            self._pause(_RETRY_S)
+            return False
+        return True
+
+    def _wait_for_old_readers(self) -> None:
+        while True:
+            pids = [pid for pid, transaction in self._writer.readers() if transaction < self._last_flip_txn]
+            self._status.rebuild_waits_for_pid = pids[0] if pids else None
+            if not pids:
+                return
+            self._pause(_WAIT_FOR_READERS_S)
+
+    # Verification.
+
+    def _verify(self, job: _Job) -> dict[str, Any]:
+        copy = self._copy(job)
+        if copy is None:
+            self._events_at_verification = self._status.events_folded
+            return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
+        pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
+        connection = Connection(self._path, "ro")
+        try:
+            outcome = verify(connection, copy, pace)
+        finally:
+            connection.close()
+        if job.kind == "periodic":
+            self._events_at_verification = self._status.events_folded
+        if self._is_still_published(copy):
+            self._act_on(outcome, copy)
+        report = asdict(outcome.report)
+        report["folds"] = [name for name in outcome.report.folds if name != DECODE]
+        return report
+
+    def _copy(self, job: _Job) -> PublishedCopy | None:
+        with self._standstill:
+            live = [fold for fold in self._follower.live if job.fold is None or fold.name == job.fold]
+            if not live or self._writer.header.is_void:
+                return None
+            with self._writer.environment.read() as transaction:
+                return copy_published(self._writer.snapshot(transaction), live)
+
+    def _is_still_published(self, copy: PublishedCopy) -> bool:
+        with self._writer.environment.read() as transaction:
+            return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
+
+    def _act_on(self, outcome: Outcome, copy: PublishedCopy) -> None:
+        report = outcome.report
+        if report.ok:
+            self._status.verifications_passed += 1
+            self._status.verified_as_of = report.as_of
+            self._writer.put_seals(len(copy.seals), outcome.new_seals)
+            self._status.sealed_blocks = len(copy.seals) + len(outcome.new_seals)
+            self._log.info("verified", as_of=report.as_of, events=report.events, sealed_blocks=report.sealed_blocks)
+            return
+        self._status.verifications_failed += 1
+        self._status.last_difference = report.difference
+        self._log.error("verification failed", as_of=report.as_of, difference=report.difference)
+        # Readers fold the log by themselves until the rebuild: exactness before speed.
+        with self._standstill:
+            self._writer.void()
+            self._writer.drop_seals()
+            self._follower.forget_live()
+            self._status.sealed_blocks = 0
+        self.rebuild(None, "verification failed")
+
+    # Giving way.
+
+    def check(self, *, is_periodic: bool) -> None:
+        """Raises what ends a job before its time."""
+        self._check_stop()
+        if is_periodic and self._jobs:
+            raise _Preempted
+
+    def pause(self, seconds: float, *, is_periodic: bool) -> None:
+        """Sleep, unless something else is to be done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping or (is_periodic and bool(self._jobs)), seconds)
+        self.check(is_periodic=is_periodic)
+
+    def _pause(self, seconds: float) -> None:
+        self.pause(seconds, is_periodic=False)
+
+    def _check_stop(self) -> None:
+        if self._is_stopping:
+            raise Stopped
+
+
+class _Pace:
+    """Keeps a verification within its share of one core, measured in this thread's own CPU time."""
+
+    def __init__(self, maintenance: Maintenance, budget: float) -> None:
+        self._maintenance = maintenance
+        self._budget = budget
+        self._is_periodic = budget < 1.0
+        self._cpu_s = time.thread_time()
+
+    def __call__(self) -> None:
+        self._maintenance.check(is_periodic=self._is_periodic)
+        used_s = time.thread_time() - self._cpu_s
+        if self._is_periodic and used_s >= limits.VERIFY_SLICE_S:
+            self._maintenance.pause(used_s * (1.0 / self._budget - 1.0), is_periodic=True)
+            self._cpu_s = time.thread_time()
+
+
+def _answer(job: _Job, result: dict[str, Any] | None, error: str | None) -> None:
+    for done in job.done:
+        done(result, error)

@@ -1,0 +1,102 @@
+"""A rebuild: folds replayed from the first event into shadow generations, and one flip.
+
+Readers never see a hole: what is published stays until the flip. No rebuild starts while a reader is older than the last
+flip, for the pages it pins cannot be used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pmm_cached.follower import Follower
+from pmm_cached.status import Status
+from pmm_shm import limits
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import Engine
+from pmm_shm.folds.state import EMPTY, State
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.replay import LogChanged
+from pmm_shm.store.snapshot import LmdbBase
+from pmm_shm.store.writer import StoreWriter
+
+
+class Rebuild:
+    """Rebuilds `folds`; `run` in a thread of its own, `finish` with the follower standing still.
+
+    Parameters:
+        check: called after each batch; raises to give up.
+    """
+
+    def __init__(
+        self, path: str, writer: StoreWriter, folds: list[Fold], status: Status, check: Callable[[], None]
+    ) -> None:
+        self._writer = writer
+        self._folds = folds
+        self._status = status
+        self._check = check
+        self._engine = Engine(folds)
+        self._connection = Connection(path, "ro")
+        self._position = START
+        self._is_flushed = False
+        self._states = {fold.name: State() for fold in folds}
+        self._generations: dict[Fold, int] = {}
+
+    def run(self) -> None:
+        """Replay to the head, in chunks that are flushed into the shadow generations.
+
+        Raises:
+            LogChanged: the log lost or changed its newest rows: begin again.
+            LedgerError, StoreError: as their names say.
+        """
+        try:
+            self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
+            reader = TailReader(self._connection, self._engine.kinds)
+            while not self._advance(reader, self._connection, limits.REBUILD_EVENTS_PER_FLUSH):
+                pass
+        finally:
+            self._connection.close()
+
+    def finish(self, follower: Follower) -> None:
+        """Catch up with the follower, flip, and let it go on from there; the follower must stand still.
+
+        Raises:
+            LogChanged, LedgerError, StoreError: as `run`.
+        """
+        follower.align(lambda: self._flip(follower))
+        follower.adopt_published()
+
+    def _flip(self, follower: Follower) -> None:
+        reader = TailReader(follower.connection, self._engine.kinds)
+        while not self._advance(reader, follower.connection, limits.REBUILD_EVENTS_PER_FLUSH):
+            pass
+        keep = [fold for fold in follower.live if fold not in self._folds]
+        self._writer.flip(self._position, self._generations, keep)
+
+    def _advance(self, reader: TailReader, connection: Connection, events_max: int) -> bool:
+        """Fold and flush one chunk. Returns whether the head was reached."""
+        events, is_complete = 0, False
+        with self._writer.environment.read() as transaction:
+            for fold, generation in self._generations.items():
+                self._states[fold.name].base = LmdbBase(transaction, generation) if self._is_flushed else EMPTY
+            while events < events_max and not is_complete:
+                with connection.lock:
+                    tail = reader.read(self._position)
+                if not tail.is_anchored:
+                    raise LogChanged
+                self._engine.apply(tail.rows, self._states)
+                self._position, is_complete = tail.position, tail.is_complete
+                events += len(tail.rows)
+                self._check()
+        self._flush(self._position)
+        return is_complete
+
+    def _flush(self, position: Position) -> None:
+        shadows: Mapping[int, State] = {
+            generation: self._states[fold.name] for fold, generation in self._generations.items()
+        }
+        self._writer.flush_shadow(shadows)
+        self._is_flushed = True
+        for state in shadows.values():
+            state.drop_overlay()
+            state.take_touched()

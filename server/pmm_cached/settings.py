@@ -1,0 +1,24 @@
+"""What the command line can set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pmm_shm import limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one daemon.
+
+    Attributes:
+        verify_every_events: a verification after so many events; 0 for none.
+        verify_cpu_budget: share of one core that verification may take, above 0 and up to 1.
+        slow_poll_s: how long to sleep at most without an event from the system.
+        map_size_bytes: size of the LMDB map to begin with.
+    """
+
+    verify_every_events: int = limits.VERIFY_EVERY_EVENTS
+    verify_cpu_budget: float = limits.VERIFY_CPU_BUDGET
+    slow_poll_s: float = limits.SLOW_POLL_S
+    map_size_bytes: int = limits.MAP_SIZE_BYTES

@@ -1,0 +1,71 @@
+"""The daemon's own numbers, written by its threads and read by the stats command.
+
+Each attribute has one writer; a reader may see numbers of two moments side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Status:
+    """Counters and states of one daemon, since its start."""
+
+    ledger: str
+    started_monotonic: float = field(default_factory=time.monotonic)
+    as_of: int = 0
+    head_id: int = 0
+    events_folded: int = 0
+    commits: int = 0
+    rebuilds: int = 0
+    rebuilding: list[str] = field(default_factory=list)
+    rebuild_waits_for_pid: int | None = None
+    verifications_passed: int = 0
+    verifications_failed: int = 0
+    verified_as_of: int = 0
+    last_difference: str | None = None
+    sealed_blocks: int = 0
+    malformed_messages: int = 0
+    commands: int = 0
+    map_growths: int = 0
+    oldest_reader_pid: int | None = None
+    oldest_reader_behind_txns: int = 0
+    problem: str | None = None
+    is_published: bool = False
+    followed_monotonic: float = field(default_factory=time.monotonic)
+    folds: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the stats command answers: plain values, times in milliseconds."""
+        now = time.monotonic()
+        return {
+            "pid": os.getpid(),
+            "ledger": self.ledger,
+            "uptime_ms": int((now - self.started_monotonic) * 1_000),
+            "as_of": self.as_of,
+            "head_id": max(self.head_id, self.as_of),
+            "lag_ids": max(0, self.head_id - self.as_of),
+            "heartbeat_age_ms": int((now - self.followed_monotonic) * 1_000),
+            "is_published": self.is_published,
+            "problem": self.problem,
+            "folds": list(self.folds),
+            "events_folded": self.events_folded,
+            "commits": self.commits,
+            "rebuilds": self.rebuilds,
+            "rebuilding": list(self.rebuilding),
+            "rebuild_waits_for_pid": self.rebuild_waits_for_pid,
+            "verifications_passed": self.verifications_passed,
+            "verifications_failed": self.verifications_failed,
+            "verified_as_of": self.verified_as_of,
+            "last_difference": self.last_difference,
+            "sealed_blocks": self.sealed_blocks,
+            "commands": self.commands,
+            "malformed_messages": self.malformed_messages,
+            "map_growths": self.map_growths,
+            "oldest_reader_pid": self.oldest_reader_pid,
+            "oldest_reader_behind_txns": self.oldest_reader_behind_txns,
+        }

@@ -1,0 +1,55 @@
+"""Wakes the follower when the ledger's files change.
+
+inotify watches the files themselves, not their directory: journals come and go there with every commit. The event comes
+before the commit is visible, and the next commit's event can be swallowed while this one is applied, so the follower goes
+on looking after the last event; see `Follower`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from inotify_simple import INotify, flags
+
+_EVENTS = flags.MODIFY | flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
+
+
+class Watch:
+    """Waits for a change of the ledger's files, a wake-up from another thread, or a time-out."""
+
+    def __init__(self, ledger: str) -> None:
+        self._paths = (ledger, ledger + "-wal")
+        self._inotify = INotify(nonblocking=True)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._inotify.fileno(), select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Watch the files that stand at the paths now; adding a watch twice is harmless."""
+        for path in self._paths:
+            try:
+                self._inotify.add_watch(path, _EVENTS)
+            except OSError:
+                # Not there, or the system's limit on watches: the slow poll finds what this misses.
+                continue
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a file changed within the time; returns early on `wake`."""
+        ready = {descriptor for descriptor, _ in self._poll.poll(timeout_s * 1_000)}
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if self._inotify.fileno() not in ready:
+            return False
+        self._inotify.read(timeout=0)
+        return True
+
+    def wake(self) -> None:
+        """End a `wait`; safe in a signal handler and from other threads."""
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        self._inotify.close()
+        os.close(self._wake)
