@@ -1,4 +1,6 @@
-"""Immutable copies of JSON values that still are dicts and lists: comparable, serialisable, read-only all the way down."""
+"""Immutable copies of JSON values that still are dicts and lists: comparable, serialisable, read-only all the way
+down.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class FrozenList(list[Any]):
     """A list that cannot be changed; `copy.deepcopy` gives a plain one."""
 
     __slots__ = ()
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
     append = clear = extend = insert = pop = remove = reverse = sort = _refuse  # type: ignore[assignment]
 
     def __copy__(self) -> list[Any]:

@@ -22,8 +22,8 @@ class Instance:
 
     Attributes:
         ledger: the real path of the ledger.
-        directory: `<ledger>-cache`, or a subfolder of `PMM_SHM_DIR` with the ledger's file name and a short digest of its
-            real path.
+        directory: `<ledger>-cache`, or a subfolder of `PMM_SHM_DIR` with the ledger's file name and a short digest of
+            its real path.
     """
 
     ledger: str

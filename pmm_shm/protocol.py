@@ -1,7 +1,8 @@
 """Messages between clients and the daemon: one frame of msgpack each, checked against a schema and limits.
 
-A request is {"v": 1, "id": int, "command": str, "args": {...}}; its reply {"v": 1, "id": int, "ok": true, "result": ...}
-or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v": 1, "as_of": int, "sequence": int}.
+A request is {"v": 1, "id": int, "command": str, "args": {...}}; its reply {"v": 1, "id": int, "ok": true, "result":
+...} or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v": 1, "as_of": int,
+"sequence": int}.
 
 Messages are hints: no correctness depends on one of them arriving.
 """
@@ -109,14 +110,18 @@ def _checked_args(command: str, args: dict[str, Any]) -> dict[str, Any]:
 
 def pack_result(request_id: int, result: Any) -> bytes:
     """A reply to a command that was carried out."""
-    packed: bytes = msgpack.packb({"v": VERSION, "id": request_id, "ok": True, "result": result}, unicode_errors="replace")
+    packed: bytes = msgpack.packb(
+        {"v": VERSION, "id": request_id, "ok": True, "result": result}, unicode_errors="replace"
+    )
     return packed
 
 
 def pack_error(request_id: int, code: str, message: str) -> bytes:
     """A reply to a command that was refused or failed."""
     error = {"code": code, "message": message[:1_000]}
-    packed: bytes = msgpack.packb({"v": VERSION, "id": request_id, "ok": False, "error": error}, unicode_errors="replace")
+    packed: bytes = msgpack.packb(
+        {"v": VERSION, "id": request_id, "ok": False, "error": error}, unicode_errors="replace"
+    )
     return packed
 
 

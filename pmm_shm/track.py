@@ -3,9 +3,9 @@
 The client's catch-up and its replays in memory are tracks. A track belongs to one lineage (data file, environment, the
 generations of its folds), or to none.
 
-An overlay stays exact over a newer base of the same lineage, as long as the base is not ahead of the overlay's tip: a key
-that was written behind the old base is in the overlay, with its value at the tip, and a key that is not in it did not
-change up to the tip, and so is the same in the newer base. It is dropped when the base has reached the tip.
+An overlay stays exact over a newer base of the same lineage, as long as the base is not ahead of the overlay's tip: a
+key that was written behind the old base is in the overlay, with its value at the tip, and a key that is not in it did
+not change up to the tip, and so is the same in the newer base. It is dropped when the base has reached the tip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import EMPTY, Base, State, Touched
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.ledger.tail import START, TailReader
 from pmm_shm.store.snapshot import Lineage, Snapshot
 
 

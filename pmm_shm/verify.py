@@ -131,7 +131,7 @@ class _SealingReplay:
             found = _first_difference(fold.name, self._copy.entries[fold.name], self._states[fold.name])
             if found is not None:
                 return found
-        for known, seal in zip(self._copy.seals, self._seals):
+        for known, seal in zip(self._copy.seals, self._seals, strict=False):
             if known != seal:
                 return f"a row among the events {known.first_id} to {known.last_id} was changed, added or removed"
         if len(self._copy.seals) > len(self._seals):
@@ -141,9 +141,7 @@ class _SealingReplay:
     def outcome(self, difference: str | None) -> Outcome:
         compared = min(len(self._copy.seals), len(self._seals))
         names = tuple(fold.name for fold in self._copy.folds)
-        report = VerifyReport(
-            difference is None, self._copy.position.as_of, names, self._events, compared, difference
-        )
+        report = VerifyReport(difference is None, self._copy.position.as_of, names, self._events, compared, difference)
         return Outcome(report, self._seals[len(self._copy.seals) :] if report.ok else [])
 
     def _seal(self, rows: list[RawRow]) -> None:

@@ -1,10 +1,10 @@
 """The client of pmm-shm: exact shared state of an event-sourced agent, as a chat worker reads it.
 
-    from pmm_shm_client import connect
+from pmm_shm_client import connect
 
-    with connect("pmm.db") as cache:
-        cache.append("user", "hello")
-        cache.metrics().ias
+with connect("pmm.db") as cache:
+    cache.append("user", "hello")
+    cache.metrics().ias
 """
 
 from pmm_shm.ledger.eventlog import EventLog

@@ -56,9 +56,7 @@ class AsyncCache(Cache):
         self._verifications[report.ok] += 1
         return report
 
-    async def invalidate_async(
-        self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S
-    ) -> int:
+    async def invalidate_async(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> int:
         """As `invalidate`."""
         return int((await self._call_async(protocol.INVALIDATE, {"fold": fold}, timeout))["as_of"])
 

@@ -41,18 +41,10 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     if is_running(instance):
         return
     try:
-        instance.directory.mkdir(parents=True, exist_ok=True)
-        log = open(instance.log_file, "ab")
+        instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+        process = _spawn(instance)
     except OSError as error:
         raise DaemonError(f"{instance.directory}: {error.strerror}") from error
-    with log:
-        process = subprocess.Popen(
-            [*daemon_command(), "--log-format", "json", instance.ledger],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
     deadline = time.monotonic() + timeout_s
     while not is_running(instance, timeout_s=0.5):
         if time.monotonic() >= deadline or process.poll() not in (None, 0, 1):
@@ -60,6 +52,17 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
         time.sleep(0.02)
     # The daemon is on its own: forget the handle without waiting, and without a complaint at exit.
     process.returncode = process.poll() or 0
+
+
+def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
+    with open(instance.log_file, "ab") as log:
+        return subprocess.Popen(
+            [*daemon_command(), "--log-format", "json", instance.ledger],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _last_line(path: Path) -> str:

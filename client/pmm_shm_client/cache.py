@@ -1,7 +1,7 @@
 """`Cache`: one ledger's shared state, as a chat worker sees it.
 
-Reads are exact unless asked otherwise, with or without a daemon; commands go to the daemon. A read that finds nothing new
-costs a comparison of 48 bytes.
+Reads are exact unless asked otherwise, with or without a daemon; commands go to the daemon. A read that finds nothing
+new costs a comparison of 48 bytes.
 """
 
 from __future__ import annotations
@@ -252,8 +252,8 @@ class Cache:
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
         """Compare what is published (all folds, or one) with a full replay; true when they are equal.
 
-        The daemon does it; without one, this process does, with the snapshot at rest. Where nothing is published there is
-        nothing to be wrong, and `folds` is empty.
+        The daemon does it; without one, this process does, with the snapshot at rest. Where nothing is published there
+        is nothing to be wrong, and `folds` is empty.
 
         Raises:
             UnknownFoldError: there is no such fold.

@@ -54,7 +54,9 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
         while True:
             remaining_ms = int((deadline - time.monotonic()) * 1_000)
             if remaining_ms < 0 or not socket.poll(max(remaining_ms, 1)):
-                raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s")
+                raise DaemonTimeoutError(
+                    f"{instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
+                )
             try:
                 return unpack_reply(socket.recv(), request.id)
             except ProtocolError:

@@ -41,9 +41,7 @@ def connect(
         ConfigError: an argument or an environment variable means nothing.
         DaemonError: `autostart`, and the daemon does not start.
     """
-    return open_cache(
-        Cache, path, autostart=autostart, consistency=consistency, timeout=timeout, freshness=freshness
-    )
+    return open_cache(Cache, path, autostart=autostart, consistency=consistency, timeout=timeout, freshness=freshness)
 
 
 def open_cache(
@@ -75,8 +73,8 @@ def build_self_model_cached(
     max_trait_delta: float = MAX_TRAIT_DELTA,
     on_warn: OnWarn | None = None,
 ) -> dict[str, Any]:
-    """The self-model of a ledger as a fresh dict: from the shared cache where `PMM_USE_PROJECTION_CACHE` is true, otherwise
-    by a plain full replay.
+    """The self-model of a ledger as a fresh dict: from the shared cache where `PMM_USE_PROJECTION_CACHE` is true,
+    otherwise by a plain full replay.
 
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
@@ -88,7 +86,8 @@ def build_self_model_cached(
 
 
 def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
-    """(IAS, GAS) of a ledger: from the shared cache where `PMM_USE_METRICS_CACHE` is true, otherwise by a plain full replay.
+    """(IAS, GAS) of a ledger: from the shared cache where `PMM_USE_METRICS_CACHE` is true, otherwise by a plain full
+    replay.
 
     Raises:
         LedgerError: the ledger cannot be read.

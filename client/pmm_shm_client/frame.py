@@ -53,6 +53,10 @@ class Frame:
     """Immutable answers, all at `as_of`; the methods are those of `Cache`, and read nothing."""
 
     __slots__ = ("_cache", "_results", "_views", "_warnings", "as_of")
+    _cache: Cache
+    _results: Mapping[str, Any]
+    _views: dict[str, Any]
+    _warnings: tuple[Warning, ...]
     as_of: int
 
     def __init__(self, cache: Cache, views: Mapping[str, Any], warnings: tuple[Warning, ...], as_of: int) -> None:

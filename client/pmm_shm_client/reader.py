@@ -1,8 +1,9 @@
 """The exact read: freshness mark, snapshot, tail, overlay.
 
-Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The daemon's
-snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its first event, and
-that is kept and extended.
+Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The
+daemon's
+snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its first event,
+and that is kept and extended.
 
 Invariant: from the mark to the last row one lock is held, and no statement stays open.
 Invariant: no read transaction outlives the call.

@@ -48,5 +48,5 @@ def warn(cid: str | int, event_id: int, on_warn: OnWarn) -> None:
     content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
     try:
         on_warn({"kind": "projection_warn", "content": content, "meta": meta})
-    except Exception:  # noqa: S110 - a listener's failure is not the reader's
+    except Exception:
         pass

@@ -1,1 +1,3 @@
-"""Folds: how each projection is computed from events. `contract` is what a fold is, `engine` moves folds along the log."""
+"""Folds: how each projection is computed from events. `contract` is what a fold is, `engine` moves folds along the
+log.
+"""

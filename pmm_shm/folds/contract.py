@@ -52,8 +52,8 @@ class Fold(ABC):
     def apply(self, event: Event, state: State) -> None:
         """Fold one event into the state.
 
-        Must not depend on anything but its arguments and the parameters. An exception undoes the event's writes and puts
-        its id into the quarantine.
+        Must not depend on anything but its arguments and the parameters. An exception undoes the event's writes and
+        puts its id into the quarantine.
         """
 
     @abstractmethod
@@ -84,7 +84,7 @@ def check_fold(fold: Any) -> Fold:
     if not isinstance(name, str) or not 0 < len(name.encode()) <= 64:
         raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to 64 bytes")
     version = getattr(fold, "version", None)
-    if not isinstance(version, int) or isinstance(version, bool):
+    if type(version) is not int:
         raise FoldError(f"{name}: `version` must be an integer")
     if fold.kinds is not None:
         for kind, columns in fold.kinds.items():

@@ -1,7 +1,7 @@
 """What happened last: the newest reflections and messages, and the newest tick with telemetry.
 
-State: cells `reflections`, `messages` (tuples of event ids, oldest first), `telemetry` (id, IAS, GAS, stage); tables of the
-same first two names (event id to (ts, kind, content)), so that one more message does not write sixty-four.
+State: cells `reflections`, `messages` (tuples of event ids, oldest first), `telemetry` (id, IAS, GAS, stage); tables
+of the same first two names (event id to (ts, kind, content)), so that one more message does not write sixty-four.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RecentFold(Fold):
     kinds: Mapping[str, tuple[Column, ...]] = {
         "reflection": ("content",),
         "autonomy_tick": ("meta",),
-        **{kind: ("content",) for kind in MESSAGE_KINDS},
+        **dict.fromkeys(MESSAGE_KINDS, ("content",)),
     }
 
     def apply(self, event: Event, state: State) -> None:
@@ -81,7 +81,7 @@ class RecentFold(Fold):
 
 
 def _push(state: State, ring: str, event: Event, size_max: int) -> None:
-    ids = (*state.get(ring, ()), event.id)
+    ids: tuple[int, ...] = (*state.get(ring, ()), event.id)
     table = state.table(ring)
     table[event.id] = (event.ts, event.kind, event.content)
     if len(ids) > size_max:

@@ -3,8 +3,8 @@
 State:
     cells `name`, `adopted`, `traits`, `strict_traits` (tuples of five floats, O C E A N), `sequence` (next place of an
     entry), `warnings` (count), `first_warning` (cid, event id);
-    tables `open` (cid to (place, entry)), `expired` (likewise), `evidence` (cids with evidence of type `done`), `warnings`
-    (ordinal to (cid, event id) of a close without evidence).
+    tables `open` (cid to (place, entry)), `expired` (likewise), `evidence` (cids with evidence of type `done`),
+    `warnings` (ordinal to (cid, event id) of a close without evidence).
 
 An entry's place is a number that grows: sorting by it gives the order of insertion, as a dict would keep it.
 """
@@ -44,7 +44,8 @@ class Entries:
 
     @classmethod
     def load(cls, table: Table) -> Entries:
-        rows = sorted(((value[0], cid, value[1]) for cid, value in table.items()), key=lambda row: row[0])
+        rows: list[tuple[int, Any, Any]] = [(value[0], cid, value[1]) for cid, value in table.items()]
+        rows.sort(key=lambda row: row[0])
         return cls({cid: place for place, cid, _ in rows}, {cid: frozen(entry) for _, cid, entry in rows})
 
     def patched(self, table: Table, touched: set[Key]) -> Entries:
@@ -140,7 +141,9 @@ class SelfModelFold(Fold):
         delta = event.meta.get("delta")
         trait = str(event.meta.get("trait") or "").strip().lower()
         # Keys of the *many* shape are not stripped.
-        items = [(key.lower(), value) for key, value in delta.items()] if isinstance(delta, dict) and not trait else None
+        items = (
+            [(key.lower(), value) for key, value in delta.items()] if isinstance(delta, dict) and not trait else None
+        )
         for key, value in [(trait, delta)] if items is None else items:
             index = _TRAIT_INDEX.get(key)
             if index is not None:
@@ -159,8 +162,8 @@ def _view(state: State, open_entries: Entries, expired_entries: Entries) -> Self
     name = state.get("name")
     return SelfModel(
         name=frozen(name),
-        traits=MappingProxyType(dict(zip(TRAITS, state.get("traits", _NEUTRAL)))),
-        strict_traits=MappingProxyType(dict(zip(TRAITS, state.get("strict_traits", _NEUTRAL)))),
+        traits=MappingProxyType(dict(zip(TRAITS, state.get("traits", _NEUTRAL), strict=True))),
+        strict_traits=MappingProxyType(dict(zip(TRAITS, state.get("strict_traits", _NEUTRAL), strict=True))),
         open=open_entries.mapping,
         expired=expired_entries.mapping,
         warning_count=state.get("warnings", 0),

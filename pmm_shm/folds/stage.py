@@ -41,7 +41,8 @@ class StageFold(Fold):
         ias, gas = to_float(telemetry["IAS"]), to_float(telemetry["GAS"])
         if ias is not None and gas is not None:
             cell = _CELLS[event.kind]
-            state[cell] = (*state.get(cell, ())[1 - WINDOW :], (ias, gas))
+            before: tuple[Any, ...] = state.get(cell, ())
+            state[cell] = (*before[1 - WINDOW :], (ias, gas))
 
     def view(self, state: State) -> StageView:
         ticks, reflections = state.get("ticks", ()), state.get("reflections", ())

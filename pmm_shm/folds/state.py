@@ -135,8 +135,8 @@ class State:
     """Cells and tables of one fold.
 
     `state["ias"]` and `state["ias"] = 0.5` read and put a cell, `state.get("ias", 0.0)` reads with a default,
-    `state.table("penalties")` is a table. Values are JSON values, bytes and tuples of these; keys are text, integers and
-    tuples of these.
+    `state.table("penalties")` is a table. Values are JSON values, bytes and tuples of these; keys are text, integers
+    and tuples of these.
     """
 
     __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id")
@@ -260,4 +260,4 @@ class Touched:
     def merge(self, other: Touched) -> None:
         self.cells = self.cells or other.cells
         for name, keys in other.tables.items():
-            self.tables[name] = self.tables.get(name, set()) | keys
+            self.tables.setdefault(name, set()).update(keys)

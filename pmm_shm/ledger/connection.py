@@ -1,7 +1,7 @@
 """One SQLite connection to a ledger, with everything that can go wrong around it.
 
-Owns: opening (read-only or for writing), the file's identity, the epoch, fork, and the proof that SQLite's lock is really
-there. Never opens the ledger's files itself: closing any descriptor of them would drop SQLite's locks.
+Owns: opening (read-only or for writing), the file's identity, the epoch, fork, and the proof that SQLite's lock is
+really there. Never opens the ledger's files itself: closing any descriptor of them would drop SQLite's locks.
 
 Invariant: whatever was remembered about the ledger dies with the epoch; every open begins a new one.
 Invariant: a thread holds at most one connection's lock at a time (the fork hook takes them all).
@@ -196,7 +196,7 @@ class Connection:
             return NotALedgerError(f"{self.path}: {text}")
         if text == _NO_ROLLBACK and self.mode == "ro":
             return HotJournalError(
-                f"{self.path}: a writer died within a transaction; the next append (or opening it with sqlite3) repairs it"
+                f"{self.path}: a writer died within a transaction; the next append, or sqlite3, repairs it"
             )
         if self.mode == "ro":
             return LedgerUnreadableError(f"{self.path}: {text}")
@@ -330,8 +330,8 @@ def _inode(path: str) -> int | None:
         return None
 
 
-# Fork: SQLite's book of locks survives fork while the locks do not, so every connection is closed before and opened anew,
-# on first use, on both sides.
+# Fork: SQLite's book of locks survives fork while the locks do not, so every connection is closed before and opened
+# anew, on first use, on both sides.
 _open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _closed_for_fork: list[Connection] = []
 

@@ -21,7 +21,9 @@ from pmm_shm import limits
 T = TypeVar("T")
 DIGEST_BYTES = 16
 RawRow = tuple[Any, ...]
-"""(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText."""
+"""(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
+(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
+"""
 
 
 @dataclass(frozen=True)

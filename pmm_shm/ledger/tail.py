@@ -1,8 +1,8 @@
 """The bounded, read-only tail: the anchor's row and what follows it, in one statement.
 
 Shared by the daemon, the clients' catch-up, full replays and verification. One call is one statement, bounded in rows,
-bytes and span of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one would
-block the writer of a rollback-journal ledger, and let a WAL grow without end.
+bytes and span of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one
+would block the writer of a rollback-journal ledger, and let a WAL grow without end.
 """
 
 from __future__ import annotations
@@ -156,11 +156,15 @@ def _quoted(name: str) -> str:
 def _select(columns: list[str], kinds: tuple[str, ...] | None) -> str:
     """One statement, one snapshot: the anchor's row, the tail, the head's id.
 
-    `hi` bounds the scan where few kinds match, counted from the first row behind the anchor, so that a gap of any size is
-    one step. `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
+    `hi` bounds the scan where few kinds match, counted from the first row behind the anchor, so that a gap of any size
+    is one step. `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
     """
     marks = ", ".join(f"?{number}" for number in range(3, 3 + len(kinds or ())))
-    wanted = "" if kinds is None else f" AND (+kind IN ({marks}) OR id = ?1 OR id = (SELECT max(id) FROM events WHERE id <= hi))"
+    wanted = (
+        ""
+        if kinds is None
+        else f" AND (+kind IN ({marks}) OR id = ?1 OR id = (SELECT max(id) FROM events WHERE id <= hi))"
+    )
     limit = 3 + len(kinds or ())
     return (
         "WITH bound(hi) AS (SELECT coalesce((SELECT min(id) FROM events WHERE id > ?1), ?1) + ?2) "

@@ -1,9 +1,9 @@
 """Whether the environment can be trusted after a stop: the boot id and the mark of a clean shutdown.
 
 The daemon writes LMDB without syncing, for the ledger can rebuild everything. A killed daemon leaves a good environment
-all the same, since the pages are in the system's cache; a power loss may not. So a file beside the environment says under
-which boot it was written, and whether it was synced at the end. It is a file of its own because reading a record inside a
-corrupt environment may already crash.
+all the same, since the pages are in the system's cache; a power loss may not. So a file beside the environment says
+under which boot it was written, and whether it was synced at the end. It is a file of its own because reading a record
+inside a corrupt environment may already crash.
 """
 
 from __future__ import annotations

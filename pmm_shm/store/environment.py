@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import lmdb
 
@@ -26,6 +27,34 @@ FileId = tuple[int, int]
 
 class DamagedStoreError(StoreError):
     """The files are there and are no LMDB environment of this version."""
+
+
+class Records(Protocol):
+    """What we use of `lmdb.Transaction`, with the types it has without `buffers`."""
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+
+    def put(self, key: bytes, value: bytes, /) -> bool: ...
+
+    def delete(self, key: bytes, /) -> bool: ...
+
+    def cursor(self) -> Cursor: ...
+
+
+class Cursor(Protocol):
+    """What we use of `lmdb.Cursor`."""
+
+    def __enter__(self) -> Cursor: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def set_range(self, key: bytes, /) -> bool: ...
+
+    def key(self) -> bytes: ...
+
+    def delete(self) -> bool: ...
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
 
 
 @dataclass
@@ -44,7 +73,7 @@ class Environment:
     users: int = 1
 
     @contextmanager
-    def read(self) -> Iterator[lmdb.Transaction]:
+    def read(self) -> Iterator[Records]:
         """A short read transaction; never hold it between calls."""
         try:
             transaction = self.env.begin()
@@ -53,9 +82,15 @@ class Environment:
             self.env.set_mapsize(0)
             transaction = self.env.begin()
         try:
-            yield transaction
+            yield cast(Records, transaction)
         finally:
             transaction.abort()
+
+    @contextmanager
+    def write(self) -> Iterator[Records]:
+        """The write transaction; committed at the end, aborted by an exception."""
+        with self.env.begin(write=True) as transaction:
+            yield cast(Records, transaction)
 
 
 _environments: dict[FileId, Environment] = {}
@@ -150,7 +185,9 @@ def _open_smaller_and_smaller(
         except lmdb.MemoryError as error:
             failure: Exception = error
         except lmdb.ReadonlyError as error:
-            raise StoreError(f"{directory}: {error}; readers need write permission on lock.mdb: share a group") from error
+            raise StoreError(
+                f"{directory}: {error}; readers need write permission on lock.mdb: share a group"
+            ) from error
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise DamagedStoreError(f"{directory}: {error}") from error
         except lmdb.Error as error:

@@ -154,7 +154,9 @@ class TouchedRecord:
         return cls(
             after_id,
             {
-                name: None if entry is None else Touched(entry[0], {table: set(keys) for table, keys in entry[1].items()})
+                name: None
+                if entry is None
+                else Touched(entry[0], {table: set(keys) for table, keys in entry[1].items()})
                 for name, entry in folds.items()
             },
         )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import lmdb
-
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot
-from pmm_shm.store.environment import Environment, FileId, close, data_file_identity, open_reader
+from pmm_shm.store.environment import Environment, FileId, Records, close, data_file_identity, open_reader
 from pmm_shm.store.layout import (
     HEADER_KEY,
     SEAL_PREFIX,
@@ -25,7 +23,9 @@ from pmm_shm.store.layout import (
 )
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
-"""Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to."""
+"""Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
+Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
+"""
 
 
 class LmdbBase:
@@ -33,13 +33,12 @@ class LmdbBase:
 
     __slots__ = ("_prefix", "_transaction")
 
-    def __init__(self, transaction: lmdb.Transaction, generation: int) -> None:
+    def __init__(self, transaction: Records, generation: int) -> None:
         self._transaction = transaction
         self._prefix = state_prefix(generation)
 
     def get(self, key: bytes, /) -> bytes | None:
-        data: bytes | None = self._transaction.get(self._prefix + key)
-        return data
+        return self._transaction.get(self._prefix + key)
 
     def scan(self, prefix: bytes, /) -> Iterator[tuple[bytes, bytes]]:
         full = self._prefix + prefix
@@ -57,7 +56,7 @@ class Snapshot:
 
     __slots__ = ("_transaction", "header", "identity")
 
-    def __init__(self, transaction: lmdb.Transaction, header: Header, identity: FileId) -> None:
+    def __init__(self, transaction: Records, header: Header, identity: FileId) -> None:
         self._transaction = transaction
         self.header = header
         self.identity = identity
@@ -181,7 +180,7 @@ class SnapshotReader:
         self.failure = None
         return environment
 
-    def _read_header(self, transaction: lmdb.Transaction) -> Header | None:
+    def _read_header(self, transaction: Records) -> Header | None:
         raw = transaction.get(HEADER_KEY)
         if raw is None:
             return None

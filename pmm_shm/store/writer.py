@@ -21,7 +21,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment
+from pmm_shm.store.environment import DamagedStoreError, Environment, Records
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -68,7 +68,7 @@ class StoreWriter:
     def environment(self) -> Environment:
         return self._environment
 
-    def snapshot(self, transaction: lmdb.Transaction) -> Snapshot:
+    def snapshot(self, transaction: Records) -> Snapshot:
         """The published state within a transaction of `environment.read()`."""
         data = transaction.get(HEADER_KEY)
         return Snapshot(transaction, Header.unpack(data), self._environment.identity)
@@ -76,10 +76,12 @@ class StoreWriter:
     def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
         """Write what the overlays hold, and move the position, in one commit."""
         touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
-        record = TouchedRecord(self._header.position.event_id, {name: t for name, t in touched.items() if t != Touched()})
+        record = TouchedRecord(
+            self._header.position.event_id, {name: t for name, t in touched.items() if t != Touched()}
+        )
         changes = [(self._generation(fold), list(state.changes())) for fold, state in states.items()]
 
-        def write(transaction: lmdb.Transaction) -> Header:
+        def write(transaction: Records) -> Header:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
             header = self._next(position=position)
@@ -92,7 +94,7 @@ class StoreWriter:
     def begin_generation(self, fold: Fold) -> int:
         """A new, empty generation for a rebuild of `fold`."""
 
-        def write(transaction: lmdb.Transaction) -> Header:
+        def write(transaction: Records) -> Header:
             generation = self._header.next_generation
             transaction.put(generation_key(generation), fold.name.encode())
             return self._next(next_generation=generation + 1)
@@ -105,7 +107,7 @@ class StoreWriter:
         """Write the overlays of a rebuild into its generations; nobody reads them yet."""
         changes = [(generation, list(state.changes())) for generation, state in shadows.items()]
 
-        def write(transaction: lmdb.Transaction) -> None:
+        def write(transaction: Records) -> None:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
 
@@ -118,7 +120,7 @@ class StoreWriter:
             _, version, parameters = fold.identity()
             folds[fold.name] = (version, parameters, generation)
 
-        def write(transaction: lmdb.Transaction) -> Header:
+        def write(transaction: Records) -> Header:
             header = self._next(position=position, folds=folds, is_void=False)
             # The list of touched keys does not reach across a flip.
             _delete_prefix(transaction, TOUCHED_PREFIX, limits.TOUCHED_COMMITS_MAX * 2)
@@ -134,7 +136,7 @@ class StoreWriter:
     def put_seals(self, first_block: int, seals: list[Seal]) -> None:
         """Keep the seals of blocks from `first_block` on."""
 
-        def write(transaction: lmdb.Transaction) -> None:
+        def write(transaction: Records) -> None:
             for block, seal in enumerate(seals, first_block):
                 transaction.put(seal_key(block), seal.pack())
 
@@ -142,14 +144,18 @@ class StoreWriter:
 
     def drop_seals(self) -> None:
         """Forget all seals: they were of another history."""
-        while self._commit_result(lambda transaction: _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)):
+        while self._commit_result(
+            lambda transaction: _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)
+        ):
             pass
 
     def delete_old_generation(self) -> bool:
-        """Delete some keys of one generation that is not live; not while a rebuild runs. Returns whether there may be more."""
+        """Delete some keys of one generation that is not live; not while a rebuild runs. Returns whether there may be
+        more.
+        """
         keep = {entry[2] for entry in self._header.folds.values()}
 
-        def write(transaction: lmdb.Transaction) -> bool:
+        def write(transaction: Records) -> bool:
             generation = _first_generation_outside(transaction, keep)
             if generation is None:
                 return False
@@ -203,8 +209,8 @@ class StoreWriter:
             before.next_generation if next_generation is None else next_generation,
         )
 
-    def _commit(self, write: Callable[[lmdb.Transaction], Header | None]) -> None:
-        def run(transaction: lmdb.Transaction) -> Header | None:
+    def _commit(self, write: Callable[[Records], Header | None]) -> None:
+        def run(transaction: Records) -> Header | None:
             header = write(transaction)
             if header is not None:
                 transaction.put(HEADER_KEY, header.pack())
@@ -215,12 +221,12 @@ class StoreWriter:
             if header is not None:
                 self._header = header
 
-    def _commit_result(self, write: Callable[[lmdb.Transaction], _T]) -> _T:
+    def _commit_result(self, write: Callable[[Records], _T]) -> _T:
         """One write transaction; a full map grows, with no transaction open, and the write runs again."""
         with self._lock:
             while True:
                 try:
-                    with self._environment.env.begin(write=True) as transaction:
+                    with self._environment.write() as transaction:
                         return write(transaction)
                 except lmdb.MapFullError:
                     self._grow()
@@ -258,7 +264,7 @@ class StoreWriter:
         except DamagedStoreError:
             return None
         try:
-            with opened.env.begin(write=True) as transaction:
+            with opened.write() as transaction:
                 data = transaction.get(HEADER_KEY)
                 if data is None:
                     self._header = Header(os.urandom(16), START, 0, {}, False, 1)
@@ -281,7 +287,7 @@ def _bounded(touched: Touched) -> Touched | None:
     return touched if touched.key_count() <= limits.TOUCHED_KEYS_MAX else None
 
 
-def _put_state(transaction: lmdb.Transaction, generation: int, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _put_state(transaction: Records, generation: int, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
     prefix = state_prefix(generation)
     for key, value in pairs:
         if value is None:
@@ -290,7 +296,7 @@ def _put_state(transaction: lmdb.Transaction, generation: int, pairs: Iterable[t
             transaction.put(prefix + key, value)
 
 
-def _delete_prefix(transaction: lmdb.Transaction, prefix: bytes, keys_max: int) -> int:
+def _delete_prefix(transaction: Records, prefix: bytes, keys_max: int) -> int:
     """Delete up to `keys_max` keys; returns how many there were."""
     count = 0
     with transaction.cursor() as cursor:
@@ -300,7 +306,7 @@ def _delete_prefix(transaction: lmdb.Transaction, prefix: bytes, keys_max: int) 
     return count
 
 
-def _first_generation_outside(transaction: lmdb.Transaction, keep: set[int]) -> int | None:
+def _first_generation_outside(transaction: Records, keep: set[int]) -> int | None:
     with transaction.cursor() as cursor:
         if cursor.set_range(GENERATION_PREFIX):
             for key, _ in cursor:

@@ -132,8 +132,11 @@ class Daemon:
                 last_change = time.monotonic()
 
     def _sleep_s(self, quiet_s: float) -> float:
-        """How long to sleep when nothing changed for `quiet_s`: in growing steps at first, for the event from the system
-        comes before the commit is visible, and the next one may be swallowed."""
+        """How long to sleep when nothing changed for `quiet_s` seconds.
+
+        In growing steps at first: the event from the system comes before the commit is visible, and the next event may
+        be swallowed.
+        """
         if quiet_s < limits.BACKOFF_WINDOW_S:
             return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
         return self._settings.slow_poll_s
@@ -198,7 +201,10 @@ class Daemon:
 
 
 def _check_ledger(path: str) -> None:
-    """Raises `LedgerError` where there is no usable ledger; a dead writer's journal is the next writer's to roll back."""
+    """Raise `LedgerError` where there is no usable ledger.
+
+    The journal of a dead writer is no reason: the next writer rolls it back.
+    """
     connection = Connection(path, "ro")
     try:
         with connection.lock:

@@ -22,7 +22,9 @@ class InstanceLock:
             instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._descriptor = os.open(instance.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         except OSError as error:
-            raise StoreError(f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
+            raise StoreError(
+                f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory"
+            ) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

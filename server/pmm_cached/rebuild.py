@@ -1,7 +1,7 @@
 """A rebuild: folds replayed from the first event into shadow generations, and one flip.
 
-Readers never see a hole: what is published stays until the flip. No rebuild starts while a reader is older than the last
-flip, for the pages it pins cannot be used again.
+Readers never see a hole: what is published stays until the flip. No rebuild starts while a reader is older than the
+last flip, for the pages it pins cannot be used again.
 """
 
 from __future__ import annotations

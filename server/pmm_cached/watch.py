@@ -1,8 +1,8 @@
 """Wakes the follower when the ledger's files change.
 
-inotify watches the files themselves, not their directory: journals come and go there with every commit. The event comes
-before the commit is visible, and the next commit's event can be swallowed while this one is applied, so the follower goes
-on looking after the last event; see `Follower`.
+inotify watches the files themselves, not their directory: journals come and go there with every commit. The event
+comes before the commit is visible, and the next commit's event can be swallowed while this one is applied, so the
+daemon goes on looking after the last event; see `Daemon`.
 """
 
 from __future__ import annotations
