@@ -87,7 +87,8 @@ def check_fold(fold: Any) -> Fold:
     if type(version) is not int:
         raise FoldError(f"{name}: `version` must be an integer")
     if fold.kinds is not None:
-        for kind, columns in fold.kinds.items():
+        kinds: Mapping[Any, Any] = fold.kinds
+        for kind, columns in kinds.items():
             if not isinstance(kind, str) or not set(columns) <= {"content", "meta"}:
                 raise FoldError(f"{name}: `kinds` maps event kinds to ('content', 'meta'), got {kind!r}: {columns!r}")
     try:

@@ -30,6 +30,9 @@ def is_cid(value: Any) -> bool:
     return type(value) is str or type(value) is int
 
 
-def is_number_pair(telemetry: Any) -> bool:
-    """Whether `meta.telemetry` is an object with both scores."""
-    return isinstance(telemetry, dict) and "IAS" in telemetry and "GAS" in telemetry
+def score_pair(meta: dict[str, Any]) -> tuple[Any, Any] | None:
+    """(IAS, GAS) of `meta.telemetry`, as they stand there; None where it is not an object with both."""
+    telemetry = meta.get("telemetry")
+    if isinstance(telemetry, dict) and "IAS" in telemetry and "GAS" in telemetry:
+        return telemetry["IAS"], telemetry["GAS"]
+    return None

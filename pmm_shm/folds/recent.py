@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import Column, Fold
-from pmm_shm.folds.fields import is_number_pair
+from pmm_shm.folds.fields import score_pair
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
@@ -97,7 +97,6 @@ def _entries(state: State, ring: str, known: dict[int, Entry]) -> tuple[Entry, .
 
 
 def _note_telemetry(event: Event, state: State) -> None:
-    telemetry, stage = event.meta.get("telemetry"), event.meta.get("stage")
-    if not is_number_pair(telemetry) or telemetry["IAS"] is None or telemetry["GAS"] is None or stage is None:
-        return
-    state["telemetry"] = (event.id, telemetry["IAS"], telemetry["GAS"], stage)
+    pair, stage = score_pair(event.meta), event.meta.get("stage")
+    if pair is not None and None not in pair and stage is not None:
+        state["telemetry"] = (event.id, *pair, stage)

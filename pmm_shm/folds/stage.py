@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm_shm.folds.contract import Column, Fold
-from pmm_shm.folds.fields import is_number_pair, to_float
+from pmm_shm.folds.fields import score_pair, to_float
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.rows import Event
@@ -35,10 +35,10 @@ class StageFold(Fold):
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply(self, event: Event, state: State) -> None:
-        telemetry = event.meta.get("telemetry")
-        if not is_number_pair(telemetry):
+        pair = score_pair(event.meta)
+        if pair is None:
             return
-        ias, gas = to_float(telemetry["IAS"]), to_float(telemetry["GAS"])
+        ias, gas = to_float(pair[0]), to_float(pair[1])
         if ias is not None and gas is not None:
             cell = _CELLS[event.kind]
             before: tuple[Any, ...] = state.get(cell, ())

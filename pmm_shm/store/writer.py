@@ -70,8 +70,7 @@ class StoreWriter:
 
     def snapshot(self, transaction: Records) -> Snapshot:
         """The published state within a transaction of `environment.read()`."""
-        data = transaction.get(HEADER_KEY)
-        return Snapshot(transaction, Header.unpack(data), self._environment.identity)
+        return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
 
     def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
         """Write what the overlays hold, and move the position, in one commit."""
