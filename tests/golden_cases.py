@@ -1,0 +1,92 @@
+"""The golden ledgers: events with the reference answers at several prefixes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmm_shm.errors import ProjectionInvariantError
+
+GOLDEN = Path(__file__).parent / "golden"
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY AUTOINCREMENT, ts TEXT NOT NULL, kind TEXT NOT NULL, "
+    "content TEXT NOT NULL, meta TEXT NOT NULL, prev_hash TEXT, hash TEXT)"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    events: list[dict[str, Any]]
+    answers: list[dict[str, Any]]
+
+
+def cases() -> list[Case]:
+    """All golden cases, by name."""
+    found = []
+    for path in sorted(GOLDEN.glob("case-*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found.append(Case(path.stem, data["events"], data["answers"]))
+    return found
+
+
+def make_ledger(path: Path, journal: str = "wal") -> None:
+    """An empty ledger as a foreign program makes it."""
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA journal_mode={journal}")
+    connection.execute(SCHEMA)
+    connection.commit()
+    connection.close()
+
+
+def write_events(path: Path, events: list[dict[str, Any]]) -> None:
+    """Append golden events as they are, as a foreign program does it."""
+    connection = sqlite3.connect(path, timeout=10)
+    rows = [
+        (e["id"], e["ts"], e["kind"], e["content"], e["meta_raw"] if "meta_raw" in e else json.dumps(e["meta"]))
+        for e in events
+    ]
+    connection.executemany("INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+
+
+def canonical(value: Any) -> str:
+    """Text that is equal exactly when the answers are, to the last bit of each float and with integer cids as JSON keys."""
+    return json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+
+
+def answers_of(source: Any, closed_without_evidence: list[Any]) -> dict[str, Any]:
+    """What a `Cache` or a `Frame` answers, in the form of the golden files."""
+    try:
+        strict: dict[str, Any] = {"model": source.self_model(strict=True)}
+    except ProjectionInvariantError as error:
+        strict = {"violation": error.violation}
+    metrics, stage, commitments, identity = source.metrics(), source.stage(), source.commitments(), source.identity()
+    model = source.self_model()
+    assert model["identity"]["name"] == identity.name
+    assert model["identity"]["traits"] == dict(identity.traits)
+    assert list(model["commitments"]["open"]) == list(commitments.open)
+    assert canonical(model["commitments"]["expired"]) == canonical(dict(commitments.expired))
+    return {
+        "self_model": model,
+        "open_order": list(commitments.open),
+        "closed_without_evidence": list(closed_without_evidence),
+        "strict": strict,
+        "ias": metrics.ias,
+        "gas": metrics.gas,
+        "stage": stage.stage,
+        "stage_snapshot": dict(stage.snapshot),
+        "directives": source.directives(),
+        "directives_active": source.active_directives(),
+    }
+
+
+def assert_golden(answers: dict[str, Any], golden: dict[str, Any], where: str) -> None:
+    """Every answer equals the reference, or the first difference is shown."""
+    for key, value in golden.items():
+        if key != "prefix":
+            assert canonical(answers[key]) == canonical(value), f"{where}, prefix {golden['prefix']}: {key}"
