@@ -1,0 +1,54 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from pmm_shm.ledger.eventlog import EventLog
+from tests.daemons import Daemon
+
+_VARIABLES = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_EMBEDDING_CACHE", "PMM_DB", "PMM_SHM_DIR")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have settings of their own."""
+    for name in _VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> str:
+    """The path of a new ledger without events."""
+    path = str(tmp_path / "ledger.db")
+    EventLog(path).close()
+    return path
+
+
+class StartDaemon(Protocol):
+    """Starts a daemon for a ledger; unless told otherwise, waits until it has published the ledger's head."""
+
+    def __call__(
+        self, ledger: str, *options: str, env: Mapping[str, str] | None = None, wait: bool = True
+    ) -> Daemon: ...
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[StartDaemon]:
+    """Start daemons that end with the test."""
+    daemons: list[Daemon] = []
+
+    def start(ledger: str, *options: str, env: Mapping[str, str] | None = None, wait: bool = True) -> Daemon:
+        daemon = Daemon(ledger, *options, env=env)
+        daemons.append(daemon)
+        if wait:
+            daemon.wait_ready()
+        return daemon
+
+    yield start
+    for daemon in daemons:
+        daemon.kill()
