@@ -10,6 +10,11 @@ META_DEPTH_MAX = 100
 META_INTEGER_DIGITS_MAX = 4_300
 QUARANTINE_ENTRIES_MAX = 1_000
 
+# After a replacement: how long to wait for the users of the old file to let go of it.
+REPLACED_HOLDER_S = 3.0
+REPLACED_SLEEP_MIN_S = 0.005
+REPLACED_SLEEP_MAX_S = 0.02
+
 # The tail: one statement reads at most this much, so that no reader holds the ledger for long.
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20

@@ -122,7 +122,7 @@ class Reader:
 
         return self.with_ledger(read)
 
-    def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int = 0) -> _T:
+    def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int | None = None) -> _T:
         """What `make` makes of the snapshot as it is published; the ledger is not looked at.
 
         Raises:
@@ -133,7 +133,7 @@ class Reader:
             lineage = None if snapshot is None else snapshot.lineage(folds)
             if snapshot is None or lineage is None:
                 raise SnapshotUnavailableError(self._why_no_snapshot())
-            if snapshot.header.position.as_of < at_least:
+            if at_least is not None and snapshot.header.position.as_of < at_least:
                 raise SnapshotUnavailableError(f"event {at_least} is not published yet")
             track = self._snapshot_track
             if track is None or track.lineage != lineage or list(track.folds) != list(names):
@@ -191,10 +191,9 @@ class Reader:
         """Bring all folds to the head of the log, at one position."""
         self._regroup(snapshot)
         for key in list(self._groups):
-            if not self._groups[key].bind(snapshot):
+            if key in self._groups and not self._groups[key].bind(snapshot):
                 self._reject(key, snapshot)
-        for key in list(self._groups):
-            self._to_head(key, snapshot)
+        self._all_to_head(snapshot)
         if len({track.position for track in self._groups.values()}) > 1:
             self._align(snapshot)
         tracks = {name: track for track in self._groups.values() for name in track.folds}
@@ -205,27 +204,34 @@ class Reader:
         handle = self.connection.handle()
         self.connection.retry(lambda: handle.execute("BEGIN"))
         try:
-            for key in list(self._groups):
-                self._to_head(key, snapshot)
+            self._all_to_head(snapshot)
         finally:
             if handle.in_transaction:
                 handle.execute("COMMIT")
 
-    def _to_head(self, key: str, snapshot: Snapshot | None) -> None:
-        is_complete = False
+    def _all_to_head(self, snapshot: Snapshot | None) -> None:
+        while not all(self._is_led_to_head(key, snapshot) for key in list(self._groups)):
+            pass
+
+    def _is_led_to_head(self, key: str, snapshot: Snapshot | None) -> bool:
+        """False when the log does not continue the track: the groups are others then."""
+        track, is_complete = self._groups[key], False
         while not is_complete:
-            track = self._groups[key]
             is_anchored, is_complete = track.advance()
             if not is_anchored and not track.fall_back(snapshot):
                 self._reject(key, snapshot)
+                return False
+        return True
 
     def _reject(self, key: str, snapshot: Snapshot | None) -> None:
         """The log does not continue this track: fold it anew, from the first event."""
         track = self._groups[key]
         if snapshot is not None and track.lineage is not None:
             self._rejected = (track.lineage, snapshot.header.position)
-        track.release()
-        self._replace(key, Track(list(track.folds.values()), None, self.connection))
+            # At once into the groups that later reads want: what is replayed now must serve them, too.
+            self._regroup(snapshot)
+        else:
+            self._replace(key, Track(list(track.folds.values()), None, self.connection))
 
     def _regroup(self, snapshot: Snapshot | None) -> None:
         """Folds that are published stand on one base; the others are folded in memory, the built-in ones together."""

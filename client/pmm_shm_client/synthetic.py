@@ -17,6 +17,7 @@ import random
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +86,12 @@ _VIOLATIONS = ("CLOSE_WITHOUT_EVIDENCE", "DUPLICATE_OPEN", "STALE_COMMITMENT", "
 _SOURCES = ("user", "reflection", "policy", "autonomy")
 _POLICIES = ("reflection_interval", "snooze_ticks", "context_events", "close_needs_evidence")
 _MODELS = ("local-small", "local-large")
-DIRECTIVES = tuple(f"{rule} {what}." for what in _OBJECTS for rule in _RULES)[:DIRECTIVES_MAX]
+# The object moves on with the rule, so that neighbours, which are about equally frequent, do not contradict each other.
+DIRECTIVES = tuple(
+    f"{rule} {_OBJECTS[(shift + 2 * number) % len(_OBJECTS)]}."
+    for shift in range(len(_OBJECTS))
+    for number, rule in enumerate(_RULES)
+)[:DIRECTIVES_MAX]
 """The texts of all directives that ever occur."""
 
 
@@ -108,7 +114,6 @@ class _Story:
     def events(self) -> Iterator[Draft]:
         """What happens, without end."""
         chance = self._random
-        yield self._policy()
         for draft in self._turns():
             self._event_id += 1
             yield draft
@@ -154,16 +159,19 @@ class _Story:
     def _autonomy_tick(self) -> Draft:
         chance = self._random
         self._tick += 1
-        # A drift towards 0.8 and 0.6 with noise: early ledgers stand at S0, old ones move between S2 and S4.
-        self._ias = min(1.0, max(0.0, self._ias + 0.002 * (0.8 - self._ias) + 0.03 * (chance() - 0.5)))
-        self._gas = min(1.0, max(0.0, self._gas + 0.002 * (0.6 - self._gas) + 0.03 * (chance() - 0.5)))
+        # Noise with a slow pull: a young agent stands at S0, an old one moves between S1 and S4.
+        self._ias = min(1.0, max(0.0, self._ias + 0.002 * (0.68 - self._ias) + 0.03 * (chance() - 0.5)))
+        self._gas = min(1.0, max(0.0, self._ias - 0.15 + 0.04 * (chance() - 0.5)))
         telemetry = {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4)}
         decision = "reflect" if chance() < 0.2 else "idle"
         return "autonomy_tick", decision, {"stage": self._stage(), "telemetry": telemetry, "tick": self._tick}
 
     def _stage(self) -> str:
         floor = min(self._ias - 0.15, self._gas)
-        return "S4" if floor >= 0.7 else "S3" if floor >= 0.55 else "S2" if floor >= 0.35 else "S1"
+        for stage, least in (("S4", 0.72), ("S3", 0.55), ("S2", 0.35), ("S1", 0.2)):
+            if floor >= least:
+                return stage
+        return "S0"
 
     def _open_commitment(self) -> Iterator[Draft]:
         if len(self._open) >= OPEN_MAX:
@@ -212,10 +220,7 @@ class _Story:
     def _directive(self) -> Draft:
         # Squared: a few are repeated all the time, so that the active set is not arbitrary.
         text = DIRECTIVES[int(self._random() ** 2 * len(DIRECTIVES))]
-        meta: dict[str, Any] = {"source": self._pick(_SOURCES)}
-        if self._event_id:
-            meta["origin_eid"] = self._event_id
-        return "autonomy_directive", text, meta
+        return "autonomy_directive", text, {"origin_eid": self._event_id, "source": self._pick(_SOURCES)}
 
     def _metrics_update(self) -> Draft:
         return "metrics_update", "", {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4), "tick": self._tick}
@@ -273,17 +278,13 @@ def synthetic_rows(seed: int) -> Iterator[Row]:
         ts = f"{prefix}{now_us // 1_000_000 % 60:02d}.{now_us % 1_000_000:06d}+00:00"
         # Canonical in the column too: what is hashed is what is stored, and it is serialised once.
         text = canonical_json(meta)
-        digest = hash_of_parts(
-            "full", event_id, f'"{ts}"', f'"{kind}"', canonical_json(content), text, previous_json
-        )
+        digest = hash_of_parts("full", event_id, f'"{ts}"', f'"{kind}"', canonical_json(content), text, previous_json)
         yield event_id, ts, kind, content, text, previous, digest
         previous, previous_json = digest, f'"{digest}"'
 
 
 def _minute_text(minute: int) -> str:
     """`2025-01-01T00:00:` and so on, in UTC."""
-    from datetime import datetime, timedelta
-
     return (datetime(2025, 1, 1) + timedelta(minutes=minute)).strftime("%Y-%m-%dT%H:%M:")
 
 
@@ -360,7 +361,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _write(path: str, rows: Iterator[Row], journal: Journal, progress: Callable[[int], None]) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with contextlib.closing(sqlite3.connect(os.fsencode(path), isolation_level=None)) as connection:
         # Nobody else knows the file, and it is thrown away if this fails: no journal, no syncing until the end.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):
             connection.execute(f"PRAGMA {pragma}").fetchall()

@@ -32,7 +32,7 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, pids_with_lock
 
 Mode = Literal["ro", "rw", "rwc"]
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
@@ -46,6 +46,13 @@ _NO_ROLLBACK = "attempt to write a readonly database"
 
 class BlankLedgerError(NotALedgerError):
     """A database without a single table: not a ledger, but one may be made of it."""
+
+
+class _HeldByOldUsers(Exception):
+    """Other processes have a file open that was replaced; `pids` are theirs."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self.pids = pids
 
 
 class HotJournalError(LedgerUnreadableError):
@@ -178,7 +185,10 @@ class Connection:
             return True
         if holds_lock(self._identity[1], PENDING_BYTE) is False:
             return False
-        return self._shm_inode is None or holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False
+        if self._shm_inode is None:
+            return True
+        # Somebody may have removed the file: a lock on what nobody else uses is none.
+        return _inode(self.path + "-shm") == self._shm_inode and holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False
 
     def retry(self, action: Callable[[], _T]) -> _T:
         """`retry_busy` with this connection's path and timeout; SQLite's errors become ours."""
@@ -225,7 +235,10 @@ class Connection:
             status = os.stat(self.path + "-wal")
         except OSError:
             return
-        if status.st_ino == self._wal_inode and status.st_size > 0:
+        if status.st_ino != self._wal_inode or status.st_size == 0:
+            return
+        # Where others have the new file open already, the -wal is theirs by now.
+        if not pids_with_lock(file_identity(self.path)[1], PENDING_BYTE) - {os.getpid()}:
             raise LedgerReplacedError(
                 f"{self.path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
                 f"Stop all users of the ledger, move {self.path}-wal and {self.path}-shm away, then start again"
@@ -234,19 +247,65 @@ class Connection:
     def _open(self) -> None:
         if self._identity is not None and os.path.exists(self.path) and file_identity(self.path) != self._identity:
             self._refuse_foreign_wal()
+        deadline = time.monotonic() + min(self.timeout_s, limits.REPLACED_HOLDER_S)
+        while True:
+            try:
+                self._handle = self._open_once()
+                self.epoch += 1
+                return
+            except _HeldByOldUsers as error:
+                if time.monotonic() >= deadline:
+                    raise LedgerReplacedError(
+                        f"{self.path}: process {error.pids[0]} still has the file open that this one replaced; "
+                        "stop it, or have it open the ledger anew"
+                    ) from None
+                time.sleep(random.uniform(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S))
+
+    def _open_once(self) -> sqlite3.Connection:
         _check_file(self.path, self.mode)
+        shm_before = _inode(self.path + "-shm")
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise self._cannot_open(error) from error
         try:
-            self._inspect(handle)
+            try:
+                self._inspect(handle)
+            finally:
+                self._refuse_old_index(handle, shm_before)
         except BaseException:
             handle.close()
             raise
-        self.epoch += 1
-        self._handle = handle
+        return handle
+
+    def _refuse_old_index(self, handle: sqlite3.Connection, shm_before: int | None) -> None:
+        """Raise where the `-shm` file belongs to users of a file that this one replaced.
+
+        Its header tells the size of another database, and what is written by it destroys this one. Who holds the lock
+        on the `-shm` file and none on the ledger itself has the old file open. Our own processes let go of it with
+        their next read; until then, no harm is done where both databases have the same size.
+        """
+        if shm_before is None or shm_before != _inode(self.path + "-shm"):
+            return
+        inode = file_identity(self.path)[1]
+        if any(
+            one.is_open and one._shm_inode == shm_before and one._identity and one._identity[1] == inode
+            for one in list(_open_connections)
+        ):
+            return
+        old_users = pids_with_lock(shm_before, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+        if old_users and not self._index_fits(handle):
+            raise _HeldByOldUsers(sorted(old_users))
+
+    def _index_fits(self, handle: sqlite3.Connection) -> bool:
+        try:
+            pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
+            page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
+            wal_bytes = os.stat(self.path + "-wal").st_size
+            return bool(wal_bytes == 0 and pages * page_bytes == os.stat(self.path).st_size)
+        except (sqlite3.Error, OSError):
+            return False
 
     def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
         if self.mode == "ro":

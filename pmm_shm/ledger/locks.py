@@ -2,9 +2,9 @@
 
 SQLite keeps its own book of the locks it took, and that book can be wrong: it survives fork while the locks do not, and
 any `close` of the file by other code of the process drops them. `/proc/self/fdinfo` is the truth; it lists the locks
-that this process took through each of its descriptors. (`/proc/locks` knows them too, but reading it stops every lock
-operation of the machine for milliseconds.) Where there is no such directory, nothing can be said, and `holds_lock`
-answers None.
+that this process took through each of its descriptors. (`/proc/locks` knows them too, and those of other processes,
+but reading it stops every lock operation of the machine for milliseconds.) Where there is no such directory, nothing
+can be said, and `holds_lock` answers None.
 """
 
 from __future__ import annotations
@@ -47,6 +47,27 @@ def holds_lock(inode: int, first_byte: int) -> bool | None:
         if any(_is_lock(line, first_byte) for line in lines):
             return True
     return False
+
+
+def pids_with_lock(inode: int, first_byte: int) -> set[int]:
+    """The processes that hold a POSIX lock on the file `inode` that begins at or after `first_byte`.
+
+    Empty where the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it.
+    """
+    try:
+        with open("/proc/locks", "rb") as table:
+            lines = table.read().splitlines()
+    except OSError:
+        return set()
+    # "1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"; a waiting lock has "->" in the second place.
+    pids = set()
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 8 or fields[1] != b"POSIX" or not fields[4].isdigit():
+            continue
+        if int(fields[5].rpartition(b":")[2]) == inode and int(fields[6]) >= first_byte:
+            pids.add(int(fields[4]))
+    return pids
 
 
 def _is_lock(line: bytes, first_byte: int) -> bool:

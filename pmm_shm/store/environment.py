@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -71,20 +71,43 @@ class Environment:
     identity: FileId
     is_writable: bool
     users: int = 1
+    _reads: int = 0
+    _reads_changed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
     def read(self) -> Iterator[Records]:
         """A short read transaction; never hold it between calls."""
-        try:
-            transaction = self.env.begin()
-        except lmdb.MapResizedError:
-            # Another process made the map larger: take over its size.
-            self.env.set_mapsize(0)
-            transaction = self.env.begin()
+        transaction = self._begin()
         try:
             yield cast(Records, transaction)
         finally:
             transaction.abort()
+            with self._reads_changed:
+                self._reads -= 1
+                self._reads_changed.notify_all()
+
+    def resize(self, size_bytes: int = 0) -> None:
+        """Give the map another size, 0 for that which another process gave it.
+
+        Waits for the reads of all other threads: their transactions would end under them.
+
+        Raises:
+            lmdb.Error, OSError, MemoryError: there is no room for it.
+        """
+        with self._reads_changed:
+            while self._reads:
+                self._reads_changed.wait()
+            self.env.set_mapsize(size_bytes)
+
+    def _begin(self) -> lmdb.Transaction:
+        with self._reads_changed:
+            try:
+                transaction = self.env.begin()
+            except lmdb.MapResizedError:
+                self.resize()
+                transaction = self.env.begin()
+            self._reads += 1
+            return transaction
 
     @contextmanager
     def write(self) -> Iterator[Records]:
@@ -96,6 +119,7 @@ class Environment:
 _environments: dict[FileId, Environment] = {}
 _lock = threading.Lock()
 _left_to_parent: list[Environment] = []
+_ALREADY_OPEN = "already open in this process"
 
 
 def data_file_identity(directory: Path) -> FileId | None:
@@ -191,12 +215,26 @@ def _open_smaller_and_smaller(
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise DamagedStoreError(f"{directory}: {error}") from error
         except lmdb.Error as error:
+            if _ALREADY_OPEN in str(error) and _let_go_of_the_parents():
+                continue
             if "Cannot allocate memory" not in str(error):
                 raise StoreError(f"{directory}: {error}") from error
             failure = error
         size //= 4
         if size < limits.MAP_SIZE_MIN_BYTES:
             raise StoreError(f"{directory}: no address space for the map ({failure})")
+
+
+def _let_go_of_the_parents() -> bool:
+    """Close the child's copies of what its parent has open; returns whether there were any.
+
+    Some versions of py-lmdb still count them as open in the child. No transaction was open at the fork, and closing a
+    copy touches neither the parent's locks nor its place in the table of readers.
+    """
+    copies, _left_to_parent[:] = _left_to_parent[:], []
+    for copy in copies:
+        copy.env.close()
+    return bool(copies)
 
 
 def _forget_after_fork() -> None:

@@ -239,7 +239,7 @@ class StoreWriter:
     def _grow(self) -> None:
         size = self._environment.env.info()["map_size"] * 2
         try:
-            self._environment.env.set_mapsize(size)
+            self._environment.resize(size)
         except (lmdb.Error, OSError, MemoryError) as error:
             raise StoreFullError(f"{self._instance.directory}: the map cannot grow to {size} bytes: {error}") from error
         self.map_growths += 1

@@ -98,7 +98,7 @@ class Daemon:
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
-        numbers["is_degraded"] = self._status.problem is not None or count > 0
+        numbers["is_degraded"] = numbers["problem"] is not None or count > 0
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
         numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0

@@ -63,6 +63,8 @@ class Follower:
         self._folds = folds
         self._status = status
         self._mark: Mark | None = None
+        # The header of an empty WAL is always the same: a mark dies with its connection.
+        self.connection.on_close(self._forget_mark)
         self._live: list[Fold] = []
         self.adopt_published()
 
@@ -157,6 +159,9 @@ class Follower:
                 raise LogChanged
             if step.is_complete:
                 return
+
+    def _forget_mark(self) -> None:
+        self._mark = None
 
     def _take_mark(self) -> Mark:
         try:

@@ -158,18 +158,24 @@ class Maintenance:
             raise
         except PmmShmError as error:
             self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
-            _answer(job, None, str(error))
-            if job.kind == "rebuild":
-                # What is to be rebuilt is wrong or missing: without it nothing goes on.
-                self._pause(_RETRY_S)
-                self.rebuild(job.fold, job.reason)
+            self._give_up(job, str(error))
             return
         except Exception as error:
             self._log.exception(f"{job.kind} failed", fold=job.fold)
-            _answer(job, None, f"{type(error).__name__}: {error}")
-            self._pause(_RETRY_S)
+            self._give_up(job, f"{type(error).__name__}: {error}")
             return
+        if job.kind == "rebuild":
+            self._status.rebuild_problem = None
         _answer(job, result, None)
+
+    def _give_up(self, job: _Job, error: str) -> None:
+        _answer(job, None, error)
+        if job.kind == "rebuild":
+            self._status.rebuild_problem = f"rebuild failed: {error}"
+        self._pause(_RETRY_S)
+        if job.kind == "rebuild":
+            # What is to be rebuilt is wrong or missing: without it nothing goes on.
+            self.rebuild(job.fold, job.reason)
 
     # Rebuild.
 

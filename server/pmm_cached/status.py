@@ -35,6 +35,7 @@ class Status:
     oldest_reader_pid: int | None = None
     oldest_reader_behind_txns: int = 0
     problem: str | None = None
+    rebuild_problem: str | None = None
     is_published: bool = False
     followed_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Status:
             "lag_ids": max(0, self.head_id - self.as_of),
             "heartbeat_age_ms": int((now - self.followed_monotonic) * 1_000),
             "is_published": self.is_published,
-            "problem": self.problem,
+            "problem": self.problem or self.rebuild_problem,
             "folds": list(self.folds),
             "events_folded": self.events_folded,
             "commits": self.commits,

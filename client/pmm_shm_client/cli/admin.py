@@ -1,0 +1,307 @@
+"""`pmm-shm status`, `append`, `verify` and `invalidate`"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm import limits
+from pmm_shm.errors import DaemonAbsentError, DaemonError, DaemonTimeoutError, LedgerNotFoundError
+from pmm_shm_client.cli import exits
+from pmm_shm_client.cli.exits import CommandFailed
+from pmm_shm_client.cli.options import (
+    CONTEXT,
+    fold_option,
+    json_option,
+    ledger_argument,
+    ledger_timeout_option,
+    the_ledger,
+    timeout_option,
+)
+from pmm_shm_client.cli.output import pairs, plain, print_json, progress, show
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.chain import ChainReport
+    from pmm_shm.paths import Instance
+    from pmm_shm.verify import VerifyReport
+
+_DAEMON_ANSWERS_S = 2.0
+# A daemon is some hundred microseconds behind by nature: look again before calling that lagging.
+_LOOKS = 5
+_LOOK_AGAIN_S = 0.05
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@timeout_option(_DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
+@json_option
+def status(ledger: str | None, timeout: float, as_json: bool) -> None:
+    """Show whether the daemon serves LEDGER, how far it is, and its numbers.
+
+    Exit codes: 0 up to date, 3 no daemon, 4 it lags or does not answer.
+    """
+    path = the_ledger(ledger)
+    from pmm_shm.paths import Instance
+    from pmm_shm_client.cli.oracle import head_of, opened
+
+    connection = opened(path, limits.LEDGER_TIMEOUT_S)
+    try:
+        head = head_of(connection)
+        journal = "wal" if connection.is_wal else "rollback"
+    finally:
+        connection.close()
+    instance = Instance.of(path)
+    daemon, failure = _ask(instance, head, timeout)
+    as_of = daemon["as_of"] if daemon is not None else _published_as_of(instance)
+    found = {
+        "state": _state(daemon, failure, head),
+        "ledger": instance.ledger,
+        "journal": journal,
+        "instance_directory": str(instance.directory),
+        "head_id": head,
+        "as_of": as_of,
+        "lag_ids": max(0, head - (as_of or 0)),
+        "daemon": daemon,
+    }
+    if as_json:
+        print_json(plain(found))
+    else:
+        del found["daemon"]
+        show(pairs("ledger", _spaced(found)), *([pairs("daemon", _daemon_rows(daemon))] if daemon else []))
+    if failure is not None:
+        raise failure
+    if found["state"] != "up_to_date":
+        raise CommandFailed(f"{instance.ledger}: the daemon is {found['lag_ids']} events behind", exits.LAGGING)
+
+
+def _ask(instance: Instance, head: int, timeout_s: float) -> tuple[dict[str, Any] | None, DaemonError | None]:
+    from pmm_shm import protocol
+    from pmm_shm_client import commands
+
+    try:
+        for look in range(_LOOKS):
+            numbers: dict[str, Any] = commands.call(instance, protocol.STATS, {}, timeout_s)
+            if _is_up_to_date(numbers, head) or look + 1 == _LOOKS:
+                break
+            time.sleep(_LOOK_AGAIN_S)
+    except DaemonError as error:
+        return None, error
+    return numbers, None
+
+
+def _is_up_to_date(numbers: dict[str, Any], head: int) -> bool:
+    return bool(numbers["is_published"]) and numbers["as_of"] >= head
+
+
+def _state(daemon: dict[str, Any] | None, failure: DaemonError | None, head: int) -> str:
+    if daemon is not None:
+        return "up_to_date" if _is_up_to_date(daemon, head) else "lagging"
+    if isinstance(failure, DaemonAbsentError):
+        return "no_daemon"
+    return "not_answering" if isinstance(failure, DaemonTimeoutError) else "failing"
+
+
+def _published_as_of(instance: Instance) -> int | None:
+    """What a daemon that does not answer, or is gone, has left behind; None for nothing."""
+    from pmm_shm.store.snapshot import SnapshotReader
+
+    reader = SnapshotReader(instance)
+    try:
+        with reader.begin() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return None
+            return snapshot.header.position.as_of
+    finally:
+        reader.close()
+
+
+def _spaced(rows: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in rows.items()}
+
+
+def _daemon_rows(numbers: dict[str, Any]) -> dict[str, Any]:
+    rows = {name: value for name, value in numbers.items() if name not in ("as_of", "head_id", "lag_ids", "ledger")}
+    rows["folds"] = ", ".join(numbers["folds"])
+    rows["rebuilding"] = ", ".join(numbers["rebuilding"])
+    rows["quarantine"] = "; ".join(": ".join(map(str, entry)) for entry in numbers["quarantine"])
+    return _spaced({name: None if value == "" else value for name, value in rows.items()})
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]")
+@click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
+@click.option("--create", is_flag=True, help="Make the ledger where there is none.")
+@ledger_timeout_option
+@json_option
+def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: float, as_json: bool) -> None:
+    """Append an event and print its id. CONTENT "-" is read from stdin, without its last line break.
+
+    With PMM_DB set, KIND CONTENT is enough: the first of two words is the ledger only if it has a dot or a slash in it
+    or is the name of a file.
+    """
+    path, kind, content = _event(words)
+    meta = _meta(meta_text)
+    if content == "-":
+        content = _stdin()
+    from pmm_shm.ledger.eventlog import EventLog
+
+    try:
+        with EventLog(path, timeout=timeout, create=create) as log:
+            event_id = log.append(kind, content, meta)
+    except LedgerNotFoundError as error:
+        raise CommandFailed(f"{error}; --create makes a ledger", exits.FAILURE) from None
+    if as_json:
+        print_json({"id": event_id, "ledger": log.path})
+    else:
+        click.echo(event_id)
+
+
+def _event(words: tuple[str, ...]) -> tuple[str, str, str]:
+    """(ledger, kind, content) of the positionals."""
+    if len(words) > 3:
+        raise click.UsageError("too many arguments after CONTENT; put it in quotes")
+    if len(words) == 1 or (len(words) == 2 and _is_kind(words[0])):
+        words = (the_ledger(None), *words)
+    if len(words) < 2:
+        raise click.UsageError("missing KIND")
+    return the_ledger(words[0]), words[1], words[2] if len(words) == 3 else ""
+
+
+def _is_kind(word: str) -> bool:
+    return "PMM_DB" in os.environ and "." not in word and "/" not in word and not os.path.lexists(word)
+
+
+def _meta(text: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--meta: not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise click.UsageError(f"--meta: expected a JSON object, got {type(meta).__name__}")
+    return meta
+
+
+def _stdin() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"CONTENT on stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@fold_option
+@click.option("--chain/--no-chain", default=True, show_default=True, help="Check the ledger's own hash chain too.")
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the daemon's verification.")
+@json_option
+def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as_json: bool) -> None:
+    """Check LEDGER's hash chain, and compare what is published with a full replay.
+
+    Exit code 5 where either fails; the message names the first bad event, or the first difference.
+    """
+    path = the_ledger(ledger)
+    _check_fold(fold)
+    from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm.paths import Instance
+    from pmm_shm_client.cache import Cache
+
+    links: ChainReport | None = None
+    with EventLog(path, create=False) as log:
+        _check_daemon_answers(Instance.of(path))
+        if chain:
+            with progress("Checking the hash chain", None):
+                links = log.verify_chain()
+    with Cache(path) as cache, progress("Comparing with a replay", None):
+        report = cache.verify(fold, timeout)
+    problems = _problems(links, report)
+    if as_json:
+        chain_found = None if links is None else {"ok": links.ok, **plain(links)}
+        print_json({"ok": not problems, "ledger": cache.path, "chain": chain_found, "snapshot": plain(report)})
+    else:
+        show(pairs("verification", _verification_rows(links, report)))
+    if problems:
+        raise CommandFailed(f"{cache.path}: {'; '.join(problems)}", exits.INTEGRITY)
+
+
+def _problems(links: ChainReport | None, report: VerifyReport) -> list[str]:
+    found = []
+    if links is not None and not links.ok:
+        found.append(f"the hash chain is broken at event {links.first_bad_id}")
+    if not report.ok:
+        found.append(f"what is published is wrong: {report.difference}")
+    return found
+
+
+def _verification_rows(links: ChainReport | None, report: VerifyReport) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    if links is None:
+        rows["hash chain"] = "not checked"
+    elif not links.ok:
+        rows["hash chain"] = f"broken at event {links.first_bad_id}"
+    else:
+        rows["hash chain"] = f"ok, {links.rows_checked:,} rows, formula {links.formula}"
+    if links is not None and links.rows_without_hash:
+        rows["rows without hash"] = links.rows_without_hash
+    if not report.ok:
+        rows["published state"] = f"wrong: {report.difference}"
+    elif not report.folds:
+        rows["published state"] = "nothing is published"
+    else:
+        rows["published state"] = f"equals a full replay of {report.events:,} events"
+        rows["as of event"] = report.as_of
+        rows["folds"] = ", ".join(report.folds)
+        rows["sealed blocks"] = report.sealed_blocks
+    return rows
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@fold_option
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the rebuild.")
+@json_option
+def invalidate(ledger: str | None, fold: str | None, timeout: float, as_json: bool) -> None:
+    """Have the daemon throw away what is published for LEDGER, and rebuild it. Readers never see a hole."""
+    path = the_ledger(ledger)
+    _check_fold(fold)
+    from pmm_shm.paths import Instance
+    from pmm_shm_client.cache import Cache
+
+    with Cache(path) as cache:
+        if not _check_daemon_answers(Instance.of(path)):
+            raise DaemonAbsentError(f"{cache.path}: no daemon serves it; start pmm-cached")
+        with progress("Rebuilding", None):
+            as_of = cache.invalidate(fold, timeout)
+    if as_json:
+        print_json({"ledger": cache.path, "fold": fold, "as_of": as_of})
+    else:
+        click.echo(f"{cache.path}: rebuilt {fold or 'all folds'}, as of event {as_of:,}")
+
+
+def _check_fold(fold: str | None) -> None:
+    """Raises `UnknownFoldError`."""
+    if fold is not None:
+        from pmm_shm.folds.registry import find_fold
+
+        find_fold(fold)
+
+
+def _check_daemon_answers(instance: Instance) -> bool:
+    """Whether there is a daemon.
+
+    Raises:
+        DaemonTimeoutError: there is one and it is stopped; better said at once than after ten minutes.
+    """
+    from pmm_shm import protocol
+    from pmm_shm_client import commands
+
+    try:
+        commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
+    except DaemonAbsentError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""Exit codes of `pmm-shm`, and which error gives which."""
+
+from __future__ import annotations
+
+from pmm_shm import errors
+
+OK = 0
+FAILURE = 1
+USAGE = 2
+DAEMON_ABSENT = 3
+LAGGING = 4
+INTEGRITY = 5
+# As the shell reports a program that the signal ended.
+INTERRUPTED = 130
+TERMINATED = 143
+
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.ConfigError, USAGE),
+    (errors.UnknownFoldError, USAGE),
+    (errors.InvalidEventError, USAGE),
+    (errors.DaemonAbsentError, DAEMON_ABSENT),
+    (errors.DaemonTimeoutError, LAGGING),
+    (errors.SnapshotUnavailableError, LAGGING),
+    (errors.ProjectionInvariantError, INTEGRITY),
+    (errors.ChainError, INTEGRITY),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an error that ends a command."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILURE)
+
+
+class CommandFailed(Exception):
+    """Ends a command with one line on stderr and an exit code.
+
+    For what is no error of the library: a verification that found a difference, a daemon that lags.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,138 @@
+"""What the commands print: data on stdout, as JSON or for people; messages and progress on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_PIPE_COLUMNS = 160
+Advance = Callable[[int], None]
+"""Called with how much is done."""
+
+
+def plain(value: Any) -> Any:
+    """Any view as what JSON knows: dicts with text keys, lists, numbers, text."""
+    if isinstance(value, Mapping):
+        return {_key(key): plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return [plain(item) for item in sorted(value, key=repr)]
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return repr(value)
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else str(key)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line; what is not ASCII is escaped, so that every terminal and encoding takes it."""
+    click.echo(json.dumps(value))
+
+
+def console(stderr: bool = False) -> Console:
+    """Where tables go; without colours where it is no terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # A pipe has no width: room enough that a program which reads it meets few wrapped cells.
+    return Console(file=stream, width=None if stream.isatty() else _PIPE_COLUMNS, highlight=False, emoji=False)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print for people, on stdout."""
+    out = console()
+    with out.capture() as capture:
+        for one in renderables:
+            out.print(one)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def table(*columns: str) -> Table:
+    """An empty table with a header."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table()
+    for name in columns:
+        made.add_column(Text(name), overflow="fold")
+    return made
+
+
+def titled(title: str, body: RenderableType) -> RenderableType:
+    """A table under its title, which is literal text and as wide as it likes."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(title, style="bold"), body)
+
+
+def pairs(title: str, rows: Mapping[str, Any]) -> RenderableType:
+    """Names and their values under a title."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(show_header=False)
+    made.add_column(style="cyan", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(Text(printable(name)), cell(value))
+    return titled(title, made)
+
+
+def cell(value: Any) -> Any:
+    """A value as the text of a cell; nothing in it reaches the terminal as a control sequence."""
+    from rich.text import Text
+
+    if value is None:
+        return Text("–")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, float):
+        return Text(f"{value:.6g}")
+    if isinstance(value, str):
+        return Text(printable(value))
+    if isinstance(value, (dict, list)):
+        return Text(printable(json.dumps(value, ensure_ascii=False)) if value else "–")
+    return Text(str(value))
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would act upon, or could not show, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+@contextmanager
+def progress(what: str, total: int | None, enabled: bool = True) -> Iterator[Advance]:
+    """A progress bar on stderr while the block runs, where stderr is a terminal; `total` None: only that it runs."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn()]
+    if total is not None:
+        columns += [MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
