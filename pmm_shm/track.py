@@ -76,6 +76,9 @@ class Track:
         if self.position == published:
             self._drop_overlay()
         elif self.position is START or published.as_of > self.position.as_of:
+            if not self._reader.read(self.position, 0).is_anchored:
+                # Our tip was of another history, and so are the views: a base near the start fits both.
+                self._views.clear()
             self._adopt(snapshot)
         elif published != self._base_position and not self._reader.read(published, 0).is_anchored:
             # Under the overlay there would be a base of another history.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pmm_shm.errors import ProjectionInvariantError
 from pmm_shm_client import Cache, Frame, connect
+
+from pmm_shm.errors import ProjectionInvariantError
 from tests import ledgers
 
 GOLDEN = Path(__file__).with_name("golden")

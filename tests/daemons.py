@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pmm_shm_client import commands
+
 from pmm_shm import protocol
 from pmm_shm.errors import DaemonAbsentError
 from pmm_shm.paths import Instance
-from pmm_shm_client import commands
 from tests import ledgers
 
 DEADLINE_S = 30.0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 
 from pmm_shm.errors import PmmShmError, ProjectionInvariantError
-from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pmm_shm_client import AsyncCache, Cache, EventLog, connect, connect_async
 
 from pmm_shm import limits
 from pmm_shm.endpoints import find_endpoints
@@ -27,7 +28,6 @@ from pmm_shm.errors import (
     UnknownFoldError,
 )
 from pmm_shm.paths import Instance
-from pmm_shm_client import AsyncCache, Cache, EventLog, connect, connect_async
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pmm_shm_client import Cache, EventLog, connect, get_or_compute_ias_gas
 
 from pmm_shm.errors import ConfigError
-from pmm_shm_client import Cache, EventLog, connect, get_or_compute_ias_gas
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 
@@ -129,9 +129,7 @@ KINDS = st.one_of(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(KINDS, min_size=1, max_size=40), min_size=1, max_size=4))
 def test_scores_equal_the_specification_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[Event]]
@@ -158,7 +156,10 @@ def test_scores_equal_the_golden_ones_through_daemon_and_catch_up(
                 daemon.freeze()
             answers.insert(ledger, events)
             assert bits(scores(cache)) == bits((expected["ias"], expected["gas"]))
-            assert (cache.stage().stage, dict(cache.stage().snapshot)) == (expected["stage"], expected["stage_snapshot"])
+            assert (cache.stage().stage, dict(cache.stage().snapshot)) == (
+                expected["stage"],
+                expected["stage_snapshot"],
+            )
 
 
 def test_one_event_more_costs_one_event(ledger: str, cache: Cache) -> None:
@@ -402,7 +403,9 @@ def test_a_ledger_with_gaps_and_without_hashes_is_scored_too(tmp_path: Any) -> N
     path = ledgers.build(tmp_path / "old.db", 0, hash_columns=False, journal="delete")
     for event_id in (5, 100, 10**15):
         ledgers.execute(
-            path, "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, '', 'commitment_close', '', '')", event_id
+            path,
+            "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, '', 'commitment_close', '', '')",
+            event_id,
         )
     with connect(path) as cache:
         assert bits(scores(cache)) == bits(reference([("commitment_close", "", {})] * 3))

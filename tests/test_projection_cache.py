@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pmm_shm_client import Cache, EventLog, build_self_model_cached, connect
 
 from pmm_shm.errors import ConfigError, ProjectionInvariantError
-from pmm_shm_client import Cache, EventLog, build_self_model_cached, connect
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 
@@ -218,7 +218,9 @@ def test_strict_limits_each_delta_and_the_other_answer_does_not(cache: Cache) ->
         cache.append("trait_update", "", {"trait": "openness", "delta": delta})
     assert cache.self_model()["identity"]["traits"]["openness"] == 0.5 + 0.2 - 0.01 + 0.04
     assert cache.self_model(strict=True)["identity"]["traits"]["openness"] == 0.5 + 0.05 - 0.01 + 0.04
-    assert cache.self_model(strict=True, max_trait_delta=0.1)["identity"]["traits"]["openness"] == 0.5 + 0.1 - 0.01 + 0.04
+    assert (
+        cache.self_model(strict=True, max_trait_delta=0.1)["identity"]["traits"]["openness"] == 0.5 + 0.1 - 0.01 + 0.04
+    )
     assert cache.self_model(max_trait_delta=0.1) == cache.self_model()
 
 
@@ -541,9 +543,7 @@ def test_the_drop_in_replays_unless_the_flag_is_on(
         assert folded_by_the_drop_in(log, monkeypatch) == expected
 
 
-def test_the_drop_in_warns_at_each_replay_and_once_with_the_cache(
-    ledger: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_drop_in_warns_at_each_replay_and_once_with_the_cache(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with EventLog(ledger) as log:
         log.append_many([OPEN, CLOSE])
         for flag, expected in (("false", 2), ("true", 1)):

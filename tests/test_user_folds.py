@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pmm_shm_client import Cache, EventLog, connect
 
 from pmm_shm.errors import CommandError, FoldError, UnknownFoldError
-from pmm_shm_client import Cache, EventLog, connect
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 
@@ -250,8 +250,10 @@ def test_a_poison_event_leaves_no_half_written_state(ledger: str, site: Site, st
         assert cache.verify()
 
 
-@pytest.mark.parametrize("error", ["SystemExit(3)", "KeyboardInterrupt()", "RecursionError()", "AssertionError()"])
-def test_no_exception_of_a_fold_ends_the_daemon(
+@pytest.mark.parametrize(
+    "error", ["RecursionError()", "AssertionError()", "UnicodeDecodeError('utf-8', b'', 0, 1, '')"]
+)
+def test_no_kind_of_exception_in_a_fold_ends_the_daemon(
     ledger: str, site: Site, start_daemon: StartDaemon, error: str
 ) -> None:
     source = EXAMPLE.read_text(encoding="utf-8").replace('ValueError("tool is not a name")', error)
@@ -300,9 +302,7 @@ def test_a_client_of_another_version_than_the_daemons_is_exact(
         daemon.thaw()
 
 
-def test_a_fold_that_is_taken_away_leaves_the_others_alone(
-    ledger: str, site: Site, start_daemon: StartDaemon
-) -> None:
+def test_a_fold_that_is_taken_away_leaves_the_others_alone(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
     with connect(ledger) as cache:
         use(cache, "search")
         start_daemon(ledger, env=site.environment).stop()
@@ -368,10 +368,9 @@ def test_a_broken_registration_is_a_fold_error_of_one_line(ledger: str, site: Si
 def test_a_daemon_with_a_broken_registration_exits_with_one_line(ledger: str, site: Site, case: str) -> None:
     source, entry, expected = BROKEN[case]
     site.install(source, *([entry] if entry else []))
-    before = sorted(os.listdir(os.path.dirname(ledger)))
     done = daemons.run_daemon(ledger, env=site.environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("pmm-cached: ")
     assert expected in done.stderr
-    assert sorted(os.listdir(os.path.dirname(ledger))) == before
+    assert not os.path.exists(ledger + "-cache")

@@ -17,7 +17,7 @@ _FAILURE, _USAGE = 1, 2
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("ledger", required=False, type=click.Path())
+@click.argument("ledger", required=False, type=click.Path(readable=False))
 @click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
