@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.errors import DaemonAbsentError, DaemonError
 from pmm_shm.paths import Instance
+
+_LONGEST_NAME = "announcements.sock"
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,22 @@ class Endpoints:
 
 
 def choose_endpoints(instance: Instance) -> Endpoints:
-    """Paths for a daemon's sockets; makes the fallback directory where the instance's path is too long."""
+    """Paths for a daemon's sockets; makes the fallback directory where the instance's path is too long.
+
+    Raises:
+        DaemonError: even the fallback is too long, or cannot be made.
+    """
     directory = instance.directory
-    if len(os.fsencode(directory / "announcements.sock")) > limits.SOCKET_PATH_BYTES_MAX:
+    if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
         directory = _runtime_directory() / f"pmm-shm-{digest}"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = ("commands.sock", "admin.sock", "announcements.sock")
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DaemonError(f"{directory}: {error.strerror}; set XDG_RUNTIME_DIR to a writable directory") from None
+    if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
+        raise DaemonError(f"{directory}: too long a path for a socket; set XDG_RUNTIME_DIR to a shorter one")
+    names = ("commands.sock", "admin.sock", _LONGEST_NAME)
     commands, admin, announcements = (str(directory / name) for name in names)
     return Endpoints(commands, admin, announcements, os.getpid())
 

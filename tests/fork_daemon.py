@@ -1,4 +1,4 @@
-"""Real daemon processes that start in milliseconds: forked from a server that has imported everything and opened nothing."""
+"""Real daemon processes that start in milliseconds: forked from a server that has imported all and opened nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pmm_shm_client.commands import call
+
 from pmm_shm.endpoints import find_endpoints
 from pmm_shm.errors import DaemonError
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import PING
-from pmm_shm_client.commands import call
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["pmm_cached.main"])

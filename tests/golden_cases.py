@@ -55,7 +55,7 @@ def write_events(path: Path, events: list[dict[str, Any]]) -> None:
 
 
 def canonical(value: Any) -> str:
-    """Text that is equal exactly when the answers are, to the last bit of each float and with integer cids as JSON keys."""
+    """Text that is equal exactly when the answers are, to the last bit of each float; integer cids are JSON keys."""
     return json.dumps(json.loads(json.dumps(value)), sort_keys=True)
 
 

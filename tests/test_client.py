@@ -395,7 +395,7 @@ def test_data_version_by_setting_sees_every_append(tmp_path: Path, journal: str,
     path = ledgers.build(tmp_path / "ledger.db", journal=journal)
     start_daemon(path)
     with connect(path, freshness="data_version") as cache, connect(path) as other:
-        for number in range(50):
+        for number in range(20):
             writer = (cache, other)[number % 2]
             event_id = writer.append("identity_adopt", f"name {number}", {})
             for reader in (cache, other):
@@ -634,7 +634,7 @@ def test_eight_threads_read_while_one_appends(ledger: str, start_daemon: StartDa
         for thread in threads:
             thread.start()
         try:
-            for number in range(1, 101):
+            for number in range(1, 61):
                 appended = cache.append("identity_adopt", f"name {number}", {})
                 assert appended == number
                 assert cache.identity().as_of == number

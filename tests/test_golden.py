@@ -1,5 +1,5 @@
-"""The golden ledgers, every answer at every prefix, to the last float bit: by full replay, by a client without a daemon,
-by a client beside one, and in mixtures."""
+"""The golden ledgers, every answer at every prefix, to the last float bit: by full replay, by a client without a
+daemon, by a client beside one, and in mixtures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fork_daemon import ForkedDaemon
 from golden_cases import Case, answers_of, assert_golden, cases, make_ledger, write_events
-
 from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 
 CASES = cases()

@@ -321,7 +321,8 @@ def test_caches_and_processes_see_each_others_appends(ledger: str, cache: Cache)
         "import sys\n"
         "from pmm_shm_client import connect\n"
         "with connect(sys.argv[1]) as cache:\n"
-        "    print(cache.append('commitment_close', '', {}), *map(float.hex, (cache.metrics().ias, cache.metrics().gas)))\n"
+        "    event_id, metrics = cache.append('commitment_close', '', {}), cache.metrics()\n"
+        "    print(event_id, metrics.ias.hex(), metrics.gas.hex())\n"
     )
     with connect(ledger) as other:
         for _ in range(2):

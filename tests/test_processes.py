@@ -1,4 +1,4 @@
-"""Four writers and four readers at once, as processes, for 20 seconds in each journal mode; and the same after a fork."""
+"""Four writers and four readers at once, as processes, for 20 seconds in each journal mode; and after a fork."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from fork_daemon import ForkedDaemon
 from golden_cases import answers_of, canonical, make_ledger
-
 from pmm_shm_client import EventLog, connect
 
 SECONDS = 20.0

@@ -238,7 +238,7 @@ def test_an_event_that_the_fold_fails_at_goes_to_the_quarantine(
 def test_a_poison_event_leaves_no_half_written_state(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
     source = EXAMPLE.read_text(encoding="utf-8").replace(
         '        state["last"] = tool\n',
-        '        state["last"] = tool\n        if tool == "poison":\n            raise RuntimeError("after the writes")\n',
+        '        state["last"] = tool\n        if tool == "poison":\n            raise RuntimeError("too late")\n',
     )
     site.install(source)
     daemon = start_daemon(ledger, env=site.environment)
@@ -250,9 +250,7 @@ def test_a_poison_event_leaves_no_half_written_state(ledger: str, site: Site, st
         assert cache.verify()
 
 
-@pytest.mark.parametrize(
-    "error", ["RecursionError()", "AssertionError()", "UnicodeDecodeError('utf-8', b'', 0, 1, '')"]
-)
+@pytest.mark.parametrize("error", ["RecursionError()", "AssertionError()", "StopIteration()"])
 def test_no_kind_of_exception_in_a_fold_ends_the_daemon(
     ledger: str, site: Site, start_daemon: StartDaemon, error: str
 ) -> None:

@@ -7,12 +7,18 @@ with connect("pmm.db") as cache:
     cache.metrics().ias
 """
 
-from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_client.aio import AsyncCache, connect_async
-from pmm_shm_client.cache import Cache
-from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
-from pmm_shm_client.frame import Frame
-from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm_client.aio import AsyncCache, connect_async
+    from pmm_shm_client.cache import Cache
+    from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
+    from pmm_shm_client.frame import Frame
+    from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage
 
 __all__ = [
     "AsyncCache",
@@ -29,3 +35,32 @@ __all__ = [
     "connect_async",
     "get_or_compute_ias_gas",
 ]
+
+# Loaded on first use: the command line and programs without asyncio need not pay for what they do not call.
+_HOMES = {
+    "AsyncCache": "pmm_shm_client.aio",
+    "Cache": "pmm_shm_client.cache",
+    "Commitments": "pmm_shm_client.results",
+    "EventLog": "pmm_shm.ledger.eventlog",
+    "Frame": "pmm_shm_client.frame",
+    "Identity": "pmm_shm_client.results",
+    "Metrics": "pmm_shm_client.results",
+    "Recent": "pmm_shm_client.results",
+    "Stage": "pmm_shm_client.results",
+    "build_self_model_cached": "pmm_shm_client.connecting",
+    "connect": "pmm_shm_client.connecting",
+    "connect_async": "pmm_shm_client.aio",
+    "get_or_compute_ias_gas": "pmm_shm_client.connecting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

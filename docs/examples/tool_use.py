@@ -8,9 +8,10 @@ Register it as an entry point of the group `pmm_shm.folds`:
 The daemon then keeps it, and `cache.fold("tool_use")` reads it exactly.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.contract import Column, Fold
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
@@ -21,7 +22,7 @@ class ToolUse(Fold):
 
     name = "tool_use"
     version = 1
-    kinds = {"tool_call": ("meta",)}
+    kinds: Mapping[str, tuple[Column, ...]] = {"tool_call": ("meta",)}
 
     def apply(self, event: Event, state: State) -> None:
         tool = event.meta["tool"]

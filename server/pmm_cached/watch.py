@@ -22,9 +22,6 @@ class Watch:
         self._paths = (ledger, ledger + "-wal")
         self._inotify = INotify(nonblocking=True)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(self._inotify.fileno(), select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
         self.refresh()
 
     def refresh(self) -> None:
@@ -38,7 +35,8 @@ class Watch:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether a file changed within the time; returns early on `wake`."""
-        ready = {descriptor for descriptor, _ in self._poll.poll(timeout_s * 1_000)}
+        # Not `poll`: it counts in milliseconds, and the first looks are a tenth of one apart.
+        ready, _, _ = select.select([self._inotify.fileno(), self._wake], [], [], timeout_s)
         if self._wake in ready:
             os.eventfd_read(self._wake)
         if self._inotify.fileno() not in ready:
