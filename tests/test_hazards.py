@@ -196,7 +196,7 @@ def test_no_module_opens_files_but_those_that_are_known_to(ledger: str) -> None:
 def test_nothing_that_a_process_does_drops_its_locks(
     ledger: str, start_daemon: StartDaemon, spawn: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """Hazard 1: another process opens and closes the ledger behind every step; the WAL stays, and so does each commit."""
+    """Hazard 1: another process opens and closes the ledger behind every step; the WAL and each commit stay."""
     fill(ledger, 20)
     daemon = start_daemon(ledger, *NEVER)
     daemon.stop()
@@ -799,7 +799,7 @@ def insert_hostile(path: str) -> None:
 
 
 def test_hostile_rows_are_the_same_everywhere_and_stop_nobody(tmp_path: Path, start_daemon: StartDaemon) -> None:
-    """Hazard 18: replay, client, client beside a daemon and the daemon's snapshot agree; what was replaced is counted."""
+    """Hazard 18: replay, client, client beside a daemon and snapshot agree; what was replaced is counted."""
     path = str(tmp_path / "ledger.db")
     connection = ledgers.connect(path)
     connection.execute("PRAGMA journal_mode = wal")
@@ -838,8 +838,9 @@ def test_hostile_rows_are_the_same_everywhere_and_stop_nobody(tmp_path: Path, st
     assert numbers["is_degraded"]
     assert numbers["problem"] is None
     reasons = {entry.reason for entry in quarantine_of(states, 10_000)[1]}
-    assert {"meta: nested too deep", "meta: integer too long", "meta: not an object", "meta: not JSON", "meta: not text",
-            "meta: not UTF-8", "content is not UTF-8", "content is not text"} <= reasons  # fmt: skip
+    wanted = ("nested too deep", "integer too long", "not an object", "not JSON", "not text", "not UTF-8")
+    assert {f"meta: {reason}" for reason in wanted} <= reasons
+    assert {"content is not UTF-8", "content is not text"} <= reasons
 
 
 # Hazard 19.
@@ -894,7 +895,7 @@ def test_gaps_between_ids_stall_nobody(ledger: str, name: str, published_when: s
 
 
 def test_a_shm_file_made_anew_is_mapped_anew(ledger: str) -> None:
-    """Hazard 26: the last connection to close deletes it, and the next makes another: the old map never changes again."""
+    """Hazard 26: the last connection to close deletes it, the next makes another: the old map never changes."""
     fill(ledger, 10)
     with connect(ledger) as cache:
         for turn in range(3):
@@ -965,7 +966,8 @@ connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("PRAGMA cache_size = 1")
 connection.execute("BEGIN IMMEDIATE")
 connection.execute("UPDATE events SET content = 'never'")
-connection.executemany("INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'user', ?, '{}')", [("x" * 5000,)] * 300)
+sql = "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'user', ?, '{}')"
+connection.executemany(sql, [("x" * 5000,)] * 300)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -1129,7 +1131,7 @@ def test_the_page_names_tests_that_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= existing
     own = set(_own_tests())
-    assert own <= named
+    assert own - {"test_the_page_names_tests_that_exist"} <= named
 
 
 def _own_tests() -> Iterator[str]:

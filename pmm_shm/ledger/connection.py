@@ -291,7 +291,7 @@ class Connection:
         inode = file_identity(self.path)[1]
         if any(
             one.is_open and one._shm_inode == shm_before and one._identity and one._identity[1] == inode
-            for one in list(_open_connections)
+            for one in _connections()
         ):
             return
         old_users = pids_with_lock(shm_before, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
@@ -360,7 +360,7 @@ def close_replaced(path: str) -> bool:
         LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`; nothing was closed.
     """
     identity = file_identity(path)
-    connections = [one for one in _open_connections if one.path == path and one.identity is not None]
+    connections = [one for one in _connections() if one.path == path and one.identity is not None]
     stale = [one for one in connections if one.identity != identity]
     if not stale:
         return False
@@ -392,11 +392,22 @@ def _inode(path: str) -> int | None:
 # Fork: SQLite's book of locks survives fork while the locks do not, so every connection is closed before and opened
 # anew, on first use, on both sides.
 _open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _connections() -> list[Connection]:
+    """All connections of this process, while other threads make new ones."""
+    while True:
+        try:
+            return list(_open_connections)
+        except RuntimeError:
+            continue
+
+
 _closed_for_fork: list[Connection] = []
 
 
 def _before_fork() -> None:
-    for connection in sorted(_open_connections, key=id):
+    for connection in sorted(_connections(), key=id):
         connection.lock.acquire()
         _closed_for_fork.append(connection)
         connection.close()

@@ -165,13 +165,13 @@ class StoreWriter:
         return self._commit_result(write)
 
     def readers(self) -> list[tuple[int, int]]:
-        """(pid, transaction id) of every process that reads now; dead ones are cleared first."""
+        """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
         self._environment.env.reader_check()
         readers = []
         # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
         for line in self._environment.env.readers().splitlines():
             fields = line.split()
-            if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
+            if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit() and int(fields[0]) != os.getpid():
                 readers.append((int(fields[0]), int(fields[2])))
         return readers
 

@@ -143,7 +143,13 @@ class Follower:
             return not self._live or self._reader.read(self._writer.header.position, 0).is_anchored
 
     def forget_live(self) -> None:
-        """What is published does not belong to this log: follow nothing until a rebuild has replaced it."""
+        """What is published, and every seal, is of another log: follow nothing until a rebuild has replaced it.
+
+        Raises:
+            StoreError: the seals cannot be deleted.
+        """
+        self._writer.drop_seals()
+        self._status.sealed_blocks = 0
         self._live = []
         self._engine = Engine(())
         self._states = {}

@@ -14,6 +14,7 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, PmmShmError
 
 _FAILURE, _USAGE = 1, 2
+_SWITCH_INTERVAL_S = 0.0005
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +72,8 @@ def _command(
     if ledger is None:
         raise click.UsageError("no ledger: name one, or set PMM_DB")
     flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
+    # The follower must not wait for a rebuild's or a verification's whole slice.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
     settings = Settings(verify_every, verify_budget, slow_poll_ms / 1_000, map_size)
     daemon = Daemon(ledger, settings, log)

@@ -247,10 +247,10 @@ class Maintenance:
     def _copy(self, job: _Job) -> PublishedCopy | None:
         with self._standstill:
             live = [fold for fold in self._follower.live if job.fold is None or fold.name == job.fold]
-            if not live or self._writer.header.is_void:
-                return None
-            with self._writer.environment.read() as transaction:
-                return copy_published(self._writer.snapshot(transaction), live)
+        if not live:
+            return None
+        with self._writer.environment.read() as transaction:
+            return copy_published(self._writer.snapshot(transaction), live)
 
     def _is_still_published(self, copy: PublishedCopy) -> bool:
         with self._writer.environment.read() as transaction:
@@ -271,9 +271,7 @@ class Maintenance:
         # Readers fold the log by themselves until the rebuild: exactness before speed.
         with self._standstill:
             self._writer.void()
-            self._writer.drop_seals()
             self._follower.forget_live()
-            self._status.sealed_blocks = 0
         self.rebuild(None, "verification failed")
 
     # Giving way.
