@@ -263,7 +263,10 @@ class Connection:
 
     def _open_once(self) -> sqlite3.Connection:
         _check_file(self.path, self.mode)
+        self._close_own_old_users()
         shm_before = _inode(self.path + "-shm")
+        # Looked for now, too: they may let go while we open, and leave us their index.
+        old_users = self._old_users(shm_before)
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -273,13 +276,33 @@ class Connection:
             try:
                 self._inspect(handle)
             finally:
-                self._refuse_old_index(handle, shm_before)
+                self._refuse_old_index(handle, shm_before, old_users)
         except BaseException:
             handle.close()
             raise
         return handle
 
-    def _refuse_old_index(self, handle: sqlite3.Connection, shm_before: int | None) -> None:
+    def _close_own_old_users(self) -> None:
+        """Close this process's connections to a file that no longer stands at the path.
+
+        Without waiting for one that is in use: who uses it may wait for us.
+        """
+        if not os.path.exists(self.path):
+            return
+        identity = file_identity(self.path)
+        for one in _connections():
+            if one.path != self.path or not one.is_open or one.identity == identity:
+                continue
+            if not one.lock.acquire(blocking=False):
+                raise _HeldByOldUsers([os.getpid()])
+            try:
+                if one.identity != identity:
+                    one._refuse_foreign_wal()
+                    one._forget_file()
+            finally:
+                one.lock.release()
+
+    def _refuse_old_index(self, handle: sqlite3.Connection, shm_before: int | None, old_users: set[int]) -> None:
         """Raise where the `-shm` file belongs to users of a file that this one replaced.
 
         Its header tells the size of another database, and what is written by it destroys this one. Who holds the lock
@@ -294,9 +317,16 @@ class Connection:
             for one in _connections()
         ):
             return
-        old_users = pids_with_lock(shm_before, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+        old_users |= self._old_users(shm_before)
         if old_users and not self._index_fits(handle):
             raise _HeldByOldUsers(sorted(old_users))
+
+    def _old_users(self, shm_inode: int | None) -> set[int]:
+        """Other processes that use the `-shm` file and not the ledger beside it."""
+        inode = _inode(self.path)
+        if shm_inode is None or inode is None:
+            return set()
+        return pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
 
     def _index_fits(self, handle: sqlite3.Connection) -> bool:
         try:
