@@ -659,7 +659,8 @@ failures, as_of, stop = [], [0, 0, 0], threading.Event()
 def work(number):
     try:
         while not stop.is_set():
-            as_of[number] = caches[number].frame().as_of
+            caches[number].frame()
+        as_of[number] = caches[number].frame().as_of
     except BaseException as error:
         failures.append(repr(error))
 

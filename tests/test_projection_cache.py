@@ -433,7 +433,7 @@ def test_an_edit_of_a_folded_row_fails_the_verification_and_is_mended(ledger: st
     with connect(ledger) as cache:
         cache.append("identity_adopt", "Ada", {})
         cache.append("debug", "", {})
-        daemon = start_daemon(ledger)
+        daemon = start_daemon(ledger, "--verify-every", "0")
         ledgers.execute(ledger, "UPDATE events SET content = 'Eve' WHERE id = 1")
         # An edit of a past row is not followed: it is noticed by the verification.
         assert cache.identity().name == "Ada"

@@ -197,7 +197,7 @@ def test_the_view_is_immutable(ledger: str, site: Site) -> None:
 
 
 def test_the_fold_is_verified(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(ledger, env=site.environment)
+    daemon = start_daemon(ledger, "--verify-every", "0", env=site.environment)
     with connect(ledger) as cache:
         cache.wait_for(use(cache, "search", "write", "search"), 30.0)
         assert "tool_use" in cache.verify().folds
