@@ -89,6 +89,22 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+def serving(ledger: str) -> list[int]:
+    """Pids of the daemons that were started for this ledger, by whomever, those that are about to exit included."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and is_alive(int(folder.name)):
+            try:
+                arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if os.fsencode(ledger) in arguments and any(
+                part.endswith((b"pmm-cached", b"pmm_cached")) for part in arguments
+            ):
+                found.append(int(folder.name))
+    return found
+
+
 def end(pid: int) -> None:
     """Kill a process that this test caused, and wait until it is gone."""
     try:

@@ -317,8 +317,11 @@ class Cache:
         if (
             memo is not None
             and consistency is None
-            and monotonic() < self._freshness.trusted_until
-            and memo.header.raw == memo.mark
+            and (
+                (monotonic() < self._freshness.trusted_until and memo.header.raw == memo.mark)
+                if memo.header is not None
+                else self._reader.is_unchanged(memo.mark)
+            )
         ):
             memo.counter.hits += 1
             return memo.value
@@ -336,9 +339,8 @@ class Cache:
     def _build_and_memoise(self, name: str, source: str, reading: Reading, counter: _Counter) -> Any:
         """Runs with the reader's lock held, so that no memo of a closed connection is left behind."""
         value = self._build(name, source, reading, counter)
-        header = self._freshness.header
-        if header is not None and self._consistency == "exact":
-            self._memos[name] = _Memo(header, reading.mark, value, counter)
+        if self._consistency == "exact":
+            self._memos[name] = _Memo(self._freshness.header, reading.mark, value, counter)
         return value
 
     def _build(self, name: str, source: str, reading: Reading | ReplayReading, counter: _Counter) -> Any:

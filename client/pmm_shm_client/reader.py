@@ -122,6 +122,15 @@ class Reader:
 
         return self.with_ledger(read)
 
+    def is_unchanged(self, mark: Mark) -> bool:
+        """Whether the ledger still has this mark; for marks that cannot be read without the lock.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        with self.connection.lock:
+            return self.freshness.is_trusted() and self.freshness.take() == mark
+
     def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int | None = None) -> _T:
         """What `make` makes of the snapshot as it is published; the ledger is not looked at.
 

@@ -265,8 +265,9 @@ class Connection:
         _check_file(self.path, self.mode)
         self._close_own_old_users()
         shm_before = _inode(self.path + "-shm")
+        is_known = self._is_known_index(shm_before)
         # Looked for now, too: they may let go while we open, and leave us their index.
-        old_users = self._old_users(shm_before)
+        old_users = set() if is_known else self._old_users(shm_before)
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -276,7 +277,8 @@ class Connection:
             try:
                 self._inspect(handle)
             finally:
-                self._refuse_old_index(handle, shm_before, old_users)
+                if not is_known and shm_before is not None and shm_before == _inode(self.path + "-shm"):
+                    self._refuse_old_index(handle, old_users | self._old_users(shm_before))
         except BaseException:
             handle.close()
             raise
@@ -302,22 +304,21 @@ class Connection:
             finally:
                 one.lock.release()
 
-    def _refuse_old_index(self, handle: sqlite3.Connection, shm_before: int | None, old_users: set[int]) -> None:
+    def _is_known_index(self, shm_inode: int | None) -> bool:
+        """Whether this process has the ledger open with this `-shm` file already, and so has looked at it before."""
+        inode = _inode(self.path)
+        return any(
+            one.is_open and one._shm_inode == shm_inode and one._identity is not None and one._identity[1] == inode
+            for one in _connections()
+        )
+
+    def _refuse_old_index(self, handle: sqlite3.Connection, old_users: set[int]) -> None:
         """Raise where the `-shm` file belongs to users of a file that this one replaced.
 
         Its header tells the size of another database, and what is written by it destroys this one. Who holds the lock
         on the `-shm` file and none on the ledger itself has the old file open. Our own processes let go of it with
         their next read; until then, no harm is done where both databases have the same size.
         """
-        if shm_before is None or shm_before != _inode(self.path + "-shm"):
-            return
-        inode = file_identity(self.path)[1]
-        if any(
-            one.is_open and one._shm_inode == shm_before and one._identity and one._identity[1] == inode
-            for one in _connections()
-        ):
-            return
-        old_users |= self._old_users(shm_before)
         if old_users and not self._index_fits(handle):
             raise _HeldByOldUsers(sorted(old_users))
 

@@ -92,6 +92,10 @@ class Freshness:
         self.trusted_until = 0.0
         connection.on_close(self._forget)
 
+    def is_trusted(self) -> bool:
+        """Whether the guards were looked at lately, in this epoch."""
+        return time.monotonic() < self.trusted_until and self._epoch == self._connection.epoch
+
     def take(self) -> Mark:
         """The mark as of now; take it before the rows that it is to stand for.
 
@@ -99,7 +103,7 @@ class Freshness:
             LedgerError: the ledger cannot be read, or its lock is gone.
             LedgerMoved: the ledger was replaced.
         """
-        if time.monotonic() >= self.trusted_until or self._epoch != self._connection.epoch:
+        if not self.is_trusted():
             self._look_at_guards()
         if self.header is not None:
             return self.header.raw
