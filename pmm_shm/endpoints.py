@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,10 +41,8 @@ def choose_endpoints(instance: Instance) -> Endpoints:
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
         directory = _runtime_directory() / f"pmm-shm-{digest}"
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DaemonError(f"{directory}: {error.strerror}; set XDG_RUNTIME_DIR to a writable directory") from None
+        _make_private(directory.parent)
+        _make_private(directory)
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         raise DaemonError(f"{directory}: too long a path for a socket; set XDG_RUNTIME_DIR to a shorter one")
     names = ("commands.sock", "admin.sock", _LONGEST_NAME)
@@ -56,6 +55,17 @@ def _runtime_directory() -> Path:
     if base and os.access(base, os.W_OK):
         return Path(base)
     return Path(tempfile.gettempdir()) / f"pmm-shm-{os.getuid()}"
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory of this user's own; one that stands there already must be."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(directory)
+    except OSError as error:
+        raise DaemonError(f"{directory}: {error.strerror}; set XDG_RUNTIME_DIR to a writable directory") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise DaemonError(f"{directory}: not a directory of this user; set XDG_RUNTIME_DIR to one")
 
 
 def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
@@ -79,17 +89,21 @@ def find_endpoints(instance: Instance) -> Endpoints:
         )
     except (OSError, ValueError, KeyError, TypeError):
         raise absent from None
-    if not _is_listening(endpoints.commands):
-        raise absent
+    try:
+        check_listening(endpoints.commands)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise DaemonError(f"{instance.ledger}: no permission for {endpoints.commands}; share a group") from None
+        raise absent from None
     return endpoints
 
 
-def _is_listening(path: str) -> bool:
-    """ZeroMQ connects to a path where nobody listens, and waits; a plain connect tells at once."""
+def check_listening(path: str) -> None:
+    """Connect to a socket and hang up: ZeroMQ would wait where nobody listens, or where it may not connect.
+
+    Raises:
+        OSError: nobody listens, or this user may not connect.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
+        probe.connect(path)

@@ -27,7 +27,15 @@ _WAIT_MS_MAX = 24 * 3_600 * 1_000
 
 
 class ProtocolError(ValueError):
-    """A message that is not one of ours; the text says why."""
+    """A message that is not one of ours; the text says why.
+
+    Attributes:
+        request_id: the id of the message, where it has one; otherwise 0.
+    """
+
+    def __init__(self, reason: str, request_id: int = 0) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,12 @@ def _unpack(data: bytes, size_max: int) -> dict[str, Any]:
         raise ProtocolError(f"not a message: {type(error).__name__}") from None
     if not isinstance(message, dict):
         raise ProtocolError("not a message: no map")
+    return message
+
+
+def _check_version(message: dict[str, Any]) -> None:
     if message.get("v") != VERSION:
         raise ProtocolError(f"protocol version {message.get('v')!r}, this side speaks {VERSION}")
-    return message
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:
@@ -80,6 +91,15 @@ def unpack_request(data: bytes, allowed: frozenset[str]) -> Request:
         ProtocolError: it is none; nothing of it may be carried out.
     """
     message = _unpack(data, limits.MESSAGE_BYTES_MAX)
+    try:
+        return _checked_request(message, allowed)
+    except ProtocolError as error:
+        request_id = message.get("id")
+        raise ProtocolError(str(error), request_id if type(request_id) is int and request_id >= 0 else 0) from None
+
+
+def _checked_request(message: dict[str, Any], allowed: frozenset[str]) -> Request:
+    _check_version(message)
     request_id, command, args = message.get("id"), message.get("command"), message.get("args")
     if not _is_integer(request_id, 0, 2**63 - 1) or not isinstance(command, str) or not isinstance(args, dict):
         raise ProtocolError("a request needs id, command and args")
@@ -133,6 +153,7 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
         ProtocolError: not a reply to this request.
     """
     message = _unpack(data, limits.REPLY_BYTES_MAX)
+    _check_version(message)
     if message.get("id") != request_id or not isinstance(message.get("ok"), bool):
         raise ProtocolError("not a reply to this request")
     if message["ok"]:
@@ -146,6 +167,7 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
 def unpack_announcement(data: bytes) -> Announcement:
     """The announcement in `data`. Raises `ProtocolError`."""
     message = _unpack(data, limits.MESSAGE_BYTES_MAX)
+    _check_version(message)
     as_of, sequence = message.get("as_of"), message.get("sequence")
     if type(as_of) is not int or type(sequence) is not int:
         raise ProtocolError("an announcement needs as_of and sequence")

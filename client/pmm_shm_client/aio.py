@@ -37,7 +37,7 @@ class AsyncCache(Cache):
         """As `append`, without blocking the event loop while another process holds the ledger."""
         return await asyncio.to_thread(self.append, kind, content, meta)
 
-    async def wait_for_async(self, event_id: int, timeout: float = 5.0) -> int:
+    async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""
         published = self._published_as_of()
         if published is not None and published >= event_id:

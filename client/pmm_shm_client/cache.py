@@ -234,7 +234,7 @@ class Cache:
         self._check_open()
         return self._log.append(kind, content, None if meta is None else dict(meta))
 
-    def wait_for(self, event_id: int, timeout: float = 5.0) -> int:
+    def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
 
         Raises:

@@ -11,8 +11,8 @@ from typing import Any
 import zmq
 
 from pmm_shm import limits, protocol
-from pmm_shm.endpoints import find_endpoints
-from pmm_shm.errors import DaemonTimeoutError
+from pmm_shm.endpoints import check_listening, find_endpoints
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import ProtocolError, Request, unpack_reply
 
@@ -30,10 +30,22 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def endpoint_for(instance: Instance, command: str) -> str:
-    """The socket that takes a command. Raises `DaemonAbsentError`."""
+    """The socket that takes a command.
+
+    Raises:
+        DaemonAbsentError: no daemon serves this ledger.
+        CommandError: this user may not give the command.
+    """
     endpoints = find_endpoints(instance)
-    path = endpoints.commands if command in protocol.ORDINARY else endpoints.admin
-    return "ipc://" + path
+    if command in protocol.ORDINARY:
+        return "ipc://" + endpoints.commands
+    try:
+        check_listening(endpoints.admin)
+    except PermissionError:
+        raise CommandError(f"{command} is for the daemon's own user; no permission for {endpoints.admin}") from None
+    except OSError as error:
+        raise DaemonAbsentError(f"{instance.ledger}: {endpoints.admin}: {error.strerror}") from None
+    return "ipc://" + endpoints.admin
 
 
 def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:

@@ -1,9 +1,8 @@
 """The exact read: freshness mark, snapshot, tail, overlay.
 
 Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The
-daemon's
-snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its first event,
-and that is kept and extended.
+daemon's snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its
+first event, and that is kept and extended.
 
 Invariant: from the mark to the last row one lock is held, and no statement stays open.
 Invariant: no read transaction outlives the call.
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pmm_shm.errors import LedgerBusyError, SnapshotUnavailableError
+from pmm_shm.errors import LedgerBusyError, LedgerError, SnapshotUnavailableError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
@@ -123,13 +122,13 @@ class Reader:
         return self.with_ledger(read)
 
     def is_unchanged(self, mark: Mark) -> bool:
-        """Whether the ledger still has this mark; for marks that cannot be read without the lock.
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
+        """Whether the ledger surely still has this mark; for marks that cannot be read without the lock."""
         with self.connection.lock:
-            return self.freshness.is_trusted() and self.freshness.take() == mark
+            try:
+                return self.freshness.is_trusted() and self.freshness.take() == mark
+            except LedgerError:
+                # What is wrong with it the whole read finds out, and repairs where it can.
+                return False
 
     def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int | None = None) -> _T:
         """What `make` makes of the snapshot as it is published; the ledger is not looked at.

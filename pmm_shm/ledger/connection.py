@@ -4,7 +4,8 @@ Owns: opening (read-only or for writing), the file's identity, the epoch, fork, 
 really there. Never opens the ledger's files itself: closing any descriptor of them would drop SQLite's locks.
 
 Invariant: whatever was remembered about the ledger dies with the epoch; every open begins a new one.
-Invariant: a thread holds at most one connection's lock at a time (the fork hook takes them all).
+Invariant: a thread that holds one connection's lock never waits for another's. Only the fork hook and `close_replaced`
+take several, in the same order, and hold none when they begin.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ T = TypeVar("T")
 DIGEST_BYTES = 16
 RawRow = tuple[Any, ...]
 """(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
-(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
 """
 
 

@@ -24,7 +24,6 @@ from pmm_shm.store.layout import (
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
 """Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
-Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
 """
 
 

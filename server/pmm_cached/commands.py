@@ -164,7 +164,7 @@ class CommandServer:
             request = unpack_request(frames[1], allowed)
         except ProtocolError as error:
             self._complain(error)
-            reply(pack_error(0, "malformed", str(error)))
+            reply(pack_error(error.request_id, "malformed", str(error)))
             return
         self._status.commands += 1
         try:

@@ -145,6 +145,7 @@ class Daemon:
         """Follow to the head. Returns whether there was anything new."""
         found = False
         with self._standstill:
+            self._status.followed_monotonic = time.monotonic()
             if not self._follower.has_news():
                 return False
         self._watch.refresh()
@@ -191,10 +192,14 @@ class Daemon:
             self._status.problem = None
 
     def _shut_down(self) -> None:
-        self._maintenance.stop()
+        is_idle = self._maintenance.stop(limits.STOP_S)
         self._commands.stop()
         self._follower.close()
-        self._writer.close()
+        if is_idle:
+            self._writer.close()
+        else:
+            # Closing the store under the thread that uses it would crash. What is published stands as it is.
+            self._log.warning("a job did not end in time; the store is left without the mark of a clean shutdown")
         self._watch.close()
         self._lock.release()
         self._log.info("stopped", as_of=self._status.as_of)

@@ -87,12 +87,13 @@ class Maintenance:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Give up what runs, and wait for the thread."""
+    def stop(self, timeout_s: float) -> bool:
+        """Give up what runs, and wait for the thread. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def knows(self, fold: str) -> bool:
         """Whether there is a fold of this name to verify or rebuild."""

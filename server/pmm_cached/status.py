@@ -32,8 +32,6 @@ class Status:
     malformed_messages: int = 0
     commands: int = 0
     map_growths: int = 0
-    oldest_reader_pid: int | None = None
-    oldest_reader_behind_txns: int = 0
     problem: str | None = None
     rebuild_problem: str | None = None
     is_published: bool = False
@@ -67,6 +65,4 @@ class Status:
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
             "map_growths": self.map_growths,
-            "oldest_reader_pid": self.oldest_reader_pid,
-            "oldest_reader_behind_txns": self.oldest_reader_behind_txns,
         }
