@@ -106,4 +106,8 @@ def check_listening(path: str) -> None:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
-        probe.connect(path)
+        try:
+            probe.connect(path)
+        except (BlockingIOError, TimeoutError):
+            # Somebody listens and does not accept: a daemon that was stopped, with a full backlog.
+            return

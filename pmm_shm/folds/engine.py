@@ -4,7 +4,7 @@ verification all come through here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import Column, Fold
@@ -141,26 +141,28 @@ def _apply_event(event: Event, route: _Route, states: States) -> None:
             fold.apply(seen, state)
         except MemoryError:
             raise
-        except RecursionError:
-            state.rollback()
-            _apply_on_fresh_stack(fold, seen, state)
         except Exception as error:
-            _give_up(state, error)
+            state.rollback()
+            _apply_again(fold, seen, state, error)
 
 
-def _apply_on_fresh_stack(fold: Fold, event: Event, state: State) -> None:
-    apply: Callable[[], None] = lambda: fold.apply(event, state)  # noqa: E731
+def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> None:
+    """Find out whose failure it was: on a fresh stack, where no signal handler runs, only the event's own comes again.
+
+    Raises:
+        Exception: `first`, when it came from outside: from a signal handler of the program that reads.
+        MemoryError: there is no telling.
+    """
     try:
-        on_fresh_stack(apply)
+        on_fresh_stack(lambda: fold.apply(event, state))
     except MemoryError:
         raise
     except Exception as error:
-        _give_up(state, error)
-
-
-def _give_up(state: State, error: Exception) -> None:
-    state.rollback()
-    state.quarantine(f"{type(error).__name__}: {error}"[:200])
+        state.rollback()
+        state.quarantine(f"{type(error).__name__}: {error}"[:200])
+    else:
+        if not isinstance(first, RecursionError):
+            raise first
 
 
 class QuarantineEntry(NamedTuple):

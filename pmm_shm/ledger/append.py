@@ -21,11 +21,13 @@ from pmm_shm.errors import (
     LockLostError,
 )
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, close_replaced, file_identity, retry_busy
+from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, close_replaced
 from pmm_shm.ledger.drafts import Draft
+from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.rows import decode_text
 from pmm_shm.ledger.schema import create_indexes
+from pmm_shm.ledger.sqlite_errors import retry_busy
 
 _T = TypeVar("_T")
 _ID_MAX = (1 << 63) - 1

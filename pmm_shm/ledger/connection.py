@@ -14,7 +14,6 @@ import contextlib
 import os
 import random
 import sqlite3
-import stat
 import threading
 import time
 import urllib.parse
@@ -24,91 +23,30 @@ from typing import Literal, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
-    LedgerBusyError,
     LedgerError,
-    LedgerNotFoundError,
     LedgerReplacedError,
     LedgerUnreadableError,
     LedgerUnwritableError,
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, pids_with_lock
+from pmm_shm.ledger.files import (
+    HeldByOldUsersError,
+    check_file,
+    file_identity,
+    index_fits,
+    inode_of,
+    old_users,
+    refuse_foreign_wal,
+)
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, retry_busy, translated
 
 Mode = Literal["ro", "rw", "rwc"]
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
 HASH_COLUMNS = ("prev_hash", "hash")
 
 _T = TypeVar("_T")
-_BUSY = ("database is locked", "database table is locked", "database schema is locked")
-_NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
-_NO_ROLLBACK = "attempt to write a readonly database"
-
-
-class BlankLedgerError(NotALedgerError):
-    """A database without a single table: not a ledger, but one may be made of it."""
-
-
-class _HeldByOldUsers(Exception):
-    """Other processes have a file open that was replaced; `pids` are theirs."""
-
-    def __init__(self, pids: list[int]) -> None:
-        self.pids = pids
-
-
-class HotJournalError(LedgerUnreadableError):
-    """A writer died in the middle of a transaction; a reader may not roll it back, a writer's connection does."""
-
-
-def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
-    """Run `action` until the ledger is not busy.
-
-    Short jittered sleeps take the place of SQLite's busy handler, whose long ones starve a writer among busy ones.
-
-    Raises:
-        LedgerBusyError: another process held the ledger for `timeout_s` seconds.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return action()
-        except sqlite3.OperationalError as error:
-            if not is_busy(error):
-                raise
-        if time.monotonic() >= deadline:
-            raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
-        time.sleep(random.uniform(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S))
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that another process holds a lock."""
-    return str(error).startswith(_BUSY)
-
-
-def file_identity(path: str) -> tuple[int, int]:
-    """(device, inode) of the ledger's path. Raises `LedgerNotFoundError`."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise LedgerNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
-    return status.st_dev, status.st_ino
-
-
-def _check_file(path: str, mode: Mode) -> None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        if mode == "rwc":
-            return
-        raise LedgerNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise NotALedgerError(f"{path}: not a regular file")
-    if status.st_size == 0 and mode != "rwc":
-        raise BlankLedgerError(f"{path}: the file is empty, not a ledger")
 
 
 class Connection:
@@ -176,7 +114,7 @@ class Connection:
         """
         if self._identity is None or file_identity(self.path) == self._identity:
             return False
-        self._refuse_foreign_wal()
+        refuse_foreign_wal(self.path, self._wal_inode)
         self._forget_file()
         return True
 
@@ -189,7 +127,9 @@ class Connection:
         if self._shm_inode is None:
             return True
         # Somebody may have removed the file: a lock on what nobody else uses is none.
-        return _inode(self.path + "-shm") == self._shm_inode and holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False
+        return (
+            inode_of(self.path + "-shm") == self._shm_inode and holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False
+        )
 
     def retry(self, action: Callable[[], _T]) -> _T:
         """`retry_busy` with this connection's path and timeout; SQLite's errors become ours."""
@@ -200,18 +140,7 @@ class Connection:
 
     def translate(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's."""
-        text = str(error)
-        if is_busy(error):
-            return LedgerBusyError(f"{self.path}: {text}")
-        if any(part in text for part in _NOT_A_DATABASE):
-            return NotALedgerError(f"{self.path}: {text}")
-        if text == _NO_ROLLBACK and self.mode == "ro":
-            return HotJournalError(
-                f"{self.path}: a writer died within a transaction; the next append, or sqlite3, repairs it"
-            )
-        if self.mode == "ro":
-            return LedgerUnreadableError(f"{self.path}: {text}")
-        return LedgerUnwritableError(f"{self.path}: {text}; nothing was written")
+        return translated(error, self.path, is_reader=self.mode == "ro")
 
     def close(self) -> None:
         """Close the connection; the next use opens it anew, in a new epoch."""
@@ -229,32 +158,16 @@ class Connection:
         self._wal_inode = None
         self._identity = None
 
-    def _refuse_foreign_wal(self) -> None:
-        if self._wal_inode is None:
-            return
-        try:
-            status = os.stat(self.path + "-wal")
-        except OSError:
-            return
-        if status.st_ino != self._wal_inode or status.st_size == 0:
-            return
-        # Where others have the new file open already, the -wal is theirs by now.
-        if not pids_with_lock(file_identity(self.path)[1], PENDING_BYTE) - {os.getpid()}:
-            raise LedgerReplacedError(
-                f"{self.path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
-                f"Stop all users of the ledger, move {self.path}-wal and {self.path}-shm away, then start again"
-            )
-
     def _open(self) -> None:
         if self._identity is not None and os.path.exists(self.path) and file_identity(self.path) != self._identity:
-            self._refuse_foreign_wal()
+            refuse_foreign_wal(self.path, self._wal_inode)
         deadline = time.monotonic() + min(self.timeout_s, limits.REPLACED_HOLDER_S)
         while True:
             try:
                 self._handle = self._open_once()
                 self.epoch += 1
                 return
-            except _HeldByOldUsers as error:
+            except HeldByOldUsersError as error:
                 if time.monotonic() >= deadline:
                     raise LedgerReplacedError(
                         f"{self.path}: process {error.pids[0]} still has the file open that this one replaced; "
@@ -263,12 +176,12 @@ class Connection:
                 time.sleep(random.uniform(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S))
 
     def _open_once(self) -> sqlite3.Connection:
-        _check_file(self.path, self.mode)
+        check_file(self.path, may_be_made=self.mode == "rwc")
         self._close_own_old_users()
-        shm_before = _inode(self.path + "-shm")
+        shm_before = inode_of(self.path + "-shm")
         is_known = self._is_known_index(shm_before)
         # Looked for now, too: they may let go while we open, and leave us their index.
-        old_users = set() if is_known else self._old_users(shm_before)
+        users_before = set() if is_known else old_users(self.path, shm_before)
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
@@ -278,8 +191,8 @@ class Connection:
             try:
                 self._inspect(handle)
             finally:
-                if not is_known and shm_before is not None and shm_before == _inode(self.path + "-shm"):
-                    self._refuse_old_index(handle, old_users | self._old_users(shm_before))
+                if not is_known and shm_before is not None and shm_before == inode_of(self.path + "-shm"):
+                    self._refuse_old_index(handle, users_before | old_users(self.path, shm_before))
         except BaseException:
             handle.close()
             raise
@@ -297,47 +210,31 @@ class Connection:
             if one.path != self.path or not one.is_open or one.identity == identity:
                 continue
             if not one.lock.acquire(blocking=False):
-                raise _HeldByOldUsers([os.getpid()])
+                raise HeldByOldUsersError([os.getpid()])
             try:
                 if one.identity != identity:
-                    one._refuse_foreign_wal()
+                    refuse_foreign_wal(one.path, one._wal_inode)
                     one._forget_file()
             finally:
                 one.lock.release()
 
     def _is_known_index(self, shm_inode: int | None) -> bool:
         """Whether this process has the ledger open with this `-shm` file already, and so has looked at it before."""
-        inode = _inode(self.path)
+        inode = inode_of(self.path)
         return any(
             one.is_open and one._shm_inode == shm_inode and one._identity is not None and one._identity[1] == inode
             for one in _connections()
         )
 
-    def _refuse_old_index(self, handle: sqlite3.Connection, old_users: set[int]) -> None:
+    def _refuse_old_index(self, handle: sqlite3.Connection, users: set[int]) -> None:
         """Raise where the `-shm` file belongs to users of a file that this one replaced.
 
         Its header tells the size of another database, and what is written by it destroys this one. Who holds the lock
         on the `-shm` file and none on the ledger itself has the old file open. Our own processes let go of it with
         their next read; until then, no harm is done where both databases have the same size.
         """
-        if old_users and not self._index_fits(handle):
-            raise _HeldByOldUsers(sorted(old_users))
-
-    def _old_users(self, shm_inode: int | None) -> set[int]:
-        """Other processes that use the `-shm` file and not the ledger beside it."""
-        inode = _inode(self.path)
-        if shm_inode is None or inode is None:
-            return set()
-        return pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
-
-    def _index_fits(self, handle: sqlite3.Connection) -> bool:
-        try:
-            pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
-            page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
-            wal_bytes = os.stat(self.path + "-wal").st_size
-            return bool(wal_bytes == 0 and pages * page_bytes == os.stat(self.path).st_size)
-        except (sqlite3.Error, OSError):
-            return False
+        if users and not index_fits(handle, self.path):
+            raise HeldByOldUsersError(sorted(users))
 
     def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
         if self.mode == "ro":
@@ -354,12 +251,11 @@ class Connection:
                 tables = handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
                 identity = file_identity(self.path)
                 self.is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-                self._shm_inode = _inode(self.path + "-shm") if self.is_wal else None
-                self._wal_inode = _inode(self.path + "-wal") if self.is_wal else None
+                self._shm_inode = inode_of(self.path + "-shm") if self.is_wal else None
+                self._wal_inode = inode_of(self.path + "-wal") if self.is_wal else None
                 if holds_lock(identity[1], PENDING_BYTE) is False:
                     raise LockLostError(_lock_lost(self.path))
-                if self._shm_inode is not None and holds_lock(self._shm_inode, WAL_DMS_BYTE) is False:
-                    raise LockLostError(_lock_lost(self.path))
+                self._check_index_lock()
             finally:
                 if handle.in_transaction:
                     handle.execute("ROLLBACK")
@@ -367,6 +263,18 @@ class Connection:
             self.columns = self._usable_columns(columns, tables)
 
         self.retry(look)
+
+    def _check_index_lock(self) -> None:
+        """Raise where, in WAL mode, the lock on the `-shm` file is not there."""
+        if not self.is_wal or (self._shm_inode is not None and holds_lock(self._shm_inode, WAL_DMS_BYTE) is not False):
+            return
+        if self._shm_inode is None or not os.access(self.path + "-shm", os.W_OK):
+            # SQLite reads on with an index of its own in memory, which nobody keeps in step with the writers.
+            raise LedgerUnreadableError(
+                f"{self.path}: without permission to write in its directory, a WAL ledger can be read only while a "
+                "program that has it keeps the ledger open"
+            )
+        raise LockLostError(_lock_lost(self.path))
 
     def _usable_columns(self, columns: list[str], tables: int) -> tuple[str, ...]:
         if not tables:
@@ -401,7 +309,7 @@ def close_replaced(path: str) -> bool:
             locks.enter_context(one.lock)
         stale = [one for one in stale if one.identity != identity]
         for one in stale:
-            one._refuse_foreign_wal()
+            refuse_foreign_wal(one.path, one._wal_inode)
         for one in stale:
             one._forget_file()
     return bool(stale)
@@ -412,13 +320,6 @@ def _lock_lost(path: str) -> str:
         f"{path}: SQLite's lock is not held by this process. A connection to the ledger was open across a fork, or "
         "another SQLite library closed the file: close all connections before forking, and start this process anew"
     )
-
-
-def _inode(path: str) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return None
 
 
 # Fork: SQLite's book of locks survives fork while the locks do not, so every connection is closed before and opened

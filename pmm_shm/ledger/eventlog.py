@@ -16,12 +16,13 @@ from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
 from pmm_shm.ledger import chain
 from pmm_shm.ledger.append import Appender, LockWatch, follow_replacement
 from pmm_shm.ledger.chain import ChainReport
-from pmm_shm.ledger.connection import BlankLedgerError, Connection, HotJournalError
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.drafts import EventInput, draft, drafts
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
 from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 
 EventDict = dict[str, Any]
 """`{"id", "ts", "kind", "content", "meta"}`"""

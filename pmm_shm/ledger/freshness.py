@@ -22,7 +22,8 @@ from typing import Literal
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
-from pmm_shm.ledger.connection import Connection, file_identity
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.files import file_identity
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]

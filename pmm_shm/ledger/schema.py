@@ -6,7 +6,8 @@ import sqlite3
 import time
 
 from pmm_shm.errors import NotALedgerError
-from pmm_shm.ledger.connection import Connection, retry_busy
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.sqlite_errors import retry_busy
 
 TABLE_SQL = """CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,2 +1,1 @@
-"""The store: projections in LMDB. `layout` says what lies where, `snapshot` reads it, `writer` is the daemon's alone.
-"""
+"""The store: projections in LMDB. `layout` says what lies where, `snapshot` reads it, `writer` is the daemon's."""

@@ -19,6 +19,7 @@ from typing import Protocol, cast
 import lmdb
 
 from pmm_shm import limits
+from pmm_shm.bounded import BoundedCall
 from pmm_shm.errors import StoreError
 from pmm_shm.paths import DATA_FILE
 
@@ -72,11 +73,22 @@ class Environment:
     is_writable: bool
     users: int = 1
     _reads: int = 0
+    _slots: int = 0
     _reads_changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it; a slot that
+        # this process has already had, py-lmdb takes again without.
+        self._new_slot = BoundedCall(self._take_slot, limits.STORE_MUTEX_S)
+        self._check = BoundedCall(self._check_readers, limits.STORE_MUTEX_S)
 
     @contextmanager
     def read(self) -> Iterator[Records]:
-        """A short read transaction; never hold it between calls."""
+        """A short read transaction; never hold it between calls.
+
+        Raises:
+            StoreError: another process, which was stopped, keeps the table of readers locked.
+        """
         transaction = self._begin()
         try:
             yield cast(Records, transaction)
@@ -102,12 +114,35 @@ class Environment:
     def _begin(self) -> lmdb.Transaction:
         with self._reads_changed:
             try:
-                transaction = self.env.begin()
+                transaction = self._begin_in_slot()
             except lmdb.MapResizedError:
                 self.resize()
-                transaction = self.env.begin()
+                transaction = self._begin_in_slot()
             self._reads += 1
             return transaction
+
+    def _begin_in_slot(self) -> lmdb.Transaction:
+        while self._reads >= self._slots:
+            if not self._new_slot.run():
+                raise StoreError(f"{self.directory}: a process that was stopped keeps the table of readers locked")
+        return self.env.begin()
+
+    def _take_slot(self) -> None:
+        self.env.begin().abort()
+        self._slots += 1
+
+    def check_readers(self) -> None:
+        """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
+        with self._reads_changed:
+            self._check.run()
+
+    def _check_readers(self) -> None:
+        self.env.reader_check()
+
+    @property
+    def is_hanging(self) -> bool:
+        """Whether a call into LMDB waits for a stopped process; the environment cannot be closed then."""
+        return self._new_slot.is_hanging or self._check.is_hanging
 
     @contextmanager
     def write(self) -> Iterator[Records]:
@@ -119,6 +154,7 @@ class Environment:
 _environments: dict[FileId, Environment] = {}
 _lock = threading.Lock()
 _left_to_parent: list[Environment] = []
+_left_open: list[Environment] = []
 _ALREADY_OPEN = "already open in this process"
 
 
@@ -147,7 +183,12 @@ def open_reader(directory: Path) -> Environment | None:
             return known
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
-                str(directory), map_size=size, readonly=True, max_readers=limits.MAX_READERS, create=False
+                str(directory),
+                map_size=size,
+                readonly=True,
+                create=False,
+                max_readers=limits.MAX_READERS,
+                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
             ),
             directory,
         )
@@ -171,6 +212,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
                 str(directory),
                 map_size=size,
                 max_readers=limits.MAX_READERS,
+                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
                 mode=0o660,
                 sync=False,
                 metasync=False,
@@ -191,7 +233,10 @@ def close(environment: Environment) -> None:
         environment.users -= 1
         if environment.users == 0 and _environments.get(environment.identity) is environment:
             del _environments[environment.identity]
-            environment.env.close()
+            if environment.is_hanging:
+                _left_open.append(environment)
+            else:
+                environment.env.close()
 
 
 def _remember(environment: Environment) -> Environment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -146,7 +147,13 @@ class SnapshotReader:
         if environment is None:
             yield None
             return
-        with environment.read() as transaction:
+        with contextlib.ExitStack() as stack:
+            try:
+                transaction = stack.enter_context(environment.read())
+            except StoreError as error:
+                self.failure = error
+                yield None
+                return
             header = self._read_header(transaction)
             yield None if header is None else Snapshot(transaction, header, environment.identity)
 

@@ -166,7 +166,7 @@ class StoreWriter:
 
     def readers(self) -> list[tuple[int, int]]:
         """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
-        self._environment.env.reader_check()
+        self._environment.check_readers()
         readers = []
         # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
         for line in self._environment.env.readers().splitlines():

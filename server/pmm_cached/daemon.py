@@ -16,9 +16,10 @@ from pmm_cached.status import Status
 from pmm_cached.watch import Watch
 from pmm_shm import limits
 from pmm_shm.endpoints import choose_endpoints, record_endpoints
-from pmm_shm.errors import LedgerError, LockLostError, StoreError
+from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
-from pmm_shm.ledger.connection import Connection, HotJournalError
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.paths import Instance
 from pmm_shm.store.writer import StoreWriter
 
@@ -44,6 +45,7 @@ class Daemon:
         self._log = log
         self._lock = InstanceLock(self._instance)
         self._is_stopping = False
+        self._failure: str | None = None
         self._standstill = threading.Lock()
         self._status = Status(self._instance.ledger)
         self._endpoints = choose_endpoints(self._instance)
@@ -62,6 +64,7 @@ class Daemon:
             log,
             self._standstill,
             self._announce,
+            self._die,
         )
 
     def run(self) -> None:
@@ -69,6 +72,7 @@ class Daemon:
 
         Raises:
             LockLostError: SQLite's lock is gone; start anew.
+            DaemonError: a thread ended that nothing goes on without.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
         self._commands.start()
@@ -78,11 +82,17 @@ class Daemon:
             self._follow()
         finally:
             self._shut_down()
+        if self._failure is not None:
+            raise DaemonError(self._failure)
 
     def stop(self) -> None:
         """Finish the batch and end `run`; safe in a signal handler."""
         self._is_stopping = True
         self._watch.wake()
+
+    def _die(self, reason: str) -> None:
+        self._failure = reason
+        self.stop()
 
     # The backend of the command server.
 

@@ -54,6 +54,7 @@ class Maintenance:
     Parameters:
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
+        on_death: called with the reason when the thread ends by itself.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Maintenance:
         log: Logger,
         standstill: threading.Lock,
         on_flip: Callable[[], None],
+        on_death: Callable[[str], None],
     ) -> None:
         self._path = path
         self._writer = writer
@@ -77,6 +79,7 @@ class Maintenance:
         self._log = log
         self._standstill = standstill
         self._on_flip = on_flip
+        self._on_death = on_death
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
@@ -138,6 +141,10 @@ class Maintenance:
                 self._attempt(job)
         except Stopped:
             return
+        except BaseException as error:
+            # A fold that calls `sys.exit`, say. Without this thread nothing is rebuilt or verified any more.
+            self._log.exception("maintenance ended")
+            self._on_death(f"maintenance ended: {type(error).__name__}: {error}")
 
     def _next(self) -> _Job | None:
         with self._changed:

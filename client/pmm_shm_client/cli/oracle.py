@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pmm_shm.folds.contract import Fold
-from pmm_shm.ledger.connection import Connection, HotJournalError
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.replay import replay
 
 

@@ -1,0 +1,106 @@
+"""The file at the ledger's path: what stands there, and whether it took the place of one that is still in use.
+
+Only `stat` and the system's table of locks: nobody opens the ledger's files here.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+
+from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, pids_with_lock
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError
+
+_DATABASE_BYTES_MIN = 512
+
+
+class HeldByOldUsersError(Exception):
+    """Other processes have a file open that was replaced; `pids` are theirs."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self.pids = pids
+
+
+def file_identity(path: str) -> tuple[int, int]:
+    """(device, inode) of the ledger's path. Raises `LedgerNotFoundError`."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise LedgerNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+    return status.st_dev, status.st_ino
+
+
+def check_file(path: str, *, may_be_made: bool) -> None:
+    """Whether a ledger can be opened at the path, as far as `stat` tells.
+
+    Raises:
+        LedgerNotFoundError, LedgerUnreadableError, NotALedgerError: as their names say.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if may_be_made:
+            return
+        raise LedgerNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise NotALedgerError(f"{path}: not a regular file")
+    if status.st_size == 0 and not may_be_made:
+        raise BlankLedgerError(f"{path}: the file is empty, not a ledger")
+    if 0 < status.st_size < _DATABASE_BYTES_MIN:
+        # SQLite takes a file of one byte for an empty database, and would write over it.
+        raise NotALedgerError(f"{path}: file is not a database")
+
+
+def inode_of(path: str) -> int | None:
+    """The inode of a file; None where there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
+    """Raise where a replaced ledger's non-empty `-wal`, with this inode, lies beside the file that replaced it.
+
+    Raises:
+        LedgerReplacedError: opening the ledger would destroy data.
+    """
+    if wal_inode is None:
+        return
+    try:
+        status = os.stat(path + "-wal")
+    except OSError:
+        return
+    if status.st_ino != wal_inode or status.st_size == 0:
+        return
+    # Where others have the new file open already, the -wal is theirs by now.
+    if not pids_with_lock(file_identity(path)[1], PENDING_BYTE) - {os.getpid()}:
+        raise LedgerReplacedError(
+            f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
+            f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again"
+        )
+
+
+def old_users(path: str, shm_inode: int | None) -> set[int]:
+    """Other processes that use this `-shm` file and not the ledger beside it: they have open what was replaced."""
+    inode = inode_of(path)
+    if shm_inode is None or inode is None:
+        return set()
+    return pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+
+
+def index_fits(handle: sqlite3.Connection, path: str) -> bool:
+    """Whether the wal-index that `handle` reads by tells the size of the file at the path, and the `-wal` is empty."""
+    try:
+        pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
+        page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
+        wal_bytes = os.stat(path + "-wal").st_size
+        return bool(wal_bytes == 0 and pages * page_bytes == os.stat(path).st_size)
+    except (sqlite3.Error, OSError):
+        return False

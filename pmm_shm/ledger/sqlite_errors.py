@@ -1,0 +1,70 @@
+"""SQLite's errors as ours, and waiting for a busy ledger."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pmm_shm import limits
+from pmm_shm.errors import (
+    LedgerBusyError,
+    LedgerError,
+    LedgerUnreadableError,
+    LedgerUnwritableError,
+    NotALedgerError,
+)
+
+_T = TypeVar("_T")
+_BUSY = ("database is locked", "database table is locked", "database schema is locked")
+_NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
+_NO_ROLLBACK = "attempt to write a readonly database"
+
+
+class BlankLedgerError(NotALedgerError):
+    """A database without a single table: not a ledger, but one may be made of it."""
+
+
+class HotJournalError(LedgerUnreadableError):
+    """A writer died in the middle of a transaction; a reader may not roll it back, a writer's connection does."""
+
+
+def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
+    """Run `action` until the ledger is not busy.
+
+    Short jittered sleeps take the place of SQLite's busy handler, whose long ones starve a writer among busy ones.
+
+    Raises:
+        LedgerBusyError: another process held the ledger for `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+        if time.monotonic() >= deadline:
+            raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
+        time.sleep(random.uniform(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S))
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that another process holds a lock."""
+    return str(error).startswith(_BUSY)
+
+
+def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
+    """Our error for one of SQLite's; `is_reader` tells which kind of connection it came from."""
+    text = str(error)
+    if is_busy(error):
+        return LedgerBusyError(f"{path}: {text}")
+    if any(part in text for part in _NOT_A_DATABASE):
+        return NotALedgerError(f"{path}: {text}")
+    if text == _NO_ROLLBACK and is_reader:
+        return HotJournalError(f"{path}: a writer died within a transaction; the next append, or sqlite3, repairs it")
+    if is_reader:
+        return LedgerUnreadableError(f"{path}: {text}")
+    return LedgerUnwritableError(f"{path}: {text}; nothing was written")
