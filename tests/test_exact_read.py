@@ -713,7 +713,7 @@ def test_connections_are_closed_before_a_fork_and_opened_anew_on_both_sides(
     ledger: str, publish: Callable[[str], Publisher]
 ) -> None:
     fill(ledger, 64)
-    publish(ledger)
+    publish(ledger).close()
     with connect(ledger) as cache:
         cache.append("user", "before")
         everything(cache)

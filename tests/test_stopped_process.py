@@ -15,7 +15,6 @@ from pathlib import Path
 
 from fork_daemon import ForkedDaemon, wait_until
 from golden_cases import make_ledger
-
 from pmm_shm_client import connect
 
 # The mutex stands behind two 32-bit numbers at the beginning of lock.mdb (MDB_txbody in LMDB 0.9).

@@ -18,8 +18,10 @@ from pmm_shm.ledger.freshness import Choice
 from pmm_shm.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
 from pmm_shm.verify import VerifyReport
 from pmm_shm_client import commands
-from pmm_shm_client.cache import Cache, Consistency, checked_wait, report_of, wait_args
+from pmm_shm_client.cache import Cache
+from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.connecting import open_cache
+from pmm_shm_client.reads import Consistency
 
 _ids = itertools.count(1)
 

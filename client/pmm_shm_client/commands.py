@@ -15,6 +15,7 @@ from pmm_shm.endpoints import check_listening, find_endpoints
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import ProtocolError, Request, unpack_reply
+from pmm_shm.verify import VerifyReport
 
 _ids = itertools.count(1)
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
@@ -73,3 +74,31 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
                 return unpack_reply(socket.recv(), request.id)
             except ProtocolError:
                 continue
+
+
+def wait_args(event_id: int, timeout_s: float) -> dict[str, int]:
+    """Arguments of the wait command: the daemon gives up a little before the client does."""
+    return {"event_id": event_id, "timeout_ms": max(0, int(timeout_s * 1_000) - 50)}
+
+
+def checked_wait(result: Mapping[str, Any], path: str, event_id: int, timeout_s: float) -> int:
+    """The event id up to which is published, from the daemon's answer.
+
+    Raises:
+        DaemonTimeoutError: it did not get there.
+    """
+    if not result["reached"]:
+        raise DaemonTimeoutError(f"{path}: event {event_id} was not published within {timeout_s:g} s")
+    return int(result["as_of"])
+
+
+def report_of(result: Mapping[str, Any]) -> VerifyReport:
+    """The report in the daemon's answer to verify."""
+    return VerifyReport(
+        bool(result["ok"]),
+        int(result["as_of"]),
+        tuple(result["folds"]),
+        int(result["events"]),
+        int(result["sealed_blocks"]),
+        result["difference"],
+    )

@@ -10,12 +10,15 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.metrics import MetricsFold
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModelFold, warnings_since
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.autostart import start_daemon
-from pmm_shm_client.cache import Cache, Consistency, replay_self_model
-from pmm_shm_client.warnings_log import OnWarn
+from pmm_shm_client.cache import Cache
+from pmm_shm_client.reads import Consistency
+from pmm_shm_client.replaying import replayed
+from pmm_shm_client.results import self_model_dict
+from pmm_shm_client.warnings_log import OnWarn, warn
 
 _C = TypeVar("_C", bound=Cache)
 _caches: weakref.WeakKeyDictionary[EventLog, Cache] = weakref.WeakKeyDictionary()
@@ -82,7 +85,13 @@ def build_self_model_cached(
     """
     if flags.projection_cache() is Flag.ON:
         return cache_of(eventlog).self_model(strict, max_trait_delta, on_warn)
-    return replay_self_model(eventlog, strict=strict, max_trait_delta=max_trait_delta, on_warn=on_warn)
+    fold = SelfModelFold(float(max_trait_delta) if strict else MAX_TRAIT_DELTA)
+    with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
+        reading = replayed(cache._reader, [fold])
+    if on_warn is not None:
+        for cid, event_id in warnings_since(reading.state("self_model"), 0):
+            warn(cid, event_id, on_warn)
+    return self_model_dict(reading.view("self_model"), strict=strict)
 
 
 def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
@@ -96,7 +105,7 @@ def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
         metrics = cache_of(eventlog).metrics()
         return metrics.ias, metrics.gas
     with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
-        scores = cache._replayed([MetricsFold()]).view("metrics")
+        scores = replayed(cache._reader, [MetricsFold()]).view("metrics")
     return scores.ias, scores.gas
 
 

@@ -13,7 +13,7 @@ from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage
 from pmm_shm_client.warnings_log import OnWarn, Warning
 
 if TYPE_CHECKING:
-    from pmm_shm_client.cache import Cache
+    from pmm_shm_client.reads import Reads
 
 SourceFor: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
 """The fold behind a read method, where it has another name."""
@@ -53,13 +53,13 @@ class Frame:
     """Immutable answers, all at `as_of`; the methods are those of `Cache`, and read nothing."""
 
     __slots__ = ("_cache", "_results", "_views", "_warnings", "as_of")
-    _cache: Cache
+    _cache: Reads
     _results: Mapping[str, Any]
     _views: dict[str, Any]
     _warnings: tuple[Warning, ...]
     as_of: int
 
-    def __init__(self, cache: Cache, views: Mapping[str, Any], warnings: tuple[Warning, ...], as_of: int) -> None:
+    def __init__(self, cache: Reads, views: Mapping[str, Any], warnings: tuple[Warning, ...], as_of: int) -> None:
         results = {name: make(views[SourceFor.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_cache", cache),

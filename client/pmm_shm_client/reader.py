@@ -70,6 +70,8 @@ class Reader:
     ) -> None:
         self.connection = Connection(path, "ro", timeout_s)
         self.connection.on_close(on_reset)
+        # The connection closes before a fork, and no environment may cross one.
+        self.connection.on_close(self._close_snapshots)
         self.freshness = Freshness(self.connection, freshness)
         self.snapshots = SnapshotReader(Instance.of(path))
         self._recover = recover
@@ -179,17 +181,15 @@ class Reader:
         with self.connection.lock, self.snapshots.begin() as snapshot:
             yield snapshot
 
+    def _close_snapshots(self) -> None:
+        self.snapshots.close()
+
     def close(self) -> None:
         """Give back the snapshot and close the connection."""
         with self.connection.lock:
             self._groups.clear()
             self._snapshot_track = None
-            self.snapshots.close()
             self.connection.close()
-
-    def after_fork_in_child(self) -> None:
-        """Leave the environment to the parent; the connection was closed before the fork."""
-        self.snapshots.abandon()
 
     def _why_no_snapshot(self) -> str:
         if self.snapshots.failure is not None:

@@ -1,7 +1,8 @@
 """One LMDB environment per process and directory, counted by reference.
 
-LMDB forbids to open an environment twice in one process, and an environment must not cross fork: the child leaves the
-parent's alone and opens its own.
+LMDB forbids to open an environment twice in one process, and an environment must not cross fork: its readers close it
+before, and both sides open their own. (The child alone could not: py-lmdb counts the parent's as open in it, and to
+close a copy frees the parent's places in the table of readers.)
 
 Invariant: never `writemap` (a full disk would be a SIGBUS), never `lock=False` (it allows corrupt reads).
 """
@@ -155,7 +156,6 @@ _environments: dict[FileId, Environment] = {}
 _lock = threading.Lock()
 _left_to_parent: list[Environment] = []
 _left_open: list[Environment] = []
-_ALREADY_OPEN = "already open in this process"
 
 
 def data_file_identity(directory: Path) -> FileId | None:
@@ -181,6 +181,7 @@ def open_reader(directory: Path) -> Environment | None:
         if known is not None:
             known.users += 1
             return known
+        _close_left_open()
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
                 str(directory),
@@ -260,8 +261,6 @@ def _open_smaller_and_smaller(
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             raise DamagedStoreError(f"{directory}: {error}") from error
         except lmdb.Error as error:
-            if _ALREADY_OPEN in str(error) and _let_go_of_the_parents():
-                continue
             if "Cannot allocate memory" not in str(error):
                 raise StoreError(f"{directory}: {error}") from error
             failure = error
@@ -270,16 +269,11 @@ def _open_smaller_and_smaller(
             raise StoreError(f"{directory}: no address space for the map ({failure})")
 
 
-def _let_go_of_the_parents() -> bool:
-    """Close the child's copies of what its parent has open; returns whether there were any.
-
-    Some versions of py-lmdb still count them as open in the child. No transaction was open at the fork, and closing a
-    copy touches neither the parent's locks nor its place in the table of readers.
-    """
-    copies, _left_to_parent[:] = _left_to_parent[:], []
-    for copy in copies:
-        copy.env.close()
-    return bool(copies)
+def _close_left_open() -> None:
+    """Close what could not be closed before, for a call into it was hanging."""
+    for environment in [one for one in _left_open if not one.is_hanging]:
+        _left_open.remove(environment)
+        environment.env.close()
 
 
 def _forget_after_fork() -> None:

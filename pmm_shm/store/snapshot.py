@@ -129,7 +129,7 @@ def _merge(merged: dict[str, Touched | None], folds: dict[str, Touched | None]) 
 class SnapshotReader:
     """Finds, opens and reopens the environment of an instance, and begins transactions on it.
 
-    Not thread-safe: the caller has a lock. Survives fork (the child opens its own) and an environment made anew.
+    Not thread-safe: the caller has a lock. Survives an environment made anew; its owner closes it before a fork.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -162,10 +162,6 @@ class SnapshotReader:
         if self._environment is not None:
             close(self._environment)
             self._environment = None
-
-    def abandon(self) -> None:
-        """In the child of a fork: leave the environment to the parent."""
-        self._environment = None
 
     def _usable_environment(self) -> Environment | None:
         identity = data_file_identity(self._instance.directory)

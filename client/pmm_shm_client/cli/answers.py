@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pmm_shm.folds.contract import Fold
-    from pmm_shm_client.cache import Cache, Consistency
+    from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
+    from pmm_shm_client.reads import Consistency
 
 NAMES = (
     "self-model",

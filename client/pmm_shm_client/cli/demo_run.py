@@ -23,9 +23,10 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.paths import Instance
 from pmm_shm_client import commands, synthetic
 from pmm_shm_client.autostart import daemon_command, is_running
-from pmm_shm_client.cache import Cache, Consistency
+from pmm_shm_client.cache import Cache
 from pmm_shm_client.cli.answers import NAMES, answer_of_cache, answer_of_views, folds_for
 from pmm_shm_client.cli.oracle import head_of, opened, replayed_views
+from pmm_shm_client.reads import Consistency
 
 INITIAL_EVENTS = 20_000
 KILL_AT, RESTART_AT = 0.35, 0.65

@@ -21,7 +21,7 @@ from pmm_shm_client.cli.options import CONTEXT, Finite, json_option, ledger_and_
 from pmm_shm_client.cli.output import print_json, progress, show
 
 if TYPE_CHECKING:
-    from pmm_shm_client.cache import Consistency
+    from pmm_shm_client.reads import Consistency
 
 # That of `folds.self_model`, which would have to be imported for it; a test compares them.
 _MAX_TRAIT_DELTA = 0.05
