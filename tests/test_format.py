@@ -372,7 +372,7 @@ def test_messages(published: tuple[str, Path]) -> None:
             socket.ask("ping", {}, version=2),
             socket.ask("ping", {"more": 1}),
         ):
-            assert (refused["id"], refused["ok"], refused["error"]["code"]) == (0, False, "malformed")
+            assert (refused["id"], refused["ok"], refused["error"]["code"]) == (5, False, "malformed")
     with Socket(directory, "admin") as socket:
         unknown = socket.ask("verify", {"fold": "nothing"})
         assert (unknown["id"], unknown["error"]["code"]) == (5, "unknown_fold")

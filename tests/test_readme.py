@@ -153,7 +153,7 @@ def test_every_read_method_is_listed() -> None:
     listed = set(re.findall(r"^\| `(\w+)\(.*?\)` \|", section("Quick start"), re.MULTILINE))
     other = {"append", "close", "invalidate", "stats", "verify", "wait_for"}
     assert (
-        listed == {name for name in vars(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
+        listed == {name for name in dir(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
     )
     for kind, fields in re.findall(r"`([A-Z]\w+)\((.+?)\)` \|$", section("Quick start"), re.MULTILINE):
         assert list(getattr(results, kind).__dataclass_fields__) == fields.split(", ")
