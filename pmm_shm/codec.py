@@ -66,7 +66,7 @@ def pack_key(key: Key) -> bytes:
     Raises:
         TypeError: not a str, int or tuple of these.
     """
-    _check_key(key)
+    check_key(key)
     packed = pack(key)
     if len(packed) <= limits.KEY_BYTES_MAX - 64:
         return packed
@@ -74,9 +74,10 @@ def pack_key(key: Key) -> bytes:
     return b"\xc1" + hashlib.blake2b(packed, digest_size=32).digest()
 
 
-def _check_key(key: object) -> None:
+def check_key(key: object) -> None:
+    """Raise `TypeError` for what cannot be a table's key."""
     if type(key) is tuple:
         for item in key:
-            _check_key(item)
+            check_key(item)
     elif type(key) is not str and type(key) is not int:
         raise TypeError(f"a table's key is a str, int or tuple of these, not {type(key).__name__}")

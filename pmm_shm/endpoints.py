@@ -5,6 +5,7 @@ A path over the system's limit falls back to the user's runtime directory, so cl
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,10 +70,17 @@ def _make_private(directory: Path) -> None:
 
 
 def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
-    """Write the record, in one step."""
+    """Write the record, in one step.
+
+    Raises:
+        DaemonError: it cannot be written.
+    """
     temporary = instance.endpoints_file.with_name(instance.endpoints_file.name + ".new")
-    temporary.write_text(json.dumps(asdict(endpoints)), encoding="utf-8")
-    temporary.replace(instance.endpoints_file)
+    try:
+        temporary.write_text(json.dumps(asdict(endpoints)), encoding="utf-8")
+        temporary.replace(instance.endpoints_file)
+    except OSError as error:
+        raise DaemonError(f"{instance.endpoints_file}: {error.strerror}") from None
 
 
 def find_endpoints(instance: Instance) -> Endpoints:
@@ -87,7 +95,7 @@ def find_endpoints(instance: Instance) -> Endpoints:
         endpoints = Endpoints(
             str(record["commands"]), str(record["admin"]), str(record["announcements"]), int(record["pid"])
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise absent from None
     try:
         check_listening(endpoints.commands)
@@ -111,3 +119,6 @@ def check_listening(path: str) -> None:
         except (BlockingIOError, TimeoutError):
             # Somebody listens and does not accept: a daemon that was stopped, with a full backlog.
             return
+        except ValueError:
+            # A NUL or half a surrogate pair, from a damaged record.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None

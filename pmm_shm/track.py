@@ -40,6 +40,7 @@ class Track:
 
     Parameters:
         folds: the folds that move together.
+        follows_log: False for a track that only ever stands where its base does, and so needs no look at the ledger.
         lineage: of the published states they stand on; None for a replay in memory, from the first event.
         connection: the read-only connection that the tail comes from.
 
@@ -48,9 +49,12 @@ class Track:
         events_folded: how many events this track has folded.
     """
 
-    def __init__(self, folds: Sequence[Fold], lineage: Lineage | None, connection: Connection) -> None:
+    def __init__(
+        self, folds: Sequence[Fold], lineage: Lineage | None, connection: Connection, *, follows_log: bool = True
+    ) -> None:
         self.folds = {fold.name: fold for fold in folds}
         self.lineage = lineage
+        self._follows_log = follows_log
         self.position = START
         self.events_folded = 0
         self._engine = Engine(folds)
@@ -76,11 +80,11 @@ class Track:
         if self.position == published:
             self._drop_overlay()
         elif self.position is START or published.as_of > self.position.as_of:
-            if not self._reader.read(self.position, 0).is_anchored:
+            if self._follows_log and not self._reader.read(self.position, 0).is_anchored:
                 # Our tip was of another history, and so are the views: a base near the start fits both.
                 self._views.clear()
             self._adopt(snapshot)
-        elif published != self._base_position and not self._reader.read(published, 0).is_anchored:
+        elif self._follows_log and published != self._base_position and not self._reader.read(published, 0).is_anchored:
             # Under the overlay there would be a base of another history.
             return False
         self._base_position = published

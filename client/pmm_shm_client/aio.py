@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -91,31 +92,30 @@ class AsyncCache(Cache):
 
     async def _call_async(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
         self._check_open()
+        deadline = time.monotonic() + timeout_s
         request = Request(next(_ids), command, args)
         with _context().socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
-            socket.connect(commands.endpoint_for(self._instance, command))
+            address, pid = commands.endpoint_for(self._instance, command)
+            socket.connect(address)
             await socket.send(request.pack())
-            try:
-                return await asyncio.wait_for(_reply(socket, request.id), timeout_s)
-            except asyncio.TimeoutError:
-                raise DaemonTimeoutError(
-                    f"{self.path}: the daemon did not answer {command} within {timeout_s:g} s"
-                ) from None
+            while True:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s < 0:
+                    raise DaemonTimeoutError(f"{self.path}: the daemon did not answer {command} within {timeout_s:g} s")
+                if not await socket.poll(commands.poll_ms(remaining_s)):
+                    if remaining_s > limits.DAEMON_CHECK_S:
+                        await asyncio.to_thread(commands.check_alive, self._instance, pid, command)
+                    continue
+                try:
+                    return unpack_reply(await socket.recv(), request.id)
+                except ProtocolError:
+                    continue
 
 
 def _context() -> zmq.asyncio.Context:
     return zmq.asyncio.Context(commands.context())
-
-
-async def _reply(socket: zmq.asyncio.Socket, request_id: int) -> Any:
-    while True:
-        data = await socket.recv()
-        try:
-            return unpack_reply(data, request_id)
-        except ProtocolError:
-            continue
 
 
 async def connect_async(

@@ -30,8 +30,8 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return found
 
 
-def endpoint_for(instance: Instance, command: str) -> str:
-    """The socket that takes a command.
+def endpoint_for(instance: Instance, command: str) -> tuple[str, int]:
+    """The socket that takes a command, and the pid of its daemon.
 
     Raises:
         DaemonAbsentError: no daemon serves this ledger.
@@ -39,21 +39,31 @@ def endpoint_for(instance: Instance, command: str) -> str:
     """
     endpoints = find_endpoints(instance)
     if command in protocol.ORDINARY:
-        return "ipc://" + endpoints.commands
+        return "ipc://" + endpoints.commands, endpoints.pid
     try:
         check_listening(endpoints.admin)
     except PermissionError:
         raise CommandError(f"{command} is for the daemon's own user; no permission for {endpoints.admin}") from None
     except OSError as error:
         raise DaemonAbsentError(f"{instance.ledger}: {endpoints.admin}: {error.strerror}") from None
-    return "ipc://" + endpoints.admin
+    return "ipc://" + endpoints.admin, endpoints.pid
+
+
+def check_alive(instance: Instance, pid: int, command: str) -> None:
+    """See that the daemon which was given a command still serves the ledger.
+
+    Raises:
+        DaemonAbsentError: it does not, and will never answer.
+    """
+    if find_endpoints(instance).pid != pid:
+        raise DaemonAbsentError(f"{instance.ledger}: the daemon (pid {pid}) ended before it answered {command}")
 
 
 def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
     """Send a command and return the daemon's result.
 
     Raises:
-        DaemonAbsentError: no daemon serves this ledger.
+        DaemonAbsentError: no daemon serves this ledger, or it ended before it answered.
         DaemonTimeoutError: no answer within `timeout_s`.
         CommandError: the daemon refused or failed.
     """
@@ -62,18 +72,28 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
     with context().socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
-        socket.connect(endpoint_for(instance, command))
+        address, pid = endpoint_for(instance, command)
+        socket.connect(address)
         socket.send(request.pack())
         while True:
-            remaining_ms = int((deadline - time.monotonic()) * 1_000)
-            if remaining_ms < 0 or not socket.poll(max(remaining_ms, 1)):
+            remaining_s = deadline - time.monotonic()
+            if remaining_s < 0:
                 raise DaemonTimeoutError(
                     f"{instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
                 )
+            if not socket.poll(poll_ms(remaining_s)):
+                if remaining_s > limits.DAEMON_CHECK_S:
+                    check_alive(instance, pid, command)
+                continue
             try:
                 return unpack_reply(socket.recv(), request.id)
             except ProtocolError:
                 continue
+
+
+def poll_ms(remaining_s: float) -> int:
+    """How long to wait for an answer before one looks whether the daemon lives."""
+    return max(1, int(min(remaining_s, limits.DAEMON_CHECK_S) * 1_000))
 
 
 def wait_args(event_id: int, timeout_s: float) -> dict[str, int]:

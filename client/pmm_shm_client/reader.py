@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pmm_shm.errors import LedgerBusyError, LedgerError, SnapshotUnavailableError
+from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUnavailableError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
@@ -82,12 +82,14 @@ class Reader:
         self._snapshot_track: Track | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._events_folded = 0
+        self._is_inside = False
+        self._is_closed = False
         self.replays = 0
 
     @property
     def events_folded(self) -> int:
         """How many events this process has folded for its reads."""
-        return self._events_folded + sum(track.events_folded for track in self._groups.values())
+        return self._events_folded + sum(track.events_folded for track in list(self._groups.values()))
 
     def knows(self, name: str) -> bool:
         """Whether the fold takes part in reads."""
@@ -118,6 +120,12 @@ class Reader:
             with self.snapshots.begin() as snapshot:
                 try:
                     return make(self._settle(snapshot, mark))
+                except LedgerError:
+                    raise
+                except BaseException:
+                    # Wherever it came from, it may have come between two steps that belong together.
+                    self._drop_groups()
+                    raise
                 finally:
                     for track in self._groups.values():
                         track.release()
@@ -128,7 +136,7 @@ class Reader:
         """Whether the ledger surely still has this mark; for marks that cannot be read without the lock."""
         with self.connection.lock:
             try:
-                return self.freshness.is_trusted() and self.freshness.take() == mark
+                return not self._is_inside and self.freshness.is_trusted() and self.freshness.take() == mark
             except LedgerError:
                 # What is wrong with it the whole read finds out, and repairs where it can.
                 return False
@@ -139,7 +147,7 @@ class Reader:
         Raises:
             SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
         """
-        with self.connection.lock, self.snapshots.begin() as snapshot:
+        with self._entered(), self.snapshots.begin() as snapshot:
             folds = [self._folds[name] for name in names]
             lineage = None if snapshot is None else snapshot.lineage(folds)
             if snapshot is None or lineage is None:
@@ -148,10 +156,13 @@ class Reader:
                 raise SnapshotUnavailableError(f"event {at_least} is not published yet")
             track = self._snapshot_track
             if track is None or track.lineage != lineage or list(track.folds) != list(names):
-                track = self._snapshot_track = Track(folds, lineage, self.connection)
+                track = self._snapshot_track = Track(folds, lineage, self.connection, follows_log=False)
             track.bind(snapshot)
             try:
                 return make(Reading(dict.fromkeys(names, track), track.position))
+            except BaseException:
+                self._snapshot_track = None
+                raise
             finally:
                 track.release()
 
@@ -164,7 +175,7 @@ class Reader:
         failure: Exception | None = None
         for _ in range(_ATTEMPTS_MAX):
             try:
-                with self.connection.lock:
+                with self._entered():
                     return action()
             except LedgerMoved:
                 close_replaced(self.connection.path)
@@ -178,8 +189,29 @@ class Reader:
     @contextmanager
     def transaction(self) -> Iterator[Snapshot | None]:
         """What is published, with the reader's lock held."""
-        with self.connection.lock, self.snapshots.begin() as snapshot:
+        with self._entered(), self.snapshots.begin() as snapshot:
             yield snapshot
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """The lock, for one read at a time: a signal handler may come in the middle of its own thread's."""
+        with self.connection.lock:
+            if self._is_closed:
+                raise ClosedError(f"{self.connection.path}: the cache was closed")
+            if self._is_inside:
+                raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
+            self._is_inside = True
+            try:
+                yield
+            finally:
+                self._is_inside = False
+
+    def _drop_groups(self) -> None:
+        for track in self._groups.values():
+            track.release()
+            self._events_folded += track.events_folded
+        self._groups.clear()
+        self._on_reset()
 
     def _close_snapshots(self) -> None:
         self.snapshots.close()
@@ -187,6 +219,7 @@ class Reader:
     def close(self) -> None:
         """Give back the snapshot and close the connection."""
         with self.connection.lock:
+            self._is_closed = True
             self._groups.clear()
             self._snapshot_track = None
             self.connection.close()

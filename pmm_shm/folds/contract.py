@@ -41,12 +41,15 @@ class Fold(ABC):
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
         parameters: whatever else the state depends on; part of the identity.
+        checks_values: whether each value is tried to be stored when its event is folded, so that one that cannot be is
+            that event's failure. The built-in folds put what their tests have seen stored.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     kinds: Mapping[str, tuple[Column, ...]] | None = None
     parameters: Mapping[str, Any] = {}
+    checks_values: ClassVar[bool] = True
 
     @abstractmethod
     def apply(self, event: Event, state: State) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from pmm_shm.codec import Key
@@ -39,6 +38,7 @@ class Directives:
     def __init__(self, records: dict[str, _Record]) -> None:
         # The records stand in the list's order; none of them changes its place once it is there.
         self._records = records
+        self._best: list[tuple[str, _Record]] | None = None
 
     @classmethod
     def sorted(cls, records: dict[str, _Record]) -> Directives:
@@ -78,14 +78,16 @@ class Directives:
                 "last_seen_id": record.last_seen_id,
                 "sources": list(record.sources),
             }
-            for text, record in self._best
+            for text, record in self._best_records()
         ]
 
-    @cached_property
-    def _best(self) -> list[tuple[str, _Record]]:
-        return heapq.nsmallest(
-            ACTIVE_MAX, self._records.items(), key=lambda item: (-_score(item[1]), item[1].first_seen_id)
-        )
+    def _best_records(self) -> list[tuple[str, _Record]]:
+        # Not `functools.cached_property`: before Python 3.12 it has a lock, which a fork in another thread leaves held.
+        if self._best is None:
+            self._best = heapq.nsmallest(
+                ACTIVE_MAX, self._records.items(), key=lambda item: (-_score(item[1]), item[1].first_seen_id)
+            )
+        return self._best
 
 
 def _score(record: _Record) -> float:
@@ -97,6 +99,7 @@ class DirectivesFold(Fold):
 
     name = "directives"
     version = 1
+    checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_directive": ("content", "meta")}
 
     def apply(self, event: Event, state: State) -> None:

@@ -138,12 +138,18 @@ def _apply_event(event: Event, route: _Route, states: States) -> None:
         if not needs_content and event.content:
             seen = seen._replace(content="")
         try:
-            fold.apply(seen, state)
+            _apply(fold, seen, state)
         except MemoryError:
             raise
         except Exception as error:
             state.rollback()
             _apply_again(fold, seen, state, error)
+
+
+def _apply(fold: Fold, event: Event, state: State) -> None:
+    fold.apply(event, state)
+    if fold.checks_values:
+        state.check_values()
 
 
 def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> None:
@@ -154,7 +160,7 @@ def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> No
         MemoryError: there is no telling.
     """
     try:
-        on_fresh_stack(lambda: fold.apply(event, state))
+        on_fresh_stack(lambda: _apply(fold, event, state))
     except MemoryError:
         raise
     except Exception as error:

@@ -35,6 +35,7 @@ class MetricsFold(Fold):
 
     name = "metrics"
     version = 1
+    checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_adopt": ("content", "meta"),
         "commitment_open": ("content",),

@@ -51,6 +51,7 @@ class RecentFold(Fold):
 
     name = "recent"
     version = 1
+    checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "reflection": ("content",),
         "autonomy_tick": ("meta",),

@@ -36,10 +36,11 @@ Cid = str | int
 class Entries:
     """An ordered, read-only mapping of cids to entries, with the places that order it."""
 
-    __slots__ = ("mapping", "places")
+    __slots__ = ("_entries", "mapping", "places")
 
     def __init__(self, places: dict[Cid, int], entries: dict[Cid, Any]) -> None:
         self.places = places
+        self._entries = entries
         self.mapping: Mapping[Cid, Any] = MappingProxyType(entries)
 
     @classmethod
@@ -50,7 +51,8 @@ class Entries:
 
     def patched(self, table: Table, touched: set[Key]) -> Entries:
         """The same after the keys in `touched` were written: the rest is not decoded again."""
-        places, entries = dict(self.places), dict(self.mapping)
+        # `copy` and not `dict`: of a mapping proxy, `dict` makes one item at a time.
+        places, entries = self.places.copy(), self._entries.copy()
         moved: list[tuple[int, Cid, Any]] = []
         for cid in touched:
             assert not isinstance(cid, tuple)
@@ -98,6 +100,7 @@ class SelfModelFold(Fold):
 
     name = "self_model"
     version = 1
+    checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_change": ("content", "meta"),
         "identity_adopt": ("content", "meta"),

@@ -32,6 +32,7 @@ class StageFold(Fold):
 
     name = "stage"
     version = 1
+    checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply(self, event: Event, state: State) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from pmm_shm import limits
-from pmm_shm.codec import Key, pack, pack_key, unpack
+from pmm_shm.codec import Key, check_key, pack, pack_key, unpack
 
 QUARANTINE = "quarantine"
 
@@ -44,6 +44,7 @@ class _Missing:
 
 
 _MISSING: Final = _Missing()
+_SIMPLE_KEYS: Final = frozenset({str, int})
 _Undo = list[tuple[dict[Any, Any], Any, Any]]
 
 
@@ -73,6 +74,8 @@ class Table:
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value at `key`, or `default`."""
+        if key.__class__ not in _SIMPLE_KEYS:
+            check_key(key)
         value = self._dirty.get(key, _MISSING)
         if value is _MISSING:
             if self._state.base is EMPTY:
@@ -117,6 +120,8 @@ class Table:
         return (value for _, value in self.items())
 
     def _put(self, key: Key, value: Any) -> None:
+        if key.__class__ not in _SIMPLE_KEYS:
+            check_key(key)
         dirty = self._dirty
         self._undo.append((dirty, key, dirty.get(key, _MISSING)))
         dirty[key] = value
@@ -197,6 +202,11 @@ class State:
         """Before each event: `rollback` goes back to here."""
         self.event_id = event_id
         self._undo.clear()
+
+    def check_values(self) -> None:
+        """Raise `TypeError` for a value, put since `begin_event`, that no store can hold."""
+        for target, key, _ in self._undo:
+            pack(target[key])
 
     def rollback(self) -> None:
         """Undo every write since `begin_event`."""

@@ -22,7 +22,7 @@ PENDING_BYTE = 0x40000000
 
 
 def holds_lock(inode: int, first_byte: int) -> bool | None:
-    """Whether this process holds a POSIX lock on the file `inode` that begins at or after `first_byte`.
+    """Whether this process holds a POSIX lock on the file `inode` that reaches `first_byte` or beyond.
 
     Returns None where the system does not tell. Devices are not compared: some file systems report another device
     here than `stat` does.
@@ -50,7 +50,7 @@ def holds_lock(inode: int, first_byte: int) -> bool | None:
 
 
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
-    """The processes that hold a POSIX lock on the file `inode` that begins at or after `first_byte`.
+    """The processes that hold a POSIX lock on the file `inode` that reaches `first_byte` or beyond.
 
     Empty where the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it.
     """
@@ -65,7 +65,7 @@ def pids_with_lock(inode: int, first_byte: int) -> set[int]:
         fields = line.split()
         if len(fields) < 8 or fields[1] != b"POSIX" or not fields[4].isdigit():
             continue
-        if int(fields[5].rpartition(b":")[2]) == inode and int(fields[6]) >= first_byte:
+        if int(fields[5].rpartition(b":")[2]) == inode and _reaches(fields[7], first_byte):
             pids.add(int(fields[4]))
     return pids
 
@@ -73,4 +73,12 @@ def pids_with_lock(inode: int, first_byte: int) -> set[int]:
 def _is_lock(line: bytes, first_byte: int) -> bool:
     # "lock:	1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"
     fields = line.split()
-    return len(fields) >= 9 and fields[0] == b"lock:" and fields[2] == b"POSIX" and int(fields[7]) >= first_byte
+    return len(fields) >= 9 and fields[0] == b"lock:" and fields[2] == b"POSIX" and _reaches(fields[8], first_byte)
+
+
+def _reaches(last_byte: bytes, first_byte: int) -> bool:
+    """Whether a lock that ends there covers something at or after `first_byte`.
+
+    Its beginning says nothing: the system merges a process's neighbouring locks into one.
+    """
+    return last_byte == b"EOF" or int(last_byte) >= first_byte

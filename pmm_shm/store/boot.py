@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from pmm_shm.errors import StoreError
+
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -23,14 +25,24 @@ def boot_id() -> str:
         return ""
 
 
-def mark(path: Path, *, is_clean: bool) -> None:
-    """Write the mark, durably, in one step."""
+def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
+    """Write the mark, durably, in one step.
+
+    Parameters:
+        is_opening: the environment was not read well yet, and to try may crash: nobody trusts it meanwhile.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w", encoding="ascii") as file:
-        json.dump({"boot_id": boot_id(), "clean": is_clean}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump({"boot_id": boot_id(), "clean": is_clean, "opening": is_opening}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
 
 
 def is_trusted(path: Path) -> bool:
@@ -38,6 +50,9 @@ def is_trusted(path: Path) -> bool:
     try:
         record = json.loads(path.read_text(encoding="ascii"))
         is_clean, written_under = record["clean"], record["boot_id"]
-    except (OSError, ValueError, KeyError, TypeError):
+        is_opening = record.get("opening", False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    if is_opening is not False:
         return False
     return is_clean is True or (bool(written_under) and written_under == boot_id())

@@ -10,6 +10,7 @@ Invariant: never `writemap` (a full disk would be a SIGBUS), never `lock=False` 
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,29 @@ from pmm_shm.paths import DATA_FILE
 
 FileId = tuple[int, int]
 
+_META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
+"""Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
+_MAGIC = 0xBEEFC0DE
+_NO_PAGE = (1 << 64) - 1
+
 
 class DamagedStoreError(StoreError):
-    """The files are there and are no LMDB environment of this version."""
+    """The files are there and are no LMDB environment of this version, or are damaged."""
+
+
+_DAMAGE = (
+    lmdb.BadTxnError,
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
+
+
+def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
+    """What an error of LMDB means to the callers."""
+    return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 
 class Records(Protocol):
@@ -88,11 +109,17 @@ class Environment:
         """A short read transaction; never hold it between calls.
 
         Raises:
-            StoreError: another process, which was stopped, keeps the table of readers locked.
+            StoreError: another process, which was stopped, keeps the table of readers locked; LMDB failed.
+            DamagedStoreError: what is read is damaged.
         """
-        transaction = self._begin()
+        try:
+            transaction = self._begin()
+        except lmdb.Error as error:
+            raise store_error(self.directory, error) from error
         try:
             yield cast(Records, transaction)
+        except lmdb.Error as error:
+            raise store_error(self.directory, error) from error
         finally:
             transaction.abort()
             with self._reads_changed:
@@ -182,6 +209,7 @@ def open_reader(directory: Path) -> Environment | None:
             known.users += 1
             return known
         _close_left_open()
+        _check_size(directory)
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
                 str(directory),
@@ -208,6 +236,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
     with _lock:
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
+        _check_size(directory)
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
                 str(directory),
@@ -258,15 +287,38 @@ def _open_smaller_and_smaller(
             raise StoreError(
                 f"{directory}: {error}; readers need write permission on lock.mdb: share a group"
             ) from error
-        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
-            raise DamagedStoreError(f"{directory}: {error}") from error
         except lmdb.Error as error:
             if "Cannot allocate memory" not in str(error):
-                raise StoreError(f"{directory}: {error}") from error
+                raise store_error(directory, error) from error
             failure = error
         size //= 4
         if size < limits.MAP_SIZE_MIN_BYTES:
             raise StoreError(f"{directory}: no address space for the map ({failure})")
+
+
+def _check_size(directory: Path) -> None:
+    """Refuse a data file that ends before the roots of its trees: to read behind its end would be a SIGBUS.
+
+    Not before its last page: LMDB does not write one that was used and freed within one transaction.
+
+    Raises:
+        DamagedStoreError: the file is too short.
+    """
+    try:
+        with open(directory / DATA_FILE, "rb") as file:
+            first = file.read(_META.size)
+            if len(first) < _META.size:
+                return  # Empty: LMDB makes it anew. Otherwise LMDB refuses it.
+            page_size = _META.unpack(first)[1]
+            file.seek(page_size)
+            second = file.read(_META.size)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return
+    metas = [_META.unpack(data) for data in (first, second) if len(data) == _META.size]
+    magic, page_size, *roots, _ = max(metas, key=lambda meta: int(meta[-1]))
+    if magic == _MAGIC and any(root != _NO_PAGE and (root + 1) * page_size > size for root in roots):
+        raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
 
 
 def _close_left_open() -> None:

@@ -6,13 +6,24 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lmdb
+
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot
-from pmm_shm.store.environment import Environment, FileId, Records, close, data_file_identity, open_reader
+from pmm_shm.store.environment import (
+    DamagedStoreError,
+    Environment,
+    FileId,
+    Records,
+    close,
+    data_file_identity,
+    open_reader,
+    store_error,
+)
 from pmm_shm.store.layout import (
     HEADER_KEY,
     SEAL_PREFIX,
@@ -38,17 +49,23 @@ class LmdbBase:
         self._prefix = state_prefix(generation)
 
     def get(self, key: bytes, /) -> bytes | None:
-        return self._transaction.get(self._prefix + key)
+        try:
+            return self._transaction.get(self._prefix + key)
+        except lmdb.Error as error:
+            raise store_error("the published state", error) from error
 
     def scan(self, prefix: bytes, /) -> Iterator[tuple[bytes, bytes]]:
         full = self._prefix + prefix
         skip = len(self._prefix)
-        with self._transaction.cursor() as cursor:
-            if cursor.set_range(full):
-                for key, value in cursor:
-                    if not key.startswith(full):
-                        return
-                    yield key[skip:], value
+        try:
+            with self._transaction.cursor() as cursor:
+                if cursor.set_range(full):
+                    for key, value in cursor:
+                        if not key.startswith(full):
+                            return
+                        yield key[skip:], value
+        except lmdb.Error as error:
+            raise store_error("the published state", error) from error
 
 
 class Snapshot:
@@ -137,12 +154,18 @@ class SnapshotReader:
         self._environment: Environment | None = None
         self._raw_header = b""
         self._header: Header | None = None
+        self._damaged: FileId | None = None
         self.failure: StoreError | None = None
         """Why there is no snapshot, where one is there and cannot be used."""
 
     @contextmanager
     def begin(self) -> Iterator[Snapshot | None]:
-        """A transaction on what is published; None where nothing usable is."""
+        """A transaction on what is published; None where nothing usable is.
+
+        Raises:
+            DamagedStoreError: what was read within it is damaged; from now on there is none, until the environment is
+                made anew.
+        """
         environment = self._usable_environment()
         if environment is None:
             yield None
@@ -150,12 +173,15 @@ class SnapshotReader:
         with contextlib.ExitStack() as stack:
             try:
                 transaction = stack.enter_context(environment.read())
-            except StoreError as error:
-                self.failure = error
+                header = self._read_header(transaction)
+            except (StoreError, lmdb.Error) as error:
+                self._fail(error, environment.identity)
                 yield None
                 return
-            header = self._read_header(transaction)
-            yield None if header is None else Snapshot(transaction, header, environment.identity)
+            try:
+                yield None if header is None else Snapshot(transaction, header, environment.identity)
+            except (DamagedStoreError, lmdb.Error) as error:
+                raise self._fail(error, environment.identity) from error
 
     def close(self) -> None:
         """Give the environment back."""
@@ -163,10 +189,18 @@ class SnapshotReader:
             close(self._environment)
             self._environment = None
 
+    def _fail(self, error: StoreError | lmdb.Error, identity: FileId) -> StoreError:
+        self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        if isinstance(self.failure, DamagedStoreError):
+            self._damaged = identity
+        return self.failure
+
     def _usable_environment(self) -> Environment | None:
         identity = data_file_identity(self._instance.directory)
         if self._environment is not None and self._environment.identity != identity:
             self.close()
+        if identity == self._damaged:
+            return None
         if self._environment is None and identity is not None:
             self._environment = self._open()
         return self._environment

@@ -57,6 +57,7 @@ class StoreWriter:
         self._lock = threading.RLock()
         self._environment = self._open_or_remake()
         self.map_growths = 0
+        self._is_distrusted = False
         boot.mark(instance.boot_file, is_clean=False)
 
     @property
@@ -166,7 +167,7 @@ class StoreWriter:
 
     def readers(self) -> list[tuple[int, int]]:
         """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
-        self._environment.check_readers()
+        self.clear_dead_readers()
         readers = []
         # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
         for line in self._environment.env.readers().splitlines():
@@ -175,16 +176,27 @@ class StoreWriter:
                 readers.append((int(fields[0]), int(fields[2])))
         return readers
 
+    def clear_dead_readers(self) -> None:
+        """Free the pages that processes pin which died while they read."""
+        self._environment.check_readers()
+
     def last_transaction_id(self) -> int:
         """The id of the newest commit."""
         return int(self._environment.env.info()["last_txnid"])
 
-    def close(self) -> None:
-        """Sync, and leave the mark of a clean shutdown."""
+    def distrust(self) -> None:
+        """Say that the environment is damaged: nobody opens it again, and the next start makes it anew."""
+        self._is_distrusted = True
+        boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
+
+    def close(self, *, is_clean: bool = True) -> None:
+        """Sync, and leave the mark of a clean shutdown unless told otherwise or the environment is damaged."""
         with self._lock:
-            self._environment.env.sync(True)
+            if not self._is_distrusted:
+                self._environment.env.sync(True)
             environment.close(self._environment)
-        boot.mark(self._instance.boot_file, is_clean=True)
+        if is_clean and not self._is_distrusted:
+            boot.mark(self._instance.boot_file, is_clean=True)
 
     def _generation(self, fold: Fold) -> int:
         generation = self._header.generation_of(fold)
@@ -234,7 +246,7 @@ class StoreWriter:
                 except lmdb.Error as error:
                     if "No space left" in str(error):
                         raise StoreFullError(f"{self._instance.directory}: {error}") from error
-                    raise StoreError(f"{self._instance.directory}: {error}") from error
+                    raise environment.store_error(self._instance.directory, error) from error
 
     def _grow(self) -> None:
         size = self._environment.env.info()["map_size"] * 2
@@ -248,6 +260,8 @@ class StoreWriter:
         directory = self._instance.directory
         if not boot.is_trusted(self._instance.boot_file):
             _remove_environment(directory)
+        # A damaged file may crash this process: the next start must not try it again.
+        boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
         opened = self._try_open()
         if opened is None:
             _remove_environment(directory)
@@ -279,7 +293,10 @@ class StoreWriter:
 def _remove_environment(directory: Path) -> None:
     """Unlink, never truncate: who has the old file mapped goes on reading it."""
     for name in ("data.mdb", "lock.mdb"):
-        (directory / name).unlink(missing_ok=True)
+        try:
+            (directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{directory / name}: {error.strerror}") from None
 
 
 def _bounded(touched: Touched) -> Touched | None:

@@ -77,15 +77,19 @@ class CommandServer:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, removes_files: bool = True) -> None:
         """Answer what can be answered, close the sockets, remove their files."""
         self._is_stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        for socket in (self._commands, self._admin, self._publisher):
-            socket.close(linger=0)
+        for socket in (self._commands, self._admin):
+            # The last answers are on their way.
+            socket.close(linger=limits.FAREWELL_MS)
+        self._publisher.close(linger=0)
         self._context.term()
         os.close(self._wake)
+        if not removes_files:
+            return
         for path in (self._endpoints.commands, self._endpoints.admin, self._endpoints.announcements):
             with _no_matter():
                 os.unlink(path)

@@ -21,6 +21,7 @@ from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.paths import Instance
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 
 _PROBLEM_PAUSE_S = 0.5
@@ -46,6 +47,7 @@ class Daemon:
         self._lock = InstanceLock(self._instance)
         self._is_stopping = False
         self._failure: str | None = None
+        self._instance_checked = self._readers_checked = time.monotonic()
         self._standstill = threading.Lock()
         self._status = Status(self._instance.ledger)
         self._endpoints = choose_endpoints(self._instance)
@@ -72,7 +74,8 @@ class Daemon:
 
         Raises:
             LockLostError: SQLite's lock is gone; start anew.
-            DaemonError: a thread ended that nothing goes on without.
+            DaemonError: a thread ended that nothing goes on without, or the instance directory is gone.
+            DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
         self._commands.start()
@@ -128,11 +131,15 @@ class Daemon:
     def _follow(self) -> None:
         last_change = time.monotonic()
         while not self._is_stopping:
+            self._look_after_instance()
             try:
                 if self._step():
                     last_change = time.monotonic()
                 self._solved()
             except LockLostError:
+                raise
+            except DamagedStoreError:
+                self._writer.distrust()
                 raise
             except (LedgerError, StoreError) as error:
                 self._trouble(error)
@@ -140,6 +147,19 @@ class Daemon:
                 continue
             if self._watch.wait(self._sleep_s(time.monotonic() - last_change)):
                 last_change = time.monotonic()
+
+    def _look_after_instance(self) -> None:
+        """Now and then: end when the instance directory is not ours any more, and free what dead readers pin."""
+        now = time.monotonic()
+        if now - self._instance_checked >= limits.INSTANCE_CHECK_S:
+            self._instance_checked = now
+            if not self._lock.is_held():
+                reason = f"{self._instance.directory}: it was removed or replaced under this daemon; start it again"
+                self._log.error("instance directory gone", directory=str(self._instance.directory))
+                self._die(reason)
+        if now - self._readers_checked >= limits.DEAD_READERS_CHECK_S:
+            self._readers_checked = now
+            self._writer.clear_dead_readers()
 
     def _sleep_s(self, quiet_s: float) -> float:
         """How long to sleep when nothing changed for `quiet_s` seconds.
@@ -203,10 +223,12 @@ class Daemon:
 
     def _shut_down(self) -> None:
         is_idle = self._maintenance.stop(limits.STOP_S)
-        self._commands.stop()
+        # Where the directory is another's, so are the sockets and the mark that stand there.
+        is_ours = self._lock.is_held()
+        self._commands.stop(removes_files=is_ours)
         self._follower.close()
         if is_idle:
-            self._writer.close()
+            self._writer.close(is_clean=is_ours)
         else:
             # Closing the store under the thread that uses it would crash. What is published stands as it is.
             self._log.warning("a job did not end in time; the store is left without the mark of a clean shutdown")

@@ -108,8 +108,13 @@ class Follower:
             return Step(0, True, True)
         with self.connection.lock:
             mark = self._take_mark()
-        with self._writer.environment.read() as transaction:
-            step, position = self._fold_batch(self._writer.snapshot(transaction))
+        try:
+            with self._writer.environment.read() as transaction:
+                step, position = self._fold_batch(self._writer.snapshot(transaction))
+        except BaseException:
+            # Half a batch is folded and the position stands where it was.
+            self._drop_overlays()
+            raise
         if not step.is_anchored:
             self._drop_overlays()
             return step

@@ -18,9 +18,10 @@ class InstanceLock:
     """
 
     def __init__(self, instance: Instance) -> None:
+        self._path = instance.lock_file
         try:
             instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
-            self._descriptor = os.open(instance.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         except OSError as error:
             raise StoreError(
                 f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory"
@@ -35,6 +36,13 @@ class InstanceLock:
             ) from None
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def is_held(self) -> bool:
+        """Whether the instance directory is still this daemon's: the locked file stands at its path."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except OSError:
+            return False
 
     def release(self) -> None:
         os.close(self._descriptor)

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import click
+import zmq
 
 from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
@@ -96,6 +97,6 @@ def main() -> None:
     except ConfigError as error:
         click.echo(f"pmm-cached: {error}", err=True)
         sys.exit(_USAGE)
-    except PmmShmError as error:
+    except (PmmShmError, OSError, zmq.ZMQError) as error:
         click.echo(f"pmm-cached: {error}", err=True)
         sys.exit(_FAILURE)

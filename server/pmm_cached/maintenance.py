@@ -23,11 +23,13 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.replay import LogChanged
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.verify import Outcome, PublishedCopy, copy_published, verify
 
 _WAIT_FOR_READERS_S = 0.1
 _RETRY_S = 0.5
+_STOPS = "the daemon stops"
 Done = Callable[[dict[str, Any] | None, str | None], None]
 """Called with (result, None) or (None, error message)."""
 
@@ -91,10 +93,14 @@ class Maintenance:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Give up what runs, and wait for the thread. Returns whether it has ended."""
+        """Give up what runs and what waits, and wait for the thread. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True
+            left = list(self._jobs)
+            self._jobs.clear()
             self._changed.notify_all()
+        for job in left:
+            _answer(job, None, _STOPS)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -118,6 +124,10 @@ class Maintenance:
 
     def _enqueue(self, kind: str, fold: str | None, reason: str, done: Done | None) -> None:
         with self._changed:
+            if self._is_stopping:
+                if done is not None:
+                    done(None, _STOPS)
+                return
             for job in self._jobs:
                 if (job.kind, job.fold) == (kind, fold):
                     break
@@ -162,7 +172,11 @@ class Maintenance:
         except _Preempted:
             return
         except Stopped:
-            _answer(job, None, "the daemon stops")
+            _answer(job, None, _STOPS)
+            raise
+        except DamagedStoreError as error:
+            _answer(job, None, str(error))
+            self._writer.distrust()
             raise
         except PmmShmError as error:
             self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))

@@ -71,6 +71,8 @@ class Rebuild:
         while not self._advance(reader, follower.connection, limits.REBUILD_EVENTS_PER_FLUSH):
             pass
         keep = [fold for fold in follower.live if fold not in self._folds]
+        if keep and self._writer.header.position != self._position:
+            raise LogChanged
         self._writer.flip(self._position, self._generations, keep)
 
     def _advance(self, reader: TailReader, connection: Connection, events_max: int) -> bool:
