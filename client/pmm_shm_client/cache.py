@@ -19,7 +19,10 @@ from pmm_shm.verify import VerifyReport, copy_published, verify
 from pmm_shm_client import commands
 from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency
+from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency, checked_fold_name
+
+_WAIT_S_MAX = 24 * 3_600
+"""The longest wait that the protocol has a number for."""
 
 
 class Cache(Reads):
@@ -78,16 +81,19 @@ class Cache(Reads):
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        return self._log.append(kind, content, None if meta is None else dict(meta))
+        return self._log.append(kind, content, meta)
 
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
 
         Raises:
+            ConfigError: an argument is no number, or no id.
             DaemonAbsentError: no daemon serves this ledger.
-            DaemonTimeoutError: not within `timeout` seconds.
+            DaemonTimeoutError: not within `timeout` seconds, of which more than a day counts as a day.
         """
         self._check_open()
+        timeout = checked_timeout(timeout)
+        checked_event_id(event_id)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published
@@ -106,6 +112,7 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds.
         """
         self._check_open()
+        timeout = checked_timeout(timeout)
         if fold is not None:
             self._know(fold)
         try:
@@ -119,11 +126,15 @@ class Cache(Reads):
         """Have the daemon rebuild all folds, or one, from the ledger. Returns the event id it stands at afterwards.
 
         Raises:
+            UnknownFoldError: what cannot be the name of a fold.
             DaemonAbsentError: no daemon serves this ledger.
             CommandError: the daemon does not know the fold.
             DaemonTimeoutError: not within `timeout` seconds.
         """
         self._check_open()
+        timeout = checked_timeout(timeout)
+        if fold is not None:
+            checked_fold_name(fold)
         return int(self._call(protocol.INVALIDATE, {"fold": fold}, timeout)["as_of"])
 
     def stats(self) -> dict[str, Any]:
@@ -176,3 +187,25 @@ class Cache(Reads):
 
     def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
         return commands.call(self._instance, command, args, timeout_s)
+
+
+def checked_timeout(timeout: object) -> float:
+    """Seconds to wait for the daemon, at most what the protocol allows.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    if not isinstance(timeout, (int, float)) or timeout != timeout:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
+    return min(timeout, _WAIT_S_MAX)
+
+
+def checked_event_id(event_id: object) -> int:
+    """The id of an event, there or not.
+
+    Raises:
+        ConfigError: no integer of 64 bits.
+    """
+    if not isinstance(event_id, int) or not -(1 << 63) <= event_id < 1 << 63:
+        raise ConfigError(f"event_id: {event_id!r:.80} is not an integer of 64 bits")
+    return event_id

@@ -15,7 +15,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.autostart import start_daemon
 from pmm_shm_client.cache import Cache
-from pmm_shm_client.reads import Consistency
+from pmm_shm_client.reads import Consistency, checked_trait_delta
 from pmm_shm_client.replaying import replayed
 from pmm_shm_client.results import self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, warn
@@ -85,7 +85,7 @@ def build_self_model_cached(
     """
     if flags.projection_cache() is Flag.ON:
         return cache_of(eventlog).self_model(strict, max_trait_delta, on_warn)
-    fold = SelfModelFold(float(max_trait_delta) if strict else MAX_TRAIT_DELTA)
+    fold = SelfModelFold(checked_trait_delta(max_trait_delta) if strict else MAX_TRAIT_DELTA)
     with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
         reading = replayed(cache._reader, [fold])
     if on_warn is not None:

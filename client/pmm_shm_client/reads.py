@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ClosedError, ConfigError
+from pmm_shm.errors import ClosedError, ConfigError, UnknownFoldError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
@@ -87,6 +87,7 @@ class Reads(ABC):
             on_warn: gets a dict for each close without evidence that this cache has not reported yet.
 
         Raises:
+            ConfigError: `strict`, and `max_trait_delta` is not a number.
             ProjectionInvariantError: `strict`, and the state violates an invariant.
         """
         if strict and max_trait_delta != MAX_TRAIT_DELTA:
@@ -209,7 +210,9 @@ class Reads(ABC):
 
     def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
         self._check_open()
-        model, fresh = self._with_warnings(replayed(self._reader, [SelfModelFold(float(limit))], until_id))
+        model, fresh = self._with_warnings(
+            replayed(self._reader, [SelfModelFold(checked_trait_delta(limit))], until_id)
+        )
         if on_warn is not None:
             self._warnings.report(fresh, on_warn)
         return self_model_dict(model, strict=True)
@@ -228,6 +231,7 @@ class Reads(ABC):
         return replayed(self._reader, [fold], as_of).view(name)
 
     def _know(self, name: str) -> None:
+        checked_fold_name(name)
         if not self._reader.knows(name):
             self._reader.add_fold(find_fold(name))
 
@@ -249,3 +253,29 @@ def checked_consistency(consistency: Consistency) -> Consistency:
     if consistency not in _CONSISTENCIES:
         raise ConfigError(f"consistency: expected one of {', '.join(_CONSISTENCIES)}, got {consistency!r}")
     return consistency
+
+
+def checked_fold_name(name: object) -> None:
+    """Let what may be the name of a fold pass.
+
+    Raises:
+        UnknownFoldError: no fold can have this name.
+    """
+    try:
+        is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to 64 bytes")
+
+
+def checked_trait_delta(limit: float) -> float:
+    """`max_trait_delta` of a strict read.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    try:
+        return float(limit)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"max_trait_delta: {limit!r:.80} is not a number") from None

@@ -2,11 +2,14 @@
 
 Invariant: the newest hash is read under the write lock, in the transaction that inserts.
 Invariant: what is remembered of the last own append dies with the connection's epoch.
+Invariant: a thread within a call of an `Appender` begins no other (from a signal handler, say): it would work in the
+transaction of the first.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +35,7 @@ from pmm_shm.ledger.sqlite_errors import retry_busy
 _T = TypeVar("_T")
 _ID_MAX = (1 << 63) - 1
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
+_NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
 _INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
@@ -40,8 +44,7 @@ _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, 
 class _Tip(NamedTuple):
     """The row that this object wrote last, and the formula of the ledger."""
 
-    event_id: int
-    hash: str
+    row: HashedRow
     formula: Formula
 
 
@@ -78,11 +81,12 @@ class LockWatch:
 
 
 class _Links:
-    """Hashes rows one after the other; `last_hash` is what the next one chains to."""
+    """Hashes rows one after the other; `last_hash` is what the next one chains to, `last_row` the last one made."""
 
     def __init__(self, formula: Formula, last_hash: str | None) -> None:
         self.formula: Formula = formula
         self.last_hash = last_hash
+        self.last_row: tuple[Any, ...] = ()
 
     def rows(self, ids: Sequence[int], drafts: Sequence[Draft], now: str) -> Iterator[tuple[Any, ...]]:
         """The rows to insert; events without a time of their own get `now`."""
@@ -93,7 +97,8 @@ class _Links:
             previous_json = canonical_json(previous)
             digest = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
             self.last_hash = digest
-            yield event_id, now if ts is None else ts, kind, content, meta, previous, digest
+            self.last_row = event_id, now if ts is None else ts, kind, content, meta, previous, digest
+            yield self.last_row
 
 
 class Appender:
@@ -103,6 +108,7 @@ class Appender:
         self.connection = Connection(path, "rw", timeout_s)
         self.connection.on_close(self._forget)
         self._watch = LockWatch(self.connection)
+        self._inside: int | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -117,16 +123,23 @@ class Appender:
         Raises:
             LedgerError: in one of its kinds; nothing was written.
         """
+        self._refuse_reentry()
         follow_replacement(self.connection)
         return self._locked(lambda deadline_s: self._append(drafts, deadline_s))
 
     def recover(self) -> None:
         """Take the write lock and give it back: SQLite rolls back what a dead writer left behind."""
+        self._refuse_reentry()
         follow_replacement(self.connection)
         self._locked(self._recover)
 
     def close(self) -> None:
-        """Close the connection, in WAL mode after a checkpoint where nobody is in its way."""
+        """Close the connection, in WAL mode after a checkpoint where nobody is in its way.
+
+        Raises:
+            LedgerBusyError: an append of this thread is under way.
+        """
+        self._refuse_reentry()
         connection = self.connection
         with connection.lock:
             if connection.is_open and connection.is_wal:
@@ -142,13 +155,23 @@ class Appender:
         """Run `action(deadline)` under the connection's lock; waiting for another thread counts as waiting."""
         connection = self.connection
         deadline_s = time.monotonic() + connection.timeout_s
-        if not connection.lock.acquire(timeout=max(0.0, connection.timeout_s)):
+        if not connection.lock.acquire(timeout=min(max(0.0, connection.timeout_s), threading.TIMEOUT_MAX)):
             raise self._busy("another thread of this process")
         try:
             self._watch.check()
+            self._inside = threading.get_ident()
             return action(deadline_s)
         finally:
+            self._inside = None
             connection.lock.release()
+
+    def _refuse_reentry(self) -> None:
+        """Raise within a call of this thread: the lock would let it in."""
+        if self._inside == threading.get_ident():
+            raise LedgerBusyError(
+                f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
+                "signal handler or a finalizer); nothing was written"
+            )
 
     def _busy(self, holder: str) -> LedgerBusyError:
         connection = self.connection
@@ -158,6 +181,9 @@ class Appender:
 
     def _handle(self) -> sqlite3.Connection:
         handle = self.connection.handle()
+        if handle.in_transaction:  # Left by a call that was interrupted before its rollback.
+            self.connection.close()
+            handle = self.connection.handle()
         if not self._prepared:
             handle.text_factory = decode_text
             if self.connection.is_wal:
@@ -187,6 +213,11 @@ class Appender:
             if not self._indexed:
                 create_indexes(handle)
             ids, tip = self._insert(handle, drafts)
+            if not handle.in_transaction:
+                raise LedgerUnwritableError(
+                    f"{self.connection.path}: the append's transaction was ended from outside; look at the newest "
+                    "events before appending anew"
+                )
             self._retry(lambda: handle.execute("COMMIT"), deadline_s)
         except BaseException as error:
             self._roll_back(handle)
@@ -208,7 +239,7 @@ class Appender:
 
     def _insert(self, handle: sqlite3.Connection, drafts: Sequence[Draft]) -> tuple[list[int], _Tip | None]:
         first_id = _newest_id(handle) + 1
-        if first_id > _ID_MAX - len(drafts):
+        if first_id + len(drafts) - 1 > _ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
         ids = list(range(first_id, first_id + len(drafts)))
         now = now_text()
@@ -219,7 +250,7 @@ class Appender:
         formula, previous = self._chain_end(handle)
         links = _Links(formula, previous)
         handle.executemany(_INSERT_HASHED, links.rows(ids, drafts, now))
-        return ids, _Tip(ids[-1], links.last_hash or "", formula)
+        return ids, _Tip(HashedRow._make(links.last_row), formula)
 
     def _chain_end(self, handle: sqlite3.Connection) -> tuple[Formula, str | None]:
         """The formula to append with, and the hash to append to.
@@ -228,10 +259,8 @@ class Appender:
             ChainError: the newest hashed event fits no formula.
         """
         tip = self._tip
-        if tip is not None:
-            row = handle.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-            if row == (tip.event_id, tip.hash):
-                return tip.formula, tip.hash
+        if tip is not None and _hashed_row(handle, _NEWEST) == tip.row:
+            return tip.formula, tip.row.hash
         newest = _hashed_row(handle, _NEWEST_HASHED)
         if newest is None:
             self._formula = None

@@ -289,6 +289,15 @@ class Connection:
         return tuple(columns)
 
 
+def shm_files_in_use() -> set[tuple[int, int]]:
+    """(device, inode) of the `-shm` files that this process's open connections use."""
+    return {
+        (one._identity[0], one._shm_inode)
+        for one in _connections()
+        if one.is_open and one._identity is not None and one._shm_inode is not None
+    }
+
+
 def close_replaced(path: str) -> bool:
     """Close this process's connections to a file that no longer stands at `path`, all before any is opened anew.
 

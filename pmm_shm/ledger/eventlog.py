@@ -51,8 +51,7 @@ class EventLog:
         self, path: str | os.PathLike[str], *, timeout: float = limits.LEDGER_TIMEOUT_S, create: bool = True
     ) -> None:
         name = _file_name(path)
-        if not timeout >= 0:
-            raise ConfigError(f"timeout: {timeout!r} is not a number of seconds")
+        _check_timeout(timeout)
         self._reader = Connection(name, "ro", timeout)
         self._watch = LockWatch(self._reader)
         self.path = self._reader.path
@@ -120,12 +119,12 @@ class EventLog:
 
     def read_all(self) -> list[EventDict]:
         """All events in the order of their ids."""
-        return self.read_after_id(after_id=_ID_MIN)
+        return self.read_after_id(after_id=_ID_MIN - 1)
 
     def read_after_id(self, *, after_id: int, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events with an id above `after_id`, ascending; None means all."""
-        after = _clamped(after_id)
-        return self._events(lambda: self._walk("id > ?", after, limit))
+        condition, start = ("id > ?", min(after_id, _ID_MAX)) if after_id >= _ID_MIN else ("id >= ?", _ID_MIN)
+        return self._events(lambda: self._walk(condition, start, limit))
 
     def read_after_ts(self, *, after_ts: str, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events, by id, whose `ts` is a later instant than `after_ts`; None means all.
@@ -243,14 +242,19 @@ class EventLog:
 
 
 def _file_name(path: str | os.PathLike[str]) -> str:
-    name = os.fsdecode(path)
+    try:
+        name = os.fsdecode(path)
+        os.fsencode(name)
+    except (TypeError, UnicodeError):
+        raise ConfigError(f"{path!r:.80}: not the path of a file") from None
     if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
         raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; give its path")
     return name
 
 
-def _clamped(number: int) -> int:
-    return max(_ID_MIN, min(_ID_MAX, number))
+def _check_timeout(timeout: object) -> None:
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 
 
 def _remaining(limit: int | None, have: int, every_row_counts: bool) -> int:

@@ -6,8 +6,8 @@ A changed mark only means "look again": rollbacks, checkpoints and a `VACUUM` ma
   "The WAL-Index File Format"). A commit changes them before COMMIT returns. Read straight from the map, in 0.1 µs.
 - *data_version*: `PRAGMA data_version` on a connection that only reads; works in both journal modes, 2 to 4 µs.
 
-Invariant: the descriptor of a `-shm` file is opened once per process and inode and never closed; closing it would drop
-SQLite's locks of the whole process.
+Invariant: the descriptor of a `-shm` file is opened once per process and inode, and never closed as long as the file
+exists or a connection uses it; closing it would drop SQLite's locks of the whole process.
 Invariant: a wal-index mark counts only while this process holds SQLite's lock on that file.
 """
 
@@ -18,11 +18,12 @@ import mmap
 import os
 import threading
 import time
-from typing import Literal
+import weakref
+from typing import Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, shm_files_in_use
 from pmm_shm.ledger.files import file_identity
 
 Choice = Literal["auto", "data_version"]
@@ -30,9 +31,18 @@ Mark = bytes | tuple[int, int]
 WAL_INDEX_HEADER_BYTES = 48
 _MAP_BYTES = 4096
 
-_headers: dict[tuple[int, int], ctypes.Array[ctypes.c_char]] = {}
-_headers_lock = threading.Lock()
+
+class _Mapped(NamedTuple):
+    """A mapped `-shm` file: the live header, and the descriptor that must stay open with it."""
+
+    header: ctypes.Array[ctypes.c_char] | None
+    descriptor: int
+
+
+_mapped: dict[tuple[int, int], _Mapped] = {}
+_mapped_lock = threading.Lock()
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
     ctypes.c_void_p,
@@ -49,28 +59,42 @@ def _map_header(shm_path: str, identity: tuple[int, int]) -> ctypes.Array[ctypes
 
     `mmap.mmap` is of no use here: it closes a duplicate of the descriptor when it goes.
     """
-    with _headers_lock:
-        if identity in _headers:
-            return _headers[identity]
-        try:
-            descriptor = os.open(shm_path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        status = os.fstat(descriptor)
-        address = _libc.mmap(None, _MAP_BYTES, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address in (None, ctypes.c_void_p(-1).value) or status.st_size < _MAP_BYTES:
-            return None
-        header = (ctypes.c_char * WAL_INDEX_HEADER_BYTES).from_address(address)
-        _headers[status.st_dev, status.st_ino] = header
-        return _headers.get(identity)
+    with _mapped_lock:
+        if identity not in _mapped:
+            _forget_deleted(identity)
+            try:
+                descriptor = os.open(shm_path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+            status = os.fstat(descriptor)
+            _mapped[status.st_dev, status.st_ino] = _Mapped(_map(descriptor, status.st_size), descriptor)
+        found = _mapped.get(identity)
+        return None if found is None else found.header
 
 
-def _reset_lock() -> None:
-    global _headers_lock
-    _headers_lock = threading.Lock()
+def _map(descriptor: int, size_bytes: int) -> ctypes.Array[ctypes.c_char] | None:
+    if size_bytes < _MAP_BYTES:
+        return None
+    address = _libc.mmap(None, _MAP_BYTES, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return None
+    header = (ctypes.c_char * WAL_INDEX_HEADER_BYTES).from_address(address)
+    # A read without a lock may still look at it: it is unmapped when the last reference goes.
+    weakref.finalize(header, _libc.munmap, address, _MAP_BYTES).atexit = False
+    return header
 
 
-os.register_at_fork(after_in_child=_reset_lock)
+def _forget_deleted(wanted: tuple[int, int]) -> None:
+    """Close the descriptors of `-shm` files that are deleted and that no connection of this process uses.
+
+    SQLite deletes the file with the ledger's last connection and makes another for the next. Nobody can open a deleted
+    one, so there is no lock on it to be dropped.
+    """
+    in_use = shm_files_in_use()
+    for identity, mapped in list(_mapped.items()):
+        if identity != wanted and identity not in in_use and os.fstat(mapped.descriptor).st_nlink == 0:
+            del _mapped[identity]
+            os.close(mapped.descriptor)
 
 
 class LedgerMoved(Exception):

@@ -76,7 +76,7 @@ class MalformedMeta(ValueError):
 
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
-_SHORT_INTEGER_DIGITS = 640
+SHORT_INTEGER_DIGITS = 640
 """Any host may lower Python's limit on the digits of an integer to this, and no further."""
 
 
@@ -98,14 +98,14 @@ def parse_integer(digits: str) -> int:
     Raises:
         ValueError: not a decimal integer, or longer.
     """
-    if len(digits) <= _SHORT_INTEGER_DIGITS:
+    if len(digits) <= SHORT_INTEGER_DIGITS:
         return int(digits)
     sign, body = (-1, digits[1:]) if digits[0] == "-" else (1, digits)
     if len(body) > limits.META_INTEGER_DIGITS_MAX:
         raise MalformedMeta("integer too long")
     value = 0
-    for start in range(0, len(body), _SHORT_INTEGER_DIGITS):
-        part = body[start : start + _SHORT_INTEGER_DIGITS]
+    for start in range(0, len(body), SHORT_INTEGER_DIGITS):
+        part = body[start : start + SHORT_INTEGER_DIGITS]
         value = value * 10 ** len(part) + int(part)
     return sign * value
 
@@ -114,7 +114,7 @@ _LONG_DECODER = json.JSONDecoder(parse_int=parse_integer)
 
 
 def _parse_json(text: str) -> Any:
-    if len(text) <= _SHORT_INTEGER_DIGITS:
+    if len(text) <= SHORT_INTEGER_DIGITS:
         return json.loads(text)
     return _LONG_DECODER.decode(text)
 

@@ -261,7 +261,8 @@ class StoreWriter:
         if not boot.is_trusted(self._instance.boot_file):
             _remove_environment(directory)
         # A damaged file may crash this process: the next start must not try it again.
-        boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
+        if self._instance.data_file.exists():
+            boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
         opened = self._try_open()
         if opened is None:
             _remove_environment(directory)
