@@ -36,7 +36,10 @@ class LedgerUnwritableError(LedgerError):
 
 
 class LedgerBusyError(LedgerError, TimeoutError):
-    """Another process held the ledger until the deadline; nothing was written. Trying again is safe."""
+    """Another process held the ledger until the deadline, or this thread is within a call; nothing was written.
+
+    Trying again is safe.
+    """
 
 
 class LedgerReplacedError(LedgerError):

@@ -782,7 +782,7 @@ def test_a_daemon_stops_within_two_seconds_while_clients_read(ledger: str, start
     daemon = start_daemon(ledger)
     with connect(ledger) as cache:
         before = daemon.stats()["commands"]
-        waiter = threading.Thread(target=lambda: raises_within(DaemonTimeoutError, lambda: cache.wait_for(10**6, 3.0)))
+        waiter = threading.Thread(target=lambda: raises_within(DaemonAbsentError, lambda: cache.wait_for(10**6, 3.0)))
         waiter.start()
         # Each look at the stats is a command too, and counts itself.
         looks = itertools.count(2)

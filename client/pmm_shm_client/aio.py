@@ -19,7 +19,7 @@ from pmm_shm.ledger.freshness import Choice
 from pmm_shm.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
 from pmm_shm.verify import VerifyReport
 from pmm_shm_client import commands
-from pmm_shm_client.cache import Cache
+from pmm_shm_client.cache import Cache, checked_event_id, checked_timeout
 from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
@@ -42,6 +42,7 @@ class AsyncCache(Cache):
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""
+        checked_event_id(event_id), checked_timeout(timeout)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published

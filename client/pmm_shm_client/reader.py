@@ -23,6 +23,7 @@ from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.paths import Instance
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 from pmm_shm.track import Track
 
@@ -179,6 +180,11 @@ class Reader:
                     return action()
             except LedgerMoved:
                 close_replaced(self.connection.path)
+            except DamagedStoreError as error:
+                # What is published cannot be read after all: from now on it counts for nothing, and the log is folded.
+                if failure is not None:
+                    raise
+                failure = error
             except HotJournalError as error:
                 if failure is not None:
                     raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Column, Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import (
@@ -139,7 +140,7 @@ def _apply_event(event: Event, route: _Route, states: States) -> None:
             seen = seen._replace(content="")
         try:
             _apply(fold, seen, state)
-        except MemoryError:
+        except (MemoryError, StoreError):
             raise
         except Exception as error:
             state.rollback()
@@ -157,11 +158,11 @@ def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> No
 
     Raises:
         Exception: `first`, when it came from outside: from a signal handler of the program that reads.
-        MemoryError: there is no telling.
+        MemoryError, StoreError: it is not the event's.
     """
     try:
         on_fresh_stack(lambda: _apply(fold, event, state))
-    except MemoryError:
+    except (MemoryError, StoreError):
         raise
     except Exception as error:
         state.rollback()

@@ -34,10 +34,13 @@ def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
     Raises:
         StoreError: it cannot be written.
     """
+    record: dict[str, object] = {"boot_id": boot_id(), "clean": is_clean}
+    if is_opening:
+        record["opening"] = True
     temporary = path.with_name(path.name + ".new")
     try:
         with open(temporary, "w", encoding="ascii") as file:
-            json.dump({"boot_id": boot_id(), "clean": is_clean, "opening": is_opening}, file)
+            json.dump(record, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
