@@ -105,19 +105,6 @@ class Connection:
         """(device, inode) of the file that is open."""
         return self._identity
 
-    def reopen_if_replaced(self) -> bool:
-        """Close the connection when another file stands at the path. Returns whether it was closed.
-
-        Raises:
-            LedgerNotFoundError: nothing stands there.
-            LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`.
-        """
-        if self._identity is None or file_identity(self.path) == self._identity:
-            return False
-        refuse_foreign_wal(self.path, self._wal_inode)
-        self._forget_file()
-        return True
-
     def check_lock(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
         if self._identity is None or not self.is_wal:

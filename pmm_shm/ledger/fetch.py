@@ -7,6 +7,7 @@ the WAL growing in the other.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
@@ -23,12 +24,15 @@ class Batch(NamedTuple):
     complete: bool
 
 
-def fetch_batch(connection: Connection, sql: str, parameters: tuple[Any, ...], rows_max: int) -> Batch:
+def fetch_batch(
+    connection: Connection, sql: str | Callable[[], str], parameters: tuple[Any, ...], rows_max: int
+) -> Batch:
     """Run `sql`, whose last parameter is its LIMIT, for at most `rows_max` rows and about `limits.TAIL_BYTES_MAX`
     bytes.
 
     The caller holds `connection.lock`. At least one row is returned where there is one, whatever its size. Text that
-    is not UTF-8 comes as `InvalidText`.
+    is not UTF-8 comes as `InvalidText`. Where `sql` depends on the ledger's columns it is a function, called when the
+    connection is open.
 
     Raises:
         LedgerError: in one of its kinds.
@@ -38,15 +42,16 @@ def fetch_batch(connection: Connection, sql: str, parameters: tuple[Any, ...], r
 
     def run() -> Batch:
         handle = connection.handle()
+        text = sql if isinstance(sql, str) else sql()
         try:
-            return _fetch(handle, sql, bound, count)
+            return _fetch(handle, text, bound, count)
         except sqlite3.OperationalError as error:
             if not str(error).startswith(_UNDECODABLE):
                 raise
         # Only for the batch that needs it: a factory in Python costs as much as all the rest of a fetch.
         handle.text_factory = decode_text
         try:
-            return _fetch(handle, sql, bound, count)
+            return _fetch(handle, text, bound, count)
         finally:
             handle.text_factory = str
 
@@ -58,11 +63,9 @@ def _fetch(handle: sqlite3.Connection, sql: str, parameters: tuple[Any, ...], co
     size = 0
     cursor = handle.execute(sql, parameters)
     try:
-        for row in cursor:
-            rows.append(row)
-            for value in row:
-                if isinstance(value, (str, bytes)):
-                    size += len(value)
+        while part := cursor.fetchmany(limits.TAIL_FETCH_ROWS):
+            rows += part
+            size += sum([len(value) for row in part for value in row if isinstance(value, (str, bytes))])
             if size >= limits.TAIL_BYTES_MAX:
                 return Batch(rows, False)
     finally:

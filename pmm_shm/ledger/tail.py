@@ -7,13 +7,13 @@ would block the writer of a rollback-journal ledger, and let a WAL grow without 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection
 from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.rows import RawRow, decode_text, row_digest
+from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.rows import RawRow, row_digest
 
 _BEFORE_ALL = -(1 << 63)
 
@@ -67,19 +67,13 @@ class TailReader:
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._statement: tuple[int, str] = (-1, "")
 
-    @property
-    def column_count(self) -> int:
-        """How many raw columns a row has, without the trailing head."""
-        return len(self._connection.columns)
-
     def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
         """The rows behind `after`, at most `rows_max` of them.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        handle = self._connection.handle()
-        rows = self._connection.retry(lambda: self._fetch(handle, after.event_id, rows_max + 1))
+        rows = self._fetch(after.event_id, rows_max + 1)
         if after.event_id is None:
             return self._tail(rows, after)
         if not rows or rows[0][0] != after.event_id or self._digest(rows[0]) != after.anchor:
@@ -101,35 +95,10 @@ class TailReader:
     def _digest(self, row: RawRow) -> bytes:
         return row_digest(row[:-1])
 
-    def _fetch(self, handle: sqlite3.Connection, after_id: int | None, rows_max: int) -> list[RawRow]:
+    def _fetch(self, after_id: int | None, rows_max: int) -> list[RawRow]:
         lower = _BEFORE_ALL if after_id is None else after_id
-        parameters = (lower, limits.TAIL_SPAN_IDS, *(self._kinds or ()), rows_max)
-        try:
-            return self._fetch_rows(handle, parameters, rows_max)
-        except sqlite3.OperationalError as error:
-            if "decode" not in str(error):
-                raise
-        # A value that is not UTF-8 fails the whole fetch: take this one again with a decoder that never fails.
-        handle.text_factory = decode_text
-        try:
-            return self._fetch_rows(handle, parameters, rows_max)
-        finally:
-            handle.text_factory = str
-
-    def _fetch_rows(self, handle: sqlite3.Connection, parameters: tuple[object, ...], rows_max: int) -> list[RawRow]:
-        cursor = handle.execute(self._sql(), parameters)
-        try:
-            rows: list[RawRow] = []
-            size_bytes = 0
-            while len(rows) < rows_max and size_bytes < limits.TAIL_BYTES_MAX:
-                part = cursor.fetchmany(limits.TAIL_FETCH_ROWS)
-                if not part:
-                    break
-                rows += part
-                size_bytes += sum(len(row[3]) + len(row[4]) for row in part if _is_sized(row))
-            return rows
-        finally:
-            cursor.close()
+        parameters = (lower, limits.TAIL_SPAN_IDS, *(self._kinds or ()))
+        return fetch_batch(self._connection, self._sql, parameters, rows_max).rows
 
     def _sql(self) -> str:
         epoch, sql = self._statement
@@ -137,10 +106,6 @@ class TailReader:
             sql = _select(ordered_columns(self._connection.columns), self._kinds)
             self._statement = (self._connection.epoch, sql)
         return sql
-
-
-def _is_sized(row: RawRow) -> bool:
-    return isinstance(row[3], (str, bytes)) and isinstance(row[4], (str, bytes))
 
 
 def ordered_columns(columns: Collection[str]) -> list[str]:

@@ -92,7 +92,6 @@ class Environment:
     env: lmdb.Environment
     directory: Path
     identity: FileId
-    is_writable: bool
     users: int = 1
     _reads: int = 0
     _slots: int = 0
@@ -224,7 +223,7 @@ def open_reader(directory: Path) -> Environment | None:
         if data_file_identity(directory) != identity:
             env.close()
             return None
-        return _remember(Environment(env, directory, identity, False))
+        return _remember(Environment(env, directory, identity))
 
 
 def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
@@ -254,7 +253,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         )
         identity = data_file_identity(directory)
         assert identity is not None
-        return _remember(Environment(env, directory, identity, True))
+        return _remember(Environment(env, directory, identity))
 
 
 def close(environment: Environment) -> None:
