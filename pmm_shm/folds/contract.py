@@ -71,8 +71,11 @@ class Fold(ABC):
         return self.view(state)
 
     def identity(self) -> Identity:
-        """(name, version, parameters as bytes)."""
-        return self.name, self.version, pack(dict(self.parameters))
+        """(name, version, parameters as bytes); the same for the life of the fold."""
+        known: Identity | None = self.__dict__.get("_identity")
+        if known is None:
+            known = self.__dict__["_identity"] = (self.name, self.version, pack(dict(self.parameters)))
+        return known
 
 
 def check_fold(fold: Any) -> Fold:
