@@ -121,12 +121,12 @@ class EventLog:
         """All events in the order of their ids."""
         return self.read_after_id(after_id=_ID_MIN - 1)
 
-    def read_after_id(self, *, after_id: int, limit: int | None = None) -> list[EventDict]:
+    def read_after_id(self, after_id: int, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events with an id above `after_id`, ascending; None means all."""
         condition, start = ("id > ?", min(after_id, _ID_MAX)) if after_id >= _ID_MIN else ("id >= ?", _ID_MIN)
         return self._events(lambda: self._walk(condition, start, limit))
 
-    def read_after_ts(self, *, after_ts: str, limit: int | None = None) -> list[EventDict]:
+    def read_after_ts(self, after_ts: str, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events, by id, whose `ts` is a later instant than `after_ts`; None means all.
 
         Offsets count, a time without one is UTC, and a `ts` that is not ISO 8601 never matches.
@@ -144,7 +144,7 @@ class EventLog:
 
         return self._events(lambda: self._walk("id >= ?", self._first_id_since(instant), limit, later))
 
-    def read_tail(self, *, limit: int) -> list[EventDict]:
+    def read_tail(self, limit: int = 1_000) -> list[EventDict]:
         """The newest `limit` events, ascending."""
         return self._events(lambda: self._walk_back("id <= ?", (), limit))[::-1]
 
@@ -155,7 +155,7 @@ class EventLog:
         found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
         return found[0] if found else None
 
-    def query(self, *, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
+    def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
         """The newest `limit` events of one kind (None: of any), newest first."""
         if kind is None:
             return self._events(lambda: self._walk_back("id <= ?", (), limit))
