@@ -297,10 +297,19 @@ def test_json_of_odd_values_is_canonical() -> None:
     assert canonical({7: 1.0, "a": float("nan")}) == json.dumps({"7": 1.0, "a": float("nan")})
 
 
+def bounded(examples: int) -> settings:
+    return settings(
+        max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+
+
 TestSharedState = SharedState.TestCase
-TestSharedState.settings = settings(
-    max_examples=int(os.environ.get("PMM_SHM_TEST_EXAMPLES", "25")),
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestSharedState.settings = bounded(25)
+
+
+class LongSharedState(SharedState):
+    """The same, at length: `make chaos`."""
+
+
+TestSharedStateAtLength = pytest.mark.slow(LongSharedState.TestCase)
+TestSharedStateAtLength.settings = bounded(int(os.environ.get("PMM_SHM_TEST_EXAMPLES", "1000")))
