@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -74,7 +75,9 @@ class ForkedDaemon:
     def _end(self, number: signal.Signals) -> int | None:
         if self._process.is_alive():
             os.kill(self.pid, number)
-            os.kill(self.pid, signal.SIGCONT)
+            # One that was suspended goes on, to end; one that was killed may be gone already.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)
         self._process.join(10)
         assert not self._process.is_alive(), "the daemon does not end"
         return self._process.exitcode
