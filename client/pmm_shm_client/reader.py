@@ -158,8 +158,8 @@ class Reader:
             track = self._snapshot_track
             if track is None or track.lineage != lineage or list(track.folds) != list(names):
                 track = self._snapshot_track = Track(folds, lineage, self.connection, follows_log=False)
-            track.bind(snapshot)
             try:
+                track.bind(snapshot)
                 return make(Reading(dict.fromkeys(names, track), track.position))
             except BaseException:
                 self._snapshot_track = None
@@ -249,13 +249,8 @@ class Reader:
 
     def _align(self, snapshot: Snapshot | None) -> None:
         """Several tracks came to different heads: let all of them see the same one."""
-        handle = self.connection.handle()
-        self.connection.retry(lambda: handle.execute("BEGIN"))
-        try:
+        with self.connection.one_snapshot():
             self._all_to_head(snapshot)
-        finally:
-            if handle.in_transaction:
-                handle.execute("COMMIT")
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
         while not all(self._is_led_to_head(key, snapshot) for key in list(self._groups)):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Column, Fold
-from pmm_shm.folds.state import State
+from pmm_shm.folds.state import QUARANTINE, State
 from pmm_shm.ledger.rows import (
     Event,
     MalformedMeta,
@@ -182,8 +182,6 @@ class QuarantineEntry(NamedTuple):
 
 def quarantine_of(states: States, entries_max: int) -> tuple[int, list[QuarantineEntry]]:
     """The count over all folds, and the newest entries, oldest first."""
-    from pmm_shm.folds.state import QUARANTINE
-
     count, entries = 0, []
     for name, state in states.items():
         count += state.get(QUARANTINE, 0)

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.parse
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 from pmm_shm import limits
@@ -124,6 +124,21 @@ class Connection:
             return retry_busy(action, self.timeout_s, self.path)
         except sqlite3.Error as error:
             raise self.translate(error) from error
+
+    @contextlib.contextmanager
+    def one_snapshot(self) -> Iterator[None]:
+        """Let several statements see the ledger at one moment; for short reads, with the lock held.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        handle = self.handle()
+        self.retry(lambda: handle.execute("BEGIN"))
+        try:
+            yield
+        finally:
+            if handle.in_transaction:
+                handle.execute("COMMIT")
 
     def translate(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's."""

@@ -132,15 +132,9 @@ class Follower:
             LedgerError, StoreError: as `step`.
         """
         self._to_head()
-        with self.connection.lock:
-            handle = self.connection.handle()
-            self.connection.retry(lambda: handle.execute("BEGIN"))
-            try:
-                self._to_head()
-                action()
-            finally:
-                if handle.in_transaction:
-                    handle.execute("COMMIT")
+        with self.connection.lock, self.connection.one_snapshot():
+            self._to_head()
+            action()
 
     def is_anchored(self) -> bool:
         """Whether the log continues what is published."""

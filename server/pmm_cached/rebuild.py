@@ -15,7 +15,7 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import EMPTY, State
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.ledger.tail import START, TailReader
 from pmm_shm.replay import LogChanged
 from pmm_shm.store.snapshot import LmdbBase
 from pmm_shm.store.writer import StoreWriter
@@ -90,10 +90,10 @@ class Rebuild:
                 self._position, is_complete = tail.position, tail.is_complete
                 events += len(tail.rows)
                 self._check()
-        self._flush(self._position)
+        self._flush()
         return is_complete
 
-    def _flush(self, position: Position) -> None:
+    def _flush(self) -> None:
         shadows: Mapping[int, State] = {
             generation: self._states[fold.name] for fold, generation in self._generations.items()
         }
