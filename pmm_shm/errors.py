@@ -97,6 +97,25 @@ class FoldError(PmmShmError):
     """A registered fold cannot be used: it does not load or breaks the fold contract."""
 
 
+class InvalidTextError(PmmShmError, ValueError):
+    """A text that cannot be embedded: empty, too long, or no text."""
+
+
+class InvalidVectorError(PmmShmError, ValueError):
+    """A vector that cannot be used: not finite, not one row of numbers, or of another dimension than the table."""
+
+
+class UnknownModelError(PmmShmError, KeyError):
+    """No embedder or table of vectors has this name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class EmbedderError(PmmShmError):
+    """An embedder failed, is not installed, or returned what are no vectors; trying again later may help."""
+
+
 class ProjectionInvariantError(PmmShmError):
     """A strict read of a state that violates an invariant of the self-model.
 

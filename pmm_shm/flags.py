@@ -52,6 +52,11 @@ def embedding_cache() -> Flag:
     return Flag.ON if flag is Flag.UNSET else flag
 
 
+def embedder() -> str:
+    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named; `local-bow` where it is unset."""
+    return os.environ.get("PMM_EMBEDDER", "").strip() or "local-bow"
+
+
 def default_ledger() -> str | None:
     """`PMM_DB`: the ledger that the command line uses when none is named."""
     return os.environ.get("PMM_DB") or None

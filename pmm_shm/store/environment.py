@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import lmdb
 
@@ -62,6 +62,14 @@ class Records(Protocol):
     def delete(self, key: bytes, /) -> bool: ...
 
     def cursor(self) -> Cursor: ...
+
+
+class MappedRecords(Protocol):
+    """What we use of `lmdb.Transaction` with `buffers`."""
+
+    def get(self, key: bytes, /) -> memoryview | None: ...
+
+    def cursor(self) -> Any: ...
 
 
 class Cursor(Protocol):
@@ -111,12 +119,23 @@ class Environment:
             StoreError: another process, which was stopped, keeps the table of readers locked; LMDB failed.
             DamagedStoreError: what is read is damaged.
         """
+        with self._reading(buffers=False) as transaction:
+            yield cast(Records, transaction)
+
+    @contextmanager
+    def read_mapped(self) -> Iterator[MappedRecords]:
+        """As `read`; values are views of the map, without a copy, and count for nothing once the transaction ends."""
+        with self._reading(buffers=True) as transaction:
+            yield cast(MappedRecords, transaction)
+
+    @contextmanager
+    def _reading(self, buffers: bool) -> Iterator[lmdb.Transaction]:
         try:
-            transaction = self._begin()
+            transaction = self._begin(buffers)
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
         try:
-            yield cast(Records, transaction)
+            yield transaction
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
         finally:
@@ -124,6 +143,23 @@ class Environment:
             with self._reads_changed:
                 self._reads -= 1
                 self._reads_changed.notify_all()
+
+    def get(self, key: bytes) -> bytes | None:
+        """One value, in a transaction of its own; without the cost of `read`.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        try:
+            with self._reads_changed:
+                transaction = self._begin_with_lock()
+                try:
+                    value: bytes | None = transaction.get(key)
+                finally:
+                    transaction.abort()
+                return value
+        except lmdb.Error as error:
+            raise store_error(self.directory, error) from error
 
     def resize(self, size_bytes: int = 0) -> None:
         """Give the map another size, 0 for that which another process gave it.
@@ -138,21 +174,24 @@ class Environment:
                 self._reads_changed.wait()
             self.env.set_mapsize(size_bytes)
 
-    def _begin(self) -> lmdb.Transaction:
+    def _begin(self, buffers: bool) -> lmdb.Transaction:
         with self._reads_changed:
-            try:
-                transaction = self._begin_in_slot()
-            except lmdb.MapResizedError:
-                self.resize()
-                transaction = self._begin_in_slot()
+            transaction = self._begin_with_lock(buffers)
             self._reads += 1
             return transaction
 
-    def _begin_in_slot(self) -> lmdb.Transaction:
+    def _begin_with_lock(self, buffers: bool = False) -> lmdb.Transaction:
+        try:
+            return self._begin_in_slot(buffers)
+        except lmdb.MapResizedError:
+            self.resize()
+            return self._begin_in_slot(buffers)
+
+    def _begin_in_slot(self, buffers: bool) -> lmdb.Transaction:
         while self._reads >= self._slots:
             if not self._new_slot.run():
                 raise StoreError(f"{self.directory}: a process that was stopped keeps the table of readers locked")
-        return self.env.begin()
+        return self.env.begin(buffers=buffers)
 
     def _take_slot(self) -> None:
         self.env.begin().abort()

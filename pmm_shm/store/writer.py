@@ -165,6 +165,16 @@ class StoreWriter:
 
         return self._commit_result(write)
 
+    def transact(self, write: Callable[[Records], _T]) -> _T:
+        """What `write` returns, in one commit of its own; for what lies beside the folds' state.
+
+        It runs again where the map had to grow, and what it raises undoes all of it.
+
+        Raises:
+            StoreError: it cannot be written; nothing was.
+        """
+        return self._commit_result(write)
+
     def readers(self) -> list[tuple[int, int]]:
         """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
         self.clear_dead_readers()
