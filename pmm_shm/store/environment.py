@@ -27,6 +27,8 @@ from pmm_shm.paths import DATA_FILE
 
 FileId = tuple[int, int]
 
+_Transaction = Any
+"""What `lmdb.Environment.begin` gives; its type hangs on `buffers`."""
 _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
 """Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
 _MAGIC = 0xBEEFC0DE
@@ -129,7 +131,7 @@ class Environment:
             yield cast(MappedRecords, transaction)
 
     @contextmanager
-    def _reading(self, buffers: bool) -> Iterator[lmdb.Transaction]:
+    def _reading(self, buffers: bool) -> Iterator[_Transaction]:
         try:
             transaction = self._begin(buffers)
         except lmdb.Error as error:
@@ -174,24 +176,24 @@ class Environment:
                 self._reads_changed.wait()
             self.env.set_mapsize(size_bytes)
 
-    def _begin(self, buffers: bool) -> lmdb.Transaction:
+    def _begin(self, buffers: bool) -> _Transaction:
         with self._reads_changed:
             transaction = self._begin_with_lock(buffers)
             self._reads += 1
             return transaction
 
-    def _begin_with_lock(self, buffers: bool = False) -> lmdb.Transaction:
+    def _begin_with_lock(self, buffers: bool = False) -> _Transaction:
         try:
             return self._begin_in_slot(buffers)
         except lmdb.MapResizedError:
             self.resize()
             return self._begin_in_slot(buffers)
 
-    def _begin_in_slot(self, buffers: bool) -> lmdb.Transaction:
+    def _begin_in_slot(self, buffers: bool) -> _Transaction:
         while self._reads >= self._slots:
             if not self._new_slot.run():
                 raise StoreError(f"{self.directory}: a process that was stopped keeps the table of readers locked")
-        return self.env.begin(buffers=buffers)
+        return self.env.begin(buffers=True) if buffers else self.env.begin()
 
     def _take_slot(self) -> None:
         self.env.begin().abort()

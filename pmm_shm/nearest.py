@@ -1,0 +1,177 @@
+"""The nearest vectors by cosine similarity: found in float32, decided in float64.
+
+A float32 product over all rows finds the candidates. Its error is bounded, so every row that could belong to the best k
+is among them; these are scored again in float64, each row by itself, so that equal vectors have equal similarities
+wherever they lie. The answer is that of a float64 search over all rows.
+
+Source of the bound: for a sum of d products in any order, |error| <= gamma * sum |x_i y_i| with gamma = d u / (1 - d u)
+and u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), and by Cauchy and Schwarz
+sum |x_i y_i| <= |x| |y|. Rounding query, inverse norm and product adds less than 4 u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK_ROWS = 8_192
+_SAMPLE_ROWS = 2_048
+_NORM_MAX = 2.0**40
+_UNIT = 2.0**-24
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to search.
+
+    Attributes:
+        ids: (n,) int64, ascending.
+        vectors: (n, dimension) float32, finite.
+        inverse_norms: (n,) float32; 0 for a zero vector, NaN where float32 cannot say and float64 has to decide.
+        dead: numbers of the rows that do not count, ascending; None for none.
+    """
+
+    ids: Ids
+    vectors: NDArray[np.float32]
+    inverse_norms: NDArray[np.float32]
+    dead: NDArray[np.uint32] | None = None
+
+    @classmethod
+    def of(cls, ids: Ids, vectors: NDArray[np.float32]) -> Rows:
+        """Rows with their norms."""
+        return cls(ids, vectors, inverse_norms(vectors))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def within(self, scope: Ids) -> Iterator[Rows]:
+        """The living rows whose id is in `scope`, which ascends; copies, a bounded number at a time."""
+        places = np.searchsorted(self.ids, scope)
+        numbers = places[self.ids[np.minimum(places, len(self.ids) - 1)] == scope] if len(self.ids) else places[:0]
+        if self.dead is not None:
+            numbers = numbers[~np.isin(numbers, self.dead)]
+        for start in range(0, len(numbers), _CHUNK_ROWS):
+            part = numbers[start : start + _CHUNK_ROWS]
+            yield Rows(self.ids[part], self.vectors[part], self.inverse_norms[part])
+
+
+def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / |v| of each row, (n,) float32: 0 for a zero vector, NaN where float32 is too narrow to search with."""
+    result = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        norms = _norms(vectors[start : start + _CHUNK_ROWS].astype(np.float64))
+        is_narrow = (norms > _NORM_MAX) | (norms < 1 / _NORM_MAX)
+        inverse = 1.0 / np.where(is_narrow, 1.0, norms)
+        inverse[is_narrow] = np.where(norms[is_narrow] == 0.0, 0.0, np.nan)
+        result[start : start + _CHUNK_ROWS] = inverse
+    return result
+
+
+def nearest(blocks: Iterable[Rows], query: Floats, k: int, scope: Ids | None = None) -> list[tuple[int, float]]:
+    """The k rows most similar to `query`: (id, similarity), best first, ties by ascending id; fewer where there are
+    fewer rows.
+
+    Parameters:
+        blocks: together they hold each id once.
+        query: (dimension,) float64, finite.
+        k: at least 1.
+        scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
+    """
+    best = _Best(query, k)
+    for rows in blocks:
+        if not len(rows):
+            continue
+        if scope is None:
+            best.look_at(rows)
+        else:
+            for part in rows.within(scope):
+                best.look_at(part)
+    return list(zip(best.ids.tolist(), best.similarities.tolist(), strict=True))
+
+
+class _Best:
+    """The best k rows so far."""
+
+    def __init__(self, query: Floats, k: int) -> None:
+        largest = float(np.abs(query).max(initial=0.0))
+        # By a power of two, which changes no digit: squares of extreme values stay within range.
+        self._query = np.ldexp(query, -int(np.frexp(largest)[1]))
+        self._query_norm = float(_norms(self._query[np.newaxis])[0])
+        unit = self._query / self._query_norm if self._query_norm else self._query
+        self._unit32 = unit.astype(np.float32)
+        self._error = (len(query) + 8) * _UNIT * 1.01
+        self._k = k
+        self._scores = np.empty(0, np.float32)
+        self.ids: Ids = np.empty(0, np.int64)
+        self.similarities: Floats = np.empty(0, np.float64)
+
+    def look_at(self, rows: Rows) -> None:
+        """Let rows compete."""
+        numbers = self._candidates(rows)
+        for start in range(0, len(numbers), _CHUNK_ROWS):
+            part = numbers[start : start + _CHUNK_ROWS]
+            self._compete(rows.ids[part], self._exact(rows.vectors[part]))
+
+    def _candidates(self, rows: Rows) -> NDArray[np.intp]:
+        """Numbers of the rows that may be among the best."""
+        scores = self._scored(rows)
+        numbers = np.flatnonzero(~(scores < self._least(scores)))
+        if len(numbers) > 4 * self._k:
+            found = scores[numbers]
+            numbers = numbers[~(found < _kth_best(found, self._k) - 2 * self._error)]
+        return numbers
+
+    def _scored(self, rows: Rows) -> NDArray[np.float32]:
+        if len(self._scores) < len(rows):
+            self._scores = np.empty(len(rows), np.float32)
+        scores = self._scores[: len(rows)]
+        # A vector whose norm float32 cannot hold may overflow; its inverse norm is NaN, and so is its score.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.matmul(rows.vectors, self._unit32, out=scores)
+            np.multiply(scores, rows.inverse_norms, out=scores)
+        if rows.dead is not None:
+            scores[rows.dead] = -np.inf
+        return scores
+
+    def _least(self, scores: NDArray[np.float32]) -> float:
+        """A score below which no row can be among the best k."""
+        if len(self.ids) == self._k:
+            return float(self.similarities[-1]) - self._error
+        if len(scores) > max(_SAMPLE_ROWS, self._k):
+            return _kth_best(scores[: max(_SAMPLE_ROWS, self._k)], self._k) - 2 * self._error
+        return -2.0
+
+    def _exact(self, vectors: NDArray[np.float32]) -> Floats:
+        wide = vectors.astype(np.float64)
+        norms = _norms(wide) * self._query_norm
+        products = (wide * self._query).sum(axis=1)
+        similarities: Floats = np.divide(products, norms, out=np.zeros(len(wide)), where=norms != 0.0)
+        # Rounding may lead a little beyond; "more than equal" would be nonsense.
+        return similarities.clip(-1.0, 1.0)
+
+    def _compete(self, ids: Ids, similarities: Floats) -> None:
+        ids = np.concatenate((self.ids, ids))
+        similarities = np.concatenate((self.similarities, similarities))
+        order = np.lexsort((ids, -similarities))[: self._k]
+        self.ids, self.similarities = ids[order], similarities[order]
+
+
+def _kth_best(scores: NDArray[np.float32], k: int) -> float:
+    """The k-th largest score that is a number; less than any where there are fewer."""
+    scores = scores[~np.isnan(scores)]
+    if len(scores) < k:
+        return -2.0
+    # Dead rows have minus infinity.
+    return max(-2.0, float(np.partition(scores, len(scores) - k)[len(scores) - k]))
+
+
+def _norms(wide: Floats) -> Floats:
+    """|v| of each row; each by itself, so that it does not hang on the rows beside it."""
+    squares: Floats = (wide * wide).sum(axis=1)
+    return np.sqrt(squares)
