@@ -78,8 +78,8 @@ LOCAL_TEXT_VECTORS_MAX = 1_000
 
 # Event vectors: a tail of single rows, sealed into blocks that grow to about this much.
 VECTOR_TAIL_ROWS = 256
-VECTOR_BLOCK_ROWS = 65_536
-VECTOR_BLOCK_BYTES = 8 << 20
+VECTOR_BLOCK_ROWS = 131_072
+VECTOR_BLOCK_BYTES = 16 << 20
 
 # Leases: who computes a missing vector while the others wait.
 LEASE_S = 2.0

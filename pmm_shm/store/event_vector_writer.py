@@ -23,6 +23,7 @@ from pmm_shm.nearest import inverse_norms
 from pmm_shm.store.environment import Records
 from pmm_shm.store.event_vectors import (
     DEAD,
+    DTYPES,
     IDS,
     NORMS,
     PARTS,
@@ -181,7 +182,7 @@ class _Changes:
                 result[number] = value[-1]
         for block in self._blocks.values():
             wanted, places = self._living(block, ids)
-            result[wanted] = self._part(block.number, SOURCES, np.dtype("u1"))[places]
+            result[wanted] = self._part(block.number, SOURCES)[places]
         return result
 
     def rows_of(self, ids: Ids) -> VectorRows:
@@ -200,7 +201,7 @@ class _Changes:
         tail = self._tail_rows()
         parts = [tail.ids[tail.sources == source]]
         for block in self._blocks.values():
-            is_wanted = self._part(block.number, SOURCES, np.dtype("u1")) == source
+            is_wanted = self._part(block.number, SOURCES) == source
             is_wanted[self._dead(block)] = False
             parts.append(self._ids(block.number)[is_wanted])
         return np.sort(np.concatenate(parts))
@@ -225,7 +226,7 @@ class _Changes:
         for block in list(self._blocks.values()):
             _, places = self._living(block, ids)
             if len(places):
-                dead = np.union1d(self._dead(block), places).astype("<u4")
+                dead = np.union1d(self._dead(block), places)
                 self._put(block.number, DEAD, dead)
                 self._blocks[block.number] = block._replace(dead=len(dead))
 
@@ -291,9 +292,9 @@ class _Changes:
         for start in range(0, len(rows.ids), self._rows_max):
             part = rows.at(slice(start, start + self._rows_max))
             number, self._next_block = self._next_block, self._next_block + 1
-            self._put(number, IDS, part.ids.astype("<i8"))
-            self._put(number, VECTORS, part.vectors.astype("<f4"))
-            self._put(number, NORMS, inverse_norms(part.vectors).astype("<f4"))
+            self._put(number, IDS, part.ids)
+            self._put(number, VECTORS, part.vectors.T)
+            self._put(number, NORMS, inverse_norms(part.vectors))
             self._put(number, SOURCES, part.sources)
             self._blocks[number] = BlockEntry(number, len(part.ids), 0)
             self.block_ids[number] = part.ids
@@ -301,25 +302,25 @@ class _Changes:
     # Parts.
 
     def _put(self, number: int, part: bytes, array: NDArray[Any]) -> None:
-        self._records.put(block_key(self._tag, number, part), array.tobytes())
+        self._records.put(block_key(self._tag, number, part), array.astype(DTYPES[part]).tobytes())
 
-    def _part(self, number: int, part: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _part(self, number: int, part: bytes) -> NDArray[Any]:
         data = self._records.get(block_key(self._tag, number, part))
         if data is None:
             raise StoreError(f"a block of the table of vectors {self.record.name!r} is missing")
-        return np.frombuffer(data, dtype)
+        return np.frombuffer(data, DTYPES[part])
 
     def _ids(self, number: int) -> Ids:
         if number not in self.block_ids:
-            self.block_ids[number] = self._part(number, IDS, np.dtype("<i8"))
+            self.block_ids[number] = self._part(number, IDS)
         return self.block_ids[number]
 
     def _dead(self, block: BlockEntry) -> NDArray[np.uint32]:
-        return self._part(block.number, DEAD, np.dtype("<u4")) if block.dead else np.empty(0, np.uint32)
+        return self._part(block.number, DEAD) if block.dead else np.empty(0, np.uint32)
 
     def _block_rows(self, number: int) -> VectorRows:
-        vectors = self._part(number, VECTORS, np.dtype("<f4")).reshape(-1, self.record.dimension)
-        return VectorRows(self._ids(number), self._part(number, SOURCES, np.dtype("u1")), vectors)
+        vectors = self._part(number, VECTORS).reshape(self.record.dimension, -1).T
+        return VectorRows(self._ids(number), self._part(number, SOURCES), vectors)
 
     def _tail_rows(self) -> VectorRows:
         prefix = TAIL_PREFIX + self._tag
