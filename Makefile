@@ -5,14 +5,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test lint format bench bench-search chaos clean
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
-		printf '  make %-8s%s\n' "$$verb" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
+		printf '  make %-14s%s\n' "$$verb" "$$text"; done
 
 demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
@@ -33,6 +34,9 @@ format: $(STAMP) ## Rewrite the code in the house style.
 bench: $(STAMP) ## Measure what the documentation claims.
 	$(BIN)/python tests/bench_timing.py
 
+bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
+	$(BIN)/python tests/bench_search.py
+
 chaos: $(STAMP) ## Run the slow tests: crashes, long runs.
 	$(BIN)/python -m pytest tests -m slow --timeout=3600
 
@@ -47,4 +51,8 @@ $(STAMP): pyproject.toml
 	@echo "Setting up $(VENV) (once) ..."
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(PIP) install -e ".[dev]"
+	@touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	@$(PIP) install -e ".[bench]"
 	@touch $@

@@ -75,11 +75,24 @@ MODEL_NAME_CHARS_MAX = 128
 EMBED_BATCH_MAX = 256
 TEXT_VECTORS_MAX = 100_000
 LOCAL_TEXT_VECTORS_MAX = 1_000
+PROVIDER_DEADLINE_S = 60.0
 
 # Event vectors: a tail of single rows, sealed into blocks that grow to about this much.
 VECTOR_TAIL_ROWS = 256
 VECTOR_BLOCK_ROWS = 131_072
 VECTOR_BLOCK_BYTES = 16 << 20
+
+# Searches.
+SEARCH_K_MAX = 10_000
+SEARCH_EVENTS_MAX = 1_000
+
+# The daemon's filling of the tables of event vectors.
+INDEX_EVENTS_PER_COMMIT = 1_024
+INDEX_SLICE_S = 0.001
+INDEX_RETRY_S = 1.0
+INDEX_RETRY_MAX_S = 60.0
+IMPORT_CHECK_S = 1.0
+IMPORT_CHECK_SHARE = 0.05
 
 # Leases: who computes a missing vector while the others wait.
 LEASE_S = 2.0

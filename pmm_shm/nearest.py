@@ -50,12 +50,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def living(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of `ids` have a living row here, (m,) bool."""
+        if not len(self.ids):
+            return np.zeros(len(ids), bool)
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        found: NDArray[np.bool_] = self.ids[places] == ids
+        if self.dead is not None:
+            found &= ~np.isin(places, self.dead)
+        return found
+
     def within(self, scope: Ids) -> Iterator[Rows]:
         """The living rows whose id is in `scope`, which ascends; copies, a bounded number at a time."""
-        places = np.searchsorted(self.ids, scope)
-        numbers = places[self.ids[np.minimum(places, len(self.ids) - 1)] == scope] if len(self.ids) else places[:0]
-        if self.dead is not None:
-            numbers = numbers[~np.isin(numbers, self.dead)]
+        numbers = np.searchsorted(self.ids, scope[self.living(scope)])
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
             yield Rows(self.ids[part], self.vectors[part], self.inverse_norms[part])
@@ -172,7 +179,7 @@ def _kth_best(scores: NDArray[np.float32], k: int) -> float:
 
 
 def _wide(vectors: NDArray[np.float32]) -> Floats:
-    """The rows in float64, each lying together: numpy then sums each by itself, and the same row always the same way."""
+    """The rows in float64, each lying together: numpy then sums each by itself, equal rows in the same way."""
     return vectors.astype(np.float64, order="C")
 
 

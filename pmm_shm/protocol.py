@@ -9,19 +9,25 @@ Messages are hints: no correctness depends on one of them arriving.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from pmm_shm import limits
-from pmm_shm.errors import CommandError
+from pmm_shm.embedding.contract import checked_model_name
+from pmm_shm.errors import CommandError, ConfigError
 
 VERSION = 1
 PING, STATS, WAIT, VERIFY, INVALIDATE = "ping", "stats", "wait", "verify", "invalidate"
-ORDINARY = frozenset({PING, STATS, WAIT})
-ADMINISTRATIVE = frozenset({PING, STATS, WAIT, VERIFY, INVALIDATE})
+LEASE, RENEW, RELEASE, PUT, INDEX = "lease", "renew", "release", "put", "index"
+ORDINARY = frozenset({PING, STATS, WAIT, LEASE, RENEW, RELEASE, PUT})
+ADMINISTRATIVE = ORDINARY | {VERIFY, INVALIDATE, INDEX}
+TEXT_KEY_BYTES = 32
+LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
 _WAIT_MS_MAX = 24 * 3_600 * 1_000
 
@@ -110,22 +116,96 @@ def _checked_request(message: dict[str, Any], allowed: frozenset[str]) -> Reques
 
 
 def _checked_args(command: str, args: dict[str, Any]) -> dict[str, Any]:
-    if command in (PING, STATS):
-        wanted: set[str] = set()
-    elif command == WAIT:
-        wanted = {"event_id", "timeout_ms"}
-        if not _is_integer(args.get("event_id"), -(2**63), 2**63 - 1):
-            raise ProtocolError("wait: event_id must be an integer of 64 bits")
-        if not _is_integer(args.get("timeout_ms"), 0, _WAIT_MS_MAX):
-            raise ProtocolError(f"wait: timeout_ms must be an integer from 0 to {_WAIT_MS_MAX}")
-    else:
-        wanted = {"fold"}
-        fold = args.get("fold")
-        if fold is not None and not (isinstance(fold, str) and 0 < len(fold) <= 64):
-            raise ProtocolError(f"{command}: fold must be a name or null")
-    if set(args) != wanted:
-        raise ProtocolError(f"{command}: takes {sorted(wanted)}, got {sorted(map(str, args))[:8]}")
+    fields = _FIELDS[command]
+    if set(args) != set(fields):
+        raise ProtocolError(f"{command}: takes {sorted(fields)}, got {sorted(map(str, args))[:8]}")
+    for name, (is_good, expected) in fields.items():
+        if not is_good(args[name]):
+            raise ProtocolError(f"{command}: {name} must be {expected}")
     return args
+
+
+def _is_fold(value: object) -> bool:
+    return value is None or (isinstance(value, str) and 0 < len(value) <= 64)
+
+
+def _is_model(value: object) -> bool:
+    try:
+        checked_model_name(value)
+    except ConfigError:
+        return False
+    return True
+
+
+def _is_text_key(value: object) -> bool:
+    return type(value) is bytes and len(value) == TEXT_KEY_BYTES
+
+
+def _is_token(value: object) -> bool:
+    return _is_integer(value, 0, 2**63 - 1)
+
+
+def _are(value: object, is_item: Callable[[object], bool]) -> bool:
+    """Whether it is a list of 1 to `limits.LEASE_KEYS_MAX` such items, none of them twice."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= limits.LEASE_KEYS_MAX
+        and all(map(is_item, value))
+        and len(set(value)) == len(value)
+    )
+
+
+def _are_vectors(value: object) -> bool:
+    """Whether it is a list of [key, token, vector], no key twice, the vectors finite and of one dimension."""
+    if not isinstance(value, list) or not all(isinstance(entry, list) and len(entry) == 3 for entry in value):
+        return False
+    if not _are([entry[0] for entry in value], _is_text_key) or not all(_is_token(entry[1]) for entry in value):
+        return False
+    vectors = [entry[2] for entry in value]
+    if not all(type(vector) is bytes for vector in vectors) or len(set(map(len, vectors))) != 1:
+        return False
+    dimension, rest = divmod(len(vectors[0]), 4)
+    if rest or not 1 <= dimension <= limits.DIMENSION_MAX:
+        return False
+    return all(all(map(math.isfinite, struct.unpack(f"<{dimension}f", vector))) for vector in vectors)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_FOLD: _Check = (_is_fold, "a name or null")
+_MODEL: _Check = (_is_model, "a model's name")
+_TOKENS: _Check = (lambda value: _are(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
+
+
+def _between(low: int, high: int) -> _Check:
+    return lambda value: _is_integer(value, low, high), f"an integer from {low} to {high}"
+
+
+_FIELDS: dict[str, dict[str, _Check]] = {
+    PING: {},
+    STATS: {},
+    WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, _WAIT_MS_MAX)},
+    VERIFY: {"fold": _FOLD},
+    INVALIDATE: {"fold": _FOLD},
+    INDEX: {},
+    LEASE: {
+        "model": _MODEL,
+        "keys": (
+            lambda value: _are(value, _is_text_key),
+            f"1 to {limits.LEASE_KEYS_MAX} different keys of {TEXT_KEY_BYTES} bytes",
+        ),
+        "wait_ms": _between(0, LEASE_WAIT_MS_MAX),
+    },
+    RENEW: {"tokens": _TOKENS},
+    RELEASE: {"tokens": _TOKENS},
+    PUT: {
+        "model": _MODEL,
+        "vectors": (
+            _are_vectors,
+            f"1 to {limits.LEASE_KEYS_MAX} different [key, token, finite float32 little-endian], of one dimension",
+        ),
+    },
+}
+"""Of each command the arguments, with what each must be."""
 
 
 def pack_result(request_id: int, result: Any) -> bytes:

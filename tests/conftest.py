@@ -11,7 +11,14 @@ import pytest
 from pmm_shm.ledger.eventlog import EventLog
 from tests.daemons import Daemon
 
-_VARIABLES = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_EMBEDDING_CACHE", "PMM_DB", "PMM_SHM_DIR")
+_VARIABLES = (
+    "PMM_USE_PROJECTION_CACHE",
+    "PMM_USE_METRICS_CACHE",
+    "PMM_USE_EMBEDDING_CACHE",
+    "PMM_EMBEDDER",
+    "PMM_DB",
+    "PMM_SHM_DIR",
+)
 
 
 @pytest.fixture(autouse=True)

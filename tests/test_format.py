@@ -77,6 +77,10 @@ class Store(NamedTuple):
     tables: dict[tuple[str, str], dict[Any, Any]]
     touched: dict[int, Any]
     seals: list[Any]
+    vectors: dict[bytes, bytes]
+
+
+VECTOR_PREFIXES = frozenset(b"mxqwveri")
 
 
 def records_of(directory: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -91,7 +95,7 @@ def records_of(directory: Path) -> Iterator[tuple[bytes, bytes]]:
 def store_of(directory: Path) -> Store:
     records = dict(records_of(directory))
     header = value_of(records.pop(b"h"))
-    store = Store(header, {}, {}, {}, {}, [])
+    store = Store(header, {}, {}, {}, {}, [], {})
     store.generations.update(
         {int.from_bytes(key[1:], "big"): value.decode() for key, value in records.items() if key[:1] == b"g"}
     )
@@ -105,6 +109,8 @@ def store_of(directory: Path) -> Store:
         elif key[:1] == b"b":
             assert (len(key), number) == (9, len(store.seals))
             store.seals.append(value_of(value))
+        elif key[0] in VECTOR_PREFIXES:
+            store.vectors[key] = value
         else:
             assert (key[:1], len(key)) == (b"g", 5), key
     return store

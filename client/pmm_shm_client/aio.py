@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
 from pmm_shm import limits, protocol
+from pmm_shm.embedding.contract import Embedder
 from pmm_shm.endpoints import find_endpoints
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.ledger.freshness import Choice
@@ -23,6 +24,10 @@ from pmm_shm_client.cache import Cache, checked_event_id, checked_timeout
 from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
+
+if TYPE_CHECKING:
+    from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm_client.searching import Hit, Hits, Query, Recollection
 
 _ids = itertools.count(1)
 
@@ -39,6 +44,28 @@ class AsyncCache(Cache):
     async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
         return await asyncio.to_thread(self.append, kind, content, meta)
+
+    async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
+        """As `embed`; what has to be computed or waited for runs in a thread."""
+        self._check_open()
+        vector = self._embeddings.seen(text, model) if self._embeddings is not None else None
+        return await asyncio.to_thread(self.embed, text, model) if vector is None else vector
+
+    async def embed_many_async(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
+        """As `embed_many`, in a thread."""
+        return await asyncio.to_thread(self.embed_many, texts, model)
+
+    async def search_async(
+        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
+    ) -> Hits[Hit]:
+        """As `search`, in a thread."""
+        return await asyncio.to_thread(self.search, query, k, scope, model)
+
+    async def recall_async(
+        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
+    ) -> Hits[Recollection]:
+        """As `recall`, in a thread."""
+        return await asyncio.to_thread(self.recall, query, k, scope, model)
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""
@@ -126,6 +153,7 @@ async def connect_async(
     consistency: Consistency = "exact",
     timeout: float = limits.LEDGER_TIMEOUT_S,
     freshness: Choice = "auto",
+    embedder: Embedder | str | None = None,
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
     return await asyncio.to_thread(
@@ -136,4 +164,5 @@ async def connect_async(
         consistency=consistency,
         timeout=timeout,
         freshness=freshness,
+        embedder=embedder,
     )

@@ -1,17 +1,19 @@
 """`Cache`: one ledger's shared state, as a chat worker sees it.
 
-Reads are exact unless asked otherwise, with or without a daemon (`reads`); what is here appends, and gives the daemon
-commands.
+Reads are exact unless asked otherwise, with or without a daemon (`reads`); what is here appends, embeds texts
+(`embeddings`), and gives the daemon commands.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pmm_shm import flags, limits, protocol
+from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
+from pmm_shm.flags import Flag
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.paths import Instance
@@ -20,6 +22,12 @@ from pmm_shm_client import commands
 from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency, checked_fold_name
+from pmm_shm_client.shared_texts import SharedTexts
+
+if TYPE_CHECKING:
+    from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm_client.embeddings import Embeddings
+    from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
 
 _WAIT_S_MAX = 24 * 3_600
 """The longest wait that the protocol has a number for."""
@@ -34,9 +42,15 @@ class Cache(Reads):
             has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
+        embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
+            the one in `PMM_EMBEDDER`.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
+
+    # An attribute of the instance once a text was embedded.
+    _embeddings: Embeddings | None = None
+    _searching: Searching | None = None
 
     def __init__(
         self,
@@ -45,17 +59,21 @@ class Cache(Reads):
         consistency: Consistency = "exact",
         timeout: float = limits.LEDGER_TIMEOUT_S,
         freshness: Choice = "auto",
+        embedder: Embedder | str | None = None,
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
         checked_consistency(consistency)
+        self._embedder = _checked_default(embedder)
         # Read first: a flag that means nothing must not leave a connection behind.
         flags.projection_cache(), flags.metrics_cache()
+        self._embeds_shared = flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=False)
         memos: dict[str, Memo] = {}
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.clear)
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
+        self._texts = SharedTexts(self._instance, reader.connection)
         self._verifications = {True: 0, False: 0}
         self._reader.with_ledger(self._freshness.take)
 
@@ -69,7 +87,80 @@ class Cache(Reads):
         """Close the connections. A later call of another method raises `ClosedError`."""
         self._is_closed = True
         self._reader.close()
+        self._texts.close()
         self._log.close()
+
+    # Embeddings.
+
+    def embed(self, text: str | None, model: str | None = None) -> Vector:
+        """The vector of a text, (dimension,) float32, the caller's own; computed once for all workers of this ledger.
+
+        Parameters:
+            text: up to 2^20 characters; None reads as "".
+            model: the name of an embedder; None for this cache's.
+
+        Raises:
+            InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
+            UnknownModelError: there is no embedder of this name.
+            EmbedderError: the embedder failed; trying again later may help.
+        """
+        self._check_open()
+        return (self._embeddings or self._open_embeddings()).embed(text, model)
+
+    def embed_many(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
+        """The vectors of texts, (n, dimension) float32, as `embed` has them; a text that comes twice is computed once.
+
+        Raises:
+            InvalidTextError, UnknownModelError, EmbedderError: as `embed`, and no text's vector is returned.
+        """
+        self._check_open()
+        return (self._embeddings or self._open_embeddings()).embed_many(texts, model)
+
+    def search(
+        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
+    ) -> Hits[Hit]:
+        """The `k` events nearest to a text or a vector, by cosine similarity: (event id, similarity), best first, ties
+        by ascending id.
+
+        Exact over all events that have a vector, as a float64 search over the stored vectors; events that the daemon
+        has not taken in yet are embedded here, up to a number that the result reports.
+
+        Parameters:
+            query: a text that is not empty, or (dimension,) numbers.
+            k: 1 to `limits.SEARCH_K_MAX`.
+            scope: only these event ids; None for all.
+            model: whose vectors are searched; None for this cache's. `imported-<dimension>` takes vectors only.
+
+        Raises:
+            ConfigError: `k` or `scope` means nothing.
+            InvalidTextError, InvalidVectorError: the query cannot be used, or has another dimension than the table.
+            UnknownModelError: a text, and there is no embedder of this name.
+            EmbedderError: the embedder failed.
+            SnapshotUnavailableError: no vectors of this model are published.
+        """
+        self._check_open()
+        return (self._searching or self._open_searching()).search(query, k, scope, model)
+
+    def recall(
+        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
+    ) -> Hits[Recollection]:
+        """As `search`, with the events themselves."""
+        return self.search(query, k, scope, model).with_events(self._log.get_event)
+
+    def _open_searching(self) -> Searching:
+        from pmm_shm_client.searching import Searching
+
+        made = Searching(self._reader, self._embeddings or self._open_embeddings())
+        result: Searching = vars(self).setdefault("_searching", made)
+        return result
+
+    def _open_embeddings(self) -> Embeddings:
+        from pmm_shm_client.embeddings import Embeddings
+
+        made = Embeddings(self._instance, self._embedder, self._texts if self._embeds_shared else None)
+        # In one step: another thread may make one, too.
+        result: Embeddings = vars(self).setdefault("_embeddings", made)
+        return result
 
     # Writing, and commands to the daemon.
 
@@ -138,7 +229,10 @@ class Cache(Reads):
         return int(self._call(protocol.INVALIDATE, {"fold": fold}, timeout)["as_of"])
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of this process (`projection`, `metrics`) and of the daemon (`daemon`, None without one)."""
+        """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
+
+        Of `embeddings`, the leases are the daemon's, and the sizes are those of its table, where there is a daemon.
+        """
         self._check_open()
         try:
             daemon = self._call(protocol.STATS, {}, 1.0)
@@ -164,8 +258,23 @@ class Cache(Reads):
                 "ias": last.value.ias if last else 0.0,
                 "gas": last.value.gas if last else 0.0,
             },
+            "embeddings": self._embedding_numbers((daemon or {}).get("embeddings")),
             "daemon": daemon,
         }
+
+    def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
+        own = self._embeddings
+        hits, misses = (own.hits, own.misses) if own is not None else (0, 0)
+        total = hits + misses
+        numbers: dict[str, Any] = {"hits": hits, "misses": misses, "hit_rate": hits / total if total else 0.0}
+        if daemon is not None:
+            numbers["maxsize"], numbers["currsize"] = daemon["text_vectors_max"], daemon["text_vectors"]
+        else:
+            numbers["maxsize"] = limits.LOCAL_TEXT_VECTORS_MAX
+            numbers["currsize"] = len(own.local) if own is not None else 0
+        for name in ("leases_granted", "lease_waits", "leases_expired"):
+            numbers[name] = daemon[name] if daemon is not None else 0
+        return numbers
 
     def _published_as_of(self) -> int | None:
         with self._reader.transaction() as snapshot:
@@ -187,6 +296,13 @@ class Cache(Reads):
 
     def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
         return commands.call(self._instance, command, args, timeout_s)
+
+
+def _checked_default(embedder: object) -> Embedder | str | None:
+    """The default model of a cache. Raises `ConfigError`."""
+    if embedder is None:
+        return None
+    return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)
 
 
 def checked_timeout(timeout: object) -> float:

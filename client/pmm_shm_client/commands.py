@@ -1,4 +1,7 @@
-"""Commands to the daemon over ZeroMQ: each within its deadline, and none that a read depends on."""
+"""Commands to the daemon over ZeroMQ: each within its deadline, and none that a read depends on.
+
+ZeroMQ is imported with the first command: a worker that only reads does not need it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
-
-import zmq
+from typing import TYPE_CHECKING, Any
 
 from pmm_shm import limits, protocol
 from pmm_shm.endpoints import check_listening, find_endpoints
@@ -17,12 +18,17 @@ from pmm_shm.paths import Instance
 from pmm_shm.protocol import ProtocolError, Request, unpack_reply
 from pmm_shm.verify import VerifyReport
 
+if TYPE_CHECKING:
+    import zmq
+
 _ids = itertools.count(1)
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ context; that of a parent is left to it."""
+    import zmq
+
     pid = os.getpid()
     found = _contexts.get(pid)
     if found is None:
@@ -67,26 +73,51 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
         DaemonTimeoutError: no answer within `timeout_s`.
         CommandError: the daemon refused or failed.
     """
-    deadline = time.monotonic() + timeout_s
-    request = Request(next(_ids), command, args)
-    with context().socket(zmq.DEALER) as socket:
+    with Line(instance, command) as line:
+        return line.ask(command, args, timeout_s)
+
+
+class Line:
+    """A socket to the daemon that takes a command, for one or several of its kind; for one thread.
+
+    Raises:
+        DaemonAbsentError: no daemon serves this ledger.
+        CommandError: this user may not give the command.
+    """
+
+    def __init__(self, instance: Instance, command: str) -> None:
+        import zmq
+
+        self._instance = instance
+        address, self._pid = endpoint_for(instance, command)
+        socket = self._socket = context().socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
-        address, pid = endpoint_for(instance, command)
         socket.connect(address)
-        socket.send(request.pack())
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+        """As `call`."""
+        deadline = time.monotonic() + timeout_s
+        request = Request(next(_ids), command, args)
+        self._socket.send(request.pack())
         while True:
             remaining_s = deadline - time.monotonic()
             if remaining_s < 0:
                 raise DaemonTimeoutError(
-                    f"{instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
+                    f"{self._instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
                 )
-            if not socket.poll(poll_ms(remaining_s)):
+            if not self._socket.poll(poll_ms(remaining_s)):
                 if remaining_s > limits.DAEMON_CHECK_S:
-                    check_alive(instance, pid, command)
+                    check_alive(self._instance, self._pid, command)
                 continue
             try:
-                return unpack_reply(socket.recv(), request.id)
+                return unpack_reply(self._socket.recv(), request.id)
             except ProtocolError:
                 continue
 

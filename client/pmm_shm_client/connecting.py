@@ -7,6 +7,7 @@ import weakref
 from typing import Any, TypeVar
 
 from pmm_shm import flags, limits
+from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.metrics import MetricsFold
@@ -31,20 +32,29 @@ def connect(
     consistency: Consistency = "exact",
     timeout: float = limits.LEDGER_TIMEOUT_S,
     freshness: Choice = "auto",
+    embedder: Embedder | str | None = None,
 ) -> Cache:
     """The shared state of a ledger; works with or without a daemon.
 
     Parameters:
         path: the ledger, which must exist; None for the one in `PMM_DB`.
         autostart: start a daemon where none runs.
-        consistency, timeout, freshness: see `Cache`.
+        consistency, timeout, freshness, embedder: see `Cache`.
 
     Raises:
         LedgerError: there is no usable ledger at `path`.
         ConfigError: an argument or an environment variable means nothing.
         DaemonError: `autostart`, and the daemon does not start.
     """
-    return open_cache(Cache, path, autostart=autostart, consistency=consistency, timeout=timeout, freshness=freshness)
+    return open_cache(
+        Cache,
+        path,
+        autostart=autostart,
+        consistency=consistency,
+        timeout=timeout,
+        freshness=freshness,
+        embedder=embedder,
+    )
 
 
 def open_cache(
@@ -55,12 +65,13 @@ def open_cache(
     consistency: Consistency,
     timeout: float,
     freshness: Choice,
+    embedder: Embedder | str | None = None,
 ) -> _C:
     """What `connect` does, for any kind of `Cache`."""
     ledger = path if path is not None else flags.default_ledger()
     if ledger is None:
         raise ConfigError("no ledger: name one, or set PMM_DB")
-    cache = kind(ledger, consistency=consistency, timeout=timeout, freshness=freshness)
+    cache = kind(ledger, consistency=consistency, timeout=timeout, freshness=freshness, embedder=embedder)
     if autostart:
         try:
             start_daemon(cache.path)

@@ -10,11 +10,8 @@ Invariant: the ledger appears under its name complete, or not at all.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
 import os
 import random
-import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -22,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from pmm_shm.embedding.local_bow import digest as embedding_digest
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
 from pmm_shm.ledger.chain import canonical_json, hash_of_parts
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
@@ -286,27 +284,6 @@ def synthetic_rows(seed: int) -> Iterator[Row]:
 def _minute_text(minute: int) -> str:
     """`2025-01-01T00:00:` and so on, in UTC."""
     return (datetime(2025, 1, 1) + timedelta(minutes=minute)).strftime("%Y-%m-%dT%H:%M:")
-
-
-def embedding_digest(text: str) -> str:
-    """Digest of the default embedding (`local-bow`) of a text, as `embedding_indexed` events carry it."""
-    bow = [0.0] * 64
-    for token in re.split("[^a-z0-9]+", text.lower()):
-        if token:
-            bow[int(hashlib.sha1(token.encode()).hexdigest()[:8], 16) % 64] += 1.0
-    bow = _normalised(bow)
-    noise = hashlib.sha1(text.encode("utf-8", "surrogatepass")).digest()
-    mix = _normalised([0.9 * bow[i] + 0.1 * (noise[i % 20] / 255.0) for i in range(32)])
-    return hashlib.sha1(str(mix).encode()).hexdigest()[:8]
-
-
-def _normalised(vector: list[float]) -> list[float]:
-    total = 0.0
-    # Not `sum`: from Python 3.12 on it compensates, and the last bit differs.
-    for value in vector:
-        total = total + value * value
-    norm = math.sqrt(total) or 1.0
-    return [value / norm for value in vector]
 
 
 def generate(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     """(n, dimension) float32"""
 
 
+_REASON_CHARS_MAX = 500
+
+
 class Embedder(ABC):
     """Turns texts into vectors. The same text always gives the same vector, for as long as the name is the same.
 
@@ -41,6 +44,7 @@ class Embedder(ABC):
 
         Raises:
             EmbedderError: it cannot be done now: a provider that is down, say.
+            InvalidTextError: one of the texts cannot be embedded, now or later.
         """
 
 
@@ -92,15 +96,17 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Matrix:
 
     Raises:
         EmbedderError: the embedder failed, or what it returned are no such vectors.
+        InvalidTextError: it has no vector for one of the texts.
     """
     import numpy as np
 
     try:
         matrix = np.ascontiguousarray(embedder.embed(texts), dtype=np.float32)
-    except EmbedderError:
+    except (EmbedderError, InvalidTextError):
         raise
     except Exception as error:
-        raise EmbedderError(f"embedder {embedder.name!r}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:_REASON_CHARS_MAX]
+        raise EmbedderError(f"embedder {embedder.name!r}: {type(error).__name__}: {reason}") from error
     if matrix.shape != (len(texts), embedder.dimension):
         wanted = (len(texts), embedder.dimension)
         raise EmbedderError(f"embedder {embedder.name!r}: returned shape {matrix.shape}, expected {wanted}")

@@ -133,7 +133,7 @@ class EventVectorWriter:
         self.record, self._block_ids = changes.record, changes.block_ids
 
     def clear(self) -> None:
-        """Forget all rows and the position: they were of another history."""
+        """Forget all rows and the position: they were of another history. The kinds stay."""
         self.record = self._writer.transact(self._emptied)
         self._block_ids = {}
 
@@ -155,7 +155,9 @@ class EventVectorWriter:
         for block in before.blocks:
             _delete_block(records, before.tag, block.number)
         # Versions and numbers of blocks go on: readers know by them what they have seen.
-        record = TableRecord(before.name, before.dimension, version=before.version + 1, next_block=before.next_block)
+        record = TableRecord(
+            before.name, before.dimension, before.kinds, version=before.version + 1, next_block=before.next_block
+        )
         records.put(table_key(self._name), record.pack())
         return record
 

@@ -6,11 +6,13 @@
 | `e` tag, block, part | one part of a sealed block |
 | `r` tag, event id | one row of the tail: the vector, and one byte for its source |
 
-A block is a column store, sealed when written: the parts `i` (event ids, ascending, int64), `v` (vectors, float32: the
-first dimension of all rows, then the second, and so on), `n` (the inverse of each vector's norm, float32), `s`
+A block is a column store, sealed when written. Its parts are `i` (event ids, ascending, int64), `v` (vectors, float32:
+the first dimension of all rows, then the second, and so on), `n` (the inverse of each vector's norm, float32), `s`
 (sources, uint8) and, where rows were replaced or removed since, `d` (their numbers within the block, ascending,
-uint32). All are little-endian. In this order of the vectors a product with a query is twice as fast as row by row. The tag is that of text vectors; block
-numbers are 4 bytes, big-endian; event ids 8, big-endian, with 2^63 added so that they sort.
+uint32). All are little-endian. In this order of the vectors a product with a query is twice as fast as row by row.
+
+The tag is that of text vectors; block numbers are 4 bytes, big-endian; event ids 8, big-endian, with 2^63 added so that
+they sort.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     FileId,
+    MappedRecords,
     Records,
     close,
     data_file_identity,
@@ -180,6 +181,32 @@ class SnapshotReader:
                 return
             try:
                 yield None if header is None else Snapshot(transaction, header, environment.identity)
+            except (DamagedStoreError, lmdb.Error) as error:
+                raise self._fail(error, environment.identity) from error
+
+    @contextmanager
+    def begin_mapped(self) -> Iterator[tuple[MappedRecords, FileId] | None]:
+        """A transaction whose values are views of the map, and the environment's identity; None where nothing usable
+        is. What is beside the folds' state has no header to say that it fits.
+
+        Raises:
+            DamagedStoreError: as `begin`.
+        """
+        environment = self._usable_environment()
+        if environment is None:
+            yield None
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                records = stack.enter_context(environment.read_mapped())
+                raw = records.get(HEADER_KEY)
+                Header.unpack(b"" if raw is None else bytes(raw))
+            except (StoreError, lmdb.Error) as error:
+                self._fail(error, environment.identity)
+                yield None
+                return
+            try:
+                yield records, environment.identity
             except (DamagedStoreError, lmdb.Error) as error:
                 raise self._fail(error, environment.identity) from error
 

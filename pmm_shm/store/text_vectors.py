@@ -65,7 +65,9 @@ def put_model(records: Records, name: str, dimension: int) -> None:
     if known is None:
         records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
     elif known != dimension:
-        raise InvalidVectorError(f"model {name!r} has vectors of dimension {known} here, not {dimension}")
+        raise InvalidVectorError(
+            f"model {name!r} has vectors of dimension {known} here, not {dimension}: give the other one another name"
+        )
 
 
 class TextVector(NamedTuple):

@@ -17,11 +17,14 @@ from typing import Any, Protocol
 
 import zmq
 
+from pmm_cached.leases import Answer, Leases
 from pmm_cached.logs import Logger
 from pmm_cached.status import Status
+from pmm_cached.text_store import TextStore
 from pmm_shm import limits, protocol
 from pmm_shm.endpoints import Endpoints
 from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
+from pmm_shm.store.text_vectors import TextVector
 
 _GROUP_MODE_UMASK = 0o117
 _OWNER_MODE_UMASK = 0o177
@@ -38,6 +41,8 @@ class Backend(Protocol):
     def verify(self, fold: str | None, done: Done) -> None: ...
 
     def invalidate(self, fold: str | None, done: Done) -> None: ...
+
+    def index(self, done: Done) -> None: ...
 
     def knows(self, fold: str) -> bool: ...
 
@@ -59,9 +64,11 @@ class CommandServer:
         zmq.ZMQError: a socket cannot be bound.
     """
 
-    def __init__(self, endpoints: Endpoints, backend: Backend, status: Status, log: Logger) -> None:
+    def __init__(self, endpoints: Endpoints, backend: Backend, texts: TextStore, status: Status, log: Logger) -> None:
         self._endpoints = endpoints
         self._backend = backend
+        self._texts = texts
+        self._leases = Leases(texts.has, status.embeddings)
         self._status = status
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -130,12 +137,18 @@ class CommandServer:
                 if socket in ready:
                     self._receive(socket, allowed)
             self._answer_waiters()
+            self._leases.advance()
         self._send_posted()
+        self._leases.close()
 
     def _timeout_ms(self) -> int | None:
-        if not self._waiters:
+        instants = [waiter.deadline for waiter in self._waiters]
+        leases = self._leases.next_instant()
+        if leases is not None:
+            instants.append(leases)
+        if not instants:
             return None
-        return max(0, int((min(waiter.deadline for waiter in self._waiters) - time.monotonic()) * 1_000) + 1)
+        return max(0, int((min(instants) - time.monotonic()) * 1_000) + 1)
 
     def _send_posted(self) -> None:
         while True:
@@ -184,18 +197,59 @@ class CommandServer:
             reply(pack_result(request.id, self._backend.stats()))
         elif request.command == protocol.WAIT:
             self._wait(request, reply)
+        elif request.command == protocol.LEASE:
+            self._lease(request, reply)
+        elif request.command == protocol.RENEW:
+            reply(pack_result(request.id, {"renewed": self._leases.renew(request.args["tokens"])}))
+        elif request.command == protocol.RELEASE:
+            self._leases.release(request.args["tokens"])
+            reply(pack_result(request.id, {}))
+        elif request.command == protocol.PUT:
+            self._put(request, reply)
         else:
             self._start_job(request, reply)
 
+    def _may_wait(self) -> bool:
+        return len(self._waiters) + self._leases.waiting < limits.WAITERS_MAX
+
+    def _lease(self, request: Request, reply: Reply) -> None:
+        model, keys, wait_ms = request.args["model"], request.args["keys"], request.args["wait_ms"]
+
+        def answered(answer: Answer | None) -> None:
+            if answer is None:
+                reply(pack_error(request.id, "busy", "too many leases are held, or too many clients wait"))
+            else:
+                reply(pack_result(request.id, answer._asdict()))
+
+        self._leases.lease(model, keys, wait_ms / 1_000, answered, may_wait=self._may_wait())
+
+    def _put(self, request: Request, reply: Reply) -> None:
+        model, vectors = request.args["model"], request.args["vectors"]
+        accepted = self._leases.accept(model, [(key, token) for key, token, _ in vectors])
+        keys = [vectors[index][0] for index in accepted]
+
+        def finished(error: str | None) -> None:
+            self._leases.finish(model, keys)
+            if error is not None:
+                reply(pack_error(request.id, "failed", error))
+            else:
+                reply(pack_result(request.id, {"stored": len(keys), "refused": len(vectors) - len(keys)}))
+
+        if not keys:
+            finished(None)
+            return
+        stored = [TextVector(model, vectors[index][0], vectors[index][2]) for index in accepted]
+        self._texts.put(stored, lambda error: self._post(lambda: finished(error)))
+
     def _wait(self, request: Request, reply: Reply) -> None:
-        if len(self._waiters) >= limits.WAITERS_MAX:
+        if not self._may_wait():
             reply(pack_error(request.id, "busy", f"{limits.WAITERS_MAX} clients wait already"))
             return
         deadline = time.monotonic() + request.args["timeout_ms"] / 1_000
         self._waiters.append(_Waiter(request.args["event_id"], deadline, request.id, reply))
 
     def _start_job(self, request: Request, reply: Reply) -> None:
-        fold = request.args["fold"]
+        fold = request.args.get("fold")
         if fold is not None and not self._backend.knows(fold):
             reply(pack_error(request.id, "unknown_fold", f"no fold {fold!r} is served by this daemon"))
             return
@@ -204,8 +258,12 @@ class CommandServer:
             data = pack_error(request.id, "failed", error) if error is not None else pack_result(request.id, result)
             self._post(lambda: reply(data))
 
-        start = self._backend.verify if request.command == protocol.VERIFY else self._backend.invalidate
-        start(fold, done)
+        if request.command == protocol.INDEX:
+            self._backend.index(done)
+        elif request.command == protocol.VERIFY:
+            self._backend.verify(fold, done)
+        else:
+            self._backend.invalidate(fold, done)
 
     def _answer_waiters(self) -> None:
         if not self._waiters:

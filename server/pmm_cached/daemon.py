@@ -8,13 +8,16 @@ from typing import Any
 
 from pmm_cached.commands import CommandServer, Done
 from pmm_cached.follower import Follower, all_folds
+from pmm_cached.indexer import Indexer
 from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.settings import Settings
 from pmm_cached.status import Status
+from pmm_cached.text_store import TextStore
 from pmm_cached.watch import Watch
 from pmm_shm import limits
+from pmm_shm.embedding.registry import find_embedder
 from pmm_shm.endpoints import choose_endpoints, record_endpoints
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
@@ -42,6 +45,7 @@ class Daemon:
         self._instance = Instance.of(ledger)
         _check_ledger(self._instance.ledger)
         self._folds = all_folds()
+        embedder = None if settings.embedder is None else find_embedder(settings.embedder)
         self._settings = settings
         self._log = log
         self._lock = InstanceLock(self._instance)
@@ -52,7 +56,18 @@ class Daemon:
         self._status = Status(self._instance.ledger)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
-        self._commands = CommandServer(self._endpoints, self, self._status, log)
+        self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log)
+        self._indexer = Indexer(
+            self._instance.ledger,
+            self._writer,
+            embedder,
+            settings.embed_kinds,
+            self._status.embeddings,
+            log,
+            self._standstill,
+            self._die,
+        )
         record_endpoints(self._instance, self._endpoints)
         self._watch = Watch(self._instance.ledger)
         self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status)
@@ -66,6 +81,7 @@ class Daemon:
             log,
             self._standstill,
             self._announce,
+            self._indexer.reset,
             self._die,
         )
 
@@ -78,8 +94,10 @@ class Daemon:
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
+        self._texts.start()
         self._commands.start()
         self._maintenance.start()
+        self._indexer.start()
         try:
             self._rebuild_missing()
             self._follow()
@@ -122,6 +140,9 @@ class Daemon:
 
     def invalidate(self, fold: str | None, done: Done) -> None:
         self._maintenance.rebuild(fold, "invalidated", done)
+
+    def index(self, done: Done) -> None:
+        self._indexer.index(done)
 
     def knows(self, fold: str) -> bool:
         return self._maintenance.knows(fold)
@@ -184,6 +205,7 @@ class Daemon:
                 step = self._follower.step()
                 if not step.is_anchored:
                     self._follower.forget_live()
+                    self._indexer.reset()
                     self._maintenance.rebuild(None, "the log does not continue what is published")
                     return True
             if step.rows:
@@ -193,6 +215,8 @@ class Daemon:
                 self._maintenance.events_published()
             if step.is_complete:
                 break
+        # Rows of `event_embeddings` change without an event, too.
+        self._indexer.ledger_changed()
         return found
 
     def _rebuild_missing(self) -> None:
@@ -209,6 +233,7 @@ class Daemon:
     def _announce(self) -> None:
         header = self._writer.header
         self._commands.announce(header.position.as_of, header.sequence)
+        self._indexer.ledger_changed()
 
     def _trouble(self, error: Exception) -> None:
         text = str(error)
@@ -223,6 +248,8 @@ class Daemon:
 
     def _shut_down(self) -> None:
         is_idle = self._maintenance.stop(limits.STOP_S)
+        is_idle = self._indexer.stop(limits.STOP_S) and is_idle
+        is_idle = self._texts.stop(limits.STOP_S) and is_idle
         # Where the directory is another's, so are the sockets and the mark that stand there.
         is_ours = self._lock.is_held()
         self._commands.stop(removes_files=is_ours)

@@ -12,6 +12,7 @@ from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
+from pmm_shm.embedding.events import DEFAULT_KINDS
 from pmm_shm.errors import ConfigError, PmmShmError
 
 _FAILURE, _USAGE = 1, 2
@@ -55,6 +56,27 @@ _SWITCH_INTERVAL_S = 0.0005
     metavar="BYTES",
     help="Address space of the store; 1 TiB unless told, which costs no disk.",
 )
+@click.option(
+    "--text-vectors-max",
+    type=click.IntRange(min=1),
+    default=limits.TEXT_VECTORS_MAX,
+    show_default=True,
+    metavar="VECTORS",
+    help="How many text vectors are kept; beyond it, what was stored first goes first.",
+)
+@click.option(
+    "--embedder",
+    metavar="NAME",
+    help="What embeds the events: local-bow, wordllama, openai:MODEL, module:attribute, or none; PMM_EMBEDDER, or else "
+    "local-bow, unless told.",
+)
+@click.option(
+    "--embed-kinds",
+    default=",".join(DEFAULT_KINDS),
+    show_default=True,
+    metavar="KINDS",
+    help="Kinds of the events that it embeds, with commas between them.",
+)
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
 def _command(
     ledger: str | None,
@@ -64,6 +86,9 @@ def _command(
     verify_budget: float,
     slow_poll_ms: int,
     map_size: int,
+    text_vectors_max: int,
+    embedder: str | None,
+    embed_kinds: str,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
 
@@ -76,7 +101,17 @@ def _command(
     # The follower must not wait for a rebuild's or a verification's whole slice.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
-    settings = Settings(verify_every, verify_budget, slow_poll_ms / 1_000, map_size)
+    name = embedder or flags.embedder()
+    kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
+    settings = Settings(
+        verify_every,
+        verify_budget,
+        slow_poll_ms / 1_000,
+        map_size,
+        text_vectors_max,
+        None if name == "none" else name,
+        kinds,
+    )
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())

@@ -56,6 +56,7 @@ class Maintenance:
     Parameters:
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
+        on_other_log: called when the log turns out not to be what was published: it was replaced, or edited.
         on_death: called with the reason when the thread ends by itself.
     """
 
@@ -70,6 +71,7 @@ class Maintenance:
         log: Logger,
         standstill: threading.Lock,
         on_flip: Callable[[], None],
+        on_other_log: Callable[[], None],
         on_death: Callable[[str], None],
     ) -> None:
         self._path = path
@@ -81,6 +83,7 @@ class Maintenance:
         self._log = log
         self._standstill = standstill
         self._on_flip = on_flip
+        self._on_other_log = on_other_log
         self._on_death = on_death
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -232,6 +235,7 @@ class Maintenance:
             with self._standstill:
                 if not self._follower.is_anchored():
                     self._follower.forget_live()
+                    self._on_other_log()
                     self.rebuild(None, "the log does not continue what is published")
             self._pause(_RETRY_S)
             return False
@@ -294,6 +298,7 @@ class Maintenance:
         with self._standstill:
             self._writer.void()
             self._follower.forget_live()
+        self._on_other_log()
         self.rebuild(None, "verification failed")
 
     # Giving way.

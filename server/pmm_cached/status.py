@@ -7,8 +7,32 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+
+@dataclass
+class EmbeddingStatus:
+    """Numbers of the text vectors and of the leases on them.
+
+    Attributes:
+        lease_waits: requests that had to wait, for others held all that they asked for.
+        late_puts: vectors that were refused, for their leases had ended.
+        tables: model to the numbers of its table of event vectors.
+        importing: [rows compared, rows in all] while the ledger's `event_embeddings` is compared.
+        problem: why a table does not come on.
+    """
+
+    text_vectors: int = 0
+    text_vectors_max: int = 0
+    leases_held: int = 0
+    leases_granted: int = 0
+    lease_waits: int = 0
+    leases_expired: int = 0
+    late_puts: int = 0
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    importing: list[int] | None = None
+    problem: str | None = None
 
 
 @dataclass
@@ -37,6 +61,7 @@ class Status:
     is_published: bool = False
     followed_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
+    embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
 
     def as_dict(self) -> dict[str, Any]:
         """What the stats command answers: plain values, times in milliseconds."""
@@ -65,4 +90,5 @@ class Status:
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
             "map_growths": self.map_growths,
+            "embeddings": asdict(self.embeddings),
         }

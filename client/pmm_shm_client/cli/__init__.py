@@ -22,6 +22,7 @@ from pmm_shm_client.cli.demo import demo
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.reads import read, replay
+from pmm_shm_client.cli.vectors import embed, search
 
 
 class _InOrder(click.Group):
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, append, verify, invalidate, replay):
+for _command in (demo, generate, status, read, search, embed, append, verify, invalidate, replay):
     cli.add_command(_command)
 
 

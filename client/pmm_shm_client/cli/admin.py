@@ -24,8 +24,11 @@ from pmm_shm_client.cli.options import (
     timeout_option,
 )
 from pmm_shm_client.cli.output import pairs, plain, print_json, progress, show
+from pmm_shm_client.cli.vectors import shown_tables
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from pmm_shm.ledger.chain import ChainReport
     from pmm_shm.paths import Instance
     from pmm_shm.verify import VerifyReport
@@ -72,7 +75,7 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         print_json(plain(found))
     else:
         del found["daemon"]
-        show(pairs("ledger", _spaced(found)), *([pairs("daemon", _daemon_rows(daemon))] if daemon else []))
+        show(pairs("ledger", _spaced(found)), *(_shown_daemon(daemon) if daemon else []))
     if failure is not None:
         raise failure
     if found["state"] != "up_to_date":
@@ -124,8 +127,25 @@ def _spaced(rows: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("_", " "): value for name, value in rows.items()}
 
 
+def _shown_daemon(numbers: dict[str, Any]) -> list[RenderableType]:
+    return [
+        pairs("daemon", _daemon_rows(numbers)),
+        pairs("embeddings", _embedding_rows(numbers["embeddings"])),
+        shown_tables(numbers["embeddings"]["tables"]),
+    ]
+
+
+def _embedding_rows(embeddings: dict[str, Any]) -> dict[str, Any]:
+    rows = {name: value for name, value in embeddings.items() if name not in ("tables", "text_vectors_max")}
+    rows["text_vectors"] = f"{embeddings['text_vectors']:,} of {embeddings['text_vectors_max']:,}"
+    if embeddings["importing"] is not None:
+        rows["importing"] = "{:,} of {:,} rows of event_embeddings".format(*embeddings["importing"])
+    return _spaced(rows)
+
+
 def _daemon_rows(numbers: dict[str, Any]) -> dict[str, Any]:
-    rows = {name: value for name, value in numbers.items() if name not in ("as_of", "head_id", "lag_ids", "ledger")}
+    elsewhere = ("as_of", "head_id", "lag_ids", "ledger", "embeddings")
+    rows = {name: value for name, value in numbers.items() if name not in elsewhere}
     rows["folds"] = ", ".join(numbers["folds"])
     rows["rebuilding"] = ", ".join(numbers["rebuilding"])
     rows["quarantine"] = "; ".join(": ".join(map(str, entry)) for entry in numbers["quarantine"])

@@ -1,0 +1,183 @@
+"""Texts to vectors: from shared memory, from this process's own memory, or computed once for all workers.
+
+Imported with the first text that is embedded, for numpy takes its time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pmm_shm import flags, limits
+from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name, checked_text, text_key
+from pmm_shm.embedding.registry import find_embedder
+from pmm_shm.errors import InvalidTextError, UnknownModelError
+from pmm_shm.paths import Instance
+from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
+from pmm_shm_client.shared_texts import SharedTexts
+
+if TYPE_CHECKING:
+    from pmm_shm.embedding.contract import Matrix, Vector
+
+
+class Embeddings:
+    """The vectors of a cache's texts. Thread-safe; usable on both sides of a fork.
+
+    Parameters:
+        embedder: the default model, or its name; None for the one of the environment.
+        shared: the table of all workers; None to compute everything, and to look nothing up.
+    """
+
+    def __init__(self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None) -> None:
+        self._default = embedder
+        self._shared = shared
+        self._leasing = None if shared is None else Leasing(instance, shared)
+        self._models: dict[str | None, Model] = {}
+        self.local = LocalTexts()
+        self.hits = 0
+        self.misses = 0
+
+    def embed(self, text: str | None, model: str | None = None) -> Vector:
+        """The vector of a text, (dimension,) float32; the caller's own.
+
+        Raises:
+            InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
+            UnknownModelError: there is no embedder of this name.
+            EmbedderError: the embedder failed.
+        """
+        vector = self.seen(text, model)
+        return self.embed_many((text,), model)[0] if vector is None else vector
+
+    def seen(self, text: str | None, model: str | None = None) -> Vector | None:
+        """As `embed`, where the vector is there already; None where it is not."""
+        shared = self._shared
+        if shared is None:
+            return None
+        try:
+            found = self._models.get(model)
+        except TypeError:
+            found = None
+        if found is None:
+            found = self._found(model)
+        key = found.prefix + text_key(checked_text(text, found.embedder))
+        data = shared.get(key)
+        if data is None or len(data) != found.size_bytes:
+            data = self.local.get(key)
+            if data is None or len(data) != found.size_bytes:
+                return None
+        self.hits += 1
+        # Of bytes it would be read-only, and a copy of the array costs more.
+        return np.frombuffer(bytearray(data), FLOAT)
+
+    def embed_many(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
+        """The vectors of texts, (n, dimension) float32, each different text looked up and computed once.
+
+        Raises:
+            InvalidTextError, UnknownModelError, EmbedderError: as `embed`.
+        """
+        found = self._found(model)
+        checked = [checked_text(text, found.embedder) for text in _checked_texts(texts)]
+        if not checked:
+            return np.empty((0, found.embedder.dimension), np.float32)
+        keys = [text_key(text) for text in checked]
+        wanted = dict(zip(keys, checked, strict=True))
+        vectors = {} if self._shared is None else self._look_up(self._shared, found, wanted)
+        missing = {key: text for key, text in wanted.items() if key not in vectors}
+        self.hits += len(vectors)
+        self.misses += len(missing)
+        if missing:
+            vectors.update(self._computed(found, missing))
+        rows = bytearray().join([vectors[key] for key in keys])
+        return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
+
+    def _look_up(self, shared: SharedTexts, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        vectors = {}
+        for key in keys:
+            for table in (shared, self.local):
+                data = table.get(model.prefix + key)
+                if data is not None and len(data) == model.size_bytes:
+                    vectors[key] = data
+                    break
+        return vectors
+
+    def _computed(self, model: Model, texts: dict[bytes, str]) -> dict[bytes, bytes]:
+        if self._leasing is None:
+            return computed(model, texts)
+        vectors = self._leasing.vectors(model, texts)
+        for key, data in vectors.items():
+            self.local.put(model.prefix + key, data)
+        return vectors
+
+    def _found(self, name: Any) -> Model:
+        """The model of this name, or the default one."""
+        if name is not None:
+            checked_model_name(name)
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = Model.of(checked_embedder(self._embedder(name)))
+        return model
+
+    def embedder(self, name: str | None) -> Embedder | None:
+        """The embedder of this name, or the default one; None where there is none of this name."""
+        try:
+            return self._found(name).embedder
+        except UnknownModelError:
+            return None
+
+    def _embedder(self, name: str | None) -> Embedder:
+        own = self._default
+        if isinstance(own, Embedder):
+            return own if name is None or name == own.name else find_embedder(name)
+        if name is None:
+            return find_embedder(own or flags.embedder())
+        try:
+            return find_embedder(name)
+        except UnknownModelError:
+            # The default's own name may be another than the one by which it is found.
+            default = self._found(None).embedder
+            if default.name != name:
+                raise
+            return default
+
+
+class LocalTexts:
+    """The vectors that this process used last, for when there is no table. Thread-safe, without a lock."""
+
+    def __init__(self, vectors_max: int = limits.LOCAL_TEXT_VECTORS_MAX) -> None:
+        self.vectors_max = vectors_max
+        self._vectors: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The vector of a key; None where there is none."""
+        data = self._vectors.get(key)
+        if data is not None:
+            try:
+                self._vectors.move_to_end(key)
+            except KeyError:
+                # Another thread has just put so many that this one had to go.
+                pass
+        return data
+
+    def put(self, key: bytes, vector: bytes) -> None:
+        """Keep a vector; what was used longest ago goes."""
+        self._vectors[key] = vector
+        while len(self._vectors) > self.vectors_max:
+            try:
+                self._vectors.popitem(last=False)
+            except KeyError:
+                return
+
+
+def _checked_texts(texts: Any) -> list[Any]:
+    if not isinstance(texts, (str, bytes)):
+        try:
+            return list(texts)
+        except TypeError:
+            pass
+    raise InvalidTextError(f"texts: expected several texts, got {type(texts).__name__}")

@@ -1,0 +1,344 @@
+"""The indexer: fills the tables of event vectors, in a thread of its own, behind the follower and never in its way.
+
+It takes in what the follower has published, and no event before that. An embedder that fails delays its own table, not
+the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pmm_cached.event_tables import EventTable
+from pmm_cached.imports import Counts, EmbeddingImport, imported_model
+from pmm_cached.logs import Logger
+from pmm_cached.status import EmbeddingStatus
+from pmm_shm import limits
+from pmm_shm.embedding import local_bow
+from pmm_shm.embedding.contract import Embedder
+from pmm_shm.errors import EmbedderError, PmmShmError
+from pmm_shm.ledger.connection import Connection, close_replaced
+from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.tail import Position
+from pmm_shm.replay import LogChanged
+from pmm_shm.store.environment import DamagedStoreError
+from pmm_shm.store.event_vector_writer import EventVectorWriter
+from pmm_shm.store.event_vectors import table_records
+from pmm_shm.store.writer import StoreWriter
+
+_STOPS = "the daemon stops"
+Done = Callable[[dict[str, Any] | None, str | None], None]
+
+
+class _Stopped(Exception):
+    """The daemon stops: give up what runs."""
+
+
+@dataclass
+class _Turn:
+    """When a table's embedder may be asked again, after it failed."""
+
+    table: EventTable
+    not_before: float = 0.0
+    wait_s: float = limits.INDEX_RETRY_S
+    problem: str | None = None
+
+
+@dataclass
+class _Work:
+    """What there is to work with while the ledger's file is open."""
+
+    turns: list[_Turn]
+    imports: EmbeddingImport
+    others: dict[str, EventVectorWriter] = field(default_factory=dict)
+
+
+class Indexer:
+    """The thread that fills the tables.
+
+    Parameters:
+        embedder: whose table takes in the content of events; None for none.
+        kinds: of which events.
+        standstill: the lock under which the follower steps: while it is held, this thread rests.
+        on_death: called with the reason when the thread ends by itself.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        writer: StoreWriter,
+        embedder: Embedder | None,
+        kinds: tuple[str, ...],
+        status: EmbeddingStatus,
+        log: Logger,
+        standstill: threading.Lock,
+        on_death: Callable[[str], None],
+    ) -> None:
+        self._store = writer
+        self._embedder = embedder
+        self._kinds = kinds
+        self._status = status
+        self._log = log
+        self._standstill = standstill
+        self._on_death = on_death
+        self._connection = Connection(path, "ro")
+        self._freshness = Freshness(self._connection)
+        self._mark: Mark | None = None
+        self._connection.on_close(self._forget_mark)
+        self._work: _Work | None = None
+        self._import_not_before = 0.0
+        self._is_import_late = False
+        self._changed = threading.Condition()
+        self._has_news = True
+        self._is_reset = False
+        self._requests: deque[Done] = deque()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Give up what runs, and wait for the thread. Returns whether it has ended."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def ledger_changed(self) -> None:
+        """Tell that the ledger has changed, and that the follower has published what there was."""
+        with self._changed:
+            self._has_news = True
+            self._changed.notify_all()
+
+    def reset(self) -> None:
+        """Tell that the log is another than it was, or was edited: every table begins anew."""
+        with self._changed:
+            self._is_reset = self._has_news = True
+            self._changed.notify_all()
+
+    def index(self, done: Done) -> None:
+        """Compare the ledger's `event_embeddings`, take in all that is published, and then call `done`."""
+        with self._changed:
+            if not self._is_stopping:
+                self._requests.append(done)
+                self._has_news = True
+                self._changed.notify_all()
+                return
+        done(None, _STOPS)
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._attempt()
+        except _Stopped:
+            pass
+        except DamagedStoreError as error:
+            self._store.distrust()
+            self._on_death(str(error))
+        except BaseException as error:
+            self._log.exception("indexing ended")
+            self._on_death(f"indexing ended: {type(error).__name__}: {error}")
+        finally:
+            self._connection.close()
+            for done in self._requests:
+                done(None, _STOPS)
+
+    def _attempt(self) -> None:
+        try:
+            self._wait()
+            self._round()
+            self._status.problem = self._problem()
+        except LogChanged:
+            self.reset()
+        except LedgerMoved:
+            close_replaced(self._connection.path)
+        except DamagedStoreError:
+            raise
+        except PmmShmError as error:
+            if self._status.problem != str(error):
+                self._log.error("indexing failed", error=str(error))
+            self._status.problem = str(error)
+            self._answer(len(self._requests), None, str(error))
+            self._rest(limits.INDEX_RETRY_S)
+
+    def _wait(self) -> None:
+        """Until there may be something to do."""
+        with self._changed:
+            if not self._has_news:
+                self._changed.wait_for(lambda: self._has_news or self._is_stopping, self._idle_s())
+            self._has_news = False
+        if self._is_stopping:
+            raise _Stopped
+        if self._is_reset:
+            self._clear()
+
+    def _idle_s(self) -> float | None:
+        """How long nothing happens by itself; None for ever."""
+        due = [turn.not_before for turn in self._turns() if turn.problem]
+        if self._is_import_late:
+            due.append(self._import_not_before)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _round(self) -> None:
+        """Everything that is due, to the published head."""
+        header = self._store.header
+        if header.is_void or not header.folds:
+            return
+        work, published, asked = self._opened(), header.position, len(self._requests)
+        counts = self._import(work, published, is_asked_for=asked > 0)
+        for turn in work.turns:
+            if time.monotonic() >= turn.not_before or asked:
+                self._advance(turn, published.as_of)
+        self._show()
+        problem = self._problem()
+        self._answer(asked, None if problem else {"as_of": published.as_of, **counts._asdict()}, problem)
+
+    def _advance(self, turn: _Turn, until_id: int) -> None:
+        try:
+            while not turn.table.step(until_id):
+                self._show()
+                self._pause()
+        except EmbedderError as error:
+            if turn.problem is None:
+                self._log.error("embedding failed", error=str(error))
+            turn.problem = str(error)
+            turn.not_before = time.monotonic() + turn.wait_s
+            turn.wait_s = min(2 * turn.wait_s, limits.INDEX_RETRY_MAX_S)
+            return
+        if turn.problem is not None:
+            self._log.info("embedding recovered")
+        turn.problem, turn.not_before, turn.wait_s = None, 0.0, limits.INDEX_RETRY_S
+
+    def _import(self, work: _Work, published: Position, *, is_asked_for: bool) -> Counts:
+        """Compare the ledger's table of embeddings, where it is asked for or time to look and it looks other."""
+        began = time.monotonic()
+        if not is_asked_for:
+            self._is_import_late = began < self._import_not_before
+            if self._is_import_late or not self._ledger_changed():
+                return Counts(0, 0, 0)
+            differs = work.imports.differs(published.as_of)
+            took_s = time.monotonic() - began
+            # To look at a large table takes its time: not more than a small share of one core.
+            self._import_not_before = began + max(limits.IMPORT_CHECK_S, took_s / limits.IMPORT_CHECK_SHARE)
+            if not differs:
+                return Counts(0, 0, 0)
+        models = {
+            record.name: record.dimension
+            for record in self._records()
+            if record.name == imported_model(record.dimension)
+        }
+        counts = work.imports.compare(models, published)
+        if any(counts):
+            self._log.info("imported event_embeddings", **counts._asdict())
+        return counts
+
+    def _ledger_changed(self) -> bool:
+        with self._connection.lock:
+            mark = self._freshness.take()
+        is_changed = mark != self._mark
+        self._mark = mark
+        return is_changed
+
+    def _forget_mark(self) -> None:
+        self._mark = None
+
+    # What there is to work with.
+
+    def _opened(self) -> _Work:
+        if self._work is None:
+            default = local_bow.LocalBow()
+            mine = self._embedder
+            is_default = mine is None or mine.name == default.name
+            kinds = self._kinds if mine is not None else ()
+            wanted: list[tuple[Embedder, tuple[str, ...]]] = [(default, kinds if is_default else ())]
+            if mine is not None and not is_default:
+                wanted.append((mine, kinds))
+            turns = [
+                _Turn(EventTable(self._store, self._connection, embedder, kinds, self._pause))
+                for embedder, kinds in wanted
+            ]
+            imports = EmbeddingImport(self._store, self._connection, self._table_for, self._look_again, self._pause)
+            self._work = _Work(turns, imports)
+        return self._work
+
+    def _problem(self) -> str | None:
+        return next((turn.problem for turn in self._turns() if turn.problem), None)
+
+    def _turns(self) -> list[_Turn]:
+        return [] if self._work is None else self._work.turns
+
+    def _table_for(self, model: str, dimension: int) -> EventVectorWriter:
+        assert self._work is not None
+        for turn in self._work.turns:
+            if turn.table.rows.record.name == model:
+                return turn.table.rows
+        if model not in self._work.others:
+            self._work.others[model] = EventVectorWriter(self._store, model, dimension)
+        return self._work.others[model]
+
+    def _look_again(self, model: str) -> None:
+        for turn in self._turns():
+            if turn.table.rows.record.name == model:
+                turn.table.look_again()
+
+    def _records(self) -> list[Any]:
+        with self._store.environment.read() as records:
+            return table_records(records)
+
+    def _clear(self) -> None:
+        """Empty all tables, those of other daemons' embedders too."""
+        self._is_reset = False
+        try:
+            self._clear_tables()
+        except BaseException:
+            self._is_reset = True
+            raise
+
+    def _clear_tables(self) -> None:
+        work = self._opened()
+        for record in self._records():
+            self._table_for(record.name, record.dimension).clear()
+        work.imports.forget()
+        self._import_not_before, self._mark = 0.0, None
+
+    def _show(self) -> None:
+        """Where the numbers go that the stats command answers."""
+        assert self._work is not None
+        imports = self._work.imports
+        self._status.importing = None if imports.rows_total is None else [imports.rows_done, imports.rows_total]
+        self._status.tables = {
+            record.name: {
+                "rows": record.rows,
+                "dimension": record.dimension,
+                "as_of": record.position.as_of,
+                "kinds": list(record.kinds),
+            }
+            for record in self._records()
+        }
+
+    # Giving way.
+
+    def _pause(self) -> None:
+        """Let the follower go first. Raises to give up."""
+        while self._standstill.locked() and not self._is_stopping:
+            time.sleep(limits.BACKOFF_MIN_S)
+        if self._is_stopping:
+            raise _Stopped
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping, seconds)
+            self._has_news = True
+
+    def _answer(self, count: int, result: dict[str, Any] | None, error: str | None) -> None:
+        """Answer the oldest `count` requests."""
+        for _ in range(count):
+            self._requests.popleft()(result, error)

@@ -1,0 +1,63 @@
+"""Messages as events hold them, and the same asked about in other words: what recall by meaning must find.
+
+Written by hand. The two of a pair share hardly a word beyond those that every sentence has, so counting words does not
+find the one by the other.
+"""
+
+from __future__ import annotations
+
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("My daughter broke her arm falling off the swing yesterday.", "Which child of mine had a playground injury?"),
+    ("The car won't start, I think the battery is dead.", "What was wrong with the vehicle?"),
+    ("We booked flights to Lisbon for the second week of June.", "When is our trip to Portugal?"),
+    ("I'm allergic to peanuts and shellfish.", "Are there foods that make me ill?"),
+    ("Our landlord is raising the rent by ten percent.", "How much more expensive is the apartment getting?"),
+    ("The puppy chewed up my favourite pair of shoes.", "What did the dog destroy?"),
+    ("I got promoted to senior engineer last month.", "Tell me about the advance in my career."),
+    ("The doctor prescribed antibiotics for my throat infection.", "What medicine am I taking for being sick?"),
+    (
+        "Python's garbage collector pauses our service for seconds.",
+        "Why does the programming language stall the server?",
+    ),
+    ("Grandma turns ninety on Sunday, and we are baking a cake.", "Whose birthday is coming up in the family?"),
+    ("My favourite composer is Chopin, above all the nocturnes.", "Which classical music do I like listening to?"),
+    ("The basement flooded after the heavy rain.", "Where in the house was there water damage from the storm?"),
+    ("I am learning to play the violin with a teacher.", "What musical instrument do I take lessons in?"),
+    ("He proposed to me on the beach at sunset, I said yes!", "How did my fiancé ask about marriage?"),
+    ("The database lost all rows when the disk failed.", "What happened with the storage hardware and our data?"),
+    ("I run five kilometres every morning before breakfast.", "What is my daily exercise routine?"),
+    ("Tomatoes and basil are growing nicely on the balcony.", "How are my vegetables and herbs doing in the garden?"),
+    ("Our team lost the football final on penalties.", "Who won the soccer championship match?"),
+    ("I quit smoking in January and feel much better.", "Since when have I given up cigarettes?"),
+    ("The bank refused my mortgage application.", "Was the loan for buying a home approved?"),
+    ("My sister is expecting twins in October.", "When will the pregnant woman give birth to her babies?"),
+    ("Please don't call me after nine, I go to bed early.", "At what hour do I sleep, so the phone stays silent?"),
+    ("I finished reading Moby Dick, what a whale of a story.", "Which novel by Melville did I complete?"),
+    ("The oven temperature must be 220 degrees for the bread.", "How hot do I have to bake the loaf?"),
+    ("Our son failed his maths exam again.", "How is the boy doing at school in algebra?"),
+    ("A thief stole my bicycle in front of the library.", "What got taken by a criminal?"),
+    ("I prefer tea to coffee, green if there is some.", "What hot beverage do I enjoy drinking?"),
+    ("The company laid off a third of its staff.", "How many employees did the firm dismiss from their jobs?"),
+    ("We adopted an old cat from the shelter.", "What pet did we take in?"),
+    ("Snow closed the mountain pass, so we turned back.", "Why could we not drive over the Alps in winter?"),
+    ("My password manager was hacked last night.", "Tell me about the security breach of my accounts."),
+    ("I voted for the green candidate in the elections.", "What are my politics at the ballot?"),
+    ("The violin concerto in the town hall was sold out.", "Could we still get tickets for the orchestra performance?"),
+    ("He retired after forty years as a train driver.", "What was the old man's profession on the railway?"),
+    ("I have trouble sleeping because of the noisy neighbours.", "What causes my insomnia at night?"),
+    ("The flight was cancelled because of fog in London.", "Why didn't the airplane leave the airport?"),
+    ("She wants to become a nurse and work in Africa.", "What are her hopes for a medical career abroad?"),
+    ("My laptop screen cracked when I dropped it.", "What damage is there to the computer display?"),
+    ("I spent all my savings on a sailing boat.", "What expensive ship did I buy with my money?"),
+    ("The wedding will take place in an old castle in Scotland.", "Where do the bride and groom get married?"),
+    ("Solar panels on our roof make more power than we use.", "How do we generate renewable electricity?"),
+    ("I fasted for two days and lost three kilos.", "How did I reduce my weight by not eating?"),
+    ("The compiler rejects my code with a type error.", "Which bug stops the software from building?"),
+    ("Grandfather fought in the war and was taken prisoner.", "What military history does my ancestor have?"),
+    ("The telescope showed us the rings of Saturn.", "Which planet did we observe in astronomy class?"),
+    ("I keep forgetting names, and it worries me.", "Do I have problems with my memory?"),
+    ("They painted the kitchen walls bright yellow.", "What colour was the room for cooking decorated in?"),
+    ("The judge sentenced him to five years in prison.", "How long must the convict stay in jail?"),
+    ("Whales were singing beneath our ship all night.", "Which marine mammals did we hear in the ocean?"),
+    ("My Spanish is good enough to order a meal in Madrid.", "Which foreign language do I speak a bit?"),
+)
