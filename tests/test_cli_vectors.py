@@ -14,13 +14,12 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pmm_shm_client import cli, connect
-from pmm_shm_client.cli import exits
 from pmm_shm_client.synthetic import generate
 
 from pmm_shm.embedding import local_bow
@@ -37,6 +36,7 @@ HOSTILE = {
     "large": b"\x1b\n" * (LARGE // 2),
     "\x1b[32mkind\n": b"",
 }
+Ran = Callable[..., tuple[int, str, str]]
 MODULE = """
 import time
 from pmm_shm.embedding.function import FunctionEmbedder
@@ -120,6 +120,20 @@ def run(*arguments: str, env: dict[str, str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command as a program."""
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=env)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def ran_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
+    """As `run`, in this process: for many at a time."""
+    (tmp_path / "own_models.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def ran(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pmm-shm", *arguments])
+        code = cli._run()
+        return code, *capsys.readouterr()
+
+    return ran
 
 
 def is_one_line(err: str) -> bool:
@@ -302,19 +316,9 @@ def test_newer_events_that_do_not_count_are_told(tmp_path: Path, start_daemon: S
         (["embed"], "PMM_DB"),
     ],
 )
-def test_wrong_usage_is_2(
-    served: Served,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    word: str,
-) -> None:
-    # As the program does it; in this process, for they are many.
-    monkeypatch.setattr(sys, "argv", ["pmm-shm", *(part.format(served.ledger) for part in arguments)])
-    monkeypatch.syspath_prepend(str(Path(served.ledger).parent))
-    code = cli._run()
-    out, err = capsys.readouterr()
-    assert (code, out) == (exits.USAGE, ""), err
+def test_wrong_usage_is_2(served: Served, ran_here: Ran, arguments: list[str], word: str) -> None:
+    code, out, err = ran_here(*(part.format(served.ledger) for part in arguments))
+    assert (code, out) == (2, ""), err
     assert is_one_line(err)
     assert word in err
 
@@ -326,29 +330,34 @@ def test_no_table_is_4_with_a_daemon(served: Served) -> None:
     assert "imported-2" in err
 
 
-def test_without_a_daemon(tmp_path: Path) -> None:
-    env = environment(tmp_path)
+def test_without_a_daemon_is_3(tmp_path: Path, ran_here: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = generate(tmp_path / "l.db", 20, 1)
-    for arguments in (["embed", ledger], ["search", ledger, "text"], ["embed", ledger, "--json"]):
-        code, out, err = run(*arguments, env=env)
-        assert (code, out) == (3, "")
+    code, out, err = run("embed", ledger, env=environment(tmp_path))
+    assert (code, out) == (3, "")
+    assert is_one_line(err)
+    monkeypatch.setenv("PMM_DB", ledger)
+    for arguments in (["embed"], ["embed", "--json"], ["search", "text"], ["search", ledger, "--vector", "[1]"]):
+        code, out, err = ran_here(*arguments)
+        assert (code, out) == (3, ""), err
         assert is_one_line(err)
-    assert run("embed", env={**env, "PMM_DB": ledger})[0] == 3
-    assert run("embed", ledger, "--text", "hello", env=env)[0] == 0
+    assert ran_here("embed", "--text", "hello", "--json")[0] == 0
+    assert not (tmp_path / "l.db-cache").exists()
+
+
+def test_bad_ledgers_are_1(tmp_path: Path, ran_here: Ran) -> None:
     for path in (tmp_path / "missing.db", tmp_path, tmp_path / "own_models.py"):
         for arguments in (["embed", str(path)], ["embed", str(path), "--text", "x"], ["search", str(path), "x"]):
-            code, out, err = run(*arguments, env=env)
+            code, out, err = ran_here(*arguments)
             assert (code, out) == (1, ""), err
             assert is_one_line(err)
             assert path.name in err
-    assert not (tmp_path / "l.db-cache").exists()
 
 
 # Embedding.
 
 
 def test_the_vector_of_a_text(served: Served) -> None:
-    for text in ("hello world", "", "half \udcff", "-"):
+    for text in ("hello world", "", "half \udcff"):
         found = served.json("embed", served.ledger, "--text", text)
         assert list(found) == ["model", "dimension", "vector", "digest"]
         assert (found["model"], found["dimension"], found["digest"]) == ("local-bow", 32, local_bow.digest(text))

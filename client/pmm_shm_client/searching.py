@@ -5,21 +5,17 @@ Invariant: a table that the log does not continue is not searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmm_shm import limits
-from pmm_shm.embedding.contract import Embedder, checked_vector
+from pmm_shm.embedding.contract import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.embedding.events import EventTexts, Item
-from pmm_shm.errors import (
-    ConfigError,
-    InvalidTextError,
-    InvalidVectorError,
-    SnapshotUnavailableError,
-)
+from pmm_shm.embedding.local_bow import LocalBow
+from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import Position
 from pmm_shm.nearest import Rows, nearest
@@ -80,40 +76,51 @@ class Hits(tuple[_H, ...]):
 
 
 class _Since(NamedTuple):
-    """What came behind a table.
+    """What came behind a table in one state of it, as far as it is known.
 
     Attributes:
-        record: of the table.
+        identity, record: of the environment and of the table: the state.
         end: how far the log was read.
         mark: of the ledger, where that was the head.
-        is_complete: whether it was.
-        at, rows: the events that are not in the table, with the ids of those that brought them, (n,) int64.
+        rows: the events that are not in the table.
     """
 
+    identity: FileId
     record: TableRecord
     end: Position
     mark: Mark | None
-    is_complete: bool
-    at: Ids
     rows: Rows
 
-    def follows(self, record: TableRecord) -> bool:
-        """Whether this is what came behind that state of the table."""
-        return (self.record.position, self.record.kinds) == (record.position, record.kinds)
 
+class _Look(NamedTuple):
+    """What one look at table and log found.
 
-class _Read(NamedTuple):
-    """What one look at the log found behind `before`."""
+    Attributes:
+        unknown: texts whose vectors are needed first; there are no hits then.
+    """
 
-    before: _Since
-    items: list[Item]
-    mark: Mark
-    is_complete: bool
+    hits: list[tuple[int, float]]
     end: Position
+    is_complete: bool
+    embedded_here: int
+    unknown: list[str]
+
+
+class _Wanted(NamedTuple):
+    """What is searched for, checked. `embedder` is None where the model has none in this process."""
+
+    model: str
+    embedder: Embedder | None
+    vector: NDArray[np.float64]
+    k: int
+    scope: Ids | None
 
 
 class Searching:
     """The searches of one cache. Thread-safe.
+
+    Table and log are looked at together, with the reader's lock held. Texts that turn out to have no vector yet are
+    embedded without it, and then the same part of the log is looked at again.
 
     Parameters:
         reader: of the ledger and of the environment.
@@ -124,107 +131,117 @@ class Searching:
         self._reader = reader
         self._embeddings = embeddings
         self._since: dict[str, _Since] = {}
-        self._tails: dict[str, tuple[FileId, int, Rows]] = {}
-        # A mark of one connection says nothing of another's.
+        self._tails: dict[str, tuple[FileId, TableRecord, Rows]] = {}
+        # A mark of one connection says nothing of another's, and the environment closes with it.
         reader.connection.on_close(self._since.clear)
+        reader.connection.on_close(self._tails.clear)
 
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
         k, ids = _checked_k(k), _checked_scope(scope)
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
-        vector = self._vector(query, model)
-        since = self._newest(name, embedder, model)
-        with self._reader.mapped() as found:
-            record = None if found is None else _record(found[0], name)
-            if found is None or record is None:
-                raise SnapshotUnavailableError(self._no_table(name))
-            checked_vector(vector, record.dimension)
-            table = TableView(found[0], record)
-            parts = [*table.blocks(), self._tail(table, found[1])]
-            newer = _not_in(record, parts, since)
-            hits = nearest([*parts, newer], vector, k, ids)
-        # The daemon may have been quicker.
-        end = record.position if _is_behind(since.end, record.position) else since.end
-        return Hits((Hit(*pair) for pair in hits), end.as_of, since.is_complete, len(newer), name)
+        wanted = _Wanted(name, embedder, self._vector(query, embedder, model), k, ids)
+        vectors: dict[str, NDArray[np.float32]] = {}
+        first = look = self._look(wanted, vectors, None)
+        while look.unknown:
+            vectors.update(zip(look.unknown, self._embedded(look.unknown, embedder, model), strict=True))
+            look = self._look(wanted, vectors, first.end.event_id)
+        hits = (Hit(*pair) for pair in look.hits)
+        is_complete = first.is_complete and look.is_complete
+        return Hits(hits, look.end.as_of, is_complete, look.embedded_here, name)
 
-    def _vector(self, query: Query, model: str | None) -> NDArray[np.float64]:
+    def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
         if not isinstance(query, str):
             return checked_vector(query)
         if not query:
             raise InvalidTextError("text: empty; there is nothing to search for")
-        return checked_vector(self._embeddings.embed(query, model))
+        return checked_vector(self._embedded([query], embedder, model)[0])
+
+    def _embedded(self, texts: list[str], embedder: Embedder | None, model: str | None) -> NDArray[np.float32]:
+        if isinstance(embedder, LocalBow):
+            # Sooner computed than looked up, and without a daemon that may stand still.
+            return embedded(embedder, [checked_text(text) for text in texts])
+        return self._embeddings.embed_many(texts, model)
+
+    def _look(self, wanted: _Wanted, vectors: Mapping[str, NDArray[np.float32]], until_id: int | None) -> _Look:
+        """Search what is published and what came since, up to `until_id` where it is given."""
+        return self._reader.with_ledger(lambda: self._looked(wanted, vectors, until_id))
+
+    def _looked(self, wanted: _Wanted, vectors: Mapping[str, NDArray[np.float32]], until_id: int | None) -> _Look:
+        # The mark first: it must not stand for more than was read.
+        mark = self._reader.freshness.take()
+        with self._reader.snapshots.begin_mapped() as found:
+            record = None if found is None else _record(found[0], wanted.model)
+            if found is None or record is None:
+                raise SnapshotUnavailableError(self._no_table(wanted.model))
+            checked_vector(wanted.vector, record.dimension)
+            table = TableView(found[0], record)
+            parts = [*table.blocks(), self._tail(table, found[1])]
+            since = self._known_since(found[1], record)
+            items: list[Item] = []
+            is_complete = since.mark == mark
+            if not is_complete:
+                items, since, is_complete = self._read(since, mark, parts, until_id)
+                if wanted.embedder is None:
+                    if items:
+                        # Searched by vector, the table of an embedder that is not here counts as far as it goes.
+                        since, items, is_complete = _nothing_since(since.identity, record), [], False
+                else:
+                    items = _embeddable(items, wanted.embedder, record)
+            unknown = {item.text for item in items if item.vector is None} - vectors.keys()
+            if unknown:
+                return _Look([], since.end, is_complete, 0, sorted(unknown))
+            rows = _merged(since.rows, items, vectors)
+            self._since[wanted.model] = since._replace(rows=rows)
+            hits = nearest([*parts, rows], wanted.vector, wanted.k, wanted.scope)
+        return _Look(hits, since.end, is_complete, len(rows), [])
 
     def _tail(self, table: TableView, identity: FileId) -> Rows:
         record = table.record
         known = self._tails.get(record.name)
-        if known is not None and known[:2] == (identity, record.version):
+        if known is not None and known[:2] == (identity, record):
             return known[2]
         rows = table.tail()
-        self._tails[record.name] = (identity, record.version, rows)
+        self._tails[record.name] = (identity, record, rows)
         return rows
 
     # What came behind the table.
 
-    def _newest(self, name: str, embedder: Embedder | None, model: str | None) -> _Since:
-        """What came behind the table, up to the head of the log or as much of it as is embedded here.
+    def _known_since(self, identity: FileId, record: TableRecord) -> _Since:
+        known = self._since.get(record.name)
+        if known is not None and (known.identity, known.record) == (identity, record):
+            return known
+        return _nothing_since(identity, record)
+
+    def _read(
+        self, since: _Since, mark: Mark, parts: list[Rows], until_id: int | None
+    ) -> tuple[list[Item], _Since, bool]:
+        """The events that came behind what is known, as many as are embedded here; where that ends; whether it is the
+        head of the log, or `until_id`.
 
         Raises:
-            SnapshotUnavailableError: there is no table, or one that the log does not continue.
+            SnapshotUnavailableError: the log does not continue the table.
         """
-        read = self._reader.with_ledger(lambda: self._read(name))
-        before, items = read.before, read.items
-        if before.mark is not None and before.mark == read.mark:
-            return before
-        rows, at = before.rows, before.at
-        if items:
-            if embedder is None:
-                # Searched by vector, the table of an embedder that is not here counts as far as it goes.
-                return before
-            items = [item for item in items if item.text or embedder.takes_empty]
-            rows, at = _merged(before, items, self._embedded(embedder, model, before.record, items))
-        mark = read.mark if read.is_complete else None
-        made = self._since[name] = _Since(before.record, read.end, mark, read.is_complete, at, rows)
-        return made
-
-    def _read(self, name: str) -> _Read:
-        """Read the log from where the last search came to. With the connection's lock held."""
-        mark = self._reader.freshness.take()
-        with self._reader.snapshots.begin_mapped() as found:
-            record = None if found is None else _record(found[0], name)
-        if record is None:
-            raise SnapshotUnavailableError(self._no_table(name))
-        before = self._since.get(name)
-        if before is None or not before.follows(record):
-            before = _nothing_since(record)
-        if before.mark is not None and before.mark == mark:
-            return _Read(before, [], mark, True, before.end)
-        texts = EventTexts(self._reader.connection, record.kinds, name)
-        items: list[Item] = []
-        end, is_complete = before.end, False
-        while not is_complete and (room := limits.SEARCH_EVENTS_MAX - len(before.rows) - len(items)) > 0:
-            read = texts.read(end, min(room, limits.TAIL_ROWS_MAX))
+        record, end = since.record, since.end
+        texts = EventTexts(self._reader.connection, record.kinds, record.name)
+        items: dict[int, Item] = {}
+        while True:
+            room = limits.SEARCH_EVENTS_MAX - len(since.rows) - len(items)
+            # Without room, too: the log may have lost what was read before.
+            read = texts.read(end, min(room, limits.TAIL_ROWS_MAX), until_id)
             if not read.is_anchored:
-                self._since.pop(name, None)
+                self._since.pop(record.name, None)
                 raise SnapshotUnavailableError(
-                    f"{self._reader.connection.path}: the log does not continue the published table of model {name!r}; "
-                    "pmm-cached makes it anew"
+                    f"{self._reader.connection.path}: the log does not continue the published table of model "
+                    f"{record.name!r}; pmm-cached makes it anew"
                 )
-            items += read.items
-            end, is_complete = read.position, read.is_complete
-        return _Read(before, items, mark, is_complete, end)
-
-    def _embedded(
-        self, embedder: Embedder, model: str | None, record: TableRecord, items: list[Item]
-    ) -> NDArray[np.float32]:
-        if embedder.dimension != record.dimension:
-            raise InvalidVectorError(
-                f"model {record.name!r}: dimension {embedder.dimension} here, and the table has {record.dimension}"
-            )
-        texts = [item.text for item in items if item.vector is None]
-        found = iter(self._embeddings.embed_many(texts, model)) if texts else iter(())
-        vectors = [next(found) if item.vector is None else item.vector for item in items]
-        return np.array(vectors, np.float32).reshape(len(items), record.dimension)
+            end = read.position
+            items.update((item.event_id, item) for item in _not_in([*parts, since.rows], read.items))
+            if read.is_complete or len(since.rows) + len(items) >= limits.SEARCH_EVENTS_MAX:
+                break
+        is_head = read.is_complete and until_id is None
+        return list(items.values()), since._replace(end=end, mark=mark if is_head else None), read.is_complete
 
     def _no_table(self, name: str) -> str:
         failure = self._reader.snapshots.failure
@@ -237,34 +254,36 @@ def _record(records: MappedRecords, name: str) -> TableRecord | None:
     return None if data is None else TableRecord.unpack(bytes(data))
 
 
-def _nothing_since(record: TableRecord) -> _Since:
+def _nothing_since(identity: FileId, record: TableRecord) -> _Since:
     none = Rows.of(np.empty(0, np.int64), np.empty((0, record.dimension), np.float32))
-    return _Since(record, record.position, None, False, none.ids, none)
+    return _Since(identity, record, record.position, None, none)
 
 
-def _merged(before: _Since, items: list[Item], vectors: NDArray[np.float32]) -> tuple[Rows, Ids]:
-    """What came before and what came now, each event once and in order."""
-    ids = np.concatenate((before.rows.ids, np.array([item.event_id for item in items], np.int64)))
-    at = np.concatenate((before.at, np.array([item.at for item in items], np.int64)))
-    unique, places = np.unique(ids, return_index=True)
-    return Rows.of(unique, np.concatenate((before.rows.vectors, vectors))[places]), at[places]
+def _embeddable(items: list[Item], embedder: Embedder, record: TableRecord) -> list[Item]:
+    if items and embedder.dimension != record.dimension:
+        raise InvalidVectorError(
+            f"model {record.name!r}: dimension {embedder.dimension} here, and the table has {record.dimension}"
+        )
+    return [item for item in items if item.text or embedder.takes_empty]
 
 
-def _is_behind(one: Position, other: Position) -> bool:
-    if other.event_id is None:
-        return False
-    return one.event_id is None or one.event_id < other.event_id
+def _merged(rows: Rows, items: list[Item], vectors: Mapping[str, NDArray[np.float32]]) -> Rows:
+    """The rows, and those of other events, in order."""
+    if not items:
+        return rows
+    ids = np.concatenate((rows.ids, np.array([item.event_id for item in items], np.int64)))
+    found = [vectors[item.text] if item.vector is None else item.vector for item in items]
+    order = np.argsort(ids)
+    return Rows.of(ids[order], np.concatenate((rows.vectors, np.array(found, np.float32)))[order])
 
 
-def _not_in(record: TableRecord, parts: Iterable[Rows], since: _Since) -> Rows:
-    """Those of the newer rows that the table does not have, which may have moved on since the log was read."""
-    newer = since.rows
-    reached = record.position.event_id
-    is_missing = np.ones(len(newer), bool) if reached is None else since.at > reached
-    if is_missing.any():
-        for rows in parts:
-            is_missing &= ~rows.living(newer.ids)
-    return Rows(newer.ids[is_missing], newer.vectors[is_missing], newer.inverse_norms[is_missing])
+def _not_in(parts: Iterable[Rows], items: list[Item]) -> list[Item]:
+    """Those that have no row: the table may be ahead of its position, and later events name earlier ones."""
+    ids = np.array([item.event_id for item in items], np.int64)
+    is_missing = np.ones(len(items), bool)
+    for rows in parts if items else ():
+        is_missing &= ~rows.living(ids)
+    return [item for item, is_wanted in zip(items, is_missing.tolist(), strict=True) if is_wanted]
 
 
 def _checked_k(k: object) -> int:

@@ -126,11 +126,8 @@ class SharedTexts:
         environment, self._state = self._state[0], (None, 0.0)
         if environment is None:
             return
-        reads = environment._reads_changed
         # Within a time limit, for that thread may be in a signal handler that waits for the connection. What is left
         # open then does no harm: it stays this process's, and a child of a fork does not touch it.
-        if reads.acquire(timeout=limits.STORE_MUTEX_S * 2):
-            try:
+        with environment.between_gets(limits.STORE_MUTEX_S * 2) as is_between:
+            if is_between:
                 close(environment)
-            finally:
-                reads.release()

@@ -163,6 +163,16 @@ class Environment:
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
 
+    @contextmanager
+    def between_gets(self, timeout_s: float) -> Iterator[bool]:
+        """While no other thread is within `get`; False where one was for all of `timeout_s`."""
+        is_between = self._reads_changed.acquire(timeout=timeout_s)
+        try:
+            yield is_between
+        finally:
+            if is_between:
+                self._reads_changed.release()
+
     def resize(self, size_bytes: int = 0) -> None:
         """Give the map another size, 0 for that which another process gave it.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from pmm_shm import limits
@@ -59,15 +60,24 @@ def put_model(records: Records, name: str, dimension: int) -> None:
     """Keep the dimension of a model.
 
     Raises:
-        InvalidVectorError: it has vectors of another dimension.
+        InvalidVectorError: it has vectors of another dimension, or there are too many models.
     """
     known = dimension_of(records, model_tag(name))
     if known is None:
+        if _count_models(records) >= limits.MODELS_MAX:
+            raise InvalidVectorError(f"model {name!r}: there are vectors of {limits.MODELS_MAX} models already")
         records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
     elif known != dimension:
         raise InvalidVectorError(
             f"model {name!r} has vectors of dimension {known} here, not {dimension}: give the other one another name"
         )
+
+
+def _count_models(records: Records) -> int:
+    with records.cursor() as cursor:
+        if not cursor.set_range(MODEL_PREFIX):
+            return 0
+        return sum(1 for _ in takewhile(lambda record: record[0].startswith(MODEL_PREFIX), cursor))
 
 
 class TextVector(NamedTuple):

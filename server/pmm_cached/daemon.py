@@ -28,6 +28,7 @@ from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 
 _PROBLEM_PAUSE_S = 0.5
+_LAST_WAIT_S = 0.05
 _QUARANTINE_SHOWN = 20
 
 
@@ -247,9 +248,10 @@ class Daemon:
             self._status.problem = None
 
     def _shut_down(self) -> None:
-        is_idle = self._maintenance.stop(limits.STOP_S)
-        is_idle = self._indexer.stop(limits.STOP_S) and is_idle
-        is_idle = self._texts.stop(limits.STOP_S) and is_idle
+        deadline = time.monotonic() + limits.STOP_S
+        is_idle = True
+        for part in (self._maintenance, self._indexer, self._texts):
+            is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
         # Where the directory is another's, so are the sockets and the mark that stand there.
         is_ours = self._lock.is_held()
         self._commands.stop(removes_files=is_ours)

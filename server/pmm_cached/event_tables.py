@@ -125,12 +125,11 @@ class EventTable:
     def _vectors(self, items: list[Item]) -> list[Sequence[float]]:
         known = {item.text: item.vector or self._known(item.text) for item in items}
         missing = [text for text, vector in known.items() if vector is None]
-        for start in range(0, len(missing), self._embedder.batch_max):
-            part = missing[start : start + self._embedder.batch_max]
+        if missing:
             began = time.thread_time()
-            found = embedded(self._embedder, part)
-            self._adapt(len(part), time.thread_time() - began)
-            known.update(zip(part, found, strict=True))
+            found = embedded(self._embedder, missing)
+            self._adapt(len(missing), time.thread_time() - began)
+            known.update(zip(missing, found, strict=True))
         return [known[item.text] for item in items]  # type: ignore[misc]
 
     def _known(self, text: str) -> Sequence[float] | None:

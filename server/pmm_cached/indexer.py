@@ -1,14 +1,13 @@
 """The indexer: fills the tables of event vectors, in a thread of its own, behind the follower and never in its way.
 
-It takes in what the follower has published, and no event before that. An embedder that fails delays its own table, not
-the others.
+It takes in what the follower has published, and no event before that. It works in short rounds, one step for each
+table: an embedder that fails or is slow delays its own table, not the others.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +19,10 @@ from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
 from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.contract import Embedder
-from pmm_shm.errors import EmbedderError, PmmShmError
-from pmm_shm.ledger.connection import Connection, close_replaced
+from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
-from pmm_shm.ledger.tail import Position
+from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.replay import LogChanged
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.event_vector_writer import EventVectorWriter
@@ -40,21 +39,42 @@ class _Stopped(Exception):
 
 @dataclass
 class _Turn:
-    """When a table's embedder may be asked again, after it failed."""
+    """An embedder with its table, and when it may be asked again after it failed.
 
-    table: EventTable
+    Attributes:
+        table: None where it cannot be opened, and `problem` says why.
+        is_done: whether it has all that is published.
+    """
+
+    embedder: Embedder
+    kinds: tuple[str, ...]
+    table: EventTable | None = None
+    is_done: bool = False
     not_before: float = 0.0
     wait_s: float = limits.INDEX_RETRY_S
     problem: str | None = None
 
+    def has_reached(self, event_id: int) -> bool:
+        """Whether the table has everything up to this event."""
+        return self.is_done or (self.table is not None and self.table.as_of >= event_id)
+
 
 @dataclass
 class _Work:
-    """What there is to work with while the ledger's file is open."""
+    """The tables that there are to work on, each opened once."""
 
     turns: list[_Turn]
     imports: EmbeddingImport
     others: dict[str, EventVectorWriter] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Request:
+    """Somebody who waits for the tables; `until_id` and `counts` once `event_embeddings` was compared for it."""
+
+    done: Done
+    until_id: int = 0
+    counts: Counts | None = None
 
 
 class Indexer:
@@ -87,15 +107,18 @@ class Indexer:
         self._on_death = on_death
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
-        self._mark: Mark | None = None
+        self._heads = TailReader(self._connection, ())
+        # What the ledger's table was compared at: the ledger's mark, and up to where was published.
+        self._looked_at: tuple[Mark, int] | None = None
         self._connection.on_close(self._forget_mark)
         self._work: _Work | None = None
         self._import_not_before = 0.0
         self._is_import_late = False
         self._changed = threading.Condition()
         self._has_news = True
-        self._is_reset = False
-        self._requests: deque[Done] = deque()
+        # A daemon that was killed may have found the log to be another one.
+        self._is_reset = writer.header.is_void
+        self._requests: list[_Request] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
 
@@ -126,7 +149,7 @@ class Indexer:
         """Compare the ledger's `event_embeddings`, take in all that is published, and then call `done`."""
         with self._changed:
             if not self._is_stopping:
-                self._requests.append(done)
+                self._requests.append(_Request(done))
                 self._has_news = True
                 self._changed.notify_all()
                 return
@@ -148,8 +171,9 @@ class Indexer:
             self._on_death(f"indexing ended: {type(error).__name__}: {error}")
         finally:
             self._connection.close()
-            for done in self._requests:
-                done(None, _STOPS)
+            with self._changed:
+                self._is_stopping = True
+            self._answer(self._requests, None, _STOPS)
 
     def _attempt(self) -> None:
         try:
@@ -159,14 +183,16 @@ class Indexer:
         except LogChanged:
             self.reset()
         except LedgerMoved:
-            close_replaced(self._connection.path)
+            # The follower closes all connections to the old file, and says that there is news. To do it here as well
+            # would be to wait for its lock while it waits for ours.
+            pass
         except DamagedStoreError:
             raise
         except PmmShmError as error:
             if self._status.problem != str(error):
                 self._log.error("indexing failed", error=str(error))
             self._status.problem = str(error)
-            self._answer(len(self._requests), None, str(error))
+            self._answer(self._requests, None, str(error))
             self._rest(limits.INDEX_RETRY_S)
 
     def _wait(self) -> None:
@@ -182,34 +208,52 @@ class Indexer:
 
     def _idle_s(self) -> float | None:
         """How long nothing happens by itself; None for ever."""
-        due = [turn.not_before for turn in self._turns() if turn.problem]
+        due = [turn.not_before for turn in self._turns() if turn.problem and turn.table]
         if self._is_import_late:
             due.append(self._import_not_before)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _round(self) -> None:
-        """Everything that is due, to the published head."""
-        header = self._store.header
-        if header.is_void or not header.folds:
+        """One step of everything that is due, towards the published head."""
+        published = self._published()
+        if published is None:
             return
-        work, published, asked = self._opened(), header.position, len(self._requests)
-        counts = self._import(work, published, is_asked_for=asked > 0)
+        work = self._opened()
+        with self._changed:
+            asked = [request for request in self._requests if request.counts is None]
+        counts = self._import(work, published, is_asked_for=bool(asked))
+        for request in asked:
+            request.until_id, request.counts = published.as_of, counts
         for turn in work.turns:
             if time.monotonic() >= turn.not_before or asked:
                 self._advance(turn, published.as_of)
+        if not all(turn.is_done or turn.problem for turn in work.turns):
+            self.ledger_changed()
         self._show()
-        problem = self._problem()
-        self._answer(asked, None if problem else {"as_of": published.as_of, **counts._asdict()}, problem)
+        self._answer_those_served()
+
+    def _published(self) -> Position | None:
+        """The published head; None where there is none, or where the log does not continue it: the follower will say
+        more.
+        """
+        header = self._store.header
+        if header.is_void or not header.folds:
+            return None
+        with self._connection.lock:
+            # The guards first: another file may stand at the path.
+            self._freshness.take()
+            return header.position if self._heads.read(header.position, 0).is_anchored else None
 
     def _advance(self, turn: _Turn, until_id: int) -> None:
+        if turn.table is None:
+            return
+        self._pause()
         try:
-            while not turn.table.step(until_id):
-                self._show()
-                self._pause()
+            turn.is_done = turn.table.step(until_id)
         except EmbedderError as error:
             if turn.problem is None:
                 self._log.error("embedding failed", error=str(error))
-            turn.problem = str(error)
+            turn.is_done, turn.problem = False, str(error)
             turn.not_before = time.monotonic() + turn.wait_s
             turn.wait_s = min(2 * turn.wait_s, limits.INDEX_RETRY_MAX_S)
             return
@@ -220,15 +264,19 @@ class Indexer:
     def _import(self, work: _Work, published: Position, *, is_asked_for: bool) -> Counts:
         """Compare the ledger's table of embeddings, where it is asked for or time to look and it looks other."""
         began = time.monotonic()
+        with self._connection.lock:
+            looked_at = self._freshness.take(), published.as_of
         if not is_asked_for:
-            self._is_import_late = began < self._import_not_before
-            if self._is_import_late or not self._ledger_changed():
+            is_other = looked_at != self._looked_at
+            self._is_import_late = is_other and began < self._import_not_before
+            if self._is_import_late or not is_other:
                 return Counts(0, 0, 0)
             differs = work.imports.differs(published.as_of)
             took_s = time.monotonic() - began
             # To look at a large table takes its time: not more than a small share of one core.
             self._import_not_before = began + max(limits.IMPORT_CHECK_S, took_s / limits.IMPORT_CHECK_SHARE)
             if not differs:
+                self._looked_at = looked_at
                 return Counts(0, 0, 0)
         models = {
             record.name: record.dimension
@@ -236,19 +284,13 @@ class Indexer:
             if record.name == imported_model(record.dimension)
         }
         counts = work.imports.compare(models, published)
+        self._looked_at = looked_at
         if any(counts):
             self._log.info("imported event_embeddings", **counts._asdict())
         return counts
 
-    def _ledger_changed(self) -> bool:
-        with self._connection.lock:
-            mark = self._freshness.take()
-        is_changed = mark != self._mark
-        self._mark = mark
-        return is_changed
-
     def _forget_mark(self) -> None:
-        self._mark = None
+        self._looked_at = None
 
     # What there is to work with.
 
@@ -258,16 +300,23 @@ class Indexer:
             mine = self._embedder
             is_default = mine is None or mine.name == default.name
             kinds = self._kinds if mine is not None else ()
-            wanted: list[tuple[Embedder, tuple[str, ...]]] = [(default, kinds if is_default else ())]
+            turns = [_Turn(default, kinds if is_default else ())]
             if mine is not None and not is_default:
-                wanted.append((mine, kinds))
-            turns = [
-                _Turn(EventTable(self._store, self._connection, embedder, kinds, self._pause))
-                for embedder, kinds in wanted
-            ]
+                turns.append(_Turn(mine, kinds))
             imports = EmbeddingImport(self._store, self._connection, self._table_for, self._look_again, self._pause)
             self._work = _Work(turns, imports)
+        for turn in self._work.turns:
+            if turn.table is None and turn.problem is None:
+                self._open(turn)
         return self._work
+
+    def _open(self, turn: _Turn) -> None:
+        try:
+            turn.table = EventTable(self._store, self._connection, turn.embedder, turn.kinds, self._pause)
+        except InvalidVectorError as error:
+            # For as long as the store holds vectors of this name: no time mends it.
+            self._log.error("no table of vectors", error=str(error))
+            turn.problem = str(error)
 
     def _problem(self) -> str | None:
         return next((turn.problem for turn in self._turns() if turn.problem), None)
@@ -278,7 +327,7 @@ class Indexer:
     def _table_for(self, model: str, dimension: int) -> EventVectorWriter:
         assert self._work is not None
         for turn in self._work.turns:
-            if turn.table.rows.record.name == model:
+            if turn.table is not None and turn.embedder.name == model:
                 return turn.table.rows
         if model not in self._work.others:
             self._work.others[model] = EventVectorWriter(self._store, model, dimension)
@@ -286,7 +335,7 @@ class Indexer:
 
     def _look_again(self, model: str) -> None:
         for turn in self._turns():
-            if turn.table.rows.record.name == model:
+            if turn.table is not None and turn.embedder.name == model:
                 turn.table.look_again()
 
     def _records(self) -> list[Any]:
@@ -307,7 +356,7 @@ class Indexer:
         for record in self._records():
             self._table_for(record.name, record.dimension).clear()
         work.imports.forget()
-        self._import_not_before, self._mark = 0.0, None
+        self._import_not_before, self._looked_at = 0.0, None
 
     def _show(self) -> None:
         """Where the numbers go that the stats command answers."""
@@ -338,7 +387,18 @@ class Indexer:
             self._changed.wait_for(lambda: self._is_stopping, seconds)
             self._has_news = True
 
-    def _answer(self, count: int, result: dict[str, Any] | None, error: str | None) -> None:
-        """Answer the oldest `count` requests."""
-        for _ in range(count):
-            self._requests.popleft()(result, error)
+    def _answer_those_served(self) -> None:
+        problem = self._problem()
+        for request in [request for request in self._requests if request.counts is not None]:
+            assert request.counts is not None
+            if problem is not None:
+                self._answer([request], None, problem)
+            elif all(turn.has_reached(request.until_id) for turn in self._turns()):
+                self._answer([request], {"as_of": request.until_id, **request.counts._asdict()}, None)
+
+    def _answer(self, requests: list[_Request], result: dict[str, Any] | None, error: str | None) -> None:
+        with self._changed:
+            answered = list(requests)
+            self._requests = [request for request in self._requests if request not in answered]
+        for request in answered:
+            request.done(result, error)
