@@ -24,7 +24,8 @@ from pmm_shm.errors import CommandError, ConfigError
 VERSION = 1
 PING, STATS, WAIT, VERIFY, INVALIDATE = "ping", "stats", "wait", "verify", "invalidate"
 LEASE, RENEW, RELEASE, PUT, INDEX = "lease", "renew", "release", "put", "index"
-ORDINARY = frozenset({PING, STATS, WAIT, LEASE, RENEW, RELEASE, PUT})
+CLAIM, RESIGN = "claim", "resign"
+ORDINARY = frozenset({PING, STATS, WAIT, LEASE, RENEW, RELEASE, PUT, CLAIM, RESIGN})
 ADMINISTRATIVE = ORDINARY | {VERIFY, INVALIDATE, INDEX}
 TEXT_KEY_BYTES = 32
 LEASE_WAIT_MS_MAX = 60_000
@@ -171,6 +172,7 @@ def _are_vectors(value: object) -> bool:
 
 
 _Check = tuple[Callable[[Any], bool], str]
+_ROLE: _Check = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
 _FOLD: _Check = (_is_fold, "a name or null")
 _MODEL: _Check = (_is_model, "a model's name")
 _TOKENS: _Check = (lambda value: _are(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
@@ -187,6 +189,11 @@ _FIELDS: dict[str, dict[str, _Check]] = {
     VERIFY: {"fold": _FOLD},
     INVALIDATE: {"fold": _FOLD},
     INDEX: {},
+    CLAIM: {
+        "role": _ROLE,
+        "token": (lambda value: value is None or _is_token(value), "a token or null"),
+    },
+    RESIGN: {"role": _ROLE, "token": (_is_token, "a token")},
     LEASE: {
         "model": _MODEL,
         "keys": (

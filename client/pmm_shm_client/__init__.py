@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.aio import AsyncCache, connect_async
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
+    from pmm_shm_client.context import Context
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage
 
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncCache",
     "Cache",
     "Commitments",
+    "Context",
     "EventLog",
     "Frame",
     "Identity",
@@ -41,6 +43,7 @@ _HOMES = {
     "AsyncCache": "pmm_shm_client.aio",
     "Cache": "pmm_shm_client.cache",
     "Commitments": "pmm_shm_client.results",
+    "Context": "pmm_shm_client.context",
     "EventLog": "pmm_shm.ledger.eventlog",
     "Frame": "pmm_shm_client.frame",
     "Identity": "pmm_shm_client.results",

@@ -27,6 +27,7 @@ from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
     from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm_client.context import Context
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
 
 _ids = itertools.count(1)
@@ -66,6 +67,12 @@ class AsyncCache(Cache):
     ) -> Hits[Recollection]:
         """As `recall`, in a thread."""
         return await asyncio.to_thread(self.recall, query, k, scope, model)
+
+    async def context_async(
+        self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
+    ) -> Context:
+        """As `context`, in a thread."""
+        return await asyncio.to_thread(self.context, user_text, reflections, recall, messages)
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""

@@ -26,6 +26,7 @@ from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
 
@@ -146,6 +147,28 @@ class Cache(Reads):
     ) -> Hits[Recollection]:
         """As `search`, with the events themselves."""
         return self.search(query, k, scope, model).with_events(self._log.get_event)
+
+    def context(
+        self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
+    ) -> Context:
+        """What to read before answering a user, all at one position; `str()` of it is a block for a system prompt.
+
+        Parameters:
+            user_text: what is to be answered; without it, nothing is recalled.
+            reflections: how many of the newest, 0 to 32.
+            recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
+                published, the embedder fails), `recall_problem` of the context says so.
+            messages: how many of the last of the conversation, 0 to 64.
+
+        Raises:
+            ConfigError: one of the numbers is none, or out of its range.
+            InvalidTextError: `user_text` is no text, or longer than any that is embedded.
+            UnknownModelError: `recall`, and there is no embedder of this cache's name.
+        """
+        from pmm_shm_client.context import Wanted, make_context
+
+        wanted = Wanted.of(user_text, reflections, recall, messages)
+        return make_context(self.frame(), wanted, self.search, self._log.get_event)
 
     def _open_searching(self) -> Searching:
         from pmm_shm_client.searching import Searching

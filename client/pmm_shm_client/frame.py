@@ -10,7 +10,7 @@ from pmm_shm.folds.recent import RecentView
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
 from pmm_shm.folds.stage import StageView
 from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warning
+from pmm_shm_client.warnings_log import OnWarn, Warnings
 
 if TYPE_CHECKING:
     from pmm_shm_client.reads import Reads
@@ -56,10 +56,10 @@ class Frame:
     _cache: Reads
     _results: Mapping[str, Any]
     _views: dict[str, Any]
-    _warnings: tuple[Warning, ...]
+    _warnings: Warnings
     as_of: int
 
-    def __init__(self, cache: Reads, views: Mapping[str, Any], warnings: tuple[Warning, ...], as_of: int) -> None:
+    def __init__(self, cache: Reads, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
         results = {name: make(views[SourceFor.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_cache", cache),

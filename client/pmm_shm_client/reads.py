@@ -17,7 +17,7 @@ from pmm_shm_client.frame import RESULTS, Frame, SourceFor
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.replaying import ReplayReading, replayed
 from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warning, WarningsLog
+from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
 
 Consistency = Literal["exact", "snapshot", "wait"]
 _CONSISTENCIES = ("exact", "snapshot", "wait")
@@ -94,8 +94,8 @@ class Reads(ABC):
             return self._replayed_model(max_trait_delta, on_warn)
         model: SelfModel = self._get("self_model", consistency)
         if on_warn is not None and model.warning_count:
-            model, fresh = self._run(self._mode("self_model", consistency), self._with_warnings, ("self_model",))
-            self._warnings.report(fresh, on_warn)
+            model, closes = self._run(self._mode("self_model", consistency), self._with_warnings, ("self_model",))
+            self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=strict)
 
     def identity(self, *, consistency: Consistency | None = None) -> Identity:
@@ -210,20 +210,19 @@ class Reads(ABC):
 
     def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
         self._check_open()
-        model, fresh = self._with_warnings(
+        model, closes = self._with_warnings(
             replayed(self._reader, [SelfModelFold(checked_trait_delta(limit))], until_id)
         )
         if on_warn is not None:
-            self._warnings.report(fresh, on_warn)
+            self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=True)
 
-    def _with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, list[Warning]]:
-        return reading.view("self_model"), self._warnings.unreported(reading.state("self_model"))
+    def _with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
+        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
 
     def _make_frame(self, reading: Reading | ReplayReading, names: tuple[str, ...]) -> Frame:
         views = {name: reading.view(name) for name in names}
-        fresh = self._warnings.unreported(reading.state("self_model"))
-        return Frame(self, views, tuple(fresh), reading.as_of)
+        return Frame(self, views, self._warnings.of(reading.state("self_model")), reading.as_of)
 
     def _frame_fold(self, name: str, as_of: int) -> Any:
         """A fold that the frame was made without: replayed up to the frame's position."""

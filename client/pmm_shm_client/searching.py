@@ -5,7 +5,7 @@ Invariant: a table that the log does not continue is not searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
 
 Ids = NDArray[np.int64]
+Vectors = dict[str, NDArray[np.float32] | None]
 Query = str | Sequence[float] | NDArray[Any]
 
 
@@ -142,14 +143,15 @@ class Searching:
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         wanted = _Wanted(name, embedder, self._vector(query, embedder, model), k, ids)
-        vectors: dict[str, NDArray[np.float32]] = {}
+        vectors: Vectors = {}
         first = look = self._look(wanted, vectors, None)
         while look.unknown:
-            vectors.update(zip(look.unknown, self._embedded(look.unknown, embedder, model), strict=True))
+            vectors.update(self._vectors(look.unknown, embedder, model))
             look = self._look(wanted, vectors, first.end.event_id)
         hits = (Hit(*pair) for pair in look.hits)
-        is_complete = first.is_complete and look.is_complete
-        return Hits(hits, look.end.as_of, is_complete, look.embedded_here, name)
+        # The first look's end may be an event without a vector, which the last one had no need to come to.
+        as_of = max(first.end.as_of, look.end.as_of) if look.is_complete else look.end.as_of
+        return Hits(hits, as_of, first.is_complete and look.is_complete, look.embedded_here, name)
 
     def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
         if not isinstance(query, str):
@@ -158,17 +160,27 @@ class Searching:
             raise InvalidTextError("text: empty; there is nothing to search for")
         return checked_vector(self._embedded([query], embedder, model)[0])
 
+    def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> Vectors:
+        """The vector of each text; None for one that has none, as it has none in the table."""
+        try:
+            return dict(zip(texts, self._embedded(texts, embedder, model), strict=True))
+        except InvalidTextError:
+            if len(texts) == 1:
+                return {texts[0]: None}
+        half = len(texts) // 2
+        return {**self._vectors(texts[:half], embedder, model), **self._vectors(texts[half:], embedder, model)}
+
     def _embedded(self, texts: list[str], embedder: Embedder | None, model: str | None) -> NDArray[np.float32]:
         if isinstance(embedder, LocalBow):
             # Sooner computed than looked up, and without a daemon that may stand still.
             return embedded(embedder, [checked_text(text) for text in texts])
         return self._embeddings.embed_many(texts, model)
 
-    def _look(self, wanted: _Wanted, vectors: Mapping[str, NDArray[np.float32]], until_id: int | None) -> _Look:
+    def _look(self, wanted: _Wanted, vectors: Vectors, until_id: int | None) -> _Look:
         """Search what is published and what came since, up to `until_id` where it is given."""
         return self._reader.with_ledger(lambda: self._looked(wanted, vectors, until_id))
 
-    def _looked(self, wanted: _Wanted, vectors: Mapping[str, NDArray[np.float32]], until_id: int | None) -> _Look:
+    def _looked(self, wanted: _Wanted, vectors: Vectors, until_id: int | None) -> _Look:
         # The mark first: it must not stand for more than was read.
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
@@ -267,8 +279,9 @@ def _embeddable(items: list[Item], embedder: Embedder, record: TableRecord) -> l
     return [item for item in items if item.text or embedder.takes_empty]
 
 
-def _merged(rows: Rows, items: list[Item], vectors: Mapping[str, NDArray[np.float32]]) -> Rows:
+def _merged(rows: Rows, items: list[Item], vectors: Vectors) -> Rows:
     """The rows, and those of other events, in order."""
+    items = [item for item in items if item.vector is not None or vectors[item.text] is not None]
     if not items:
         return rows
     ids = np.concatenate((rows.ids, np.array([item.event_id for item in items], np.int64)))

@@ -19,6 +19,7 @@ import zmq
 
 from pmm_cached.leases import Answer, Leases
 from pmm_cached.logs import Logger
+from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_shm import limits, protocol
@@ -69,6 +70,7 @@ class CommandServer:
         self._backend = backend
         self._texts = texts
         self._leases = Leases(texts.has, status.embeddings)
+        self._roles = Roles()
         self._status = status
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -206,6 +208,11 @@ class CommandServer:
             reply(pack_result(request.id, {}))
         elif request.command == protocol.PUT:
             self._put(request, reply)
+        elif request.command == protocol.CLAIM:
+            self._claim(request, reply)
+        elif request.command == protocol.RESIGN:
+            self._roles.resign(request.args["role"], request.args["token"])
+            reply(pack_result(request.id, {}))
         else:
             self._start_job(request, reply)
 
@@ -240,6 +247,13 @@ class CommandServer:
             return
         stored = [TextVector(model, vectors[index][0], vectors[index][2]) for index in accepted]
         self._texts.put(stored, lambda error: self._post(lambda: finished(error)))
+
+    def _claim(self, request: Request, reply: Reply) -> None:
+        claim = self._roles.claim(request.args["role"], request.args["token"])
+        if claim is None:
+            reply(pack_error(request.id, "busy", f"{limits.ROLES_MAX} roles are held already"))
+        else:
+            reply(pack_result(request.id, claim._asdict()))
 
     def _wait(self, request: Request, reply: Reply) -> None:
         if not self._may_wait():

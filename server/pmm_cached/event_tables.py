@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.embedding.contract import Embedder, embedded, text_key
 from pmm_shm.embedding.events import EventTexts, Item, Source
 from pmm_shm.embedding.local_bow import LocalBow
+from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import START
@@ -21,6 +23,7 @@ from pmm_shm.store.text_vectors import model_tag, text_vector_key
 from pmm_shm.store.writer import StoreWriter
 
 _STEP_S = 0.25
+Vector = Sequence[float] | NDArray[np.float32]
 Pause = Callable[[], None]
 """Called between small pieces of work; it lets the follower go first, and raises to give up."""
 
@@ -77,10 +80,10 @@ class EventTable:
         if not read.is_anchored:
             raise LogChanged
         missing = self._missing(read.items)
-        rows = self._embedded(missing)
-        if len(rows.ids) < len(missing):
+        rows, done = self._embedded(missing)
+        if done < len(missing):
             self.rows.apply(rows, kinds=self._kinds)
-            self._events_max = len(rows.ids)
+            self._events_max = done
             return False
         self._events_max = min(2 * self._events_max, limits.INDEX_EVENTS_PER_COMMIT)
         if len(rows.ids) or read.position != position:
@@ -100,11 +103,11 @@ class EventTable:
             item for item, source in zip(items, present.tolist(), strict=True) if source == 0 or source > item.source
         ]
 
-    def _embedded(self, items: list[Item]) -> VectorRows:
-        """The rows of all items; of the first ones only where that takes longer than `_STEP_S`, or where it fails at a
-        later one: what an embedder has taken its time for must not be lost.
+    def _embedded(self, items: list[Item]) -> tuple[VectorRows, int]:
+        """The rows of the first items, and how many these are: all, unless it takes longer than `_STEP_S` or fails at
+        a later one. What an embedder has taken its time for must not be lost.
         """
-        vectors: list[Sequence[float]] = []
+        vectors: list[Vector | None] = []
         deadline = time.monotonic() + _STEP_S
         while len(vectors) < len(items) and (not vectors or time.monotonic() < deadline):
             try:
@@ -115,29 +118,40 @@ class EventTable:
                 if not vectors:
                     raise
                 break
-        done = items[: len(vectors)]
-        return VectorRows(
-            np.array([item.event_id for item in done], np.int64),
-            np.array([item.source for item in done], np.uint8),
-            np.array(vectors, np.float32).reshape(len(done), self._embedder.dimension),
+        made = [(item, vector) for item, vector in zip(items, vectors, strict=False) if vector is not None]
+        rows = VectorRows(
+            np.array([item.event_id for item, _ in made], np.int64),
+            np.array([item.source for item, _ in made], np.uint8),
+            np.array([vector for _, vector in made], np.float32).reshape(len(made), self._embedder.dimension),
         )
+        return rows, len(vectors)
 
-    def _vectors(self, items: list[Item]) -> list[Sequence[float]]:
-        known = {item.text: item.vector or self._known(item.text) for item in items}
+    def _vectors(self, items: list[Item]) -> list[Vector | None]:
+        """The vector of each item; None for a text that has none."""
+        known: dict[str, Vector | None] = {item.text: item.vector or self._known(item.text) for item in items}
         missing = [text for text, vector in known.items() if vector is None]
         if missing:
             began = time.thread_time()
-            found = embedded(self._embedder, missing)
+            known.update(zip(missing, self._computed(missing), strict=True))
             self._adapt(len(missing), time.thread_time() - began)
-            known.update(zip(missing, found, strict=True))
-        return [known[item.text] for item in items]  # type: ignore[misc]
+        return [known[item.text] for item in items]
 
-    def _known(self, text: str) -> Sequence[float] | None:
+    def _computed(self, texts: list[str]) -> list[Vector | None]:
+        try:
+            return list(embedded(self._embedder, texts))
+        except InvalidTextError:
+            if len(texts) == 1:
+                return [None]
+        # One of them has no vector, now or later: that must not keep the others from theirs.
+        half = len(texts) // 2
+        return self._computed(texts[:half]) + self._computed(texts[half:])
+
+    def _known(self, text: str) -> Vector | None:
         """The vector that a worker has put already; the default one is computed sooner than it is looked up."""
         if isinstance(self._embedder, LocalBow):
             return None
         data = self._store.environment.get(text_vector_key(self._tag, text_key(text)))
-        return None if data is None else np.frombuffer(data, "<f4")  # type: ignore[return-value]
+        return None if data is None else np.frombuffer(data, "<f4")
 
     def _adapt(self, texts: int, cpu_s: float) -> None:
         """As many texts at a time as cost about a millisecond of this process: the follower never waits for longer."""

@@ -21,6 +21,7 @@ from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.replay import LogChanged
@@ -30,6 +31,7 @@ from pmm_shm.store.event_vectors import table_records
 from pmm_shm.store.writer import StoreWriter
 
 _STOPS = "the daemon stops"
+_HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
 Done = Callable[[dict[str, Any] | None, str | None], None]
 
 
@@ -70,10 +72,15 @@ class _Work:
 
 @dataclass(eq=False)
 class _Request:
-    """Somebody who waits for the tables; `until_id` and `counts` once `event_embeddings` was compared for it."""
+    """Somebody who waits for the tables.
+
+    Attributes:
+        until_id: what the log's head was when the request was first looked at.
+        counts: what the comparison of `event_embeddings` did, once that much was published.
+    """
 
     done: Done
-    until_id: int = 0
+    until_id: int | None = None
     counts: Counts | None = None
 
 
@@ -146,7 +153,7 @@ class Indexer:
             self._changed.notify_all()
 
     def index(self, done: Done) -> None:
-        """Compare the ledger's `event_embeddings`, take in all that is published, and then call `done`."""
+        """Compare the ledger's `event_embeddings`, take in the log as it is now, and then call `done`."""
         with self._changed:
             if not self._is_stopping:
                 self._requests.append(_Request(done))
@@ -219,11 +226,10 @@ class Indexer:
         if published is None:
             return
         work = self._opened()
-        with self._changed:
-            asked = [request for request in self._requests if request.counts is None]
+        asked = self._asked(published)
         counts = self._import(work, published, is_asked_for=bool(asked))
         for request in asked:
-            request.until_id, request.counts = published.as_of, counts
+            request.counts = counts
         for turn in work.turns:
             if time.monotonic() >= turn.not_before or asked:
                 self._advance(turn, published.as_of)
@@ -231,6 +237,16 @@ class Indexer:
             self.ledger_changed()
         self._show()
         self._answer_those_served()
+
+    def _asked(self, published: Position) -> list[_Request]:
+        """The requests that the ledger's table is to be compared for now."""
+        with self._changed:
+            waiting = [request for request in self._requests if request.counts is None]
+        for request in waiting:
+            if request.until_id is None:
+                with self._connection.lock:
+                    request.until_id = fetch_batch(self._connection, _HEAD_SQL, (), 1).rows[0][0]
+        return [request for request in waiting if request.until_id is not None and request.until_id <= published.as_of]
 
     def _published(self) -> Position | None:
         """The published head; None where there is none, or where the log does not continue it: the follower will say
@@ -303,7 +319,9 @@ class Indexer:
             turns = [_Turn(default, kinds if is_default else ())]
             if mine is not None and not is_default:
                 turns.append(_Turn(mine, kinds))
-            imports = EmbeddingImport(self._store, self._connection, self._table_for, self._look_again, self._pause)
+            imports = EmbeddingImport(
+                self._store, self._connection, self._table_for, self._look_again, self._pause_import
+            )
             self._work = _Work(turns, imports)
         for turn in self._work.turns:
             if turn.table is None and turn.problem is None:
@@ -357,12 +375,14 @@ class Indexer:
             self._table_for(record.name, record.dimension).clear()
         work.imports.forget()
         self._import_not_before, self._looked_at = 0.0, None
+        with self._changed:
+            for request in self._requests:
+                request.until_id = request.counts = None
 
     def _show(self) -> None:
         """Where the numbers go that the stats command answers."""
-        assert self._work is not None
-        imports = self._work.imports
-        self._status.importing = None if imports.rows_total is None else [imports.rows_done, imports.rows_total]
+        self._show_import()
+        self._status.problem = self._problem()
         self._status.tables = {
             record.name: {
                 "rows": record.rows,
@@ -373,7 +393,16 @@ class Indexer:
             for record in self._records()
         }
 
+    def _show_import(self) -> None:
+        assert self._work is not None
+        imports = self._work.imports
+        self._status.importing = None if imports.rows_total is None else [imports.rows_done, imports.rows_total]
+
     # Giving way.
+
+    def _pause_import(self) -> None:
+        self._show_import()
+        self._pause()
 
     def _pause(self) -> None:
         """Let the follower go first. Raises to give up."""
@@ -391,6 +420,7 @@ class Indexer:
         problem = self._problem()
         for request in [request for request in self._requests if request.counts is not None]:
             assert request.counts is not None
+            assert request.until_id is not None
             if problem is not None:
                 self._answer([request], None, problem)
             elif all(turn.has_reached(request.until_id) for turn in self._turns()):

@@ -38,6 +38,7 @@ _CONTENT_SHOWN = 200
 _KIND_SHOWN = 32
 _TS_SHOWN = 19
 _NUMBERS_SHOWN = 8
+_IMPORT = "event_embeddings"
 _DAEMON_ANSWERS_S = 2.0
 _LOOK_S = 0.1
 _LOOK_ANSWERS_S = 0.5
@@ -339,7 +340,9 @@ def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
         def update(numbers: Numbers) -> None:
             embeddings = numbers["embeddings"]
             if embeddings["importing"]:
-                put("event_embeddings", *embeddings["importing"])
+                put(_IMPORT, *embeddings["importing"])
+            elif _IMPORT in tasks:
+                bars.remove_task(tasks.pop(_IMPORT))
             for model, found in embeddings["tables"].items():
                 put(model, min(found["as_of"], head), head)
 

@@ -1,0 +1,327 @@
+"""`Context`: what a chat worker reads before it answers, all of it at one position, and the block of text it makes.
+
+The rules and the layout stand in `docs/CONTEXT.md`. Nothing here depends on the process: not on its locale, time zone,
+hash seed, nor on what it has read before.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.embedding.contract import checked_text
+from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
+from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
+from pmm_shm.frozen import FrozenDict
+from pmm_shm.ledger.instants import instant_us
+from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS
+
+if TYPE_CHECKING:
+    from pmm_shm_client.frame import Frame
+    from pmm_shm_client.searching import Hit, Hits
+
+LAYOUT = 1
+"""Version of the block: any change of its bytes for the same facts is a new one."""
+RECALL_MAX = 100
+COMMITMENTS_MAX = 5
+COMMITMENT_CHARS_MAX = 80
+REFLECTION_CHARS_MAX = 120
+NAME_CHARS_MAX = 80
+VALUE_CHARS_MAX = 40
+TEXT_CHARS_MAX = 500
+"""Of a directive or a message, in the block."""
+
+_ROLES = {"user": "user", "user_message": "user", "response": "assistant", "assistant_message": "assistant"}
+assert _ROLES.keys() == set(MESSAGE_KINDS)
+_SEARCH_MARGIN, _SEARCH_GROWTH = 16, 4
+_EPOCH = datetime(1970, 1, 1)
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROLS_AND_MARKUP = re.compile(r"[\x00-\x1f\x7f-\x9f`*_#>]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+# At the beginning of collapsed text. A bullet is never anything else; the others may be a sign, a decimal or a name.
+_MARKER = re.compile(r"• ?|(?:-|[0-9]{1,9}\.|\([0-9]{1,9}\)|[A-Za-z]\))(?: |\Z)")
+_MARKER_CHARS_MAX = 12
+_SENTENCE_END = re.compile(r"[.!?](?= )")
+
+
+class Reflection(NamedTuple):
+    """A reflection as it is shown: the time to the second in UTC, and at most 120 characters on one line."""
+
+    event_id: int
+    time: str
+    text: str
+
+
+class Recalled(NamedTuple):
+    """A past message, whole, and how similar it is to the user's text: -1.0 to 1.0."""
+
+    id: int
+    ts: str
+    kind: str
+    content: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a chat worker reads before it answers; `str(context)` is the block for a system prompt.
+
+    Attributes:
+        layout: version of the block.
+        as_of: the event at which all of it stands.
+        name: the adopted name on one line, or `Unknown`.
+        traits: name to float, in the order O C E A N.
+        telemetry: the newest tick with telemetry (event id, IAS, GAS, stage, as they stand in its meta), or None.
+        ias, gas, stage: the current ones.
+        commitments: up to 5 open ones, each as one line.
+        reflections: the newest ones, oldest first.
+        directives: the active ones, best first, whole.
+        recalled: past messages similar to the user's text, the most similar first, whole.
+        messages: the last ones of the conversation, oldest first, whole.
+        recall_problem: why `recalled` lacks what it should have; None where it does not.
+    """
+
+    layout: int
+    as_of: int
+    name: str
+    traits: Mapping[str, float]
+    telemetry: Telemetry | None
+    ias: float
+    gas: float
+    stage: str
+    commitments: tuple[str, ...]
+    reflections: tuple[Reflection, ...]
+    directives: tuple[str, ...]
+    recalled: tuple[Recalled, ...]
+    messages: tuple[Entry, ...]
+    recall_problem: str | None
+
+    def __str__(self) -> str:
+        return "\n".join(_block(self))
+
+
+class Wanted(NamedTuple):
+    """What a context is to hold, checked."""
+
+    user_text: str
+    reflections: int
+    recall: int
+    messages: int
+
+    @classmethod
+    def of(cls, user_text: object, reflections: object, recall: object, messages: object) -> Wanted:
+        """Raises `ConfigError` for a number that is none or out of its range, `InvalidTextError` for the text."""
+        return cls(
+            checked_text(user_text),
+            _checked_count("reflections", reflections, REFLECTIONS_MAX),
+            _checked_count("recall", recall, RECALL_MAX),
+            _checked_count("messages", messages, MESSAGES_MAX),
+        )
+
+
+Search = Callable[[str, int], "Hits[Hit]"]
+EventOf = Callable[[int], "dict[str, Any] | None"]
+
+
+def make_context(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf) -> Context:
+    """The context of a frame; `search` and `event_of` are for recall, and are not called without."""
+    identity, metrics, recent = frame.identity(), frame.metrics(), frame.recent()
+    recalled: tuple[Recalled, ...] = ()
+    problem = None
+    if wanted.recall and wanted.user_text.strip():
+        try:
+            recalled, problem = _recall(frame, wanted, search, event_of)
+        except (StoreError, EmbedderError, InvalidTextError, InvalidVectorError) as error:
+            # What is missing is a help; the answer must not wait for it.
+            problem = str(error)
+    return Context(
+        layout=LAYOUT,
+        as_of=frame.as_of,
+        name="Unknown" if identity.name is None else one_line(_spelled(identity.name), NAME_CHARS_MAX) or "Unknown",
+        traits=FrozenDict(identity.traits),
+        telemetry=recent.telemetry,
+        ias=metrics.ias,
+        gas=metrics.gas,
+        stage=frame.stage().stage,
+        commitments=_commitment_lines(frame.commitments().open),
+        reflections=tuple(map(_reflection, _last(recent.reflections, wanted.reflections))),
+        directives=tuple(row["content"] for row in frame.active_directives()),
+        recalled=recalled,
+        messages=_last(recent.messages, wanted.messages),
+        recall_problem=problem,
+    )
+
+
+# Recall.
+
+
+def _recall(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf) -> tuple[tuple[Recalled, ...], str | None]:
+    """Searches again for more where other events than messages are nearer; the last search alone counts."""
+    last = frame.recent().messages[-1:]
+    answered = [one.id for one in last if _ROLES[one.kind] == "user" and one.content == wanted.user_text]
+    events: dict[int, dict[str, Any] | None] = {}
+    k = wanted.recall + _SEARCH_MARGIN
+    while True:
+        hits = search(wanted.user_text, k)
+        found: list[Recalled] = []
+        for event_id, similarity in hits:
+            if event_id > frame.as_of or event_id in answered:
+                continue
+            if event_id not in events:
+                events[event_id] = event_of(event_id)
+            event = events[event_id]
+            if event is not None and event["kind"] in _ROLES:
+                found.append(Recalled(event_id, event["ts"], event["kind"], event["content"], similarity))
+                if len(found) == wanted.recall:
+                    break
+        if len(found) == wanted.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
+            break
+        k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
+    if not hits.is_complete and hits.as_of < frame.as_of:
+        return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached"
+    if len(found) < wanted.recall and len(hits) == limits.SEARCH_K_MAX:
+        return tuple(found), f"of the {len(hits)} nearest events, {len(found)} are messages"
+    return tuple(found), None
+
+
+# The block.
+
+
+def _block(context: Context) -> Iterator[str]:
+    traits = " ".join(f"{name[0].upper()} {value:.2f}" for name, value in context.traits.items())
+    yield f"# Context (layout {context.layout})"
+    yield f"Name: {context.name}"
+    yield f"Traits: {traits}"
+    yield f"Now: {_scores(context.ias, context.gas, context.stage)}"
+    tick = context.telemetry
+    yield "Last tick: " + ("none" if tick is None else f"{_scores(tick.ias, tick.gas, tick.stage)} (event {tick.id})")
+    yield from _section("Open commitments", context.commitments, is_always_there=True)
+    yield from _section("Reflections", (f"{one.time} {one.text}" for one in context.reflections))
+    directives = (one_line(text, TEXT_CHARS_MAX) for text in context.directives)
+    yield from _section("Directives", directives, is_always_there=True)
+    yield from _section("Recalled messages", map(_message_line, context.recalled))
+    yield from _section("Last messages", map(_message_line, context.messages))
+
+
+def _section(title: str, lines: Iterable[str], is_always_there: bool = False) -> list[str]:
+    items = [f"- {line}".rstrip() for line in lines] or (["none"] if is_always_there else [])
+    return [f"## {title}", *items] if items else []
+
+
+def _scores(ias: Any, gas: Any, stage: Any) -> str:
+    return f"IAS {_number(ias)} GAS {_number(gas)} stage {one_line(_spelled(stage), VALUE_CHARS_MAX)}"
+
+
+def _number(value: Any) -> str:
+    if type(value) is float or type(value) is int:
+        # Neither what `.3f` makes three hundred digits of, nor NaN.
+        return f"{value:.3f}" if -1e6 < value < 1e6 else one_line(_spelled(value), VALUE_CHARS_MAX)
+    return one_line(_spelled(value), VALUE_CHARS_MAX)
+
+
+def _message_line(message: Entry | Recalled) -> str:
+    return f"{shown_time(message.ts)} {_ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
+
+
+# Lines.
+
+
+def _commitment_lines(entries: Mapping[str | int, Any]) -> tuple[str, ...]:
+    # Stable: where 7 and "7" are both open, the one that was opened first comes first.
+    first = heapq.nsmallest(COMMITMENTS_MAX, entries.items(), key=lambda item: _spelled(item[0]))
+    return tuple(commitment_line(_spelled(entry["text"])) for _, entry in first)
+
+
+def _reflection(entry: Entry) -> Reflection:
+    return Reflection(entry.id, shown_time(entry.ts), one_line(entry.content, REFLECTION_CHARS_MAX))
+
+
+def commitment_line(text: str) -> str:
+    """The first sentence of a commitment's text without markup and list marker, at most 80 characters."""
+    head = _collapsed(text, _CONTROLS_AND_MARKUP, COMMITMENT_CHARS_MAX + _MARKER_CHARS_MAX)
+    marker = _MARKER.match(head)
+    if marker is not None:
+        head = head[marker.end() :]
+    end = _SENTENCE_END.search(head)
+    return _cut(head if end is None else head[: end.end()], COMMITMENT_CHARS_MAX)
+
+
+def one_line(text: str, chars_max: int) -> str:
+    """Text with its white space and control characters collapsed, cut at a word boundary; always encodable."""
+    return _cut(_collapsed(text, _CONTROLS, chars_max), chars_max)
+
+
+def _collapsed(text: str, spaces: re.Pattern[str], chars: int) -> str:
+    """The text with every run of white space, and of what counts as it, as one space: whole where it has no more than
+    `chars` characters then, otherwise more than `chars` characters from its beginning."""
+    size = 4 * chars
+    while True:
+        head = " ".join(_SURROGATES.sub("\ufffd", spaces.sub(" ", text[:size])).split())
+        if len(head) > chars or size >= len(text):
+            return head
+        size *= 4
+
+
+def _cut(text: str, chars_max: int) -> str:
+    """Collapsed text, if need be up to its last word of which all fits with the ellipsis; one long word is cut hard."""
+    if len(text) <= chars_max:
+        return text
+    head = text[: chars_max - 1]
+    if text[chars_max - 1] != " ":
+        head = head.rpartition(" ")[0] or head
+    return head + "…"
+
+
+def shown_time(ts: str) -> str:
+    """`2026-01-02T03:04:05Z`: to the second, in UTC; text that is no time is shown as it is, and none as `?`."""
+    instant = instant_us(ts)
+    if instant is not None:
+        try:
+            return (_EPOCH + timedelta(microseconds=instant)).isoformat(timespec="seconds") + "Z"
+        except OverflowError:
+            pass
+    return one_line(ts, VALUE_CHARS_MAX) or "?"
+
+
+def _spelled(value: Any) -> str:
+    """`str(value)` of a JSON value, whatever limit on the digits of an integer the host program has set."""
+    if isinstance(value, str):
+        return value
+    try:
+        return str(value)
+    except ValueError:
+        return _spelled_in_parts(value)
+
+
+def _spelled_in_parts(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_spelled_in_parts(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_spelled_in_parts, value)) + "]"
+    return _digits(value) if type(value) is int else repr(value)
+
+
+def _digits(value: int) -> str:
+    if value < 0:
+        return "-" + _digits(-value)
+    parts, part = [], 10**SHORT_INTEGER_DIGITS
+    while value >= part:
+        value, rest = divmod(value, part)
+        parts.append(f"{rest:0{SHORT_INTEGER_DIGITS}d}")
+    return "".join([str(value), *reversed(parts)])
+
+
+def _last(entries: tuple[Entry, ...], count: int) -> tuple[Entry, ...]:
+    return entries[-count:] if count else ()
+
+
+def _checked_count(name: str, value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ConfigError(f"{name}: expected an integer from 0 to {most}, got {value!r:.80}")
+    return value
