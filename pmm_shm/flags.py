@@ -52,9 +52,9 @@ def embedding_cache() -> Flag:
     return Flag.ON if flag is Flag.UNSET else flag
 
 
-def embedder() -> str:
-    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named; `local-bow` where it is unset."""
-    return os.environ.get("PMM_EMBEDDER", "").strip() or "local-bow"
+def embedder() -> str | None:
+    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named; None where it is unset."""
+    return os.environ.get("PMM_EMBEDDER", "").strip() or None
 
 
 def default_ledger() -> str | None:

@@ -11,6 +11,7 @@ sum |x_i y_i| <= |x| |y|. Rounding query, inverse norm and product adds less tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from numpy.typing import NDArray
 
 _CHUNK_ROWS = 8_192
 _SAMPLE_ROWS = 2_048
+_POOL_ROWS = 16_384
+_LEAST = -2.0
+_PRODUCT_NUMBERS = 1 << 18
+"""One product's size: above it, numpy's BLAS takes more threads, and these wait for each other on busy cores."""
 _NORM_MAX = 2.0**40
 _UNIT = 2.0**-24
 
@@ -99,60 +104,89 @@ def nearest(blocks: Iterable[Rows], query: Floats, k: int, scope: Ids | None = N
         else:
             for part in rows.within(scope):
                 best.look_at(part)
-    return list(zip(best.ids.tolist(), best.similarities.tolist(), strict=True))
+    return best.result()
 
 
 class _Best:
-    """The best k rows so far."""
+    """The best k rows so far: those that float64 has decided on, and a pool of candidates that float32 has found."""
 
     def __init__(self, query: Floats, k: int) -> None:
         largest = float(np.abs(query).max(initial=0.0))
         # By a power of two, which changes no digit: squares of extreme values stay within range.
-        self._query = np.ldexp(query, -int(np.frexp(largest)[1]))
+        self._query = np.ldexp(query, -math.frexp(largest)[1])
         self._query_norm = float(_norms(self._query[np.newaxis])[0])
         unit = self._query / self._query_norm if self._query_norm else self._query
         self._unit32 = unit.astype(np.float32)
         self._error = (len(query) + 8) * _UNIT * 1.01
         self._k = k
-        self._scores = np.empty(0, np.float32)
-        self.ids: Ids = np.empty(0, np.int64)
-        self.similarities: Floats = np.empty(0, np.float64)
+        self._buffer = np.empty(0, np.float32)
+        self._pool: list[tuple[Ids, NDArray[np.float32]]] = []
+        self._pool_scores = np.empty(0, np.float32)
+        self._least = _LEAST
+        """A score below which no row can be among the best k."""
+        self._ids: Ids = np.empty(0, np.int64)
+        self._similarities: Floats = np.empty(0, np.float64)
 
     def look_at(self, rows: Rows) -> None:
         """Let rows compete."""
-        numbers = self._candidates(rows)
-        for start in range(0, len(numbers), _CHUNK_ROWS):
-            part = numbers[start : start + _CHUNK_ROWS]
-            self._compete(rows.ids[part], self._exact(rows.vectors[part]))
-
-    def _candidates(self, rows: Rows) -> NDArray[np.intp]:
-        """Numbers of the rows that may be among the best."""
         scores = self._scored(rows)
-        numbers = np.flatnonzero(~(scores < self._least(scores)))
+        least = self._least
+        if least == _LEAST and len(scores) > _SAMPLE_ROWS >= self._k:
+            least = _kth_best(scores[:_SAMPLE_ROWS], self._k) - 2 * self._error
+        # Not `>=`: what is no number has to be decided in float64.
+        numbers = np.flatnonzero(~(scores < least))
         if len(numbers) > 4 * self._k:
             found = scores[numbers]
             numbers = numbers[~(found < _kth_best(found, self._k) - 2 * self._error)]
-        return numbers
+        for start in range(0, len(numbers), _CHUNK_ROWS):
+            part = numbers[start : start + _CHUNK_ROWS]
+            self._admit(rows.ids[part], rows.vectors[part], scores[part])
+
+    def result(self) -> list[tuple[int, float]]:
+        """The best k rows of all that competed."""
+        self._decide()
+        return list(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
 
     def _scored(self, rows: Rows) -> NDArray[np.float32]:
-        if len(self._scores) < len(rows):
-            self._scores = np.empty(len(rows), np.float32)
-        scores = self._scores[: len(rows)]
+        """(n,) float32; minus infinity for the dead; valid until the next call."""
+        if len(self._buffer) < len(rows):
+            self._buffer = np.empty(len(rows), np.float32)
+        scores = self._buffer[: len(rows)]
+        step = max(1, _PRODUCT_NUMBERS // rows.vectors.shape[1])
         # A vector whose norm float32 cannot hold may overflow; its inverse norm is NaN, and so is its score.
         with np.errstate(over="ignore", invalid="ignore"):
-            np.matmul(rows.vectors, self._unit32, out=scores)
+            for start in range(0, len(rows), step):
+                np.matmul(rows.vectors[start : start + step], self._unit32, out=scores[start : start + step])
             np.multiply(scores, rows.inverse_norms, out=scores)
         if rows.dead is not None:
             scores[rows.dead] = -np.inf
         return scores
 
-    def _least(self, scores: NDArray[np.float32]) -> float:
-        """A score below which no row can be among the best k."""
-        if len(self.ids) == self._k:
-            return float(self.similarities[-1]) - self._error
-        if len(scores) > max(_SAMPLE_ROWS, self._k):
-            return _kth_best(scores[: max(_SAMPLE_ROWS, self._k)], self._k) - 2 * self._error
-        return -2.0
+    def _admit(self, ids: Ids, vectors: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Take candidates into the pool."""
+        if not len(ids):
+            return
+        self._pool.append((ids, vectors))
+        self._pool_scores = np.concatenate((self._pool_scores, scores))
+        if len(self._pool_scores) > _POOL_ROWS:
+            # Rows that float32 cannot tell apart are many: the pool must not grow with them.
+            self._decide()
+        else:
+            self._least = max(self._least, _kth_best(self._pool_scores, self._k) - 2 * self._error)
+
+    def _decide(self) -> None:
+        """Score the pool in float64, and keep the best k."""
+        if not self._pool:
+            return
+        ids, vectors = (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
+        is_candidate = ~(self._pool_scores < self._least)
+        ids = np.concatenate((self._ids, ids[is_candidate]))
+        similarities = np.concatenate((self._similarities, self._exact(vectors[is_candidate])))
+        order = np.lexsort((ids, -similarities))[: self._k]
+        self._ids, self._similarities = ids[order], similarities[order]
+        self._pool, self._pool_scores = [], np.empty(0, np.float32)
+        if len(order) == self._k:
+            self._least = max(self._least, float(self._similarities[-1]) - self._error)
 
     def _exact(self, vectors: NDArray[np.float32]) -> Floats:
         wide = _wide(vectors)
@@ -162,20 +196,17 @@ class _Best:
         # Rounding may lead a little beyond; "more than equal" would be nonsense.
         return similarities.clip(-1.0, 1.0)
 
-    def _compete(self, ids: Ids, similarities: Floats) -> None:
-        ids = np.concatenate((self.ids, ids))
-        similarities = np.concatenate((self.similarities, similarities))
-        order = np.lexsort((ids, -similarities))[: self._k]
-        self.ids, self.similarities = ids[order], similarities[order]
-
 
 def _kth_best(scores: NDArray[np.float32], k: int) -> float:
     """The k-th largest score that is a number; less than any where there are fewer."""
-    scores = scores[~np.isnan(scores)]
     if len(scores) < k:
-        return -2.0
+        return _LEAST
+    # NaN sorts behind every number.
+    ordered = np.partition(scores, len(scores) - k)[len(scores) - k :]
+    if np.isnan(ordered).any():
+        return _kth_best(scores[~np.isnan(scores)], k)
     # Dead rows have minus infinity.
-    return max(-2.0, float(np.partition(scores, len(scores) - k)[len(scores) - k]))
+    return max(_LEAST, float(ordered[0]))
 
 
 def _wide(vectors: NDArray[np.float32]) -> Floats:

@@ -80,7 +80,7 @@ class Store(NamedTuple):
     vectors: dict[bytes, bytes]
 
 
-VECTOR_PREFIXES = frozenset(b"mxqwveri")
+VECTOR_PREFIXES = frozenset(b"mxqwveridz")
 
 
 def records_of(directory: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -120,6 +120,8 @@ def test_event_vectors(ledger: str, start_daemon: StartDaemon) -> None:
     assert default.rows == expected
     assert value_of(store.vectors[b"m" + tag("local-bow")]) == ["local-bow", 32]
     assert value_of(store.vectors[b"i"]) == [33, 18, last + 5]
+    assert value_of(store.vectors[b"d"]) == "local-bow"
+    assert b"z" not in store.vectors
 
 
 def test_text_vectors_and_leases(ledger: str, start_daemon: StartDaemon) -> None:

@@ -562,7 +562,8 @@ def test_an_emptied_table_keeps_its_kinds(ledger: str, steered: Steered) -> None
     """A table that is made anew must not look like one that has no events to embed."""
     fill(ledger, 50)
     options = {**COUNTING, "embed": steered.vector}
-    with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
+    # Without text vectors to take instead.
+    with serve(ledger, "--embedder", steered.option, "--text-vectors-max", "1"), connect(ledger) as cache:
         index(ledger)
         steered.fail(True)
         query = steered.vector("red")

@@ -130,7 +130,9 @@ class Cache(Reads):
             query: a text that is not empty, or (dimension,) numbers.
             k: 1 to `limits.SEARCH_K_MAX`.
             scope: only these event ids; None for all.
-            model: whose vectors are searched; None for this cache's. `imported-<dimension>` takes vectors only.
+            model: whose vectors are searched; None for this cache's embedder where one was named (in `connect` or
+                `PMM_EMBEDDER`), otherwise for that with which the daemon embeds events. `imported-<dimension>` takes
+                vectors only.
 
         Raises:
             ConfigError: `k` or `scope` means nothing.
@@ -173,7 +175,7 @@ class Cache(Reads):
     def _open_searching(self) -> Searching:
         from pmm_shm_client.searching import Searching
 
-        made = Searching(self._reader, self._embeddings or self._open_embeddings())
+        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._texts)
         result: Searching = vars(self).setdefault("_searching", made)
         return result
 

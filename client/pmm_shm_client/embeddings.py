@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pmm_shm import flags, limits
+from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name, checked_text, text_key
 from pmm_shm.embedding.registry import find_embedder
 from pmm_shm.errors import InvalidTextError, UnknownModelError
@@ -33,6 +34,8 @@ class Embeddings:
 
     def __init__(self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None) -> None:
         self._default = embedder
+        self.names_default = embedder is not None or flags.embedder() is not None
+        """Whether anybody has said what the default model is."""
         self._shared = shared
         self._leasing = None if shared is None else Leasing(instance, shared)
         self._models: dict[str | None, Model] = {}
@@ -132,7 +135,7 @@ class Embeddings:
         if isinstance(own, Embedder):
             return own if name is None or name == own.name else find_embedder(name)
         if name is None:
-            return find_embedder(own or flags.embedder())
+            return find_embedder(own or flags.embedder() or local_bow.NAME)
         try:
             return find_embedder(name)
         except UnknownModelError:

@@ -23,7 +23,7 @@ from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.paths import Instance
-from pmm_shm.store.environment import DamagedStoreError, FileId, MappedRecords
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 from pmm_shm.track import Track
 
@@ -197,12 +197,6 @@ class Reader:
         """What is published, with the reader's lock held."""
         with self._entered(), self.snapshots.begin() as snapshot:
             yield snapshot
-
-    @contextmanager
-    def mapped(self) -> Iterator[tuple[MappedRecords, FileId] | None]:
-        """Views of what lies in the environment, and its identity, with the reader's lock held."""
-        with self._entered(), self.snapshots.begin_mapped() as found:
-            yield found
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_shm import limits
+from pmm_shm.codec import unpack
 from pmm_shm.embedding.contract import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.embedding.events import EventTexts, Item
 from pmm_shm.embedding.local_bow import LocalBow
@@ -20,8 +21,10 @@ from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import Position
 from pmm_shm.nearest import Rows, nearest
 from pmm_shm.store.environment import FileId, MappedRecords
-from pmm_shm.store.event_vectors import TableRecord, TableView, table_key
+from pmm_shm.store.event_vectors import SERVED_KEY, TableRecord, TableView, table_key
+from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm_client.reader import Reader
+from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
@@ -126,11 +129,14 @@ class Searching:
     Parameters:
         reader: of the ledger and of the environment.
         embeddings: turns texts into vectors, once for all workers.
+        shared: single values of the environment.
     """
 
-    def __init__(self, reader: Reader, embeddings: Embeddings) -> None:
+    def __init__(self, reader: Reader, embeddings: Embeddings, shared: SharedTexts) -> None:
         self._reader = reader
         self._embeddings = embeddings
+        self._shared = shared
+        self._records: dict[str, tuple[bytes, TableRecord]] = {}
         self._since: dict[str, _Since] = {}
         self._tails: dict[str, tuple[FileId, TableRecord, Rows]] = {}
         # A mark of one connection says nothing of another's, and the environment closes with it.
@@ -140,6 +146,8 @@ class Searching:
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
         k, ids = _checked_k(k), _checked_scope(scope)
+        if model is None and not self._embeddings.names_default:
+            model = self._served()
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         wanted = _Wanted(name, embedder, self._vector(query, embedder, model), k, ids)
@@ -152,6 +160,11 @@ class Searching:
         # The first look's end may be an event without a vector, which the last one had no need to come to.
         as_of = max(first.end.as_of, look.end.as_of) if look.is_complete else look.end.as_of
         return Hits(hits, as_of, first.is_complete and look.is_complete, look.embedded_here, name)
+
+    def _served(self) -> str | None:
+        """The model with which the daemon embeds events; None where it does not say."""
+        data = self._shared.get(SERVED_KEY)
+        return None if data is None else str(unpack(data))
 
     def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
         if not isinstance(query, str):
@@ -184,10 +197,11 @@ class Searching:
         # The mark first: it must not stand for more than was read.
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
-            record = None if found is None else _record(found[0], wanted.model)
+            record = None if found is None else self._record(found[0], wanted.model)
             if found is None or record is None:
                 raise SnapshotUnavailableError(self._no_table(wanted.model))
-            checked_vector(wanted.vector, record.dimension)
+            if len(wanted.vector) != record.dimension:
+                checked_vector(wanted.vector, record.dimension)
             table = TableView(found[0], record)
             parts = [*table.blocks(), self._tail(table, found[1])]
             since = self._known_since(found[1], record)
@@ -208,6 +222,17 @@ class Searching:
             self._since[wanted.model] = since._replace(rows=rows)
             hits = nearest([*parts, rows], wanted.vector, wanted.k, wanted.scope)
         return _Look(hits, since.end, is_complete, len(rows), [])
+
+    def _record(self, records: MappedRecords, name: str) -> TableRecord | None:
+        """What is published of the table; None where there is none, or one of another history."""
+        data = records.get(table_key(name))
+        if data is None or records.get(OTHER_HISTORY_KEY) is not None:
+            return None
+        raw = bytes(data)
+        known = self._records.get(name)
+        if known is None or known[0] != raw:
+            known = self._records[name] = (raw, TableRecord.unpack(raw))
+        return known[1]
 
     def _tail(self, table: TableView, identity: FileId) -> Rows:
         record = table.record
@@ -259,11 +284,6 @@ class Searching:
         failure = self._reader.snapshots.failure
         why = f" ({failure})" if failure is not None else ""
         return f"{self._reader.connection.path}: no vectors of model {name!r} are published{why}; start pmm-cached"
-
-
-def _record(records: MappedRecords, name: str) -> TableRecord | None:
-    data = records.get(table_key(name))
-    return None if data is None else TableRecord.unpack(bytes(data))
 
 
 def _nothing_since(identity: FileId, record: TableRecord) -> _Since:

@@ -4,6 +4,7 @@
 | --- | --- |
 | `v` tag | the table's record: how far it has come, its blocks, its tail |
 | `e` tag, block, part | one part of a sealed block |
+| `d` | the model with which the daemon embeds events, where it does |
 | `r` tag, event id | one row of the tail: the vector, and one byte for its source |
 
 A block is a column store, sealed when written. Its parts are `i` (event ids, ascending, int64), `v` (vectors, float32:
@@ -34,6 +35,7 @@ from pmm_shm.store.text_vectors import model_tag
 TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
 TAIL_PREFIX = b"r"
+SERVED_KEY = b"d"
 IDS, VECTORS, NORMS, SOURCES, DEAD = b"i", b"v", b"n", b"s", b"d"
 PARTS = (IDS, VECTORS, NORMS, SOURCES, DEAD)
 DTYPES: dict[bytes, np.dtype[Any]] = {

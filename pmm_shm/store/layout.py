@@ -7,6 +7,7 @@
 | `s` generation, fold key | a cell or a table's entry |
 | `t` sequence | what one commit touched |
 | `b` block | the seal of a block of rows |
+| `z` | there while the tables of event vectors are of another history |
 
 Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Values are packed by `pmm_shm.codec`.
 """
@@ -28,6 +29,7 @@ GENERATION_PREFIX = b"g"
 STATE_PREFIX = b"s"
 TOUCHED_PREFIX = b"t"
 SEAL_PREFIX = b"b"
+OTHER_HISTORY_KEY = b"z"
 
 
 def state_prefix(generation: int) -> bytes:

@@ -154,6 +154,7 @@ class SnapshotReader:
         self._instance = instance
         self._environment: Environment | None = None
         self._raw_header = b""
+        self._checked_header = b""
         self._header: Header | None = None
         self._damaged: FileId | None = None
         self.failure: StoreError | None = None
@@ -199,8 +200,10 @@ class SnapshotReader:
         with contextlib.ExitStack() as stack:
             try:
                 records = stack.enter_context(environment.read_mapped())
-                raw = records.get(HEADER_KEY)
-                Header.unpack(b"" if raw is None else bytes(raw))
+                raw = bytes(records.get(HEADER_KEY) or b"")
+                if raw != self._checked_header:
+                    Header.unpack(raw)
+                    self._checked_header = raw
             except (StoreError, lmdb.Error) as error:
                 self._fail(error, environment.identity)
                 yield None

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
+from pmm_shm.embedding import local_bow
 from pmm_shm.errors import InvalidVectorError
 from pmm_shm.store.environment import Records
 from pmm_shm.store.writer import StoreWriter
@@ -62,15 +63,16 @@ def put_model(records: Records, name: str, dimension: int) -> None:
     Raises:
         InvalidVectorError: it has vectors of another dimension, or there are too many models.
     """
-    known = dimension_of(records, model_tag(name))
-    if known is None:
-        if _count_models(records) >= limits.MODELS_MAX:
-            raise InvalidVectorError(f"model {name!r}: there are vectors of {limits.MODELS_MAX} models already")
-        records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
-    elif known != dimension:
+    is_new = records.get(MODEL_PREFIX + model_tag(name)) is None
+    known = local_bow.DIMENSION if name == local_bow.NAME else dimension_of(records, model_tag(name))
+    if known not in (None, dimension):
         raise InvalidVectorError(
             f"model {name!r} has vectors of dimension {known} here, not {dimension}: give the other one another name"
         )
+    if is_new:
+        if _count_models(records) >= limits.MODELS_MAX:
+            raise InvalidVectorError(f"model {name!r}: there are vectors of {limits.MODELS_MAX} models already")
+        records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
 
 
 def _count_models(records: Records) -> int:

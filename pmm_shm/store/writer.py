@@ -25,6 +25,7 @@ from pmm_shm.store.environment import DamagedStoreError, Environment, Records
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
+    OTHER_HISTORY_KEY,
     SEAL_PREFIX,
     TOUCHED_PREFIX,
     Header,
@@ -142,11 +143,14 @@ class StoreWriter:
 
         self._commit(write)
 
-    def drop_seals(self) -> None:
-        """Forget all seals: they were of another history."""
-        while self._commit_result(
-            lambda transaction: _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)
-        ):
+    def end_history(self) -> None:
+        """Forget all seals, and say that the tables of event vectors count no more: they were of another history."""
+
+        def write(transaction: Records) -> int:
+            transaction.put(OTHER_HISTORY_KEY, b"")
+            return _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)
+
+        while self._commit_result(write):
             pass
 
     def delete_old_generation(self) -> bool:

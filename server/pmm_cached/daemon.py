@@ -67,6 +67,7 @@ class Daemon:
             self._status.embeddings,
             log,
             self._standstill,
+            self._texts.remember,
             self._die,
         )
         record_endpoints(self._instance, self._endpoints)

@@ -19,7 +19,7 @@ from pmm_shm.ledger.tail import START
 from pmm_shm.replay import LogChanged
 from pmm_shm.store.event_vector_writer import EventVectorWriter, VectorRows
 from pmm_shm.store.event_vectors import Ids
-from pmm_shm.store.text_vectors import model_tag, text_vector_key
+from pmm_shm.store.text_vectors import TextVector, model_tag, text_vector_key
 from pmm_shm.store.writer import StoreWriter
 
 _STEP_S = 0.25
@@ -37,6 +37,7 @@ class EventTable:
         kinds: of which events it embeds the content; those of the last daemon that are not among them lose the vectors
             that they had from that.
         pause: called between small pieces of work.
+        remember: takes vectors that were computed here, for workers that ask for the same texts.
 
     Raises:
         InvalidVectorError: the model has vectors of another dimension.
@@ -44,13 +45,20 @@ class EventTable:
     """
 
     def __init__(
-        self, writer: StoreWriter, connection: Connection, embedder: Embedder, kinds: tuple[str, ...], pause: Pause
+        self,
+        writer: StoreWriter,
+        connection: Connection,
+        embedder: Embedder,
+        kinds: tuple[str, ...],
+        pause: Pause,
+        remember: Callable[[list[TextVector]], None],
     ) -> None:
         self._store = writer
         self._connection = connection
         self._embedder = embedder
         self._kinds = kinds
         self._pause = pause
+        self._remember = remember
         self._tag = model_tag(embedder.name)
         self._texts = EventTexts(connection, kinds, embedder.name)
         self._chunk = 1
@@ -138,10 +146,19 @@ class EventTable:
 
     def _computed(self, texts: list[str]) -> list[Vector | None]:
         try:
-            return list(embedded(self._embedder, texts))
+            vectors = embedded(self._embedder, texts)
         except InvalidTextError:
             if len(texts) == 1:
                 return [None]
+        else:
+            if not isinstance(self._embedder, LocalBow):
+                self._remember(
+                    [
+                        TextVector(self._embedder.name, text_key(text), vector.astype("<f4").tobytes())
+                        for text, vector in zip(texts, vectors, strict=True)
+                    ]
+                )
+            return list(vectors)
         # One of them has no vector, now or later: that must not keep the others from theirs.
         half = len(texts) // 2
         return self._computed(texts[:half]) + self._computed(texts[half:])

@@ -93,8 +93,7 @@ class Follower:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        with self.connection.lock:
-            return self._take_mark() != self._mark
+        return self._take_mark() != self._mark
 
     def step(self) -> Step:
         """Fold and publish one batch.
@@ -106,8 +105,7 @@ class Follower:
         self._status.followed_monotonic = time.monotonic()
         if not self._live:
             return Step(0, True, True)
-        with self.connection.lock:
-            mark = self._take_mark()
+        mark = self._take_mark()
         try:
             with self._writer.environment.read() as transaction:
                 step, position = self._fold_batch(self._writer.snapshot(transaction))
@@ -142,12 +140,13 @@ class Follower:
             return not self._live or self._reader.read(self._writer.header.position, 0).is_anchored
 
     def forget_live(self) -> None:
-        """What is published, and every seal, is of another log: follow nothing until a rebuild has replaced it.
+        """What is published, every seal and every event vector is of another log: follow nothing until a rebuild has
+        replaced it.
 
         Raises:
-            StoreError: the seals cannot be deleted.
+            StoreError: it cannot be written down.
         """
-        self._writer.drop_seals()
+        self._writer.end_history()
         self._status.sealed_blocks = 0
         self._live = []
         self._engine = Engine(())
@@ -170,9 +169,11 @@ class Follower:
 
     def _take_mark(self) -> Mark:
         try:
-            return self._freshness.take()
+            with self.connection.lock:
+                return self._freshness.take()
         except LedgerMoved:
             close_replaced(self.connection.path)
+        with self.connection.lock:
             return self._freshness.take()
 
     def _fold_batch(self, snapshot: Snapshot) -> tuple[Step, Position]:

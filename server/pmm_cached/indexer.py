@@ -17,6 +17,7 @@ from pmm_cached.imports import Counts, EmbeddingImport, imported_model
 from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
+from pmm_shm.codec import pack
 from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
@@ -25,9 +26,11 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.replay import LogChanged
-from pmm_shm.store.environment import DamagedStoreError
+from pmm_shm.store.environment import DamagedStoreError, Records
 from pmm_shm.store.event_vector_writer import EventVectorWriter
-from pmm_shm.store.event_vectors import table_records
+from pmm_shm.store.event_vectors import SERVED_KEY, table_records
+from pmm_shm.store.layout import OTHER_HISTORY_KEY
+from pmm_shm.store.text_vectors import TextVector
 from pmm_shm.store.writer import StoreWriter
 
 _STOPS = "the daemon stops"
@@ -91,6 +94,7 @@ class Indexer:
         embedder: whose table takes in the content of events; None for none.
         kinds: of which events.
         standstill: the lock under which the follower steps: while it is held, this thread rests.
+        remember: takes vectors that were computed here, for workers that ask for the same texts.
         on_death: called with the reason when the thread ends by itself.
     """
 
@@ -103,6 +107,7 @@ class Indexer:
         status: EmbeddingStatus,
         log: Logger,
         standstill: threading.Lock,
+        remember: Callable[[list[TextVector]], None],
         on_death: Callable[[str], None],
     ) -> None:
         self._store = writer
@@ -111,6 +116,7 @@ class Indexer:
         self._status = status
         self._log = log
         self._standstill = standstill
+        self._remember = remember
         self._on_death = on_death
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
@@ -124,7 +130,7 @@ class Indexer:
         self._changed = threading.Condition()
         self._has_news = True
         # A daemon that was killed may have found the log to be another one.
-        self._is_reset = writer.header.is_void
+        self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_Request] = []
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
@@ -322,15 +328,25 @@ class Indexer:
             imports = EmbeddingImport(
                 self._store, self._connection, self._table_for, self._look_again, self._pause_import
             )
+            self._store.transact(self._say_who_embeds)
             self._work = _Work(turns, imports)
         for turn in self._work.turns:
             if turn.table is None and turn.problem is None:
                 self._open(turn)
         return self._work
 
+    def _say_who_embeds(self, records: Records) -> None:
+        """Which model a search takes that names none."""
+        if self._embedder is None:
+            records.delete(SERVED_KEY)
+        else:
+            records.put(SERVED_KEY, pack(self._embedder.name))
+
     def _open(self, turn: _Turn) -> None:
         try:
-            turn.table = EventTable(self._store, self._connection, turn.embedder, turn.kinds, self._pause)
+            turn.table = EventTable(
+                self._store, self._connection, turn.embedder, turn.kinds, self._pause, self._remember
+            )
         except InvalidVectorError as error:
             # For as long as the store holds vectors of this name: no time mends it.
             self._log.error("no table of vectors", error=str(error))
@@ -374,6 +390,8 @@ class Indexer:
         for record in self._records():
             self._table_for(record.name, record.dimension).clear()
         work.imports.forget()
+        # Last: until then nobody believes the tables.
+        self._store.transact(lambda records: records.delete(OTHER_HISTORY_KEY))
         self._import_not_before, self._looked_at = 0.0, None
         with self._changed:
             for request in self._requests:
@@ -383,12 +401,14 @@ class Indexer:
         """Where the numbers go that the stats command answers."""
         self._show_import()
         self._status.problem = self._problem()
+        served = {turn.embedder.name for turn in self._turns()}
         self._status.tables = {
             record.name: {
                 "rows": record.rows,
                 "dimension": record.dimension,
                 "as_of": record.position.as_of,
                 "kinds": list(record.kinds),
+                "is_served": record.name in served or record.name == imported_model(record.dimension),
             }
             for record in self._records()
         }

@@ -12,6 +12,7 @@ from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
+from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.events import DEFAULT_KINDS
 from pmm_shm.errors import ConfigError, PmmShmError
 
@@ -101,7 +102,7 @@ def _command(
     # The follower must not wait for a rebuild's or a verification's whole slice.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
-    name = embedder or flags.embedder()
+    name = embedder or flags.embedder() or local_bow.NAME
     kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
     settings = Settings(
         verify_every,

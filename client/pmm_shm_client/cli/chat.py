@@ -60,7 +60,7 @@ _MESSAGES_MAX = 63
     "--tick-seconds",
     type=Finite(min=0, min_open=True),
     metavar="S",
-    help="Between the turns, let the agent reflect and look after its commitments every S seconds.",
+    help="Let the agent tick every S seconds, and reflect now and then, where pmm-cached elects this worker for it.",
 )
 @click.option(
     "--autostart/--no-autostart",

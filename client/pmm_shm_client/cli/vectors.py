@@ -217,7 +217,7 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
     with Cache(path, timeout=timeout_s) as cache:
         vector = cache.embed(text, model).tolist()
-        name = find_embedder(model or flags.embedder()).name
+        name = find_embedder(model or flags.embedder() or local_bow.NAME).name
     found: dict[str, Any] = {"model": name, "dimension": len(vector), "vector": vector}
     if name == local_bow.NAME:
         found["digest"] = local_bow.digest(text)
