@@ -382,7 +382,8 @@ def test_the_tables_come_up_to_date(served: Served) -> None:
     assert (found["ledger"], found["as_of"]) == (served.ledger, event_id)
     assert (found["put"], found["removed"], found["malformed"]) == (0, 0, 1)
     tables = found["tables"]
-    assert tables["imported-3"] == {"rows": len(HOSTILE), "dimension": 3, "as_of": event_id, "kinds": []}
+    expected = {"rows": len(HOSTILE), "dimension": 3, "as_of": event_id, "kinds": [], "is_served": True}
+    assert tables["imported-3"] == expected
     assert tables["local-bow"]["as_of"] == event_id
     assert "user" in tables["local-bow"]["kinds"]
     code, out, err = served.run("embed", served.ledger)

@@ -14,6 +14,7 @@ from pmm_shm import flags, limits, protocol
 from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
+from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.paths import Instance
@@ -198,6 +199,15 @@ class Cache(Reads):
         """
         self._check_open()
         return self._log.append(kind, content, meta)
+
+    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+        """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
+
+        Raises:
+            InvalidEventError, LedgerError: as `append`; none was written.
+        """
+        self._check_open()
+        return self._log.append_many(events)
 
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.

@@ -220,7 +220,7 @@ class Chat:
         """What belongs to a message: its index entry, and the events of what it states."""
         drafts = events_of(text, speaker, event_id, self._open_commitments) if states else []
         index: Draft = ("embedding_indexed", "", {"eid": event_id, "digest": local_bow.digest(text)})
-        ids = self.cache._log.append_many([index, *drafts])
+        ids = self.cache.append_many([index, *drafts])
         work.event_ids += ids
         work.made += [Made(one, *draft) for one, draft in zip(ids[1:], drafts, strict=True)]
 

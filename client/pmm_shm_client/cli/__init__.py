@@ -46,7 +46,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, chat, generate, status, read, search, embed, append, verify, invalidate, replay):
+for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, replay):
     cli.add_command(_command)
 
 
