@@ -41,7 +41,7 @@ from pmm_shm.store.event_vectors import (
 from pmm_shm.store.text_vectors import put_model
 from pmm_shm.store.writer import StoreWriter
 
-_MERGE_BLOCKS = 16
+_MERGE_BLOCKS = 4
 
 
 class VectorRows(NamedTuple):
