@@ -9,7 +9,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search chaos clean
+.PHONY: help demo test lint format bench bench-search bench-chat chaos clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -36,6 +36,9 @@ bench: $(STAMP) ## Measure what the documentation claims.
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python tests/bench_search.py
+
+bench-chat: $(STAMP) ## Measure chat workers on one ledger.
+	PYTHONPATH=. $(BIN)/python tests/chat_load.py
 
 chaos: $(STAMP) ## Run the slow tests: crashes, long runs.
 	$(BIN)/python -m pytest tests -m slow --timeout=3600

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm_client.chat.sentences import Sentence, sentences, storable
@@ -258,6 +259,7 @@ def _text_of(meta: Mapping[str, Any]) -> str:
     return storable(text[:_COMPARED_CHARS_MAX]) if isinstance(text, str) else ""
 
 
+@lru_cache(maxsize=4_096)
 def _words(text: str) -> tuple[str, ...]:
     words = re.findall(r"\w+", text.casefold())
     return tuple(words[2:] if words[:2] == ["i", "will"] else words)
