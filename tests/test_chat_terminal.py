@@ -291,6 +291,25 @@ def test_autonomy_is_started_and_stopped(ledger: str, tmp_path: Path) -> None:
 # Through pipes.
 
 
+def test_an_elected_worker_ticks(talk: Talk, ledger: str, start_daemon: StartDaemon) -> None:
+    start_daemon(ledger)
+    one, other = talk("--tick-seconds", "0.2"), talk("--tick-seconds", "0.2")
+    assert "hello" in say(one, "hello").lower()
+
+    def ticks() -> list[dict[str, Any]]:
+        with EventLog(ledger) as log:
+            return log.query(kind="autonomy_tick")
+
+    daemons.until(lambda: len(ticks()) >= 3, "ticks")
+    assert all(set(event["meta"]) == {"telemetry", "stage"} for event in ticks())
+    for child in (one, other):
+        assert leave(child) == 0
+    seen = len(ticks())
+    time.sleep(0.5)
+    assert len(ticks()) == seen
+    check_sound(ledger)
+
+
 def piped(
     ledger: str, *options: str, text: str, env: dict[str, str] | None = None, module: list[str] = COMMAND
 ) -> subprocess.CompletedProcess[str]:
