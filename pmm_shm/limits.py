@@ -86,6 +86,7 @@ VECTOR_BLOCK_BYTES = 16 << 20
 # Searches.
 SEARCH_K_MAX = 10_000
 SEARCH_EVENTS_MAX = 1_000
+SEARCH_TEXTS_MAX = 64
 
 # The daemon's filling of the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
@@ -93,6 +94,8 @@ INDEX_SLICE_S = 0.001
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_MAX_S = 60.0
 IMPORT_CHECK_S = 1.0
+IMPORT_RETRY_S = 10.0
+IMPORT_YIELD_S = 0.25
 IMPORT_CHECK_SHARE = 0.05
 
 # Leases: who computes a missing vector while the others wait.

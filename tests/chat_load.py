@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_shm_client import connect
+from pmm_shm_client.autostart import is_running
 from pmm_shm_client.commands import call
 
 from pmm_shm import protocol
@@ -30,7 +31,7 @@ from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.paths import Instance
 from pmm_shm.replay import replay
-from tests.daemons import environment
+from tests.daemons import environment, until
 
 _FIRST_BUILD_S = 120.0
 
@@ -92,6 +93,7 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
         for process in processes:
             assert _line(process) == "ready"
         # What the daemon has to do once for a ledger is not what a turn costs.
+        until(lambda: is_running(Instance.of(ledger)), "the daemon answers")
         call(Instance.of(ledger), protocol.INDEX, {}, _FIRST_BUILD_S)
         began = time.monotonic()
         for process in processes:

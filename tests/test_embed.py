@@ -344,6 +344,73 @@ def test_an_embedder_that_fails_holds_nobody_up(ledger: str, count: Path, daemon
         assert time.monotonic() - started < 1.0
 
 
+class Down(Counting):
+    """A provider that takes its time to fail: its first calls, by the number of texts, for all who count together."""
+
+    def __init__(self, count: Path, failures: int) -> None:
+        super().__init__(count, pause_s=0.3)
+        self.failures = failures
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        is_down = self.calls < self.failures
+        vectors = super().embed(texts)
+        if is_down:
+            raise ConnectionError("the provider is down")
+        return vectors
+
+
+def embed_at_once(ledger: str, embedder: Embedder, begin: Any, ends: Any) -> None:
+    """Puts what became of it, and after how many seconds."""
+    with connect(ledger, embedder=embedder) as cache:
+        begin.wait()
+        started = time.monotonic()
+        try:
+            outcome = cache.embed("hello").tobytes()
+        except EmbedderError as error:
+            outcome = str(error)
+        ends.put((time.monotonic() - started, outcome))
+        if isinstance(outcome, bytes):
+            # It is kept here, stored or not.
+            assert cache.embed("hello").tobytes() == outcome
+
+
+def all_at_once(ledger: str, embedder: Embedder) -> list[tuple[float, Any]]:
+    begin, ends = _fork.Barrier(4), _fork.Queue()
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(process(embed_at_once, ledger, embedder, begin, ends)) for _ in range(4)]
+        outcomes = [ends.get(timeout=20) for _ in children]
+        for child in children:
+            child.join(20)
+            assert child.exitcode == 0
+    return outcomes
+
+
+def test_an_embedder_that_is_down_fails_for_all_at_once(ledger: str, count: Path, daemon: ForkedDaemon) -> None:
+    embedder = Down(count, 1_000)
+    outcomes = all_at_once(ledger, embedder)
+    assert all("the provider is down" in str(outcome) for _, outcome in outcomes)
+    # Two computations, one after the other, where each waited for the one before it would be four.
+    assert max(seconds for seconds, _ in outcomes) < 1.1
+    assert embedder.calls == 4
+    with connect(ledger, embedder=embedder) as cache:
+        assert (numbers(cache)["leases_held"], numbers(cache)["leases_granted"]) == (0, 1)
+
+
+def test_who_waited_for_a_failure_computes_for_itself(ledger: str, count: Path, daemon: ForkedDaemon) -> None:
+    embedder = Down(count, 1)
+    outcomes = all_at_once(ledger, embedder)
+    vector = embedder.vector("hello").tobytes()
+    assert sorted(outcome == vector for _, outcome in outcomes) == [False, True, True, True]
+    assert max(seconds for seconds, _ in outcomes) < 1.1
+    assert embedder.calls == 4
+    with connect(ledger, embedder=embedder) as cache:
+        assert numbers(cache)["text_vectors"] == 0
+        # The key is free: the next one has the lease, and stores it for all.
+        assert cache.embed("hello").tobytes() == vector
+        assert numbers(cache)["text_vectors"] == 1
+    assert embedder.calls == 5
+
+
 # Without a daemon of use.
 
 
@@ -449,13 +516,18 @@ def replies(ledger: str, reply: Callable[[int], bytes]) -> Iterator[None]:
             thread.join()
 
 
+def lease_result(**fields: list[Any]) -> dict[str, list[Any]]:
+    return {"granted": [], "ready": [], "held": [], "failed": [], **fields}
+
+
 REPLIES: dict[str, Callable[[int], bytes]] = {
     "an older protocol": lambda number: protocol.pack_error(number, "malformed", "unknown command 'lease'"),
     "busy": lambda number: protocol.pack_error(number, "busy", "too many"),
     "nothing of use": lambda number: protocol.pack_result(number, None),
-    "other keys": lambda number: protocol.pack_result(number, {"granted": [[99, 1]], "ready": [], "held": []}),
-    "ready, and is not": lambda number: protocol.pack_result(number, {"granted": [], "ready": [0], "held": []}),
-    "no answer to anything": lambda number: protocol.pack_result(number, {"granted": [], "ready": [], "held": []}),
+    "other keys": lambda number: protocol.pack_result(number, lease_result(granted=[[99, 1]])),
+    "ready, and is not": lambda number: protocol.pack_result(number, lease_result(ready=[0])),
+    "its holder failed": lambda number: protocol.pack_result(number, lease_result(failed=[0])),
+    "no answer to anything": lambda number: protocol.pack_result(number, lease_result()),
 }
 
 

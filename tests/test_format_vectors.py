@@ -137,12 +137,12 @@ def test_text_vectors_and_leases(ledger: str, start_daemon: StartDaemon) -> None
             assert (granted["ready"], granted["held"]) == ([], [])
             ((index, token),) = granted["granted"]
             assert index == 0
-            assert other.ask("lease", lease)["result"] == {"granted": [], "ready": [], "held": [0]}
+            assert other.ask("lease", lease)["result"] == {"granted": [], "ready": [], "held": [0], "failed": []}
             assert socket.ask("renew", {"tokens": [token, token + 1]})["result"] == {"renewed": 1}
             vector = struct.pack("<3f", number, 1.0, 2.0)
             for used, expected in ((token + 1, {"stored": 0, "refused": 1}), (token, {"stored": 1, "refused": 0})):
                 assert socket.ask("put", {"model": "mine", "vectors": [[key, used, vector]]})["result"] == expected
-            assert other.ask("lease", lease)["result"] == {"granted": [], "ready": [0], "held": []}
+            assert other.ask("lease", lease)["result"] == {"granted": [], "ready": [0], "held": [], "failed": []}
         token = socket.ask("lease", {"model": "mine", "keys": [b"k" * 32], "wait_ms": 0})["result"]["granted"][0][1]
         assert socket.ask("release", {"tokens": [token]})["result"] == {}
     until(lambda: daemon.stop() == 0, "the daemon ends")

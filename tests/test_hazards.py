@@ -346,7 +346,7 @@ with EventLog(sys.argv[1]) as log:
 
 # Hazard 4.
 
-THIRD_PARTY = {"click", "inotify_simple", "lmdb", "msgpack", "numpy", "rich", "structlog", "zmq"}
+THIRD_PARTY = {"click", "inotify_simple", "lmdb", "msgpack", "numpy", "rich", "structlog", "wordllama", "zmq"}
 OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
 
 

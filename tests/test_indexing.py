@@ -671,6 +671,65 @@ def test_what_a_worker_has_embedded_is_not_computed_again(ledger: str, steered: 
         assert sorted(steered.calls()) == ["new", "said before", "said, too"]
 
 
+def test_new_events_go_before_a_backlog(ledger: str, steered: Steered) -> None:
+    fill(ledger, 2 * limits.INDEX_EVENTS_PER_COMMIT)
+    steered.pause(0.02)
+    query = steered.vector("zeppelin")
+    with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
+        wait_until(lambda: steered.begun() > 0, "the backlog")
+        event_id = cache.append("user", "zeppelin")
+        wait_until(lambda: event_id in stored(ledger)["counting"], "the new event", 5.0)
+        hits = cache.search(query, 1, model="counting")
+        assert [hit.event_id for hit in hits] == [event_id]
+        assert (hits.is_complete, hits.as_of < event_id) == (False, True)
+        assert len(stored(ledger)["counting"]) < limits.INDEX_EVENTS_PER_COMMIT
+        # The rest comes, whoever is killed in between.
+        steered.pause(None)
+    with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
+        index(ledger)
+        assert stored(ledger)["counting"] == expected(ledger, **COUNTING, embed=steered.vector)
+        hits = cache.search(query, 1, model="counting")
+        assert (hits.is_complete, hits.as_of) == (True, event_id)
+
+
+def test_the_text_of_a_new_event_is_paid_for_once(ledger: str, steered: Steered) -> None:
+    steered.pause(0.02)
+    with serve(ledger, "--embedder", steered.option), connect(ledger, embedder=steered.embedder) as cache:
+        index(ledger)
+        for number in range(20):
+            cache.append("user", f"text {number}")
+            cache.embed(f"text {number}")
+        index(ledger)
+        assert sorted(steered.calls()) == sorted(f"text {number}" for number in range(20))
+
+
+def test_a_search_takes_the_embedder_of_the_daemon(ledger: str, steered: Steered) -> None:
+    fill(ledger, 20)
+    with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
+        index(ledger)
+        assert cache.search("red", 1).model == "counting"
+    with serve(ledger, "--embedder", "none"), connect(ledger) as cache:
+        index(ledger)
+        assert cache.search("red", 1).model == "local-bow"
+
+
+def test_too_many_dimensions_do_not_stop_the_tables(ledger: str, daemon: ForkedDaemon) -> None:
+    fill(ledger, 300)
+    with_embeddings(ledger)
+    for dimension in range(1, 301):
+        ledgers.execute(
+            ledger,
+            "INSERT INTO event_embeddings (eid, embedding, created_at) VALUES (?, ?, 1)",
+            dimension,
+            vector(dimension, dimension),
+        )
+    assert index(ledger)["malformed"] > 0
+    with connect(ledger) as cache:
+        event_id = cache.append("user", "still here")
+        index(ledger)
+        assert cache.search("still here", 1)[0].event_id == event_id
+
+
 def test_a_backlog_delays_nobody(ledger: str, steered: Steered) -> None:
     with EventLog(ledger) as log:
         log.append_many([{"kind": "user", "content": f"text {number}", "meta": {}} for number in range(300)])

@@ -91,17 +91,29 @@ def test_who_waits_is_answered_when_it_is_stored(bench: Bench) -> None:
     waiting = bench.lease(1, wait_s=10)
     assert waiting == []
     assert bench.put(1, token)
-    assert waiting == [Answer([], [0], [])]
+    assert waiting == [Answer([], [0], [], [])]
     assert (bench.status.leases_held, bench.status.lease_waits, bench.leases.waiting) == (0, 1, 0)
 
 
-@pytest.mark.parametrize("how", ["released", "expired", "not stored"])
+@pytest.mark.parametrize("how", ["released", "given up"])
+def test_all_who_wait_are_told_that_the_holder_failed(bench: Bench, how: str) -> None:
+    token, _ = bench.token(1), bench.token(2)
+    first, second, third = bench.lease(1, 2, wait_s=10), bench.lease(1, wait_s=10), bench.lease(2, wait_s=10)
+    if how == "released":
+        bench.leases.release([token])
+    else:
+        bench.leases.accept(MODEL, [(key(1), token)])
+        bench.leases.give_up(MODEL, [key(1)])
+    assert (first, second, third) == ([Answer([], [], [1], [0])], [Answer([], [], [], [0])], [])
+    assert (bench.status.leases_held, bench.leases.waiting) == (1, 1)
+    assert len(bench.lease(1)[0].granted) == 1
+
+
+@pytest.mark.parametrize("how", ["expired", "not stored"])
 def test_one_of_those_who_wait_goes_on(bench: Bench, how: str) -> None:
     token = bench.token(1)
     first, second = bench.lease(1, wait_s=10), bench.lease(1, wait_s=10)
-    if how == "released":
-        bench.leases.release([token])
-    elif how == "expired":
+    if how == "expired":
         bench.sleep(limits.LEASE_S)
     else:
         bench.put(1, token, succeeds=False)
@@ -117,7 +129,7 @@ def test_waiting_ends(bench: Bench) -> None:
     bench.sleep(1.4)
     assert waiting == []
     bench.sleep(0.1)
-    assert waiting == [Answer([], [], [0])]
+    assert waiting == [Answer([], [], [0], [])]
 
 
 def test_a_renewed_lease_lives_on_but_not_for_ever(bench: Bench) -> None:
@@ -137,7 +149,7 @@ def test_what_is_being_stored_does_not_expire(bench: Bench) -> None:
     token = bench.token(1)
     assert bench.leases.accept(MODEL, [(key(1), token)]) == [0]
     bench.sleep(limits.LEASE_LIFE_S * 2)
-    assert bench.lease(1) == [Answer([], [], [0])]
+    assert bench.lease(1) == [Answer([], [], [0], [])]
     assert bench.leases.accept(MODEL, [(key(1), token)]) == []
     bench.leases.release([token])
     assert bench.status.leases_held == 1
@@ -171,7 +183,7 @@ def test_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.lease(1, wait_s=1, may_wait=False) == [None]
     waiting = bench.lease(1, 2, wait_s=1)
     bench.leases.close()
-    assert waiting == [Answer([], [], [0, 1])]
+    assert waiting == [Answer([], [], [0, 1], [])]
 
 
 def test_nothing_is_left_behind(bench: Bench) -> None:
@@ -241,7 +253,7 @@ class LeaseMachine(RuleBasedStateMachine):
             granted.append((index, token))
         taken = [index for index, one in enumerate(numbers) if one in self.held and index not in free]
         ready = [index for index, one in enumerate(numbers) if one not in self.held]
-        return Answer(granted, ready, taken)
+        return Answer(granted, ready, taken, [])
 
     def settle(self) -> None:
         now = self.bench.now
@@ -254,7 +266,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 if one.deadline > now:
                     left.append(one)
                 else:
-                    one.expected.append(Answer([], [], list(range(len(one.numbers)))))
+                    one.expected.append(Answer([], [], list(range(len(one.numbers))), []))
             else:
                 one.expected.append(self.answer_of(one.numbers, one.real))
             assert one.real == one.expected
@@ -284,7 +296,20 @@ class LeaseMachine(RuleBasedStateMachine):
     def release(self, ranks: list[int]) -> None:
         tokens = [self.tokens[-rank] for rank in ranks if 0 < rank <= len(self.tokens)]
         self.bench.leases.release(tokens)
-        self.settle_after([held.number for held in self.held.values() if held.token in tokens and not held.is_storing])
+        self.fail([held.number for held in self.held.values() if held.token in tokens and not held.is_storing])
+
+    def fail(self, ended: list[int]) -> None:
+        left = []
+        for one in self.waiting:
+            failed = [index for index, number in enumerate(one.numbers) if number in ended]
+            if failed:
+                others = [index for index in range(len(one.numbers)) if index not in failed]
+                one.expected.append(Answer([], [], others, failed))
+                assert one.real == one.expected
+            else:
+                left.append(one)
+        self.waiting = left
+        self.settle_after(ended)
 
     def settle_after(self, ended: list[int]) -> None:
         # What expires goes first, and may have answered somebody already.
@@ -317,6 +342,14 @@ class LeaseMachine(RuleBasedStateMachine):
             self.stored.add(number)
         self.bench.leases.finish(MODEL, [key(number)])
         self.settle_after([number])
+
+    @rule(number=st.integers(0, 4))
+    def give_up(self, number: int) -> None:
+        held = self.held.get(number)
+        if held is None or not held.is_storing:
+            return
+        self.bench.leases.give_up(MODEL, [key(number)])
+        self.fail([number])
 
     @rule(number=st.integers(0, 4))
     def evict(self, number: int) -> None:

@@ -59,6 +59,7 @@ class _Answer:
             self.tokens = {keys[index]: int(token) for index, token in result["granted"]}
             self.ready = [keys[index] for index in result["ready"]]
             self.held = [keys[index] for index in result["held"]]
+            self.failed = [keys[index] for index in result["failed"]]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DaemonError(f"an answer to lease that is none: {error!r}") from None
 
@@ -111,6 +112,9 @@ class Leasing:
                     self._compute_granted(line, model, answer.tokens, texts, found)
                 for key in answer.ready:
                     self._read(model, key, found)
+                if answer.failed:
+                    # Who computed them could not. Each tries by itself now, and none waits for another.
+                    found.update(computed(model, {key: texts[key] for key in answer.failed}))
                 # A signal handler must not wait for what its own thread is in the middle of.
                 held += [key for key in answer.held if (get_ident(), model.prefix + key) not in self._computing]
                 has_news = has_news or len(answer.held) < len(keys)

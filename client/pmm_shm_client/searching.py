@@ -100,11 +100,14 @@ class _Look(NamedTuple):
     """What one look at table and log found.
 
     Attributes:
+        read_to: how far the log was read.
+        as_of: up to where every event was taken into account.
         unknown: texts whose vectors are needed first; there are no hits then.
     """
 
     hits: list[tuple[int, float]]
-    end: Position
+    read_to: Position
+    as_of: int
     is_complete: bool
     embedded_here: int
     unknown: list[str]
@@ -155,10 +158,10 @@ class Searching:
         first = look = self._look(wanted, vectors, None)
         while look.unknown:
             vectors.update(self._vectors(look.unknown, embedder, model))
-            look = self._look(wanted, vectors, first.end.event_id)
+            look = self._look(wanted, vectors, first.read_to.event_id)
         hits = (Hit(*pair) for pair in look.hits)
         # The first look's end may be an event without a vector, which the last one had no need to come to.
-        as_of = max(first.end.as_of, look.end.as_of) if look.is_complete else look.end.as_of
+        as_of = max(first.as_of, look.as_of) if look.is_complete else look.as_of
         return Hits(hits, as_of, first.is_complete and look.is_complete, look.embedded_here, name)
 
     def _served(self) -> str | None:
@@ -208,7 +211,11 @@ class Searching:
             items: list[Item] = []
             is_complete = since.mark == mark
             if not is_complete:
-                items, since, is_complete = self._read(since, mark, parts, until_id)
+                most = limits.SEARCH_EVENTS_MAX
+                if not isinstance(wanted.embedder, LocalBow):
+                    # Each of them may cost money, and time on the network.
+                    most = min(most, len(since.rows) + limits.SEARCH_TEXTS_MAX)
+                items, since, is_complete = self._read(since, mark, parts, until_id, most)
                 if wanted.embedder is None:
                     if items:
                         # Searched by vector, the table of an embedder that is not here counts as far as it goes.
@@ -217,11 +224,11 @@ class Searching:
                     items = _embeddable(items, wanted.embedder, record)
             unknown = {item.text for item in items if item.vector is None} - vectors.keys()
             if unknown:
-                return _Look([], since.end, is_complete, 0, sorted(unknown))
+                return _Look([], since.end, _as_of(since), is_complete, 0, sorted(unknown))
             rows = _merged(since.rows, items, vectors)
             self._since[wanted.model] = since._replace(rows=rows)
             hits = nearest([*parts, rows], wanted.vector, wanted.k, wanted.scope)
-        return _Look(hits, since.end, is_complete, len(rows), [])
+        return _Look(hits, since.end, _as_of(since), is_complete and record.ahead is None, len(rows), [])
 
     def _record(self, records: MappedRecords, name: str) -> TableRecord | None:
         """What is published of the table; None where there is none, or one of another history."""
@@ -252,7 +259,7 @@ class Searching:
         return _nothing_since(identity, record)
 
     def _read(
-        self, since: _Since, mark: Mark, parts: list[Rows], until_id: int | None
+        self, since: _Since, mark: Mark, parts: list[Rows], until_id: int | None, most: int
     ) -> tuple[list[Item], _Since, bool]:
         """The events that came behind what is known, as many as are embedded here; where that ends; whether it is the
         head of the log, or `until_id`.
@@ -264,7 +271,7 @@ class Searching:
         texts = EventTexts(self._reader.connection, record.kinds, record.name)
         items: dict[int, Item] = {}
         while True:
-            room = limits.SEARCH_EVENTS_MAX - len(since.rows) - len(items)
+            room = most - len(since.rows) - len(items)
             # Without room, too: the log may have lost what was read before.
             read = texts.read(end, min(room, limits.TAIL_ROWS_MAX), until_id)
             if not read.is_anchored:
@@ -275,7 +282,7 @@ class Searching:
                 )
             end = read.position
             items.update((item.event_id, item) for item in _not_in([*parts, since.rows], read.items))
-            if read.is_complete or len(since.rows) + len(items) >= limits.SEARCH_EVENTS_MAX:
+            if read.is_complete or len(since.rows) + len(items) >= most:
                 break
         is_head = read.is_complete and until_id is None
         return list(items.values()), since._replace(end=end, mark=mark if is_head else None), read.is_complete
@@ -288,7 +295,12 @@ class Searching:
 
 def _nothing_since(identity: FileId, record: TableRecord) -> _Since:
     none = Rows.of(np.empty(0, np.int64), np.empty((0, record.dimension), np.float32))
-    return _Since(identity, record, record.position, None, none)
+    return _Since(identity, record, record.reached, None, none)
+
+
+def _as_of(since: _Since) -> int:
+    """Up to where every event is taken into account: where there is a backlog, not beyond it."""
+    return since.end.as_of if since.record.ahead is None else since.record.position.as_of
 
 
 def _embeddable(items: list[Item], embedder: Embedder, record: TableRecord) -> list[Item]:

@@ -67,7 +67,9 @@ def _user_object(name: str) -> Any:
         raise ConfigError(f"embedder {name!r}: expected package.module:attribute")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         # Its own name or that of a package above it: there is no such module. Any other is one that it needs.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"embedder {name!r}: there is no module {error.name!r}") from None
@@ -87,9 +89,9 @@ def _users_embedder(name: str, target: Any) -> Embedder:
             raise ConfigError(f"embedder {name!r}: expected an Embedder, a subclass of it or a factory, got {kind}")
         try:
             made = target()
-        except PmmShmError:
+        except (PmmShmError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise EmbedderError(f"embedder {name!r}: calling it failed: {_line(error)}") from error
         if not isinstance(made, Embedder):
             raise ConfigError(f"embedder {name!r}: calling it gave no Embedder but {type(made).__name__}")
@@ -103,7 +105,7 @@ def _users_embedder(name: str, target: Any) -> Embedder:
     return embedder
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

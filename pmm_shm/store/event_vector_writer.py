@@ -110,6 +110,7 @@ class EventVectorWriter:
         removed: Ids | None = None,
         position: Position | None = None,
         kinds: tuple[str, ...] | None = None,
+        ahead: tuple[Position, Position] | None = None,
     ) -> None:
         """Put rows, remove others, and move the position, in one commit.
 
@@ -117,6 +118,7 @@ class EventVectorWriter:
             rows: they replace those with the same ids.
             removed: (m,) int64; ids without a row do not matter.
             position, kinds: None to leave them as they are.
+            ahead: goes with `position`.
 
         Raises:
             StoreError: it cannot be stored; nothing was.
@@ -126,7 +128,7 @@ class EventVectorWriter:
             changes = self._changes(records)
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
-            changes.finish(position, kinds)
+            changes.finish(position, kinds, ahead)
             return changes
 
         changes = self._writer.transact(write)
@@ -244,7 +246,9 @@ class _Changes:
             self._records.put(tail_key(self._tag, event_id), vector.astype("<f4").tobytes() + bytes((source,)))
         self._tail_count += len(rows.ids)
 
-    def finish(self, position: Position | None, kinds: tuple[str, ...] | None) -> None:
+    def finish(
+        self, position: Position | None, kinds: tuple[str, ...] | None, ahead: tuple[Position, Position] | None
+    ) -> None:
         """Rewrite what has many dead rows, merge what is small, and put the record."""
         for block in list(self._blocks.values()):
             if block.dead * 4 > block.rows:
@@ -255,6 +259,7 @@ class _Changes:
         self.record = record.changed(
             kinds=record.kinds if kinds is None else kinds,
             position=record.position if position is None else position,
+            ahead=record.ahead if position is None else ahead,
             version=record.version + 1,
             blocks=tuple(self._blocks.values()),
             tail=self._tail_count,

@@ -4,7 +4,7 @@
 | --- | --- |
 | `v` tag | the table's record: how far it has come, its blocks, its tail |
 | `e` tag, block, part | one part of a sealed block |
-| `d` | the model with which the daemon embeds events, where it does |
+| `d` | the embedder with which the daemon embeds events, by the name that finds it |
 | `r` tag, event id | one row of the tail: the vector, and one byte for its source |
 
 A block is a column store, sealed when written. Its parts are `i` (event ids, ascending, int64), `v` (vectors, float32:
@@ -67,6 +67,7 @@ class TableRecord:
         dimension: of its vectors.
         kinds: of which events the table embeds the content by itself; empty for a table that is only filled otherwise.
         position: up to which event of the log the table has come.
+        ahead: (from, to), where it works off a backlog: all events behind `from` up to `to` are in the table, too.
         version: grows with every commit to the table.
         blocks: the sealed blocks.
         tail: number of rows in the tail.
@@ -81,6 +82,12 @@ class TableRecord:
     blocks: tuple[BlockEntry, ...] = ()
     tail: int = 0
     next_block: int = 0
+    ahead: tuple[Position, Position] | None = None
+
+    @property
+    def reached(self) -> Position:
+        """Where what is new begins."""
+        return self.position if self.ahead is None else self.ahead[1]
 
     @property
     def rows(self) -> int:
@@ -103,6 +110,7 @@ class TableRecord:
                 "blocks": [list(block) for block in self.blocks],
                 "tail": self.tail,
                 "next_block": self.next_block,
+                "ahead": None if self.ahead is None else [list(position) for position in self.ahead],
             }
         )
 
@@ -115,6 +123,7 @@ class TableRecord:
         """
         try:
             record = unpack(data)
+            ahead = record["ahead"]
             return cls(
                 record["name"],
                 record["dimension"],
@@ -124,6 +133,7 @@ class TableRecord:
                 tuple(BlockEntry(*block) for block in record["blocks"]),
                 record["tail"],
                 record["next_block"],
+                None if ahead is None else (Position(*ahead[0]), Position(*ahead[1])),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of a table of vectors cannot be read: {error!r}") from error

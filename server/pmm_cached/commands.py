@@ -30,6 +30,7 @@ from pmm_shm.store.text_vectors import TextVector
 _GROUP_MODE_UMASK = 0o117
 _OWNER_MODE_UMASK = 0o177
 _COMPLAINTS_MAX = 10
+_LOOK_S = 0.1
 Done = Callable[[dict[str, Any] | None, str | None], None]
 Reply = Callable[[bytes], None]
 
@@ -107,6 +108,35 @@ class CommandServer:
         """Publish a position, and answer who waits for it. From any thread."""
         data = Announcement(as_of, sequence).pack()
         self._post(lambda: self._publisher.send(data, zmq.NOBLOCK))
+
+    def borrow(self, model: str, keys: list[bytes]) -> list[bytes]:
+        """Take the leases of those texts that nobody computes and that have no vector yet, for this process: they do
+        not end by time, but with `settle`. From any other thread.
+        """
+        taken: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+
+        def take() -> None:
+            def answered(answer: Answer | None) -> None:
+                granted = [] if answer is None else [(keys[index], token) for index, token in answer.granted]
+                self._leases.accept(model, granted)
+                taken.put([key for key, _ in granted])
+
+            self._leases.lease(model, keys, 0.0, answered, may_wait=False)
+
+        self._post(take)
+        while True:
+            try:
+                return taken.get(timeout=_LOOK_S)
+            except queue.Empty:
+                if not self._thread.is_alive():
+                    return []
+
+    def settle(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
+        """End leases that were borrowed, with the vectors of those texts that have one now."""
+        if vectors:
+            self._texts.put(vectors, lambda error: self._post(lambda: self._leases.finish(model, keys)))
+        elif keys:
+            self._post(lambda: self._leases.give_up(model, keys))
 
     def _bind(self, kind: int, path: str, umask: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

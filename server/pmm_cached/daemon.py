@@ -63,11 +63,12 @@ class Daemon:
             self._instance.ledger,
             self._writer,
             embedder,
+            settings.embedder,
             settings.embed_kinds,
             self._status.embeddings,
             log,
             self._standstill,
-            self._texts.remember,
+            self._commands,
             self._die,
         )
         record_endpoints(self._instance, self._endpoints)
@@ -131,7 +132,7 @@ class Daemon:
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
-        numbers["is_degraded"] = numbers["problem"] is not None or count > 0
+        numbers["is_degraded"] = bool(numbers["problem"] or numbers["embeddings"]["problem"]) or count > 0
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
         numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0

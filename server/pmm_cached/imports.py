@@ -15,6 +15,7 @@ from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
 from pmm_shm.embedding import local_bow
 from pmm_shm.embedding.events import Source
+from pmm_shm.errors import InvalidVectorError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import Position
@@ -24,7 +25,11 @@ from pmm_shm.store.writer import StoreWriter
 
 SEEN_KEY = b"i"
 _BEFORE_ALL = -(1 << 63)
-_COLUMNS_SQL = "SELECT name FROM pragma_table_info('event_embeddings') LIMIT ?"
+# Not of a view: it may be anything, and without end.
+_COLUMNS_SQL = (
+    "SELECT name FROM pragma_table_info('event_embeddings') WHERE EXISTS "
+    "(SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings') LIMIT ?"
+)
 _ROWS_SQL = (
     "SELECT eid, embedding, eid IN (SELECT id FROM events) FROM event_embeddings "
     "WHERE eid > ? AND typeof(eid) = 'integer' ORDER BY eid LIMIT ?"
@@ -150,7 +155,12 @@ class EmbeddingImport:
                 # Where `eid` is no primary key, one may come twice: the last one counts.
                 vectors = dict(group)
                 ids = np.array(list(vectors), np.int64)
-                put += self._put(model, dimension, ids, b"".join(vectors.values()), position)
+                try:
+                    put += self._put(model, dimension, ids, b"".join(vectors.values()), position)
+                except InvalidVectorError:
+                    # An embedder of this name with another dimension, or too many models: no room for these rows.
+                    malformed += len(group)
+                    continue
                 seen.setdefault(model, (dimension, []))[1].append(ids)
             self.rows_done += len(rows)
         return put, malformed, awaited, seen

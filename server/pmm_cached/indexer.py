@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pmm_cached.event_tables import EventTable
+from pmm_cached.event_tables import EventTable, Sharing
 from pmm_cached.imports import Counts, EmbeddingImport, imported_model
 from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
@@ -30,7 +30,6 @@ from pmm_shm.store.environment import DamagedStoreError, Records
 from pmm_shm.store.event_vector_writer import EventVectorWriter
 from pmm_shm.store.event_vectors import SERVED_KEY, table_records
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
-from pmm_shm.store.text_vectors import TextVector
 from pmm_shm.store.writer import StoreWriter
 
 _STOPS = "the daemon stops"
@@ -92,9 +91,10 @@ class Indexer:
 
     Parameters:
         embedder: whose table takes in the content of events; None for none.
+        found_as: the name by which a worker finds it, too.
         kinds: of which events.
         standstill: the lock under which the follower steps: while it is held, this thread rests.
-        remember: takes vectors that were computed here, for workers that ask for the same texts.
+        sharing: keeps workers from computing the texts of new events at the same time.
         on_death: called with the reason when the thread ends by itself.
     """
 
@@ -103,20 +103,22 @@ class Indexer:
         path: str,
         writer: StoreWriter,
         embedder: Embedder | None,
+        found_as: str | None,
         kinds: tuple[str, ...],
         status: EmbeddingStatus,
         log: Logger,
         standstill: threading.Lock,
-        remember: Callable[[list[TextVector]], None],
+        sharing: Sharing,
         on_death: Callable[[str], None],
     ) -> None:
         self._store = writer
         self._embedder = embedder
+        self._found_as = found_as
         self._kinds = kinds
         self._status = status
         self._log = log
         self._standstill = standstill
-        self._remember = remember
+        self._sharing = sharing
         self._on_death = on_death
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
@@ -127,6 +129,8 @@ class Indexer:
         self._work: _Work | None = None
         self._import_not_before = 0.0
         self._is_import_late = False
+        self._import_problem: str | None = None
+        self._turns_not_before = 0.0
         self._changed = threading.Condition()
         self._has_news = True
         # A daemon that was killed may have found the log to be another one.
@@ -233,16 +237,32 @@ class Indexer:
             return
         work = self._opened()
         asked = self._asked(published)
-        counts = self._import(work, published, is_asked_for=bool(asked))
-        for request in asked:
-            request.counts = counts
+        self._import_for(asked, work, published)
         for turn in work.turns:
             if time.monotonic() >= turn.not_before or asked:
-                self._advance(turn, published.as_of)
+                self._advance(turn, published)
         if not all(turn.is_done or turn.problem for turn in work.turns):
             self.ledger_changed()
         self._show()
         self._answer_those_served()
+
+    def _import_for(self, asked: list[_Request], work: _Work, published: Position) -> None:
+        """Import, and give the requests their counts. What fails here does not keep the log from being taken in."""
+        try:
+            counts = self._import(work, published, is_asked_for=bool(asked))
+        except DamagedStoreError:
+            raise
+        except PmmShmError as error:
+            if self._import_problem is None:
+                self._log.error("import of event_embeddings failed", error=str(error))
+            self._import_problem = str(error)
+            self._is_import_late, self._import_not_before = True, time.monotonic() + limits.IMPORT_RETRY_S
+            self._answer(asked, None, str(error))
+            return
+        if self._looked_at is not None:
+            self._import_problem = None
+        for request in asked:
+            request.counts = counts
 
     def _asked(self, published: Position) -> list[_Request]:
         """The requests that the ledger's table is to be compared for now."""
@@ -266,12 +286,12 @@ class Indexer:
             self._freshness.take()
             return header.position if self._heads.read(header.position, 0).is_anchored else None
 
-    def _advance(self, turn: _Turn, until_id: int) -> None:
+    def _advance(self, turn: _Turn, published: Position) -> None:
         if turn.table is None:
             return
         self._pause()
         try:
-            turn.is_done = turn.table.step(until_id)
+            turn.is_done = turn.table.step(published)
         except EmbedderError as error:
             if turn.problem is None:
                 self._log.error("embedding failed", error=str(error))
@@ -336,16 +356,16 @@ class Indexer:
         return self._work
 
     def _say_who_embeds(self, records: Records) -> None:
-        """Which model a search takes that names none."""
-        if self._embedder is None:
+        """Which embedder a search takes that names none."""
+        if self._found_as is None:
             records.delete(SERVED_KEY)
         else:
-            records.put(SERVED_KEY, pack(self._embedder.name))
+            records.put(SERVED_KEY, pack(self._found_as))
 
     def _open(self, turn: _Turn) -> None:
         try:
             turn.table = EventTable(
-                self._store, self._connection, turn.embedder, turn.kinds, self._pause, self._remember
+                self._store, self._connection, turn.embedder, turn.kinds, self._pause, self._sharing
             )
         except InvalidVectorError as error:
             # For as long as the store holds vectors of this name: no time mends it.
@@ -353,7 +373,7 @@ class Indexer:
             turn.problem = str(error)
 
     def _problem(self) -> str | None:
-        return next((turn.problem for turn in self._turns() if turn.problem), None)
+        return next((turn.problem for turn in self._turns() if turn.problem), self._import_problem)
 
     def _turns(self) -> list[_Turn]:
         return [] if self._work is None else self._work.turns
@@ -421,8 +441,18 @@ class Indexer:
     # Giving way.
 
     def _pause_import(self) -> None:
+        """Between pieces of an import, which may be long: take in what is new."""
         self._show_import()
         self._pause()
+        now = time.monotonic()
+        if now < self._turns_not_before:
+            return
+        self._turns_not_before = now + limits.IMPORT_YIELD_S
+        published = self._published()
+        for turn in self._turns() if published is not None else ():
+            if now >= turn.not_before:
+                assert published is not None
+                self._advance(turn, published)
 
     def _pause(self) -> None:
         """Let the follower go first. Raises to give up."""

@@ -23,11 +23,14 @@ Place = tuple[str, bytes]
 
 
 class Answer(NamedTuple):
-    """What became of the keys of a request, by their indices: granted ones with their tokens."""
+    """What became of the keys of a request, by their indices: granted ones with their tokens; `failed` are those that
+    were waited for, and whose holder gave up.
+    """
 
     granted: list[tuple[int, int]]
     ready: list[int]
     held: list[int]
+    failed: list[int]
 
 
 Reply = Callable[[Answer | None], None]
@@ -112,9 +115,9 @@ class Leases:
         return renewed
 
     def release(self, tokens: Iterable[int]) -> None:
-        """End leases: others may compute these vectors."""
+        """End leases whose holder could not compute the vectors."""
         self.advance()
-        self._end([self._by_grant[token] for token in dict.fromkeys(tokens) if token in self._by_grant])
+        self._give_up([self._by_grant[token] for token in dict.fromkeys(tokens) if token in self._by_grant])
 
     def accept(self, model: str, entries: Iterable[tuple[bytes, int]]) -> list[int]:
         """The indices of those (key, token) whose lease this is; it does not expire until `finish`."""
@@ -132,6 +135,10 @@ class Leases:
     def finish(self, model: str, keys: Iterable[bytes]) -> None:
         """End the leases of keys that were accepted, stored or not."""
         self._end([self._by_place[model, key] for key in keys])
+
+    def give_up(self, model: str, keys: Iterable[bytes]) -> None:
+        """As `release`, of keys that were accepted."""
+        self._give_up([self._by_place[model, key] for key in keys])
 
     def advance(self) -> None:
         """End what has expired by now, and answer who has waited long enough."""
@@ -168,7 +175,7 @@ class Leases:
 
     def _answer(self, model: str, keys: Sequence[bytes]) -> Answer | None:
         free: list[int] = []
-        answer = Answer([], [], [])
+        answer = Answer([], [], [], [])
         for index, key in enumerate(keys):
             if (model, key) in self._by_place:
                 answer.held.append(index)
@@ -189,6 +196,20 @@ class Leases:
         self._status.leases_granted += 1
         self._status.leases_held = len(self._by_place)
         return token
+
+    def _give_up(self, leases: Sequence[_Lease]) -> None:
+        """End leases, and tell all who wait for them at once: were the next one to try, and the next, with an embedder
+        that is down each would wait for all before it.
+        """
+        places = {lease.place for lease in leases}
+        waiting = {waiter for place in places for waiter in self._waiters_of.get(place, ())}
+        for waiter in sorted(waiting, key=lambda waiter: waiter.number):
+            self._remove_waiter(waiter)
+            answer = Answer([], [], [], [])
+            for index, key in enumerate(waiter.keys):
+                (answer.failed if (waiter.model, key) in places else answer.held).append(index)
+            waiter.reply(answer)
+        self._end(leases)
 
     def _end(self, leases: Iterable[_Lease]) -> None:
         """End leases, and answer those who wait for them, in the order in which they came."""
@@ -220,4 +241,4 @@ class Leases:
 
 
 def _all_held(waiter: _Waiter) -> Answer:
-    return Answer([], [], list(range(len(waiter.keys))))
+    return Answer([], [], list(range(len(waiter.keys))), [])

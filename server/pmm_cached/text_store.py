@@ -91,10 +91,6 @@ class TextStore:
         if refusal is not None:
             done(refusal)
 
-    def remember(self, vectors: list[TextVector]) -> None:
-        """Store vectors when there is time; where there is no room to wait, they are left out."""
-        self.put(vectors, lambda error: None)
-
     def _run(self) -> None:
         try:
             while (job := self._next()) is not None:
