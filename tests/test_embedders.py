@@ -35,6 +35,7 @@ from pmm_shm.embedding.openai import OpenAIEmbedder
 from pmm_shm.embedding.registry import find_embedder
 from pmm_shm.embedding.wordllama import WordLlama
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, UnknownModelError
+from pmm_shm.ledger.eventlog import EventLog
 from tests.paraphrases import PAIRS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -667,6 +668,7 @@ def test_function_embedders_beyond_the_limits(arguments: Any) -> None:
 # The registry.
 
 USERS = """
+import asyncio
 from pmm_shm.embedding.contract import Embedder
 from pmm_shm.embedding.function import FunctionEmbedder
 from pmm_shm.embedding.local_bow import LocalBow
@@ -721,6 +723,15 @@ def makes_nothing():
 def raises():
     raise RuntimeError("two\\nlines")
 
+def exits():
+    raise SystemExit("no key")
+
+def is_cancelled():
+    raise asyncio.CancelledError
+
+def is_interrupted():
+    raise KeyboardInterrupt
+
 def refuses():
     raise ConfigError("no such file")
 """
@@ -730,11 +741,13 @@ def refuses():
 def users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "users_embedders.py").write_text(USERS, encoding="utf-8")
     (tmp_path / "users_broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "users_exits.py").write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
+    (tmp_path / "users_interrupted.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
     (tmp_path / "users_needy.py").write_text("import no_such_package_at_all\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "_instances", {})
     yield
-    for name in ("users_embedders", "users_broken", "users_needy"):
+    for name in ("users_embedders", "users_broken", "users_exits", "users_interrupted", "users_needy"):
         sys.modules.pop(name, None)
 
 
@@ -773,6 +786,9 @@ def test_embedders_by_name(name: str, model: str) -> None:
         ("users_embedders:Abstract", EmbedderError, "calling it failed: TypeError"),
         ("users_embedders:needs_arguments", EmbedderError, "calling it failed: TypeError"),
         ("users_embedders:raises", EmbedderError, "calling it failed: RuntimeError: two lines"),
+        ("users_embedders:exits", EmbedderError, "calling it failed: SystemExit: no key"),
+        ("users_embedders:is_cancelled", EmbedderError, "calling it failed: CancelledError"),
+        ("users_exits:x", EmbedderError, "does not import: SystemExit: 0"),
         ("users_broken:x", EmbedderError, "does not import: ZeroDivisionError"),
         ("users_needy:x", EmbedderError, "does not import: ModuleNotFoundError.*no_such_package_at_all"),
         ("no_such_package_at_all:x", ConfigError, "there is no module 'no_such_package_at_all'"),
@@ -796,6 +812,26 @@ def test_names_that_lead_nowhere(name: Any, error: type[Exception], message: str
         with pytest.raises(error, match=message) as caught:
             find_embedder(name)
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["users_embedders:is_interrupted", "users_interrupted:x"])
+@pytest.mark.usefixtures("users_module")
+def test_an_interrupt_goes_through(name: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        find_embedder(name)
+
+
+@pytest.mark.parametrize("name", ["users_exits:x", "users_embedders:exits"])
+@pytest.mark.usefixtures("users_module")
+def test_a_daemon_does_not_end_in_silence_with_its_embedder(name: str, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.db"
+    EventLog(str(ledger)).close()
+    command = [sys.executable, "-m", "pmm_cached", "--embedder", name, str(ledger)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "server")])}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"pmm-cached: embedder {name!r}: ")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.usefixtures("users_module")

@@ -194,7 +194,7 @@ def test_scopes(searched: tuple[Cache, dict[int, Any]], scope: Any) -> None:
         np.array(3),
         [True, False],
         [[1], [2, 3]],
-        object(),
+        pytest.param(object(), id="object"),
     ],
     ids=str,
 )
@@ -223,7 +223,7 @@ def test_counts_that_mean_nothing(searched: tuple[Cache, dict[int, Any]], k: Any
         (["a"] * 32, InvalidVectorError),
         (None, InvalidVectorError),
         (b"bytes", InvalidVectorError),
-        (object(), InvalidVectorError),
+        (pytest.param(object(), id="object"), InvalidVectorError),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -122,7 +122,7 @@ class EventTable:
         reached = self.rows.record.reached
         self._moved(START, None if reached.event_id is None else (reached, reached))
 
-    def _moved(self, position: Position, ahead: Ahead) -> TableRecord:
+    def _moved(self, position: Position, ahead: Ahead | None) -> TableRecord:
         self.rows.apply(VectorRows.none(self._embedder.dimension), position=position, kinds=self._kinds, ahead=ahead)
         return self.rows.record
 
