@@ -223,7 +223,7 @@ def test_counts_that_mean_nothing(searched: tuple[Cache, dict[int, Any]], k: Any
         (["a"] * 32, InvalidVectorError),
         (None, InvalidVectorError),
         (b"bytes", InvalidVectorError),
-        (pytest.param(object(), id="object"), InvalidVectorError),
+        pytest.param(object(), InvalidVectorError, id="object"),
     ],
     ids=lambda value: str(value)[:20],
 )
