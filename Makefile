@@ -19,7 +19,7 @@ demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
 
 test: $(STAMP) ## Run the tests, without the slow ones.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 lint: $(STAMP) ## Check style, types and layers.
 	$(BIN)/ruff check .

@@ -71,10 +71,10 @@ def numbers(instance: Instance) -> dict[str, int]:
 def test_lease_put_ready(served: Instance) -> None:
     before = numbers(served)
     answer = lease(served, 1, 2)
-    assert set(answer) == {"granted", "ready", "held"}
+    assert set(answer) == {"granted", "ready", "held", "failed"}
     (one, first), (two, second) = answer["granted"]
     assert (one, two, answer["ready"], answer["held"]) == (0, 1, [], [])
-    assert lease(served, 2, 1) == {"granted": [], "ready": [], "held": [0, 1]}
+    assert lease(served, 2, 1) == {"granted": [], "ready": [], "held": [0, 1], "failed": []}
     assert ask(served, "renew", tokens=[first, second, 5]) == {"renewed": 2}
     assert put(served, (1, first, ONE), (2, first, ONE)) == {"stored": 1, "refused": 1}
     assert ask(served, "release", tokens=[second]) == {}
@@ -98,14 +98,14 @@ def test_who_waits_is_answered_at_once_when_it_is_stored(served: Instance) -> No
     started = time.monotonic()
     put(served, (10, token, ONE))
     waiting.join()
-    assert answers == [{"granted": [], "ready": [0], "held": []}]
+    assert answers == [{"granted": [], "ready": [0], "held": [], "failed": []}]
     assert time.monotonic() - started < 1.0
 
 
 def test_waiting_ends(served: Instance) -> None:
     lease(served, 11)
     started = time.monotonic()
-    assert lease(served, 11, wait_ms=100) == {"granted": [], "ready": [], "held": [0]}
+    assert lease(served, 11, wait_ms=100) == {"granted": [], "ready": [], "held": [0], "failed": []}
     assert 0.09 < time.monotonic() - started < 1.0
 
 
@@ -278,7 +278,7 @@ def test_a_stopping_daemon_answers_who_waits(tmp_path: Path) -> None:
         started = time.monotonic()
         assert daemon.stop() == 0
         waiting.join()
-    assert answers == [{"granted": [], "ready": [], "held": [0]}]
+    assert answers == [{"granted": [], "ready": [], "held": [0], "failed": []}]
     assert time.monotonic() - started < 1.0
 
 
