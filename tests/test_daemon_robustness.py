@@ -55,7 +55,7 @@ def _publish(ledger: Path) -> None:
 def _ended(ledger: Path) -> tuple[int, list[str]]:
     """Exit code and stderr of a daemon that is expected to end by itself."""
     done = subprocess.run(
-        [sys.executable, "-m", "pmm_cached", str(ledger)], capture_output=True, text=True, timeout=10, check=False
+        [sys.executable, "-m", "pmm_cached", str(ledger)], capture_output=True, text=True, timeout=30, check=False
     )
     return done.returncode, done.stderr.strip().splitlines()
 
