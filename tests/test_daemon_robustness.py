@@ -262,7 +262,8 @@ def test_damaged_boot_mark_is_not_trusted(tmp_path: Path, damage: Callable[[Path
 
 
 @pytest.mark.parametrize("name", ["boot.json", "endpoints.json", "commands.sock", "data.mdb", "daemon.lock"])
-def test_directory_in_the_place_of_a_file_is_one_line(ledger: Path, name: str) -> None:
+def test_directory_for_file(ledger: Path, name: str) -> None:
+    # The short name keeps the sockets' paths within the limit; beyond it they lie elsewhere.
     directory = Instance.of(ledger).directory
     directory.mkdir()
     (directory / name).mkdir()
