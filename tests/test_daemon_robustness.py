@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -262,12 +263,15 @@ def test_damaged_boot_mark_is_not_trusted(tmp_path: Path, damage: Callable[[Path
 
 
 @pytest.mark.parametrize("name", ["boot.json", "endpoints.json", "commands.sock", "data.mdb", "daemon.lock"])
-def test_directory_for_file(ledger: Path, name: str) -> None:
-    # The short name keeps the sockets' paths within the limit; beyond it they lie elsewhere.
-    directory = Instance.of(ledger).directory
-    directory.mkdir()
-    (directory / name).mkdir()
-    code, lines = _ended(ledger)
+def test_directory_in_the_place_of_a_file_is_one_line(name: str) -> None:
+    # A short path, for where it is over the limit the sockets lie elsewhere.
+    with tempfile.TemporaryDirectory() as place:
+        ledger = Path(place) / "pmm.db"
+        make_ledger(ledger)
+        directory = Instance.of(ledger).directory
+        directory.mkdir()
+        (directory / name).mkdir()
+        code, lines = _ended(ledger)
     assert code == 1
     assert len(lines) == 1, lines
     assert lines[0].startswith("pmm-cached: ")
