@@ -174,6 +174,7 @@ MALFORMED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_message_is_refused_and_does_nothing(served: Instance, case: str) -> None:
     command, args = MALFORMED[case]
+    daemons.until(lambda: numbers(served)["tables"], "the indexer's first round")
     before = numbers(served)
     message = msgpack.packb({"v": 1, "id": 7, "command": command, "args": args})
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:

@@ -138,7 +138,7 @@ class Reader:
         with self.connection.lock:
             try:
                 return not self._is_inside and self.freshness.is_trusted() and self.freshness.take() == mark
-            except LedgerError:
+            except (LedgerError, LedgerMoved):
                 # What is wrong with it the whole read finds out, and repairs where it can.
                 return False
 

@@ -18,7 +18,7 @@ from pmm_shm.errors import (
 )
 
 _T = TypeVar("_T")
-_BUSY = ("database is locked", "database table is locked", "database schema is locked")
+_BUSY = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
 _NO_ROLLBACK = "attempt to write a readonly database"
 

@@ -168,13 +168,12 @@ class Follower:
         self._mark = None
 
     def _take_mark(self) -> Mark:
-        try:
-            with self.connection.lock:
-                return self._freshness.take()
-        except LedgerMoved:
-            close_replaced(self.connection.path)
-        with self.connection.lock:
-            return self._freshness.take()
+        while True:
+            try:
+                with self.connection.lock:
+                    return self._freshness.take()
+            except LedgerMoved:
+                close_replaced(self.connection.path)
 
     def _fold_batch(self, snapshot: Snapshot) -> tuple[Step, Position]:
         position, rows, deadline = snapshot.header.position, 0, time.monotonic() + _BATCH_S
