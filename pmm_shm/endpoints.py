@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError, DaemonError
+from pmm_shm.access import check_directory, replace_file
+from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.paths import Instance
 
 _LONGEST_NAME = "announcements.sock"
@@ -75,10 +76,8 @@ def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
     Raises:
         DaemonError: it cannot be written.
     """
-    temporary = instance.endpoints_file.with_name(instance.endpoints_file.name + ".new")
     try:
-        temporary.write_text(json.dumps(asdict(endpoints)), encoding="utf-8")
-        temporary.replace(instance.endpoints_file)
+        replace_file(instance.endpoints_file, json.dumps(asdict(endpoints)))
     except OSError as error:
         raise DaemonError(f"{instance.endpoints_file}: {error.strerror}") from None
 
@@ -88,22 +87,32 @@ def find_endpoints(instance: Instance) -> Endpoints:
 
     Raises:
         DaemonAbsentError: none does.
+        DaemonError: this user may not ask, or the instance directory is not to be trusted.
     """
     absent = DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
     try:
+        check_directory(instance)
         record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
         endpoints = Endpoints(
             str(record["commands"]), str(record["admin"]), str(record["announcements"]), int(record["pid"])
         )
+    except InstanceDirectoryError as error:
+        raise DaemonError(str(error)) from None
+    except PermissionError:
+        raise _no_permission(instance, instance.directory) from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise absent from None
     try:
         check_listening(endpoints.commands)
     except OSError as error:
         if isinstance(error, PermissionError):
-            raise DaemonError(f"{instance.ledger}: no permission for {endpoints.commands}; share a group") from None
+            raise _no_permission(instance, endpoints.commands) from None
         raise absent from None
     return endpoints
+
+
+def _no_permission(instance: Instance, path: object) -> DaemonError:
+    return DaemonError(f"{instance.ledger}: no permission for {path}; share a group")
 
 
 def check_listening(path: str) -> None:

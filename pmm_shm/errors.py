@@ -62,6 +62,10 @@ class StoreError(PmmShmError):
     """The shared snapshot cannot be opened or used; exact reads do without it."""
 
 
+class InstanceDirectoryError(StoreError):
+    """The instance directory is not one to trust: its owner, its mode, or what it is; nothing in it is used."""
+
+
 class SnapshotUnavailableError(StoreError):
     """Nothing is published yet, and the caller asked for what is published."""
 

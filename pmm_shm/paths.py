@@ -13,6 +13,7 @@ LOCK_FILE = "daemon.lock"
 ENDPOINTS_FILE = "endpoints.json"
 BOOT_FILE = "boot.json"
 DATA_FILE = "data.mdb"
+LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
 
 

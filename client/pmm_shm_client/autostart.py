@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from pmm_shm import protocol
-from pmm_shm.errors import DaemonError, DaemonTimeoutError
+from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.errors import DaemonError, DaemonTimeoutError, StoreError
 from pmm_shm.paths import Instance
 from pmm_shm_client import commands
 
@@ -41,8 +42,10 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     if is_running(instance):
         return
     try:
-        instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+        make_directory(instance)
         process = _spawn(instance)
+    except StoreError as error:
+        raise DaemonError(str(error)) from error
     except OSError as error:
         raise DaemonError(f"{instance.directory}: {error.strerror}") from error
     deadline = time.monotonic() + timeout_s
@@ -55,7 +58,7 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
 
 
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
-    with open(instance.log_file, "ab") as log:
+    with open(make_file(instance.log_file, PRIVATE_MODE), "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
             stdin=subprocess.DEVNULL,

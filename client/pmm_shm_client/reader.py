@@ -233,6 +233,8 @@ class Reader:
     def _why_no_snapshot(self) -> str:
         if self.snapshots.failure is not None:
             return str(self.snapshots.failure)
+        if not self.snapshots.may_enter():
+            return f"{self.connection.path}: no permission for the directory of what is published; share a group"
         return f"{self.connection.path}: nothing is published for it; start pmm-cached"
 
     def _settle(self, snapshot: Snapshot | None, mark: Mark) -> Reading:

@@ -9,9 +9,9 @@ inside a corrupt environment may already crash.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from pmm_shm.access import replace_file
 from pmm_shm.errors import StoreError
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -20,7 +20,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 def boot_id() -> str:
     """The id of this boot; "" where the system has none, and then nothing unclean is trusted."""
     try:
-        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
+        return Path(_BOOT_ID).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -37,13 +37,8 @@ def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
     record: dict[str, object] = {"boot_id": boot_id(), "clean": is_clean}
     if is_opening:
         record["opening"] = True
-    temporary = path.with_name(path.name + ".new")
     try:
-        with open(temporary, "w", encoding="ascii") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, json.dumps(record), is_durable=True)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
 
@@ -51,7 +46,7 @@ def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
 def is_trusted(path: Path) -> bool:
     """Whether an environment with this mark can be opened."""
     try:
-        record = json.loads(path.read_text(encoding="ascii"))
+        record = json.loads(path.read_text(encoding="utf-8"))
         is_clean, written_under = record["clean"], record["boot_id"]
         is_opening = record.get("opening", False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

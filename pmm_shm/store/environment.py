@@ -20,10 +20,10 @@ from typing import Any, Protocol, cast
 
 import lmdb
 
-from pmm_shm import limits
+from pmm_shm import access, limits
 from pmm_shm.bounded import BoundedCall
 from pmm_shm.errors import StoreError
-from pmm_shm.paths import DATA_FILE
+from pmm_shm.paths import DATA_FILE, LOCK_TABLE_FILE
 
 FileId = tuple[int, int]
 
@@ -287,13 +287,13 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
         _check_size(directory)
+        _make_files(directory)
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
                 str(directory),
                 map_size=size,
                 max_readers=limits.MAX_READERS,
                 max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
-                mode=0o660,
                 sync=False,
                 metasync=False,
                 readahead=False,
@@ -305,6 +305,16 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         identity = data_file_identity(directory)
         assert identity is not None
         return _remember(Environment(env, directory, identity))
+
+
+def _make_files(directory: Path) -> None:
+    """Make both files with the modes that they are to have: LMDB gives both of them the same."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        os.close(access.make_file(directory / DATA_FILE, access.DATA_MODE))
+        os.close(access.make_file(directory / LOCK_TABLE_FILE, access.LOCK_TABLE_MODE))
+    except OSError as error:
+        raise StoreError(f"{directory}: {error.strerror}") from None
 
 
 def close(environment: Environment) -> None:

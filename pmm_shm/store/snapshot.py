@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lmdb
 
 from pmm_shm import limits
+from pmm_shm.access import check_directory
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
@@ -213,6 +215,11 @@ class SnapshotReader:
             except (DamagedStoreError, lmdb.Error) as error:
                 raise self._fail(error, environment.identity) from error
 
+    def may_enter(self) -> bool:
+        """Whether this user may look into the instance directory, or there is none."""
+        directory = self._instance.directory
+        return not directory.exists() or os.access(directory, os.X_OK)
+
     def close(self) -> None:
         """Give the environment back."""
         if self._environment is not None:
@@ -236,12 +243,15 @@ class SnapshotReader:
         return self._environment
 
     def _open(self) -> Environment | None:
-        if not boot.is_trusted(self._instance.boot_file):
-            return None
         try:
+            check_directory(self._instance)
+            if not boot.is_trusted(self._instance.boot_file):
+                return None
             environment = open_reader(self._instance.directory)
         except StoreError as error:
             self.failure = error
+            return None
+        except OSError:
             return None
         self.failure = None
         return environment

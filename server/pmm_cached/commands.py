@@ -1,7 +1,7 @@
 """The command server: ordinary and administrative commands on two sockets, and the publisher of new positions.
 
 One thread owns all sockets; other threads hand it what is to be sent. Sockets are bound under a umask that gives them
-their mode at once: a chmod after the bind would leave a gap.
+their mode at once: a chmod after the bind would leave a gap. The administrative one also asks the system who connects.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from pmm_shm.endpoints import Endpoints
 from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
 from pmm_shm.store.text_vectors import TextVector
 
-_GROUP_MODE_UMASK = 0o117
-_OWNER_MODE_UMASK = 0o177
+_GROUP_MODE = 0o660
+_OWNER_MODE = 0o600
+_ROOT = 0
 _COMPLAINTS_MAX = 10
 _LOOK_S = 0.1
 Done = Callable[[dict[str, Any] | None, str | None], None]
@@ -75,9 +76,9 @@ class CommandServer:
         self._status = status
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._commands = self._bind(zmq.ROUTER, endpoints.commands, _GROUP_MODE_UMASK)
-        self._admin = self._bind(zmq.ROUTER, endpoints.admin, _OWNER_MODE_UMASK)
-        self._publisher = self._bind(zmq.PUB, endpoints.announcements, _GROUP_MODE_UMASK)
+        self._commands = self._bind(zmq.ROUTER, endpoints.commands, _GROUP_MODE)
+        self._admin = self._bind(zmq.ROUTER, endpoints.admin, _OWNER_MODE)
+        self._publisher = self._bind(zmq.PUB, endpoints.announcements, _GROUP_MODE)
         self._outbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waiters: list[_Waiter] = []
@@ -138,13 +139,15 @@ class CommandServer:
         elif keys:
             self._post(lambda: self._leases.give_up(model, keys))
 
-    def _bind(self, kind: int, path: str, umask: int) -> zmq.Socket[bytes]:
+    def _bind(self, kind: int, path: str, mode: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
         with _no_matter():
             os.unlink(path)
-        before = os.umask(umask)
+        if mode == _OWNER_MODE:
+            _filter_peers(socket, {os.geteuid(), _ROOT})
+        before = os.umask(0o777 & ~mode)
         try:
             socket.bind("ipc://" + path)
         finally:
@@ -326,6 +329,13 @@ class CommandServer:
         self._status.malformed_messages += 1
         if self._status.malformed_messages <= _COMPLAINTS_MAX:
             self._log.warning("malformed message", error=str(error))
+
+
+def _filter_peers(socket: zmq.Socket[bytes], uids: set[int]) -> None:
+    """Let only processes of these users connect, whatever became of the socket's mode; where libzmq knows how to."""
+    for uid in uids:
+        with _no_matter():
+            socket.setsockopt(zmq.IPC_FILTER_UID, uid)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.errors import DaemonRunningError, StoreError
 from pmm_shm.paths import Instance
 
@@ -14,14 +15,14 @@ class InstanceLock:
 
     Raises:
         DaemonRunningError: another daemon holds it.
-        StoreError: the instance directory cannot be made or written.
+        StoreError: the instance directory cannot be made or written, or is another user's.
     """
 
     def __init__(self, instance: Instance) -> None:
         self._path = instance.lock_file
+        make_directory(instance)
         try:
-            instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            self._descriptor = make_file(self._path, PRIVATE_MODE)
         except OSError as error:
             raise StoreError(
                 f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory"

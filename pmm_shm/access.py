@@ -1,0 +1,181 @@
+"""Who may use an instance directory: how the daemon makes it and its files, and what its users look at before they
+trust it.
+
+Whoever may write in the directory can put another state, other sockets or another mark there, so that is its owner
+alone. Nobody may read a state whose ledger he could not read. The group may enter where the ledger lets it: it needs to
+write `lock.mdb` and the ordinary socket, and nothing else.
+
+Invariant: no file or socket of the daemon ever has, not even for a moment, a wider mode than it is meant to have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from pmm_shm.errors import InstanceDirectoryError, StoreError
+from pmm_shm.paths import LOCK_TABLE_FILE, Instance
+
+DATA_MODE = 0o640
+"""What the group reads: the data file, the records beside it."""
+
+LOCK_TABLE_MODE = 0o660
+"""LMDB's readers register in its lock file, so they write it."""
+
+PRIVATE_MODE = 0o600
+"""What only the daemon's user opens: its lock (whoever can open it can hold it), its log."""
+
+_OWNER = stat.S_IRWXU
+_GROUP = stat.S_IRGRP | stat.S_IXGRP
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_REMEDY = "remove it (it is a cache), or set PMM_SHM_DIR to a directory of your own"
+
+
+def make_directory(instance: Instance) -> None:
+    """Make the instance directory, or take over the one that stands there where it is this user's alone to write.
+
+    It gets the ledger's group where the system gave it none that was chosen, lets the group in only where the ledger
+    does, and hands its group on to what is made in it. One that stands there loses what is too much.
+
+    Raises:
+        StoreError: it cannot be made.
+        InstanceDirectoryError: it is a link, or something in it is, or is another user's.
+    """
+    directory = instance.directory
+    try:
+        for folder in reversed([one for one in directory.parents if not one.exists()]):
+            folder.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=_OWNER)
+            _choose_group(directory, os.stat(instance.ledger))
+            _chmod(directory, _OWNER | _GROUP | stat.S_ISGID)
+        _refuse_foreign(directory, {os.geteuid()})
+        status = os.lstat(directory)
+        _chmod(directory, status.st_mode & _mode_allowed(status, os.stat(instance.ledger)))
+        for entry in directory.iterdir():
+            _check_entry(entry)
+    except OSError as error:
+        raise StoreError(f"{directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
+
+
+def check_directory(instance: Instance) -> None:
+    """Whether a client may trust what lies in the instance directory.
+
+    It must be a directory that nobody but its owner writes, and the owner must be one who could as well change what
+    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in.
+
+    Raises:
+        InstanceDirectoryError: it is not.
+        OSError: it is not there, or this user may not look.
+    """
+    trusted = {os.geteuid(), 0}
+    for path in (Path(instance.ledger), instance.directory.parent):
+        with contextlib.suppress(OSError):
+            trusted.add(os.stat(path).st_uid)
+    _refuse_foreign(instance.directory, trusted)
+    if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
+        raise InstanceDirectoryError(
+            f"{instance.directory}: others than its owner may write it: nothing in it is trusted; its daemon's next "
+            "start, or chmod g-w,o-w, mends that"
+        )
+
+
+def make_file(path: Path, mode: int) -> int:
+    """Open a file for reading and writing, made with exactly this mode where it is not there; returns the descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    # The umask may have made it narrower.
+    os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
+    """Write a file of the group's to read in one step: under another name first, then renamed.
+
+    Raises:
+        OSError: it cannot be written; what stood there still does.
+    """
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = make_file(temporary, DATA_MODE)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        if is_durable:
+            os.fsync(descriptor)
+    temporary.replace(path)
+
+
+def _refuse_foreign(directory: Path, owners: set[int]) -> None:
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a directory"
+        raise InstanceDirectoryError(f"{directory}: {what}; {_REMEDY}")
+    if status.st_uid not in owners:
+        raise InstanceDirectoryError(f"{directory}: belongs to {_user(status.st_uid)}; {_REMEDY}")
+
+
+def _check_entry(path: Path) -> None:
+    """Refuse what somebody else put here, or would have us write elsewhere; narrow the mode of what is ours."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise InstanceDirectoryError(f"{path}: a symbolic link; remove it")
+    if status.st_uid != os.geteuid():
+        raise InstanceDirectoryError(f"{path}: belongs to {_user(status.st_uid)}; remove it")
+    if stat.S_ISREG(status.st_mode):
+        _chmod(path, status.st_mode & (LOCK_TABLE_MODE if path.name == LOCK_TABLE_FILE else DATA_MODE))
+
+
+def _choose_group(directory: Path, ledger: os.stat_result) -> None:
+    """Give a new directory the ledger's group, unless its own was chosen: by the folder, or for this process."""
+    group = os.stat(directory).st_gid
+    is_chosen = group != _login_group() and _may_read(ledger, group)
+    if group != ledger.st_gid and not is_chosen and ledger.st_mode & stat.S_IRGRP:
+        # Not a member of that group: then the group stays out.
+        with contextlib.suppress(PermissionError):
+            os.chown(directory, -1, ledger.st_gid)
+
+
+def _mode_allowed(directory: os.stat_result, ledger: os.stat_result) -> int:
+    return _OWNER | stat.S_ISGID | (_GROUP if _may_read(ledger, directory.st_gid) else 0)
+
+
+def _may_read(ledger: os.stat_result, group: int) -> bool:
+    """Whether the members of a group may read the ledger."""
+    if group == ledger.st_gid:
+        return bool(ledger.st_mode & stat.S_IRGRP)
+    return bool(ledger.st_mode & stat.S_IROTH)
+
+
+def _login_group() -> int | None:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_gid
+    except KeyError:
+        return None
+
+
+def _chmod(path: Path, mode: int) -> None:
+    mode = stat.S_IMODE(mode)
+    if stat.S_IMODE(os.stat(path).st_mode) == mode:
+        return
+    try:
+        os.chmod(path, mode)
+    except PermissionError:
+        # A service may be forbidden to set the bit that hands the group on.
+        os.chmod(path, mode & ~stat.S_ISGID)
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
