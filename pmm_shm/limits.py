@@ -57,6 +57,13 @@ BACKOFF_WINDOW_S = 0.02
 INSTANCE_CHECK_S = 0.25
 DEAD_READERS_CHECK_S = 5.0
 STOP_S = 1.5
+STOP_HARD_S = 1.9
+
+# When a daemon is healthy: its follower looked at the ledger lately, and is not behind for long.
+HEARTBEAT_MS_MAX = 3_000
+LAG_MS_MAX = 1_000
+LAG_EVENTS_MAX = 100_000
+HEAD_PROBE_S = 0.1
 
 # Commands.
 MESSAGE_BYTES_MAX = 64 << 10
@@ -112,6 +119,8 @@ assert TRUST_PERIOD_S < REPLACEMENT_NOTICED_S
 assert TAIL_FETCH_ROWS <= TAIL_ROWS_MAX <= TAIL_SPAN_IDS
 assert BUSY_SLEEP_MIN_S < BUSY_SLEEP_MAX_S
 assert BACKOFF_MIN_S < BACKOFF_MAX_S < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
+assert STOP_S < STOP_HARD_S < 2.0
+assert SLOW_POLL_S * 2_000 < LAG_MS_MAX < HEARTBEAT_MS_MAX
 assert LEASE_RENEWAL_S * 2 < LEASE_S < LEASE_LIFE_S
 assert DIMENSION_MAX * 4 * 3 // 2 < MESSAGE_BYTES_MAX
 assert KEY_BYTES_MAX < 511  # LMDB's own limit, compiled in

@@ -442,7 +442,7 @@ def test_a_daemon_that_cannot_publish_says_so_and_goes_on_when_there_is_room(
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (size + 65_536, room[1]))
         text = "t" * 300
         ids = log.append_many([("commitment_open", "", {"cid": cid, "text": text}) for cid in range(1, 2_001)])
-        numbers = daemons.until(lambda: (found := daemon.stats())["is_degraded"] and found)
+        numbers = daemons.until(lambda: (found := daemon.stats())["health"] == "degraded" and found)
         assert str(daemon.instance.directory) in numbers["problem"]
         assert numbers["as_of"] < ids[-1]
         assert len(cache.commitments().open) == 2_000
@@ -451,7 +451,7 @@ def test_a_daemon_that_cannot_publish_says_so_and_goes_on_when_there_is_room(
             cache.invalidate()
         resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, room)
         cache.wait_for(ids[-1], 30.0)
-        daemons.until(lambda: not daemon.stats()["is_degraded"], "the daemon has recovered")
+        daemons.until(lambda: daemon.stats()["health"] == "healthy", "the daemon has recovered")
         assert cache.verify()
         assert answers.everything(cache) == answers.replayed(ledger)
 
@@ -468,7 +468,7 @@ def test_a_rebuild_that_fails_shows_in_the_stats(tmp_path: Path, start_daemon: S
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     daemons.until(daemon._answers)
-    numbers = daemons.until(lambda: (found := daemon.stats())["is_degraded"] and found)
+    numbers = daemons.until(lambda: (found := daemon.stats())["health"] == "degraded" and found)
     assert numbers["problem"].startswith("rebuild failed: ")
     assert not numbers["is_published"]
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)

@@ -304,7 +304,7 @@ def test_without_a_daemon(ledger: str) -> None:
     code, out, err = run("status", ledger, "--json")
     assert code == 3
     assert is_one_line(err)
-    assert json.loads(out)["state"] == "no_daemon"
+    assert json.loads(out)["health"] == "absent"
     for arguments in (
         ["invalidate", ledger],
         ["read", ledger, "metrics", "--consistency", "wait"],
@@ -317,7 +317,7 @@ def test_without_a_daemon(ledger: str) -> None:
 
 def test_with_a_daemon(ledger: str, daemon: subprocess.Popen[bytes]) -> None:
     status = ran_json("status", ledger)
-    assert (status["state"], status["head_id"], status["as_of"], status["lag_ids"]) == ("up_to_date", 3_000, 3_000, 0)
+    assert (status["health"], status["head_id"], status["as_of"], status["lag_events"]) == ("healthy", 3_000, 3_000, 0)
     assert status["instance_directory"] == ledger + "-cache"
     assert status["daemon"]["pid"] == daemon.pid
     shown = run("status", ledger)[1]
@@ -346,7 +346,7 @@ def test_stopped_daemon_is_4(ledger: str, daemon: subprocess.Popen[bytes]) -> No
     code, out, err = run("status", ledger, "--json", "--timeout", "0.3")
     assert code == 4
     assert is_one_line(err)
-    assert json.loads(out)["state"] == "not_answering"
+    assert json.loads(out)["health"] == "degraded"
     assert run("append", ledger, "user", "x")[0] == 0
     assert ran_json("read", ledger, "metrics")["as_of"] == 3_001
     assert ran_json("read", ledger, "metrics", "--consistency", "snapshot")["as_of"] == 3_000

@@ -305,8 +305,8 @@ def test_stats_of_the_daemon(cache: Cache, start_daemon: StartDaemon) -> None:
     numbers = cache.stats()["daemon"]
     assert numbers["pid"] == daemon.pid
     assert numbers["ledger"] == cache.path
-    assert (numbers["as_of"], numbers["head_id"], numbers["lag_ids"]) == (event_id, event_id, 0)
-    assert (numbers["is_published"], numbers["is_degraded"], numbers["problem"]) == (True, False, None)
+    assert (numbers["as_of"], numbers["head_id"], numbers["lag_events"]) == (event_id, event_id, 0)
+    assert (numbers["is_published"], numbers["health"], numbers["problem"]) == (True, "healthy", None)
     assert set(numbers["folds"]) >= {"self_model", "metrics", "stage", "directives", "recent"}
     assert (numbers["malformed_messages"], numbers["quarantined"]) == (0, 0)
 

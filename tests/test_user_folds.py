@@ -5,7 +5,6 @@ The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,33 +17,9 @@ from pmm_shm_client import Cache, EventLog, connect
 from pmm_shm.errors import CommandError, FoldError, UnknownFoldError
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
+from tests.sites import Site
 
 EXAMPLE = ledgers.ROOT / "docs" / "examples" / "tool_use.py"
-METADATA = "Metadata-Version: 2.1\nName: tool-use\nVersion: 1.0\n"
-
-
-class Site:
-    """A folder on Python's path with one installed distribution."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.module = folder / "tool_use.py"
-        self.info = folder / "tool_use-1.0.dist-info"
-
-    def install(self, source: str, entry: str = "tool_use = tool_use:ToolUse") -> None:
-        """Install a module and its entry points, in place of what was there."""
-        self.info.mkdir(parents=True, exist_ok=True)
-        self.module.write_text(source, encoding="utf-8")
-        (self.info / "METADATA").write_text(METADATA, encoding="utf-8")
-        (self.info / "entry_points.txt").write_text(f"[pmm_shm.folds]\n{entry}\n", encoding="utf-8")
-        # A change within the same second must not be taken for what was compiled before.
-        sys.modules.pop("tool_use", None)
-        importlib.invalidate_caches()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment of a process in which the distribution is installed."""
-        return {**daemons.with_path(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture
@@ -226,7 +201,7 @@ def test_an_event_that_the_fold_fails_at_goes_to_the_quarantine(
         assert calls(cache) == {"search": 1, "write": 1}
         numbers = daemon.stats()
         assert daemon.process.poll() is None
-        assert (numbers["is_degraded"], numbers["as_of"], numbers["quarantined"]) == (True, last, 2)
+        assert (numbers["health"], numbers["as_of"], numbers["quarantined"]) == ("degraded", last, 2)
         assert [entry[:2] for entry in numbers["quarantine"]] == [[event_id, "tool_use"] for event_id in poison]
         assert "ValueError: tool is not a name" in numbers["quarantine"][0][2]
         assert "KeyError" in numbers["quarantine"][1][2]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import Any
 
 from pmm_cached.commands import CommandServer, Done
 from pmm_cached.follower import Follower, all_folds
+from pmm_cached.health import HeadProbe, assess
 from pmm_cached.indexer import Indexer
 from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
@@ -55,6 +57,7 @@ class Daemon:
         self._instance_checked = self._readers_checked = time.monotonic()
         self._standstill = threading.Lock()
         self._status = Status(self._instance.ledger)
+        self._probe = HeadProbe(self._instance.ledger)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
@@ -110,8 +113,13 @@ class Daemon:
             raise DaemonError(self._failure)
 
     def stop(self) -> None:
-        """Finish the batch and end `run`; safe in a signal handler."""
+        """Finish the batch and end `run`; safe in a signal handler.
+
+        A follower that does not come back, from a fold that hangs, say, is cut off by SIGALRM. Killing the daemon harms
+        nothing.
+        """
         self._is_stopping = True
+        signal.setitimer(signal.ITIMER_REAL, limits.STOP_HARD_S)
         self._watch.wake()
 
     def _die(self, reason: str) -> None:
@@ -123,6 +131,7 @@ class Daemon:
     def stats(self) -> dict[str, Any]:
         """The daemon's numbers, for the stats command."""
         numbers = self._status.as_dict()
+        ahead = self._probe.look(self._writer.header.position)
         newest = self._writer.last_transaction_id()
         readers = self._writer.readers()
         oldest = min(readers, key=lambda reader: reader[1], default=None)
@@ -132,7 +141,10 @@ class Daemon:
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
-        numbers["is_degraded"] = bool(numbers["problem"] or numbers["embeddings"]["problem"]) or count > 0
+        # A ledger that is busy for the moment: as far as is known, nothing came.
+        numbers["head_id"], numbers["lag_events"] = ahead or (numbers["as_of"], 0)
+        numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
+        numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
         numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0
@@ -199,12 +211,14 @@ class Daemon:
         """Follow to the head. Returns whether there was anything new."""
         found = False
         with self._standstill:
-            self._status.followed_monotonic = time.monotonic()
+            looked = self._status.followed_monotonic = time.monotonic()
             if not self._follower.has_news():
+                self._status.caught_up_monotonic = looked
                 return False
         self._watch.refresh()
         while not self._is_stopping:
             with self._standstill:
+                looked = time.monotonic()
                 step = self._follower.step()
                 if not step.is_anchored:
                     self._follower.forget_live()
@@ -217,6 +231,7 @@ class Daemon:
                 self._announce()
                 self._maintenance.events_published()
             if step.is_complete:
+                self._status.caught_up_monotonic = looked
                 break
         # Rows of `event_embeddings` change without an event, too.
         self._indexer.ledger_changed()
@@ -240,6 +255,7 @@ class Daemon:
 
     def _trouble(self, error: Exception) -> None:
         text = str(error)
+        self._status.failed(text)
         if self._status.problem != text:
             self._status.problem = text
             self._log.error("degraded", problem=text)
@@ -250,6 +266,8 @@ class Daemon:
             self._status.problem = None
 
     def _shut_down(self) -> None:
+        # The follower came back: what is left has time limits of its own.
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
         deadline = time.monotonic() + limits.STOP_S
         is_idle = True
         for part in (self._maintenance, self._indexer, self._texts):
@@ -258,6 +276,7 @@ class Daemon:
         is_ours = self._lock.is_held()
         self._commands.stop(removes_files=is_ours)
         self._follower.close()
+        self._probe.close()
         if is_idle:
             self._writer.close(is_clean=is_ours)
         else:

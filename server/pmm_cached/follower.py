@@ -188,7 +188,6 @@ class Follower:
             rows += len(tail.rows)
             position = tail.position
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
-                self._status.head_id = tail.rows[-1][-1] if tail.rows else position.as_of
                 return Step(rows, True, tail.is_complete), position
 
     def _publish(self, position: Position) -> None:

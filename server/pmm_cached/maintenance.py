@@ -195,8 +195,9 @@ class Maintenance:
 
     def _give_up(self, job: _Job, error: str) -> None:
         _answer(job, None, error)
+        self._status.failed(f"{job.kind} failed: {error}")
         if job.kind == "rebuild":
-            self._status.rebuild_problem = f"rebuild failed: {error}"
+            self._status.rebuild_problem = self._status.last_error
         self._pause(_RETRY_S)
         if job.kind == "rebuild":
             # What is to be rebuilt is wrong or missing: without it nothing goes on.
@@ -293,6 +294,7 @@ class Maintenance:
             return
         self._status.verifications_failed += 1
         self._status.last_difference = report.difference
+        self._status.failed(f"verification failed: {report.difference}")
         self._log.error("verification failed", as_of=report.as_of, difference=report.difference)
         # Readers fold the log by themselves until the rebuild: exactness before speed.
         with self._standstill:

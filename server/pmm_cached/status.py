@@ -37,12 +37,18 @@ class EmbeddingStatus:
 
 @dataclass
 class Status:
-    """Counters and states of one daemon, since its start."""
+    """Counters and states of one daemon, since its start.
+
+    Attributes:
+        followed_monotonic: when the follower looked at the ledger last.
+        caught_up_monotonic: the last moment at which what is published surely was the head of the log.
+        problem: why the follower does not come on.
+        last_error: what went wrong last, whether it was mended since or not.
+    """
 
     ledger: str
     started_monotonic: float = field(default_factory=time.monotonic)
     as_of: int = 0
-    head_id: int = 0
     events_folded: int = 0
     commits: int = 0
     rebuilds: int = 0
@@ -58,24 +64,32 @@ class Status:
     map_growths: int = 0
     problem: str | None = None
     rebuild_problem: str | None = None
+    last_error: str | None = None
+    last_error_monotonic: float = 0.0
     is_published: bool = False
     followed_monotonic: float = field(default_factory=time.monotonic)
+    caught_up_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
 
+    def failed(self, error: str) -> None:
+        """Remember what went wrong."""
+        self.last_error, self.last_error_monotonic = error, time.monotonic()
+
     def as_dict(self) -> dict[str, Any]:
-        """What the stats command answers: plain values, times in milliseconds."""
+        """What the stats command answers of them: plain values, times in milliseconds."""
         now = time.monotonic()
         return {
             "pid": os.getpid(),
             "ledger": self.ledger,
             "uptime_ms": int((now - self.started_monotonic) * 1_000),
             "as_of": self.as_of,
-            "head_id": max(self.head_id, self.as_of),
-            "lag_ids": max(0, self.head_id - self.as_of),
+            "caught_up_age_ms": int((now - self.caught_up_monotonic) * 1_000),
             "heartbeat_age_ms": int((now - self.followed_monotonic) * 1_000),
             "is_published": self.is_published,
             "problem": self.problem or self.rebuild_problem,
+            "last_error": self.last_error,
+            "last_error_age_ms": None if self.last_error is None else int((now - self.last_error_monotonic) * 1_000),
             "folds": list(self.folds),
             "events_folded": self.events_folded,
             "commits": self.commits,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _RECALLED = 5
 _CONTENT_SHOWN = 500
-_DAEMON_ROWS = ("pid", "uptime_ms", "as_of", "head_id", "lag_ids", "events_folded", "problem")
+_DAEMON_ROWS = ("pid", "uptime_ms", "as_of", "head_id", "lag_events", "events_folded", "problem")
 
 
 class Session(NamedTuple):

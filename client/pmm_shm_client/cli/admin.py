@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError, DaemonError, DaemonTimeoutError, LedgerNotFoundError
+from pmm_shm.errors import DaemonAbsentError, DaemonError, LedgerNotFoundError
 from pmm_shm_client.cli import exits
 from pmm_shm_client.cli.exits import CommandFailed
 from pmm_shm_client.cli.options import (
@@ -44,9 +44,9 @@ _LOOK_AGAIN_S = 0.05
 @timeout_option(_DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
 @json_option
 def status(ledger: str | None, timeout: float, as_json: bool) -> None:
-    """Show whether the daemon serves LEDGER, how far it is, and its numbers.
+    """Show how LEDGER's daemon is (healthy, lagging, degraded or absent), how far it is, and its numbers.
 
-    Exit codes: 0 up to date, 3 no daemon, 4 it lags or does not answer.
+    Exit codes: 0 what is published follows the log, 3 no daemon, 4 it lags, does not come on, or does not answer.
     """
     path = the_ledger(ledger)
     from pmm_shm.paths import Instance
@@ -60,26 +60,29 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         connection.close()
     instance = Instance.of(path)
     daemon, failure = _ask(instance, head, timeout)
-    as_of = daemon["as_of"] if daemon is not None else _published_as_of(instance)
+    reasons = [str(failure)] if daemon is None else daemon["health_reasons"]
     found = {
-        "state": _state(daemon, failure, head),
+        "health": _health(daemon, failure),
+        "reasons": reasons,
         "ledger": instance.ledger,
         "journal": journal,
         "instance_directory": str(instance.directory),
         "head_id": head,
-        "as_of": as_of,
-        "lag_ids": max(0, head - (as_of or 0)),
+        "as_of": _published_as_of(instance) if daemon is None else daemon["as_of"],
+        "lag_events": None if daemon is None else daemon["lag_events"],
+        "lag_ms": None if daemon is None else daemon["lag_ms"],
         "daemon": daemon,
     }
     if as_json:
         print_json(plain(found))
     else:
         del found["daemon"]
+        found["reasons"] = "; ".join(reasons) or None
         show(pairs("ledger", _spaced(found)), *(_shown_daemon(daemon) if daemon else []))
     if failure is not None:
         raise failure
-    if found["state"] != "up_to_date":
-        raise CommandFailed(f"{instance.ledger}: the daemon is {found['lag_ids']} events behind", exits.LAGGING)
+    if daemon is not None and not daemon["is_current"]:
+        raise CommandFailed(f"{instance.ledger}: {daemon['health']}: {daemon['health_reasons'][0]}", exits.LAGGING)
 
 
 def _ask(instance: Instance, head: int, timeout_s: float) -> tuple[dict[str, Any] | None, DaemonError | None]:
@@ -89,7 +92,7 @@ def _ask(instance: Instance, head: int, timeout_s: float) -> tuple[dict[str, Any
     try:
         for look in range(_LOOKS):
             numbers: dict[str, Any] = commands.call(instance, protocol.STATS, {}, timeout_s)
-            if _is_up_to_date(numbers, head) or look + 1 == _LOOKS:
+            if numbers["as_of"] >= head or look + 1 == _LOOKS:
                 break
             time.sleep(_LOOK_AGAIN_S)
     except DaemonError as error:
@@ -97,16 +100,10 @@ def _ask(instance: Instance, head: int, timeout_s: float) -> tuple[dict[str, Any
     return numbers, None
 
 
-def _is_up_to_date(numbers: dict[str, Any], head: int) -> bool:
-    return bool(numbers["is_published"]) and numbers["as_of"] >= head
-
-
-def _state(daemon: dict[str, Any] | None, failure: DaemonError | None, head: int) -> str:
+def _health(daemon: dict[str, Any] | None, failure: DaemonError | None) -> str:
     if daemon is not None:
-        return "up_to_date" if _is_up_to_date(daemon, head) else "lagging"
-    if isinstance(failure, DaemonAbsentError):
-        return "no_daemon"
-    return "not_answering" if isinstance(failure, DaemonTimeoutError) else "failing"
+        return str(daemon["health"])
+    return "absent" if isinstance(failure, DaemonAbsentError) else "degraded"
 
 
 def _published_as_of(instance: Instance) -> int | None:
@@ -144,7 +141,7 @@ def _embedding_rows(embeddings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _daemon_rows(numbers: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = ("as_of", "head_id", "lag_ids", "ledger", "embeddings")
+    elsewhere = ("as_of", "head_id", "lag_events", "lag_ms", "ledger", "embeddings", "health", "health_reasons")
     rows = {name: value for name, value in numbers.items() if name not in elsewhere}
     rows["folds"] = ", ".join(numbers["folds"])
     rows["rebuilding"] = ", ".join(numbers["rebuilding"])

@@ -205,7 +205,7 @@ class Run:
         except DaemonError:
             return
         self.picture.daemon_state = "running"
-        self.picture.published, self.picture.daemon_lag = numbers["as_of"], numbers["lag_ids"]
+        self.picture.published, self.picture.daemon_lag = numbers["as_of"], numbers["lag_events"]
         if self._restarted_s is not None and numbers["is_published"] and numbers["as_of"] >= head:
             seconds = time.monotonic() - self._restarted_s
             self._restarted_s = None
