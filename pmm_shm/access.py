@@ -61,6 +61,29 @@ def make_directory(instance: Instance) -> None:
         raise StoreError(f"{directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
 
 
+def make_socket_directory(directory: Path, instance: Instance) -> None:
+    """Make a directory for an instance's sockets elsewhere, for the same users, in a folder that is this user's own.
+
+    Raises:
+        OSError: it cannot be made.
+        InstanceDirectoryError: what stands there is another user's, or no directory.
+    """
+    wanted = os.stat(instance.directory)
+    # Others may pass through the folder; the directory in it says who may enter.
+    for one, mode in ((directory.parent, 0o711), (directory, _OWNER)):
+        one.mkdir(mode=mode, exist_ok=True)
+        _refuse_foreign(one, {os.geteuid()})
+    os.chmod(directory.parent, 0o711)
+    if os.stat(directory).st_gid != wanted.st_gid:
+        os.chown(directory, -1, wanted.st_gid)
+    _chmod(directory, wanted.st_mode)
+
+
+def may_group_enter(instance: Instance) -> bool:
+    """Whether the instance directory lets its group in."""
+    return bool(os.stat(instance.directory).st_mode & stat.S_IXGRP)
+
+
 def check_directory(instance: Instance) -> None:
     """Whether a client may trust what lies in the instance directory.
 

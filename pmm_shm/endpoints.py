@@ -1,6 +1,6 @@
 """Where a daemon's sockets are: paths of unix sockets, recorded in the instance directory.
 
-A path over the system's limit falls back to the user's runtime directory, so clients always read the record.
+A path over the system's limit falls back to a directory elsewhere, so clients always read the record.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import socket
-import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pmm_shm import limits
-from pmm_shm.access import check_directory, replace_file
+from pmm_shm.access import check_directory, make_socket_directory, may_group_enter, replace_file
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.paths import Instance
 
@@ -42,32 +41,30 @@ def choose_endpoints(instance: Instance) -> Endpoints:
     directory = instance.directory
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
-        directory = _runtime_directory() / f"pmm-shm-{digest}"
-        _make_private(directory.parent)
-        _make_private(directory)
+        directory = _short_directory(instance) / f"pmm-shm-{digest}"
+        _make_elsewhere(directory, instance)
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
-        raise DaemonError(f"{directory}: too long a path for a socket; set XDG_RUNTIME_DIR to a shorter one")
+        raise DaemonError(f"{directory}: too long a path for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
     names = ("commands.sock", "admin.sock", _LONGEST_NAME)
     commands, admin, announcements = (str(directory / name) for name in names)
     return Endpoints(commands, admin, announcements, os.getpid())
 
 
-def _runtime_directory() -> Path:
+def _short_directory(instance: Instance) -> Path:
+    """A folder of this user's own with a short path; in one where nobody else may pass only if nobody else is to."""
     base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
-        return Path(base)
-    return Path(tempfile.gettempdir()) / f"pmm-shm-{os.getuid()}"
+    if base and os.access(base, os.W_OK) and not may_group_enter(instance):
+        return Path(base) / "pmm-shm"
+    return Path(tempfile.gettempdir()) / f"pmm-shm-{os.geteuid()}"
 
 
-def _make_private(directory: Path) -> None:
-    """Make a directory of this user's own; one that stands there already must be."""
+def _make_elsewhere(directory: Path, instance: Instance) -> None:
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        status = os.lstat(directory)
+        make_socket_directory(directory, instance)
+    except InstanceDirectoryError as error:
+        raise DaemonError(f"{error}; the sockets' path beside the ledger is too long") from None
     except OSError as error:
-        raise DaemonError(f"{directory}: {error.strerror}; set XDG_RUNTIME_DIR to a writable directory") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise DaemonError(f"{directory}: not a directory of this user; set XDG_RUNTIME_DIR to one")
+        raise DaemonError(f"{directory}: {error.strerror}; the sockets' path beside the ledger is too long") from None
 
 
 def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:

@@ -351,6 +351,41 @@ def test_another_user_in_the_group_can_read_and_not_administer(
 
 
 @needs_root
+def test_sockets_elsewhere_are_for_the_same_users(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, start_daemon: StartDaemon
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(shared))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(shared))
+    deep = shared / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    daemon = start_daemon(make_ledger(deep, 0o640, GROUP))
+    admin = Path(find_endpoints(daemon.instance).admin)
+    assert admin.parent.parent == shared / f"pmm-shm-{os.geteuid()}"
+    assert (mode_of(admin.parent.parent), mode_of(admin.parent), mode_of(admin)) == (0o711, 0o2750, 0o600)
+    found = as_other(daemon.instance.ledger, GROUP)
+    assert (found["snapshot"], found["stats"]) == (2, daemon.pid)
+    assert found["verify"].startswith("CommandError: ")
+    private = start_daemon(make_ledger(deep.parent, 0o600))
+    admin = Path(find_endpoints(private.instance).admin)
+    assert (admin.parent.parent, mode_of(admin.parent)) == (shared / "pmm-shm", 0o2700)
+    assert daemon.stop() == private.stop() == 0
+
+
+def test_somebody_elses_folder_for_sockets_is_refused(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(shared))
+    (shared / f"pmm-shm-{os.geteuid()}").symlink_to(tmp_path)
+    deep = shared / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    ended = daemons.run_daemon(make_ledger(deep))
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+    assert "a symbolic link" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_root
 def test_a_group_that_was_given_to_the_daemon_can_read(shared: Path) -> None:
     ledger = make_ledger(shared)
     process = subprocess.Popen(
