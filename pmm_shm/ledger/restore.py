@@ -221,9 +221,10 @@ def _write_over(source: Connection, before: tuple[int, ...], ledger: str, deadli
                     raise writer.translate(error) from error
                 return attempt.safety_copy
     finally:
+        # In this order: who may write clears -wal and -shm away, if it is the last.
+        reader.close()
         if writer is not None:
             _close(writer)
-        reader.close()
 
 
 def _opened_ledger(reader: Connection) -> Connection:
