@@ -236,6 +236,8 @@ class Appender:
             if isinstance(error, (sqlite3.DataError, OverflowError)):
                 raise InvalidEventError(f"too large for SQLite: {error}") from error
             if isinstance(error, sqlite3.Error):
+                # SQLite refuses to write with a journal that would lie beside another file.
+                self._refuse_moved()
                 raise self.connection.translate(error) from error
             raise
         self._indexed = True
