@@ -455,11 +455,11 @@ def test_a_wal_that_cannot_be_read_is_not_left_out(apart: Path) -> None:
     assert os.listdir(apart) == ["backups"]
 
 
-def test_a_backup_read_without_locks_that_is_written_meanwhile(
-    place: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("mode", ["rw", "immutable"])
+def test_a_backup_that_is_written_meanwhile(place: tuple[str, str], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is restored; without locks, nothing is."""
     ledger, backup = place
-    monkeypatch.setattr(restoring, "_mode_for", lambda path: "immutable")
+    monkeypatch.setattr(restoring, "_mode_for", lambda path: mode)
     look = restoring._look_at
 
     def look_and_write(*arguments: Any) -> Any:
@@ -468,7 +468,11 @@ def test_a_backup_read_without_locks_that_is_written_meanwhile(
         return found
 
     monkeypatch.setattr(restoring, "_look_at", look_and_write)
-    before = listing(os.path.dirname(ledger))
+    before, checked = listing(os.path.dirname(ledger)), contents(backup)
+    if mode == "rw":
+        restore(backup, ledger)
+        assert contents(ledger) == checked != contents(backup)
+        return
     with pytest.raises(errors.LedgerBusyError, match="it was written while it was read"):
         restore(backup, ledger)
     assert listing(os.path.dirname(ledger)) == before
@@ -483,6 +487,17 @@ cursor = connection.execute(sys.argv[2])
 cursor.fetchone()
 print("ready", flush=True)
 sys.stdin.readline()
+"""
+
+COMMITS_LATE = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'user', 'committed late', '{}')")
+print("ready", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+print("committed", flush=True)
 """
 
 
@@ -503,9 +518,6 @@ def test_a_busy_ledger(place: tuple[str, str], journal: str, statement: str) -> 
             restore(backup, ledger, timeout=0.5)
         assert 0.5 <= time.monotonic() - began < 10
         assert [name for name in os.listdir(os.path.dirname(ledger)) if "restor" in name] == []
-        if statement.startswith("SELECT"):
-            # Its failed tries keep nobody out.
-            ledgers.execute(ledger, "BEGIN IMMEDIATE")
         assert contents(ledger) == before
     finally:
         holder.communicate("\n")
@@ -513,21 +525,27 @@ def test_a_busy_ledger(place: tuple[str, str], journal: str, statement: str) -> 
     assert contents(ledger) == contents(backup)
 
 
-def test_a_busy_ledger_is_waited_for(place: tuple[str, str]) -> None:
+@pytest.mark.parametrize("journal", JOURNALS)
+def test_a_busy_ledger_is_waited_for(place: tuple[str, str], journal: str) -> None:
+    """Tries that fail are in nobody's way: who holds the lock can commit; what he commits is in the safety copy."""
     ledger, backup = place
-    holder = ledgers.python(BUSY, ledger, "BEGIN IMMEDIATE")
+    ledgers.execute(ledger, f"PRAGMA journal_mode = {journal}")
+    holder = ledgers.python(COMMITS_LATE, ledger)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "pmm_shm_client.cli", "restore", backup, ledger, "--timeout", "60"],
+        [sys.executable, "-m", "pmm_shm_client.cli", "restore", backup, ledger, "--timeout", "60", "--json"],
         env=environment(),
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    until(lambda: is_open(waiting.pid, ledger), "it waits")
     with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(2)
-    holder.communicate("\n")
-    assert waiting.wait(DEADLINE_S) == 0
+        waiting.wait(0.5)
+    assert holder.communicate("\n")[0] == "committed\n"
+    done = json.loads(waiting.communicate(timeout=DEADLINE_S)[0])
     assert contents(ledger) == contents(backup)
+    assert "committed late" in contents(done["safety_copy"])
 
 
 def check_refused_for_room(ledger: str, backup: str, keep: bool) -> None:
