@@ -43,7 +43,7 @@ class LedgerBusyError(LedgerError, TimeoutError):
 
 
 class LedgerReplacedError(LedgerError):
-    """The ledger was replaced beside the non-empty `-wal` of its predecessor: opening it would destroy data."""
+    """The non-empty `-wal` of a predecessor lies beside the ledger's path: opening it would destroy data."""
 
 
 class LockLostError(LedgerError):
@@ -51,7 +51,7 @@ class LockLostError(LedgerError):
 
 
 class ChainError(LedgerError):
-    """The newest hashed event fits no known hash formula, so nothing can be appended after it."""
+    """The hash chain is broken where it must not be: nothing can be appended after it, or it is a backup's."""
 
 
 class InvalidEventError(LedgerError, ValueError):

@@ -26,6 +26,10 @@ LEDGER_TIMEOUT_S = 30.0
 BUSY_SLEEP_MIN_S = 0.0001
 BUSY_SLEEP_MAX_S = 0.002
 
+# A restore: pages between two looks at a signal, and how long SQLite itself waits for readers to end.
+RESTORE_PAGES_PER_STEP = 256
+RESTORE_BUSY_MS = 20
+
 # How long a client trusts the freshness mark and the ledger's inode before it looks at them again.
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0

@@ -33,6 +33,7 @@ from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import retry_busy
 
 _T = TypeVar("_T")
+_REPLACEMENTS_MAX = 5
 _ID_MAX = (1 << 63) - 1
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
@@ -58,6 +59,10 @@ def follow_replacement(connection: Connection) -> None:
     identity = connection.identity
     if identity is not None and file_identity(connection.path) != identity:
         close_replaced(connection.path)
+
+
+class _Moved(Exception):
+    """Another file took the ledger's place during the append, which has to go there."""
 
 
 class LockWatch:
@@ -124,8 +129,13 @@ class Appender:
             LedgerError: in one of its kinds; nothing was written.
         """
         self._refuse_reentry()
-        follow_replacement(self.connection)
-        return self._locked(lambda deadline_s: self._append(drafts, deadline_s))
+        for _ in range(_REPLACEMENTS_MAX):
+            follow_replacement(self.connection)
+            try:
+                return self._locked(lambda deadline_s: self._append(drafts, deadline_s))
+            except _Moved:
+                continue
+        raise self._busy("one file after the other at its path")
 
     def recover(self) -> None:
         """Take the write lock and give it back: SQLite rolls back what a dead writer left behind."""
@@ -218,17 +228,27 @@ class Appender:
                     f"{self.connection.path}: the append's transaction was ended from outside; look at the newest "
                     "events before appending anew"
                 )
+            # A lock that was waited for may be that of a file which was replaced meanwhile.
+            self._refuse_moved()
             self._retry(lambda: handle.execute("COMMIT"), deadline_s)
         except BaseException as error:
             self._roll_back(handle)
             if isinstance(error, (sqlite3.DataError, OverflowError)):
                 raise InvalidEventError(f"too large for SQLite: {error}") from error
             if isinstance(error, sqlite3.Error):
+                # SQLite refuses to write with a journal that would lie beside another file.
+                self._refuse_moved()
                 raise self.connection.translate(error) from error
             raise
         self._indexed = True
         self._tip = tip
+        # Whoever gets an id finds the event in the ledger: one that has gone into the old file does not count.
+        self._refuse_moved()
         return ids
+
+    def _refuse_moved(self) -> None:
+        if file_identity(self.connection.path) != self.connection.identity:
+            raise _Moved
 
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:

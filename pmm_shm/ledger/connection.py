@@ -42,7 +42,9 @@ from pmm_shm.ledger.files import (
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, retry_busy, translated
 
-Mode = Literal["ro", "rw", "rwc"]
+Mode = Literal["ro", "rw", "rwc", "immutable"]
+_READING: tuple[Mode, ...] = ("ro", "immutable")
+_URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
 HASH_COLUMNS = ("prev_hash", "hash")
 
@@ -54,7 +56,9 @@ class Connection:
 
     Parameters:
         path: the ledger.
-        mode: `"ro"` for everyone who reads; `"rw"` and `"rwc"` (create) belong to `EventLog` alone.
+        mode: `"ro"` for everyone who reads; `"rw"` and `"rwc"` (create) belong to `EventLog` and `restore` alone;
+            `"immutable"` for a backup where SQLite cannot make the files that it locks by: it takes no locks, and the
+            caller sees to it that nobody has written meanwhile.
         timeout_s: how long to wait for a busy ledger.
 
     Use it under `lock`: `with connection.lock: handle = connection.handle()`.
@@ -142,7 +146,7 @@ class Connection:
 
     def translate(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's."""
-        return translated(error, self.path, is_reader=self.mode == "ro")
+        return translated(error, self.path, is_reader=self.mode in _READING)
 
     def close(self) -> None:
         """Close the connection; the next use opens it anew, in a new epoch."""
@@ -173,7 +177,7 @@ class Connection:
                 if time.monotonic() >= deadline:
                     raise LedgerReplacedError(
                         f"{self.path}: process {error.pids[0]} still has the file open that this one replaced; "
-                        "stop it, or have it open the ledger anew"
+                        "stop it, or have it open the ledger anew; the right way next time: `pmm-shm restore`"
                     ) from None
                 time.sleep(random.uniform(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S))
 
@@ -184,7 +188,7 @@ class Connection:
         is_known = self._is_known_index(shm_before)
         # Looked for now, too: they may let go while we open, and leave us their index.
         users_before = set() if is_known else old_users(self.path, shm_before)
-        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={self.mode}"
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={_URI_MODES[self.mode]}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -239,7 +243,7 @@ class Connection:
             raise HeldByOldUsersError(sorted(users))
 
     def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
-        if self.mode == "ro":
+        if self.mode in _READING:
             return LedgerUnreadableError(f"{self.path}: {error}")
         return LedgerUnwritableError(f"{self.path}: {error}")
 
@@ -255,9 +259,10 @@ class Connection:
                 self.is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
                 self._shm_inode = inode_of(self.path + "-shm") if self.is_wal else None
                 self._wal_inode = inode_of(self.path + "-wal") if self.is_wal else None
-                if holds_lock(identity[1], PENDING_BYTE) is False:
-                    raise LockLostError(_lock_lost(self.path))
-                self._check_index_lock()
+                if self.mode != "immutable":
+                    if holds_lock(identity[1], PENDING_BYTE) is False:
+                        raise LockLostError(_lock_lost(self.path))
+                    self._check_index_lock()
             finally:
                 if handle.in_transaction:
                     handle.execute("ROLLBACK")

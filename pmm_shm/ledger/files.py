@@ -83,7 +83,8 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
     if not pids_with_lock(file_identity(path)[1], PENDING_BYTE) - {os.getpid()}:
         raise LedgerReplacedError(
             f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
-            f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again"
+            f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
+            "the right way next time: `pmm-shm restore`"
         )
 
 

@@ -23,6 +23,7 @@ from pmm_shm_client.cli.demo import demo
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.reads import read, replay
+from pmm_shm_client.cli.restore import restore
 from pmm_shm_client.cli.vectors import embed, search
 
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, replay):
+for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay):
     cli.add_command(_command)
 
 

@@ -1,0 +1,471 @@
+"""Restoring a backup over a ledger that is in use, by SQLite's backup interface.
+
+Owns: the look at the backup, the safety copy of what the ledger held, and the writing. Beside `EventLog` the only one
+who writes a ledger. Never writes the backup, and never opens a file of a ledger but through SQLite.
+
+`sqlite3.Connection.backup` sleeps and tries again for ever where a database is busy; here its progress callback ends
+each attempt instead, and the deadline is that of `retry_busy`.
+
+Invariant: for all others a restore is one transaction: they see the old ledger or the new one, and so does who opens it
+after the restoring process was killed.
+Invariant: the safety copy is made under the lock under which the ledger is written over, so it holds every event that
+was committed before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pmm_shm import limits
+from pmm_shm.errors import (
+    ChainError,
+    ConfigError,
+    LedgerBusyError,
+    LedgerError,
+    LedgerNotFoundError,
+    LedgerReplacedError,
+    LedgerUnreadableError,
+    LedgerUnwritableError,
+    NotALedgerError,
+)
+from pmm_shm.ledger.chain import verify_chain
+from pmm_shm.ledger.connection import Connection, Mode
+from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
+from pmm_shm.ledger.tail import ordered_columns
+
+_PRIMARY_CODE = 0xFF
+_BUSY, _LOCKED = 5, 6
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore did.
+
+    Attributes:
+        ledger: the ledger's real path.
+        events: how many it holds now.
+        head_id: the newest event's id; 0 without events.
+        safety_copy: the file with what the ledger held before; None where it held nothing, or none was wanted.
+    """
+
+    ledger: str
+    events: int
+    head_id: int
+    safety_copy: str | None
+
+
+def restore(
+    backup: str | os.PathLike[str],
+    ledger: str | os.PathLike[str],
+    *,
+    timeout: float = limits.LEDGER_TIMEOUT_S,
+    chain: bool = True,
+    keep: bool = True,
+) -> Restored:
+    """Put what `backup` holds into `ledger`, in one transaction, while others use it; a missing ledger is made.
+
+    Parameters:
+        timeout: seconds to wait for a busy backup or ledger.
+        chain: check the backup's hash chain first.
+        keep: make a safety copy of what the ledger holds, beside it.
+
+    Raises:
+        ConfigError: backup and ledger are one file.
+        ChainError: the backup's hash chain is broken.
+        NotALedgerError: the backup is not a good ledger, the ledger is something else, or the two do not fit.
+        LedgerBusyError: the backup or the ledger was busy for `timeout` seconds.
+        LedgerError: in another of its kinds. In all cases nothing was changed.
+    """
+    deadline_s = time.monotonic() + timeout
+    target = os.path.realpath(os.fspath(ledger))
+    source = _opened_backup(os.path.realpath(os.fspath(backup)), target, timeout)
+    try:
+        before = _status(source)
+        with source.lock, source.one_snapshot():
+            events, head_id = _look_at(source, chain)
+            if os.path.exists(target):
+                safety_copy = _write_over(source, before, target, deadline_s, keep)
+            else:
+                safety_copy = None
+                _make(source, before, target)
+    finally:
+        source.close()
+    return Restored(target, events, head_id, safety_copy)
+
+
+# The backup.
+
+
+def _opened_backup(backup: str, ledger: str, timeout_s: float) -> Connection:
+    try:
+        is_same = os.path.samefile(backup, ledger)
+    except OSError:
+        is_same = backup == ledger
+    if is_same:
+        raise ConfigError(f"{backup}: backup and ledger are the same file")
+    if not os.path.exists(backup):
+        raise LedgerNotFoundError(f"{backup}: no such file")
+    connection = Connection(backup, _mode_for(backup), timeout_s)
+    try:
+        with connection.lock:
+            handle = connection.handle()
+            if connection.mode == "rw":
+                handle.execute("PRAGMA query_only = ON")
+    except LedgerUnreadableError:
+        connection.close()
+        if _bytes_of(backup + "-wal") and not os.access(os.path.dirname(backup), os.W_OK):
+            raise LedgerUnreadableError(
+                f"{backup}: its -wal cannot be read without permission to write in its directory; "
+                "copy both files elsewhere and restore from there"
+            ) from None
+        raise
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _mode_for(backup: str) -> Mode:
+    """How to open the backup so that nothing of it is written and nothing stays beside it.
+
+    A connection that may not write leaves `-wal` and `-shm` behind, one that may clears them away. But it would also
+    work a `-wal` with commits, or the journal of a dead writer, into the backup: that is for its owner to do.
+    """
+    if _bytes_of(backup + "-wal") or _bytes_of(backup + "-journal"):
+        return "ro"
+    if os.access(backup, os.W_OK) and os.access(os.path.dirname(backup), os.W_OK):
+        return "rw"
+    return "immutable"
+
+
+def _look_at(source: Connection, chain: bool) -> tuple[int, int]:
+    """(events, newest id) of a backup that is good.
+
+    Raises:
+        NotALedgerError, ChainError: it is not.
+    """
+    handle = source.handle()
+    found = source.retry(lambda: handle.execute("PRAGMA quick_check(1)").fetchall()[0][0])
+    if found != "ok":
+        raise NotALedgerError(f"{source.path}: damaged: {' '.join(found.split())}; nothing was changed")
+    if chain:
+        links = verify_chain(source)
+        if not links.ok:
+            raise ChainError(
+                f"{source.path}: the hash chain is broken at event {links.first_bad_id}; nothing was changed"
+            )
+    events, head_id = source.retry(lambda: handle.execute("SELECT count(*), max(id) FROM events").fetchall()[0])
+    return events, head_id or 0
+
+
+def _status(source: Connection) -> tuple[int, ...]:
+    status = os.stat(source.path)
+    journals = (_bytes_of(source.path + "-wal"), _bytes_of(source.path + "-journal"))
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, *journals
+
+
+def _refuse_changed(source: Connection, before: tuple[int, ...]) -> None:
+    """Raise where a backup that is read without locks was written meanwhile."""
+    if source.mode == "immutable" and _status(source) != before:
+        raise LedgerBusyError(f"{source.path}: it was written while it was read; nothing was changed")
+
+
+# A ledger that is not there.
+
+
+def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
+    for suffix in ("-wal", "-journal"):
+        if _bytes_of(ledger + suffix):
+            raise LedgerReplacedError(
+                f"{ledger}: not there, but its {suffix} is: making a ledger would destroy what that holds. "
+                f"Stop all users of the ledger, move {ledger}{suffix} away, then restore again"
+            )
+    with _staged(source, ledger) as (handle, path):
+        _refuse_changed(source, before)
+        handle.close()
+        try:
+            os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode))
+            os.link(path, ledger)
+        except FileExistsError:
+            raise LedgerBusyError(f"{ledger}: made by somebody else meanwhile; nothing was changed") from None
+        except OSError as error:
+            raise _cannot_write(ledger, error) from error
+
+
+# A ledger that is there.
+
+
+def _write_over(source: Connection, before: tuple[int, ...], ledger: str, deadline_s: float, keep: bool) -> str | None:
+    """Returns the safety copy's path."""
+    # The reader comes first: it proves that the ledger may be opened, and its closing never empties a -wal.
+    reader = Connection(ledger, "ro", _left_s(deadline_s))
+    writer: Connection | None = None
+    try:
+        writer = _opened_ledger(reader)
+        with writer.lock:
+            _refuse_unlike(source, writer)
+            with _fitting(source, before, writer) as handle:
+                attempt = _Attempt(handle, reader, writer, keep and bool(writer.columns))
+                try:
+                    retry_busy(attempt.run, _left_s(deadline_s), ledger)
+                except sqlite3.Error as error:
+                    raise writer.translate(error) from error
+                return attempt.safety_copy
+    finally:
+        # In this order: who may write clears -wal and -shm away, if it is the last.
+        reader.close()
+        if writer is not None:
+            _close(writer)
+
+
+def _opened_ledger(reader: Connection) -> Connection:
+    mode: Mode = "rw"
+    try:
+        with reader.lock:
+            reader.handle()
+    except BlankLedgerError:
+        mode = "rwc"
+    except HotJournalError:
+        pass  # The connection that writes rolls it back.
+    except NotALedgerError as error:
+        raise NotALedgerError(f"{error}; to restore in its place, move it away first") from None
+    writer = Connection(reader.path, mode, reader.timeout_s)
+    try:
+        with writer.lock:
+            writer.handle()
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _refuse_unlike(source: Connection, writer: Connection) -> None:
+    """Who has the ledger open knows its columns and its encoding, and would not notice others."""
+    if not writer.columns:
+        return
+    for what, ours, theirs in (
+        ("columns", ordered_columns(writer.columns), ordered_columns(source.columns)),
+        ("text encoding", _pragma(writer, "encoding"), _pragma(source, "encoding")),
+    ):
+        if list(ours) != list(theirs):
+            raise NotALedgerError(
+                f"{source.path}: not the {what} of {writer.path}; stop all users of the ledger, move it, its -wal and "
+                "its -shm away, then restore again"
+            )
+
+
+@contextlib.contextmanager
+def _fitting(source: Connection, before: tuple[int, ...], writer: Connection) -> Iterator[sqlite3.Connection]:
+    """The backup, or a copy of it that SQLite can write over the ledger without changing its page or journal mode."""
+    page_bytes = int(_pragma(writer, "page_size"))
+    is_fixed = bool(writer.columns) or writer.is_wal
+    is_other_size = is_fixed and page_bytes != int(_pragma(source, "page_size"))
+    # A rollback-journal ledger would take over the mode of a WAL backup; a WAL ledger stays one.
+    is_other_mode = bool(writer.columns) and not writer.is_wal and source.is_wal
+    if source.mode != "immutable" and not is_other_size and not is_other_mode:
+        yield source.handle()
+        return
+    with _staged(source, writer.path) as (handle, path):
+        _refuse_changed(source, before)
+        try:
+            handle.execute("PRAGMA journal_mode = DELETE").fetchall()
+            if is_other_size:
+                handle.execute(f"PRAGMA page_size = {page_bytes}")
+                handle.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise translated(error, path, is_reader=False) from error
+        yield handle
+
+
+class _Attempt:
+    """One try after the other to write over the ledger.
+
+    Parameters:
+        source: what is written, within its transaction.
+        reader, writer: two connections to the ledger; the first is used in WAL mode alone.
+        keep: whether a safety copy is wanted.
+    """
+
+    def __init__(self, source: sqlite3.Connection, reader: Connection, writer: Connection, keep: bool) -> None:
+        self._source = source
+        self._reader = reader
+        self._writer = writer
+        self._keep = keep
+        self.safety_copy: str | None = None
+
+    def run(self) -> None:
+        """Write, or raise: busy or worse, the ledger is what it was.
+
+        Raises:
+            sqlite3.Error, LedgerError: and the safety copy is gone. After any other exception (a signal's) it stays:
+                nobody knows whether the last step was done.
+        """
+        handle = self._writer.handle()
+        # While SQLite waits here for readers to end, no new one begins; longer, and it would starve among writers.
+        handle.execute(f"PRAGMA busy_timeout = {limits.RESTORE_BUSY_MS}").fetchall()
+        try:
+            if self._writer.is_wal:
+                self._transfer(handle, lambda: self._under_lock(self._reader))
+            else:
+                self._lock_all_out(handle)
+                self._under_lock(self._writer)
+                self._transfer(handle, lambda: None)
+        except (sqlite3.Error, LedgerError):
+            if self.safety_copy is not None:
+                _remove(self.safety_copy)
+                self.safety_copy = None
+            raise
+
+    def _lock_all_out(self, handle: sqlite3.Connection) -> None:
+        """The exclusive lock, from now until the connection closes: backups begin outside of any transaction.
+
+        The mode is set only when the lock is there: with it, a failed try would keep others out, too.
+        """
+        handle.execute("BEGIN EXCLUSIVE")
+        handle.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        handle.execute("COMMIT")
+
+    def _under_lock(self, connection: Connection) -> None:
+        """Nobody else can commit now; `connection` reads what the ledger holds."""
+        path = self._writer.path
+        if file_identity(path) != self._writer.identity:
+            raise LedgerBusyError(f"{path}: another file took its place meanwhile; nothing was changed")
+        if self._keep:
+            self.safety_copy = _safety_copy(connection.handle(), path)
+
+    def _transfer(self, handle: sqlite3.Connection, under_lock: Callable[[], None]) -> None:
+        """Write page by page and commit; `under_lock` is called once, between the first pages and the commit."""
+        is_locked = False
+
+        def progress(code: int, remaining: int, total: int) -> None:
+            nonlocal is_locked
+            _refuse_to_sleep(code)
+            if code == sqlite3.SQLITE_OK and not is_locked:
+                is_locked = True
+                under_lock()
+
+        # The last step commits, so there are two at least. A ledger has more than one page.
+        pages = max(1, min(limits.RESTORE_PAGES_PER_STEP, self._source.execute("PRAGMA page_count").fetchone()[0] - 1))
+        self._source.backup(handle, pages=pages, progress=progress, sleep=0)
+
+
+def _close(writer: Connection) -> None:
+    """Close; a WAL is emptied first where nobody is in the way: it holds the whole ledger once more."""
+    if writer.is_open and writer.is_wal:
+        with contextlib.suppress(sqlite3.Error):
+            if file_identity(writer.path) == writer.identity:
+                writer.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    writer.close()
+
+
+# Copies.
+
+
+def _safety_copy(handle: sqlite3.Connection, ledger: str) -> str:
+    """A new file with what `handle` reads of the ledger; whole, or not there.
+
+    Raises:
+        sqlite3.OperationalError: busy.
+        LedgerUnwritableError: it cannot be written.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    path = _new_file(f"{ledger}.before-restore-{now:%Y%m%dT%H%M%SZ}", ledger)
+    try:
+        _copy(handle, path).close()
+    except BaseException:
+        _remove(path)
+        raise
+    return path
+
+
+@contextlib.contextmanager
+def _staged(source: Connection, ledger: str) -> Iterator[tuple[sqlite3.Connection, str]]:
+    """A copy of the backup beside the ledger, and its path; it goes with the block."""
+    path = _new_file(f"{ledger}.restoring", None)
+    try:
+        handle = retry_busy(lambda: _copy(source.handle(), path), source.timeout_s, source.path)
+        try:
+            yield handle, path
+        finally:
+            handle.close()
+    finally:
+        _remove(path)
+
+
+def _copy(source: sqlite3.Connection, path: str) -> sqlite3.Connection:
+    """A connection to `path`, which holds what `source` does; to a file that this process has just made."""
+    handle = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        source.backup(handle, progress=lambda code, remaining, total: _refuse_to_sleep(code), sleep=0)
+    except BaseException as error:
+        handle.close()
+        if isinstance(error, sqlite3.Error) and not is_busy(error):
+            raise translated(error, path, is_reader=False) from error
+        raise
+    return handle
+
+
+def _refuse_to_sleep(code: int) -> None:
+    if code & _PRIMARY_CODE in (_BUSY, _LOCKED):
+        raise sqlite3.OperationalError("database is locked")
+
+
+def _new_file(name: str, like: str | None) -> str:
+    """An empty file of this name, perhaps with a number; with the mode and owners of `like`, or for us alone."""
+    path, number = name, 1
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            break
+        except FileExistsError:
+            number += 1
+            path = f"{name}-{number}"
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+    try:
+        if like is not None:
+            status = os.stat(like)
+            with contextlib.suppress(OSError):
+                os.fchown(descriptor, status.st_uid, status.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _remove(path: str) -> None:
+    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+# Small looks.
+
+
+def _left_s(deadline_s: float) -> float:
+    return max(0.0, deadline_s - time.monotonic())
+
+
+def _cannot_write(path: str, error: OSError) -> LedgerUnwritableError:
+    return LedgerUnwritableError(f"{path}: {error.strerror}; nothing was changed")
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _pragma(connection: Connection, name: str) -> str:
+    handle = connection.handle()
+    return str(connection.retry(lambda: handle.execute(f"PRAGMA {name}").fetchall()[0][0]))
