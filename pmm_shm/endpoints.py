@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pmm_shm import limits
 from pmm_shm.access import check_directory, replace_file
+from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.paths import Instance
 
@@ -45,6 +46,7 @@ def choose_endpoints(instance: Instance) -> Endpoints:
         directory = _runtime_directory() / f"pmm-shm-{digest}"
         _make_private(directory.parent)
         _make_private(directory)
+        reach("socket_directory.made")
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         raise DaemonError(f"{directory}: too long a path for a socket; set XDG_RUNTIME_DIR to a shorter one")
     names = ("commands.sock", "admin.sock", _LONGEST_NAME)
