@@ -35,9 +35,15 @@ def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.pr
     # The server must find this checkout's packages, whatever is installed, and it has the variables of its start.
     with mock.patch.dict(os.environ, {"PYTHONPATH": environment()["PYTHONPATH"]}):
         forkserver.ensure_running()
-    process = _server.Process(target=target, args=arguments)
+    process = _server.Process(target=_run, args=(dict(os.environ), target, arguments))
     process.start()
     return process
+
+
+def _run(variables: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    target(*arguments)
 
 
 DiesAt = tuple[str, int]
@@ -77,14 +83,20 @@ class ForkedDaemon:
     Parameters:
         dies_at: where it kills itself; it is not waited for then.
         log: a file for its log.
+        waits: until it answers.
     """
 
     def __init__(
-        self, ledger: Path, *options: str, dies_at: DiesAt | None = None, log: str | os.PathLike[str] = os.devnull
+        self,
+        ledger: Path,
+        *options: str,
+        dies_at: DiesAt | None = None,
+        log: str | os.PathLike[str] = os.devnull,
+        waits: bool = True,
     ) -> None:
         self.ledger = ledger
         self._process = in_child(_serve, [*options, str(ledger)], dies_at, os.fspath(log))
-        if dies_at is None:
+        if dies_at is None and waits:
             wait_until(self._answers, "the daemon to answer")
 
     def _answers(self) -> bool:

@@ -316,10 +316,31 @@ def _make_files(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         os.close(access.make_file(directory / DATA_FILE, access.DATA_MODE))
         reach("open_environment.data_made")
-        os.close(access.make_file(directory / LOCK_TABLE_FILE, access.LOCK_TABLE_MODE))
+        _make_lock_table(directory / LOCK_TABLE_FILE)
         reach("open_environment.files_made")
     except OSError as error:
         raise StoreError(f"{directory}: {error.strerror}") from None
+
+
+def _make_lock_table(path: Path) -> None:
+    """Make the table of readers with all its pages: it is written through a map, and a page for which a full disk has
+    no room would be a SIGBUS.
+    """
+    descriptor = access.make_file(path, access.LOCK_TABLE_MODE)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            os.posix_fallocate(descriptor, 0, limits.LOCK_TABLE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def disk_hint(directory: Path) -> str:
+    """What to add to an error: LMDB calls a write that a full disk cut short an input/output error."""
+    try:
+        numbers = os.statvfs(directory)
+    except OSError:
+        return ""
+    return "; No space left on device" if numbers.f_bavail * numbers.f_frsize < limits.DISK_FULL_BYTES else ""
 
 
 def close(environment: Environment) -> None:

@@ -22,7 +22,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment, Records
+from pmm_shm.store.environment import DamagedStoreError, Environment, Records, disk_hint
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -266,11 +266,15 @@ class StoreWriter:
                 except lmdb.MapFullError:
                     self._grow()
                 except (lmdb.DiskError, OSError) as error:
-                    raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                    raise self._full(error) from error
                 except lmdb.Error as error:
-                    if "No space left" in str(error):
-                        raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                    if "No space left" in str(error) or disk_hint(self._instance.directory):
+                        raise self._full(error) from error
                     raise environment.store_error(self._instance.directory, error) from error
+
+    def _full(self, error: Exception) -> StoreFullError:
+        hint = "" if "No space left" in str(error) else disk_hint(self._instance.directory)
+        return StoreFullError(f"{self._instance.directory}: {error}{hint}")
 
     def _grow(self) -> None:
         reach("grow.before")
@@ -294,7 +298,9 @@ class StoreWriter:
             _remove_environment(directory)
             opened = self._try_open()
         if opened is None:
-            raise StoreError(f"{directory}: the environment cannot be read even after it was made anew")
+            raise StoreError(
+                f"{directory}: the environment cannot be read even after it was made anew{disk_hint(directory)}"
+            )
         return opened
 
     def _try_open(self) -> Environment | None:

@@ -40,7 +40,11 @@ class InstanceLock:
         reach("daemon_lock.locked")
         os.ftruncate(self._descriptor, 0)
         reach("daemon_lock.emptied")
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise StoreError(f"{self._path}: {error.strerror}") from None
         reach("daemon_lock.written")
 
     def is_held(self) -> bool:
