@@ -438,7 +438,13 @@ def survive(ledger: str) -> list[str]:
             code = daemon.join(10.0)
             assert code is not None, outcome
             outcomes.append(signal.Signals(-code).name if code < 0 else f"exit {code}")
-    raise AssertionError(outcomes)
+    # LMDB's own assertions end the process, and nothing tells the next start: see the architecture's weak points.
+    assert set(outcomes) <= {"SIGABRT", "SIGSEGV", "SIGBUS", "exit 1"}, outcomes
+    instance.boot_file.unlink()
+    with ForkedDaemon(Path(ledger), *NEVER) as daemon:
+        assert _served(instance, daemon) == "right"
+        assert daemon.stop() == 0
+    return [*outcomes, "right without boot.json"]
 
 
 def _served(instance: Instance, daemon: ForkedDaemon) -> str:
@@ -462,7 +468,9 @@ def _served(instance: Instance, daemon: ForkedDaemon) -> str:
 
 @pytest.mark.parametrize("tear", TEARINGS)
 def test_a_torn_store_under_the_same_boot_is_survived(ledger: str, tear: Tear, start_daemon: StartDaemon) -> None:
-    """No power loss does this, a broken disk may: a start or the one after makes it anew, a verification finds it."""
+    """No power loss does this, a broken disk may: a start makes it anew, a verification finds it, or LMDB ends each
+    daemon, until somebody removes `boot.json`.
+    """
     older = kill_with_older_copy(ledger, start_daemon)
     instance = Instance.of(ledger)
     newest, mark = instance.data_file.read_bytes(), json.loads(instance.boot_file.read_text())
