@@ -16,6 +16,7 @@ import pwd
 import stat
 from pathlib import Path
 
+from pmm_shm.crash_points import reach
 from pmm_shm.errors import InstanceDirectoryError, StoreError
 from pmm_shm.paths import LOCK_TABLE_FILE, Instance
 
@@ -48,10 +49,12 @@ def make_directory(instance: Instance) -> None:
     try:
         for folder in reversed([one for one in directory.parents if not one.exists()]):
             folder.mkdir(mode=0o755, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=_OWNER)
+        if _is_to_be_made(directory):
+            directory.mkdir(mode=_OWNER, exist_ok=True)
+            reach("instance.made")
             _choose_group(directory, os.stat(instance.ledger))
             _chmod(directory, _OWNER | _GROUP | stat.S_ISGID)
+            reach("instance.opened")
         _refuse_foreign(directory, {os.geteuid()})
         status = os.lstat(directory)
         _chmod(directory, status.st_mode & _mode_allowed(status, os.stat(instance.ledger)))
@@ -125,14 +128,28 @@ def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
         OSError: it cannot be written; what stood there still does.
     """
     temporary = path.with_name(path.name + ".new")
+    reach("replace_file.before")
     temporary.unlink(missing_ok=True)
     descriptor = make_file(temporary, DATA_MODE)
+    reach("replace_file.made")
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         if is_durable:
             os.fsync(descriptor)
+    reach("replace_file.written")
     temporary.replace(path)
+    reach("replace_file.renamed")
+
+
+def _is_to_be_made(directory: Path) -> bool:
+    """Whether nothing stands there, or an empty directory as it is while it is made: whoever began that has died."""
+    try:
+        status = os.lstat(directory)
+        is_begun = stat.S_IMODE(status.st_mode) == _OWNER and status.st_uid == os.geteuid()
+        return is_begun and stat.S_ISDIR(status.st_mode) and not any(directory.iterdir())
+    except FileNotFoundError:
+        return True
 
 
 def _refuse_foreign(directory: Path, owners: set[int]) -> None:

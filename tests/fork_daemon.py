@@ -4,41 +4,100 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from pmm_shm_client.commands import call
 
+from pmm_shm import crash_points
 from pmm_shm.endpoints import find_endpoints
 from pmm_shm.errors import DaemonError
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import PING
+from tests.daemons import environment
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pmm_cached.main"])
+_server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
+UNKNOWN_POINT = 86
+"""Exit code of a process that reached a crash point which is not registered."""
 
 
-def _serve(arguments: list[str]) -> None:
+def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A process that runs `target`, a function of a module."""
+    # The server must find this checkout's packages, whatever is installed, and it has the variables of its start.
+    with mock.patch.dict(os.environ, {"PYTHONPATH": environment()["PYTHONPATH"]}):
+        forkserver.ensure_running()
+    process = _server.Process(target=_run, args=(dict(os.environ), target, arguments))
+    process.start()
+    return process
+
+
+def _run(variables: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    target(*arguments)
+
+
+DiesAt = tuple[str, int]
+"""A crash point, and when it is reached for which time, from 1."""
+
+
+def die_at(point: str, time_of: int) -> None:
+    """Let this process kill itself when it reaches a crash point."""
+    left = time_of
+
+    def hook(reached: str) -> None:
+        nonlocal left
+        if reached not in crash_points.POINTS:
+            os._exit(UNKNOWN_POINT)
+        if reached == point:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    crash_points.install(hook)
+
+
+def _serve(arguments: list[str], dies_at: DiesAt | None, log: str) -> None:
     from pmm_cached.main import main
 
+    if dies_at is not None:
+        die_at(*dies_at)
     sys.argv = ["pmm-cached", *arguments]
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+    with open(log, "a", encoding="utf-8") as nowhere:
         sys.stderr = nowhere
         main()
 
 
 class ForkedDaemon:
-    """One daemon for one ledger; a context manager that leaves nothing behind."""
+    """One daemon for one ledger; a context manager that leaves nothing behind.
 
-    def __init__(self, ledger: Path, *options: str) -> None:
+    Parameters:
+        dies_at: where it kills itself; it is not waited for then.
+        log: a file for its log.
+        waits: until it answers.
+    """
+
+    def __init__(
+        self,
+        ledger: Path,
+        *options: str,
+        dies_at: DiesAt | None = None,
+        log: str | os.PathLike[str] = os.devnull,
+        waits: bool = True,
+    ) -> None:
         self.ledger = ledger
-        self._process = _server.Process(target=_serve, args=([*options, str(ledger)],))
-        self._process.start()
-        wait_until(self._answers, "the daemon to answer")
+        self._process = in_child(_serve, [*options, str(ledger)], dies_at, os.fspath(log))
+        if dies_at is None and waits:
+            wait_until(self._answers, "the daemon to answer")
 
     def _answers(self) -> bool:
         assert self._process.is_alive(), f"the daemon ended with {self._process.exitcode}"
@@ -57,6 +116,11 @@ class ForkedDaemon:
     @property
     def is_alive(self) -> bool:
         return self._process.is_alive()
+
+    def join(self, timeout_s: float) -> int | None:
+        """The exit code; None where it has not ended by then."""
+        self._process.join(timeout_s)
+        return self._process.exitcode
 
     def suspend(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from pmm_shm import limits
+from pmm_shm.crash_points import reach
 from pmm_shm.errors import (
     ChainError,
     InvalidEventError,
@@ -230,7 +231,9 @@ class Appender:
                 )
             # A lock that was waited for may be that of a file which was replaced meanwhile.
             self._refuse_moved()
+            reach("append.inside")
             self._retry(lambda: handle.execute("COMMIT"), deadline_s)
+            reach("append.committed")
         except BaseException as error:
             self._roll_back(handle)
             if isinstance(error, (sqlite3.DataError, OverflowError)):

@@ -22,6 +22,7 @@ import lmdb
 
 from pmm_shm import access, limits
 from pmm_shm.bounded import BoundedCall
+from pmm_shm.crash_points import reach
 from pmm_shm.errors import StoreError
 from pmm_shm.paths import DATA_FILE, LOCK_TABLE_FILE
 
@@ -287,6 +288,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
         _check_size(directory)
+        reach("open_environment.before")
         _make_files(directory)
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
@@ -302,6 +304,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
             directory,
             map_size_bytes,
         )
+        reach("open_environment.opened")
         identity = data_file_identity(directory)
         assert identity is not None
         return _remember(Environment(env, directory, identity))
@@ -312,9 +315,32 @@ def _make_files(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         os.close(access.make_file(directory / DATA_FILE, access.DATA_MODE))
-        os.close(access.make_file(directory / LOCK_TABLE_FILE, access.LOCK_TABLE_MODE))
+        reach("open_environment.data_made")
+        _make_lock_table(directory / LOCK_TABLE_FILE)
+        reach("open_environment.files_made")
     except OSError as error:
         raise StoreError(f"{directory}: {error.strerror}") from None
+
+
+def _make_lock_table(path: Path) -> None:
+    """Make the table of readers with all its pages: it is written through a map, and a page for which a full disk has
+    no room would be a SIGBUS.
+    """
+    descriptor = access.make_file(path, access.LOCK_TABLE_MODE)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            os.posix_fallocate(descriptor, 0, limits.LOCK_TABLE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def disk_hint(directory: Path) -> str:
+    """What to add to an error: LMDB calls a write that a full disk cut short an input/output error."""
+    try:
+        numbers = os.statvfs(directory)
+    except OSError:
+        return ""
+    return "; No space left on device" if numbers.f_bavail * numbers.f_frsize < limits.DISK_FULL_BYTES else ""
 
 
 def close(environment: Environment) -> None:

@@ -87,7 +87,7 @@ class EventVectorWriter:
         self._dimension = dimension
         self._rows_max = max(limits.VECTOR_TAIL_ROWS, min(limits.VECTOR_BLOCK_ROWS, block_bytes // (4 * dimension)))
         self._block_ids: dict[int, Ids] = {}
-        self.record = writer.transact(self._open)
+        self.record = writer.transact("event_vectors.open", self._open)
 
     def sources_of(self, ids: Ids) -> NDArray[np.uint8]:
         """The source of each id's row, (n,) uint8; 0 where it has none."""
@@ -131,12 +131,12 @@ class EventVectorWriter:
             changes.finish(position, kinds, ahead)
             return changes
 
-        changes = self._writer.transact(write)
+        changes = self._writer.transact("event_vectors.apply", write)
         self.record, self._block_ids = changes.record, changes.block_ids
 
     def clear(self) -> None:
         """Forget all rows and the position: they were of another history. The kinds stay."""
-        self.record = self._writer.transact(self._emptied)
+        self.record = self._writer.transact("event_vectors.clear", self._emptied)
         self._block_ids = {}
 
     def _changes(self, records: Records) -> _Changes:

@@ -100,9 +100,9 @@ class TextVectorWriter:
     def __init__(self, writer: StoreWriter, vectors_max: int = limits.TEXT_VECTORS_MAX) -> None:
         self._writer = writer
         self.vectors_max = vectors_max
-        while not writer.transact(self._is_within_bound):
+        while not writer.transact("text_vectors.evict", self._is_within_bound):
             pass
-        self.count = writer.transact(_count)
+        self.count = writer.transact("text_vectors.count", _count)
 
     def put(self, vectors: Sequence[TextVector]) -> None:
         """Store vectors in one commit; one that is there already stays as it is.
@@ -111,7 +111,7 @@ class TextVectorWriter:
             InvalidVectorError: a model has vectors of another dimension; nothing was stored.
             StoreError: it cannot be stored; nothing was.
         """
-        self.count = self._writer.transact(lambda records: self._put(records, vectors))
+        self.count = self._writer.transact("text_vectors.put", lambda records: self._put(records, vectors))
 
     def _put(self, records: Records, vectors: Sequence[TextVector]) -> int:
         first, next_ = queue_ends(records)

@@ -15,13 +15,14 @@ from typing import TypeVar
 import lmdb
 
 from pmm_shm import limits
+from pmm_shm.crash_points import reach
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment, Records
+from pmm_shm.store.environment import DamagedStoreError, Environment, Records, disk_hint
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -90,7 +91,7 @@ class StoreWriter:
             transaction.delete(touched_key(max(0, header.sequence - limits.TOUCHED_COMMITS_MAX)))
             return header
 
-        self._commit(write)
+        self._commit("publish", write)
 
     def begin_generation(self, fold: Fold) -> int:
         """A new, empty generation for a rebuild of `fold`."""
@@ -101,7 +102,7 @@ class StoreWriter:
             return self._next(next_generation=generation + 1)
 
         with self._lock:
-            self._commit(write)
+            self._commit("begin_generation", write)
             return self._header.next_generation - 1
 
     def flush_shadow(self, shadows: Mapping[int, State]) -> None:
@@ -112,7 +113,7 @@ class StoreWriter:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
 
-        self._commit(write)
+        self._commit("flush_shadow", write)
 
     def flip(self, position: Position, generations: Mapping[Fold, int], keep: Iterable[Fold]) -> None:
         """Publish rebuilt generations at `position`, beside those folds in `keep` that stand there already."""
@@ -127,12 +128,12 @@ class StoreWriter:
             _delete_prefix(transaction, TOUCHED_PREFIX, limits.TOUCHED_COMMITS_MAX * 2)
             return header
 
-        self._commit(write)
+        self._commit("flip", write)
 
     def void(self) -> None:
         """Say that the published state counts for nothing."""
         if not self._header.is_void:
-            self._commit(lambda _: self._next(is_void=True))
+            self._commit("void", lambda _: self._next(is_void=True))
 
     def put_seals(self, first_block: int, seals: list[Seal]) -> None:
         """Keep the seals of blocks from `first_block` on."""
@@ -141,7 +142,7 @@ class StoreWriter:
             for block, seal in enumerate(seals, first_block):
                 transaction.put(seal_key(block), seal.pack())
 
-        self._commit(write)
+        self._commit("put_seals", write)
 
     def end_history(self) -> None:
         """Forget all seals, and say that the tables of event vectors count no more: they were of another history."""
@@ -150,7 +151,7 @@ class StoreWriter:
             transaction.put(OTHER_HISTORY_KEY, b"")
             return _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)
 
-        while self._commit_result(write):
+        while self._commit_result("end_history", write):
             pass
 
     def delete_old_generation(self) -> bool:
@@ -167,17 +168,20 @@ class StoreWriter:
                 transaction.delete(generation_key(generation))
             return True
 
-        return self._commit_result(write)
+        return self._commit_result("delete_old_generation", write)
 
-    def transact(self, write: Callable[[Records], _T]) -> _T:
+    def transact(self, name: str, write: Callable[[Records], _T]) -> _T:
         """What `write` returns, in one commit of its own; for what lies beside the folds' state.
+
+        Parameters:
+            name: of the commit, in `crash_points.COMMITS`.
 
         It runs again where the map had to grow, and what it raises undoes all of it.
 
         Raises:
             StoreError: it cannot be written; nothing was.
         """
-        return self._commit_result(write)
+        return self._commit_result(name, write)
 
     def readers(self) -> list[tuple[int, int]]:
         """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
@@ -208,9 +212,12 @@ class StoreWriter:
         with self._lock:
             if not self._is_distrusted:
                 self._environment.env.sync(True)
+                reach("close.synced")
             environment.close(self._environment)
+        reach("close.closed")
         if is_clean and not self._is_distrusted:
             boot.mark(self._instance.boot_file, is_clean=True)
+            reach("close.marked")
 
     def _generation(self, fold: Fold) -> int:
         generation = self._header.generation_of(fold)
@@ -234,7 +241,7 @@ class StoreWriter:
             before.next_generation if next_generation is None else next_generation,
         )
 
-    def _commit(self, write: Callable[[Records], Header | None]) -> None:
+    def _commit(self, name: str, write: Callable[[Records], Header | None]) -> None:
         def run(transaction: Records) -> Header | None:
             header = write(transaction)
             if header is not None:
@@ -242,32 +249,41 @@ class StoreWriter:
             return header
 
         with self._lock:
-            header = self._commit_result(run)
+            header = self._commit_result(name, run)
             if header is not None:
                 self._header = header
 
-    def _commit_result(self, write: Callable[[Records], _T]) -> _T:
+    def _commit_result(self, name: str, write: Callable[[Records], _T]) -> _T:
         """One write transaction; a full map grows, with no transaction open, and the write runs again."""
         with self._lock:
             while True:
                 try:
                     with self._environment.write() as transaction:
-                        return write(transaction)
+                        result = write(transaction)
+                        reach(name + ".inside")
+                    reach(name + ".committed")
+                    return result
                 except lmdb.MapFullError:
                     self._grow()
                 except (lmdb.DiskError, OSError) as error:
-                    raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                    raise self._full(error) from error
                 except lmdb.Error as error:
-                    if "No space left" in str(error):
-                        raise StoreFullError(f"{self._instance.directory}: {error}") from error
+                    if "No space left" in str(error) or disk_hint(self._instance.directory):
+                        raise self._full(error) from error
                     raise environment.store_error(self._instance.directory, error) from error
 
+    def _full(self, error: Exception) -> StoreFullError:
+        hint = "" if "No space left" in str(error) else disk_hint(self._instance.directory)
+        return StoreFullError(f"{self._instance.directory}: {error}{hint}")
+
     def _grow(self) -> None:
+        reach("grow.before")
         size = self._environment.env.info()["map_size"] * 2
         try:
             self._environment.resize(size)
         except (lmdb.Error, OSError, MemoryError) as error:
             raise StoreFullError(f"{self._instance.directory}: the map cannot grow to {size} bytes: {error}") from error
+        reach("grow.grown")
         self.map_growths += 1
 
     def _open_or_remake(self) -> Environment:
@@ -282,7 +298,9 @@ class StoreWriter:
             _remove_environment(directory)
             opened = self._try_open()
         if opened is None:
-            raise StoreError(f"{directory}: the environment cannot be read even after it was made anew")
+            raise StoreError(
+                f"{directory}: the environment cannot be read even after it was made anew{disk_hint(directory)}"
+            )
         return opened
 
     def _try_open(self) -> Environment | None:
@@ -299,6 +317,8 @@ class StoreWriter:
                     transaction.put(HEADER_KEY, self._header.pack())
                 else:
                     self._header = Header.unpack(data)
+                reach("open.inside")
+            reach("open.committed")
         except (StoreError, lmdb.Error):
             environment.close(opened)
             return None
@@ -307,11 +327,18 @@ class StoreWriter:
 
 def _remove_environment(directory: Path) -> None:
     """Unlink, never truncate: who has the old file mapped goes on reading it."""
-    for name in ("data.mdb", "lock.mdb"):
-        try:
-            (directory / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"{directory / name}: {error.strerror}") from None
+    reach("remove_environment.before")
+    _unlink(directory / "data.mdb")
+    reach("remove_environment.data_removed")
+    _unlink(directory / "lock.mdb")
+    reach("remove_environment.removed")
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
 
 
 def _bounded(touched: Touched) -> Touched | None:

@@ -23,6 +23,7 @@ from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_shm import limits, protocol
+from pmm_shm.crash_points import reach
 from pmm_shm.endpoints import Endpoints
 from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
 from pmm_shm.store.text_vectors import TextVector
@@ -149,7 +150,9 @@ class CommandServer:
             _filter_peers(socket, {os.geteuid(), _ROOT})
         before = os.umask(0o777 & ~mode)
         try:
+            reach("socket.before")
             socket.bind("ipc://" + path)
+            reach("socket.bound")
         finally:
             os.umask(before)
         return socket

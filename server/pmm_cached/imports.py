@@ -100,7 +100,7 @@ class EmbeddingImport:
 
     def forget(self) -> None:
         """Compare anew: the tables were emptied."""
-        self._store.transact(lambda records: records.delete(SEEN_KEY))
+        self._store.transact("imports.forget", lambda records: records.delete(SEEN_KEY))
 
     def compare(self, models: dict[str, int], position: Position) -> Counts:
         """Bring the tables of vectors up to what the ledger's table holds.
@@ -120,7 +120,9 @@ class EmbeddingImport:
             for model, dimension in {**models, **{name: parts[0] for name, parts in seen.items()}}.items():
                 if model != local_bow.NAME:
                     self._table_for(model, dimension).apply(VectorRows.none(dimension), position=position)
-            self._store.transact(lambda records: records.put(SEEN_KEY, Seen(rows, newest, awaited).pack()))
+            self._store.transact(
+                "imports.seen", lambda records: records.put(SEEN_KEY, Seen(rows, newest, awaited).pack())
+            )
         finally:
             self.rows_total = None
         return Counts(put, removed, malformed)

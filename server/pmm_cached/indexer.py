@@ -348,7 +348,7 @@ class Indexer:
             imports = EmbeddingImport(
                 self._store, self._connection, self._table_for, self._look_again, self._pause_import
             )
-            self._store.transact(self._say_who_embeds)
+            self._store.transact("indexer.served", self._say_who_embeds)
             self._work = _Work(turns, imports)
         for turn in self._work.turns:
             if turn.table is None and turn.problem is None:
@@ -411,7 +411,7 @@ class Indexer:
             self._table_for(record.name, record.dimension).clear()
         work.imports.forget()
         # Last: until then nobody believes the tables.
-        self._store.transact(lambda records: records.delete(OTHER_HISTORY_KEY))
+        self._store.transact("indexer.history_ended", lambda records: records.delete(OTHER_HISTORY_KEY))
         self._import_not_before, self._looked_at = 0.0, None
         with self._changed:
             for request in self._requests:

@@ -18,7 +18,7 @@ from pmm_cached.rebuild import Rebuild
 from pmm_cached.settings import Settings
 from pmm_cached.status import Status
 from pmm_shm import limits
-from pmm_shm.errors import PmmShmError
+from pmm_shm.errors import PmmShmError, StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
@@ -147,6 +147,7 @@ class Maintenance:
 
     def _run(self) -> None:
         try:
+            self._tidy()
             while True:
                 job = self._next()
                 if job is None:
@@ -205,6 +206,21 @@ class Maintenance:
 
     # Rebuild.
 
+    def _tidy(self) -> None:
+        """Delete what a daemon left behind that was killed within a rebuild, or before it had deleted the old state."""
+        try:
+            self._delete_old_generations()
+        except DamagedStoreError:
+            self._writer.distrust()
+            raise
+        except StoreError as error:
+            # The next rebuild deletes it.
+            self._log.warning("old generations stay", error=str(error))
+
+    def _delete_old_generations(self) -> None:
+        while self._writer.delete_old_generation():
+            self._check_stop()
+
     def _rebuild(self, job: _Job) -> dict[str, Any]:
         names = [job.fold] if job.fold is not None else list(self._folds)
         self._status.rebuilding = [name for name in names if name != DECODE]
@@ -221,8 +237,7 @@ class Maintenance:
         as_of = self._writer.header.position.as_of
         self._log.info("rebuild ends", folds=names, as_of=as_of, elapsed_ms=int((time.monotonic() - started) * 1_000))
         self._on_flip()
-        while self._writer.delete_old_generation():
-            self._check_stop()
+        self._delete_old_generations()
         return {"as_of": as_of, "folds": names}
 
     def _replayed_and_flipped(self, folds: list[Fold]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pmm_cached.follower import Follower
 from pmm_cached.status import Status
 from pmm_shm import limits
+from pmm_shm.crash_points import reach
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import EMPTY, State
@@ -65,11 +66,14 @@ class Rebuild:
         """
         follower.align(lambda: self._flip(follower))
         follower.adopt_published()
+        reach("flip.adopted")
 
     def _flip(self, follower: Follower) -> None:
         reader = TailReader(follower.connection, self._engine.kinds)
+        reach("flip.before_last_flush")
         while not self._advance(reader, follower.connection, limits.REBUILD_EVENTS_PER_FLUSH):
             pass
+        reach("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
         if keep and self._writer.header.position != self._position:
             raise LogChanged
