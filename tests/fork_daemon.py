@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,27 +21,41 @@ from pmm_shm.protocol import PING
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["pmm_cached.main"])
+_PR_SET_PDEATHSIG = 1
 
 
-def _serve(arguments: list[str]) -> None:
+def end_with_parent() -> None:
+    """Let the system kill this process when the fork server ends, and it ends with the test run: however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _serve(arguments: list[str], log: str) -> None:
     from pmm_cached.main import main
 
+    end_with_parent()
     sys.argv = ["pmm-cached", *arguments]
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stderr = nowhere
+    with open(log, "a", encoding="utf-8") as lines:
+        sys.stderr = lines
         main()
 
 
 class ForkedDaemon:
-    """One daemon for one ledger; a context manager that leaves nothing behind."""
+    """One daemon for one ledger; a context manager that leaves nothing behind.
 
-    def __init__(self, ledger: Path, *options: str) -> None:
+    Parameters:
+        waits: whether it answers when this returns.
+        log: the file to which its log lines go.
+    """
+
+    def __init__(self, ledger: Path, *options: str, waits: bool = True, log: str = os.devnull) -> None:
         self.ledger = ledger
-        self._process = _server.Process(target=_serve, args=([*options, str(ledger)],))
+        self._process = _server.Process(target=_serve, args=([*options, str(ledger)], log))
         self._process.start()
-        wait_until(self._answers, "the daemon to answer")
+        if waits:
+            wait_until(self.answers, "the daemon to answer")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it takes commands already; fails where it has ended."""
         assert self._process.is_alive(), f"the daemon ended with {self._process.exitcode}"
         try:
             find_endpoints(Instance.of(self.ledger))
