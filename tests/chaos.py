@@ -97,8 +97,8 @@ class Report:
         asked: how often each kind was asked for.
         is_whole: whether all of the plan was done.
         restarts: of the daemon that came up again and were measured.
-        made_anew: restarts that had to rebuild, because the daemon before was killed while it opened the store or
-            before anything was published.
+        made_anew: restarts that had to rebuild, because two daemons before were killed while they opened the store, or
+            one before anything was published.
         missed, folded: events that were appended from the kill until the restarted daemon was looked at, and events
             that it had folded by then; sums over all restarts that did not rebuild.
         most_missed, most_folded: the same, the largest.
@@ -295,7 +295,7 @@ class Chaos:
     def _start_daemon(self) -> None:
         head = chaos_checks.count(self.ledger, "SELECT coalesce(max(id), 0) FROM events")
         position, store = None, None
-        if boot.is_trusted(self.instance.boot_file):
+        if boot.is_openable(self.instance.boot_file):
             position = chaos_checks.published_id(self.cache)
             store = _file_id(self.instance.data_file)
         # Read before it is started: from then on what is published moves.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pmm_shm.errors import StoreError
 
@@ -29,14 +30,61 @@ def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
     """Write the mark, durably, in one step.
 
     Parameters:
-        is_opening: the environment was not read well yet, and to try may crash: nobody trusts it meanwhile.
+        is_opening: the environment is damaged, or to open it ended two daemons: the next one makes it anew.
 
     Raises:
         StoreError: it cannot be written.
     """
+    _write(path, is_clean, True if is_opening else None)
+
+
+def mark_opening(path: Path) -> None:
+    """Say that a daemon opens the environment, which may crash it; nobody else opens it meanwhile.
+
+    The first time the next daemon tries again, for this one may have been killed by anybody: the text vectors in there
+    may have cost money. After the second time in a row it does not.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    record = _record(path)
+    _write(path, False, 1 if record is None or "opening" not in record else True)
+
+
+def is_trusted(path: Path) -> bool:
+    """Whether readers can open an environment with this mark."""
+    record = _record(path)
+    return record is not None and "opening" not in record and _is_intact(record)
+
+
+def is_openable(path: Path) -> bool:
+    """Whether a daemon can try to open an environment with this mark."""
+    record = _record(path)
+    # Not `== 1`, which `true` is, too.
+    return record is not None and (record.get("opening", 1) is not True) and _is_intact(record)
+
+
+def _is_intact(record: dict[str, Any]) -> bool:
+    written_under = record["boot_id"]
+    return record["clean"] is True or (bool(written_under) and written_under == boot_id())
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What the mark says; None where there is none."""
+    try:
+        record = json.loads(path.read_text(encoding="ascii"))
+        record["clean"], record["boot_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get("opening", 1) not in (1, True):
+        return None
+    return record
+
+
+def _write(path: Path, is_clean: bool, opening: bool | int | None) -> None:
     record: dict[str, object] = {"boot_id": boot_id(), "clean": is_clean}
-    if is_opening:
-        record["opening"] = True
+    if opening is not None:
+        record["opening"] = opening
     temporary = path.with_name(path.name + ".new")
     try:
         with open(temporary, "w", encoding="ascii") as file:
@@ -46,16 +94,3 @@ def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
         temporary.replace(path)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
-
-
-def is_trusted(path: Path) -> bool:
-    """Whether an environment with this mark can be opened."""
-    try:
-        record = json.loads(path.read_text(encoding="ascii"))
-        is_clean, written_under = record["clean"], record["boot_id"]
-        is_opening = record.get("opening", False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-    if is_opening is not False:
-        return False
-    return is_clean is True or (bool(written_under) and written_under == boot_id())
