@@ -9,7 +9,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
-CHAOS := $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
+CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-search bench-chat chaos clean
