@@ -53,14 +53,16 @@ class Act:
 
 
 def draw(seed: int, daemon_kills: int, client_kills: int, stops: int) -> list[Act]:
-    """The plan of a run; half of the stops are the daemon's."""
+    """The plan of a run; half of the stops are the daemon's. Every part of it has something of each kind."""
     chance = random.Random(seed)
-    kinds: list[Kind] = ["kill daemon"] * daemon_kills
-    kinds += ["kill client"] * client_kills
-    kinds += ["stop daemon"] * (stops // 2)
-    kinds += ["stop client"] * (stops - stops // 2)
-    chance.shuffle(kinds)
-    return [_act(kind, chance) for kind in kinds]
+    counts: dict[Kind, int] = {
+        "kill daemon": daemon_kills,
+        "kill client": client_kills,
+        "stop daemon": stops // 2,
+        "stop client": stops - stops // 2,
+    }
+    places = [((number + chance.random()) / count, kind) for kind, count in counts.items() for number in range(count)]
+    return [_act(kind, chance) for _, kind in sorted(places)]
 
 
 def _act(kind: Kind, chance: random.Random) -> Act:
@@ -75,7 +77,8 @@ def _act(kind: Kind, chance: random.Random) -> Act:
 
 
 def _daemon_kill(chance: random.Random) -> Act:
-    moment = chance.choices(("starting", "working", "rebuilding", "verifying"), (25, 55, 10, 10))[0]
+    moments: tuple[Moment, ...] = ("starting", "working", "rebuilding", "verifying")
+    moment = chance.choices(moments, (25, 55, 10, 10))[0]
     longest_s = {"starting": _STARTING_S, "working": _WORKING_S}.get(moment, _BUSY_S)
     # Mostly it is started anew at once; now and then much has happened meanwhile.
     down_s = chance.uniform(0.0, 0.8) if chance.random() < 0.25 else 0.0

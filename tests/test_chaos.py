@@ -20,7 +20,7 @@ from tests import chaos_checks, chaos_plan, chaos_work, daemons, ledgers
 from tests.conftest import StartDaemon
 
 SEED_VARIABLE = "PMM_CHAOS_SEED"
-LEAST = {"kill daemon": 5, "kill client": 3}
+LEAST = {"kill daemon": 3, "kill client": 2}
 """Of each act, what even a busy machine has time for."""
 
 
@@ -52,14 +52,14 @@ def run_chaos(journal: str, seconds: int, **counts: int) -> dict[str, Any]:
 
 
 def test_kill_loops() -> None:
-    report = run_chaos("wal", 24, daemon_kills=60, client_kills=40, stops=6)
+    report = run_chaos("wal", 20, daemon_kills=60, client_kills=40, stops=6)
     assert report["acknowledged"] > 100
     assert report["restarts"] > 0
     assert report["folded"] <= report["missed"]
 
 
 def test_kill_loops_on_a_rollback_journal() -> None:
-    report = run_chaos("delete", 12, daemon_kills=40, client_kills=25, stops=0)
+    report = run_chaos("delete", 10, daemon_kills=40, client_kills=25, stops=0)
     assert report["acknowledged"] > 50
     assert report["restarts"] > 0
     assert report["folded"] <= report["missed"]
@@ -78,11 +78,13 @@ def test_a_seed_is_a_plan() -> None:
     wanted = {"kill daemon": 30, "kill client": 20, "stop daemon": 5, "stop client": 5}
     assert {kind: kinds.count(kind) for kind in set(kinds)} == wanted
     assert {act.moment for act in plan} == {"starting", "working", "rebuilding", "verifying"}
+    # Also of the part for which there was time.
+    assert {act.kind for act in plan[: len(plan) // 3]} == set(wanted)
     assert all(act.victim in chaos_plan.STOPPABLE for act in plan if act.kind == "stop client")
     assert len({act.victim for act in plan if act.kind == "kill client"}) > 5
 
 
-def test_too_little_time_is_a_failure_where_it_was_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:
     arguments = ["--seed", "5", "--seconds", "0", "--stops", "0", "--must-finish"]
     ran = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *arguments],
