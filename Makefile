@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
+SEED ?=
+CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-search bench-chat chaos clean
@@ -40,8 +43,10 @@ bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	PYTHONPATH=. $(BIN)/python tests/chat_load.py
 
-chaos: $(STAMP) ## Run the slow tests: crashes, long runs.
+chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(BIN)/python -m pytest tests -m slow --timeout=3600
+	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
+	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
 clean: ## Remove the environment and everything generated.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

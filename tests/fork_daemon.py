@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.process
 import os
@@ -26,8 +27,14 @@ from tests.daemons import environment
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
+_PR_SET_PDEATHSIG = 1
 UNKNOWN_POINT = 86
 """Exit code of a process that reached a crash point which is not registered."""
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when the fork server ends, and it ends with the test run: however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
@@ -69,6 +76,7 @@ def die_at(point: str, time_of: int) -> None:
 def _serve(arguments: list[str], dies_at: DiesAt | None, log: str) -> None:
     from pmm_cached.main import main
 
+    end_with_parent()
     if dies_at is not None:
         die_at(*dies_at)
     sys.argv = ["pmm-cached", *arguments]
@@ -97,9 +105,10 @@ class ForkedDaemon:
         self.ledger = ledger
         self._process = in_child(_serve, [*options, str(ledger)], dies_at, os.fspath(log))
         if dies_at is None and waits:
-            wait_until(self._answers, "the daemon to answer")
+            wait_until(self.answers, "the daemon to answer")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it takes commands already; fails where it has ended."""
         assert self._process.is_alive(), f"the daemon ended with {self._process.exitcode}"
         try:
             find_endpoints(Instance.of(self.ledger))

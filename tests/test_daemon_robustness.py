@@ -130,15 +130,28 @@ def test_daemon_frees_what_a_dead_reader_pins(ledger: Path) -> None:
 # A damaged environment.
 
 
-def test_mark_of_opening_is_not_trusted(tmp_path: Path) -> None:
+def test_mark_of_damage_is_not_trusted(tmp_path: Path) -> None:
     path = tmp_path / "boot.json"
-    boot.mark(path, is_clean=False, is_opening=True)
+    boot.mark_damaged(path)
     assert not boot.is_trusted(path)
+    assert not boot.is_openable(path)
     boot.mark(path, is_clean=False)
     assert boot.is_trusted(path)
+    assert boot.is_openable(path)
 
 
-def test_environment_is_marked_while_it_is_opened(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("opening", ["0", "2", "false", "null", '"1"', "[1]", "1.5"])
+def test_mark_of_another_shape_is_not_trusted(tmp_path: Path, opening: str) -> None:
+    path = tmp_path / "boot.json"
+    path.write_text(f'{{"boot_id": "{boot.boot_id()}", "clean": true, "openings": {opening}}}')
+    assert not boot.is_trusted(path)
+    assert not boot.is_openable(path)
+
+
+def test_environment_is_made_anew_after_two_daemons_that_did_not_open_it(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may have been killed by anybody, and what is in there may have cost money."""
     instance = Instance.of(ledger)
     _publish(ledger)
     before = instance.data_file.stat().st_ino
@@ -148,15 +161,25 @@ def test_environment_is_marked_while_it_is_opened(ledger: Path, monkeypatch: pyt
         assert not boot.is_trusted(instance.boot_file)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pmm_shm.store.environment.open_writer", crash)
-        with pytest.raises(KeyboardInterrupt):
-            StoreWriter(instance)
-    with SnapshotReader(instance).begin() as snapshot:
-        assert snapshot is None
-    StoreWriter(instance).close()
-    assert instance.data_file.stat().st_ino != before
-    assert boot.is_trusted(instance.boot_file)
+    def start_and_crash() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("pmm_shm.store.environment.open_writer", crash)
+            with pytest.raises(KeyboardInterrupt):
+                StoreWriter(instance)
+        with SnapshotReader(instance).begin() as snapshot:
+            assert snapshot is None
+
+    def open_well() -> int:
+        StoreWriter(instance).close()
+        assert boot.is_trusted(instance.boot_file)
+        return instance.data_file.stat().st_ino
+
+    for _ in range(2):
+        start_and_crash()
+        assert open_well() == before
+    start_and_crash()
+    start_and_crash()
+    assert open_well() != before
 
 
 def test_truncated_data_file_is_made_anew(ledger: Path) -> None:

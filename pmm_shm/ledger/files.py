@@ -10,7 +10,7 @@ import sqlite3
 import stat
 
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, pids_with_lock
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError
 
 _DATABASE_BYTES_MIN = 512
@@ -93,7 +93,9 @@ def old_users(path: str, shm_inode: int | None) -> set[int]:
     inode = inode_of(path)
     if shm_inode is None or inode is None:
         return set()
-    return pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    # The table of locks may lack one; what the system says of a process by itself lacks none.
+    return {pid for pid in suspects if not holds_lock(inode, PENDING_BYTE, pid)}
 
 
 def index_fits(handle: sqlite3.Connection, path: str) -> bool:

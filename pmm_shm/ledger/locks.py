@@ -1,4 +1,4 @@
-"""Asks the system which locks this process really holds.
+"""Asks the system which locks this process, or another one, really holds.
 
 SQLite keeps its own book of the locks it took, and that book can be wrong: it survives fork while the locks do not, and
 any `close` of the file by other code of the process drops them. `/proc/self/fdinfo` is the truth; it lists the locks
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 
-_DESCRIPTORS = "/proc/self/fd"
-_DESCRIPTOR_INFO = "/proc/self/fdinfo"
+_TABLE = "/proc/locks"
+_TABLE_BYTES = 1 << 20
+_LOOKS = 2
 
 WAL_DMS_BYTE = 128
 """The byte of the `-shm` file that every connection in WAL mode keeps locked (SQLite's UNIX_SHM_DMS)."""
@@ -21,24 +22,26 @@ PENDING_BYTE = 0x40000000
 """The first of the bytes of the main file that SQLite locks; a reader locks a range behind it."""
 
 
-def holds_lock(inode: int, first_byte: int) -> bool | None:
-    """Whether this process holds a POSIX lock on the file `inode` that reaches `first_byte` or beyond.
+def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | None:
+    """Whether this process, or the one named, holds a POSIX lock on the file `inode` that reaches `first_byte` or
+    beyond.
 
-    Returns None where the system does not tell. Devices are not compared: some file systems report another device
-    here than `stat` does.
+    Returns None where the system does not tell, or there is no such process. Devices are not compared: some file
+    systems report another device here than `stat` does.
     """
+    process = "/proc/self" if pid is None else f"/proc/{pid}"
     try:
-        descriptors = os.listdir(_DESCRIPTORS)
+        descriptors = os.listdir(f"{process}/fd")
     except OSError:
         return None
     for name in descriptors:
         try:
-            if os.fstat(int(name)).st_ino != inode:
+            if (os.fstat(int(name)) if pid is None else os.stat(f"{process}/fd/{name}")).st_ino != inode:
                 continue
         except OSError:  # Closed meanwhile, by another thread or by `listdir` itself.
             continue
         try:
-            with open(f"{_DESCRIPTOR_INFO}/{name}", "rb") as table:
+            with open(f"{process}/fdinfo/{name}", "rb") as table:
                 lines = table.read().splitlines()
         except FileNotFoundError:
             continue
@@ -52,13 +55,38 @@ def holds_lock(inode: int, first_byte: int) -> bool | None:
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
     """The processes that hold a POSIX lock on the file `inode` that reaches `first_byte` or beyond.
 
-    Empty where the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it.
+    Empty where the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it. A long
+    table comes in pieces, and what others lock and unlock meanwhile shifts its lines: on a busy machine
+    a look may miss a lock that is held all the time. So it looks twice where the table is long; whoever is missed
+    nevertheless, `holds_lock` finds.
     """
+    pids = set()
+    for _ in range(_LOOKS):
+        lines, is_whole = _table()
+        pids |= _pids_in(lines, inode, first_byte)
+        if is_whole:
+            break
+    return pids
+
+
+def _table() -> tuple[list[bytes], bool]:
+    """The lines of the system's table of locks, and whether they are of one moment."""
     try:
-        with open("/proc/locks", "rb") as table:
-            lines = table.read().splitlines()
+        descriptor = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return set()
+        return [], True
+    try:
+        pieces = []
+        while piece := os.read(descriptor, _TABLE_BYTES):
+            pieces.append(piece)
+    except OSError:
+        return [], True
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces).splitlines(), len(pieces) <= 1
+
+
+def _pids_in(lines: list[bytes], inode: int, first_byte: int) -> set[int]:
     # "1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"; a waiting lock has "->" in the second place.
     pids = set()
     for line in lines:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pmm_shm.access import replace_file
 from pmm_shm.errors import StoreError
 
+_OPENINGS = "openings"
+_OPENINGS_MAX = 2
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -25,32 +28,69 @@ def boot_id() -> str:
         return ""
 
 
-def mark(path: Path, *, is_clean: bool, is_opening: bool = False) -> None:
+def mark(path: Path, *, is_clean: bool) -> None:
     """Write the mark, durably, in one step.
-
-    Parameters:
-        is_opening: the environment was not read well yet, and to try may crash: nobody trusts it meanwhile.
 
     Raises:
         StoreError: it cannot be written.
     """
-    record: dict[str, object] = {"boot_id": boot_id(), "clean": is_clean}
-    if is_opening:
-        record["opening"] = True
-    try:
-        replace_file(path, json.dumps(record), is_durable=True)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from None
+    _write(path, {"clean": is_clean})
+
+
+def mark_opening(path: Path) -> None:
+    """Say that a daemon opens the environment, which may crash it; nobody else opens it meanwhile.
+
+    The first time the next daemon tries again, for this one may have been killed by anybody: the text vectors in there
+    may have cost money. After the second time in a row it does not.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    record = _record(path)
+    before = 0 if record is None else record.get(_OPENINGS, 0)
+    _write(path, {"clean": False, _OPENINGS: before + 1})
+
+
+def mark_damaged(path: Path) -> None:
+    """Say that nobody is to open the environment: the next daemon makes it anew.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    _write(path, {"clean": False, _OPENINGS: _OPENINGS_MAX})
 
 
 def is_trusted(path: Path) -> bool:
-    """Whether an environment with this mark can be opened."""
+    """Whether readers can open an environment with this mark."""
+    record = _record(path)
+    return record is not None and _OPENINGS not in record and _is_intact(record)
+
+
+def is_openable(path: Path) -> bool:
+    """Whether a daemon can try to open an environment with this mark."""
+    record = _record(path)
+    return record is not None and record.get(_OPENINGS, 0) < _OPENINGS_MAX and _is_intact(record)
+
+
+def _is_intact(record: dict[str, Any]) -> bool:
+    written_under = record["boot_id"]
+    return record["clean"] is True or (bool(written_under) and written_under == boot_id())
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What the mark says; None where there is none."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        is_clean, written_under = record["clean"], record["boot_id"]
-        is_opening = record.get("opening", False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-    if is_opening is not False:
-        return False
-    return is_clean is True or (bool(written_under) and written_under == boot_id())
+        record["clean"], record["boot_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get(_OPENINGS, 1)) is not int or record.get(_OPENINGS, 1) < 1:
+        return None
+    return record
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    try:
+        replace_file(path, json.dumps({"boot_id": boot_id(), **record}), is_durable=True)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None

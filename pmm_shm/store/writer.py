@@ -205,7 +205,7 @@ class StoreWriter:
     def distrust(self) -> None:
         """Say that the environment is damaged: nobody opens it again, and the next start makes it anew."""
         self._is_distrusted = True
-        boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
+        boot.mark_damaged(self._instance.boot_file)
 
     def close(self, *, is_clean: bool = True) -> None:
         """Sync, and leave the mark of a clean shutdown unless told otherwise or the environment is damaged."""
@@ -288,11 +288,11 @@ class StoreWriter:
 
     def _open_or_remake(self) -> Environment:
         directory = self._instance.directory
-        if not boot.is_trusted(self._instance.boot_file):
+        if not boot.is_openable(self._instance.boot_file):
             _remove_environment(directory)
-        # A damaged file may crash this process: the next start must not try it again.
+        # A damaged file may crash this process: starts must not try it again and again.
         if self._instance.data_file.exists():
-            boot.mark(self._instance.boot_file, is_clean=False, is_opening=True)
+            boot.mark_opening(self._instance.boot_file)
         opened = self._try_open()
         if opened is None:
             _remove_environment(directory)
