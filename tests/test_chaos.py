@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pmm_shm_client import Cache, connect
+from pmm_shm_client import connect
 
 from tests import chaos_checks, chaos_plan, chaos_work, daemons, ledgers
 from tests.conftest import StartDaemon
@@ -198,14 +198,10 @@ def test_a_slot_of_a_dead_process_is_found_until_the_daemon_clears_it(ledger: st
     noted(ledger, ["a.0.1"])
     daemon = start_daemon(ledger)
 
-    def slots_after(cache: Cache) -> int:
+    with connect(ledger) as cache:
+        cache.frame()
         leave_slots(ledger, 4)
         with pytest.raises(AssertionError, match="slots of dead processes are left"):
             chaos_checks.check_slots(cache, daemon.pid)
         daemon.stats()
-        return chaos_checks.check_slots(cache, daemon.pid)
-
-    with connect(ledger) as cache:
-        cache.frame()
-        before = chaos_checks.check_slots(cache, daemon.pid)
-        assert slots_after(cache) == before
+        assert chaos_checks.check_slots(cache, daemon.pid) >= 1
