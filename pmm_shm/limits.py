@@ -30,7 +30,7 @@ BUSY_SLEEP_MAX_S = 0.002
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0
 
-# Seals: one digest over all raw columns of each block of rows.
+# Seals: one digest over all raw columns of each block of rows, the newest one perhaps not full yet.
 SEAL_BLOCK_ROWS = 1_024
 
 # LMDB. 1 TiB is address space, not disk.

@@ -207,9 +207,7 @@ class Daemon:
             with self._standstill:
                 step = self._follower.step()
                 if not step.is_anchored:
-                    self._follower.forget_live()
-                    self._indexer.reset()
-                    self._maintenance.rebuild(None, "the log does not continue what is published")
+                    self._maintenance.end_history()
                     return True
             if step.rows:
                 found = True
