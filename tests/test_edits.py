@@ -252,9 +252,12 @@ def cells() -> dict[tuple[str, str, str], str]:
 
 
 def seal_again(cache: Cache) -> None:
+    """Until everything is published, verified and sealed: what was undone is a change as any other."""
+    head = ledgers.execute(cache.path, "SELECT max(id) FROM events")[0][0]
+
     def is_sealed() -> bool:
         report = cache.verify()
-        return report.ok and bool(report.folds)
+        return report.ok and bool(report.folds) and report.as_of == head
 
     until(is_sealed, "what is published is verified and sealed again")
 

@@ -273,7 +273,6 @@ class Maintenance:
     def _verify(self, job: _Job) -> dict[str, Any]:
         copy = self._copy(job)
         if copy is None:
-            self._events_at_verification = self._status.events_folded
             return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
         pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
         connection = Connection(self._path, "ro")
@@ -281,9 +280,7 @@ class Maintenance:
             outcome = verify(connection, copy, pace)
         finally:
             connection.close()
-        if job.kind == "periodic":
-            self._events_at_verification = self._status.events_folded
-        self._act_on(outcome, copy)
+        self._act_on(outcome, copy, is_periodic=job.kind == "periodic")
         report = asdict(outcome.report)
         report["folds"] = [name for name in outcome.report.folds if name != DECODE]
         return report
@@ -303,12 +300,14 @@ class Maintenance:
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
-    def _act_on(self, outcome: Outcome, copy: PublishedCopy) -> None:
+    def _act_on(self, outcome: Outcome, copy: PublishedCopy, *, is_periodic: bool) -> None:
         report = outcome.report
         with self._standstill:
             # Seals of a history that has ended meanwhile would be compared with the next one.
             if not self._is_still_published(copy):
                 return
+            if is_periodic:
+                self._events_at_verification = self._status.events_folded
             if report.ok:
                 self._writer.put_seals(outcome.new_seals)
             else:
