@@ -34,7 +34,7 @@ RESTORE_BUSY_MS = 20
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0
 
-# Seals: one digest over all raw columns of each block of rows.
+# Seals: one digest over all raw columns of each block of rows, the newest one perhaps not full yet.
 SEAL_BLOCK_ROWS = 1_024
 
 # LMDB. 1 TiB is address space, not disk.

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.chain import broken_at, first_bad_id
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.rows import RawRow, digest_of_rows
 from pmm_shm.ledger.tail import START, Position, TailReader
 from pmm_shm.replay import LogChanged, tails
+from pmm_shm.seals import SealCheck
 from pmm_shm.store.layout import Seal
 from pmm_shm.store.snapshot import Lineage, Snapshot
 
@@ -32,8 +32,9 @@ class VerifyReport:
         as_of: the event id up to which was verified.
         folds: the names of the folds that were compared.
         events: how many rows were replayed.
-        sealed_blocks: how many sealed blocks of 1,024 rows were compared.
-        difference: the first difference, in one line; None when all is well.
+        sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
+        difference: the place of the first difference, in one line: the events of a block whose seal differs and, where
+            the hash chain tells, the first bad event of it; the part of a fold that differs. None when all is well.
     """
 
     ok: bool
@@ -69,10 +70,10 @@ def copy_published(snapshot: Snapshot, folds: Sequence[Fold]) -> PublishedCopy |
 
 @dataclass
 class Outcome:
-    """A report, and the seals of the blocks that had none."""
+    """A report, and the seals to keep, by their blocks: of rows that had none yet."""
 
     report: VerifyReport
-    new_seals: list[Seal] = field(default_factory=list)
+    new_seals: dict[int, Seal] = field(default_factory=dict)
 
 
 def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None) -> Outcome:
@@ -91,7 +92,7 @@ def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: Non
         replay.run(connection, pace)
     except LogChanged:
         return replay.outcome("the log lost or changed its newest rows while it was replayed")
-    return replay.outcome(replay.difference())
+    return replay.outcome(replay.difference(connection))
 
 
 class _SealingReplay:
@@ -101,8 +102,8 @@ class _SealingReplay:
         self._states = {fold.name: State() for fold in copy.folds}
         self._position = START
         self._events = 0
-        self._block: list[RawRow] = []
-        self._seals: list[Seal] = []
+        self._seals = SealCheck(copy.seals)
+        self._new_seals: dict[int, Seal] = {}
 
     def run(self, connection: Connection, pace: Pace) -> None:
         target = self._copy.position.event_id
@@ -115,40 +116,41 @@ class _SealingReplay:
             if rows and rows[-1][0] > target:
                 rows = [row for row in rows if row[0] <= target]
             self._engine.apply(rows, self._states)
-            self._seal([row[:-1] for row in rows])
+            self._seals.add(row[:-1] for row in rows)
             if rows:
                 self._position = reader.position_of(rows[-1])
                 self._events += len(rows)
             pace()
             if self._position.event_id == target or (tail.rows and tail.rows[-1][0] > target):
-                return
+                break
+        self._new_seals = self._seals.finish()
 
-    def difference(self) -> str | None:
-        """The first difference, in one line."""
+    def difference(self, connection: Connection) -> str | None:
+        """The first difference, in one line: the block, which locates an edit, before the fold."""
         if self._position != self._copy.position:
             return f"event {self._copy.position.as_of}, the newest that was folded, is gone or has changed"
+        return "; ".join([*self._changed_rows(connection), *self._changed_folds()]) or None
+
+    def _changed_rows(self, connection: Connection) -> list[str]:
+        if self._seals.changed is None:
+            return []
+        first_id, last_id = self._seals.changed
+        bad_id = first_bad_id(connection, first_id, last_id)
+        broken = [] if bad_id is None else [broken_at(bad_id)]
+        return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
+
+    def _changed_folds(self) -> list[str]:
         for fold in self._copy.folds:
             found = _first_difference(fold.name, self._copy.entries[fold.name], self._states[fold.name])
             if found is not None:
-                return found
-        for known, seal in zip(self._copy.seals, self._seals, strict=False):
-            if known != seal:
-                return f"a row among the events {known.first_id} to {known.last_id} was changed, added or removed"
-        if len(self._copy.seals) > len(self._seals):
-            return "rows that were sealed are gone"
-        return None
+                return [found]
+        return []
 
     def outcome(self, difference: str | None) -> Outcome:
-        compared = min(len(self._copy.seals), len(self._seals))
+        compared = self._seals.compared
         names = tuple(fold.name for fold in self._copy.folds)
         report = VerifyReport(difference is None, self._copy.position.as_of, names, self._events, compared, difference)
-        return Outcome(report, self._seals[len(self._copy.seals) :] if report.ok else [])
-
-    def _seal(self, rows: list[RawRow]) -> None:
-        self._block += rows
-        while len(self._block) >= limits.SEAL_BLOCK_ROWS:
-            block, self._block = self._block[: limits.SEAL_BLOCK_ROWS], self._block[limits.SEAL_BLOCK_ROWS :]
-            self._seals.append(Seal(block[0][0], block[-1][0], digest_of_rows(block)))
+        return Outcome(report, self._new_seals if report.ok else {})
 
 
 def _first_difference(name: str, published: dict[bytes, bytes], state: State) -> str | None:

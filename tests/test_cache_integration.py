@@ -256,7 +256,7 @@ def test_a_large_ledger_agrees_across_batches(ledger: str, start_daemon: StartDa
         report = cache.verify()
         assert report.ok
         assert report.events == report.as_of == 9_000
-        assert cache.verify().sealed_blocks == 8
+        assert cache.verify().sealed_blocks == 9
         assert daemon.stats()["verified_as_of"] == 9_000
 
 

@@ -40,6 +40,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.paths import Instance
+from pmm_shm.store.layout import FORMAT
 from tests import daemons
 from tests.fork_daemon import ForkedDaemon
 
@@ -705,7 +706,7 @@ def test_a_table_that_cannot_be_read_is_an_empty_one(ledger: str, count: Path, w
         os.truncate(file, 8_192)
     else:
         with lmdb.open(str(directory)) as env, env.begin(write=True) as transaction:
-            transaction.put(b"h", msgpack.packb({"format": 2}))
+            transaction.put(b"h", msgpack.packb({"format": FORMAT + 1}))
     with connect(ledger, embedder=embedder) as cache:
         for text in ("hello", "you", "hello"):
             assert same(cache.embed(text), embedder.vector(text))

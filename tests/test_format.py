@@ -141,8 +141,8 @@ def raw_rows(path: str) -> list[list[Any]]:
         connection.close()
 
 
-def digest(value: Any) -> bytes:
-    return hashlib.blake2b(msgpack.packb(value), digest_size=16).digest()
+def digest(*rows: Any) -> bytes:
+    return hashlib.blake2b(b"".join(map(msgpack.packb, rows)), digest_size=16).digest()
 
 
 # A ledger that fills every part.
@@ -231,7 +231,7 @@ def test_header(published: tuple[str, Path]) -> None:
     header = store.header
     fields = set(re.findall(r"^\| `(\w+)` \|", PAGE.split("### Header")[1].split("###")[0], re.MULTILINE))
     assert set(header) == fields
-    assert (header["format"], header["void"], len(header["uuid"])) == (1, False, 16)
+    assert (header["format"], header["void"], len(header["uuid"])) == (2, False, 16)
     assert (header["event_id"], header["anchor"]) == (rows[-1][0], digest(rows[-1]))
     assert set(header["folds"]) == FOLDS
     assert header["next_generation"] > max(store.generations)
@@ -297,9 +297,22 @@ def test_states(published: tuple[str, Path]) -> None:
 
 def test_seals(published: tuple[str, Path]) -> None:
     path, directory = published
+
+    def sealed(*blocks: list[list[Any]]) -> list[Any]:
+        return [[block[0][0], block[-1][0], digest(*block)] for block in blocks]
+
+    # One event more was published since the verification.
     rows = raw_rows(path)
-    blocks = [rows[:1_024], rows[1_024:2_048]]
-    assert store_of(directory).seals == [[block[0][0], block[-1][0], digest(block)] for block in blocks]
+    assert store_of(directory).seals == sealed(rows[:1_024], rows[1_024:2_048], rows[2_048:-1])
+    with Socket(directory, "admin") as socket:
+        assert socket.ask("verify", {"fold": None})["result"]["sealed_blocks"] == 3
+        assert store_of(directory).seals == sealed(rows[:1_024], rows[1_024:2_048], rows[2_048:])
+        # The block fills, and another begins.
+        last = insert(path, *[("note", "", {})] * 1_000)
+        assert socket.ask("wait", {"event_id": last, "timeout_ms": 30_000})["result"]["reached"]
+        assert socket.ask("verify", {"fold": "stage"})["result"]["sealed_blocks"] == 3
+        rows = raw_rows(path)
+        assert store_of(directory).seals == sealed(rows[:1_024], rows[1_024:2_048], rows[2_048:3_072], rows[3_072:])
 
 
 def test_touched_records(published: tuple[str, Path]) -> None:
@@ -363,7 +376,7 @@ def test_the_directory_under_a_base(
     start_daemon(ledger)
     real = os.path.realpath(ledger)
     name = f"{os.path.basename(real)}-{hashlib.blake2b(os.fsencode(real), digest_size=6).hexdigest()}"
-    assert store_of(tmp_path / "base" / name).header["format"] == 1
+    assert store_of(tmp_path / "base" / name).header["format"] == 2
     assert not os.path.exists(f"{ledger}-cache")
 
 

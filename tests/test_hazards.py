@@ -529,7 +529,7 @@ def test_an_edit_of_a_past_row_is_found_by_the_next_verification(
     daemon = start_daemon(ledger, *NEVER)
     with connect(ledger) as cache:
         assert cache.verify().ok
-        assert daemon.stats()["sealed_blocks"] == 2
+        assert daemon.stats()["sealed_blocks"] == 3
         if sealed:
             # A tick's content: no fold declares it.
             edited = ledgers.execute(ledger, "SELECT min(id) FROM events WHERE kind = 'autonomy_tick'")[0][0]
@@ -788,10 +788,12 @@ def insert_hostile(path: str) -> None:
             connection.execute(
                 f"INSERT INTO events (ts, kind, content, meta, hash) VALUES ('t', {', '.join(slots)}, NULL)", values
             )
-    # Well-formed JSON that no fold expects.
+    # JSON that no fold expects.
     metas = ['{"cid": ["a"], "text": "t"}', '{"cid": 1.5, "text": "t"}', f'{{"cid": {1 << 80}, "text": "t"}}',
              '{"cid": "\\ud800", "text": "\\ud800"}', '{"trait": "o", "delta": NaN}', '{"trait": [], "delta": {}}',
-             '{"trait": "o", "delta": 1e999}', '{"code": {}, "details": []}', '{"source": {"a": [1]}}']  # fmt: skip
+             '{"trait": "o", "delta": 1e999}', '{"code": {}, "details": []}', '{"source": {"a": [1]}}',
+             '{"cid": "first", "cid": "last", "text": "t"}', f'{{"cid": {"9" * 5_000}, "text": "t"}}',
+             f'{{"cid": {"[" * 100_000 + "]" * 100_000}, "text": "t"}}']  # fmt: skip
     for meta in metas:
         for one in (*HOSTILE_KINDS, "commitment_close", "evidence_candidate", "identity_adopt", "autonomy_tick"):
             connection.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('t', ?, 'c', ?)", (one, meta))

@@ -230,8 +230,9 @@ class Cache(Reads):
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
         """Compare what is published (all folds, or one) with a full replay; true when they are equal.
 
-        The daemon does it; without one, this process does, with the snapshot at rest. Where nothing is published there
-        is nothing to be wrong, and `folds` is empty.
+        The daemon does it, and rebuilds what is wrong; without one, this process does, with the snapshot at rest, and
+        does without what is wrong until a daemon has rebuilt it. Where nothing is published there is nothing to be
+        wrong, and `folds` is empty.
 
         Raises:
             UnknownFoldError: there is no such fold.
@@ -324,10 +325,15 @@ class Cache(Reads):
             if snapshot is not None:
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
+            everything = None if snapshot is None else snapshot.whole_lineage()
         if copy is None:
             return VerifyReport(True, 0, (), 0, 0, None)
         self._reader.with_ledger(self._freshness.take)
-        return verify(self._reader.connection, copy).report
+        report = verify(self._reader.connection, copy).report
+        if not report.ok and everything is not None:
+            # As the daemon does, which voids it for all: exactness before speed.
+            self._reader.distrust(everything)
+        return report
 
     def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
         return commands.call(self._instance, command, args, timeout_s)

@@ -82,6 +82,7 @@ class Reader:
         self._groups: dict[str, Track] = {}
         self._snapshot_track: Track | None = None
         self._rejected: tuple[Lineage, Position] | None = None
+        self._distrusted: Lineage | None = None
         self._events_folded = 0
         self._is_inside = False
         self._is_closed = False
@@ -151,7 +152,7 @@ class Reader:
         with self._entered(), self.snapshots.begin() as snapshot:
             folds = [self._folds[name] for name in names]
             lineage = None if snapshot is None else snapshot.lineage(folds)
-            if snapshot is None or lineage is None:
+            if snapshot is None or lineage is None or self._is_distrusted(lineage):
                 raise SnapshotUnavailableError(self._why_no_snapshot())
             if at_least is not None and snapshot.header.position.as_of < at_least:
                 raise SnapshotUnavailableError(f"event {at_least} is not published yet")
@@ -166,6 +167,13 @@ class Reader:
                 raise
             finally:
                 track.release()
+
+    def distrust(self, lineage: Lineage) -> None:
+        """What is published of this lineage was found wrong: reads do without its generations until a rebuild."""
+        with self.connection.lock:
+            self._distrusted = lineage
+            self._drop_groups()
+            self._snapshot_track = None
 
     def with_ledger(self, action: Callable[[], _T]) -> _T:
         """Run `action` with the connection's lock; again after the ledger was replaced or repaired.
@@ -235,6 +243,8 @@ class Reader:
             return str(self.snapshots.failure)
         if not self.snapshots.may_enter():
             return f"{self.connection.path}: no permission for the directory of what is published; share a group"
+        if self._distrusted is not None:
+            return f"{self.connection.path}: what is published for it was found wrong; start pmm-cached"
         return f"{self.connection.path}: nothing is published for it; start pmm-cached"
 
     def _settle(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
@@ -294,7 +304,9 @@ class Reader:
         if snapshot is not None:
             published = [fold for fold in self._folds.values() if snapshot.header.generation_of(fold) is not None]
             lineage = snapshot.lineage(published)
-            if lineage is not None and self._rejected == (lineage, snapshot.header.position):
+            if lineage is not None and (
+                self._rejected == (lineage, snapshot.header.position) or self._is_distrusted(lineage)
+            ):
                 published = []
         groups: dict[str, tuple[list[Fold], Lineage | None]] = {}
         if published:
@@ -305,6 +317,11 @@ class Reader:
                 key = _BUILT_IN if fold.name in self._built_in else fold.name
                 groups.setdefault(key, ([], None))[0].append(fold)
         return groups
+
+    def _is_distrusted(self, lineage: Lineage) -> bool:
+        """Whether one of its generations was found wrong; the same edit may be in every other of them."""
+        wrong = self._distrusted
+        return wrong is not None and wrong[:2] == lineage[:2] and bool(set(wrong[2]) & set(lineage[2]))
 
     def _replace(self, key: str, track: Track) -> None:
         before = self._groups.get(key)

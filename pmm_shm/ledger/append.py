@@ -78,6 +78,7 @@ class LockWatch:
         now_s = time.monotonic()
         if not self._connection.is_open or now_s < self._next_look_s:
             return
+        self._connection.close_if_switched()
         if not self._connection.check_lock():
             raise LockLostError(
                 f"{self._connection.path}: SQLite's lock is no longer held by this process (a connection of the host "

@@ -58,6 +58,16 @@ class ChainReport:
         """Whether no bad row was found. Says nothing of rows without a hash, nor of a tail that was cut off."""
         return self.first_bad_id is None
 
+    @property
+    def problem(self) -> str | None:
+        """What was found, in a few words; None where no bad row was."""
+        return None if self.first_bad_id is None else broken_at(self.first_bad_id)
+
+
+def broken_at(event_id: int) -> str:
+    """How every message says where the chain is broken."""
+    return f"the hash chain is broken at event {event_id}"
+
 
 def canonical_json(value: object) -> str:
     """JSON as the hash sees it: sorted keys, no spaces, non-ASCII escaped."""
@@ -130,6 +140,13 @@ class _Check:
         self.last_hash = row.hash
         return first or fits(self.formula, row)
 
+    def begin_behind(self, first: HashedRow, last: HashedRow) -> bool:
+        """Take the rows from `first` to `last` for good. Returns whether one of the two tells the formula."""
+        self.rows_checked = 1
+        self.formula = detect_formula(first) or detect_formula(last)
+        self.last_hash = last.hash
+        return self.formula is not None
+
     def report(self, first_bad_id: int | None) -> ChainReport:
         return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id)
 
@@ -146,6 +163,37 @@ def verify_chain(connection: Connection) -> ChainReport:
         report = _verify_one_file(connection)
         if report is not None:
             return report
+
+
+def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | None:
+    """The first of the events `first_id` to `last_id` that does not continue the chain, taken for good up to there.
+
+    None where the chain holds, there is none, or what is before fits no formula.
+
+    Raises:
+        LedgerError: in one of its kinds, when the ledger cannot be read.
+    """
+    with connection.lock:
+        connection.handle()
+        if not set(HASH_COLUMNS) <= set(connection.columns):
+            return None
+        before = "WHERE hash IS NOT NULL AND id < ? ORDER BY id"
+        ends = [
+            fetch_batch(connection, f"{HASHED_ROW_SQL} {before} {order} LIMIT ?", (first_id,), 1).rows
+            for order in ("ASC", "DESC")
+        ]
+    check = _Check()
+    if all(ends) and not check.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
+        return None
+    condition = "WHERE id >= ? AND id <= ?"
+    while True:
+        with connection.lock:
+            sql = f"{HASHED_ROW_SQL} {condition} ORDER BY id LIMIT ?"
+            rows, complete = fetch_batch(connection, sql, (first_id, last_id), limits.TAIL_ROWS_MAX)
+        bad = _first_refused(check, rows)
+        if bad is not None or complete:
+            return bad
+        first_id, condition = rows[-1][0], "WHERE id > ? AND id <= ?"
 
 
 def _verify_one_file(connection: Connection) -> ChainReport | None:

@@ -77,6 +77,7 @@ class Connection:
         self._identity: tuple[int, int] | None = None
         self._wal_inode: int | None = None
         self._shm_inode: int | None = None
+        self._stray_wal_inode: int | None = None
         self._close_hooks: list[Callable[[], None]] = []
         _open_connections.add(self)
 
@@ -108,6 +109,17 @@ class Connection:
     def identity(self) -> tuple[int, int] | None:
         """(device, inode) of the file that is open."""
         return self._identity
+
+    def close_if_switched(self) -> None:
+        """Close where the ledger was switched to WAL mode since it was opened: what is known of its files is of before.
+
+        SQLite itself notices. We would neither refuse a replacement beside the `-wal` nor look after the lock on the
+        `-shm`.
+        """
+        if self.is_open and not self.is_wal:
+            wal_inode = inode_of(self.path + "-wal")
+            if wal_inode is not None and wal_inode != self._stray_wal_inode:
+                self.close()
 
     def check_lock(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
@@ -258,7 +270,8 @@ class Connection:
                 identity = file_identity(self.path)
                 self.is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
                 self._shm_inode = inode_of(self.path + "-shm") if self.is_wal else None
-                self._wal_inode = inode_of(self.path + "-wal") if self.is_wal else None
+                wal_inode = inode_of(self.path + "-wal")
+                self._wal_inode, self._stray_wal_inode = (wal_inode, None) if self.is_wal else (None, wal_inode)
                 if self.mode != "immutable":
                     if holds_lock(identity[1], PENDING_BYTE) is False:
                         raise LockLostError(_lock_lost(self.path))

@@ -141,6 +141,7 @@ class Freshness:
         connection = self._connection
         if connection.identity is not None and file_identity(connection.path) != connection.identity:
             raise LedgerMoved
+        connection.close_if_switched()
         connection.handle()
         if self._epoch != connection.epoch:
             self._begin_epoch()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,9 +59,9 @@ def _pack_default(value: object) -> object:
     raise TypeError(f"not a SQLite value: {type(value).__name__}")
 
 
-def raw_bytes(rows: RawRow | Sequence[RawRow]) -> bytes:
-    """Canonical bytes of one raw row or several: msgpack, so that types count (text "1" is not the integer 1)."""
-    packed: bytes = msgpack.packb(rows, default=_pack_default)
+def raw_bytes(row: RawRow) -> bytes:
+    """Canonical bytes of a raw row: msgpack, so that types count (text "1" is not the integer 1)."""
+    packed: bytes = msgpack.packb(row, default=_pack_default)
     return packed
 
 
@@ -187,8 +187,3 @@ def parse_content(value: object) -> tuple[str, str | None]:
 def text_or_empty(value: object) -> str:
     """`ts` and `kind` as text; "" for anything else."""
     return value if isinstance(value, str) else ""
-
-
-def digest_of_rows(rows: Iterable[RawRow]) -> bytes:
-    """16 bytes of BLAKE2b over all raw columns of several rows, in order."""
-    return hashlib.blake2b(raw_bytes(tuple(rows)), digest_size=DIGEST_BYTES).digest()

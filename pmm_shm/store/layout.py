@@ -6,7 +6,7 @@
 | `g` generation | name of the fold whose state this generation holds, live or shadow |
 | `s` generation, fold key | a cell or a table's entry |
 | `t` sequence | what one commit touched |
-| `b` block | the seal of a block of rows |
+| `b` block | the seal of a block of rows; of the newest block, of its rows up to where was verified |
 | `z` | there while the tables of event vectors are of another history |
 
 Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Values are packed by `pmm_shm.codec`.
@@ -23,7 +23,7 @@ from pmm_shm.folds.contract import Fold, Identity
 from pmm_shm.folds.state import Touched
 from pmm_shm.ledger.tail import Position
 
-FORMAT = 1
+FORMAT = 2
 HEADER_KEY = b"h"
 GENERATION_PREFIX = b"g"
 STATE_PREFIX = b"s"
@@ -166,7 +166,10 @@ class TouchedRecord:
 
 @dataclass(frozen=True)
 class Seal:
-    """The digest over all raw columns of one block of rows, first and last id included."""
+    """The digest over all raw columns of one block of rows: those behind the seal before it, up to `last_id`.
+
+    Only that of the newest block may be of fewer than `limits.SEAL_BLOCK_ROWS` rows; it is replaced as the block grows.
+    """
 
     first_id: int
     last_id: int

@@ -91,6 +91,10 @@ class Snapshot:
             generations.append(generation)
         return self.identity, self.header.uuid, tuple(generations)
 
+    def whole_lineage(self) -> Lineage:
+        """The lineage of everything that is published."""
+        return self.identity, self.header.uuid, tuple(generation for _, _, generation in self.header.folds.values())
+
     def base(self, fold: Fold) -> Base:
         """The published state of a fold.
 
@@ -121,7 +125,7 @@ class Snapshot:
         return None
 
     def seals(self) -> list[Seal]:
-        """The seals of all sealed blocks, in order."""
+        """The seals of all blocks that have one, in order."""
         seals = []
         with self._transaction.cursor() as cursor:
             if cursor.set_range(SEAL_PREFIX):

@@ -135,11 +135,11 @@ class StoreWriter:
         if not self._header.is_void:
             self._commit("void", lambda _: self._next(is_void=True))
 
-    def put_seals(self, first_block: int, seals: list[Seal]) -> None:
-        """Keep the seals of blocks from `first_block` on."""
+    def put_seals(self, seals: Mapping[int, Seal]) -> None:
+        """Keep seals by the numbers of their blocks; that of a block that has grown takes the place of the old one."""
 
         def write(transaction: Records) -> None:
-            for block, seal in enumerate(seals, first_block):
+            for block, seal in seals.items():
                 transaction.put(seal_key(block), seal.pack())
 
         self._commit("put_seals", write)

@@ -221,9 +221,7 @@ class Daemon:
                 looked = time.monotonic()
                 step = self._follower.step()
                 if not step.is_anchored:
-                    self._follower.forget_live()
-                    self._indexer.reset()
-                    self._maintenance.rebuild(None, "the log does not continue what is published")
+                    self._maintenance.end_history()
                     return True
             if step.rows:
                 found = True

@@ -147,7 +147,7 @@ class Follower:
             StoreError: it cannot be written down.
         """
         self._writer.end_history()
-        self._status.sealed_blocks = 0
+        self._status.sealed_blocks = self._status.verified_as_of = 0
         self._live = []
         self._engine = Engine(())
         self._states = {}

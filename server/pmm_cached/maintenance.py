@@ -115,6 +115,28 @@ class Maintenance:
         """Rebuild one fold, or all; one that waits for its turn already serves both."""
         self._enqueue("rebuild", fold, reason, done)
 
+    def end_history(self) -> None:
+        """The log does not continue what is published: say so, follow nothing, and rebuild everything.
+
+        The caller holds `standstill`.
+
+        Raises:
+            StoreError: it cannot be written down.
+        """
+        newest = self._writer.header.position.as_of
+        self._follower.forget_live()
+        self._on_other_log()
+        self._status.history_breaks += 1
+        self._status.last_difference = (
+            f"event {newest}, the newest that was folded, is gone or has changed; "
+            "the ledger was replaced, cut or edited"
+        )
+        self._status.failed(f"history broken: {self._status.last_difference}")
+        self._log.warning("history broken", difference=self._status.last_difference)
+        # No seal is left: a periodic verification makes them anew, behind the rebuild.
+        self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
+        self.rebuild(None, "the log does not continue what is published")
+
     def verify(self, fold: str | None, done: Done) -> None:
         """Verify one fold, or all, at full speed."""
         self._enqueue("verify", fold, "asked for", done)
@@ -250,9 +272,7 @@ class Maintenance:
             self._log.warning("the log changed during a rebuild; beginning again")
             with self._standstill:
                 if not self._follower.is_anchored():
-                    self._follower.forget_live()
-                    self._on_other_log()
-                    self.rebuild(None, "the log does not continue what is published")
+                    self.end_history()
             self._pause(_RETRY_S)
             return False
         return True
@@ -270,7 +290,6 @@ class Maintenance:
     def _verify(self, job: _Job) -> dict[str, Any]:
         copy = self._copy(job)
         if copy is None:
-            self._events_at_verification = self._status.events_folded
             return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
         pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
         connection = Connection(self._path, "ro")
@@ -278,10 +297,7 @@ class Maintenance:
             outcome = verify(connection, copy, pace)
         finally:
             connection.close()
-        if job.kind == "periodic":
-            self._events_at_verification = self._status.events_folded
-        if self._is_still_published(copy):
-            self._act_on(outcome, copy)
+        self._act_on(outcome, copy, is_periodic=job.kind == "periodic")
         report = asdict(outcome.report)
         report["folds"] = [name for name in outcome.report.folds if name != DECODE]
         return report
@@ -295,26 +311,36 @@ class Maintenance:
             return copy_published(self._writer.snapshot(transaction), live)
 
     def _is_still_published(self, copy: PublishedCopy) -> bool:
+        """Whether what was verified still is what is followed; with the follower standing still."""
+        if not set(copy.folds) <= set(self._follower.live):
+            return False
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
-    def _act_on(self, outcome: Outcome, copy: PublishedCopy) -> None:
+    def _act_on(self, outcome: Outcome, copy: PublishedCopy, *, is_periodic: bool) -> None:
         report = outcome.report
+        with self._standstill:
+            # Seals of a history that has ended meanwhile would be compared with the next one.
+            if not self._is_still_published(copy):
+                return
+            if is_periodic:
+                self._events_at_verification = self._status.events_folded
+            if report.ok:
+                self._writer.put_seals(outcome.new_seals)
+            else:
+                # Readers fold the log by themselves until the rebuild: exactness before speed.
+                self._writer.void()
+                self._follower.forget_live()
         if report.ok:
             self._status.verifications_passed += 1
             self._status.verified_as_of = report.as_of
-            self._writer.put_seals(len(copy.seals), outcome.new_seals)
-            self._status.sealed_blocks = len(copy.seals) + len(outcome.new_seals)
+            self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | outcome.new_seals)
             self._log.info("verified", as_of=report.as_of, events=report.events, sealed_blocks=report.sealed_blocks)
             return
         self._status.verifications_failed += 1
         self._status.last_difference = report.difference
         self._status.failed(f"verification failed: {report.difference}")
         self._log.error("verification failed", as_of=report.as_of, difference=report.difference)
-        # Readers fold the log by themselves until the rebuild: exactness before speed.
-        with self._standstill:
-            self._writer.void()
-            self._follower.forget_live()
         self._on_other_log()
         self.rebuild(None, "verification failed")
 

@@ -59,6 +59,7 @@ class Status:
     verified_as_of: int = 0
     last_difference: str | None = None
     sealed_blocks: int = 0
+    history_breaks: int = 0
     malformed_messages: int = 0
     commands: int = 0
     map_growths: int = 0
@@ -101,6 +102,7 @@ class Status:
             "verified_as_of": self.verified_as_of,
             "last_difference": self.last_difference,
             "sealed_blocks": self.sealed_blocks,
+            "history_breaks": self.history_breaks,
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
             "map_growths": self.map_growths,

@@ -248,8 +248,9 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as
 
 def _problems(links: ChainReport | None, report: VerifyReport) -> list[str]:
     found = []
-    if links is not None and not links.ok:
-        found.append(f"the hash chain is broken at event {links.first_bad_id}")
+    said = (report.difference or "").split("; ")
+    if links is not None and links.problem is not None and links.problem not in said:
+        found.append(links.problem)
     if not report.ok:
         found.append(f"what is published is wrong: {report.difference}")
     return found
