@@ -151,7 +151,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/ledger/connection.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
-    "pmm_shm/ledger/locks.py": {"open": 2},  # /proc/self/fdinfo and /proc/locks
+    "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
     "pmm_shm/store/environment.py": {"lmdb.open": 2, "open": 1},  # data.mdb: LMDB locks another file
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
