@@ -30,6 +30,7 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
+from pmm_shm.file_systems import network_file_system
 from pmm_shm.ledger.files import (
     HeldByOldUsersError,
     check_file,
@@ -179,6 +180,7 @@ class Connection:
 
     def _open_once(self) -> sqlite3.Connection:
         check_file(self.path, may_be_made=self.mode == "rwc")
+        self._refuse_network()
         self._close_own_old_users()
         shm_before = inode_of(self.path + "-shm")
         is_known = self._is_known_index(shm_before)
@@ -238,10 +240,18 @@ class Connection:
         if users and not index_fits(handle, self.path):
             raise HeldByOldUsersError(sorted(users))
 
-    def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
+    def _refuse_network(self) -> None:
+        name = network_file_system(os.path.dirname(self.path))
+        if name is not None:
+            raise self._cannot_open(
+                f"it lies on {name}, a network file system, which shares neither memory nor locks as SQLite needs them; "
+                "move the ledger to a local disk"
+            )
+
+    def _cannot_open(self, reason: object) -> LedgerError:
         if self.mode == "ro":
-            return LedgerUnreadableError(f"{self.path}: {error}")
-        return LedgerUnwritableError(f"{self.path}: {error}")
+            return LedgerUnreadableError(f"{self.path}: {reason}")
+        return LedgerUnwritableError(f"{self.path}: {reason}")
 
     def _inspect(self, handle: sqlite3.Connection) -> None:
         """Read the schema in one transaction, and prove within it that the lock is really there."""

@@ -6,6 +6,7 @@ import fcntl
 import os
 
 from pmm_shm.errors import DaemonRunningError, StoreError
+from pmm_shm.file_systems import existing_part, network_file_system
 from pmm_shm.paths import Instance
 
 
@@ -14,11 +15,17 @@ class InstanceLock:
 
     Raises:
         DaemonRunningError: another daemon holds it.
-        StoreError: the instance directory cannot be made or written.
+        StoreError: the instance directory cannot be made or written, or lies on a network file system.
     """
 
     def __init__(self, instance: Instance) -> None:
         self._path = instance.lock_file
+        network = network_file_system(existing_part(instance.directory))
+        if network is not None:
+            raise StoreError(
+                f"{instance.directory}: it lies on {network}, a network file system, where no memory can be shared; set "
+                "PMM_SHM_DIR to a directory on a local disk"
+            )
         try:
             instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
