@@ -38,11 +38,15 @@ NETWORK: dict[int, str] = {
     0x7C7C6673: "Parallels shared folders",
 }
 """`f_type` of statfs(2) to the file system's name."""
-NETWORK_FUSE = frozenset(
-    "blobfuse blobfuse2 ceph ceph-fuse cosfs curlftpfs davfs davfs2 dbxfs fuse_dfs gcsfuse geesefs glusterfs "
-    "google-drive-ocamlfuse goofys grpcfuse gvfsd-fuse hdfs juicefs kio-fuse lizardfs mfs moosefs mount-s3 mountpoint-s3 "
-    "nfs objectivefs obsfs onedriver osxfs ossfs rclone s3fs s3ql saunafs seaweedfs smbnetfs sshfs vmhgfs-fuse".split()
-)
+# fmt: off
+NETWORK_FUSE = frozenset({
+    "blobfuse", "blobfuse2", "ceph", "ceph-fuse", "cosfs", "curlftpfs", "davfs", "davfs2", "dbxfs", "fuse_dfs",
+    "gcsfuse", "geesefs", "glusterfs", "google-drive-ocamlfuse", "goofys", "grpcfuse", "gvfsd-fuse", "hdfs",
+    "juicefs", "kio-fuse", "lizardfs", "mfs", "moosefs", "mount-s3", "mountpoint-s3", "nfs", "objectivefs", "obsfs",
+    "onedriver", "osxfs", "ossfs", "rclone", "s3fs", "s3ql", "saunafs", "seaweedfs", "smbnetfs", "sshfs",
+    "vmhgfs-fuse",
+})
+# fmt: on
 """Subtypes of FUSE, as /proc/self/mountinfo has them behind `fuse.`."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -93,7 +97,7 @@ def _network_fuse(directory: str) -> str | None:
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts().splitlines():
         mount, _, details = line.partition(" - ")
-        fields, (kind, source) = mount.split(" "), (details.split(" ") + ["", ""])[:2]
+        fields, (kind, source) = mount.split(" "), [*details.split(" "), "", ""][:2]
         if len(fields) < 3 or fields[2] != wanted:
             continue
         subtype = kind.partition(".")[2]

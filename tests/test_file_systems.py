@@ -255,7 +255,8 @@ for folder in (base, f"{base}/merged"):
         log.append("user", "hello")
     with connect(path, autostart=True) as cache:
         cache.wait_for(cache.append("autonomy_tick"))
-        found[hex(type_number(folder))] = [everything(cache) == replayed(path), cache.metrics(consistency="snapshot").as_of]
+        published = cache.metrics(consistency="snapshot").as_of
+        found[hex(type_number(folder))] = [everything(cache) == replayed(path), published]
         os.kill(cache.stats()["daemon"]["pid"], 9)
 print(json.dumps(found))
 """

@@ -244,7 +244,7 @@ class Connection:
         name = network_file_system(os.path.dirname(self.path))
         if name is not None:
             raise self._cannot_open(
-                f"it lies on {name}, a network file system, which shares neither memory nor locks as SQLite needs them; "
+                f"it lies on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
                 "move the ledger to a local disk"
             )
 

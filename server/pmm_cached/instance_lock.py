@@ -23,8 +23,8 @@ class InstanceLock:
         network = network_file_system(existing_part(instance.directory))
         if network is not None:
             raise StoreError(
-                f"{instance.directory}: it lies on {network}, a network file system, where no memory can be shared; set "
-                "PMM_SHM_DIR to a directory on a local disk"
+                f"{instance.directory}: it lies on {network}, a network file system, where no memory can be shared; "
+                "set PMM_SHM_DIR to a directory on a local disk"
             )
         try:
             instance.directory.mkdir(mode=0o770, parents=True, exist_ok=True)
