@@ -242,7 +242,9 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
     message = _unpack(data, limits.REPLY_BYTES_MAX)
     version = message.get("v")
     if type(version) is int and version != VERSION:
-        raise CommandError(f"the daemon speaks protocol version {version}, this client {VERSION}: install the same on both")
+        raise CommandError(
+            f"the daemon speaks protocol version {version}, this client {VERSION}: install the same on both"
+        )
     _check_version(message)
     if message.get("id") != request_id or not isinstance(message.get("ok"), bool):
         raise ProtocolError("not a reply to this request")

@@ -31,6 +31,7 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.file_systems import network_file_system
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     HeldByOldUsersError,
     check_file,
@@ -365,9 +366,12 @@ def _before_fork() -> None:
         connection.lock.acquire()
         _closed_for_fork.append(connection)
         connection.close()
+    # The last one: who holds it waits for no connection.
+    late_imports.acquire()
 
 
 def _after_fork() -> None:
+    late_imports.release()
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 
