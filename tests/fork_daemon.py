@@ -18,17 +18,30 @@ from pmm_shm.errors import DaemonError
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import PING
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pmm_cached.main"])
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["pmm_cached.main"])
 
 
 def _serve(arguments: list[str]) -> None:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stderr = nowhere
+        serve(arguments)
+
+
+def serve(arguments: list[str]) -> None:
+    """`pmm-cached` in this process."""
     from pmm_cached.main import main
 
     sys.argv = ["pmm-cached", *arguments]
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stderr = nowhere
-        main()
+    main()
+
+
+def serve_at(instant: float, arguments: list[str], errors: str) -> None:
+    """`pmm-cached` in this process, from an instant of the monotonic clock on; what it says goes to a file."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    while time.monotonic() < instant:
+        pass
+    serve(arguments)
 
 
 class ForkedDaemon:
@@ -36,7 +49,7 @@ class ForkedDaemon:
 
     def __init__(self, ledger: Path, *options: str) -> None:
         self.ledger = ledger
-        self._process = _server.Process(target=_serve, args=([*options, str(ledger)],))
+        self._process = server.Process(target=_serve, args=([*options, str(ledger)],))
         self._process.start()
         wait_until(self._answers, "the daemon to answer")
 
