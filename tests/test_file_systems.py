@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pmm_cached.instance_lock import InstanceLock
@@ -21,7 +16,8 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.paths import Instance
 from tests import ledgers
 from tests.conftest import StartDaemon
-from tests.daemons import DEADLINE_S, environment, run_python
+from tests.daemons import environment, run_python
+from tests.mounts import in_mount_namespace
 
 EXT4, TMPFS, OVERLAY = 0xEF53, 0x01021994, 0x794C7630
 
@@ -167,27 +163,7 @@ def test_a_daemon_refuses_with_one_line_and_exit_code_1(ledger: str, tmp_path: P
     assert not Instance.of(ledger).directory.exists()
 
 
-# Real mounts, in a namespace of their own that ends with the process.
-
-
-def in_mount_namespace(code: str, *arguments: str) -> dict[str, Any]:
-    """What the code prints as JSON; it may mount. Skips where this user or this machine cannot."""
-    if os.getuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("mounting needs root and unshare(1)")
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code, *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    if done.returncode == 77 or "unshare failed" in done.stderr:
-        pytest.skip(f"no such mounts here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
+# Real mounts.
 
 FUSE_MOUNT = """
 import json, os, subprocess, sys

@@ -42,7 +42,7 @@ from pmm_shm.ledger.files import (
     refuse_foreign_wal,
 )
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, retry_busy, translated
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
 
 Mode = Literal["ro", "rw", "rwc"]
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
@@ -283,10 +283,7 @@ class Connection:
             return
         if self._shm_inode is None or not os.access(self.path + "-shm", os.W_OK):
             # SQLite reads on with an index of its own in memory, which nobody keeps in step with the writers.
-            raise LedgerUnreadableError(
-                f"{self.path}: without permission to write in its directory, a WAL ledger can be read only while a "
-                "program that has it keeps the ledger open"
-            )
+            raise no_index(self.path)
         raise LockLostError(_lock_lost(self.path))
 
     def _usable_columns(self, columns: list[str], tables: int) -> tuple[str, ...]:
