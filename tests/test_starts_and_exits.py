@@ -169,7 +169,9 @@ def test_a_process_ends_within_a_second_of_its_exit(
         child.stdin.flush()
         exit_began = float(child.stdout.readline())
         assert child.wait(DEADLINE_S) == 0
-        assert time.monotonic() - exit_began < 1.0
+        # On a machine that is busy with other things it may wait for its turn, but not for the daemon.
+        waited_for_turn_s = min(10.0, os.getloadavg()[0] / (os.cpu_count() or 1) * 0.2)
+        assert time.monotonic() - exit_began < 1.0 + waited_for_turn_s
     finally:
         child.kill()
         _, errors = child.communicate()
