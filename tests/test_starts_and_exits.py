@@ -91,7 +91,6 @@ import asyncio, json, sys, threading, time
 from pmm_shm import protocol
 from pmm_shm.errors import DaemonError
 from pmm_shm.paths import Instance
-from pmm_shm.protocol import Request
 from pmm_shm_client import commands, connect, connect_async
 path, is_closing = sys.argv[1], sys.argv[2] == "close"
 cache = connect(path)
@@ -119,8 +118,11 @@ print("ready", flush=True)
 sys.stdin.readline()
 # The daemon is what it is now: absent, stopped, or killed.
 for line in lines:
+    # More than the system's buffers hold: the rest stays in this process where nobody reads.
     for number in range(200):
-        line._socket.send(Request(number, protocol.PING, {}).pack())
+        line._socket.send(b"x" * 8_000)
+for line in lines[:2]:
+    line._socket.close()
 
 def wait_in_vain():
     try:
