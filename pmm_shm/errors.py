@@ -28,7 +28,9 @@ class NotALedgerError(LedgerError):
 
 
 class LedgerUnreadableError(LedgerError):
-    """The ledger cannot be read from this process: permissions, a failing disk, a journal that nobody rolled back."""
+    """The ledger cannot be read from this process: permissions, a failing disk, a network file system, a journal that
+    nobody rolled back.
+    """
 
 
 class LedgerUnwritableError(LedgerError):

@@ -236,10 +236,15 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
     """The result in a reply to request `request_id`.
 
     Raises:
-        CommandError: the daemon refused or failed; the message is its own.
+        CommandError: the daemon refused or failed; the message is its own. Or it speaks another version.
         ProtocolError: not a reply to this request.
     """
     message = _unpack(data, limits.REPLY_BYTES_MAX)
+    version = message.get("v")
+    if type(version) is int and version != VERSION:
+        raise CommandError(
+            f"the daemon speaks protocol version {version}, this client {VERSION}: install the same on both"
+        )
     _check_version(message)
     if message.get("id") != request_id or not isinstance(message.get("ok"), bool):
         raise ProtocolError("not a reply to this request")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pmm_shm import protocol
 from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
-from pmm_shm.errors import DaemonError, DaemonTimeoutError, StoreError
+from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, StoreError
 from pmm_shm.paths import Instance
 from pmm_shm_client import commands
 
@@ -24,6 +24,9 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
     """Whether a daemon answers for this ledger."""
     try:
         commands.call(instance, protocol.PING, {}, timeout_s)
+    except CommandError:
+        # One of another version: it serves the ledger all the same.
+        return True
     except DaemonError:
         return False
     return True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm import limits, protocol
 from pmm_shm.endpoints import check_listening, find_endpoints
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.late import late_imports
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import ProtocolError, Request, unpack_reply
 from pmm_shm.verify import VerifyReport
@@ -27,7 +28,8 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ context; that of a parent is left to it."""
-    import zmq
+    with late_imports:
+        import zmq
 
     pid = os.getpid()
     found = _contexts.get(pid)
@@ -86,7 +88,8 @@ class Line:
     """
 
     def __init__(self, instance: Instance, command: str) -> None:
-        import zmq
+        with late_imports:
+            import zmq
 
         self._instance = instance
         address, self._pid = endpoint_for(instance, command)

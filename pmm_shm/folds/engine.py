@@ -142,7 +142,8 @@ def _apply_event(event: Event, route: _Route, states: States) -> None:
             _apply(fold, seen, state)
         except (MemoryError, StoreError):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # A fold may call `sys.exit`, too: a daemon that ended with it would end at each start.
             state.rollback()
             _apply_again(fold, seen, state, error)
 
@@ -153,19 +154,22 @@ def _apply(fold: Fold, event: Event, state: State) -> None:
         state.check_values()
 
 
-def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> None:
+def _apply_again(fold: Fold, event: Event, state: State, first: BaseException) -> None:
     """Find out whose failure it was: on a fresh stack, where no signal handler runs, only the event's own comes again.
 
     Raises:
-        Exception: `first`, when it came from outside: from a signal handler of the program that reads.
+        BaseException: `first`, when it came from outside: from a signal handler of the program that reads.
         MemoryError, StoreError: it is not the event's.
     """
     try:
         on_fresh_stack(lambda: _apply(fold, event, state))
     except (MemoryError, StoreError):
         raise
-    except Exception as error:
+    except BaseException as error:
         state.rollback()
+        if not isinstance(first, Exception) and type(error) is not type(first):
+            # The program is told to end, at an event that the fold fails at, too.
+            raise first from None
         state.quarantine(f"{type(error).__name__}: {error}"[:200])
     else:
         if not isinstance(first, RecursionError):

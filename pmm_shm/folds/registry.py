@@ -40,8 +40,9 @@ def registered_folds() -> list[Fold]:
             fold = check_fold(loaded() if isinstance(loaded, type) else loaded)
         except FoldError:
             raise
-        except Exception as error:
-            raise FoldError(f"fold {entry.name!r} ({entry.value}) does not load: {error}") from error
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise FoldError(f"fold {entry.name!r} ({entry.value}) does not load: {reason}") from error
         if fold.name in folds or fold.name in BUILT_IN_NAMES or fold.name == DECODE:
             raise FoldError(f"fold {entry.name!r} ({entry.value}): the name {fold.name!r} is taken")
         folds[fold.name] = fold
