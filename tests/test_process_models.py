@@ -50,7 +50,7 @@ def check_end_state(ledger: str, daemon: Daemon) -> None:
         assert cache._reader.replays == 0
         assert cache.verify()
     assert daemon.process.poll() is None
-    assert not daemon.stats()["is_degraded"]
+    assert daemon.stats()["health"] == "healthy"
 
 
 SLOTS = """

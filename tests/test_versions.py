@@ -33,7 +33,7 @@ from pmm_shm.store import layout
 layout.FORMAT, protocol.VERSION = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 main()
 """
-DIFFERENT = [0, 2, 1_000]
+DIFFERENT = [layout.FORMAT - 1, layout.FORMAT + 1]
 
 
 @contextmanager
