@@ -65,4 +65,4 @@ def default_ledger() -> str | None:
 def shm_dir() -> Path | None:
     """`PMM_SHM_DIR`: the base directory of instance directories; None for beside the ledger."""
     value = os.environ.get("PMM_SHM_DIR")
-    return Path(value) if value else None
+    return Path(os.path.abspath(value)) if value else None

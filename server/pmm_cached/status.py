@@ -54,6 +54,8 @@ class Status:
     last_difference: str | None = None
     sealed_blocks: int = 0
     malformed_messages: int = 0
+    connections: int = 0
+    hang_ups: int = 0
     commands: int = 0
     map_growths: int = 0
     problem: str | None = None
@@ -89,6 +91,8 @@ class Status:
             "sealed_blocks": self.sealed_blocks,
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
+            "connections": self.connections,
+            "hang_ups": self.hang_ups,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
         }
