@@ -222,6 +222,8 @@ class CommandServer:
             poller.register(peers.monitor, zmq.POLLIN)
         for socket in self._inboxes:
             poller.register(socket, zmq.POLLIN)
+        # Nothing is received from it, but who unsubscribes is forgotten only when its thread looks at it.
+        poller.register(self._publisher, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         while not self._is_stopping:
             ready = dict(poller.poll(self._timeout_ms()))
