@@ -48,9 +48,9 @@ chaos: $(STAMP) ## Run the slow tests: crashes, long runs.
 
 # LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
 lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.
-	$(LOCK) requirements/tools.in -o requirements/tools.txt
 	$(LOCK) --extra dev pyproject.toml requirements/build.in -o requirements/dev.txt
 	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
+	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
 
 audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
 	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
