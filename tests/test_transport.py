@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket as sockets
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +80,25 @@ def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, fi
         assert not router.poll(20)
     with connect(ledger) as cache:
         assert answers.everything(cache) == answers.replayed(ledger)
+
+
+@pytest.mark.parametrize("place", ["relative.sock", "\0pmm-shm-abstract"])
+def test_a_record_leads_to_no_other_socket_even_where_somebody_listens(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    instance = Instance.of(ledger)
+    instance.directory.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as listener:
+        listener.bind(place)
+        listener.listen()
+        listener.setblocking(False)
+        record = {"commands": place, "admin": place, "announcements": place, "pid": 1}
+        instance.endpoints_file.write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(DaemonAbsentError, match="no daemon serves it"):
+            call(instance, protocol.PING, {}, 1.0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_a_relative_base_directory_is_made_absolute(

@@ -267,7 +267,7 @@ class CommandServer:
         self._status.connections = sum(map(len, self._peers.values()))
         # The administrative socket is the daemon's own user's, who need not ask to be let in.
         others = [self._peers[socket] for socket in (self._commands, self._publisher)]
-        was_watching, self._is_watching = self._is_watching, any(others)
+        was_watching, self._is_watching = self._is_watching, any(others) or self._memory.is_settling
         now = time.monotonic()
         if not was_watching and not self._is_watching:
             return

@@ -111,6 +111,11 @@ class MemoryWatch:
         self._base_bytes = self._anonymous_bytes()
         self._gives_up_at: float | None = None
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether something was found that has not gone back yet: to be looked at again, whoever is left."""
+        return self._gives_up_at is not None
+
     def look(self) -> Excess:
         """Whether to hang up now. What is still there after half a second of that is not the peers': the new base."""
         if self._gives_up_at is not None:
