@@ -440,4 +440,18 @@ def test_memory_that_goes_back_makes_the_base_small_again() -> None:
     size[0] = 190 << 20
     assert watch.look() is Excess.NEW
     watch.rest()
-    assert watch.look() is Excess.STILL
+    assert watch.look() is Excess.NONE
+
+
+def test_what_is_free_does_not_raise_the_base() -> None:
+    """Or a peer that comes, sends and goes would make room for more each time."""
+    size = [100 << 20]
+
+    def trim() -> None:
+        size[0] = 100 << 20
+
+    watch = MemoryWatch(lambda: size[0], trim, lambda: 0.0)
+    size[0] = 220 << 20
+    watch.rest()
+    size[0] = 230 << 20
+    assert watch.look() is Excess.NEW

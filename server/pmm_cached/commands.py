@@ -49,6 +49,7 @@ _BOUNDS: dict[int, tuple[tuple[zmq.SocketOption, int], ...]] = {
     ),
 }
 _LOOK_S = 0.1
+_QUIET_S = 1.0
 Done = Callable[[dict[str, Any] | None, str | None], None]
 Reply = Callable[[bytes], None]
 
@@ -137,6 +138,7 @@ class CommandServer:
         self._waiters: list[_Waiter] = []
         self._is_watching = False
         self._memory_looked = 0.0
+        self._peers_seen = -_QUIET_S
         self._hang_ups_logged = 0
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
@@ -267,13 +269,14 @@ class CommandServer:
         self._status.connections = sum(map(len, self._peers.values()))
         # The administrative socket is the daemon's own user's, who need not ask to be let in.
         others = [self._peers[socket] for socket in (self._commands, self._publisher)]
-        was_watching, self._is_watching = self._is_watching, any(others) or self._memory.is_settling
         now = time.monotonic()
-        if not was_watching and not self._is_watching:
-            return
-        if not was_watching:
+        if any(others):
+            self._peers_seen = now
+        # A while longer than they are there, so that nobody who comes back at once is taken for the daemon's own.
+        was_watching, self._is_watching = self._is_watching, now < self._peers_seen + _QUIET_S
+        if was_watching != self._is_watching:
             self._memory.rest()
-        elif now < self._memory_looked + limits.PEERS_MEMORY_CHECK_S:
+        elif not self._is_watching or now < self._memory_looked + limits.PEERS_MEMORY_CHECK_S:
             return
         self._memory_looked = now
         excess = self._memory.look()

@@ -29,6 +29,7 @@ _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _EVENT = struct.Struct("=Hi")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SETTLING_S = 0.5
+_WORTH_TRIMMING_BYTES = 8 << 20
 
 
 class Peers:
@@ -111,11 +112,6 @@ class MemoryWatch:
         self._base_bytes = self._anonymous_bytes()
         self._gives_up_at: float | None = None
 
-    @property
-    def is_settling(self) -> bool:
-        """Whether something was found that has not gone back yet: to be looked at again, whoever is left."""
-        return self._gives_up_at is not None
-
     def look(self) -> Excess:
         """Whether to hang up now. What is still there after half a second of that is not the peers': the new base."""
         if self._gives_up_at is not None:
@@ -134,9 +130,10 @@ class MemoryWatch:
         return Excess.NONE
 
     def rest(self) -> None:
-        """Nobody is connected: what the process is now is its own."""
-        if self._gives_up_at is None:
-            self._base_bytes = self._anonymous_bytes()
+        """Nobody has been connected for a while: what the process is now, less what is free in it, is its own."""
+        if self._anonymous_bytes() - self._base_bytes > _WORTH_TRIMMING_BYTES:
+            self._trim()
+        self._gives_up_at, self._base_bytes = None, self._anonymous_bytes()
 
 
 def allow_descriptors() -> int:
