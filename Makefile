@@ -6,13 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+TOOLS_STAMP := $(VENV)/.installed-tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
 CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--custom-compile-command "make lock" $(LOCK_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-chat chaos clean
+.PHONY: help demo test lint format bench bench-search bench-chat chaos lock audit clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -48,19 +51,33 @@ chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
+# LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
+lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.
+	$(LOCK) --extra dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
+	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
+
+audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
+	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
+
 clean: ## Remove the environment and everything generated.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find pmm_shm server client tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/dev.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3")'
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (on Debian: python3-venv)" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once) ..."
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(PIP) install -e ".[dev]"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(BENCH_STAMP): $(STAMP)
-	@$(PIP) install -e ".[bench]"
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	@$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(TOOLS_STAMP): $(STAMP) requirements/tools.txt
+	@$(PIP) install --require-hashes -r requirements/tools.txt
 	@touch $@

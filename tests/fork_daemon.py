@@ -139,7 +139,12 @@ class ForkedDaemon:
         return self._process.exitcode
 
     def suspend(self) -> None:
+        """SIGSTOP, and wait until it stands: it may still answer meanwhile."""
         os.kill(self.pid, signal.SIGSTOP)
+        state = Path(f"/proc/{self.pid}/stat")
+        wait_until(
+            lambda: state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", "the daemon to stand"
+        )
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

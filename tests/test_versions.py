@@ -34,6 +34,7 @@ layout.FORMAT, protocol.VERSION = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 main()
 """
 DIFFERENT = [layout.FORMAT - 1, layout.FORMAT + 1]
+DIFFERENT_PROTOCOLS = [protocol.VERSION - 1, protocol.VERSION + 1, 1_000]
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def refusals(cache: Cache) -> list[str]:
 
 
 @pytest.mark.parametrize("side", ["daemon", "client"])
-@pytest.mark.parametrize("number", DIFFERENT)
+@pytest.mark.parametrize("number", DIFFERENT_PROTOCOLS)
 def test_another_protocol_version_is_a_clear_refusal_and_reads_go_on(
     ledger: str, monkeypatch: pytest.MonkeyPatch, side: str, number: int
 ) -> None:

@@ -61,6 +61,8 @@ class Status:
     sealed_blocks: int = 0
     history_breaks: int = 0
     malformed_messages: int = 0
+    connections: int = 0
+    hang_ups: int = 0
     commands: int = 0
     map_growths: int = 0
     problem: str | None = None
@@ -105,6 +107,8 @@ class Status:
             "history_breaks": self.history_breaks,
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
+            "connections": self.connections,
+            "hang_ups": self.hang_ups,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
         }
