@@ -1,6 +1,6 @@
 """The hazards of SQLite, LMDB and a hostile ledger, each with real processes where the promise is about them.
 
-`docs/HAZARDS.md` lists them with the answer to each, its tests, and what makes these fail.
+`docs/RELIABILITY.md` lists them with the answer to each, its tests, and what makes these fail.
 """
 
 from __future__ import annotations
@@ -1127,14 +1127,19 @@ def test_an_environment_made_anew_is_opened_anew(ledger: str, start_daemon: Star
 
 
 def test_the_page_names_tests_that_exist() -> None:
-    """Every hazard that has tests here is on the page, with tests that exist."""
-    text = (ledgers.ROOT / "docs/HAZARDS.md").read_text(encoding="utf-8")
+    """Every hazard has its row, every hazard that has tests here is on the page, with tests that exist."""
+    text = (ledgers.ROOT / "docs/RELIABILITY.md").read_text(encoding="utf-8")
     existing = set()
     for path in (ledgers.ROOT / "tests").glob("test_*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         existing |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= existing
+    rows = re.findall(r"^\| (\d+) \| .* \| (.+) \| .+ \|$", text, re.MULTILINE)
+    assert {int(number) for number, _ in rows} == set(range(1, 33))
+    assert all("`test" in tests for _, tests in rows)
+    for path in re.findall(r"`(tests/\w+\.py)`", text):
+        assert (ledgers.ROOT / path).exists(), path
     own = set(_own_tests())
     assert own - {"test_the_page_names_tests_that_exist"} <= named
 

@@ -1,6 +1,6 @@
 """Hazards of processes, clocks and permissions, each with real processes where the promise is about them.
 
-The rows' numbers are those of the list of hazards; see `docs/HAZARDS.md` for the answers.
+The rows' numbers are those of the list of hazards; see `docs/RELIABILITY.md` for the answers.
 """
 
 from __future__ import annotations

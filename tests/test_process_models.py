@@ -76,7 +76,7 @@ class Prefork:
 
     def __init__(self, ledger: str, folder: Path) -> None:
         if importlib.util.find_spec("gunicorn") is None:
-            pytest.fail("gunicorn is not installed: pip install -e '.[dev]'")
+            pytest.fail("gunicorn is not installed: pip install -e '.[test]'")
         self.socket = str(folder / "http.sock")
         self.log = folder / "gunicorn.log"
         with open(self.log, "wb") as output:
