@@ -1,4 +1,4 @@
-"""The exact read, finding by finding: each test fails when what it speaks of is taken out (see `docs/RELIABILITY.md`)."""
+"""The exact read, finding by finding: each test fails without what it speaks of (see `docs/RELIABILITY.md`)."""
 
 from __future__ import annotations
 
