@@ -41,6 +41,7 @@ class Notifier:
         # What is not told yet; a newer value of the same name takes the place of the older.
         self._pending: dict[str, str] = {}
         self._fed_at = clock()
+        self._is_stopping = False
 
     @property
     def is_wanted(self) -> bool:
@@ -58,6 +59,7 @@ class Notifier:
 
     def stopping(self) -> None:
         """Tell that this process ends in order."""
+        self._is_stopping = True
         self._send(STOPPING="1")
 
     def status(self, line: str) -> None:
@@ -87,6 +89,11 @@ class Notifier:
             return
         with self._lock:
             self._pending.update(states)
+            if self._is_stopping:
+                # Nothing comes behind this, lest it look as if the process went on.
+                self._pending = {name: value for name, value in self._pending.items() if name == "STOPPING"}
+            if not self._pending:
+                return
             message = "\n".join(f"{name}={value}" for name, value in self._pending.items())
             if "WATCHDOG" in states:
                 self._fed_at = self._clock()
