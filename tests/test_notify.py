@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,18 +102,23 @@ def test_nothing_comes_behind_stopping(listener: tuple[socket.socket, str]) -> N
 def test_threads_that_tell_at_once_send_no_empty_message(tmp_path: Path) -> None:
     manager = Manager(tmp_path)
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
-    threads = [threading.Thread(target=tell) for tell in (lambda: many(notifier.feed), lambda: many(notifier.ready))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=many, args=(tell,)) for tell in (notifier.feed, notifier.feed, notifier.ready)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
     manager.close()
     notifier.close()
     assert {frozenset(message.states) for message in manager.messages} == {frozenset({"READY"})}
 
 
 def many(action: Callable[[], None]) -> None:
-    for _ in range(3_000):
+    for _ in range(5_000):
         action()
 
 

@@ -115,7 +115,8 @@ def _command(
         kinds,
     )
     # Where a watchdog's SIGABRT, or a crash, found each thread.
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
