@@ -23,7 +23,7 @@ from pmm_shm_client import connect, synthetic
 from pmm_shm_client.autostart import start_daemon as autostart
 from pmm_shm_client.commands import call
 
-from pmm_shm import limits, protocol
+from pmm_shm import protocol
 from pmm_shm.endpoints import find_endpoints
 from pmm_shm.errors import DaemonError
 from pmm_shm.ledger.eventlog import EventLog
@@ -413,7 +413,3 @@ def _verify(daemon: daemons.Daemon) -> None:
         daemon.call(protocol.VERIFY, {"fold": None})
     except DaemonError:
         return
-
-
-def test_the_period_of_reports_is_short_enough_to_be_of_use() -> None:
-    assert limits.STATUS_REPORT_S * 1_000 < limits.HEARTBEAT_MS_MAX
