@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, StoreError
 from pmm_shm.paths import Instance
 from pmm_shm_client import commands
+
+_MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def daemon_command() -> list[str]:
@@ -61,9 +64,12 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
 
 
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
+    # A service manager that started this process would take the daemon's messages for this process's own.
+    environment = {name: value for name, value in os.environ.items() if name not in _MANAGERS_VARIABLES}
     with open(make_file(instance.log_file, PRIVATE_MODE), "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

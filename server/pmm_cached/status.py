@@ -40,7 +40,7 @@ class Status:
     """Counters and states of one daemon, since its start.
 
     Attributes:
-        followed_monotonic: when the follower looked at the ledger last.
+        followed_monotonic: when the follower came on last.
         caught_up_monotonic: the last moment at which what is published surely was the head of the log.
         problem: why the follower does not come on.
         last_error: what went wrong last, whether it was mended since or not.
