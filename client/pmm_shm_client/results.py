@@ -64,8 +64,8 @@ class Recent:
 class History:
     """IAS and GAS over the life of the ledger, in bounded space: oldest first.
 
-    A sample is an event behind which IAS or GAS reads otherwise than before; a point is `stride` samples that follow
-    each other (the last point may have fewer). Between two samples the scores stay what they were. `stages` and `names`
+    A sample is an event behind which IAS or GAS reads otherwise than before; a point is those of `stride` event ids,
+    where there are any. Between two samples the scores stay what they were. `stages` and `names`
     are the newest 256 changes, `stage_changes` and `name_changes` say how many there were.
     """
 

@@ -1,10 +1,10 @@
 """IAS and GAS over the life of the ledger, with the changes of stage and name, in bounded space.
 
-A sample is an event behind which IAS or GAS reads otherwise than before. Samples are gathered into points of `stride`
-samples each; when there are more than `HISTORY_POINTS_MAX` points, two neighbours at a time become one, and the stride
-doubles. So the curve is exact as long as it is short, and keeps first, last, lowest and highest value of each point when
-it is long. The scores are those of the log, computed by the steps of `metrics`; what ticks say of themselves (their
-telemetry) decides the stage alone, by the steps of `stage`.
+A sample is an event behind which IAS or GAS reads otherwise than before. The samples of each `stride` event ids make
+one point; when there are more than `HISTORY_POINTS_MAX` points, the stride doubles until there are not. So the curve is
+exact as long as it is short; when it is long, it keeps the first, last, lowest and highest value of each point. The
+scores are those of the log, computed by the steps of `metrics`; what ticks say of themselves (their telemetry) decides
+the stage alone, by the steps of `stage`.
 
 State, beside the cells and tables of these steps and of the name's (see `metrics`, `stage`, `self_model`):
     cells `point` (the newest point, which still grows), `stride`, `points` (how many are full), `now` (the stage),
@@ -65,8 +65,8 @@ class HistoryView(NamedTuple):
     """The history at one position.
 
     Attributes:
-        points: oldest first, at most `HISTORY_POINTS_MAX` and the one that still grows.
-        stride: samples in each point but the last.
+        points: oldest first, at most `HISTORY_POINTS_MAX`.
+        stride: how many event ids one point may span; a power of two.
         stages, names: the newest changes, oldest first, at most `HISTORY_CHANGES_MAX` of each.
         stage_count, name_count: how many changes there were.
     """
@@ -167,25 +167,44 @@ def _sample(event: Event, state: State) -> None:
     sample = (event.id, event.id, 1, state.get("now", FIRST_STAGE), ias, ias, ias, ias, gas, gas, gas, gas)
     if row is _BEFORE:
         state["point"] = sample
-    elif row[2] < state.get("stride", 1):
+    elif event.id // state.get("stride", 1) == row[0] // state.get("stride", 1):
         state["point"] = _joined(row, sample)
     else:
-        _keep(row, state)
+        _begin_point(row, sample, state)
+
+
+def _begin_point(row: tuple[Any, ...], sample: tuple[Any, ...], state: State) -> None:
+    """The newest point joins the full ones; where there are too many, they are thinned out."""
+    table, count = state.table("points"), state.get("points", 0)
+    if count + 1 < limits.HISTORY_POINTS_MAX:
+        table[count] = row
+        state["points"] = count + 1
         state["point"] = sample
+        return
+    rows = [*(table[number] for number in range(count)), row, sample]
+    stride = state.get("stride", 1)
+    while len(rows) > limits.HISTORY_POINTS_MAX:
+        # Ids may be as far apart as they like, so this may take several steps; over the life of a log, at most 64.
+        stride *= 2
+        rows = _thinned(rows, stride)
+    state["stride"] = stride
+    state["point"] = rows.pop()
+    state["points"] = len(rows)
+    for number, one in enumerate(rows):
+        table[number] = one
+    for number in range(len(rows), count):
+        del table[number]
 
 
-def _keep(row: tuple[Any, ...], state: State) -> None:
-    """A full point goes to the others; where there are too many, they are halved."""
-    table, count = state.table("points"), state.get("points", 0) + 1
-    table[count - 1] = row
-    if count == limits.HISTORY_POINTS_MAX:
-        count //= 2
-        for number in range(count):
-            table[number] = _joined(table[2 * number], table[2 * number + 1])
-        for number in range(count, 2 * count):
-            del table[number]
-        state["stride"] = 2 * state.get("stride", 1)
-    state["points"] = count
+def _thinned(rows: list[tuple[Any, ...]], stride: int) -> list[tuple[Any, ...]]:
+    """Neighbours that lie within the same `stride` ids become one."""
+    thinned = rows[:1]
+    for row in rows[1:]:
+        if row[0] // stride == thinned[-1][0] // stride:
+            thinned[-1] = _joined(thinned[-1], row)
+        else:
+            thinned.append(row)
+    return thinned
 
 
 def _joined(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:

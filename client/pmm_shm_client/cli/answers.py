@@ -184,7 +184,7 @@ def _show_history(what: str, answer: Any) -> list[RenderableType]:
     points = answer["points"]
     numbers = {
         "points": len(points),
-        "samples in each": answer["stride"],
+        "event ids in each": answer["stride"],
         "from event": points[0]["first_id"] if points else None,
         "stage changes": answer["stage_changes"],
         "name changes": answer["name_changes"],
