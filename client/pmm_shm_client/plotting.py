@@ -128,9 +128,16 @@ def _draw(figure: Figure, history: History, title: str | None, names: bool) -> N
         _dress_strip(strip, label)
     if title is not None:
         stages.set_title(title, loc="left", fontsize=10, pad=7)
-    lines, labels = axes.get_legend_handles_labels()
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.1), "borderaxespad": 0.0}
-    stages.legend(lines, labels, ncols=2, frameon=False, fontsize=8.5, **place)
+    _draw_key(stages, axes.get_legend_handles_labels()[0], sorted({band.stage for band in bands(history)}))
+
+
+def _draw_key(strip: Axes, curves: list[Any], stages: list[str]) -> None:
+    from matplotlib.patches import Patch
+
+    boxes = [Patch(facecolor=_STAGE_COLOURS[stage], edgecolor=_QUIET, linewidth=0.4, label=stage) for stage in stages]
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.1), "borderaxespad": 0.0}
+    space: dict[str, Any] = {"handlelength": 1.8, "columnspacing": 1.2, "handletextpad": 0.5}
+    strip.legend(handles=[*curves, *boxes], ncols=7, frameon=False, fontsize=8, **place, **space)
 
 
 def _draw_stages(strip: Axes, history: History, span: float) -> None:

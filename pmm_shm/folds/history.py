@@ -6,6 +6,9 @@ exact as long as it is short; when it is long, it keeps the first, last, lowest 
 scores are those of the log, computed by the steps of `metrics`; what ticks say of themselves (their telemetry) decides
 the stage alone, by the steps of `stage`.
 
+What is bounded are the points and the changes. The steps of `metrics` also remember every violation that was seen, here
+as there.
+
 State, beside the cells and tables of these steps and of the name's (see `metrics`, `stage`, `self_model`):
     cells `point` (the newest point, which still grows), `stride`, `points` (how many are full), `now` (the stage),
     `stages` and `names` (how many changes there were);
