@@ -13,6 +13,7 @@ from pmm_shm_client.cli import cli
 from pmm_shm_client.cli.oracle import opened
 from pmm_shm_client.explaining import TOTALS, Commitment, Explanation, Metrics, Name, Subject, Trait, explain
 
+from pmm_shm import replay
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.metrics import MetricsFold
@@ -137,6 +138,8 @@ STORY: list[tuple[str, str, Any]] = [
     ("commitment_close", "", {"cid": 7}),
     ("commitment_open", "read", {"cid": -8, "text": "read"}),
     ("commitment_expire", "", {"cid": -8, "reason": "late"}),
+    ("commitment_open", "true", {"cid": True, "text": "true"}),
+    ("identity_change", "nothing of the kind", {}),
 ]
 EFFECTS = {
     ("identity.name",): [
@@ -145,6 +148,7 @@ EFFECTS = {
         "changed",
         "cleared: a blank name",
         "without effect: there was no name",
+        "without effect: it holds no name",
     ],
     ("trait", "O"): ["+0.7, clamped", "-0.25, -0.125", "without effect: +0, no number, or zero"],
     ("commitment", "7"): [
@@ -197,7 +201,7 @@ def test_until_and_limit(story: str) -> None:
 
     assert run("identity.name", "--until", "1")["value"] == "Echo"
     answer = run("identity.name", "--limit", "2")
-    assert (answer["events"], [step["event_id"] for step in answer["steps"]]) == (5, [4, 5])
+    assert (answer["events"], [step["event_id"] for step in answer["steps"]]) == (6, [5, 24])
     assert run("trait", "c")["value"] == 0.6
     assert run("trait", "openness", "--until", "6")["value"] == 1.0
     assert run("metrics")["totals"]["commitment_close"]["events"] == 3
@@ -208,6 +212,7 @@ def test_until_and_limit(story: str) -> None:
     [
         (("trait", "courage"), 2, "trait: expected one of openness"),
         (("commitment", "c9"), 1, "no event speaks of commitment 'c9'"),
+        (("commitment", "1"), 1, "no event speaks of commitment '1'"),
         (("commitment", "x", "--integer"), 2, "CID: 'x' is not an integer"),
         (("commitment", "0", "--integer"), 2, "no commitment has the id 0"),
         (("metrics", "--integer"), 2, "--integer means something for commitment only"),
@@ -229,6 +234,21 @@ def test_the_ledger_may_be_in_the_environment(story: str, monkeypatch: pytest.Mo
     for words in (["metrics"], ["trait", "n"], ["commitment", "7"]):
         named = CliRunner().invoke(cli, ["explain", story, *words, "--json"]).stdout
         assert CliRunner().invoke(cli, ["explain", *words, "--json"]).stdout == named != ""
+
+
+def test_a_replay_that_begins_anew_lists_nothing_twice(story: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, attempts = replay.tails, []
+
+    def tails(*arguments: Any) -> Iterator[Any]:
+        yield from original(*arguments)
+        attempts.append(arguments)
+        if len(attempts) == 1:
+            raise replay.LogChanged
+
+    wanted = explained(story, Metrics())
+    monkeypatch.setattr(replay, "tails", tails)
+    assert explained(story, Metrics()) == wanted
+    assert len(attempts) == 2
 
 
 def test_a_commitment_has_an_id() -> None:

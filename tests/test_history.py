@@ -223,6 +223,9 @@ def test_its_space_is_bounded() -> None:
     view = fold.view(state)
     assert limits.HISTORY_POINTS_MAX // 2 <= len(view.points) <= limits.HISTORY_POINTS_MAX
     assert view.stride > 1
+    assert len(list(state.table("points").items())) == len(view.points) - 1
+    for ring in ("stages", "names"):
+        assert len(list(state.table(ring).items())) == limits.HISTORY_CHANGES_MAX
     assert len(view.stages) == len(view.names) == limits.HISTORY_CHANGES_MAX
     assert min(view.stage_count, view.name_count) > 4 * limits.HISTORY_CHANGES_MAX
     assert max(sizes) < 250_000
