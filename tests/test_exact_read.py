@@ -434,6 +434,24 @@ def test_another_fold_version_is_replayed(
         assert cache._reader.replays == 1
 
 
+def test_a_fold_that_the_daemon_no_longer_keeps_is_not_published_with_a_newer_position(
+    ledger: str, publish: Callable[[str], Publisher]
+) -> None:
+    """As a worker of the older version meets it, or of a fold that was taken away, until the rebuild has flipped."""
+    fill(ledger, 50)
+    publisher = publish(ledger)
+    kept = [fold for fold in all_folds() if fold.name != "metrics"]
+    follower = Follower(ledger, publisher.writer, kept, Status(ledger))
+    try:
+        foreign(ledger, "commitment_close", "")
+        follower.step()
+    finally:
+        follower.close()
+    assert publisher.writer.header.position.as_of == 51
+    with connect(ledger) as cache:
+        assert everything(cache) == replayed(ledger)
+
+
 def test_another_parameter_is_replayed(
     ledger: str, publish: Callable[[str], Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
