@@ -122,6 +122,10 @@ class EmbedderError(PmmShmError):
     """An embedder failed, is not installed, or returned what are no vectors; trying again later may help."""
 
 
+class MissingExtraError(PmmShmError):
+    """An optional package is not installed; the message names what to install."""
+
+
 class ProjectionInvariantError(PmmShmError):
     """A strict read of a state that violates an invariant of the self-model.
 

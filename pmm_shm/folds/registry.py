@@ -12,13 +12,14 @@ from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
 from pmm_shm.folds.directives import DirectivesFold
 from pmm_shm.folds.engine import DECODE
+from pmm_shm.folds.history import HistoryFold
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.stage import StageFold
 
 GROUP = "pmm_shm.folds"
-BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold)
+BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 BUILT_IN_NAMES = frozenset(fold.name for fold in BUILT_IN)
 
 
