@@ -45,7 +45,7 @@ INSTALLED = \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-chat chaos lock audit install uninstall clean
+.PHONY: help demo test lint format docs bench bench-search bench-chat chaos lock audit install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -66,6 +66,9 @@ lint: $(STAMP) ## Check style, types and layers.
 format: $(STAMP) ## Rewrite the code in the house style.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## Write docs/reference anew, out of the code.
+	$(BIN)/python docs/reference/generate.py
 
 bench: $(STAMP) ## Measure what the documentation claims.
 	$(BIN)/python tests/bench_timing.py

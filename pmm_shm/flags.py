@@ -37,32 +37,54 @@ def _flag(name: str) -> Flag:
 
 
 def projection_cache() -> Flag:
-    """State of `PMM_USE_PROJECTION_CACHE` (self-model, directives, recent). Raises `ConfigError`."""
+    """`PMM_USE_PROJECTION_CACHE`: where self-model, identity, commitments, directives, recent and your own folds come
+    from.
+
+    True (`true`, `1`, `yes`, `on`): the shared cache. False (`false`, `0`, `no`, `off`): a plain full replay for each
+    read. Unset or empty: a replay for `build_self_model_cached`, the shared cache for a cache made by `connect`. Case
+    and surrounding white space do not count.
+
+    Raises:
+        ConfigError: anything else.
+    """
     return _flag("PMM_USE_PROJECTION_CACHE")
 
 
 def metrics_cache() -> Flag:
-    """State of `PMM_USE_METRICS_CACHE` (metrics, stage). Raises `ConfigError`."""
+    """`PMM_USE_METRICS_CACHE`: the same for metrics, stage and history, and for `get_or_compute_ias_gas`.
+
+    Raises:
+        ConfigError: neither true nor false nor empty.
+    """
     return _flag("PMM_USE_METRICS_CACHE")
 
 
 def embedding_cache() -> Flag:
-    """State of `PMM_USE_EMBEDDING_CACHE`; unset means on. Raises `ConfigError`."""
+    """`PMM_USE_EMBEDDING_CACHE`: false lets `embed` and `embed_many` compute each vector, and look nothing up; unset is
+    true.
+
+    Raises:
+        ConfigError: neither true nor false nor empty.
+    """
     flag = _flag("PMM_USE_EMBEDDING_CACHE")
     return Flag.ON if flag is Flag.UNSET else flag
 
 
 def embedder() -> str | None:
-    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named; None where it is unset."""
+    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named: `wordllama`, `openai:MODEL`,
+    `openai:MODEL/DIMENSION`, `package.module:attribute`, or `local-bow`, which it is where it is unset.
+    """
     return os.environ.get("PMM_EMBEDDER", "").strip() or None
 
 
 def default_ledger() -> str | None:
-    """`PMM_DB`: the ledger that the command line uses when none is named."""
+    """`PMM_DB`: the ledger of `connect()` without a path, of `pmm-shm` and of `pmm-cached`, where none is named."""
     return os.environ.get("PMM_DB") or None
 
 
 def shm_dir() -> Path | None:
-    """`PMM_SHM_DIR`: the base directory of instance directories; None for beside the ledger."""
+    """`PMM_SHM_DIR`: the base of the instance directories; the same for a daemon and its workers. Where it is unset or
+    empty, the state of a ledger lies beside it, in `<ledger>-cache`.
+    """
     value = os.environ.get("PMM_SHM_DIR")
     return Path(os.path.abspath(value)) if value else None

@@ -1,14 +1,18 @@
 """Every limit of the system, in one place, with its unit.
 
-Sizes in bytes, times in the unit that ends the name.
+Sizes in bytes, times in the unit that ends the name. Those that users meet have a docstring, and stand in
+`docs/reference/SETTINGS.md`.
 """
 
 from __future__ import annotations
 
 # Decoding of hostile rows (the contract's numbers; see the specification of malformed events).
 META_DEPTH_MAX = 100
+"""How deep an event's `meta` may be nested; deeper ones read as empty."""
 META_INTEGER_DIGITS_MAX = 4_300
+"""Digits of an integer in `meta`; with more, the whole `meta` reads as empty."""
 QUARANTINE_ENTRIES_MAX = 1_000
+"""Events that the quarantine of a fold names, the newest; those before are only counted."""
 
 # After a replacement: how long to wait for the users of the old file to let go of it.
 REPLACED_HOLDER_S = 3.0
@@ -23,11 +27,14 @@ TAIL_FETCH_ROWS = 32
 
 # The history of the scores: points and changes that are kept however long the log is.
 HISTORY_POINTS_MAX = 1_024
+"""Points of `history()`, however long the log is."""
 HISTORY_CHANGES_MAX = 256
+"""Changes of stage, and of name, that `history()` keeps, the newest."""
 HISTORY_NAME_CHARS_MAX = 80
 
 # Waiting for a busy ledger.
 LEDGER_TIMEOUT_S = 30.0
+"""How long appends and reads wait for a busy ledger, unless told otherwise."""
 BUSY_SLEEP_MIN_S = 0.0001
 BUSY_SLEEP_MAX_S = 0.002
 
@@ -38,6 +45,7 @@ RESTORE_BUSY_MS = 20
 # How long a client trusts the freshness mark and the ledger's inode before it looks at them again.
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0
+"""Within this time, reads notice that another file stands at the ledger's path; appends do at once."""
 
 # Seals: one digest over all raw columns of each block of rows, the newest one perhaps not full yet.
 SEAL_BLOCK_ROWS = 1_024
@@ -46,6 +54,7 @@ SEAL_BLOCK_ROWS = 1_024
 MAP_SIZE_BYTES = 1 << 40
 MAP_SIZE_MIN_BYTES = 1 << 24
 MAX_READERS = 1_024
+"""Processes and threads that can read what is published at the same moment."""
 LOCK_TABLE_BYTES = (MAX_READERS + 4) * 64
 DISK_FULL_BYTES = 1 << 16
 MAX_SPARE_TRANSACTIONS = 64
@@ -59,6 +68,7 @@ TOUCHED_KEYS_MAX = 512
 FOLD_EVENTS_PER_COMMIT = 10_000
 REBUILD_EVENTS_PER_FLUSH = 50_000
 VERIFY_EVERY_EVENTS = 1_000
+"""The daemon verifies after so many events, unless told otherwise."""
 VERIFY_CPU_BUDGET = 0.1
 VERIFY_SLICE_S = 0.02
 SLOW_POLL_S = 0.25
@@ -73,7 +83,9 @@ STOP_HARD_S = 1.9
 
 # When a daemon is healthy: its follower looked at the ledger lately, and is not behind for long.
 HEARTBEAT_MS_MAX = 3_000
+"""A daemon whose follower has not looked at the log for longer is degraded."""
 LAG_MS_MAX = 1_000
+"""A daemon that is behind the log for longer is lagging."""
 LAG_EVENTS_MAX = 100_000
 HEAD_PROBE_S = 0.1
 
@@ -81,9 +93,11 @@ HEAD_PROBE_S = 0.1
 MESSAGE_BYTES_MAX = 64 << 10
 REPLY_BYTES_MAX = 4 << 20
 COMMAND_TIMEOUT_S = 5.0
+"""How long a client waits for the daemon's answer, unless told otherwise."""
 DAEMON_CHECK_S = 1.0
 FAREWELL_MS = 200
 LONG_COMMAND_TIMEOUT_S = 600.0
+"""The same for `verify` and `invalidate`."""
 WAITERS_MAX = 1_024
 SOCKET_PATH_BYTES_MAX = 100
 
@@ -99,6 +113,7 @@ BACKLOG_CONNECTIONS = 128
 # libzmq aborts the process that can accept no more for want of descriptors, and is told of a connection only behind the
 # fact: the daemon allows itself more of them than all connections need.
 CONNECTIONS_MAX = 512
+"""Connections to one socket of the daemon."""
 DESCRIPTORS_WANTED = 16_384
 # libzmq bounds the frames of a message, and not their number, and keeps all until the last one has come. When the
 # daemon's memory has grown by this much while peers are connected, it hangs up on all who may be the cause.
@@ -109,13 +124,20 @@ REQUESTS_PER_TURN = 100
 
 # Embeddings.
 TEXT_CHARS_MAX = 1 << 20
+"""Characters of a text that is embedded."""
 DIMENSION_MAX = 8_192
+"""Dimension of a vector."""
 MODEL_NAME_CHARS_MAX = 128
+"""Characters of the name of a model."""
 EMBED_BATCH_MAX = 256
+"""Texts that an embedder may ask for in one call."""
 MODELS_MAX = 256
 TEXT_VECTORS_MAX = 100_000
+"""Text vectors that are kept, unless told otherwise."""
 LOCAL_TEXT_VECTORS_MAX = 1_000
+"""Text vectors that a worker keeps for itself where no daemon keeps them."""
 PROVIDER_DEADLINE_S = 60.0
+"""How long an embedder behind a network may take for one call."""
 
 # Event vectors: a tail of single rows, sealed into blocks that grow to about this much.
 VECTOR_TAIL_ROWS = 256
@@ -124,8 +146,11 @@ VECTOR_BLOCK_BYTES = 16 << 20
 
 # Searches.
 SEARCH_K_MAX = 10_000
+"""Events that one search may ask for."""
 SEARCH_EVENTS_MAX = 1_000
+"""New events that one search embeds by itself with the default embedder."""
 SEARCH_TEXTS_MAX = 64
+"""The same with any other embedder."""
 
 # The daemon's filling of the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

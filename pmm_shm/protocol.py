@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Announcement:
-    """The daemon has published up to event `as_of`."""
+    """The daemon has published up to event `as_of`; `sequence` counts its announcements."""
 
     as_of: int
     sequence: int

@@ -20,7 +20,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from tests import daemons, ledgers
 DOCS = ledgers.ROOT / "docs"
 README = ledgers.ROOT / "README.md"
 
-PENDING: tuple[str, ...] = ("pmm-shm doctor", "pmm-shm top", "pmm-shm completion", "--metrics-port", "BENCHMARKS.md")
+PENDING: tuple[str, ...] = ("pmm-shm doctor", "pmm-shm top", "--metrics-port", "BENCHMARKS.md")
 """What the pages speak of before it is there: lines of shell blocks and links with these words are left out. Take a
 word away as soon as it exists."""
 
@@ -77,9 +77,8 @@ def parsed(text: str) -> list[Block]:
     for match in _FENCED.finditer(text):
         language, name, body = match[1], match[2] or "", match[3]
         if language == "text":
-            assert result and result[-1].shown is None and not text[end : match.start()].strip(), (
-                f"an output that belongs to no block: {body!r}"
-            )
+            follows = bool(result) and result[-1].shown is None and not text[end : match.start()].strip()
+            assert follows, f"an output that belongs to no block: {body!r}"
             result[-1] = result[-1]._replace(shown=body)
         else:
             result.append(Block(text.count("\n", 0, match.start()) + 1, language, name, body, None))
@@ -89,8 +88,8 @@ def parsed(text: str) -> list[Block]:
 
 def indented(text: str) -> list[str]:
     """The lines that are shown and not run."""
-    outside = _FENCED.sub("", text)
-    return [line.strip() for line in re.findall(r"(?:^\n|\A)((?:^ {4}.*\n)+)", outside, re.MULTILINE) for line in line.splitlines()]
+    runs = re.findall(r"^\n((?: {4}.*\n)+)", _FENCED.sub("", text), re.MULTILINE)
+    return [line.strip() for run in runs for line in run.splitlines()]
 
 
 def is_pending(line: str) -> bool:
@@ -99,9 +98,11 @@ def is_pending(line: str) -> bool:
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether that was printed: line by line, with `...` for anything, white space at the ends of lines aside."""
-    wanted, found = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for text in (shown, printed))
-    return re.fullmatch(".*?".join(map(re.escape, wanted.split("..."))), found, re.DOTALL) is not None
+    """Whether that was printed: line by line, with `...` for anything; how wide white space is does not count."""
+    wanted, found = (
+        "\n".join(" ".join(line.split()) for line in text.strip().splitlines()) for text in (shown, printed)
+    )
+    return re.fullmatch(".*?".join(map(re.escape, re.split(r" ?\.\.\. ?", wanted))), found, re.DOTALL) is not None
 
 
 def install_folds(site: Path, pyproject: str) -> None:
@@ -121,7 +122,10 @@ def commands_on_path(folder: Path) -> None:
         script = folder / name
         script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
         script.chmod(0o755)
-    (folder / "python").symlink_to(sys.executable)
+    # Not a link: a virtual environment is found by where its python lies.
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
 
 
 class Workplace:
@@ -137,7 +141,9 @@ class Workplace:
         variables = {name: None for name in os.environ if name.startswith(_VARIABLES)}
         self._environment = daemons.environment(
             **variables,
-            **{"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100", "LC_ALL": "C.UTF-8"},
+            PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            COLUMNS="100",
+            LC_ALL="C.UTF-8",
         )
         path = self._environment["PYTHONPATH"]
         self._environment["PYTHONPATH"] = os.pathsep.join([str(self._site), path])
@@ -192,7 +198,9 @@ class Workplace:
         script.write_text(code + "\n", encoding="utf-8")
         done = self._ask(shell, f"set -e; . '{script}' >'{output}' 2>&1 </dev/null; set +e; echo done\n")
         # Bash's own remark on a job that was killed says where in this script; on a terminal it reads otherwise.
-        printed = re.sub(rf"^{script}: line \d+: .* (Killed|Terminated) .*\n", "", output.read_text("utf-8"), flags=re.M)
+        printed = re.sub(
+            rf"^{script}: line \d+: .* (Killed|Terminated) .*\n", "", output.read_text("utf-8"), flags=re.M
+        )
         assert done == "done\n", f"{where} failed:\n{code}\n{printed}"
         return printed
 
@@ -271,20 +279,24 @@ def _at_work_in(directory: Path) -> Iterator[int]:
 
 def option_names(command: Any) -> set[str]:
     """All options of a click command, as they are typed."""
-    return {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")} | {
-        "-h",
-        "--help",
-    }
+    names = {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")}
+    return names | {"-h", "--help"}
 
 
-def commands_named(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(program, command, options) of everything that a page says to type; the command is "" where there is none."""
-    for line in re.findall(r"(?:^|`|\s|\()((?:pmm-shm|pmm-cached)\b[^`\n|]*)", text):
-        words = line.split("#")[0].split()
-        command = words[1] if words[0] == "pmm-shm" and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1]) else ""
-        yield words[0], command, [word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)]
+def code_in(text: str) -> Iterator[str]:
+    """What a page says to type, or names as such: blocks for a shell, indented lines, and code within sentences."""
+    for language, _, body in _FENCED.findall(text):
+        if language in ("sh", "console"):
+            yield from body.splitlines()
+    yield from indented(text)
+    for line in _FENCED.sub("", text).splitlines():
+        if not line.startswith("    "):
+            yield from re.findall(r"`([^`]+)`", line)
 
 
-def mapping_of(commands: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Command to its options."""
-    return {name: option_names(command) for name, command in commands.items()}
+def commands_named(code: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(program, command, options) of each of our programs in it; the command is "" where there is none."""
+    for program, rest in re.findall(r"(?<![\w@./-])(pmm-shm|pmm-cached)((?= |$)[^|;&#)]*)", code):
+        words = rest.split()
+        command = words[0] if program == "pmm-shm" and words and re.fullmatch(r"[a-z]+", words[0]) else ""
+        yield program, command, [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]

@@ -56,7 +56,7 @@ RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
 
 
 class Frame:
-    """Immutable answers, all at `as_of`; the methods are those of `Cache`, and read nothing."""
+    """Immutable answers, all at `as_of`, made by `Cache.frame`; the methods are those of `Cache`, and read nothing."""
 
     __slots__ = ("_cache", "_results", "_views", "_warnings", "as_of")
     _cache: Reads
@@ -93,30 +93,36 @@ class Frame:
         return self_model_dict(self._views["self_model"], strict=strict)
 
     def identity(self) -> Identity:
+        """As `Cache.identity`."""
         return self._results["identity"]  # type: ignore[no-any-return]
 
     def commitments(self) -> Commitments:
+        """As `Cache.commitments`."""
         return self._results["commitments"]  # type: ignore[no-any-return]
 
     def metrics(self) -> Metrics:
+        """As `Cache.metrics`."""
         return self._results["metrics"]  # type: ignore[no-any-return]
 
     def stage(self) -> Stage:
+        """As `Cache.stage`."""
         return self._results["stage"]  # type: ignore[no-any-return]
 
     def recent(self) -> Recent:
+        """As `Cache.recent`."""
         return self._results["recent"]  # type: ignore[no-any-return]
 
     def history(self) -> History:
+        """As `Cache.history`."""
         return self._results["history"]  # type: ignore[no-any-return]
 
     def directives(self) -> list[dict[str, Any]]:
-        """Fresh dicts."""
+        """As `Cache.directives`: fresh dicts."""
         directives: Directives = self._views["directives"]
         return directives.rows()
 
     def active_directives(self) -> list[dict[str, Any]]:
-        """Fresh dicts."""
+        """As `Cache.active_directives`: fresh dicts, best first."""
         directives: Directives = self._views["directives"]
         return directives.active()
 

@@ -23,9 +23,19 @@ _SWITCH_INTERVAL_S = 0.0005
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("ledger", required=False, type=click.Path(readable=False))
-@click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    default="text",
+    show_default=True,
+    help="Of the log on stderr: one JSON object a line, or text.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least important of what is logged.",
 )
 @click.option(
     "--verify-every",

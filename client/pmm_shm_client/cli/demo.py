@@ -26,8 +26,22 @@ _LINE_EVERY_S = 1.0
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--workers", type=click.IntRange(1, 64), default=4, show_default=True, metavar="N")
-@click.option("--seconds", type=Finite(min=1, max=3_600), default=6.0, show_default=True, metavar="S")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="How many of them there are.",
+)
+@click.option(
+    "--seconds",
+    type=Finite(min=1, max=3_600),
+    default=6.0,
+    show_default=True,
+    metavar="S",
+    help="How long they append and read.",
+)
 @click.option(
     "--keep",
     type=click.Path(file_okay=False),

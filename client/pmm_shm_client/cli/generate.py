@@ -12,8 +12,12 @@ from pmm_shm_client.cli.output import print_json, progress
 
 @click.command(context_settings=CONTEXT)
 @click.argument("path")
-@click.option("--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S")
+@click.option(
+    "--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N", help="How many of them."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S", help="Of the made-up content."
+)
 @click.option(
     "--journal",
     type=click.Choice(["wal", "delete"]),
