@@ -347,7 +347,8 @@ with EventLog(sys.argv[1]) as log:
 
 # Hazard 4.
 
-THIRD_PARTY = {"click", "inotify_simple", "lmdb", "matplotlib", "msgpack", "numpy", "rich", "structlog", "wordllama", "zmq"}
+THIRD_PARTY = {"click", "inotify_simple", "lmdb", "matplotlib", "msgpack", "numpy"}
+THIRD_PARTY |= {"rich", "structlog", "wordllama", "zmq"}
 OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
 
 
