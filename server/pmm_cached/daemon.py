@@ -103,6 +103,8 @@ class Daemon:
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
+        if self._watch.problem is not None:
+            self._log.warning("changes are found by the slow poll alone", reason=self._watch.problem)
         self._texts.start()
         self._commands.start()
         self._maintenance.start()
