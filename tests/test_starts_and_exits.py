@@ -113,7 +113,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 # The daemon is what it is now: absent, stopped, or killed.
 for line in lines:
-    # More than the system's buffers hold: the rest, up to the high-water mark, stays in this process where nobody reads.
+    # More than the system holds: the rest, up to the high-water mark, stays in this process where nobody reads.
     with contextlib.suppress(zmq.Again):
         for number in range(200):
             line._socket.send(b"x" * 60_000, zmq.NOBLOCK)
