@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -61,7 +62,9 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
 
 
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
-    with open(make_file(instance.log_file, PRIVATE_MODE), "ab") as log:
+    os.close(make_file(instance.log_file, PRIVATE_MODE))
+    # Opened anew to append: another daemon that is started at the same time writes there, too.
+    with open(instance.log_file, "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
             stdin=subprocess.DEVNULL,
