@@ -107,16 +107,20 @@ def check_directory(instance: Instance) -> None:
     """Whether a client may trust what lies in the instance directory.
 
     It must be a directory that nobody but its owner writes, and the owner must be one who could as well change what
-    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in.
+    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in,
+    unless anybody could have made that folder.
 
     Raises:
         InstanceDirectoryError: it is not.
         OSError: it is not there, or this user may not look.
     """
     trusted = {os.geteuid(), 0}
-    for path in (Path(instance.ledger), instance.directory.parent):
-        with contextlib.suppress(OSError):
-            trusted.add(os.stat(path).st_uid)
+    folder = instance.directory.parent
+    with contextlib.suppress(OSError):
+        trusted.add(os.stat(instance.ledger).st_uid)
+    with contextlib.suppress(OSError):
+        if not os.stat(folder.parent).st_mode & _OTHERS_WRITE:
+            trusted.add(os.stat(folder).st_uid)
     _refuse_foreign(instance.directory, trusted)
     if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
         raise InstanceDirectoryError(

@@ -328,6 +328,23 @@ def test_clients_trust_only_those_who_could_change_the_ledger_anyway(shared: Pat
         cache.metrics(consistency="snapshot")
 
 
+@needs_root
+@pytest.mark.parametrize(("mode_above", "is_trusted"), [(0o755, True), (0o1777, False)])
+def test_the_owner_of_a_folder_that_anybody_could_have_made_is_not_trusted(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, mode_above: int, is_trusted: bool
+) -> None:
+    base = shared / "above" / "base"
+    base.mkdir(parents=True)
+    monkeypatch.setenv("PMM_SHM_DIR", str(base))
+    instance = Instance.of(make_ledger(shared))
+    make_directory(instance)
+    for path in (base, instance.directory):
+        os.chown(path, OTHER_UID, -1)
+    base.parent.chmod(mode_above)
+    with contextlib.nullcontext() if is_trusted else pytest.raises(InstanceDirectoryError, match="belongs to user"):
+        check_directory(instance)
+
+
 # Another user.
 
 

@@ -53,7 +53,7 @@ def test_a_daemon_serves_without_a_place_for_its_log(ledger: str, spoil: Callabl
             ledgers.execute(ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'x', '', '{')")
             daemons.commands.call(instance, protocol.STATS, {}, 10.0)
         if spoil is close_all:
-            # SQLite, which comes first, sees to it that no database has the number of a stream that a library prints to.
+            # SQLite, which comes first, keeps all databases away from where a library prints.
             files = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1, 2)}
             assert files == {os.devnull}
         process.terminate()
