@@ -64,7 +64,7 @@ class Daemon:
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
-        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
             self._writer,
