@@ -8,6 +8,8 @@ from typing import Literal
 
 import structlog
 
+from pmm_shm.colours import wants_colour
+
 LogFormat = Literal["json", "text"]
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -18,7 +20,7 @@ def configure(log_format: LogFormat, level: str) -> Logger:
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=wants_colour(sys.stderr))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

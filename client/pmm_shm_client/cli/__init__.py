@@ -19,7 +19,10 @@ from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
 from pmm_shm_client.cli.admin import append, invalidate, status, verify
 from pmm_shm_client.cli.chat import chat
+from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
+from pmm_shm_client.cli.doctor import doctor
+from pmm_shm_client.cli.examples import EXAMPLES, epilog
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.reads import read, replay
@@ -47,7 +50,24 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay):
+for _command in (
+    demo,
+    generate,
+    status,
+    doctor,
+    read,
+    search,
+    embed,
+    chat,
+    append,
+    verify,
+    invalidate,
+    restore,
+    replay,
+    completion,
+):
+    assert _command.name is not None
+    _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)
 
 
