@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Some tests only: make test TESTS=tests/test_cli.py.
+TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
 CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-chat chaos clean
+.PHONY: help demo test test-all lint format bench bench-search bench-chat chaos man clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -22,7 +24,10 @@ demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
 
 test: $(STAMP) ## Run the tests, without the slow ones.
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(TESTS)
+
+test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
+	@TESTS="$(TESTS)" tools/test-all
 
 lint: $(STAMP) ## Check style, types and layers.
 	$(BIN)/ruff check .
@@ -48,8 +53,11 @@ chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
+man: $(STAMP) ## Write the manual pages into build/man.
+	$(BIN)/python tools/man_pages.py build/man
+
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find pmm_shm server client tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
