@@ -1,12 +1,13 @@
 """Gathers the facts of one ledger: its files, its rows, its instance directory, its daemon.
 
-Writes nothing and makes no file. The ledger's files are opened by SQLite alone. A ledger in WAL mode that nobody has
-open is read without the index that SQLite would otherwise make beside it; LMDB's environment is opened only while
-somebody else has it open, for its first opener makes its table of readers anew.
+Writes nothing and makes no file; only the index that SQLite keeps in a `-shm` file that is there bears its marks. The
+ledger's files are opened by SQLite alone, and a ledger in WAL mode that nobody has open is read without the index that
+SQLite would make beside it. LMDB's files are read without LMDB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -17,13 +18,12 @@ from typing import Any
 
 from pmm_shm import access, file_systems, limits, protocol
 from pmm_shm.endpoints import check_listening
-from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError, StoreError
+from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
 from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, Mode
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.locks import pids_with_lock
 from pmm_shm.paths import LOCK_TABLE_FILE, Instance
-from pmm_shm.store import boot, environment
+from pmm_shm.store import boot, inspection
 from pmm_shm_client.doctor.facts import Disk, File, FileKind, Ledger, Reader, Rows, Socket, SocketState, State, Store
 from pmm_shm_client.doctor.processes import process_state
 
@@ -86,7 +86,12 @@ def look_at_state(instance: Instance, timeout_s: float) -> State:
         allowed_mode = None
     recorded, pid = _record(instance)
     daemon, failure = _ask(instance, timeout_s)
-    store, store_problem = (None, None) if distrust or is_closed else _look_at_store(instance)
+    store, store_problem = None, None
+    if directory is not None and not distrust and not is_closed:
+        try:
+            store = _look_at_store(instance)
+        except PermissionError:
+            store_problem = f"no permission for {instance.directory / LOCK_TABLE_FILE}"
     return State(
         instance,
         disk_of(file_systems.existing_part(instance.directory)),
@@ -175,7 +180,9 @@ def _read(path: str, timeout_s: float) -> Rows | None:
 def _mode_for(path: str) -> Mode | None:
     if any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
         return "ro"
-    return None if _bytes_of(path + "-wal") else "immutable"
+    if _bytes_of(path + "-wal"):
+        return None
+    return "immutable" if _is_in_wal_mode(path) else "ro"
 
 
 def _bytes_of(path: str) -> int:
@@ -202,9 +209,8 @@ def _rows(connection: Connection) -> Rows:
             rows = connection.retry(lambda: handle.execute(sql, parameters).fetchall())
             return rows[0][0] if rows else None
 
-        journal = str(one("PRAGMA journal_mode"))
-        if connection.mode == "immutable":
-            journal = _journal_without_locks(connection.path)
+        # SQLite tells none of an immutable file.
+        journal = "wal" if connection.mode == "immutable" else str(one("PRAGMA journal_mode"))
         head_id = one("SELECT max(id) FROM events") or 0
         first_id = one("SELECT min(id) FROM (SELECT id FROM events ORDER BY id DESC LIMIT ?)", NEWEST_ROWS) or 0
         has_hashes = set(HASH_COLUMNS) <= set(connection.columns)
@@ -221,20 +227,20 @@ def _rows(connection: Connection) -> Rows:
     return Rows(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
 
 
-def _journal_without_locks(path: str) -> str:
-    """The journal mode of a ledger that nobody has open, which is `wal` or not.
-
-    SQLite reports none of an immutable file. Without locks it refuses to read one in WAL mode, before it makes any
-    other.
+def _is_in_wal_mode(path: str) -> bool:
+    """Whether a ledger that nobody has open is in WAL mode: without locks SQLite refuses to read one, before it makes
+    any other file.
     """
     uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
-    handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
     try:
-        return str(handle.execute("PRAGMA journal_mode").fetchall()[0][0])
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
+            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return False
     except sqlite3.OperationalError:
-        return "wal"
-    finally:
-        handle.close()
+        return True
+    except sqlite3.DatabaseError:
+        # No database, or written in between: whoever opens it in order says which.
+        return False
 
 
 # The instance directory.
@@ -275,42 +281,15 @@ def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, D
         return None, error
 
 
-def _look_at_store(instance: Instance) -> tuple[Store | None, str | None]:
-    """LMDB's numbers; neither where nobody has the environment open. Takes no slot in the table of readers."""
-    try:
-        table = os.stat(instance.directory / LOCK_TABLE_FILE)
-    except OSError:
-        return None, None
-    if not pids_with_lock(table.st_ino, 0) - {os.getpid()} or not boot.is_trusted(instance.boot_file):
-        return None, None
-    try:
-        opened = environment.open_reader(instance.directory)
-    except StoreError as error:
-        return None, str(error)
-    if opened is None:
-        return None, None
-    try:
-        numbers, table_text = opened.env.info(), opened.env.readers()
-        page_bytes = opened.env.stat()["psize"]
-    finally:
-        environment.close(opened)
-    newest = numbers["last_txnid"]
-    used_bytes = (numbers["last_pgno"] + 1) * page_bytes
+def _look_at_store(instance: Instance) -> Store | None:
+    sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
+    if sizes is None or table is None:
+        return None
     readers = tuple(
-        Reader(pid, process_state(pid), None if txn is None else max(0, newest - txn))
-        for pid, txn in _slots(table_text)
+        Reader(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
+        for pid, txn in table.slots
     )
-    return Store(numbers["map_size"], used_bytes, numbers["max_readers"], readers), None
-
-
-def _slots(table: str) -> list[tuple[int, int | None]]:
-    """(pid, transaction id) of each line of LMDB's list: "  1234 7f0123456789 42", "-" without a transaction."""
-    slots = []
-    for line in table.splitlines():
-        fields = line.split()
-        if len(fields) == 3 and fields[0].isdigit():
-            slots.append((int(fields[0]), int(fields[2]) if fields[2].isdigit() else None))
-    return slots
+    return Store(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
 
 
 assert NEWEST_ROWS <= limits.TAIL_ROWS_MAX
