@@ -23,8 +23,10 @@ from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
 from pmm_shm_client.cli.doctor import doctor
 from pmm_shm_client.cli.examples import EXAMPLES, epilog
+from pmm_shm_client.cli.explain import explain
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
+from pmm_shm_client.cli.plot import plot
 from pmm_shm_client.cli.reads import read, replay
 from pmm_shm_client.cli.restore import restore
 from pmm_shm_client.cli.vectors import embed, search
@@ -50,7 +52,7 @@ def cli() -> None:
     """
 
 
-for _command in (
+_COMMANDS = (
     demo,
     generate,
     status,
@@ -64,8 +66,11 @@ for _command in (
     invalidate,
     restore,
     replay,
+    explain,
+    plot,
     completion,
-):
+)
+for _command in _COMMANDS:
     assert _command.name is not None
     _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 Items = list[CompletionItem]
+_SUBJECTS = ("identity.name", "commitment", "trait", "metrics")
 _EMBEDDERS = ("local-bow", "wordllama", "openai:")
 
 
@@ -22,6 +23,11 @@ def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Item
     from pmm_shm_client.cli.answers import NAMES
 
     return _ledger_then(ctx, param, incomplete, (*NAMES, *_registered()))
+
+
+def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] WHAT` of `explain`."""
+    return _ledger_then(ctx, param, incomplete, _SUBJECTS)
 
 
 def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

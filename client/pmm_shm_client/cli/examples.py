@@ -30,6 +30,12 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm restore backup.db agent.db",
         "pmm-shm restore backup.db agent.db --no-keep --json",
     ),
+    "explain": (
+        "pmm-shm explain agent.db identity.name",
+        "pmm-shm explain agent.db trait o --limit 0",
+        "pmm-shm explain agent.db metrics --until 1000 --json",
+    ),
+    "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """Of each command the lines for a shell, bash where it matters."""
