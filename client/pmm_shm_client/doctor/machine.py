@@ -9,6 +9,7 @@ import pwd
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -130,11 +131,12 @@ def services(
 
 def active_state(unit: str) -> str | None:
     """Systemd's word for how a unit is; None where it does not run, or does not answer."""
-    if not os.path.isdir(_SYSTEMD):
+    program = shutil.which("systemctl")
+    if program is None or not os.path.isdir(_SYSTEMD):
         return None
     try:
         ran = subprocess.run(
-            ["systemctl", "show", "--property=ActiveState", "--value", unit],
+            [program, "show", "--property=ActiveState", "--value", unit],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
