@@ -35,7 +35,7 @@ from pmm_shm_client.doctor.machine import services
 from pmm_shm import flags, limits
 from pmm_shm.errors import CommandError
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.locks import holds_lock
+from pmm_shm.ledger.locks import PENDING_BYTE, holds_lock
 from pmm_shm.paths import Instance
 from pmm_shm.store import boot, inspection
 from pmm_shm.store.environment import close, open_reader
@@ -921,6 +921,18 @@ def test_it_does_not_disturb_who_has_the_ledger_open(path: str) -> None:
         with EventLog(path) as other:
             other.append("user", "other")
     assert len(ledgers.raw_rows(path)) == 23
+
+
+def test_it_costs_this_process_no_lock(folder: Path) -> None:
+    made = ledgers.build(folder / "l.db", 5, journal="delete")
+    holder = ledgers.connect(made)
+    holder.execute("BEGIN")
+    holder.execute("SELECT count(*) FROM events").fetchall()
+    inode = os.stat(made).st_ino
+    assert holds_lock(inode, PENDING_BYTE)
+    assert worst(examined(made), "hash-chain").severity == "ok"
+    assert holds_lock(inode, PENDING_BYTE)
+    holder.close()
 
 
 def test_a_socket_that_is_no_daemons(path: str) -> None:
