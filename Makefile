@@ -27,7 +27,7 @@ UNITS = $(PREFIX)/lib/systemd
 MAN = $(PREFIX)/share/man/man1
 FOLDERS = \
 	"$(UNITS)/system" "$(UNITS)/user" "$(UNITS)" "$(PREFIX)/lib/sysusers.d" "$(PREFIX)/lib/tmpfiles.d" \
-	"$(PREFIX)/share/doc/pmm-shm" "$(MAN)" "$(SYSCONFDIR)/pmm-cached"
+	"$(PREFIX)/share/doc/pmm-shm" "$(MAN)" "$(PREFIX)/share/man" "$(SYSCONFDIR)/pmm-cached"
 EXAMPLE = $(SYSCONFDIR)/pmm-cached/agent.env.example
 CHECK_PYTHON = \
 	command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -123,7 +123,7 @@ install: ## Install program and units: DESTDIR, PREFIX.
 	install -D -m 644 systemd/pmm-cached.sysusers "$(DESTDIR)$(PREFIX)/lib/sysusers.d/pmm-cached.conf"
 	install -D -m 644 systemd/pmm-cached.tmpfiles "$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/pmm-cached.conf"
 	install -D -m 644 README.md "$(DESTDIR)$(PREFIX)/share/doc/pmm-shm/README.md"
-	"$(DESTDIR)$(PROGRAM)/bin/python" tools/man_pages.py "$(DESTDIR)$(MAN)"
+	umask 022 && "$(DESTDIR)$(PROGRAM)/bin/python" tools/man_pages.py "$(DESTDIR)$(MAN)"
 	install -m 644 systemd/agent.env.example "$(DESTDIR)$(EXAMPLE)"
 	@$(if $(DESTDIR),,echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
 
