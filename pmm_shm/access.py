@@ -103,6 +103,15 @@ def may_group_enter(instance: Instance) -> bool:
     return bool(os.stat(instance.directory).st_mode & stat.S_IXGRP)
 
 
+def allowed_mode(instance: Instance) -> int:
+    """The widest mode that the instance directory may have beside its ledger.
+
+    Raises:
+        OSError: one of the two is not there, or this user may not look.
+    """
+    return _mode_allowed(os.lstat(instance.directory), os.stat(instance.ledger))
+
+
 def check_directory(instance: Instance) -> None:
     """Whether a client may trust what lies in the instance directory.
 

@@ -19,7 +19,7 @@ State = Literal["healthy", "lagging", "degraded"]
 
 _AHEAD = (
     "SELECT (SELECT max(id) FROM events), "
-    "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ?1 IS NULL OR id > ?1 LIMIT ?2))"
+    "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ? IS NULL OR id > ? LIMIT ?))"
 )
 
 
@@ -49,7 +49,7 @@ class HeadProbe:
                 if connection.identity is not None and file_identity(connection.path) != connection.identity:
                     connection.close()
                 handle = connection.handle()
-                parameters = (position.event_id, limits.LAG_EVENTS_MAX)
+                parameters = (position.event_id, position.event_id, limits.LAG_EVENTS_MAX)
                 head_id, count = connection.retry(lambda: handle.execute(_AHEAD, parameters).fetchall()[0])
         except LedgerError:
             return None

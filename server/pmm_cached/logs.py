@@ -13,6 +13,8 @@ from typing import Literal, TextIO, cast
 
 import structlog
 
+from pmm_shm.colours import wants_colour
+
 LogFormat = Literal["json", "text"]
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -40,7 +42,7 @@ def configure(log_format: LogFormat, level: str) -> Logger:
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and wants_colour(sys.stderr))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
