@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pmm_shm import limits
-from pmm_shm.access import check_directory, make_socket_directory, may_group_enter, replace_file
+from pmm_shm.access import check_directory, check_socket_directory, make_socket_directory, may_group_enter, replace_file
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.paths import Instance
@@ -115,6 +115,8 @@ def find_endpoints(instance: Instance) -> Endpoints:
         )
         for path in (endpoints.commands, endpoints.admin, endpoints.announcements):
             address_of(path)
+            if (folder := Path(path).parent) != instance.directory:
+                check_socket_directory(folder, instance)
     except InstanceDirectoryError as error:
         raise DaemonError(str(error)) from None
     except PermissionError:

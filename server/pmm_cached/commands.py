@@ -112,12 +112,24 @@ class _Inbox:
 class CommandServer:
     """Binds the sockets when made; `start` begins to answer.
 
+    Parameters:
+        on_death: called with the reason when the thread ends by itself.
+
     Raises:
         zmq.ZMQError: a socket cannot be bound.
     """
 
-    def __init__(self, endpoints: Endpoints, backend: Backend, texts: TextStore, status: Status, log: Logger) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        backend: Backend,
+        texts: TextStore,
+        status: Status,
+        log: Logger,
+        on_death: Callable[[str], None],
+    ) -> None:
         self._endpoints = endpoints
+        self._on_death = on_death
         self._backend = backend
         self._texts = texts
         self._leases = Leases(texts.has, status.embeddings)
@@ -225,6 +237,14 @@ class CommandServer:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # Without this thread nobody is answered, nor hears how the daemon is.
+            self._log.exception("commands ended")
+            self._on_death(f"commands ended: {type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         for peers in self._peers.values():
             poller.register(peers.monitor, zmq.POLLIN)

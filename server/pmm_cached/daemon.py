@@ -64,7 +64,7 @@ class Daemon:
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
-        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
             self._writer,
@@ -103,6 +103,8 @@ class Daemon:
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
+        if self._watch.problem is not None:
+            self._log.warning("changes are found by the slow poll alone", reason=self._watch.problem)
         self._texts.start()
         self._commands.start()
         self._maintenance.start()

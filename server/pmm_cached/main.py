@@ -21,7 +21,14 @@ _FAILURE, _USAGE = 1, 2
 _SWITCH_INTERVAL_S = 0.0005
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """\b
+Examples:
+  pmm-cached agent.db
+  pmm-cached agent.db --log-format json --verify-every 10000
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.argument("ledger", required=False, type=click.Path(readable=False))
 @click.option(
     "--log-format",
@@ -90,7 +97,7 @@ _SWITCH_INTERVAL_S = 0.0005
     help="Kinds of the events that it embeds, with commas between them.",
 )
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
-def _command(
+def command(
     ledger: str | None,
     log_format: LogFormat,
     log_level: str,
@@ -136,7 +143,7 @@ def _command(
 def main() -> None:
     """Entry point: one line on stderr and the right exit code for everything that can go wrong."""
     try:
-        _command.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:

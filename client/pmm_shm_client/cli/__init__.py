@@ -19,7 +19,10 @@ from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
 from pmm_shm_client.cli.admin import append, invalidate, status, verify
 from pmm_shm_client.cli.chat import chat
+from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
+from pmm_shm_client.cli.doctor import doctor
+from pmm_shm_client.cli.examples import EXAMPLES, epilog
 from pmm_shm_client.cli.explain import explain
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
@@ -53,6 +56,7 @@ _COMMANDS = (
     demo,
     generate,
     status,
+    doctor,
     read,
     search,
     embed,
@@ -64,8 +68,11 @@ _COMMANDS = (
     replay,
     explain,
     plot,
+    completion,
 )
 for _command in _COMMANDS:
+    assert _command.name is not None
+    _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)
 
 

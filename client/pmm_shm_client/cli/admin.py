@@ -12,7 +12,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError, DaemonError, LedgerNotFoundError
-from pmm_shm_client.cli import exits
+from pmm_shm_client.cli import completers, exits
 from pmm_shm_client.cli.exits import CommandFailed
 from pmm_shm_client.cli.options import (
     CONTEXT,
@@ -150,7 +150,7 @@ def _daemon_rows(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]")
+@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]", shell_complete=completers.kinds)
 @click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
 @click.option("--create", is_flag=True, help="Make the ledger where there is none.")
 @ledger_timeout_option
