@@ -81,6 +81,12 @@ LONG_COMMAND_TIMEOUT_S = 600.0
 WAITERS_MAX = 1_024
 SOCKET_PATH_BYTES_MAX = 100
 
+# Workers' reports of their counters: how often at most, and of how many workers the daemon knows one from another.
+REPORT_EVERY_S = 5.0
+REPORT_BYTES_MAX = 1 << 10
+WORKERS_MAX = 1_024
+COUNTER_MAX = (1 << 53) - 1
+
 # Embeddings.
 TEXT_CHARS_MAX = 1 << 20
 DIMENSION_MAX = 8_192

@@ -156,6 +156,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
     "pmm_shm/endpoints.py": {"instance.endpoints_file.read_text": 1, "probe.connect": 1},
+    "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
     "client/pmm_shm_client/commands.py": {"socket.connect": 1},
     "client/pmm_shm_client/aio.py": {"socket.connect": 2},

@@ -15,6 +15,7 @@ from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.settings import Settings
+from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_cached.watch import Watch
@@ -32,6 +33,7 @@ from pmm_shm.store.writer import StoreWriter
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
 _QUARANTINE_SHOWN = 20
+_READERS_SHOWN = 50
 
 
 class Daemon:
@@ -133,7 +135,8 @@ class Daemon:
         numbers = self._status.as_dict()
         ahead = self._probe.look(self._writer.header.position)
         newest = self._writer.last_transaction_id()
-        readers = self._writer.readers()
+        slots = self._writer.reader_slots()
+        readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
         oldest = min(readers, key=lambda reader: reader[1], default=None)
         with self._writer.environment.read() as transaction:
             snapshot = self._writer.snapshot(transaction)
@@ -148,6 +151,8 @@ class Daemon:
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
         numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0
+        numbers["reader_processes"] = _by_process(slots, newest)
+        numbers["sizes"] = sizes(self._writer, self._instance)
         return numbers
 
     def verify(self, fold: str | None, done: Done) -> None:
@@ -283,6 +288,17 @@ class Daemon:
         self._watch.close()
         self._lock.release()
         self._log.info("stopped", as_of=self._status.as_of)
+
+
+def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[int | None]]:
+    """[pid, how many commits the oldest of its reads is behind, None where it reads nothing now], the slowest first."""
+    behind: dict[int, int | None] = {}
+    for pid, transaction in slots:
+        known = behind.setdefault(pid, None)
+        if transaction is not None:
+            behind[pid] = max(known or 0, newest - transaction)
+    found = sorted(behind.items(), key=lambda entry: (-1 if entry[1] is None else entry[1], entry[0]), reverse=True)
+    return [list(entry) for entry in found[:_READERS_SHOWN]]
 
 
 def _check_ledger(path: str) -> None:

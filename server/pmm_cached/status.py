@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pmm_cached.workers import Workers
+
 
 @dataclass
 class EmbeddingStatus:
@@ -72,6 +74,7 @@ class Status:
     caught_up_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
+    workers: Workers = field(default_factory=Workers)
 
     def failed(self, error: str) -> None:
         """Remember what went wrong."""
@@ -107,4 +110,5 @@ class Status:
             "malformed_messages": self.malformed_messages,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
+            "workers": self.workers.as_dict(),
         }
