@@ -156,6 +156,8 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
     "pmm_shm/endpoints.py": {"instance.endpoints_file.read_text": 1, "probe.connect": 1},
+    "server/pmm_cached/sizes.py": {"Path('/proc/self/statm').read_bytes": 1},
+    "client/pmm_shm_client/cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
     "client/pmm_shm_client/commands.py": {"socket.connect": 1},
@@ -345,7 +347,18 @@ with EventLog(sys.argv[1]) as log:
 
 # Hazard 4.
 
-THIRD_PARTY = {"click", "inotify_simple", "lmdb", "msgpack", "numpy", "rich", "structlog", "wordllama", "zmq"}
+THIRD_PARTY = {
+    "click",
+    "inotify_simple",
+    "lmdb",
+    "msgpack",
+    "numpy",
+    "prometheus_client",
+    "rich",
+    "structlog",
+    "wordllama",
+    "zmq",
+}
 OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
 
 

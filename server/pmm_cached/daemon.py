@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmm_cached.commands import CommandServer, Done
 from pmm_cached.follower import Follower, all_folds
@@ -30,6 +30,9 @@ from pmm_shm.paths import Instance
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 
+if TYPE_CHECKING:
+    from pmm_cached.prometheus import MetricsServer
+
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
 _QUARANTINE_SHOWN = 20
@@ -53,7 +56,13 @@ class Daemon:
         embedder = None if settings.embedder is None else find_embedder(settings.embedder)
         self._settings = settings
         self._log = log
+        if settings.metrics_port is not None:
+            # Before anything is made: it may not be installed.
+            import pmm_cached.prometheus
         self._lock = InstanceLock(self._instance)
+        self._metrics: MetricsServer | None = None
+        if settings.metrics_port is not None:
+            self._metrics = pmm_cached.prometheus.MetricsServer(settings.metrics_port, self.stats, log)
         self._is_stopping = False
         self._failure: str | None = None
         self._instance_checked = self._readers_checked = time.monotonic()
@@ -106,6 +115,9 @@ class Daemon:
         self._commands.start()
         self._maintenance.start()
         self._indexer.start()
+        if self._metrics is not None:
+            self._metrics.start()
+            self._log.info("metrics", port=self._metrics.port)
         try:
             self._rebuild_missing()
             self._follow()
@@ -273,7 +285,8 @@ class Daemon:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         deadline = time.monotonic() + limits.STOP_S
         is_idle = True
-        for part in (self._maintenance, self._indexer, self._texts):
+        metrics = () if self._metrics is None else (self._metrics,)
+        for part in (*metrics, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
         # Where the directory is another's, so are the sockets and the mark that stand there.
         is_ours = self._lock.is_held()

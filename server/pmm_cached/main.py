@@ -78,6 +78,12 @@ _SWITCH_INTERVAL_S = 0.0005
     metavar="KINDS",
     help="Kinds of the events that it embeds, with commas between them.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(min=0, max=65_535),
+    metavar="PORT",
+    help="Answer Prometheus on this port of 127.0.0.1, 0 for any free one; needs the extra prometheus.",
+)
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
 def _command(
     ledger: str | None,
@@ -90,6 +96,7 @@ def _command(
     text_vectors_max: int,
     embedder: str | None,
     embed_kinds: str,
+    metrics_port: int | None,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
 
@@ -112,6 +119,7 @@ def _command(
         text_vectors_max,
         None if name == "none" else name,
         kinds,
+        metrics_port,
     )
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,13 +17,15 @@ import click
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
-from pmm_shm_client.cli.admin import append, invalidate, status, verify
+from pmm_shm_client.cli.admin import append, invalidate, verify
 from pmm_shm_client.cli.chat import chat
 from pmm_shm_client.cli.demo import demo
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.reads import read, replay
 from pmm_shm_client.cli.restore import restore
+from pmm_shm_client.cli.status import status
+from pmm_shm_client.cli.top import top
 from pmm_shm_client.cli.vectors import embed, search
 
 
@@ -47,7 +49,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay):
+for _command in (demo, generate, status, top, read, search, embed, chat, append, verify, invalidate, restore, replay):
     cli.add_command(_command)
 
 
