@@ -28,7 +28,9 @@ Value = tuple[str, tuple[tuple[str, str], ...]]
 def scraped(tmp_path: Path, start_daemon: StartDaemon) -> tuple[daemons.Daemon, str]:
     """A daemon with events, rejected ones among them, and where its metrics are."""
     ledger = ledgers.build(tmp_path / "xanthippe.db", 20)
-    ledgers.execute(ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'user', ?, '{')", SECRET)
+    ledgers.execute(
+        ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'commitment_open', ?, '{')", SECRET
+    )
     daemon = start_daemon(ledger, "--metrics-port", "0")
     return daemon, f"http://127.0.0.1:{port_of(daemon)}/metrics"
 
@@ -101,7 +103,7 @@ def test_names_and_units_are_those_of_the_conventions(scraped: tuple[daemons.Dae
         assert not re.search(r"_(ms|milliseconds|kb|mb|kilobytes|count|sum|bucket|gauge|counter)(_|$)", name), name
         for unit in UNITS:
             assert unit not in name or re.search(rf"_{unit}(_total)?$", name), name
-    samples = [tuple(line.rsplit(" ", 1))[0] for line in text.splitlines() if not line.startswith("#")]
+    samples = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
     assert len(samples) == len(set(samples))
     for family in families:
         for sample in family.samples:
@@ -136,9 +138,8 @@ def test_the_dashboard_asks_for_what_there_is(scraped: tuple[daemons.Daemon, str
         names = re.findall(r"\b(?:pmm_cached|process)_\w+", expression)
         assert names, expression
         assert expression.count("(") == expression.count(")")
-        used = re.findall(r"(\w+)=~?\"", expression) + re.findall(
-            r"\w+", " ".join(re.findall(r"by \((.+?)\)", expression))
-        )
+        grouped = " ".join(re.findall(r"by \((.+?)\)", expression))
+        used = re.findall(r"(\w+)=~?\"", expression) + re.findall(r"\w+", grouped)
         assert set(used) <= set.intersection(*(there[name] for name in names)), expression
         assert ("_total" not in expression) or "rate(" in expression or "increase(" in expression
     identities = [panel["id"] for panel in dashboard["panels"]]
@@ -146,8 +147,7 @@ def test_the_dashboard_asks_for_what_there_is(scraped: tuple[daemons.Daemon, str
 
 
 def test_only_loopback_is_listened_on(scraped: tuple[daemons.Daemon, str]) -> None:
-    daemon, url = scraped
-    port = int(url.split(":")[2].split("/")[0])
+    port = int(scraped[1].split(":")[2].split("/")[0])
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     listening = [row[1] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port]
     assert listening == [f"0100007F:{port:04X}"]

@@ -8,6 +8,7 @@ Invariant: nothing but 127.0.0.1 is ever listened on.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -118,7 +119,9 @@ class _Server(HTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which looks up the name of the host.
+        # Not HTTPServer's, which looks up the name of the host. What is left of a killed daemon's connections is no
+        # reason to refuse the port; another listener is.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = HOST, int(self.server_address[1])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError
+from pmm_shm.errors import LedgerError, StoreError
 from pmm_shm_client.cli.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
 from pmm_shm_client.cli.output import console, plain, print_json, show
 
@@ -111,7 +111,7 @@ class _Watch:
             "remedies": [{"problem": one, "command": remedy_for(one, self._instance, pid)} for one in problems],
             "ledger": self._instance.ledger,
             "head_id": head or 0,
-            "as_of": None if daemon is None else daemon["as_of"],
+            "as_of": self._published_as_of() if daemon is None else daemon["as_of"],
             "lag_events": None if daemon is None else daemon["lag_events"],
             "scores": None if scores is None else {"ias": scores[0], "gas": scores[1]},
             "readers": [
@@ -121,6 +121,13 @@ class _Watch:
             ],
             "daemon": daemon,
         }
+
+    def _published_as_of(self) -> int | None:
+        """What a daemon that does not answer, or is gone, has left behind."""
+        try:
+            return self._cache._published_as_of()
+        except StoreError:
+            return None
 
     def rates(self) -> dict[str, float | None]:
         """Per second, as of the last look."""

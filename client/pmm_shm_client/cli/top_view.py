@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LABEL, _FIGURE = 12, 12
 _CURVE_LINES_MAX = 6
+_NOTE_COLUMNS = 60
 # Lines that are there whatever the height: headline, blank, four rates, blank, four facts.
 _FIXED_LINES = 12
 
@@ -73,7 +74,7 @@ def _charted(name: str, values: Sequence[Value], note: str, width: int, plain: b
     newest = values[-1] if values else None
     figure = "–" if newest is None else f"{newest:,.1f}" if newest < 100 else f"{newest:,.0f}"
     line = Text.assemble((name.ljust(_LABEL), "cyan"), figure.rjust(_FIGURE))
-    line.append(f"  {note:<12} ", "dim")
+    line.append(f"  {note:<12} " if width >= _NOTE_COLUMNS else "  ", "dim")
     line.append(spark(values, max(0, width - line.cell_len), plain=plain), "green")
     return line
 
