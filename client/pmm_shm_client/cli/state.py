@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pmm_shm import protocol
 from pmm_shm.errors import DaemonAbsentError, DaemonError, StoreError
 from pmm_shm.paths import Instance
 
@@ -39,6 +38,7 @@ class Asked(NamedTuple):
 
 def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
     """Ask the daemon; again, where it is not at `head` yet."""
+    from pmm_shm import protocol
     from pmm_shm_client import commands
 
     try:
