@@ -13,7 +13,6 @@ from contextlib import suppress
 
 from pmm_cached.workers import Workers
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
 from pmm_shm.protocol import REPORTS, ProtocolError, unpack_request
 
 _CREDENTIALS = struct.Struct("3i")
@@ -39,9 +38,7 @@ class Reports:
             os.unlink(path)
         before = os.umask(0o777 & ~mode)
         try:
-            reach("socket.before")
             self._socket.bind(path)
-            reach("socket.bound")
         finally:
             os.umask(before)
 
