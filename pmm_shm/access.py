@@ -109,7 +109,7 @@ def allowed_mode(instance: Instance) -> int:
     Raises:
         OSError: one of the two is not there, or this user may not look.
     """
-    return _mode_allowed(os.lstat(instance.directory), os.stat(instance.ledger))
+    return _mode_allowed(os.lstat(instance.directory), instance.ledger)
 
 
 def check_directory(instance: Instance) -> None:

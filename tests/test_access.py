@@ -129,6 +129,7 @@ def test_every_file_has_its_mode_whatever_the_umask(shared: Path, umask: int, st
         "announcements.sock": "0o660",
         "boot.json": "0o640",
         "commands.sock": "0o660",
+        "reports.sock": "0o660",
         "daemon.lock": "0o600",
         "data.mdb": "0o640",
         "endpoints.json": "0o640",
@@ -236,7 +237,7 @@ def test_sockets_are_bound_under_their_mode(ledger: str, monkeypatch: pytest.Mon
     instance = Instance.of(ledger)
     make_directory(instance)
     texts: Any = type("Texts", (), {"has": lambda *_: False})
-    status: Any = type("Status", (), {"embeddings": None})
+    status: Any = type("Status", (), {"embeddings": None, "workers": None})
     endpoints = choose_endpoints(instance)
     server = CommandServer(endpoints, texts, texts, status, texts, print)
     server.start()

@@ -84,6 +84,12 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
 _METHODS: dict[str, tuple[str, ...]] = {"State": ("get", "table", "quarantine"), "Touched": (), "Announcement": ()}
 # Of others, and read by our code: each with where, for the page must not speak of what is not there.
 _OTHERS_VARIABLES: tuple[tuple[str, str, str], ...] = (
+    ("NO_COLOR", "client/pmm_shm_client/cli/output.py", "where it is set, the command line prints no colours"),
+    (
+        "FORCE_COLOR",
+        "client/pmm_shm_client/cli/output.py",
+        "where it is set, it prints colours into files and pipes, too",
+    ),
     ("OPENAI_API_KEY", "pmm_shm/embedding/openai.py", "the key for an OpenAI-compatible endpoint"),
     ("OPENAI_BASE_URL", "pmm_shm/embedding/openai.py", "that endpoint, where it is not OpenAI's own"),
     ("NOTIFY_SOCKET", "server/pmm_cached/notify.py", "set by a service manager: where the daemon says how it is"),
@@ -278,7 +284,8 @@ def command_page(command: click.Command, path: str) -> Iterator[str]:
     yield f"    {path} {usage}"
     yield help_text(command)
     rows = [option_row(option) for option in command.params if isinstance(option, click.Option)]
-    yield table(("option", "default", "meaning"), [row for row in rows if row])
+    if any(rows):
+        yield table(("option", "default", "meaning"), [row for row in rows if row])
     epilog = (command.epilog or "").replace("\b", "").strip("\n")
     if epilog.strip():
         first, _, rest = epilog.partition("\n")
@@ -292,13 +299,13 @@ def help_text(command: click.Command) -> str:
         if paragraph.startswith("\b"):
             title, *lines = paragraph[1:].strip("\n").splitlines()
             if title.startswith("Exit codes"):
-                result.append(" ".join([title, *(line.strip() for line in lines)]) + ".")
-            else:
-                result += [title] if lines else [f"    {title}"]
-                result += ["\n".join(f"    {line.strip()}" for line in lines)] if lines else []
+                result.append(" ".join([title, *(line.strip() for line in lines)]).rstrip(".") + ".")
+                continue
+            result += [title] if title.endswith(":") else []
+            result.append("\n".join(f"    {line.strip()}" for line in ([] if title.endswith(":") else [title]) + lines))
         else:
             result.append(" ".join(paragraph.split()))
-    return "\n\n".join(result).replace("..", ".") if result[-1].endswith("..") else "\n\n".join(result)
+    return "\n\n".join(result)
 
 
 def option_row(option: click.Option) -> tuple[str, str, str] | None:

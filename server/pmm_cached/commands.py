@@ -21,6 +21,7 @@ import zmq
 from pmm_cached.leases import Answer, Leases
 from pmm_cached.logs import Logger
 from pmm_cached.peers import Excess, MemoryWatch, Peers, allow_descriptors
+from pmm_cached.reports import Reports
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
@@ -147,6 +148,7 @@ class CommandServer:
             self._commands: (_Inbox(self._commands), protocol.ORDINARY),
             self._admin: (_Inbox(self._admin), protocol.ADMINISTRATIVE),
         }
+        self._reports = Reports(endpoints.reports, _GROUP_MODE, status.workers)
         self._outbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waiters: list[_Waiter] = []
@@ -171,11 +173,13 @@ class CommandServer:
             # The last answers are on their way.
             socket.close(linger=limits.FAREWELL_MS)
         self._publisher.close(linger=0)
+        self._reports.close()
         self._context.term()
         os.close(self._wake)
         if not removes_files:
             return
-        for path in (self._endpoints.commands, self._endpoints.admin, self._endpoints.announcements):
+        endpoints = self._endpoints
+        for path in (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports):
             with _no_matter():
                 os.unlink(path)
 
@@ -253,12 +257,16 @@ class CommandServer:
         # Nothing is received from it, but who unsubscribes is forgotten only when its thread looks at it.
         poller.register(self._publisher, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._reports, zmq.POLLIN)
         while not self._is_stopping:
             ready = dict(poller.poll(self._timeout_ms()))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             self._look_at_peers()
             self._send_posted()
+            if self._reports.fileno() in ready:
+                for error in self._reports.take_in():
+                    self._complain(error)
             for socket in self._inboxes:
                 if socket in ready:
                     self._receive(socket)

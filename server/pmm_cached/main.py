@@ -96,6 +96,12 @@ Examples:
     metavar="KINDS",
     help="Kinds of the events that it embeds, with commas between them.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(min=0, max=65_535),
+    metavar="PORT",
+    help="Answer Prometheus on this port of 127.0.0.1, 0 for any free one; needs the extra prometheus.",
+)
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
 def command(
     ledger: str | None,
@@ -108,6 +114,7 @@ def command(
     text_vectors_max: int,
     embedder: str | None,
     embed_kinds: str,
+    metrics_port: int | None,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
 
@@ -130,6 +137,7 @@ def command(
         text_vectors_max,
         None if name == "none" else name,
         kinds,
+        metrics_port,
     )
     # Where a watchdog's SIGABRT, or a crash, found each thread.
     if sys.stderr is not None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pmm_cached.workers import Workers
 from pmm_shm import versions
 
 
@@ -78,6 +79,7 @@ class Status:
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
     # Looked up once: an installation that is replaced under a running daemon does not change what runs.
     versions: dict[str, str | int] = field(default_factory=versions.of_this_process)
+    workers: Workers = field(default_factory=Workers)
 
     def failed(self, error: str) -> None:
         """Remember what went wrong."""
@@ -116,4 +118,5 @@ class Status:
             "hang_ups": self.hang_ups,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
+            "workers": self.workers.as_dict(),
         }

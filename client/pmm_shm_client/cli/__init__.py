@@ -17,7 +17,7 @@ import click
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
-from pmm_shm_client.cli.admin import append, invalidate, status, verify
+from pmm_shm_client.cli.admin import append, invalidate, verify
 from pmm_shm_client.cli.chat import chat
 from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
@@ -29,6 +29,8 @@ from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.plot import plot
 from pmm_shm_client.cli.reads import read, replay
 from pmm_shm_client.cli.restore import restore
+from pmm_shm_client.cli.status import status
+from pmm_shm_client.cli.top import top
 from pmm_shm_client.cli.vectors import embed, search
 
 
@@ -56,6 +58,7 @@ _COMMANDS = (
     demo,
     generate,
     status,
+    top,
     doctor,
     read,
     search,

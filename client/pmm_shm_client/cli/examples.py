@@ -14,6 +14,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "chat": ("pmm-shm chat agent.db", "echo 'What did I ask for?' | pmm-shm chat agent.db --no-autostart"),
     "status": ("pmm-shm status agent.db", "pmm-shm status agent.db --json"),
+    "top": ("pmm-shm top agent.db --once",),
     "doctor": ("pmm-shm doctor agent.db", "pmm-shm doctor --json"),
     "read": (
         "pmm-shm read agent.db identity",
