@@ -40,7 +40,7 @@ PACKAGES = ("pmm_shm", "server/pmm_cached", "client/pmm_shm_client")
 DEADLINE_S = 20.0
 SMALL_MAP = ("--map-size", str(1 << 16))
 MODES = {
-    ".": 0o2750, "data.mdb": 0o640, "lock.mdb": 0o660, "daemon.lock": 0o600, "boot.json": 0o640, "endpoints.json": 0o640
+    ".": 0o2700, "data.mdb": 0o640, "lock.mdb": 0o660, "daemon.lock": 0o600, "boot.json": 0o640, "endpoints.json": 0o640
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from tests import ledgers
 from tests.answers import everything, replayed
 from tests.conftest import StartDaemon
-from tests.daemons import until
+from tests.daemons import run_python, until
 from tests.workers import EVENT_LOG, FOREIGN, READER, contents, make, working
 
 NEVER = ("--verify-every", "0")
@@ -73,6 +73,16 @@ def test_a_rename_beside_a_full_wal_in_the_middle_of_appends(
             assert os.stat(ledger + "-wal").st_ino == wal_inode
             with pytest.raises(errors.LedgerReplacedError):
                 cache.append("user", "lost")
+        # Who comes now had nothing open, and must not open what the others refuse.
+        for action in ("connect(path, timeout=0.3)", "EventLog(path, timeout=0.3).append('user', 'lost')"):
+            code = f"import sys; path = sys.argv[1]; from pmm_shm_client import EventLog, connect; {action}"
+            newcomer = run_python(code, ledger)
+            assert f"LedgerReplacedError: {problem}" in newcomer.stderr
+        assert sha256(ledger) == [new]
+        assert os.stat(ledger + "-wal").st_ino == wal_inode
+        assert daemon.stats()["problem"] == problem
+        with pytest.raises(errors.LedgerReplacedError):
+            cache.append("user", "lost")
         # The remedy, word by word: stop all users.
         if foreign_end == "killed":
             processes["foreign"].kill()

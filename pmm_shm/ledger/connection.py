@@ -34,8 +34,10 @@ from pmm_shm.file_systems import network_file_system
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     HeldByOldUsersError,
+    beside_old_wal,
     check_file,
     file_identity,
+    has_wal,
     index_fits,
     inode_of,
     old_users,
@@ -189,6 +191,8 @@ class Connection:
                 return
             except HeldByOldUsersError as error:
                 if time.monotonic() >= deadline:
+                    if has_wal(self.path):
+                        raise beside_old_wal(self.path) from None
                     raise LedgerReplacedError(
                         f"{self.path}: process {error.pids[0]} still has the file open that this one replaced; "
                         "stop it, or have it open the ledger anew; the right way next time: `pmm-shm restore`"
@@ -203,6 +207,9 @@ class Connection:
         is_known = self._is_known_index(shm_before)
         # Looked for now, too: they may let go while we open, and leave us their index.
         users_before = set() if is_known else old_users(self.path, shm_before)
+        if users_before and has_wal(self.path):
+            # Not even to look: they hold on to the -wal, and a lock of ours on the new file would tell them it is ours.
+            raise HeldByOldUsersError(sorted(users_before))
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={_URI_MODES[self.mode]}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)

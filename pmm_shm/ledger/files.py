@@ -81,11 +81,24 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
         return
     # Where others have the new file open already, the -wal is theirs by now.
     if not pids_with_lock(file_identity(path)[1], PENDING_BYTE) - {os.getpid()}:
-        raise LedgerReplacedError(
-            f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
-            f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
-            "the right way next time: `pmm-shm restore`"
-        )
+        raise beside_old_wal(path)
+
+
+def beside_old_wal(path: str) -> LedgerReplacedError:
+    """The error where the ledger lies beside its predecessor's non-empty `-wal`, with the remedy."""
+    return LedgerReplacedError(
+        f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
+        f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
+        "the right way next time: `pmm-shm restore`"
+    )
+
+
+def has_wal(path: str) -> bool:
+    """Whether there is a `-wal` with something in it."""
+    try:
+        return os.stat(path + "-wal").st_size > 0
+    except OSError:
+        return False
 
 
 def old_users(path: str, shm_inode: int | None) -> set[int]:
