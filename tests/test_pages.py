@@ -93,10 +93,13 @@ def test_our_own_commands_are_run(page: Path) -> None:
 @pytest.mark.parametrize("page", [README, *RUN], ids=lambda page: page.stem)
 def test_commands_and_options_exist(page: Path) -> None:
     daemon = next(value for value in vars(daemon_main).values() if isinstance(value, click.Command))
+    known = set().union(*map(pages.option_names, [daemon, *cli.commands.values()]))
     found = 0
     for code in pages.code_in(page.read_text(encoding="utf-8")):
         if pages.is_pending(code):
             continue
+        if re.match(r"--[a-z-]+$", code):
+            assert code in known, code
         for program, command, options in pages.commands_named(code):
             found += 1
             if command:

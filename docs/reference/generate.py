@@ -340,15 +340,18 @@ def shown(value: object) -> str:
 
 
 def exit_codes() -> str:
+    from pmm_shm_client.cli import cli as group
     from pmm_shm_client.cli import exits
 
+    told = help_text(group).split("Exit codes: ")[1].split(".")[0]
+    said = {int(code): meaning for code, meaning in re.findall(r"(\d) ([^,]+)", told)}
     rows: dict[int, list[str]] = {}
     for kind, code in exits._CODES:
         rows.setdefault(code, []).append(f"`{kind.__name__}`")
     names = {value: name for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
-    meanings = {code: name.lower().replace("_", " ") for code, name in names.items()}
+    meanings = {code: said.get(code, name.lower()) for code, name in names.items()}
     return table(
-        ("code", "name", "errors that give it"),
+        ("code", "meaning", "errors that give it"),
         [(str(code), meanings[code], ", ".join(rows.get(code, [])) or other(code)) for code in sorted(meanings)],
     )
 
