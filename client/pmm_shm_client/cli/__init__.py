@@ -18,6 +18,7 @@ import click
 from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
 from pmm_shm_client.cli.admin import append, invalidate, status, verify
+from pmm_shm_client.cli.bench import bench
 from pmm_shm_client.cli.chat import chat
 from pmm_shm_client.cli.demo import demo
 from pmm_shm_client.cli.generate import generate
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay):
+for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay, bench):
     cli.add_command(_command)
 
 
