@@ -9,6 +9,9 @@ BENCH_STAMP := $(VENV)/.installed-bench
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
+# A part of the benchmarks.
+ROWS ?=
+EVENTS ?=
 CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
@@ -34,8 +37,8 @@ format: $(STAMP) ## Rewrite the code in the house style.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure what the documentation claims.
-	$(BIN)/python tests/bench_timing.py
+bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: ROWS=1,2 EVENTS=1000,100000.
+	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(EVENTS),--events $(EVENTS)) $(if $(ROWS)$(EVENTS),,--page)
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python tests/bench_search.py
@@ -49,8 +52,8 @@ chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find pmm_shm server client tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
