@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+TOOLS_STAMP := $(VENV)/.installed-tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
@@ -13,9 +14,41 @@ SEED ?=
 ROWS ?=
 EVENTS ?=
 CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--custom-compile-command "make lock" $(LOCK_OPTIONS)
+
+# `make install`: where to. A packager sets PREFIX=/usr and DESTDIR. EXTRAS=openai,wordllama installs embedders, too.
+DESTDIR ?=
+override DESTDIR := $(if $(DESTDIR),$(abspath $(DESTDIR)))
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+EXTRAS ?=
+PROGRAM = $(PREFIX)/lib/pmm-shm
+UNITS = $(PREFIX)/lib/systemd
+FOLDERS = \
+	"$(UNITS)/system" "$(UNITS)/user" "$(UNITS)" "$(PREFIX)/lib/sysusers.d" "$(PREFIX)/lib/tmpfiles.d" \
+	"$(PREFIX)/share/doc/pmm-shm" "$(SYSCONFDIR)/pmm-cached"
+EXAMPLE = $(SYSCONFDIR)/pmm-cached/agent.env.example
+CHECK_PYTHON = \
+	command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3")' || exit 1; \
+	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (on Debian: python3-venv)" >&2; exit 1; }
+# The service has an account of its own, which may not pass through /root, say.
+CHECK_REACHABLE = \
+	if [ "$$(id -u)" = 0 ] && ! setpriv --reuid=65534 --regid=65534 --clear-groups "$(PROGRAM)/bin/python" -c ""; then \
+		echo "error: other accounts cannot run $(PYTHON); name one they can: make install PYTHON=/usr/bin/python3" >&2; \
+		rm -rf "$(PROGRAM)"; exit 1; fi
+INSTALLED = \
+	$(PREFIX)/bin/pmm-cached \
+	$(PREFIX)/bin/pmm-shm \
+	$(UNITS)/system/pmm-cached@.service \
+	$(UNITS)/user/pmm-cached@.service \
+	$(PREFIX)/lib/sysusers.d/pmm-cached.conf \
+	$(PREFIX)/lib/tmpfiles.d/pmm-cached.conf \
+	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-chat chaos clean
+.PHONY: help demo test lint format bench bench-search bench-chat chaos lock audit install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -51,19 +84,66 @@ chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
+# LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
+lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.
+	$(LOCK) --extra dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
+	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
+
+audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
+	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
+
+# The units name the program by its path. A virtual environment and what pip puts into it name the place where they are
+# made, which with DESTDIR is not the one where they will lie.
+install: ## Install program and units: DESTDIR, PREFIX.
+	@$(CHECK_PYTHON)
+	rm -rf "$(DESTDIR)$(PROGRAM)"
+	"$(PYTHON)" -m venv "$(DESTDIR)$(PROGRAM)"
+	@$(if $(DESTDIR),,$(CHECK_REACHABLE))
+	"$(DESTDIR)$(PROGRAM)/bin/python" -m pip --quiet --disable-pip-version-check install --no-compile \
+		".$(if $(EXTRAS),[$(EXTRAS)])"
+	@if [ -n "$(DESTDIR)" ]; then \
+		grep -rlIF "$(DESTDIR)$(PROGRAM)" "$(DESTDIR)$(PROGRAM)/bin" "$(DESTDIR)$(PROGRAM)/pyvenv.cfg" \
+			| xargs -d '\n' sed -i 's|$(DESTDIR)$(PROGRAM)|$(PROGRAM)|g'; fi
+	"$(DESTDIR)$(PROGRAM)/bin/python" -m compileall -q -s "$(DESTDIR)" -p / "$(DESTDIR)$(PROGRAM)/lib"
+	chmod -R u=rwX,go=rX "$(DESTDIR)$(PROGRAM)"
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(SYSCONFDIR)/pmm-cached"
+	ln -sfn ../lib/pmm-shm/bin/pmm-cached "$(DESTDIR)$(PREFIX)/bin/pmm-cached"
+	ln -sfn ../lib/pmm-shm/bin/pmm-shm "$(DESTDIR)$(PREFIX)/bin/pmm-shm"
+	install -D -m 644 "systemd/pmm-cached@.service" "$(DESTDIR)$(UNITS)/system/pmm-cached@.service"
+	install -D -m 644 "systemd/user/pmm-cached@.service" "$(DESTDIR)$(UNITS)/user/pmm-cached@.service"
+	sed -i -e 's|/usr/local/|$(PREFIX)/|g' -e 's|/etc/pmm-cached/|$(SYSCONFDIR)/pmm-cached/|g' \
+		"$(DESTDIR)$(UNITS)/system/pmm-cached@.service" "$(DESTDIR)$(UNITS)/user/pmm-cached@.service"
+	install -D -m 644 systemd/pmm-cached.sysusers "$(DESTDIR)$(PREFIX)/lib/sysusers.d/pmm-cached.conf"
+	install -D -m 644 systemd/pmm-cached.tmpfiles "$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/pmm-cached.conf"
+	install -D -m 644 README.md "$(DESTDIR)$(PREFIX)/share/doc/pmm-shm/README.md"
+	install -m 644 systemd/agent.env.example "$(DESTDIR)$(EXAMPLE)"
+	@$(if $(DESTDIR),,echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
+
+# What the administrator wrote stays: settings, drop-ins, ledgers, the account. So does a directory that is not empty.
+uninstall: ## Remove what install made, and only that.
+	rm -rf "$(DESTDIR)$(PROGRAM)"
+	rm -f $(foreach path,$(INSTALLED),"$(DESTDIR)$(path)")
+	@if cmp -s systemd/agent.env.example "$(DESTDIR)$(EXAMPLE)"; then rm -f "$(DESTDIR)$(EXAMPLE)"; fi
+	@for folder in $(FOLDERS); do \
+		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
+
 clean: ## Remove the environment and everything generated.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
 	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
-	@command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("error: Python 3.10 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3")'
-	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (on Debian: python3-venv)" >&2; exit 1; }
+$(STAMP): pyproject.toml requirements/dev.txt
+	@$(CHECK_PYTHON)
 	@echo "Setting up $(VENV) (once) ..."
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(PIP) install -e ".[dev]"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(BENCH_STAMP): $(STAMP)
-	@$(PIP) install -e ".[bench]"
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	@$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(TOOLS_STAMP): $(STAMP) requirements/tools.txt
+	@$(PIP) install --require-hashes -r requirements/tools.txt
 	@touch $@

@@ -76,7 +76,7 @@ def make_socket_directory(directory: Path, instance: Instance) -> None:
     for one, mode in ((directory.parent, 0o711), (directory, _OWNER)):
         one.mkdir(mode=mode, exist_ok=True)
         _refuse_foreign(one, {os.geteuid()})
-    os.chmod(directory.parent, 0o711)
+    _chmod(directory.parent, 0o711)
     if os.stat(directory).st_gid != wanted.st_gid:
         os.chown(directory, -1, wanted.st_gid)
     _chmod(directory, wanted.st_mode)

@@ -21,6 +21,7 @@ from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryErro
 from pmm_shm.paths import Instance
 
 _LONGEST_NAME = "announcements.sock"
+_SCHEME = "ipc://"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ def choose_endpoints(instance: Instance) -> Endpoints:
     names = ("commands.sock", "admin.sock", _LONGEST_NAME)
     commands, admin, announcements = (str(directory / name) for name in names)
     return Endpoints(commands, admin, announcements, os.getpid())
+
+
+def address_of(path: str) -> str:
+    """ZeroMQ's address of a unix socket. Only this function makes addresses, so nothing is ever reached over a network.
+
+    Raises:
+        DaemonError: not the absolute path of a socket: relative, abstract, another kind of address, or too long.
+    """
+    try:
+        size_bytes = len(path.encode("utf-8"))
+    except UnicodeEncodeError:
+        size_bytes = 0
+    if not path.startswith("/") or "\0" in path or not 0 < size_bytes <= limits.SOCKET_PATH_BYTES_MAX:
+        raise DaemonError(
+            f"{path[:100]!r}: a socket needs an absolute path in UTF-8, of at most {limits.SOCKET_PATH_BYTES_MAX} bytes"
+        )
+    return _SCHEME + path
 
 
 def _short_directory(instance: Instance) -> Path:
@@ -95,11 +113,13 @@ def find_endpoints(instance: Instance) -> Endpoints:
         endpoints = Endpoints(
             str(record["commands"]), str(record["admin"]), str(record["announcements"]), int(record["pid"])
         )
+        for path in (endpoints.commands, endpoints.admin, endpoints.announcements):
+            address_of(path)
     except InstanceDirectoryError as error:
         raise DaemonError(str(error)) from None
     except PermissionError:
         raise _no_permission(instance, instance.directory) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError):
         raise absent from None
     try:
         check_listening(endpoints.commands)

@@ -28,7 +28,9 @@ class NotALedgerError(LedgerError):
 
 
 class LedgerUnreadableError(LedgerError):
-    """The ledger cannot be read from this process: permissions, a failing disk, a journal that nobody rolled back."""
+    """The ledger cannot be read from this process: permissions, a failing disk, a network file system, a journal that
+    nobody rolled back.
+    """
 
 
 class LedgerUnwritableError(LedgerError):
@@ -118,6 +120,10 @@ class UnknownModelError(PmmShmError, KeyError):
 
 class EmbedderError(PmmShmError):
     """An embedder failed, is not installed, or returned what are no vectors; trying again later may help."""
+
+
+class MissingExtraError(PmmShmError):
+    """An optional package is not installed; the message names what to install."""
 
 
 class ProjectionInvariantError(PmmShmError):

@@ -21,6 +21,11 @@ TAIL_BYTES_MAX = 16 << 20
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 32
 
+# The history of the scores: points and changes that are kept however long the log is.
+HISTORY_POINTS_MAX = 1_024
+HISTORY_CHANGES_MAX = 256
+HISTORY_NAME_CHARS_MAX = 80
+
 # Waiting for a busy ledger.
 LEDGER_TIMEOUT_S = 30.0
 BUSY_SLEEP_MIN_S = 0.0001
@@ -62,6 +67,7 @@ BACKOFF_MAX_S = 0.001
 BACKOFF_WINDOW_S = 0.02
 INSTANCE_CHECK_S = 0.25
 DEAD_READERS_CHECK_S = 5.0
+STATUS_REPORT_S = 5.0
 STOP_S = 1.5
 STOP_HARD_S = 1.9
 
@@ -80,6 +86,26 @@ FAREWELL_MS = 200
 LONG_COMMAND_TIMEOUT_S = 600.0
 WAITERS_MAX = 1_024
 SOCKET_PATH_BYTES_MAX = 100
+
+# Peers of the daemon. A client has one request under way on a connection, so these many waiting ones are another's: of
+# requests 1 MiB a connection, of replies to a peer that does not read what 16 of them have, and the rest is dropped.
+REQUESTS_WAITING_MAX = 16
+REPLIES_WAITING_MAX = 16
+# Announcements are hints: who is behind needs only the newest, and a subscription is one byte.
+ANNOUNCEMENTS_WAITING_MAX = 16
+SUBSCRIPTION_BYTES_MAX = 512
+HANDSHAKE_MS = 5_000
+BACKLOG_CONNECTIONS = 128
+# libzmq aborts the process that can accept no more for want of descriptors, and is told of a connection only behind the
+# fact: the daemon allows itself more of them than all connections need.
+CONNECTIONS_MAX = 512
+DESCRIPTORS_WANTED = 16_384
+# libzmq bounds the frames of a message, and not their number, and keeps all until the last one has come. When the
+# daemon's memory has grown by this much while peers are connected, it hangs up on all who may be the cause.
+PEERS_MEMORY_BYTES_MAX = 128 << 20
+PEERS_MEMORY_CHECK_S = 0.05
+FRAMES_PER_TURN = 1_000
+REQUESTS_PER_TURN = 100
 
 # Embeddings.
 TEXT_CHARS_MAX = 1 << 20
@@ -123,10 +149,13 @@ LEASE_KEYS_MAX = EMBED_BATCH_MAX
 
 assert TRUST_PERIOD_S < REPLACEMENT_NOTICED_S
 assert TAIL_FETCH_ROWS <= TAIL_ROWS_MAX <= TAIL_SPAN_IDS
+assert HISTORY_POINTS_MAX % 2 == 0
 assert BUSY_SLEEP_MIN_S < BUSY_SLEEP_MAX_S
 assert BACKOFF_MIN_S < BACKOFF_MAX_S < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
 assert STOP_S < STOP_HARD_S < 2.0
 assert SLOW_POLL_S * 2_000 < LAG_MS_MAX < HEARTBEAT_MS_MAX
 assert LEASE_RENEWAL_S * 2 < LEASE_S < LEASE_LIFE_S
 assert DIMENSION_MAX * 4 * 3 // 2 < MESSAGE_BYTES_MAX
+assert MESSAGE_BYTES_MAX * REQUESTS_WAITING_MAX * 4 < PEERS_MEMORY_BYTES_MAX
+assert CONNECTIONS_MAX * 8 < DESCRIPTORS_WANTED
 assert KEY_BYTES_MAX < 511  # LMDB's own limit, compiled in

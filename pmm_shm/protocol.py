@@ -30,6 +30,8 @@ ADMINISTRATIVE = ORDINARY | {VERIFY, INVALIDATE, INDEX}
 TEXT_KEY_BYTES = 32
 LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
+_REASON_CHARS_MAX = 300
+_MESSAGE_CHARS_MAX = 1_000
 _WAIT_MS_MAX = 24 * 3_600 * 1_000
 
 
@@ -41,7 +43,8 @@ class ProtocolError(ValueError):
     """
 
     def __init__(self, reason: str, request_id: int = 0) -> None:
-        super().__init__(reason)
+        # It may quote a part of the message.
+        super().__init__(reason[:_REASON_CHARS_MAX])
         self.request_id = request_id
 
 
@@ -83,8 +86,9 @@ def _unpack(data: bytes, size_max: int) -> dict[str, Any]:
 
 
 def _check_version(message: dict[str, Any]) -> None:
-    if message.get("v") != VERSION:
-        raise ProtocolError(f"protocol version {message.get('v')!r}, this side speaks {VERSION}")
+    version = message.get("v")
+    if type(version) is not int or version != VERSION:
+        raise ProtocolError(f"protocol version {version!r}, this side speaks {VERSION}")
 
 
 def _is_integer(value: object, low: int, high: int) -> bool:
@@ -225,7 +229,7 @@ def pack_result(request_id: int, result: Any) -> bytes:
 
 def pack_error(request_id: int, code: str, message: str) -> bytes:
     """A reply to a command that was refused or failed."""
-    error = {"code": code, "message": message[:1_000]}
+    error = {"code": code, "message": message[:_MESSAGE_CHARS_MAX]}
     packed: bytes = msgpack.packb(
         {"v": VERSION, "id": request_id, "ok": False, "error": error}, unicode_errors="replace"
     )
@@ -236,10 +240,15 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
     """The result in a reply to request `request_id`.
 
     Raises:
-        CommandError: the daemon refused or failed; the message is its own.
+        CommandError: the daemon refused or failed; the message is its own. Or it speaks another version.
         ProtocolError: not a reply to this request.
     """
     message = _unpack(data, limits.REPLY_BYTES_MAX)
+    version = message.get("v")
+    if type(version) is int and version != VERSION:
+        raise CommandError(
+            f"the daemon speaks protocol version {version}, this client {VERSION}: install the same on both"
+        )
     _check_version(message)
     if message.get("id") != request_id or not isinstance(message.get("ok"), bool):
         raise ProtocolError("not a reply to this request")
@@ -248,7 +257,7 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
     error = message.get("error")
     if not isinstance(error, dict):
         raise ProtocolError("an error reply without an error")
-    raise CommandError(str(error.get("message")))
+    raise CommandError(" ".join(str(error.get("message"))[:_MESSAGE_CHARS_MAX].split()))
 
 
 def unpack_announcement(data: bytes) -> Announcement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ def everything(source: Cache | Frame) -> dict[str, Any]:
     """Every answer, as text that tells 7 from "7", 0.0 from -0.0, and one order of keys from another."""
     identity, commitments = source.identity(), source.commitments()
     metrics, stage, recent = source.metrics(), source.stage(), source.recent()
+    history = source.history()
     values = {
         "self_model": source.self_model(),
         "strict": strict(source),
@@ -32,7 +34,8 @@ def everything(source: Cache | Frame) -> dict[str, Any]:
         "directives": source.directives(),
         "active_directives": source.active_directives(),
         "recent": (recent.reflections, recent.messages, recent.telemetry),
-        "as_of": {answer.as_of for answer in (identity, commitments, metrics, stage, recent)},
+        "history": replace(history, as_of=0),
+        "as_of": {answer.as_of for answer in (identity, commitments, metrics, stage, recent, history)},
     }
     return {name: repr(value) for name, value in values.items()}
 

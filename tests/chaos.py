@@ -54,7 +54,7 @@ from tests.chaos_work import (
     vector_of,
 )
 from tests.daemons import until
-from tests.fork_daemon import ForkedDaemon, _server
+from tests.fork_daemon import ForkedDaemon, server
 
 _FIRST_EVENTS = 2_000
 _STUCK_S = 20.0
@@ -177,7 +177,7 @@ class Chaos:
         if name in WRITERS:
             done = sum(path.read_bytes().count(b"\n") for path in Path(self.folder).glob(f"{name}.*.acks"))
         order = Order(self.ledger, self.folder, name, incarnation, self.wanted.seed, done, self.wanted.journal)
-        process = _server.Process(target=run, args=(order,), daemon=True)
+        process = server.Process(target=run, args=(order,), daemon=True)
         process.start()
         self._clients[name] = process
 
@@ -474,7 +474,7 @@ def chaos(wanted: Wanted, out: TextIO = sys.stderr) -> Report:
     """
     # Processes that start in milliseconds, each with one thread for numpy.
     os.environ.update(daemons.environment(OPENBLAS_NUM_THREADS="1"))
-    _server.set_forkserver_preload(
+    server.set_forkserver_preload(
         ["pmm_cached.main", "tests.chaos_work", "pmm_shm_client.embeddings", "pmm_shm_client.searching"]
     )
     with _folder() as folder:

@@ -25,8 +25,8 @@ from pmm_shm.paths import Instance
 from pmm_shm.protocol import PING
 from tests.daemons import environment
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
 _PR_SET_PDEATHSIG = 1
 UNKNOWN_POINT = 86
 """Exit code of a process that reached a crash point which is not registered."""
@@ -42,7 +42,7 @@ def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.pr
     # The server must find this checkout's packages, whatever is installed, and it has the variables of its start.
     with mock.patch.dict(os.environ, {"PYTHONPATH": environment()["PYTHONPATH"]}):
         forkserver.ensure_running()
-    process = _server.Process(target=_run, args=(dict(os.environ), target, arguments))
+    process = server.Process(target=_run, args=(dict(os.environ), target, arguments))
     process.start()
     return process
 
@@ -83,6 +83,13 @@ def _serve(arguments: list[str], dies_at: DiesAt | None, log: str) -> None:
     with open(log, "a", encoding="utf-8") as nowhere:
         sys.stderr = nowhere
         main()
+
+
+def serve_at(instant: float, arguments: list[str], errors: str) -> None:
+    """`pmm-cached` in this process, from an instant of the monotonic clock on; what it says goes to a file."""
+    while time.monotonic() < instant:
+        pass
+    _serve(arguments, None, errors)
 
 
 class ForkedDaemon:
@@ -132,7 +139,12 @@ class ForkedDaemon:
         return self._process.exitcode
 
     def suspend(self) -> None:
+        """SIGSTOP, and wait until it stands: it may still answer meanwhile."""
         os.kill(self.pid, signal.SIGSTOP)
+        state = Path(f"/proc/{self.pid}/stat")
+        wait_until(
+            lambda: state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", "the daemon to stand"
+        )
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

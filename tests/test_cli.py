@@ -132,7 +132,7 @@ def test_names_of_folds_and_underscores(ledger: str) -> None:
 
 def test_frame_stands_at_one_event(ledger: str) -> None:
     frame = ran_json("read", ledger, "frame")
-    assert set(frame) == {"as_of", *NAMES} - {"frame"}
+    assert set(frame) == {"as_of", *NAMES} - {"frame", "history"}
     assert {frame[name]["as_of"] for name in ("identity", "commitments", "metrics", "stage", "recent")} == {3_000}
 
 

@@ -67,7 +67,15 @@ def test_a_snapshot_without_anything_published_is_a_clear_error(ledger: str, cac
     assert "pmm-cached" in text
     assert name_of(cache) == "Ada"
     with connect(ledger, consistency="snapshot") as other:
-        for read in (other.self_model, other.metrics, other.stage, other.directives, other.recent, other.frame):
+        for read in (
+            other.self_model,
+            other.metrics,
+            other.stage,
+            other.directives,
+            other.recent,
+            other.history,
+            other.frame,
+        ):
             with pytest.raises(SnapshotUnavailableError):
                 read()
         assert name_of(other, consistency="exact") == "Ada"
@@ -307,7 +315,7 @@ def test_stats_of_the_daemon(cache: Cache, start_daemon: StartDaemon) -> None:
     assert numbers["ledger"] == cache.path
     assert (numbers["as_of"], numbers["head_id"], numbers["lag_events"]) == (event_id, event_id, 0)
     assert (numbers["is_published"], numbers["health"], numbers["problem"]) == (True, "healthy", None)
-    assert set(numbers["folds"]) >= {"self_model", "metrics", "stage", "directives", "recent"}
+    assert set(numbers["folds"]) >= {"self_model", "metrics", "stage", "directives", "recent", "history"}
     assert (numbers["malformed_messages"], numbers["quarantined"]) == (0, 0)
 
 
@@ -338,6 +346,7 @@ def test_a_closed_cache_says_so(ledger: str) -> None:
         cache.directives,
         cache.active_directives,
         cache.recent,
+        cache.history,
         lambda: cache.fold("metrics"),
         cache.frame,
         lambda: cache.append("debug", "", {}),

@@ -164,7 +164,7 @@ def test_a_full_disk_below_the_store_leaves_the_old_snapshot(
     numbers = until(lambda: (found := daemon.stats())["problem"] and found, "the daemon says so")
     assert str(daemon.instance.directory) in numbers["problem"]
     assert "No space left" in numbers["problem"]
-    assert numbers["is_degraded"]
+    assert numbers["health"] == "degraded"
     before = published(ledger)
     assert before < 2_100
     with connect(ledger) as cache:

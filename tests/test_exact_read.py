@@ -1,4 +1,4 @@
-"""The exact read, finding by finding: each test fails when what it speaks of is taken out (see `docs/HAZARDS.md`)."""
+"""The exact read, finding by finding: each test fails without what it speaks of (see `docs/RELIABILITY.md`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.answers import everything, replayed
 from tests.daemons import run_python
 
 MARKS = ("auto", "data_version")
-READS = ("identity", "commitments", "metrics", "stage", "recent", "self_model", "directives", "frame")
+READS = ("identity", "commitments", "metrics", "stage", "recent", "history", "self_model", "directives", "frame")
 
 
 class Publisher:
@@ -424,8 +424,32 @@ def test_another_fold_version_is_replayed(
         assert everything(cache) == replayed(ledger)
         assert cache.metrics().ias == pytest.approx(0.25, abs=0.02)
         # The others stand on what is published.
-        assert list(cache._reader._groups["published"].folds) == ["self_model", "stage", "directives", "recent"]
+        assert list(cache._reader._groups["published"].folds) == [
+            "self_model",
+            "stage",
+            "directives",
+            "recent",
+            "history",
+        ]
         assert cache._reader.replays == 1
+
+
+def test_a_fold_that_the_daemon_no_longer_keeps_is_not_published_with_a_newer_position(
+    ledger: str, publish: Callable[[str], Publisher]
+) -> None:
+    """As a worker of the older version meets it, or of a fold that was taken away, until the rebuild has flipped."""
+    fill(ledger, 50)
+    publisher = publish(ledger)
+    kept = [fold for fold in all_folds() if fold.name != "metrics"]
+    follower = Follower(ledger, publisher.writer, kept, Status(ledger))
+    try:
+        foreign(ledger, "commitment_close", "")
+        follower.step()
+    finally:
+        follower.close()
+    assert publisher.writer.header.position.as_of == 51
+    with connect(ledger) as cache:
+        assert everything(cache) == replayed(ledger)
 
 
 def test_another_parameter_is_replayed(
@@ -462,7 +486,7 @@ def test_a_view_is_rebuilt_only_when_its_own_state_changed(
     fill(ledger, 64)
     publisher = publish(ledger) if is_published else None
     with connect(ledger) as cache:
-        names = ("self_model", "metrics", "stage", "directives", "recent")
+        names = ("self_model", "metrics", "stage", "directives", "recent", "history")
         before = {name: cache.fold(name) for name in names}
         for kind, changed in (("user", {"recent"}), ("autonomy_directive", {"directives"}), ("nobody_s", set())):
             for publish_now in (False, is_published):
@@ -523,7 +547,7 @@ def test_one_more_commitment_does_not_decode_ten_thousand(
             assert reads["get"] < 30
 
 
-@pytest.mark.parametrize("name", ["self_model", "directives", "recent"])
+@pytest.mark.parametrize("name", ["self_model", "directives", "recent", "history"])
 def test_a_patched_view_equals_a_new_one(ledger: str, name: str, publish: Callable[[str], Publisher]) -> None:
     publisher = publish(ledger)
     with connect(ledger) as cache:

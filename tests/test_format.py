@@ -23,7 +23,7 @@ from tests.conftest import StartDaemon
 PAGE = (ledgers.ROOT / "docs" / "FORMAT.md").read_text(encoding="utf-8")
 LONG_DIRECTIVE = "keep " * 200 + "going"
 BIG = 1 << 80
-FOLDS = {"self_model", "metrics", "stage", "directives", "recent", "decode"}
+FOLDS = {"self_model", "metrics", "stage", "directives", "recent", "history", "decode"}
 META_OF = {"c-open": {"cid": "c-open", "text": "write", "big": BIG, "nan": float("nan"), "half": "\ud800"}}
 
 
@@ -254,8 +254,10 @@ def test_every_part_is_documented_and_every_documented_part_is_there(published: 
     found |= {Part(fold, "table", name) for fold, name in store.tables}
     quarantined = {part for part in found if part.name == "quarantine"}
     assert {part.fold for part in quarantined} == {"self_model", "decode"}
-    # Nothing has left the queue of opens, so its head is not written yet.
-    not_yet = {Part("metrics", "cell", "opened_head")}
+    # Nothing has left the queue of opens, so its head is not written yet; nor was there another stage, or many points.
+    not_yet = {Part(fold, "cell", "opened_head") for fold in ("metrics", "history")}
+    not_yet |= {Part("history", "cell", name) for name in ("stages", "now", "stride")}
+    not_yet |= {Part("history", "table", "stages")}
     assert found - quarantined == {part for part in documented() if part.fold != "any"} - not_yet
     assert {part for part in documented() if part.fold == "any"} == {
         Part("any", "cell", "quarantine"),
@@ -290,6 +292,10 @@ def test_states(published: tuple[str, Path]) -> None:
     assert tables["directives", "texts"] == {LONG_DIRECTIVE: record}
     assert tables["recent", "messages"] == {first + 13: Pair((ts, "user", "hello"))}
     assert cells["recent", "telemetry"] == Pair((first + 10, 0.5, 0.25, "S1"))
+    assert tables["history", "names"] == {0: Pair((first, "Echo"))}
+    assert cells["history", "points"] == len(tables["history", "points"]) == 7
+    assert cells["history", "point"][:4] == Pair((first + 11, first + 11, 1, "S0"))
+    assert cells["history", "scores"] == cells["metrics", "scores"]
     ((event_id, reason),) = tables["decode", "quarantine"].values()
     assert (event_id, reason) == (first + 14, "meta: not JSON")
     assert raw_rows(path)[-1][0] == first + 15

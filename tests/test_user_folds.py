@@ -225,7 +225,9 @@ def test_a_poison_event_leaves_no_half_written_state(ledger: str, site: Site, st
         assert cache.verify()
 
 
-@pytest.mark.parametrize("error", ["RecursionError()", "AssertionError()", "StopIteration()"])
+@pytest.mark.parametrize(
+    "error", ["RecursionError()", "AssertionError()", "StopIteration()", "SystemExit(0)", "KeyboardInterrupt()"]
+)
 def test_no_kind_of_exception_in_a_fold_ends_the_daemon(
     ledger: str, site: Site, start_daemon: StartDaemon, error: str
 ) -> None:
@@ -298,6 +300,7 @@ BROKEN = {
     "no attribute": (GOOD, "tool_use = tool_use:Absent", "Absent"),
     "syntax error": ("class ToolUse(:\n", None, "does not load"),
     "fails on import": ("raise RuntimeError('broken on purpose')\n", None, "broken on purpose"),
+    "exits on import": ("import sys\nsys.exit(0)\n", None, "does not load: SystemExit"),
     "fails when made": (
         GOOD.replace("    def apply", "    def __init__(self):\n        raise OSError('no luck')\n\n    def apply", 1),
         None,
@@ -337,7 +340,9 @@ def test_a_broken_registration_is_a_fold_error_of_one_line(ledger: str, site: Si
         assert cache.identity().name == cache.frame().identity().name == "Ada"
 
 
-@pytest.mark.parametrize("case", ["no module", "fails on import", "no version", "a name that is built in"])
+@pytest.mark.parametrize(
+    "case", ["no module", "fails on import", "exits on import", "no version", "a name that is built in"]
+)
 def test_a_daemon_with_a_broken_registration_exits_with_one_line(ledger: str, site: Site, case: str) -> None:
     source, entry, expected = BROKEN[case]
     site.install(source, *([entry] if entry else []))

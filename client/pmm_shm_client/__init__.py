@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pmm_shm.late import late_imports
+
 if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm_client.aio import AsyncCache, connect_async
@@ -61,7 +63,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(home), name)
+    with late_imports:
+        value = globals()[name] = getattr(import_module(home), name)
     return value
 
 

@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from pmm_shm import limits, protocol
 from pmm_shm.embedding.contract import Embedder
-from pmm_shm.endpoints import find_endpoints
+from pmm_shm.endpoints import address_of, find_endpoints
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
@@ -116,7 +116,7 @@ class AsyncCache(Cache):
             socket.setsockopt(zmq.CONFLATE, 1)
             socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
             socket.setsockopt(zmq.SUBSCRIBE, b"")
-            socket.connect("ipc://" + path)
+            socket.connect(address_of(path))
             while True:
                 data = await socket.recv()
                 try:
@@ -130,10 +130,10 @@ class AsyncCache(Cache):
         deadline = time.monotonic() + timeout_s
         request = Request(next(_ids), command, args)
         with _context().socket(zmq.DEALER) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+            commands.bound(socket)
             address, pid = commands.endpoint_for(self._instance, command)
             socket.connect(address)
+            # The first message on a socket has room, whatever the daemon does.
             await socket.send(request.pack())
             while True:
                 remaining_s = deadline - time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,9 +10,11 @@ from pathlib import Path
 
 from pmm_shm import protocol
 from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
-from pmm_shm.errors import DaemonError, DaemonTimeoutError, StoreError
+from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, StoreError
 from pmm_shm.paths import Instance
 from pmm_shm_client import commands
+
+_MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def daemon_command() -> list[str]:
@@ -24,6 +27,9 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
     """Whether a daemon answers for this ledger."""
     try:
         commands.call(instance, protocol.PING, {}, timeout_s)
+    except CommandError:
+        # One of another version: it serves the ledger all the same.
+        return True
     except DaemonError:
         return False
     return True
@@ -58,9 +64,12 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
 
 
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
+    # A service manager that started this process would take the daemon's messages for this process's own.
+    environment = {name: value for name, value in os.environ.items() if name not in _MANAGERS_VARIABLES}
     with open(make_file(instance.log_file, PRIVATE_MODE), "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -14,6 +14,7 @@ from pmm_shm import flags, limits, protocol
 from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
@@ -168,20 +169,23 @@ class Cache(Reads):
             InvalidTextError: `user_text` is no text, or longer than any that is embedded.
             UnknownModelError: `recall`, and there is no embedder of this cache's name.
         """
-        from pmm_shm_client.context import Wanted, make_context
+        with late_imports:
+            from pmm_shm_client.context import Wanted, make_context
 
         wanted = Wanted.of(user_text, reflections, recall, messages)
         return make_context(self.frame(), wanted, self.search, self._log.get_event)
 
     def _open_searching(self) -> Searching:
-        from pmm_shm_client.searching import Searching
+        with late_imports:
+            from pmm_shm_client.searching import Searching
 
         made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._texts)
         result: Searching = vars(self).setdefault("_searching", made)
         return result
 
     def _open_embeddings(self) -> Embeddings:
-        from pmm_shm_client.embeddings import Embeddings
+        with late_imports:
+            from pmm_shm_client.embeddings import Embeddings
 
         made = Embeddings(self._instance, self._embedder, self._texts if self._embeds_shared else None)
         # In one step: another thread may make one, too.

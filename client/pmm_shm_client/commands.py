@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm import limits, protocol
-from pmm_shm.endpoints import check_listening, find_endpoints
+from pmm_shm.endpoints import address_of, check_listening, find_endpoints
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.late import late_imports
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import ProtocolError, Request, unpack_reply
 from pmm_shm.verify import VerifyReport
@@ -27,7 +28,8 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
     """This process's ZeroMQ context; that of a parent is left to it."""
-    import zmq
+    with late_imports:
+        import zmq
 
     pid = os.getpid()
     found = _contexts.get(pid)
@@ -45,14 +47,14 @@ def endpoint_for(instance: Instance, command: str) -> tuple[str, int]:
     """
     endpoints = find_endpoints(instance)
     if command in protocol.ORDINARY:
-        return "ipc://" + endpoints.commands, endpoints.pid
+        return address_of(endpoints.commands), endpoints.pid
     try:
         check_listening(endpoints.admin)
     except PermissionError:
         raise CommandError(f"{command} is for the daemon's own user; no permission for {endpoints.admin}") from None
     except OSError as error:
         raise DaemonAbsentError(f"{instance.ledger}: {endpoints.admin}: {error.strerror}") from None
-    return "ipc://" + endpoints.admin, endpoints.pid
+    return address_of(endpoints.admin), endpoints.pid
 
 
 def check_alive(instance: Instance, pid: int, command: str) -> None:
@@ -86,13 +88,13 @@ class Line:
     """
 
     def __init__(self, instance: Instance, command: str) -> None:
-        import zmq
+        with late_imports:
+            import zmq
 
         self._instance = instance
         address, self._pid = endpoint_for(instance, command)
         socket = self._socket = context().socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+        bound(socket)
         socket.connect(address)
 
     def __enter__(self) -> Line:
@@ -103,23 +105,47 @@ class Line:
 
     def ask(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
         """As `call`."""
+        import zmq
+
         deadline = time.monotonic() + timeout_s
         request = Request(next(_ids), command, args)
-        self._socket.send(request.pack())
+        data, is_sent = request.pack(), False
         while True:
             remaining_s = deadline - time.monotonic()
             if remaining_s < 0:
                 raise DaemonTimeoutError(
                     f"{self._instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
                 )
-            if not self._socket.poll(poll_ms(remaining_s)):
+            if not self._socket.poll(poll_ms(remaining_s), zmq.POLLIN if is_sent else zmq.POLLOUT):
                 if remaining_s > limits.DAEMON_CHECK_S:
                     check_alive(self._instance, self._pid, command)
-                continue
-            try:
-                return unpack_reply(self._socket.recv(), request.id)
-            except ProtocolError:
-                continue
+            elif is_sent:
+                try:
+                    return unpack_reply(self._socket.recv(zmq.NOBLOCK), request.id)
+                except (ProtocolError, zmq.Again):
+                    continue
+            else:
+                is_sent = self._send(data)
+
+    def _send(self, data: bytes) -> bool:
+        """Send without waiting: a daemon that stands still lets nothing through. Returns whether it is sent."""
+        import zmq
+
+        try:
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+
+def bound(socket: zmq.Socket[Any]) -> None:
+    """Limit what a new socket to the daemon keeps and lets in."""
+    import zmq
+
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+    socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
+    socket.setsockopt(zmq.RCVHWM, limits.REPLIES_WAITING_MAX)
 
 
 def poll_ms(remaining_s: float) -> int:

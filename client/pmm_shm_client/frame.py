@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm.folds.directives import Directives
+from pmm_shm.folds.history import HistoryView
 from pmm_shm.folds.recent import RecentView
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
 from pmm_shm.folds.stage import StageView
-from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings
 
 if TYPE_CHECKING:
@@ -39,12 +40,17 @@ def _recent(view: RecentView, as_of: int) -> Recent:
     return Recent(view.reflections, view.messages, view.telemetry, as_of)
 
 
+def _history(view: HistoryView, as_of: int) -> History:
+    return History(*view, as_of)
+
+
 RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
     "identity": _identity,
     "commitments": _commitments,
     "metrics": _metrics,
     "stage": _stage,
     "recent": _recent,
+    "history": _history,
 }
 """Read method to the result it makes of its fold's view."""
 
@@ -100,6 +106,9 @@ class Frame:
 
     def recent(self) -> Recent:
         return self._results["recent"]  # type: ignore[no-any-return]
+
+    def history(self) -> History:
+        return self._results["history"]  # type: ignore[no-any-return]
 
     def directives(self) -> list[dict[str, Any]]:
         """Fresh dicts."""

@@ -16,13 +16,13 @@ from pmm_shm_client.counters import ReadCounter
 from pmm_shm_client.frame import RESULTS, Frame, SourceFor
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.replaying import ReplayReading, replayed
-from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
 
 Consistency = Literal["exact", "snapshot", "wait"]
 _CONSISTENCIES = ("exact", "snapshot", "wait")
 _REPLAY = "replay"
-_METRICS_GROUP = frozenset({"metrics", "stage"})
+_METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
 
 
@@ -125,6 +125,10 @@ class Reads(ABC):
     def recent(self, *, consistency: Consistency | None = None) -> Recent:
         """The newest reflections, messages and telemetry."""
         return self._get("recent", consistency)  # type: ignore[no-any-return]
+
+    def history(self, *, consistency: Consistency | None = None) -> History:
+        """IAS and GAS over the life of the ledger, and the changes of stage and name, in bounded space."""
+        return self._get("history", consistency)  # type: ignore[no-any-return]
 
     def fold(self, name: str, *, consistency: Consistency | None = None) -> Any:
         """The view of any fold, built in or registered.

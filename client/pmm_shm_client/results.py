@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import SelfModel
 from pmm_shm.frozen import thawed
@@ -56,6 +57,24 @@ class Recent:
     reflections: tuple[Entry, ...]
     messages: tuple[Entry, ...]
     telemetry: Telemetry | None
+    as_of: int
+
+
+@dataclass(frozen=True)
+class History:
+    """IAS and GAS over the life of the ledger, in bounded space: oldest first.
+
+    A sample is an event behind which IAS or GAS reads otherwise than before; a point is those of `stride` event ids,
+    where there are any. Between two samples the scores stay what they were. `stages` and `names`
+    are the newest 256 changes, `stage_changes` and `name_changes` say how many there were.
+    """
+
+    points: tuple[Point, ...]
+    stride: int
+    stages: tuple[StageChange, ...]
+    stage_changes: int
+    names: tuple[NameChange, ...]
+    name_changes: int
     as_of: int
 
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from pmm_shm import limits
 from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
 from pmm_shm.errors import ConfigError, EmbedderError
+from pmm_shm.late import late_imports
 
 _KNOWN_DIMENSIONS = {
     "text-embedding-3-small": 1536,
@@ -296,6 +297,7 @@ def _without(text: str, *secrets: str) -> str:
 def _imported(module: str) -> Any:
     """A package of the extra."""
     try:
-        return importlib.import_module(module)
+        with late_imports:
+            return importlib.import_module(module)
     except ImportError as error:
         raise EmbedderError(f"embedders of {OpenAIEmbedder.PREFIX!r}: not installed ({error}): {_REMEDY}") from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import EmbedderError, InvalidTextError
+from pmm_shm.late import late_imports
 
 if TYPE_CHECKING:
     from pmm_shm.embedding.contract import Matrix
@@ -101,7 +102,8 @@ def _imported() -> Any:
     root, placeholder = logging.getLogger(), logging.NullHandler()
     root.addHandler(placeholder)
     try:
-        import wordllama
+        with late_imports:
+            import wordllama
     finally:
         root.removeHandler(placeholder)
     return wordllama

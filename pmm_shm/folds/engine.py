@@ -134,38 +134,43 @@ def _apply_event(event: Event, route: _Route, states: States) -> None:
         state = states[fold.name]
         state.begin_event(event.id)
         seen = event
-        if not needs_meta and event.meta:
-            seen = seen._replace(meta={})
-        if not needs_content and event.content:
-            seen = seen._replace(content="")
+        if (not needs_meta and event.meta) or (not needs_content and event.content):
+            content, meta = event.content if needs_content else "", event.meta if needs_meta else {}
+            seen = Event(event.id, event.ts, event.kind, content, meta)
         try:
-            _apply(fold, seen, state)
+            fold.apply(seen, state)
+            if fold.checks_values:
+                state.check_values()
         except (MemoryError, StoreError):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # A fold may call `sys.exit`, too: a daemon that ended with it would end at each start.
             state.rollback()
             _apply_again(fold, seen, state, error)
 
 
-def _apply(fold: Fold, event: Event, state: State) -> None:
-    fold.apply(event, state)
-    if fold.checks_values:
-        state.check_values()
-
-
-def _apply_again(fold: Fold, event: Event, state: State, first: Exception) -> None:
+def _apply_again(fold: Fold, event: Event, state: State, first: BaseException) -> None:
     """Find out whose failure it was: on a fresh stack, where no signal handler runs, only the event's own comes again.
 
     Raises:
-        Exception: `first`, when it came from outside: from a signal handler of the program that reads.
+        BaseException: `first`, when it came from outside: from a signal handler of the program that reads.
         MemoryError, StoreError: it is not the event's.
     """
+
+    def apply() -> None:
+        fold.apply(event, state)
+        if fold.checks_values:
+            state.check_values()
+
     try:
-        on_fresh_stack(lambda: _apply(fold, event, state))
+        on_fresh_stack(apply)
     except (MemoryError, StoreError):
         raise
-    except Exception as error:
+    except BaseException as error:
         state.rollback()
+        if not isinstance(first, Exception) and type(error) is not type(first):
+            # The program is told to end, at an event that the fold fails at, too.
+            raise first from None
         state.quarantine(f"{type(error).__name__}: {error}"[:200])
     else:
         if not isinstance(first, RecursionError):

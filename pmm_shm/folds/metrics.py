@@ -9,7 +9,7 @@ State:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import Column, Fold
@@ -45,26 +45,21 @@ class MetricsFold(Fold):
         "autonomy_tick": (),
     }
 
-    def __init__(self) -> None:
-        self._handlers = {
-            "identity_adopt": _identity_adopt,
-            "commitment_open": _commitment_open,
-            "commitment_close": _commitment_close,
-            "reflection": _reflection,
-            "invariant_violation": _invariant_violation,
-            "autonomy_tick": _autonomy_tick,
-        }
-
     def apply(self, event: Event, state: State) -> None:
-        self._handlers[event.kind](event, state)
+        METRICS_STEPS[event.kind](event, state)
 
     def view(self, state: State) -> Scores:
-        ias, gas = state.get("scores", _ZERO)
-        ias_feedback = (ias - 0.5) * 0.1
-        gas_feedback = (gas - 0.5) * 0.05
-        gas = gas + ias_feedback
-        ias = ias + gas_feedback
-        return Scores(max(0.0, min(ias, 1.0)), max(0.0, min(gas, 1.0)))
+        return Scores(*scores_read(state))
+
+
+def scores_read(state: State) -> tuple[float, float]:
+    """(IAS, GAS) as they are read of a state of `METRICS_STEPS`; reading changes nothing."""
+    ias, gas = state.get("scores", _ZERO)
+    ias_feedback = (ias - 0.5) * 0.1
+    gas_feedback = (gas - 0.5) * 0.05
+    gas = gas + ias_feedback
+    ias = ias + gas_feedback
+    return max(0.0, min(ias, 1.0)), max(0.0, min(gas, 1.0))
 
 
 def _identity_adopt(event: Event, state: State) -> None:
@@ -160,3 +155,14 @@ def _autonomy_tick(event: Event, state: State) -> None:
         if distance > 0 and distance % 5 == 0:
             ias += 0.03
     state["scores"] = (ias, gas)
+
+
+METRICS_STEPS: Mapping[str, Callable[[Event, State], None]] = {
+    "identity_adopt": _identity_adopt,
+    "commitment_open": _commitment_open,
+    "commitment_close": _commitment_close,
+    "reflection": _reflection,
+    "invariant_violation": _invariant_violation,
+    "autonomy_tick": _autonomy_tick,
+}
+"""Event kind to what an event of it does to a state; the one implementation, for every fold that needs the scores."""

@@ -12,13 +12,14 @@ from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
 from pmm_shm.folds.directives import DirectivesFold
 from pmm_shm.folds.engine import DECODE
+from pmm_shm.folds.history import HistoryFold
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.stage import StageFold
 
 GROUP = "pmm_shm.folds"
-BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold)
+BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 BUILT_IN_NAMES = frozenset(fold.name for fold in BUILT_IN)
 
 
@@ -40,8 +41,9 @@ def registered_folds() -> list[Fold]:
             fold = check_fold(loaded() if isinstance(loaded, type) else loaded)
         except FoldError:
             raise
-        except Exception as error:
-            raise FoldError(f"fold {entry.name!r} ({entry.value}) does not load: {error}") from error
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise FoldError(f"fold {entry.name!r} ({entry.value}) does not load: {reason}") from error
         if fold.name in folds or fold.name in BUILT_IN_NAMES or fold.name == DECODE:
             raise FoldError(f"fold {entry.name!r} ({entry.value}): the name {fold.name!r} is taken")
         folds[fold.name] = fold

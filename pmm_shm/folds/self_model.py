@@ -12,7 +12,7 @@ An entry's place is a number that grows: sorting by it gives the order of insert
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,7 @@ from pmm_shm.ledger.rows import Event
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 MAX_TRAIT_DELTA = 0.05
-_TRAIT_INDEX = {name: index for index, name in enumerate(TRAITS)} | {name[0]: i for i, name in enumerate(TRAITS)}
+TRAIT_INDEX = {name: index for index, name in enumerate(TRAITS)} | {name[0]: i for i, name in enumerate(TRAITS)}
 _NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5)
 _NAME_CHANGED = re.compile(r"name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
 Cid = str | int
@@ -117,9 +117,7 @@ class SelfModelFold(Fold):
         self._max_trait_delta = max_trait_delta
         self.parameters = {"max_trait_delta": max_trait_delta}
         self._handlers = {
-            "identity_change": _identity_change,
-            "identity_adopt": _identity_adopt,
-            "identity_clear": _identity_clear,
+            **IDENTITY_STEPS,
             "trait_update": self._trait_update,
             "commitment_open": _commitment_open,
             "evidence_candidate": _evidence_candidate,
@@ -141,16 +139,8 @@ class SelfModelFold(Fold):
         return _view(state, entries["open"], entries["expired"])
 
     def _trait_update(self, event: Event, state: State) -> None:
-        delta = event.meta.get("delta")
-        trait = str(event.meta.get("trait") or "").strip().lower()
-        # Keys of the *many* shape are not stripped.
-        items = (
-            [(key.lower(), value) for key, value in delta.items()] if isinstance(delta, dict) and not trait else None
-        )
-        for key, value in [(trait, delta)] if items is None else items:
-            index = _TRAIT_INDEX.get(key)
-            if index is not None:
-                self._move(state, index, to_float(value) or 0.0)
+        for index, delta in trait_deltas(event.meta):
+            self._move(state, index, delta)
 
     def _move(self, state: State, index: int, delta: float) -> None:
         limit = self._max_trait_delta
@@ -159,6 +149,20 @@ class SelfModelFold(Fold):
             values = list(state.get(cell, _NEUTRAL))
             values[index] = max(0.0, min(1.0, values[index] + amount))
             state[cell] = tuple(values)
+
+
+def trait_deltas(meta: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """(index in `TRAITS`, delta) of each change that a `trait_update` with this meta makes, in order."""
+    delta = meta.get("delta")
+    trait = str(meta.get("trait") or "").strip().lower()
+    # Keys of the *many* shape are not stripped.
+    items = [(key.lower(), value) for key, value in delta.items()] if isinstance(delta, dict) and not trait else None
+    deltas = []
+    for key, value in [(trait, delta)] if items is None else items:
+        index = TRAIT_INDEX.get(key)
+        if index is not None:
+            deltas.append((index, to_float(value) or 0.0))
+    return deltas
 
 
 def _view(state: State, open_entries: Entries, expired_entries: Entries) -> SelfModel:
@@ -212,6 +216,14 @@ def _identity_adopt(event: Event, state: State) -> None:
 def _identity_clear(event: Event, state: State) -> None:
     state["name"] = None
     state["adopted"] = False
+
+
+IDENTITY_STEPS: Mapping[str, Callable[[Event, State], None]] = {
+    "identity_change": _identity_change,
+    "identity_adopt": _identity_adopt,
+    "identity_clear": _identity_clear,
+}
+"""Event kind to what an event of it does to the cells `name` and `adopted`; the one implementation."""
 
 
 def _cid(event: Event, state: State) -> Cid | None:

@@ -36,32 +36,48 @@ class StageFold(Fold):
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply(self, event: Event, state: State) -> None:
-        pair = score_pair(event.meta)
-        if pair is None:
-            return
-        ias, gas = to_float(pair[0]), to_float(pair[1])
-        if ias is not None and gas is not None:
-            cell = _CELLS[event.kind]
-            before: tuple[Any, ...] = state.get(cell, ())
-            state[cell] = (*before[1 - WINDOW :], (ias, gas))
+        note_telemetry(event, state)
 
     def view(self, state: State) -> StageView:
-        ticks, reflections = state.get("ticks", ()), state.get("reflections", ())
-        missing = WINDOW - len(ticks)
-        pairs = ticks + (reflections[-missing:] if missing else ())
-        ias_mean, gas_mean = _mean([pair[0] for pair in pairs]), _mean([pair[1] for pair in pairs])
-        snapshot = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": len(pairs), "window": WINDOW})
+        ias_mean, gas_mean, count = _means(state)
+        snapshot = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": count, "window": WINDOW})
         return StageView(_stage(ias_mean, gas_mean), snapshot)
 
 
-def _mean(values: list[float]) -> float:
-    if not values:
-        return 0.0
+def note_telemetry(event: Event, state: State) -> bool:
+    """Take in the telemetry of a tick or a reflection; returns whether it had any."""
+    pair = score_pair(event.meta)
+    if pair is None:
+        return False
+    ias, gas = to_float(pair[0]), to_float(pair[1])
+    if ias is None or gas is None:
+        return False
+    cell = _CELLS[event.kind]
+    before: tuple[Any, ...] = state.get(cell, ())
+    state[cell] = (*before[1 - WINDOW :], (ias, gas))
+    return True
+
+
+def stage_of(state: State) -> str:
+    """The stage, as a state of `note_telemetry` has it."""
+    ias_mean, gas_mean, _ = _means(state)
+    return _stage(ias_mean, gas_mean)
+
+
+def _means(state: State) -> tuple[float, float, int]:
+    """(mean of IAS, mean of GAS, number of pairs)."""
+    ticks, reflections = state.get("ticks", ()), state.get("reflections", ())
+    missing = WINDOW - len(ticks)
+    pairs = ticks + (reflections[-missing:] if missing else ())
+    if not pairs:
+        return 0.0, 0.0, 0
     # Not `sum`: from Python 3.12 on it compensates, and the last bit differs.
-    total = 0.0
-    for value in values:
-        total = total + value
-    return total / float(len(values))
+    ias_total = gas_total = 0.0
+    for ias, gas in pairs:
+        ias_total = ias_total + ias
+        gas_total = gas_total + gas
+    count = float(len(pairs))
+    return ias_total / count, gas_total / count, len(pairs)
 
 
 def _stage(ias: float, gas: float) -> str:

@@ -30,6 +30,8 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
+from pmm_shm.file_systems import network_file_system
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     HeldByOldUsersError,
     check_file,
@@ -40,7 +42,7 @@ from pmm_shm.ledger.files import (
     refuse_foreign_wal,
 )
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, retry_busy, translated
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
 _READING: tuple[Mode, ...] = ("ro", "immutable")
@@ -195,6 +197,7 @@ class Connection:
 
     def _open_once(self) -> sqlite3.Connection:
         check_file(self.path, may_be_made=self.mode == "rwc")
+        self._refuse_network()
         self._close_own_old_users()
         shm_before = inode_of(self.path + "-shm")
         is_known = self._is_known_index(shm_before)
@@ -254,10 +257,18 @@ class Connection:
         if users and not index_fits(handle, self.path):
             raise HeldByOldUsersError(sorted(users))
 
-    def _cannot_open(self, error: sqlite3.Error) -> LedgerError:
+    def _refuse_network(self) -> None:
+        name = network_file_system(os.path.dirname(self.path))
+        if name is not None:
+            raise self._cannot_open(
+                f"it lies on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
+                "move the ledger to a local disk"
+            )
+
+    def _cannot_open(self, reason: object) -> LedgerError:
         if self.mode in _READING:
-            return LedgerUnreadableError(f"{self.path}: {error}")
-        return LedgerUnwritableError(f"{self.path}: {error}")
+            return LedgerUnreadableError(f"{self.path}: {reason}")
+        return LedgerUnwritableError(f"{self.path}: {reason}")
 
     def _inspect(self, handle: sqlite3.Connection) -> None:
         """Read the schema in one transaction, and prove within it that the lock is really there."""
@@ -290,10 +301,7 @@ class Connection:
             return
         if self._shm_inode is None or not os.access(self.path + "-shm", os.W_OK):
             # SQLite reads on with an index of its own in memory, which nobody keeps in step with the writers.
-            raise LedgerUnreadableError(
-                f"{self.path}: without permission to write in its directory, a WAL ledger can be read only while a "
-                "program that has it keeps the ledger open"
-            )
+            raise no_index(self.path)
         raise LockLostError(_lock_lost(self.path))
 
     def _usable_columns(self, columns: list[str], tables: int) -> tuple[str, ...]:
@@ -373,9 +381,12 @@ def _before_fork() -> None:
         connection.lock.acquire()
         _closed_for_fork.append(connection)
         connection.close()
+    # The last one: who holds it waits for no connection.
+    late_imports.acquire()
 
 
 def _after_fork() -> None:
+    late_imports.release()
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 

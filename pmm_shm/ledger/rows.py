@@ -123,15 +123,15 @@ def on_fresh_stack(action: Callable[[], T]) -> T:
     """Run `action` where the caller's own depth does not count: no answer may depend on the stack.
 
     Raises:
-        Exception: what `action` raised.
+        BaseException: what `action` raised.
     """
     result: list[T] = []
-    failure: list[Exception] = []
+    failure: list[BaseException] = []
 
     def run() -> None:
         try:
             result.append(action())
-        except Exception as error:
+        except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=run)

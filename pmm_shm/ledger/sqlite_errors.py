@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -56,6 +57,19 @@ def is_busy(error: sqlite3.Error) -> bool:
     return str(error).startswith(_BUSY)
 
 
+def no_index(path: str) -> LedgerUnreadableError:
+    """The error of a reader that may not make the `-shm` file of a WAL ledger, where nobody keeps one for it."""
+    return LedgerUnreadableError(
+        f"{path}: without permission to write in its directory, a WAL ledger can be read only while a program that has "
+        "it keeps the ledger open"
+    )
+
+
+def _may_make_index(path: str) -> bool:
+    index = path + "-shm"
+    return os.access(index if os.path.exists(index) else os.path.dirname(path), os.W_OK)
+
+
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
     """Our error for one of SQLite's; `is_reader` tells which kind of connection it came from."""
     text = str(error)
@@ -64,6 +78,8 @@ def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerErr
     if any(part in text for part in _NOT_A_DATABASE):
         return NotALedgerError(f"{path}: {text}")
     if text == _NO_ROLLBACK and is_reader:
+        if not os.path.exists(path + "-journal") and not _may_make_index(path):
+            return no_index(path)
         return HotJournalError(f"{path}: a writer died within a transaction; the next append, or sqlite3, repairs it")
     if is_reader:
         return LedgerUnreadableError(f"{path}: {text}")

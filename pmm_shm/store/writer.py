@@ -76,7 +76,11 @@ class StoreWriter:
         return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
 
     def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
-        """Write what the overlays hold, and move the position, in one commit."""
+        """Write what the overlays hold, and move the position, in one commit.
+
+        A fold that is not in `states` is no longer published: its state does not stand at the new position.
+        """
+        folds = {fold.name: self._header.folds[fold.name] for fold in states}
         touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
         record = TouchedRecord(
             self._header.position.event_id, {name: t for name, t in touched.items() if t != Touched()}
@@ -86,7 +90,7 @@ class StoreWriter:
         def write(transaction: Records) -> Header:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
-            header = self._next(position=position)
+            header = self._next(position=position, folds=folds)
             transaction.put(touched_key(header.sequence), record.pack())
             transaction.delete(touched_key(max(0, header.sequence - limits.TOUCHED_COMMITS_MAX)))
             return header

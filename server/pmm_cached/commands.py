@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ import zmq
 
 from pmm_cached.leases import Answer, Leases
 from pmm_cached.logs import Logger
+from pmm_cached.peers import Excess, MemoryWatch, Peers, allow_descriptors
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_shm import limits, protocol
 from pmm_shm.crash_points import reach
-from pmm_shm.endpoints import Endpoints
+from pmm_shm.endpoints import Endpoints, address_of
 from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
 from pmm_shm.store.text_vectors import TextVector
 
@@ -32,7 +34,24 @@ _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600
 _ROOT = 0
 _COMPLAINTS_MAX = 10
+_BOUNDS: dict[int, tuple[tuple[zmq.SocketOption, int], ...]] = {
+    zmq.ROUTER: (
+        (zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX),
+        (zmq.RCVHWM, limits.REQUESTS_WAITING_MAX),
+        (zmq.SNDHWM, limits.REPLIES_WAITING_MAX),
+        (zmq.HANDSHAKE_IVL, limits.HANDSHAKE_MS),
+        (zmq.BACKLOG, limits.BACKLOG_CONNECTIONS),
+    ),
+    zmq.PUB: (
+        (zmq.MAXMSGSIZE, limits.SUBSCRIPTION_BYTES_MAX),
+        (zmq.RCVHWM, limits.ANNOUNCEMENTS_WAITING_MAX),
+        (zmq.SNDHWM, limits.ANNOUNCEMENTS_WAITING_MAX),
+        (zmq.HANDSHAKE_IVL, limits.HANDSHAKE_MS),
+        (zmq.BACKLOG, limits.BACKLOG_CONNECTIONS),
+    ),
+}
 _LOOK_S = 0.1
+_QUIET_S = 1.0
 Done = Callable[[dict[str, Any] | None, str | None], None]
 Reply = Callable[[bytes], None]
 
@@ -59,6 +78,35 @@ class _Waiter:
     deadline: float
     request_id: int
     reply: Reply
+    peer: bytes
+
+
+class _Inbox:
+    """Receives the messages of a ROUTER frame by frame, for libzmq bounds frames and not messages; of each, only the
+    first frame is kept.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._identity = self._data = b""
+        self._frames = 0
+
+    def receive(self) -> tuple[bytes, bytes, int] | None:
+        """The next (peer, first frame, number of frames); None where there is none yet, or its end is far."""
+        for _ in range(limits.FRAMES_PER_TURN):
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            if self._frames == 0:
+                self._identity, self._data = frame, b""
+            elif self._frames == 1:
+                self._data = frame
+            self._frames += 1
+            if not self._socket.getsockopt(zmq.RCVMORE):
+                frames, self._frames = self._frames - 1, 0
+                return self._identity, self._data, frames
+        return None
 
 
 class CommandServer:
@@ -77,12 +125,23 @@ class CommandServer:
         self._status = status
         self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._connections_max = allow_descriptors()
+        self._peers: dict[zmq.Socket[bytes], Peers] = {}
+        self._memory = MemoryWatch()
         self._commands = self._bind(zmq.ROUTER, endpoints.commands, _GROUP_MODE)
         self._admin = self._bind(zmq.ROUTER, endpoints.admin, _OWNER_MODE)
         self._publisher = self._bind(zmq.PUB, endpoints.announcements, _GROUP_MODE)
+        self._inboxes = {
+            self._commands: (_Inbox(self._commands), protocol.ORDINARY),
+            self._admin: (_Inbox(self._admin), protocol.ADMINISTRATIVE),
+        }
         self._outbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waiters: list[_Waiter] = []
+        self._is_watching = False
+        self._memory_looked = 0.0
+        self._peers_seen = -_QUIET_S
+        self._hang_ups_logged = 0
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
 
@@ -94,6 +153,8 @@ class CommandServer:
         self._is_stopping = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        for peers in self._peers.values():
+            peers.close()
         for socket in (self._commands, self._admin):
             # The last answers are on their way.
             socket.close(linger=limits.FAREWELL_MS)
@@ -143,7 +204,9 @@ class CommandServer:
     def _bind(self, kind: int, path: str, mode: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
+        for option, value in _BOUNDS[kind]:
+            socket.setsockopt(option, value)
+        self._peers[socket] = Peers(socket, self._connections_max)
         with _no_matter():
             os.unlink(path)
         if mode == _OWNER_MODE:
@@ -151,7 +214,7 @@ class CommandServer:
         before = os.umask(0o777 & ~mode)
         try:
             reach("socket.before")
-            socket.bind("ipc://" + path)
+            socket.bind(address_of(path))
             reach("socket.bound")
         finally:
             os.umask(before)
@@ -163,17 +226,22 @@ class CommandServer:
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        poller.register(self._commands, zmq.POLLIN)
-        poller.register(self._admin, zmq.POLLIN)
+        for peers in self._peers.values():
+            poller.register(peers.monitor, zmq.POLLIN)
+        for socket in self._inboxes:
+            poller.register(socket, zmq.POLLIN)
+        # Nothing is received from it, but who unsubscribes is forgotten only when its thread looks at it.
+        poller.register(self._publisher, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         while not self._is_stopping:
             ready = dict(poller.poll(self._timeout_ms()))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
+            self._look_at_peers()
             self._send_posted()
-            for socket, allowed in ((self._commands, protocol.ORDINARY), (self._admin, protocol.ADMINISTRATIVE)):
+            for socket in self._inboxes:
                 if socket in ready:
-                    self._receive(socket, allowed)
+                    self._receive(socket)
             self._answer_waiters()
             self._leases.advance()
         self._send_posted()
@@ -184,6 +252,8 @@ class CommandServer:
         leases = self._leases.next_instant()
         if leases is not None:
             instants.append(leases)
+        if self._is_watching:
+            instants.append(self._memory_looked + limits.PEERS_MEMORY_CHECK_S)
         if not instants:
             return None
         return max(0, int((min(instants) - time.monotonic()) * 1_000) + 1)
@@ -197,44 +267,73 @@ class CommandServer:
             with _no_matter():
                 action()
 
-    def _receive(self, socket: zmq.Socket[bytes], allowed: frozenset[str]) -> None:
+    def _look_at_peers(self) -> None:
+        for peers in self._peers.values():
+            ended = peers.look()
+            if ended:
+                self._hung_up(ended, "too many connections")
+        self._status.connections = sum(map(len, self._peers.values()))
+        # The administrative socket is the daemon's own user's, who need not ask to be let in.
+        others = [self._peers[socket] for socket in (self._commands, self._publisher)]
+        now = time.monotonic()
+        if any(others):
+            self._peers_seen = now
+        # A while longer than they are there, so that nobody who comes back at once is taken for the daemon's own.
+        was_watching, self._is_watching = self._is_watching, now < self._peers_seen + _QUIET_S
+        if was_watching != self._is_watching:
+            self._memory.rest()
+        elif not self._is_watching or now < self._memory_looked + limits.PEERS_MEMORY_CHECK_S:
+            return
+        self._memory_looked = now
+        excess = self._memory.look()
+        if excess is not Excess.NONE:
+            is_new = excess is Excess.NEW
+            self._hung_up(sum(peers.hang_up(spares_quiet=is_new) for peers in others), "peers hold too much memory")
+
+    def _hung_up(self, count: int, reason: str) -> None:
+        self._status.hang_ups += count
+        if self._hang_ups_logged < _COMPLAINTS_MAX:
+            self._hang_ups_logged += 1
+            self._log.warning("hung up", connections=count, reason=reason)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
         # A bounded number, so that one flood does not keep the other socket waiting.
-        for _ in range(100):
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+        inbox, allowed = self._inboxes[socket]
+        for _ in range(limits.REQUESTS_PER_TURN):
+            message = inbox.receive()
+            if message is None:
                 return
-            self._handle(socket, frames, allowed)
+            self._handle(socket, *message, allowed)
 
-    def _handle(self, socket: zmq.Socket[bytes], frames: list[bytes], allowed: frozenset[str]) -> None:
-        identity = frames[0]
-
+    def _handle(
+        self, socket: zmq.Socket[bytes], identity: bytes, data: bytes, frames: int, allowed: frozenset[str]
+    ) -> None:
         def reply(data: bytes) -> None:
             with _no_matter():
                 socket.send_multipart([identity, data], zmq.NOBLOCK)
 
         try:
-            if len(frames) != 2:
-                raise ProtocolError(f"a message of {len(frames) - 1} frames; one is read")
-            request = unpack_request(frames[1], allowed)
+            if frames != 1:
+                raise ProtocolError(f"a message of {frames} frames; one is read")
+            request = unpack_request(data, allowed)
         except ProtocolError as error:
             self._complain(error)
             reply(pack_error(error.request_id, "malformed", str(error)))
             return
         self._status.commands += 1
         try:
-            self._carry_out(request, reply)
+            self._carry_out(request, reply, identity)
         except Exception as error:
             self._log.exception("command failed", command=request.command)
             reply(pack_error(request.id, "failed", f"{type(error).__name__}: {error}"))
 
-    def _carry_out(self, request: Request, reply: Reply) -> None:
+    def _carry_out(self, request: Request, reply: Reply, peer: bytes) -> None:
         if request.command == protocol.PING:
             reply(pack_result(request.id, {"pid": os.getpid(), "as_of": self._status.as_of}))
         elif request.command == protocol.STATS:
             reply(pack_result(request.id, self._backend.stats()))
         elif request.command == protocol.WAIT:
-            self._wait(request, reply)
+            self._wait(request, reply, peer)
         elif request.command == protocol.LEASE:
             self._lease(request, reply)
         elif request.command == protocol.RENEW:
@@ -291,12 +390,25 @@ class CommandServer:
         else:
             reply(pack_result(request.id, claim._asdict()))
 
-    def _wait(self, request: Request, reply: Reply) -> None:
-        if not self._may_wait():
+    def _wait(self, request: Request, reply: Reply, peer: bytes) -> None:
+        if not self._may_wait() and not self._make_room(peer):
             reply(pack_error(request.id, "busy", f"{limits.WAITERS_MAX} clients wait already"))
             return
         deadline = time.monotonic() + request.args["timeout_ms"] / 1_000
-        self._waiters.append(_Waiter(request.args["event_id"], deadline, request.id, reply))
+        self._waiters.append(_Waiter(request.args["event_id"], deadline, request.id, reply, peer))
+
+    def _make_room(self, peer: bytes) -> bool:
+        """Send away the oldest wait of whoever has most, for one who has less. Returns whether there is room now."""
+        counts = Counter(waiter.peer for waiter in self._waiters)
+        if not counts:
+            return False
+        greediest, most = counts.most_common(1)[0]
+        if counts[peer] + 1 >= most:
+            return False
+        waiter = next(waiter for waiter in self._waiters if waiter.peer == greediest)
+        self._waiters.remove(waiter)
+        waiter.reply(pack_error(waiter.request_id, "busy", f"{limits.WAITERS_MAX} clients wait, and this one has most"))
+        return True
 
     def _start_job(self, request: Request, reply: Reply) -> None:
         fold = request.args.get("fold")

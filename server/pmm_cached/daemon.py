@@ -14,6 +14,7 @@ from pmm_cached.indexer import Indexer
 from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
+from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.settings import Settings
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
@@ -58,6 +59,8 @@ class Daemon:
         self._standstill = threading.Lock()
         self._status = Status(self._instance.ledger)
         self._probe = HeadProbe(self._instance.ledger)
+        self._notifier = Notifier()
+        self._reporter = StatusReporter(self._notifier, self.stats, log)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
@@ -76,7 +79,7 @@ class Daemon:
         )
         record_endpoints(self._instance, self._endpoints)
         self._watch = Watch(self._instance.ledger)
-        self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status)
+        self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status, self._notifier.feed)
         self._maintenance = Maintenance(
             self._instance.ledger,
             self._writer,
@@ -104,6 +107,9 @@ class Daemon:
         self._commands.start()
         self._maintenance.start()
         self._indexer.start()
+        # The sockets answer. Readers need no more of a daemon, so nothing waits for a rebuild.
+        self._notifier.ready()
+        self._reporter.start()
         try:
             self._rebuild_missing()
             self._follow()
@@ -205,13 +211,14 @@ class Daemon:
         """
         if quiet_s < limits.BACKOFF_WINDOW_S:
             return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
-        return self._settings.slow_poll_s
+        return min(self._settings.slow_poll_s, self._notifier.feeding_s)
 
     def _step(self) -> bool:
         """Follow to the head. Returns whether there was anything new."""
         found = False
         with self._standstill:
-            looked = self._status.followed_monotonic = time.monotonic()
+            looked = time.monotonic()
+            self._follower.progressed()
             if not self._follower.has_news():
                 self._status.caught_up_monotonic = looked
                 return False
@@ -266,9 +273,10 @@ class Daemon:
     def _shut_down(self) -> None:
         # The follower came back: what is left has time limits of its own.
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+        self._notifier.stopping()
         deadline = time.monotonic() + limits.STOP_S
         is_idle = True
-        for part in (self._maintenance, self._indexer, self._texts):
+        for part in (self._reporter, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
         # Where the directory is another's, so are the sockets and the mark that stand there.
         is_ours = self._lock.is_held()
@@ -281,6 +289,7 @@ class Daemon:
             # Closing the store under the thread that uses it would crash. What is published stands as it is.
             self._log.warning("a job did not end in time; the store is left without the mark of a clean shutdown")
         self._watch.close()
+        self._notifier.close()
         self._lock.release()
         self._log.info("stopped", as_of=self._status.as_of)
 

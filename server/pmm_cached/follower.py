@@ -24,6 +24,7 @@ from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
 
 _BATCH_S = 0.1
+_ROWS_PER_SIGN = 64
 
 
 def all_folds() -> list[Fold]:
@@ -54,14 +55,23 @@ class Follower:
         writer: the store.
         folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
         status: where the numbers go.
+        on_progress: called, from whichever thread, whenever the follower has come on.
     """
 
-    def __init__(self, path: str, writer: StoreWriter, folds: list[Fold], status: Status) -> None:
+    def __init__(
+        self,
+        path: str,
+        writer: StoreWriter,
+        folds: list[Fold],
+        status: Status,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         self.connection = Connection(path, "ro")
         self._freshness = Freshness(self.connection)
         self._writer = writer
         self._folds = folds
         self._status = status
+        self._on_progress = on_progress
         self._mark: Mark | None = None
         # The header of an empty WAL is always the same: a mark dies with its connection.
         self.connection.on_close(self._forget_mark)
@@ -102,7 +112,7 @@ class Follower:
             LedgerError: the ledger cannot be read.
             StoreError: it cannot be published; the last snapshot stands.
         """
-        self._status.followed_monotonic = time.monotonic()
+        self.progressed()
         if not self._live:
             return Step(0, True, True)
         mark = self._take_mark()
@@ -133,6 +143,11 @@ class Follower:
         with self.connection.lock, self.connection.one_snapshot():
             self._to_head()
             action()
+
+    def progressed(self) -> None:
+        """Tell that the follower, or who works for it while it stands still, has come on."""
+        self._status.followed_monotonic = time.monotonic()
+        self._on_progress()
 
     def is_anchored(self) -> bool:
         """Whether the log continues what is published."""
@@ -184,7 +199,10 @@ class Follower:
                 tail = self._reader.read(position)
             if not tail.is_anchored:
                 return Step(0, False, False), position
-            self._engine.apply(tail.rows, self._states)
+            for start in range(0, len(tail.rows), _ROWS_PER_SIGN):
+                # A slow fold is no hanging one.
+                self._engine.apply(tail.rows[start : start + _ROWS_PER_SIGN], self._states)
+                self.progressed()
             rows += len(tail.rows)
             position = tail.position
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:

@@ -36,7 +36,7 @@ class Ahead(NamedTuple):
 
 
 class HeadProbe:
-    """Reads the ledger's head; for one thread."""
+    """Reads the ledger's head. Thread-safe."""
 
     def __init__(self, path: str) -> None:
         self._connection = Connection(path, "ro", limits.HEAD_PROBE_S)

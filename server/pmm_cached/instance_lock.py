@@ -8,6 +8,7 @@ import os
 from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonRunningError, StoreError
+from pmm_shm.file_systems import existing_part, network_file_system
 from pmm_shm.paths import Instance
 
 
@@ -16,11 +17,18 @@ class InstanceLock:
 
     Raises:
         DaemonRunningError: another daemon holds it.
-        StoreError: the instance directory cannot be made or written, or is another user's.
+        StoreError: the instance directory cannot be made or written, is another user's, or lies on a network's file
+            system.
     """
 
     def __init__(self, instance: Instance) -> None:
         self._path = instance.lock_file
+        network = network_file_system(existing_part(instance.directory))
+        if network is not None:
+            raise StoreError(
+                f"{instance.directory}: it lies on {network}, a network file system, where no memory can be shared; "
+                "set PMM_SHM_DIR to a directory on a local disk"
+            )
         make_directory(instance)
         try:
             self._descriptor = make_file(self._path, PRIVATE_MODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 
@@ -113,6 +114,9 @@ def _command(
         None if name == "none" else name,
         kinds,
     )
+    # Where a watchdog's SIGABRT, or a crash, found each thread.
+    if sys.stderr is not None:
+        faulthandler.enable()
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())

@@ -178,7 +178,7 @@ class Maintenance:
         except Stopped:
             return
         except BaseException as error:
-            # A fold that calls `sys.exit`, say. Without this thread nothing is rebuilt or verified any more.
+            # Without this thread nothing is rebuilt or verified any more.
             self._log.exception("maintenance ended")
             self._on_death(f"maintenance ended: {type(error).__name__}: {error}")
 

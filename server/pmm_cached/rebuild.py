@@ -53,7 +53,7 @@ class Rebuild:
         try:
             self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
             reader = TailReader(self._connection, self._engine.kinds)
-            while not self._advance(reader, self._connection, limits.REBUILD_EVENTS_PER_FLUSH):
+            while not self._advance(reader, self._connection, self._check):
                 pass
         finally:
             self._connection.close()
@@ -69,9 +69,13 @@ class Rebuild:
         reach("flip.adopted")
 
     def _flip(self, follower: Follower) -> None:
+        def check() -> None:
+            self._check()
+            follower.progressed()
+
         reader = TailReader(follower.connection, self._engine.kinds)
         reach("flip.before_last_flush")
-        while not self._advance(reader, follower.connection, limits.REBUILD_EVENTS_PER_FLUSH):
+        while not self._advance(reader, follower.connection, check):
             pass
         reach("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
@@ -79,13 +83,13 @@ class Rebuild:
             raise LogChanged
         self._writer.flip(self._position, self._generations, keep)
 
-    def _advance(self, reader: TailReader, connection: Connection, events_max: int) -> bool:
+    def _advance(self, reader: TailReader, connection: Connection, check: Callable[[], None]) -> bool:
         """Fold and flush one chunk. Returns whether the head was reached."""
         events, is_complete = 0, False
         with self._writer.environment.read() as transaction:
             for fold, generation in self._generations.items():
                 self._states[fold.name].base = LmdbBase(transaction, generation) if self._is_flushed else EMPTY
-            while events < events_max and not is_complete:
+            while events < limits.REBUILD_EVENTS_PER_FLUSH and not is_complete:
                 with connection.lock:
                     tail = reader.read(self._position)
                 if not tail.is_anchored:
@@ -93,7 +97,7 @@ class Rebuild:
                 self._engine.apply(tail.rows, self._states)
                 self._position, is_complete = tail.position, tail.is_complete
                 events += len(tail.rows)
-                self._check()
+                check()
         self._flush()
         return is_complete
 

@@ -40,7 +40,7 @@ class Status:
     """Counters and states of one daemon, since its start.
 
     Attributes:
-        followed_monotonic: when the follower looked at the ledger last.
+        followed_monotonic: when the follower came on last.
         caught_up_monotonic: the last moment at which what is published surely was the head of the log.
         problem: why the follower does not come on.
         last_error: what went wrong last, whether it was mended since or not.
@@ -61,6 +61,8 @@ class Status:
     sealed_blocks: int = 0
     history_breaks: int = 0
     malformed_messages: int = 0
+    connections: int = 0
+    hang_ups: int = 0
     commands: int = 0
     map_growths: int = 0
     problem: str | None = None
@@ -105,6 +107,8 @@ class Status:
             "history_breaks": self.history_breaks,
             "commands": self.commands,
             "malformed_messages": self.malformed_messages,
+            "connections": self.connections,
+            "hang_ups": self.hang_ups,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
         }

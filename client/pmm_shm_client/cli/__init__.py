@@ -21,8 +21,10 @@ from pmm_shm_client.cli.admin import append, invalidate, status, verify
 from pmm_shm_client.cli.bench import bench
 from pmm_shm_client.cli.chat import chat
 from pmm_shm_client.cli.demo import demo
+from pmm_shm_client.cli.explain import explain
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
+from pmm_shm_client.cli.plot import plot
 from pmm_shm_client.cli.reads import read, replay
 from pmm_shm_client.cli.restore import restore
 from pmm_shm_client.cli.vectors import embed, search
@@ -48,7 +50,24 @@ def cli() -> None:
     """
 
 
-for _command in (demo, generate, status, read, search, embed, chat, append, verify, invalidate, restore, replay, bench):
+_COMMANDS = (
+    demo,
+    generate,
+    status,
+    read,
+    search,
+    embed,
+    chat,
+    append,
+    verify,
+    invalidate,
+    restore,
+    replay,
+    explain,
+    plot,
+    bench,
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

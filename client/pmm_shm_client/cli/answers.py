@@ -28,14 +28,20 @@ NAMES = (
     "directives",
     "active-directives",
     "recent",
+    "history",
     "frame",
 )
 """Every WHAT but the names of registered folds."""
+
+_FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
+"""What `frame` prints: all but the history, which is long and has a command of its own."""
 
 STRICT = frozenset({"self-model", "frame"})
 """Where `--strict` means something."""
 
 _TEXT_SHOWN = 100
+_POINTS_SHOWN = 20
+_RANGES = (("ias_min", "ias_max"), ("gas_min", "gas_max"))
 
 
 def checked_what(what: str) -> str:
@@ -76,7 +82,7 @@ def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: boo
     from pmm_shm_client.results import self_model_dict
 
     if what == "frame":
-        return {"as_of": as_of, **{name: answer_of_views(name, views, as_of, strict) for name in NAMES[:-1]}}
+        return {"as_of": as_of, **{name: answer_of_views(name, views, as_of, strict) for name in _FRAME}}
     view = views[_source(what)]
     if what == "self-model":
         return plain(self_model_dict(view, strict=strict))
@@ -96,7 +102,7 @@ def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: b
     """
     if what == "frame":
         frame = cache.frame(consistency=consistency)
-        answers = {name: _of_methods(name, frame) for name in NAMES[1:-1]}
+        answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
         return {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
     if what == "self-model":
         return plain(cache.self_model(strict, limit, consistency=consistency))
@@ -174,6 +180,34 @@ def _show_recent(what: str, answer: Any) -> list[RenderableType]:
     return parts
 
 
+def _show_history(what: str, answer: Any) -> list[RenderableType]:
+    points = answer["points"]
+    numbers = {
+        "points": len(points),
+        "event ids in each": answer["stride"],
+        "from event": points[0]["first_id"] if points else None,
+        "stage changes": answer["stage_changes"],
+        "name changes": answer["name_changes"],
+    }
+    made = table("events", "IAS", "IAS range", "GAS", "GAS range", "stage")
+    for point in points[-_POINTS_SHOWN:]:
+        first, last = point["first_id"], point["last_id"]
+        ias_range, gas_range = (f"{point[low]:.4f} to {point[high]:.4f}" for low, high in _RANGES)
+        made.add_row(
+            cell(str(last) if first == last else f"{first} to {last}"),
+            *(cell(f"{point['ias_last']:.4f}"), cell(ias_range), cell(f"{point['gas_last']:.4f}"), cell(gas_range)),
+            cell(point["stage"]),
+        )
+    shown_now = min(len(points), _POINTS_SHOWN)
+    parts = [pairs(_title("history", answer), numbers), titled(f"the newest points: {shown_now}", made)]
+    for name, changed in (("stages", "stage"), ("names", "name")):
+        changes = table("event", changed)
+        for change in answer[name][-_POINTS_SHOWN:]:
+            changes.add_row(cell(change["event_id"]), cell(change[changed]))
+        parts.append(titled(f"the newest {changed} changes: {min(len(answer[name]), _POINTS_SHOWN)}", changes))
+    return parts
+
+
 def _show_any(what: str, answer: Any) -> list[RenderableType]:
     if isinstance(answer, dict):
         named = {name: value for name, value in answer.items() if name != "as_of"}
@@ -199,4 +233,5 @@ _SHOWN: Mapping[str, Callable[[str, Any], list[RenderableType]]] = {
     "directives": _show_rows,
     "active-directives": _show_rows,
     "recent": _show_recent,
+    "history": _show_history,
 }

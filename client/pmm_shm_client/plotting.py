@@ -1,0 +1,217 @@
+"""Draws the history of the scores: IAS and GAS over the events, with the stages and the changes of the name.
+
+The same history gives the same bytes from the same version of the library, which is matplotlib (the extra `plot`): no
+date, no random ids. A name is drawn only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pmm_shm.errors import MissingExtraError
+from pmm_shm.folds.history import FIRST_STAGE, Point
+from pmm_shm_client.results import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Format = Literal["svg", "png"]
+
+# Two colours of Okabe and Ito's palette, told apart by every kind of colour vision and in grey; the curves differ in
+# their dashes, too.
+_IAS_COLOUR, _GAS_COLOUR = "#0072B2", "#D55E00"
+_STAGE_COLOURS = {"S0": "#F4F4F4", "S1": "#DCE5DF", "S2": "#B5CDBF", "S3": "#82AE95", "S4": "#4F8B6C"}
+_STAGE_TEXT = {"S4": "white"}
+_INK, _QUIET = "#222222", "#6E6E6E"
+_SIZE_INCHES = (7.0, 3.5)
+_PNG_DPI = 200
+_STAGE_LABEL_SHARE = 0.035
+_GAP_SHARE = 0.005
+_CHAR_SHARE = 0.014
+_NAME_CHARS = 16
+# Of `Any` type: from one version of matplotlib to the next, the type of its parameters differs.
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.edgecolor": _QUIET,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.6,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _QUIET,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _QUIET,
+    "ytick.labelcolor": _INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.hashsalt": "pmm-shm",
+    "svg.fonttype": "path",
+    "path.simplify": False,
+}
+
+
+class Band(NamedTuple):
+    """One stage from event `first` to event `last`."""
+
+    first: float
+    last: float
+    stage: str
+
+
+def plotted(history: History, file_format: Format, title: str | None = None, names: bool = False) -> bytes:
+    """The figure as the bytes of a file.
+
+    Parameters:
+        title: above the figure; None for none.
+        names: whether the names stand beside their changes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    # Its own messages (where it keeps its cache of fonts) are nothing to the caller.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise MissingExtraError(f'pmm-shm plot needs matplotlib: pip install "pmm-shm[plot]" ({error})') from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, hspace=0.0))
+        _draw(figure, history, title, names)
+        out = io.BytesIO()
+        # Neither a date nor the version of the library: a figure changes when what it shows does.
+        metadata = {"Creator": "pmm-shm", "Date": None} if file_format == "svg" else {"Software": "pmm-shm"}
+        figure.savefig(out, format=file_format, dpi=_PNG_DPI, metadata=metadata)
+    return out.getvalue()
+
+
+def bands(history: History) -> list[Band]:
+    """The stages over the life of the ledger: those of the points, and exact where the changes are kept."""
+    first, last = _ends(history)
+    changes = [(first, FIRST_STAGE)]
+    if len(history.stages) < history.stage_changes:
+        exact = history.stages[0].event_id
+        changes += [(float(point.first_id), point.stage) for point in history.points if point.last_id < exact]
+    changes += [(float(change.event_id), change.stage) for change in history.stages]
+    found: list[Band] = []
+    for (start, stage), (end, _) in zip(changes, [*changes[1:], (last, "")], strict=True):
+        if found and found[-1].stage == stage:
+            found[-1] = found[-1]._replace(last=end)
+        elif end > start:
+            found.append(Band(start, end, stage))
+    return found
+
+
+def _ends(history: History) -> tuple[float, float]:
+    """The ids between which there is something to see; never the same."""
+    ids = [point.first_id for point in history.points[:1]]
+    ids += [change.event_id for change in history.stages[:1]] + [change.event_id for change in history.names[:1]]
+    first = float(min([*ids, history.as_of]))
+    return first, max(float(history.as_of), first + 1.0)
+
+
+def _draw(figure: Figure, history: History, title: str | None, names: bool) -> None:
+    stages, changes, axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 16))
+    first, last = _ends(history)
+    axes.set_xlim(first, last)
+    _draw_stages(stages, history, last - first)
+    _draw_names(changes, history, names, first, last)
+    _draw_scores(axes, history, first, last)
+    _dress(axes)
+    for strip, label in ((stages, "stage"), (changes, "name")):
+        _dress_strip(strip, label)
+    if title is not None:
+        stages.set_title(title, loc="left", fontsize=10, pad=7)
+    _draw_key(stages, axes.get_legend_handles_labels()[0], sorted({band.stage for band in bands(history)}))
+
+
+def _draw_key(strip: Axes, curves: list[Any], stages: list[str]) -> None:
+    from matplotlib.patches import Patch
+
+    boxes = [Patch(facecolor=_STAGE_COLOURS[stage], edgecolor=_QUIET, linewidth=0.4, label=stage) for stage in stages]
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.1), "borderaxespad": 0.0}
+    space: dict[str, Any] = {"handlelength": 1.8, "columnspacing": 1.2, "handletextpad": 0.5}
+    strip.legend(handles=[*curves, *boxes], ncols=7, frameon=False, fontsize=8, **place, **space)
+
+
+def _draw_stages(strip: Axes, history: History, span: float) -> None:
+    for first, last, stage in bands(history):
+        strip.axvspan(first, last, facecolor=_STAGE_COLOURS[stage], edgecolor="none", linewidth=0)
+        if last - first >= _STAGE_LABEL_SHARE * span:
+            middle, colour = (first + last) / 2, _STAGE_TEXT.get(stage, _INK)
+            strip.text(middle, 0.46, stage, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _draw_names(strip: Axes, history: History, names: bool, first: float, last: float) -> None:
+    """A stroke where the name changed, and the new name behind it where there is room."""
+    strip.axvspan(first, last, facecolor=_STAGE_COLOURS[FIRST_STAGE], edgecolor="none", linewidth=0)
+    ends = [*(change.event_id for change in history.names[1:]), last]
+    for (event_id, name), end in zip(history.names, ends, strict=False):
+        strip.axvline(event_id, color=_INK, linewidth=0.8)
+        label = _label(name)
+        if names and end - event_id >= len(label) * _CHAR_SHARE * (last - first):
+            strip.text(event_id + _GAP_SHARE * (last - first), 0.46, label, ha="left", va="center", fontsize=7)
+
+
+def _draw_scores(axes: Axes, history: History, first: float, last: float) -> None:
+    for score, label, colour, dashes, width in (
+        ("ias", "IAS", _IAS_COLOUR, "solid", 1.7),
+        ("gas", "GAS", _GAS_COLOUR, (0, (4.5, 1.5)), 1.2),
+    ):
+        ids, lows, highs, values = _curve(history.points, score, first, last)
+        if history.stride > 1:
+            axes.fill_between(ids, lows, highs, step="post", color=colour, alpha=0.22, linewidth=0)
+        axes.step(ids, values, where="post", color=colour, linestyle=dashes, linewidth=width, label=label)
+
+
+def _curve(points: tuple[Point, ...], score: str, first: float, last: float) -> tuple[list[float], ...]:
+    """(ids, lowest, highest, value) of the steps of one curve; between two samples a score stays what it was."""
+    # Before the first sample both scores are 0.
+    ids, lows, highs, values = [first], [0.0], [0.0], [0.0]
+    for point in points:
+        low, high = getattr(point, f"{score}_min"), getattr(point, f"{score}_max")
+        ids += [point.first_id, point.last_id] if point.samples > 1 else [point.first_id]
+        ends = [getattr(point, f"{score}_first"), getattr(point, f"{score}_last")][2 - min(point.samples, 2) :]
+        # Behind its last sample, a point's range is over.
+        lows += [low, ends[-1]][2 - len(ends) :]
+        highs += [high, ends[-1]][2 - len(ends) :]
+        values += ends
+    for column, end in ((ids, last), (lows, lows[-1]), (highs, highs[-1]), (values, values[-1])):
+        column.append(end)
+    return ids, lows, highs, values
+
+
+def _label(name: str | None) -> str:
+    if name is None:
+        return "(none)"
+    shown = "".join(char if char.isprintable() else "?" for char in name)
+    return shown if len(shown) <= _NAME_CHARS else shown[: _NAME_CHARS - 1] + "…"
+
+
+def _dress(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    axes.set_ylabel("score")
+    axes.set_xlabel("event id")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _dress_strip(strip: Axes, label: str) -> None:
+    strip.set_ylim(0, 1)
+    strip.set_yticks([0.5], [label])
+    strip.tick_params(axis="both", length=0, labelbottom=False)
+    for side in strip.spines.values():
+        side.set_visible(False)

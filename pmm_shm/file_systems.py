@@ -1,0 +1,108 @@
+"""Which file systems cannot hold a ledger or an instance directory: those of a network or a cluster.
+
+SQLite's `-shm` file and LMDB's map are memory that all processes share; on a file system that several machines mount
+it is not, and locks may be granted twice. What is not known counts as local. Never opens anything of the directory
+that is asked about.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+FUSE = 0x65735546
+NETWORK: dict[int, str] = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFE534D42: "SMB",
+    0xFF534D42: "CIFS",
+    0x564C: "NCP",
+    0x01021997: "9p",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x6B414653: "AFS",
+    0x73757245: "Coda",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+    0x7461636F: "OCFS2",
+    0x01161970: "GFS2",
+    0x19830326: "BeeGFS",
+    0x20030528: "OrangeFS",
+    0xAAD7AAEA: "PanFS",
+    0xBEEFDEAD: "StorNext",
+    0x013111A8: "IBRIX",
+    0x61636673: "ACFS",
+    0x18031977: "WekaFS",
+    0xBACBACBC: "VMware shared folders",
+    0x786F4256: "VirtualBox shared folders",
+    0x7C7C6673: "Parallels shared folders",
+}
+"""`f_type` of statfs(2) to the file system's name."""
+# fmt: off
+NETWORK_FUSE = frozenset({
+    "blobfuse", "blobfuse2", "ceph", "ceph-fuse", "cosfs", "curlftpfs", "davfs", "davfs2", "dbxfs", "fuse_dfs",
+    "gcsfuse", "geesefs", "glusterfs", "google-drive-ocamlfuse", "goofys", "grpcfuse", "gvfsd-fuse", "hdfs",
+    "juicefs", "kio-fuse", "lizardfs", "mfs", "moosefs", "mount-s3", "mountpoint-s3", "nfs", "objectivefs", "obsfs",
+    "onedriver", "osxfs", "ossfs", "rclone", "s3fs", "s3ql", "saunafs", "seaweedfs", "smbnetfs", "sshfs",
+    "vmhgfs-fuse",
+})
+# fmt: on
+"""Subtypes of FUSE, as /proc/self/mountinfo has them behind `fuse.`."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_STATFS_BYTES_MAX = 256
+
+
+def network_file_system(directory: str | os.PathLike[str]) -> str | None:
+    """The name of the network file system that the directory lies on; None for any other, or for no directory.
+
+    One system call; for FUSE the table of mounts is read, too.
+    """
+    number = type_number(os.fspath(directory))
+    if number == FUSE:
+        return _network_fuse(os.fspath(directory))
+    return None if number is None else NETWORK.get(number)
+
+
+def type_number(directory: str) -> int | None:
+    """`f_type` of statfs(2); None where the system does not tell."""
+    buffer = (ctypes.c_long * (_STATFS_BYTES_MAX // ctypes.sizeof(ctypes.c_long)))()
+    if _libc.statfs(os.fsencode(directory), buffer) != 0:
+        return None
+    return int(buffer[0]) & 0xFFFFFFFF
+
+
+def mounts() -> str:
+    """The table of this process's mounts, of proc_pid_mountinfo(5); "" where there is none."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
+            return table.read()
+    except OSError:
+        return ""
+
+
+def existing_part(directory: str | os.PathLike[str]) -> str:
+    """The directory, or the nearest above it that is there: what is made will lie on its file system."""
+    path = os.path.abspath(os.fspath(directory))
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _network_fuse(directory: str) -> str | None:
+    try:
+        device = os.stat(directory).st_dev
+    except OSError:
+        return None
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts().splitlines():
+        mount, _, details = line.partition(" - ")
+        fields, (kind, source) = mount.split(" "), [*details.split(" "), "", ""][:2]
+        if len(fields) < 3 or fields[2] != wanted:
+            continue
+        subtype = kind.partition(".")[2]
+        if subtype.lower() in NETWORK_FUSE:
+            return subtype
+        # Some name no subtype, but what they mount: davfs2 does.
+        return source if "://" in source else None
+    return None
