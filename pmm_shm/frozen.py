@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 

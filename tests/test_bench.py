@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pmm_shm_client import connect, timing
-from pmm_shm_client.benchmark import WrongAnswerError, require_equal
+from pmm_shm_client.benchmark import WrongAnswerError, copy_ledger, require_equal
 from pmm_shm_client.results import Metrics
 
 from bench import page, plots
@@ -71,13 +72,13 @@ def test_the_page_and_its_plots(report: dict[str, Any], tmp_path: Path) -> None:
     assert (before, after) == page.parts((DOCS / "BENCHMARKS.md").read_text(encoding="utf-8"))[::2]
     assert plots.plotted(report) == sorted(plots.PLOTTED)
     pytest.importorskip("matplotlib")
-    for _ in range(2):
-        plots.write(report, tmp_path / "bench")
-        drawn = {path.name: path.read_bytes() for path in (tmp_path / "bench").glob("*.svg")}
-        assert len(drawn) == len(plots.PLOTTED)
-        again = tmp_path / "again"
-        plots.write(report, again)
-        assert drawn == {path.name: path.read_bytes() for path in again.glob("*.svg")}
+    for folder in ("bench", "again"):
+        plots.write(report, tmp_path / folder)
+    drawn, again = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.svg")} for folder in ("bench", "again")
+    )
+    assert drawn == again
+    assert len(drawn) == len(plots.PLOTTED)
 
 
 def test_the_committed_page_is_that_of_the_committed_data() -> None:
@@ -213,9 +214,15 @@ def test_answers_that_differ_are_not_timed(tmp_path: Path) -> None:
         require_equal(first, second)
 
 
-def test_the_command_without_a_ledger_or_room(tmp_path: Path) -> None:
+def test_the_command_without_a_ledger(tmp_path: Path) -> None:
     done = bench_command(str(tmp_path / "none.db"))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert "none.db" in done.stderr
-    done = bench_command(ledgers.build(tmp_path / "own.db"), TMPDIR="/dev/full")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+
+
+def test_a_copy_that_does_not_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = ledgers.build(tmp_path / "own.db")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 10))
+    with pytest.raises(OSError, match="the copy needs"):
+        copy_ledger(ledger, tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
