@@ -28,6 +28,7 @@ from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.paths import Instance
 from pmm_shm_client.autostart import daemon_command, is_running, last_line
 from pmm_shm_client.cache import Cache
+from pmm_shm_client.frame import Frame
 from pmm_shm_client.timing import Ratio, Stopwatch, Timing, interleaved, ratio
 
 ON, OFF = "caches on", "caches off"
@@ -184,25 +185,24 @@ def _flags(value: str) -> Iterator[None]:
                 os.environ[name] = text
 
 
-def answers(cache: Cache) -> dict[str, Any]:
-    """Every answer of a cache at one position, comparable."""
-    frame = cache.frame()
-    commitments = frame.commitments()
+def answers(source: Cache | Frame) -> dict[str, Any]:
+    """Every answer, comparable, in order and to the last bit."""
+    commitments = source.commitments()
     return {
-        "self_model": repr(frame.self_model()),
-        "commitments": repr((list(commitments.open.items()), list(commitments.expired.items()))),
-        "directives": repr((frame.directives(), frame.active_directives())),
-        **{name: repr(getattr(frame, name)()) for name in ("identity", "metrics", "stage", "recent")},
+        "self_model": repr(source.self_model()),
+        "commitments": repr((list(commitments.open.items()), list(commitments.expired.items()), commitments.as_of)),
+        "directives": repr((source.directives(), source.active_directives())),
+        **{name: repr(getattr(source, name)()) for name in ("identity", "metrics", "stage", "recent")},
     }
 
 
 def require_equal(on: Cache, off: Cache) -> None:
     """Raise `WrongAnswerError` where the two sides differ, in any answer."""
-    mine, theirs = answers(on), answers(off)
-    wrong = [name for name, value in theirs.items() if mine[name] != value]
-    wrong += [name for name in _VIEWS if repr(getattr(on, name)()) != repr(getattr(off, name)())]
+    # One frame is one replay.
+    wanted = answers(off.frame())
+    wrong = {name for got in (answers(on), answers(on.frame())) for name, value in wanted.items() if got[name] != value}
     if wrong:
-        raise WrongAnswerError(f"{on.path}: {', '.join(wrong)} are others with caches than without")
+        raise WrongAnswerError(f"{on.path}: {', '.join(sorted(wrong))} are others with caches than without")
 
 
 # What is compared.
