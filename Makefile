@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 TOOLS_STAMP := $(VENV)/.installed-tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Some tests only: make test TESTS=tests/test_cli.py.
+TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
 # A part of the benchmarks.
@@ -25,9 +27,10 @@ SYSCONFDIR ?= /etc
 EXTRAS ?=
 PROGRAM = $(PREFIX)/lib/pmm-shm
 UNITS = $(PREFIX)/lib/systemd
+MAN = $(PREFIX)/share/man/man1
 FOLDERS = \
 	"$(UNITS)/system" "$(UNITS)/user" "$(UNITS)" "$(PREFIX)/lib/sysusers.d" "$(PREFIX)/lib/tmpfiles.d" \
-	"$(PREFIX)/share/doc/pmm-shm" "$(SYSCONFDIR)/pmm-cached"
+	"$(PREFIX)/share/doc/pmm-shm" "$(MAN)" "$(PREFIX)/share/man" "$(SYSCONFDIR)/pmm-cached"
 EXAMPLE = $(SYSCONFDIR)/pmm-cached/agent.env.example
 CHECK_PYTHON = \
 	command -v "$(PYTHON)" >/dev/null || { echo "error: no $(PYTHON) found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }; \
@@ -48,7 +51,7 @@ INSTALLED = \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-chat chaos lock audit install uninstall clean
+.PHONY: help demo test test-all lint format bench bench-search bench-chat chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -58,7 +61,10 @@ demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
 
 test: $(STAMP) ## Run the tests, without the slow ones.
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(TESTS)
+
+test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
+	@TESTS="$(TESTS)" tools/test-all
 
 lint: $(STAMP) ## Check style, types and layers.
 	$(BIN)/ruff check .
@@ -93,6 +99,9 @@ lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.
 audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
 	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
 
+man: $(STAMP) ## Write the manual pages into build/man.
+	$(BIN)/python tools/man_pages.py build/man
+
 # The units name the program by its path. A virtual environment and what pip puts into it name the place where they are
 # made, which with DESTDIR is not the one where they will lie.
 install: ## Install program and units: DESTDIR, PREFIX.
@@ -117,6 +126,7 @@ install: ## Install program and units: DESTDIR, PREFIX.
 	install -D -m 644 systemd/pmm-cached.sysusers "$(DESTDIR)$(PREFIX)/lib/sysusers.d/pmm-cached.conf"
 	install -D -m 644 systemd/pmm-cached.tmpfiles "$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/pmm-cached.conf"
 	install -D -m 644 README.md "$(DESTDIR)$(PREFIX)/share/doc/pmm-shm/README.md"
+	umask 022 && "$(DESTDIR)$(PROGRAM)/bin/python" tools/man_pages.py "$(DESTDIR)$(MAN)"
 	install -m 644 systemd/agent.env.example "$(DESTDIR)$(EXAMPLE)"
 	@$(if $(DESTDIR),,echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload")
 
@@ -124,12 +134,13 @@ install: ## Install program and units: DESTDIR, PREFIX.
 uninstall: ## Remove what install made, and only that.
 	rm -rf "$(DESTDIR)$(PROGRAM)"
 	rm -f $(foreach path,$(INSTALLED),"$(DESTDIR)$(path)")
+	rm -f "$(DESTDIR)$(MAN)/pmm-shm.1" "$(DESTDIR)$(MAN)/pmm-shm-"*.1 "$(DESTDIR)$(MAN)/pmm-cached.1"
 	@if cmp -s systemd/agent.env.example "$(DESTDIR)$(EXAMPLE)"; then rm -f "$(DESTDIR)$(EXAMPLE)"; fi
 	@for folder in $(FOLDERS); do \
 		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
 	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements/dev.txt

@@ -32,7 +32,7 @@ PRIVATE_MODE = 0o600
 _OWNER = stat.S_IRWXU
 _GROUP = stat.S_IRGRP | stat.S_IXGRP
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_REMEDY = "remove it (it is a cache), or set PMM_SHM_DIR to a directory of your own"
+_REMEDY = "remove it or move it away (it is a cache), or set PMM_SHM_DIR to a directory of your own"
 
 
 def make_directory(instance: Instance) -> None:
@@ -42,22 +42,23 @@ def make_directory(instance: Instance) -> None:
     does, and hands its group on to what is made in it. One that stands there loses what is too much.
 
     Raises:
-        StoreError: it cannot be made.
+        StoreError: it cannot be made, or LMDB could not open it.
         InstanceDirectoryError: it is a link, or something in it is, or is another user's.
     """
     directory = instance.directory
+    _refuse_unreadable_name(directory)
     try:
         for folder in reversed([one for one in directory.parents if not one.exists()]):
             folder.mkdir(mode=0o755, exist_ok=True)
         if _is_to_be_made(directory):
             directory.mkdir(mode=_OWNER, exist_ok=True)
             reach("instance.made")
-            _choose_group(directory, os.stat(instance.ledger))
+            _choose_group(directory, instance.ledger)
             _chmod(directory, _OWNER | _GROUP | stat.S_ISGID)
             reach("instance.opened")
         _refuse_foreign(directory, {os.geteuid()})
         status = os.lstat(directory)
-        _chmod(directory, status.st_mode & _mode_allowed(status, os.stat(instance.ledger)))
+        _chmod(directory, status.st_mode & _mode_allowed(status, instance.ledger))
         for entry in directory.iterdir():
             _check_entry(entry)
     except OSError as error:
@@ -82,25 +83,53 @@ def make_socket_directory(directory: Path, instance: Instance) -> None:
     _chmod(directory, wanted.st_mode)
 
 
+def check_socket_directory(directory: Path, instance: Instance) -> None:
+    """Whether a client may trust the sockets in a directory elsewhere: it and the folder it lies in must be of the
+    instance directory's owner, who alone may write there. Who cleans up temporary files leaves both names to anybody.
+
+    Raises:
+        InstanceDirectoryError: it is not.
+        OSError: it is not there, or this user may not look.
+    """
+    owner = os.stat(instance.directory).st_uid
+    for one in (directory.parent, directory):
+        _refuse_foreign(one, {owner})
+        if os.lstat(one).st_mode & _OTHERS_WRITE:
+            raise InstanceDirectoryError(f"{one}: others than its owner may write it: no socket in it is trusted")
+
+
 def may_group_enter(instance: Instance) -> bool:
     """Whether the instance directory lets its group in."""
     return bool(os.stat(instance.directory).st_mode & stat.S_IXGRP)
+
+
+def allowed_mode(instance: Instance) -> int:
+    """The widest mode that the instance directory may have beside its ledger.
+
+    Raises:
+        OSError: one of the two is not there, or this user may not look.
+    """
+    return _mode_allowed(os.lstat(instance.directory), instance.ledger)
 
 
 def check_directory(instance: Instance) -> None:
     """Whether a client may trust what lies in the instance directory.
 
     It must be a directory that nobody but its owner writes, and the owner must be one who could as well change what
-    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in.
+    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in,
+    unless anybody could have made that folder.
 
     Raises:
         InstanceDirectoryError: it is not.
         OSError: it is not there, or this user may not look.
     """
     trusted = {os.geteuid(), 0}
-    for path in (Path(instance.ledger), instance.directory.parent):
-        with contextlib.suppress(OSError):
-            trusted.add(os.stat(path).st_uid)
+    folder = instance.directory.parent
+    with contextlib.suppress(OSError):
+        trusted.add(os.stat(instance.ledger).st_uid)
+    with contextlib.suppress(OSError):
+        if not os.stat(folder.parent).st_mode & _OTHERS_WRITE:
+            trusted.add(os.stat(folder).st_uid)
     _refuse_foreign(instance.directory, trusted)
     if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
         raise InstanceDirectoryError(
@@ -142,6 +171,16 @@ def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
     reach("replace_file.renamed")
 
 
+def _refuse_unreadable_name(directory: Path) -> None:
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"{os.fsencode(directory)!r}: LMDB needs a path in UTF-8; rename the ledger, or, where only its folder's "
+            "name is another, set PMM_SHM_DIR"
+        ) from None
+
+
 def _is_to_be_made(directory: Path) -> bool:
     """Whether nothing stands there, or an empty directory as it is while it is made: whoever began that has died."""
     try:
@@ -175,25 +214,30 @@ def _check_entry(path: Path) -> None:
         _chmod(path, status.st_mode & (LOCK_TABLE_MODE if path.name == LOCK_TABLE_FILE else DATA_MODE))
 
 
-def _choose_group(directory: Path, ledger: os.stat_result) -> None:
+def _choose_group(directory: Path, ledger: str) -> None:
     """Give a new directory the ledger's group, unless its own was chosen: by the folder, or for this process."""
-    group = os.stat(directory).st_gid
+    group, ledgers_group = os.stat(directory).st_gid, os.stat(ledger).st_gid
     is_chosen = group != _login_group() and _may_read(ledger, group)
-    if group != ledger.st_gid and not is_chosen and ledger.st_mode & stat.S_IRGRP:
+    if group != ledgers_group and not is_chosen and _may_read(ledger, ledgers_group):
         # Not a member of that group: then the group stays out.
         with contextlib.suppress(PermissionError):
-            os.chown(directory, -1, ledger.st_gid)
+            os.chown(directory, -1, ledgers_group)
 
 
-def _mode_allowed(directory: os.stat_result, ledger: os.stat_result) -> int:
+def _mode_allowed(directory: os.stat_result, ledger: str) -> int:
     return _OWNER | stat.S_ISGID | (_GROUP if _may_read(ledger, directory.st_gid) else 0)
 
 
-def _may_read(ledger: os.stat_result, group: int) -> bool:
-    """Whether the members of a group may read the ledger."""
-    if group == ledger.st_gid:
-        return bool(ledger.st_mode & stat.S_IRGRP)
-    return bool(ledger.st_mode & stat.S_IROTH)
+def _may_read(ledger: str, group: int) -> bool:
+    """Whether the members of a group may read the ledger: the file, and its folders on the way there."""
+
+    def may(path: str | Path, for_group: int, for_others: int) -> bool:
+        status = os.stat(path)
+        return bool(status.st_mode & (for_group if status.st_gid == group else for_others))
+
+    return may(ledger, stat.S_IRGRP, stat.S_IROTH) and all(
+        may(folder, stat.S_IXGRP, stat.S_IXOTH) for folder in Path(ledger).parents
+    )
 
 
 def _login_group() -> int | None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pmm_shm import limits
-from pmm_shm.access import check_directory, make_socket_directory, may_group_enter, replace_file
+from pmm_shm.access import check_directory, check_socket_directory, make_socket_directory, may_group_enter, replace_file
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.paths import Instance
@@ -26,12 +26,16 @@ _SCHEME = "ipc://"
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Socket paths: ordinary commands, administrative commands, announcements; and the daemon's pid."""
+    """Socket paths: ordinary commands, administrative commands, announcements, reports; and the daemon's pid.
+
+    `reports` is empty where a daemon takes none.
+    """
 
     commands: str
     admin: str
     announcements: str
     pid: int
+    reports: str = ""
 
 
 def choose_endpoints(instance: Instance) -> Endpoints:
@@ -48,9 +52,9 @@ def choose_endpoints(instance: Instance) -> Endpoints:
         reach("socket_directory.made")
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         raise DaemonError(f"{directory}: too long a path for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
-    names = ("commands.sock", "admin.sock", _LONGEST_NAME)
-    commands, admin, announcements = (str(directory / name) for name in names)
-    return Endpoints(commands, admin, announcements, os.getpid())
+    names = ("commands.sock", "admin.sock", _LONGEST_NAME, "reports.sock")
+    commands, admin, announcements, reports = (str(directory / name) for name in names)
+    return Endpoints(commands, admin, announcements, os.getpid(), reports)
 
 
 def address_of(path: str) -> str:
@@ -106,28 +110,48 @@ def find_endpoints(instance: Instance) -> Endpoints:
         DaemonAbsentError: none does.
         DaemonError: this user may not ask, or the instance directory is not to be trusted.
     """
-    absent = DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
-    try:
-        check_directory(instance)
-        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        endpoints = Endpoints(
-            str(record["commands"]), str(record["admin"]), str(record["announcements"]), int(record["pid"])
-        )
-        for path in (endpoints.commands, endpoints.admin, endpoints.announcements):
-            address_of(path)
-    except InstanceDirectoryError as error:
-        raise DaemonError(str(error)) from None
-    except PermissionError:
-        raise _no_permission(instance, instance.directory) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError):
-        raise absent from None
+    endpoints = recorded_endpoints(instance)
     try:
         check_listening(endpoints.commands)
     except OSError as error:
         if isinstance(error, PermissionError):
             raise _no_permission(instance, endpoints.commands) from None
-        raise absent from None
+        raise _absent(instance) from None
     return endpoints
+
+
+def recorded_endpoints(instance: Instance) -> Endpoints:
+    """The sockets of the last daemon, whether it lives or not.
+
+    Raises:
+        DaemonAbsentError: there was none.
+        DaemonError: this user may not ask, or the instance directory is not to be trusted.
+    """
+    try:
+        check_directory(instance)
+        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
+        endpoints = Endpoints(
+            str(record["commands"]),
+            str(record["admin"]),
+            str(record["announcements"]),
+            int(record["pid"]),
+            str(record.get("reports", "")),
+        )
+        for path in filter(None, (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports)):
+            address_of(path)
+            if (folder := Path(path).parent) != instance.directory:
+                check_socket_directory(folder, instance)
+        return endpoints
+    except InstanceDirectoryError as error:
+        raise DaemonError(str(error)) from None
+    except PermissionError:
+        raise _no_permission(instance, instance.directory) from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError):
+        raise _absent(instance) from None
+
+
+def _absent(instance: Instance) -> DaemonAbsentError:
+    return DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
 
 
 def _no_permission(instance: Instance, path: object) -> DaemonError:

@@ -13,6 +13,18 @@ from pathlib import Path
 
 from pmm_shm.errors import ConfigError
 
+NAMES = frozenset(
+    {
+        "PMM_DB",
+        "PMM_EMBEDDER",
+        "PMM_SHM_DIR",
+        "PMM_USE_EMBEDDING_CACHE",
+        "PMM_USE_METRICS_CACHE",
+        "PMM_USE_PROJECTION_CACHE",
+    }
+)
+"""Every variable that means something."""
+
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 

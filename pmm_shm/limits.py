@@ -107,6 +107,11 @@ PEERS_MEMORY_BYTES_MAX = 128 << 20
 PEERS_MEMORY_CHECK_S = 0.05
 FRAMES_PER_TURN = 1_000
 REQUESTS_PER_TURN = 100
+# Workers' reports of their counters: how often at most, and of how many workers the daemon knows one from another.
+REPORT_EVERY_S = 5.0
+REPORT_BYTES_MAX = 1 << 10
+WORKERS_MAX = 1_024
+COUNTER_MAX = (1 << 53) - 1
 
 # Embeddings.
 TEXT_CHARS_MAX = 1 << 20

@@ -4,6 +4,8 @@ A request is {"v": 1, "id": int, "command": str, "args": {...}}; its reply {"v":
 ...} or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v": 1, "as_of": int,
 "sequence": int}.
 
+A report is a request that nobody answers, in a datagram of its own socket.
+
 Messages are hints: no correctness depends on one of them arriving.
 """
 
@@ -25,9 +27,23 @@ VERSION = 1
 PING, STATS, WAIT, VERIFY, INVALIDATE = "ping", "stats", "wait", "verify", "invalidate"
 LEASE, RENEW, RELEASE, PUT, INDEX = "lease", "renew", "release", "put", "index"
 CLAIM, RESIGN = "claim", "resign"
+REPORT = "report"
 ORDINARY = frozenset({PING, STATS, WAIT, LEASE, RENEW, RELEASE, PUT, CLAIM, RESIGN})
 ADMINISTRATIVE = ORDINARY | {VERIFY, INVALIDATE, INDEX}
+REPORTS = frozenset({REPORT})
 TEXT_KEY_BYTES = 32
+COUNTERS = (
+    "projection_hits",
+    "projection_misses",
+    "projection_recomputations",
+    "metrics_hits",
+    "metrics_misses",
+    "metrics_recomputations",
+    "events_folded",
+    "embedding_hits",
+    "embedding_misses",
+)
+"""What a worker reports of itself, each since it began."""
 LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
 _REASON_CHARS_MAX = 300
@@ -175,6 +191,14 @@ def _are_vectors(value: object) -> bool:
     return all(all(map(math.isfinite, struct.unpack(f"<{dimension}f", vector))) for vector in vectors)
 
 
+def _are_counters(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == set(COUNTERS)
+        and all(_is_integer(count, 0, limits.COUNTER_MAX) for count in value.values())
+    )
+
+
 _Check = tuple[Callable[[Any], bool], str]
 _ROLE: _Check = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
 _FOLD: _Check = (_is_fold, "a name or null")
@@ -205,6 +229,11 @@ _FIELDS: dict[str, dict[str, _Check]] = {
             f"1 to {limits.LEASE_KEYS_MAX} different keys of {TEXT_KEY_BYTES} bytes",
         ),
         "wait_ms": _between(0, LEASE_WAIT_MS_MAX),
+    },
+    REPORT: {
+        "worker": (_is_token, "a token"),
+        "counters": (_are_counters, f"all counters, from 0 to {limits.COUNTER_MAX}"),
+        "is_last": (lambda value: isinstance(value, bool), "a truth value"),
     },
     RENEW: {"tokens": _TOKENS},
     RELEASE: {"tokens": _TOKENS},

@@ -129,6 +129,7 @@ def test_every_file_has_its_mode_whatever_the_umask(shared: Path, umask: int, st
         "announcements.sock": "0o660",
         "boot.json": "0o640",
         "commands.sock": "0o660",
+        "reports.sock": "0o660",
         "daemon.lock": "0o600",
         "data.mdb": "0o640",
         "endpoints.json": "0o640",
@@ -145,6 +146,9 @@ def test_autostart_makes_the_same_directory_and_a_private_log(shared: Path, monk
         pid = cache.stats()["daemon"]["pid"]
         directory = Instance.of(ledger).directory
         assert (mode_of(directory), mode_of(directory / "daemon.log")) == (0o2750, 0o600)
+        # Another daemon that is started at once writes its lines there, too.
+        flags = int(Path(f"/proc/{pid}/fdinfo/2").read_text().split("flags:")[1].split()[0], 8)
+        assert flags & os.O_APPEND
     daemons.end(pid)
 
 
@@ -159,6 +163,23 @@ def test_nobody_reads_the_state_of_a_ledger_that_is_not_his_to_read(
     assert mode_of(instance.directory) == expected
     # A ledger that is closed later on closes its state with the daemon's next start.
     os.chmod(instance.ledger, 0o600)
+    make_directory(instance)
+    assert mode_of(instance.directory) == 0o2700
+
+
+@pytest.mark.parametrize(("folder_mode", "expected"), [(0o700, 0o2700), (0o710, 0o2750), (0o701, 0o2700)])
+def test_nobody_reads_the_state_of_a_ledger_in_a_folder_that_is_closed_to_him(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, folder_mode: int, expected: int
+) -> None:
+    """The ledger's own mode is not all: an instance directory elsewhere would be open to the whole group."""
+    home = shared / "home"
+    (home / "deep").mkdir(parents=True)
+    monkeypatch.setenv("PMM_SHM_DIR", str(shared / "elsewhere"))
+    instance = Instance.of(make_ledger(home / "deep", 0o644))
+    home.chmod(folder_mode)
+    make_directory(instance)
+    assert mode_of(instance.directory) == expected
+    home.chmod(0o700)
     make_directory(instance)
     assert mode_of(instance.directory) == 0o2700
 
@@ -216,9 +237,9 @@ def test_sockets_are_bound_under_their_mode(ledger: str, monkeypatch: pytest.Mon
     instance = Instance.of(ledger)
     make_directory(instance)
     texts: Any = type("Texts", (), {"has": lambda *_: False})
-    status: Any = type("Status", (), {"embeddings": None})
+    status: Any = type("Status", (), {"embeddings": None, "workers": None})
     endpoints = choose_endpoints(instance)
-    server = CommandServer(endpoints, texts, texts, status, texts)
+    server = CommandServer(endpoints, texts, texts, status, texts, print)
     server.start()
     server.stop()
     assert seen == {
@@ -308,6 +329,23 @@ def test_clients_trust_only_those_who_could_change_the_ledger_anyway(shared: Pat
         cache.metrics(consistency="snapshot")
 
 
+@needs_root
+@pytest.mark.parametrize(("mode_above", "is_trusted"), [(0o755, True), (0o1777, False)])
+def test_the_owner_of_a_folder_that_anybody_could_have_made_is_not_trusted(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, mode_above: int, is_trusted: bool
+) -> None:
+    base = shared / "above" / "base"
+    base.mkdir(parents=True)
+    monkeypatch.setenv("PMM_SHM_DIR", str(base))
+    instance = Instance.of(make_ledger(shared))
+    make_directory(instance)
+    for path in (base, instance.directory):
+        os.chown(path, OTHER_UID, -1)
+    base.parent.chmod(mode_above)
+    with contextlib.nullcontext() if is_trusted else pytest.raises(InstanceDirectoryError, match="belongs to user"):
+        check_directory(instance)
+
+
 # Another user.
 
 
@@ -383,6 +421,31 @@ def test_somebody_elses_folder_for_sockets_is_refused(
     assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
     assert "a symbolic link" in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sockets_elsewhere_that_are_not_the_daemons_any_more_are_not_asked(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, start_daemon: StartDaemon
+) -> None:
+    """Who clears away old temporary files leaves the names to anybody."""
+    for name in ("TMPDIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(shared))
+    deep = shared / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    daemon = start_daemon(make_ledger(deep))
+    sockets = Path(find_endpoints(daemon.instance).commands).parent
+    for folder in (sockets, sockets.parent):
+        mode = mode_of(folder)
+        folder.chmod(0o777)
+        with pytest.raises(DaemonError, match="may write it"):
+            find_endpoints(daemon.instance)
+        folder.chmod(mode)
+        if IS_ROOT:
+            os.chown(folder, OTHER_UID, -1)
+            with pytest.raises(DaemonError, match="belongs to user"):
+                find_endpoints(daemon.instance)
+            os.chown(folder, 0, -1)
+            folder.chmod(mode)
+    assert find_endpoints(daemon.instance).pid == daemon.pid
 
 
 @needs_root

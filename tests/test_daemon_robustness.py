@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import pytest
 from fork_daemon import ForkedDaemon, wait_until
 from golden_cases import make_ledger
 from pmm_cached.instance_lock import InstanceLock
+from pmm_cached.watch import Watch
 from pmm_shm_client import connect, connect_async
 from pmm_shm_client.commands import call
 
@@ -125,6 +127,24 @@ def test_daemon_frees_what_a_dead_reader_pins(ledger: Path) -> None:
         assert pins()
         wait_until(lambda: not pins(), "the daemon to clear the dead reader", limits.DEAD_READERS_CHECK_S + 3)
         close(environment)
+
+
+def test_without_inotify_the_slow_poll_finds_changes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gives each user a few only, and other programs may have them all."""
+
+    def none_left(**_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pmm_cached.watch.INotify", none_left)
+    watch = Watch(str(ledger))
+    assert "max_user_instances" in str(watch.problem)
+    watch.refresh()
+    assert watch.wait(0.01) is False
+    watch.wake()
+    began = time.monotonic()
+    assert watch.wait(30.0) is False
+    assert time.monotonic() - began < 10.0
+    watch.close()
 
 
 # A damaged environment.

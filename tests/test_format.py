@@ -359,7 +359,7 @@ def test_files(published: tuple[str, Path]) -> None:
     assert {file.name for file in directory.iterdir()} | sockets | {"daemon.log"} == listed
     assert (directory / "daemon.lock").read_text(encoding="ascii") == f"{pid}\n"
     modes = {name: stat.S_IMODE(os.stat(path).st_mode) for name, path in endpoints.items()}
-    assert modes == {"commands": 0o660, "admin": 0o600, "announcements": 0o660}
+    assert modes == {"commands": 0o660, "admin": 0o600, "announcements": 0o660, "reports": 0o660}
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     boot = directory / "boot.json"
     assert json.loads(boot.read_text(encoding="ascii")) == {"boot_id": boot_id, "clean": False}
@@ -370,7 +370,7 @@ def test_a_stopped_daemon_leaves_a_clean_mark_and_no_sockets(ledger: str, start_
     directory = Path(f"{ledger}-cache")
     assert json.loads((directory / "boot.json").read_text(encoding="ascii"))["clean"] is True
     endpoints = json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))
-    assert not any(os.path.exists(endpoints[name]) for name in ("commands", "admin", "announcements"))
+    assert not any(os.path.exists(endpoints[name]) for name in ("commands", "admin", "announcements", "reports"))
     header = store_of(directory).header
     assert (header["event_id"], header["anchor"]) == (None, b"")
 

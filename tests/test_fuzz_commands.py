@@ -147,8 +147,8 @@ def check_attack(daemon: Daemon, seed: int, count: int) -> None:
         # What is opened once and kept.
         daemon.call(command, args)
     fuzzer, rows = Fuzzer(seed), ledgers.raw_rows(path)
-    before_files = descriptors(daemon.pid)
     before = daemon.stats()
+    before_files = descriptors(daemon.pid)
     commands, own, kinds = Counter[str](), 0, Counter[str]()
     memory = log_bytes = 0
     attackers = Attackers(endpoints)
@@ -320,6 +320,7 @@ def test_subscriptions_without_number_cost_bounded_memory(daemon: Daemon) -> Non
 def test_connections_without_number_leave_room_for_honest_ones(daemon: Daemon) -> None:
     """libzmq aborts a process that has no descriptor left for a connection."""
     endpoints = find_endpoints(daemon.instance)
+    daemon.stats()
     files = descriptors(daemon.pid)
     with contextlib.ExitStack() as stack, Honest(daemon) as honest:
         for number in range(3_000):

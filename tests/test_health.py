@@ -67,7 +67,7 @@ def numbers(**changes: Any) -> dict[str, Any]:
         ({"is_published": False}, "lagging", False),
         ({"heartbeat_age_ms": limits.HEARTBEAT_MS_MAX + 1}, "degraded", False),
         ({"problem": "the disk is full"}, "degraded", False),
-        ({"embeddings": {"problem": "the embedder fails"}}, "degraded", False),
+        ({"embeddings": {"problem": "the embedder fails"}}, "degraded", True),
         ({"rebuild_waits_for_pid": 7}, "degraded", False),
         ({"quarantined": 2}, "degraded", True),
         ({"quarantined": 2, "lag_events": 1, "lag_ms": 5_000}, "degraded", False),

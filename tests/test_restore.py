@@ -175,6 +175,11 @@ def test_a_missing_ledger_is_made(place: tuple[str, str], tmp_path: Path) -> Non
     assert done == restoring.Restored(missing, HEAD + 50, HEAD + 50, None)
     assert ledgers.raw_rows(missing) == ledgers.raw_rows(backup)
     assert os.stat(missing).st_mode & 0o777 == 0o640
+    os.chmod(backup, 0o440)
+    protected = str(tmp_path / "protected.db")
+    restore(backup, protected)
+    assert os.stat(protected).st_mode & 0o777 == 0o640
+    os.unlink(protected)
     empty = str(tmp_path / "empty.db")
     Path(empty).touch()
     assert restore(backup, empty).safety_copy is None

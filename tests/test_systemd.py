@@ -283,6 +283,8 @@ def test_install_and_uninstall(tmp_path: Path) -> None:
     for kind in ("sysusers", "tmpfiles"):
         assert (root / f"opt/pmm/lib/{kind}.d/pmm-cached.conf").is_file()
     assert (root / "etc/pmm-cached/agent.env.example").is_file()
+    for page in ("pmm-shm.1", "pmm-shm-read.1", "pmm-cached.1"):
+        assert (root / "opt/pmm/share/man/man1" / page).read_text(encoding="ascii").startswith(".TH")
     # What an administrator wrote stays.
     own = root / "etc/pmm-cached/mine.env"
     own.write_text("PMM_DB=/x.db\n", encoding="utf-8")

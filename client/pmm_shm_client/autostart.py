@@ -66,7 +66,9 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
     # A service manager that started this process would take the daemon's messages for this process's own.
     environment = {name: value for name, value in os.environ.items() if name not in _MANAGERS_VARIABLES}
-    with open(make_file(instance.log_file, PRIVATE_MODE), "ab") as log:
+    os.close(make_file(instance.log_file, PRIVATE_MODE))
+    # Opened anew to append: another daemon that is started at the same time writes there, too.
+    with open(instance.log_file, "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
             env=environment,

@@ -88,6 +88,8 @@ class Cache(Reads):
 
     def close(self) -> None:
         """Close the connections. A later call of another method raises `ClosedError`."""
+        if not self._is_closed:
+            self._reporter.report(is_last=True)
         self._is_closed = True
         self._reader.close()
         self._texts.close()
@@ -187,7 +189,8 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.embeddings import Embeddings
 
-        made = Embeddings(self._instance, self._embedder, self._texts if self._embeds_shared else None)
+        shared = self._texts if self._embeds_shared else None
+        made = Embeddings(self._instance, self._embedder, shared, self._reporter)
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -300,6 +303,20 @@ class Cache(Reads):
             },
             "embeddings": self._embedding_numbers((daemon or {}).get("embeddings")),
             "daemon": daemon,
+        }
+
+    def _counted(self) -> dict[str, int]:
+        projection, metrics, embeddings = self._counters["projection"], self._counters["metrics"], self._embeddings
+        return {
+            "projection_hits": projection.hits,
+            "projection_misses": projection.misses,
+            "projection_recomputations": projection.recomputations,
+            "metrics_hits": metrics.hits,
+            "metrics_misses": metrics.misses,
+            "metrics_recomputations": metrics.recomputations,
+            "events_folded": self._reader.events_folded,
+            "embedding_hits": 0 if embeddings is None else embeddings.hits,
+            "embedding_misses": 0 if embeddings is None else embeddings.misses,
         }
 
     def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:

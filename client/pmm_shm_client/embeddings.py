@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pmm_shm.embedding.registry import find_embedder
 from pmm_shm.errors import InvalidTextError, UnknownModelError
 from pmm_shm.paths import Instance
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
+from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
@@ -30,9 +32,13 @@ class Embeddings:
     Parameters:
         embedder: the default model, or its name; None for the one of the environment.
         shared: the table of all workers; None to compute everything, and to look nothing up.
+        reporter: is asked to report after a miss.
     """
 
-    def __init__(self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None) -> None:
+    def __init__(
+        self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None, reporter: Reporter
+    ) -> None:
+        self._reporter = reporter
         self._default = embedder
         self.names_default = embedder is not None or flags.embedder() is not None
         """Whether anybody has said what the default model is."""
@@ -93,6 +99,8 @@ class Embeddings:
         self.misses += len(missing)
         if missing:
             vectors.update(self._computed(found, missing))
+            if monotonic() >= self._reporter.due:
+                self._reporter.report()
         rows = bytearray().join([vectors[key] for key in keys])
         return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
 

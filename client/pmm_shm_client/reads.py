@@ -12,10 +12,12 @@ from pmm_shm.errors import ClosedError, ConfigError, UnknownFoldError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
+from pmm_shm.paths import Instance
 from pmm_shm_client.counters import ReadCounter
 from pmm_shm_client.frame import RESULTS, Frame, SourceFor
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.replaying import ReplayReading, replayed
+from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
 
@@ -66,6 +68,11 @@ class Reads(ABC):
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter()}
         self._warnings = WarningsLog()
         self._is_closed = False
+        self._reporter = Reporter(Instance.of(self.path), self._counted)
+
+    @abstractmethod
+    def _counted(self) -> dict[str, int]:
+        """What is reported of this cache, by the names in `protocol.COUNTERS`."""
 
     @abstractmethod
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
@@ -170,8 +177,12 @@ class Reads(ABC):
         mode = self._mode(source, consistency)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         if mode != "exact":
-            return self._run(mode, lambda reading: self._build(name, source, reading, counter), (source,))
-        return self._reader.exact(lambda reading: self._build_and_memoise(name, source, reading, counter))
+            value = self._run(mode, lambda reading: self._build(name, source, reading, counter), (source,))
+        else:
+            value = self._reader.exact(lambda reading: self._build_and_memoise(name, source, reading, counter))
+        if monotonic() >= self._reporter.due:
+            self._reporter.report()
+        return value
 
     def _build_and_memoise(self, name: str, source: str, reading: Reading, counter: ReadCounter) -> Any:
         """Runs with the reader's lock held, so that no memo of a closed connection is left behind."""

@@ -193,7 +193,8 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
         _refuse_changed(source, before)
         handle.close()
         try:
-            os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode))
+            # Of a backup that is write-protected, what is made is a ledger all the same.
+            os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode) | stat.S_IWUSR)
             os.link(path, ledger)
         except FileExistsError:
             raise LedgerBusyError(f"{ledger}: made by somebody else meanwhile; nothing was changed") from None

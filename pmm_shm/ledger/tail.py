@@ -8,7 +8,7 @@ would block the writer of a rollback-journal ledger, and let a WAL grow without 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.ledger.connection import Connection
@@ -111,7 +111,9 @@ class TailReader:
 
     def _fetch(self, after_id: int | None, rows_max: int) -> list[RawRow]:
         lower = _BEFORE_ALL if after_id is None else after_id
-        parameters = (lower, limits.TAIL_SPAN_IDS, *(self._kinds or ()))
+        parameters: tuple[Any, ...] = (lower, lower, limits.TAIL_SPAN_IDS, lower)
+        if self._kinds is not None:
+            parameters += (*self._kinds, lower)
         return fetch_batch(self._connection, self._sql, parameters, rows_max).rows
 
     def _sql(self) -> str:
@@ -145,16 +147,16 @@ def _select(columns: list[str], kinds: tuple[str, ...] | None) -> str:
 
     `hi` bounds the scan where few kinds match, counted from the first row behind the anchor, so that a gap of any size
     is one step. `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
+    Values are bound by their place: Python 3.14 takes numbered ones for names.
     """
-    marks = ", ".join(f"?{number}" for number in range(3, 3 + len(kinds or ())))
+    marks = ", ".join("?" for _ in kinds or ())
     wanted = (
         ""
         if kinds is None
-        else f" AND (+kind IN ({marks}) OR id = ?1 OR id = (SELECT max(id) FROM events WHERE id <= hi))"
+        else f" AND (+kind IN ({marks}) OR id = ? OR id = (SELECT max(id) FROM events WHERE id <= hi))"
     )
-    limit = 3 + len(kinds or ())
     return (
-        "WITH bound(hi) AS (SELECT coalesce((SELECT min(id) FROM events WHERE id > ?1), ?1) + ?2) "
+        "WITH bound(hi) AS (SELECT coalesce((SELECT min(id) FROM events WHERE id > ?), ?) + ?) "
         f"SELECT {', '.join(_quoted(name) for name in columns)}, (SELECT max(id) FROM events) "
-        f"FROM bound CROSS JOIN events WHERE id >= ?1 AND id <= hi{wanted} ORDER BY id LIMIT ?{limit}"
+        f"FROM bound CROSS JOIN events WHERE id >= ? AND id <= hi{wanted} ORDER BY id LIMIT ?"
     )

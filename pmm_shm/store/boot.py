@@ -72,6 +72,12 @@ def is_openable(path: Path) -> bool:
     return record is not None and record.get(_OPENINGS, 0) < _OPENINGS_MAX and _is_intact(record)
 
 
+def openings(path: Path) -> int:
+    """How many daemons in a row died, or were killed, while they opened the environment; one may be at it now."""
+    record = _record(path)
+    return 0 if record is None else int(record.get(_OPENINGS, 0))
+
+
 def _is_intact(record: dict[str, Any]) -> bool:
     written_under = record["boot_id"]
     return record["clean"] is True or (bool(written_under) and written_under == boot_id())

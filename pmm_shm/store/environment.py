@@ -245,6 +245,12 @@ def data_file_identity(directory: Path) -> FileId | None:
     return status.st_dev, status.st_ino
 
 
+def is_open_here(directory: Path) -> bool:
+    """Whether this process has the environment in the directory open."""
+    with _lock:
+        return data_file_identity(directory) in _environments or bool(_left_open)
+
+
 def open_reader(directory: Path) -> Environment | None:
     """The environment in the directory, for reading; None where there is none.
 

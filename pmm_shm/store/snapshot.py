@@ -106,6 +106,19 @@ class Snapshot:
             raise StoreError(f"fold {fold.name!r} is not published in this version and with these parameters")
         return LmdbBase(self._transaction, generation)
 
+    def state_sizes(self, entries_max: int) -> dict[str, tuple[int, int]]:
+        """Fold name to (entries, bytes of keys and values) of its state; counting ends at `entries_max` of each."""
+        found = {}
+        for name, (_, _, generation) in self.header.folds.items():
+            entries = size_bytes = 0
+            for key, value in LmdbBase(self._transaction, generation).scan(b""):
+                entries += 1
+                size_bytes += len(key) + len(value)
+                if entries >= entries_max:
+                    break
+            found[name] = (entries, size_bytes)
+        return found
+
     def state(self, fold: Fold) -> State:
         """The published state of a fold, to be read within this transaction."""
         return State(self.base(fold))

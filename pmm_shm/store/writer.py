@@ -189,14 +189,25 @@ class StoreWriter:
 
     def readers(self) -> list[tuple[int, int]]:
         """(pid, transaction id) of every other process that reads now; dead ones are cleared first."""
+        return [(pid, transaction) for pid, transaction in self.reader_slots() if transaction is not None]
+
+    def reader_slots(self) -> list[tuple[int, int | None]]:
+        """(pid, transaction id) of every place in the table of readers that another process has, None where it does not
+        read now; dead ones are cleared first.
+        """
         self.clear_dead_readers()
-        readers = []
+        slots = []
         # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
         for line in self._environment.env.readers().splitlines():
             fields = line.split()
-            if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit() and int(fields[0]) != os.getpid():
-                readers.append((int(fields[0]), int(fields[2])))
-        return readers
+            if len(fields) == 3 and fields[0].isdigit() and int(fields[0]) != os.getpid():
+                slots.append((int(fields[0]), int(fields[2]) if fields[2].isdigit() else None))
+        return slots
+
+    def used_bytes(self) -> int:
+        """What the records take, without the pages that are free."""
+        stat = self._environment.env.stat()
+        return int(stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]))
 
     def clear_dead_readers(self) -> None:
         """Free the pages that processes pin which died while they read."""

@@ -21,6 +21,7 @@ import zmq
 from pmm_cached.leases import Answer, Leases
 from pmm_cached.logs import Logger
 from pmm_cached.peers import Excess, MemoryWatch, Peers, allow_descriptors
+from pmm_cached.reports import Reports
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
@@ -112,12 +113,24 @@ class _Inbox:
 class CommandServer:
     """Binds the sockets when made; `start` begins to answer.
 
+    Parameters:
+        on_death: called with the reason when the thread ends by itself.
+
     Raises:
         zmq.ZMQError: a socket cannot be bound.
     """
 
-    def __init__(self, endpoints: Endpoints, backend: Backend, texts: TextStore, status: Status, log: Logger) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        backend: Backend,
+        texts: TextStore,
+        status: Status,
+        log: Logger,
+        on_death: Callable[[str], None],
+    ) -> None:
         self._endpoints = endpoints
+        self._on_death = on_death
         self._backend = backend
         self._texts = texts
         self._leases = Leases(texts.has, status.embeddings)
@@ -135,6 +148,7 @@ class CommandServer:
             self._commands: (_Inbox(self._commands), protocol.ORDINARY),
             self._admin: (_Inbox(self._admin), protocol.ADMINISTRATIVE),
         }
+        self._reports = Reports(endpoints.reports, _GROUP_MODE, status.workers)
         self._outbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waiters: list[_Waiter] = []
@@ -159,11 +173,13 @@ class CommandServer:
             # The last answers are on their way.
             socket.close(linger=limits.FAREWELL_MS)
         self._publisher.close(linger=0)
+        self._reports.close()
         self._context.term()
         os.close(self._wake)
         if not removes_files:
             return
-        for path in (self._endpoints.commands, self._endpoints.admin, self._endpoints.announcements):
+        endpoints = self._endpoints
+        for path in (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports):
             with _no_matter():
                 os.unlink(path)
 
@@ -225,6 +241,14 @@ class CommandServer:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # Without this thread nobody is answered, nor hears how the daemon is.
+            self._log.exception("commands ended")
+            self._on_death(f"commands ended: {type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         for peers in self._peers.values():
             poller.register(peers.monitor, zmq.POLLIN)
@@ -233,12 +257,16 @@ class CommandServer:
         # Nothing is received from it, but who unsubscribes is forgotten only when its thread looks at it.
         poller.register(self._publisher, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._reports, zmq.POLLIN)
         while not self._is_stopping:
             ready = dict(poller.poll(self._timeout_ms()))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             self._look_at_peers()
             self._send_posted()
+            if self._reports.fileno() in ready:
+                for error in self._reports.take_in():
+                    self._complain(error)
             for socket in self._inboxes:
                 if socket in ready:
                     self._receive(socket)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmm_cached.commands import CommandServer, Done
 from pmm_cached.follower import Follower, all_folds
@@ -16,6 +16,7 @@ from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.settings import Settings
+from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_cached.watch import Watch
@@ -30,9 +31,13 @@ from pmm_shm.paths import Instance
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 
+if TYPE_CHECKING:
+    from pmm_cached.prometheus import MetricsServer
+
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
 _QUARANTINE_SHOWN = 20
+_READERS_SHOWN = 50
 
 
 class Daemon:
@@ -52,7 +57,13 @@ class Daemon:
         embedder = None if settings.embedder is None else find_embedder(settings.embedder)
         self._settings = settings
         self._log = log
+        if settings.metrics_port is not None:
+            # Before anything is made: it may not be installed.
+            import pmm_cached.prometheus
         self._lock = InstanceLock(self._instance)
+        self._metrics: MetricsServer | None = None
+        if settings.metrics_port is not None:
+            self._metrics = pmm_cached.prometheus.MetricsServer(settings.metrics_port, self.stats, log)
         self._is_stopping = False
         self._failure: str | None = None
         self._instance_checked = self._readers_checked = time.monotonic()
@@ -64,7 +75,7 @@ class Daemon:
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
-        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
             self._writer,
@@ -103,6 +114,8 @@ class Daemon:
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
+        if self._watch.problem is not None:
+            self._log.warning("changes are found by the slow poll alone", reason=self._watch.problem)
         self._texts.start()
         self._commands.start()
         self._maintenance.start()
@@ -110,6 +123,9 @@ class Daemon:
         # The sockets answer. Readers need no more of a daemon, so nothing waits for a rebuild.
         self._notifier.ready()
         self._reporter.start()
+        if self._metrics is not None:
+            self._metrics.start()
+            self._log.info("metrics", port=self._metrics.port)
         try:
             self._rebuild_missing()
             self._follow()
@@ -139,7 +155,8 @@ class Daemon:
         numbers = self._status.as_dict()
         ahead = self._probe.look(self._writer.header.position)
         newest = self._writer.last_transaction_id()
-        readers = self._writer.readers()
+        slots = self._writer.reader_slots()
+        readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
         oldest = min(readers, key=lambda reader: reader[1], default=None)
         with self._writer.environment.read() as transaction:
             snapshot = self._writer.snapshot(transaction)
@@ -154,6 +171,8 @@ class Daemon:
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
         numbers["oldest_reader_behind_txns"] = newest - oldest[1] if oldest else 0
+        numbers["reader_processes"] = _by_process(slots, newest)
+        numbers["sizes"] = sizes(self._writer, self._instance)
         return numbers
 
     def verify(self, fold: str | None, done: Done) -> None:
@@ -276,7 +295,8 @@ class Daemon:
         self._notifier.stopping()
         deadline = time.monotonic() + limits.STOP_S
         is_idle = True
-        for part in (self._reporter, self._maintenance, self._indexer, self._texts):
+        metrics = () if self._metrics is None else (self._metrics,)
+        for part in (*metrics, self._reporter, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
         # Where the directory is another's, so are the sockets and the mark that stand there.
         is_ours = self._lock.is_held()
@@ -292,6 +312,17 @@ class Daemon:
         self._notifier.close()
         self._lock.release()
         self._log.info("stopped", as_of=self._status.as_of)
+
+
+def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[int | None]]:
+    """[pid, how many commits the oldest of its reads is behind, None where it reads nothing now], the slowest first."""
+    behind: dict[int, int | None] = {}
+    for pid, transaction in slots:
+        known = behind.setdefault(pid, None)
+        if transaction is not None:
+            behind[pid] = max(known or 0, newest - transaction)
+    found = sorted(behind.items(), key=lambda entry: (-1 if entry[1] is None else entry[1], entry[0]), reverse=True)
+    return [list(entry) for entry in found[:_READERS_SHOWN]]
 
 
 def _check_ledger(path: str) -> None:

@@ -19,7 +19,7 @@ State = Literal["healthy", "lagging", "degraded"]
 
 _AHEAD = (
     "SELECT (SELECT max(id) FROM events), "
-    "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ?1 IS NULL OR id > ?1 LIMIT ?2))"
+    "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ? IS NULL OR id > ? LIMIT ?))"
 )
 
 
@@ -49,7 +49,7 @@ class HeadProbe:
                 if connection.identity is not None and file_identity(connection.path) != connection.identity:
                     connection.close()
                 handle = connection.handle()
-                parameters = (position.event_id, limits.LAG_EVENTS_MAX)
+                parameters = (position.event_id, position.event_id, limits.LAG_EVENTS_MAX)
                 head_id, count = connection.retry(lambda: handle.execute(_AHEAD, parameters).fetchall()[0])
         except LedgerError:
             return None
@@ -65,7 +65,8 @@ class Health(NamedTuple):
     Attributes:
         health: degraded where somebody should look at it, lagging where time will tell.
         health_reasons: a line for each reason why it is not healthy.
-        is_current: whether what is published follows the log; events that no fold could use do not count against that.
+        is_current: whether what is published follows the log; events that no fold could use, and vectors that are
+            missing, do not count against that.
     """
 
     health: State
@@ -81,7 +82,7 @@ def assess(numbers: Mapping[str, Any]) -> Health:
 
 
 def _hindrances(numbers: Mapping[str, Any]) -> list[str]:
-    found = [text for text in (numbers["problem"], numbers["embeddings"]["problem"]) if text]
+    found = [numbers["problem"]] if numbers["problem"] else []
     if numbers["heartbeat_age_ms"] > limits.HEARTBEAT_MS_MAX:
         found.append(
             f"the follower has not moved for {numbers['heartbeat_age_ms']:,} ms: if that lasts, restart the daemon"
@@ -103,6 +104,8 @@ def _delays(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def _losses(numbers: Mapping[str, Any]) -> list[str]:
+    problem = numbers["embeddings"]["problem"]
+    found = [f"events get no vectors: {problem}"] if problem else []
     if numbers["quarantined"]:
-        return [f"{numbers['quarantined']:,} times an event could not be used: the quarantine names the newest"]
-    return []
+        found.append(f"{numbers['quarantined']:,} times an event could not be used: the quarantine names the newest")
+    return found

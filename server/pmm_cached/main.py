@@ -21,7 +21,14 @@ _FAILURE, _USAGE = 1, 2
 _SWITCH_INTERVAL_S = 0.0005
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """\b
+Examples:
+  pmm-cached agent.db
+  pmm-cached agent.db --log-format json --verify-every 10000
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.argument("ledger", required=False, type=click.Path(readable=False))
 @click.option("--log-format", type=click.Choice(["json", "text"]), default="text", show_default=True)
 @click.option(
@@ -79,8 +86,14 @@ _SWITCH_INTERVAL_S = 0.0005
     metavar="KINDS",
     help="Kinds of the events that it embeds, with commas between them.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(min=0, max=65_535),
+    metavar="PORT",
+    help="Answer Prometheus on this port of 127.0.0.1, 0 for any free one; needs the extra prometheus.",
+)
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
-def _command(
+def command(
     ledger: str | None,
     log_format: LogFormat,
     log_level: str,
@@ -91,6 +104,7 @@ def _command(
     text_vectors_max: int,
     embedder: str | None,
     embed_kinds: str,
+    metrics_port: int | None,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
 
@@ -113,6 +127,7 @@ def _command(
         text_vectors_max,
         None if name == "none" else name,
         kinds,
+        metrics_port,
     )
     # Where a watchdog's SIGABRT, or a crash, found each thread.
     if sys.stderr is not None:
@@ -126,7 +141,7 @@ def _command(
 def main() -> None:
     """Entry point: one line on stderr and the right exit code for everything that can go wrong."""
     try:
-        _command.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:

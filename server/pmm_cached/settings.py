@@ -20,6 +20,7 @@ class Settings:
         text_vectors_max: how many text vectors are kept, at least 1.
         embedder: name of the embedder of events; None for none.
         embed_kinds: kinds of the events whose content it embeds.
+        metrics_port: where Prometheus may ask, on loopback; 0 for any free port, None for nowhere.
     """
 
     verify_every_events: int = limits.VERIFY_EVERY_EVENTS
@@ -29,3 +30,4 @@ class Settings:
     text_vectors_max: int = limits.TEXT_VECTORS_MAX
     embedder: str | None = "local-bow"
     embed_kinds: tuple[str, ...] = DEFAULT_KINDS
+    metrics_port: int | None = None

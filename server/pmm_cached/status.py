@@ -10,6 +10,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pmm_cached.workers import Workers
+from pmm_shm import versions
+
 
 @dataclass
 class EmbeddingStatus:
@@ -74,6 +77,9 @@ class Status:
     caught_up_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
+    # Looked up once: an installation that is replaced under a running daemon does not change what runs.
+    versions: dict[str, str | int] = field(default_factory=versions.of_this_process)
+    workers: Workers = field(default_factory=Workers)
 
     def failed(self, error: str) -> None:
         """Remember what went wrong."""
@@ -84,6 +90,7 @@ class Status:
         now = time.monotonic()
         return {
             "pid": os.getpid(),
+            **self.versions,
             "ledger": self.ledger,
             "uptime_ms": int((now - self.started_monotonic) * 1_000),
             "as_of": self.as_of,
@@ -111,4 +118,5 @@ class Status:
             "hang_ups": self.hang_ups,
             "map_growths": self.map_growths,
             "embeddings": asdict(self.embeddings),
+            "workers": self.workers.as_dict(),
         }

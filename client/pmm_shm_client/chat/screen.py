@@ -132,7 +132,7 @@ class TerminalScreen:
     def prompt(self) -> str:
         """As `input` takes it: readline must not count what has no width."""
         text = f"you {self._mark} "
-        if self._console.no_color or self._console.is_dumb_terminal:
+        if self._console.color_system is None:
             return text
         return f"\001\033[1;32m\002{text}\001\033[0m\002"
 

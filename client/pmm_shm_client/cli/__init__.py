@@ -17,16 +17,21 @@ import click
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
-from pmm_shm_client.cli.admin import append, invalidate, status, verify
+from pmm_shm_client.cli.admin import append, invalidate, verify
 from pmm_shm_client.cli.bench import bench
 from pmm_shm_client.cli.chat import chat
+from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
+from pmm_shm_client.cli.doctor import doctor
+from pmm_shm_client.cli.examples import EXAMPLES, epilog
 from pmm_shm_client.cli.explain import explain
 from pmm_shm_client.cli.generate import generate
 from pmm_shm_client.cli.options import CONTEXT
 from pmm_shm_client.cli.plot import plot
 from pmm_shm_client.cli.reads import read, replay
 from pmm_shm_client.cli.restore import restore
+from pmm_shm_client.cli.status import status
+from pmm_shm_client.cli.top import top
 from pmm_shm_client.cli.vectors import embed, search
 
 
@@ -54,6 +59,8 @@ _COMMANDS = (
     demo,
     generate,
     status,
+    top,
+    doctor,
     read,
     search,
     embed,
@@ -66,8 +73,11 @@ _COMMANDS = (
     explain,
     plot,
     bench,
+    completion,
 )
 for _command in _COMMANDS:
+    assert _command.name is not None
+    _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)
 
 

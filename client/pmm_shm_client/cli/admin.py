@@ -1,18 +1,17 @@
-"""`pmm-shm status`, `append`, `verify` and `invalidate`"""
+"""`pmm-shm append`, `verify` and `invalidate`"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError, DaemonError, LedgerNotFoundError
-from pmm_shm_client.cli import exits
+from pmm_shm.errors import DaemonAbsentError, LedgerNotFoundError
+from pmm_shm_client.cli import completers, exits
 from pmm_shm_client.cli.exits import CommandFailed
 from pmm_shm_client.cli.options import (
     CONTEXT,
@@ -24,133 +23,17 @@ from pmm_shm_client.cli.options import (
     timeout_option,
 )
 from pmm_shm_client.cli.output import pairs, plain, print_json, progress, show
-from pmm_shm_client.cli.vectors import shown_tables
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from pmm_shm.ledger.chain import ChainReport
     from pmm_shm.paths import Instance
     from pmm_shm.verify import VerifyReport
 
 _DAEMON_ANSWERS_S = 2.0
-# A daemon is some hundred microseconds behind by nature: look again before calling that lagging.
-_LOOKS = 5
-_LOOK_AGAIN_S = 0.05
 
 
 @click.command(context_settings=CONTEXT)
-@ledger_argument
-@timeout_option(_DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
-@json_option
-def status(ledger: str | None, timeout: float, as_json: bool) -> None:
-    """Show how LEDGER's daemon is (healthy, lagging, degraded or absent), how far it is, and its numbers.
-
-    Exit codes: 0 what is published follows the log, 3 no daemon, 4 it lags, does not come on, or does not answer.
-    """
-    path = the_ledger(ledger)
-    from pmm_shm.paths import Instance
-    from pmm_shm_client.cli.oracle import head_of, opened
-
-    connection = opened(path, limits.LEDGER_TIMEOUT_S)
-    try:
-        head = head_of(connection)
-        journal = "wal" if connection.is_wal else "rollback"
-    finally:
-        connection.close()
-    instance = Instance.of(path)
-    daemon, failure = _ask(instance, head, timeout)
-    reasons = [str(failure)] if daemon is None else daemon["health_reasons"]
-    found = {
-        "health": _health(daemon, failure),
-        "reasons": reasons,
-        "ledger": instance.ledger,
-        "journal": journal,
-        "instance_directory": str(instance.directory),
-        "head_id": head,
-        "as_of": _published_as_of(instance) if daemon is None else daemon["as_of"],
-        "lag_events": None if daemon is None else daemon["lag_events"],
-        "lag_ms": None if daemon is None else daemon["lag_ms"],
-        "daemon": daemon,
-    }
-    if as_json:
-        print_json(plain(found))
-    else:
-        del found["daemon"]
-        found["reasons"] = "; ".join(reasons) or None
-        show(pairs("ledger", _spaced(found)), *(_shown_daemon(daemon) if daemon else []))
-    if failure is not None:
-        raise failure
-    if daemon is not None and not daemon["is_current"]:
-        raise CommandFailed(f"{instance.ledger}: {daemon['health']}: {daemon['health_reasons'][0]}", exits.LAGGING)
-
-
-def _ask(instance: Instance, head: int, timeout_s: float) -> tuple[dict[str, Any] | None, DaemonError | None]:
-    from pmm_shm import protocol
-    from pmm_shm_client import commands
-
-    try:
-        for look in range(_LOOKS):
-            numbers: dict[str, Any] = commands.call(instance, protocol.STATS, {}, timeout_s)
-            if numbers["as_of"] >= head or look + 1 == _LOOKS:
-                break
-            time.sleep(_LOOK_AGAIN_S)
-    except DaemonError as error:
-        return None, error
-    return numbers, None
-
-
-def _health(daemon: dict[str, Any] | None, failure: DaemonError | None) -> str:
-    if daemon is not None:
-        return str(daemon["health"])
-    return "absent" if isinstance(failure, DaemonAbsentError) else "degraded"
-
-
-def _published_as_of(instance: Instance) -> int | None:
-    """What a daemon that does not answer, or is gone, has left behind; None for nothing."""
-    from pmm_shm.store.snapshot import SnapshotReader
-
-    reader = SnapshotReader(instance)
-    try:
-        with reader.begin() as snapshot:
-            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return None
-            return snapshot.header.position.as_of
-    finally:
-        reader.close()
-
-
-def _spaced(rows: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", " "): value for name, value in rows.items()}
-
-
-def _shown_daemon(numbers: dict[str, Any]) -> list[RenderableType]:
-    return [
-        pairs("daemon", _daemon_rows(numbers)),
-        pairs("embeddings", _embedding_rows(numbers["embeddings"])),
-        shown_tables(numbers["embeddings"]["tables"]),
-    ]
-
-
-def _embedding_rows(embeddings: dict[str, Any]) -> dict[str, Any]:
-    rows = {name: value for name, value in embeddings.items() if name not in ("tables", "text_vectors_max")}
-    rows["text_vectors"] = f"{embeddings['text_vectors']:,} of {embeddings['text_vectors_max']:,}"
-    if embeddings["importing"] is not None:
-        rows["importing"] = "{:,} of {:,} rows of event_embeddings".format(*embeddings["importing"])
-    return _spaced(rows)
-
-
-def _daemon_rows(numbers: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = ("as_of", "head_id", "lag_events", "lag_ms", "ledger", "embeddings", "health", "health_reasons")
-    rows = {name: value for name, value in numbers.items() if name not in elsewhere}
-    rows["folds"] = ", ".join(numbers["folds"])
-    rows["rebuilding"] = ", ".join(numbers["rebuilding"])
-    rows["quarantine"] = "; ".join(": ".join(map(str, entry)) for entry in numbers["quarantine"])
-    return _spaced({name: None if value == "" else value for name, value in rows.items()})
-
-
-@click.command(context_settings=CONTEXT)
-@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]")
+@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]", shell_complete=completers.kinds)
 @click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
 @click.option("--create", is_flag=True, help="Make the ledger where there is none.")
 @ledger_timeout_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm_client.cli import exits
+from pmm_shm_client.cli import completers, exits
 from pmm_shm_client.cli.options import CONTEXT, json_option, ledger_timeout_option, the_ledger
 from pmm_shm_client.cli.output import cell, pairs, plain, print_json, printable, progress, show, table, titled
 
@@ -25,7 +25,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("words", nargs=-1, metavar="[LEDGER] WHAT")
+@click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.subjects)
 @click.option("--integer", is_flag=True, help="CID is an integer; otherwise it is one only where no text has it.")
 @click.option(
     "--limit",
@@ -45,13 +45,6 @@ def explain(
 
     WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics. It is a full replay, event by
     event: no cache, no daemon. Of metrics, the changes are those before feedback and clamping.
-
-    \b
-    Examples:
-      pmm-shm explain agent.db identity.name
-      pmm-shm explain agent.db commitment c1
-      pmm-shm explain agent.db trait o --limit 0
-      pmm-shm explain agent.db metrics --until 1000 --json
     """
     ledger, subject, argument = _parsed(words)
     if integer and subject != "commitment":

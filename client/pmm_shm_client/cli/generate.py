@@ -6,12 +6,13 @@ import time
 
 import click
 
+from pmm_shm_client.cli import completers
 from pmm_shm_client.cli.options import CONTEXT, json_option
 from pmm_shm_client.cli.output import print_json, progress
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("path")
+@click.argument("path", shell_complete=completers.files)
 @click.option("--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S")
 @click.option(

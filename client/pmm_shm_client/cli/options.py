@@ -10,6 +10,7 @@ import click
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError
+from pmm_shm_client.cli import completers
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -41,10 +42,10 @@ def timeout_option(default_s: float, what: str) -> Callable[[_F], _F]:
 ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")
 """`--timeout SECONDS` of commands that only use the ledger."""
 
-ledger_argument = click.argument("ledger", required=False, metavar="[LEDGER]")
+ledger_argument = click.argument("ledger", required=False, metavar="[LEDGER]", shell_complete=completers.files)
 """The ledger, for commands without another argument."""
 
-fold_option = click.option("--fold", metavar="NAME", help="Only this fold.")
+fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
 """`--fold NAME`"""
 
 

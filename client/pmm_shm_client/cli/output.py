@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm.colours import wants_colour
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -49,21 +51,28 @@ def print_json(value: Any) -> None:
 
 
 def console(stderr: bool = False) -> Console:
-    """Where tables go; without colours where it is no terminal."""
+    """Where tables go; without colours where it is no terminal (unless FORCE_COLOR is set) or NO_COLOR is set."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # A pipe has no width: room enough that a program which reads it meets few wrapped cells.
-    return Console(file=stream, width=None if stream.isatty() else _PIPE_COLUMNS, highlight=False, emoji=False)
+    return Console(
+        file=stream,
+        # A pipe has no width: room enough that a program which reads it meets few wrapped cells.
+        width=None if stream.isatty() else _PIPE_COLUMNS,
+        color_system="auto" if wants_colour(stream) else None,
+        highlight=False,
+        emoji=False,
+    )
 
 
-def show(*renderables: RenderableType) -> None:
-    """Print for people, on stdout."""
+def show(*renderables: RenderableType, wraps: bool = True) -> None:
+    """Print for people, on stdout; `wraps` False leaves lines as long as they are."""
     out = console()
     with out.capture() as capture:
         for one in renderables:
-            out.print(one)
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+            out.print(one, soft_wrap=not wraps)
+    # Whether there are colours is decided: click would take away what FORCE_COLOR asked for.
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=True)
 
 
 def table(*columns: str) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm_client.cli import completers
 from pmm_shm_client.cli.options import CONTEXT, json_option, ledger_argument, ledger_timeout_option, the_ledger
 from pmm_shm_client.cli.output import print_json, printable
 
@@ -19,7 +20,14 @@ _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where to draw it: a name ending in .svg or .png.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    shell_complete=completers.files,
+    help="Where to draw it: a name ending in .svg or .png.",
+)
 @click.option("--title", metavar="TEXT", help="Above the figure; nothing unless told.")
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option

@@ -8,6 +8,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
+from pmm_shm_client.cli import completers
 from pmm_shm_client.cli.answers import (
     NAMES,
     STRICT,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _MAX_TRAIT_DELTA = 0.05
 _HELP = f"\n\n    WHAT is one of {', '.join(NAMES)}, or the name of a registered fold."
 
-_words = click.argument("words", nargs=-1, metavar="[LEDGER] WHAT")
+_words = click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.answers)
 _strict = click.option(
     "--strict", is_flag=True, help="Limit each trait delta, and fail (exit code 5) where an invariant is violated."
 )

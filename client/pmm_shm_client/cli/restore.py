@@ -6,12 +6,13 @@ import os
 
 import click
 
+from pmm_shm_client.cli import completers
 from pmm_shm_client.cli.options import CONTEXT, json_option, ledger_argument, ledger_timeout_option, the_ledger
 from pmm_shm_client.cli.output import print_json, progress
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("backup")
+@click.argument("backup", shell_complete=completers.files)
 @ledger_argument
 @click.option("--chain/--no-chain", default=True, show_default=True, help="Check BACKUP's hash chain first.")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Keep a copy of what LEDGER holds, beside it.")

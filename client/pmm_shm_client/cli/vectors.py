@@ -14,6 +14,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, SnapshotUnavailableError
+from pmm_shm_client.cli import completers
 from pmm_shm_client.cli.options import (
     CONTEXT,
     json_option,
@@ -47,11 +48,12 @@ _model_option = click.option(
     "--model",
     metavar="NAME",
     help="The embedder, by its name; the one in PMM_EMBEDDER, or else local-bow, unless told.",
+    shell_complete=completers.embedders,
 )
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("words", nargs=-1, metavar="[LEDGER] TEXT")
+@click.argument("words", nargs=-1, metavar="[LEDGER] TEXT", shell_complete=completers.ledger_and_text)
 @click.option("--vector", metavar="JSON", help="Search for this vector, a JSON array of numbers, instead of TEXT.")
 @click.option(
     "-k",

@@ -1,0 +1,48 @@
+"""What `--help` and the manual pages show as examples. The tests run them, in this order, in one directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "demo": ("pmm-shm demo --seconds 2", "pmm-shm demo --workers 2 --seconds 2 --keep demo-files"),
+    "generate": ("pmm-shm generate sample.db --events 3000 --seed 7",),
+    "append": (
+        "pmm-shm append agent.db user 'hello again' --create",
+        "pmm-shm append agent.db reflection 'It went well.' --meta '{\"tone\": \"calm\"}'",
+        "echo 'a longer text' | pmm-shm append agent.db user -",
+    ),
+    "chat": ("pmm-shm chat agent.db", "echo 'What did I ask for?' | pmm-shm chat agent.db --no-autostart"),
+    "status": ("pmm-shm status agent.db", "pmm-shm status agent.db --json"),
+    "top": ("pmm-shm top agent.db --once",),
+    "doctor": ("pmm-shm doctor agent.db", "pmm-shm doctor --json"),
+    "read": (
+        "pmm-shm read agent.db identity",
+        "pmm-shm read agent.db metrics --json",
+        "pmm-shm read agent.db frame --consistency wait",
+    ),
+    "replay": ("pmm-shm replay agent.db metrics", "pmm-shm replay sample.db identity --until 1000 --json"),
+    "embed": ("pmm-shm embed agent.db", "pmm-shm embed agent.db --text 'a flat tyre'"),
+    "search": ("pmm-shm search agent.db 'a longer text' -k 2", "pmm-shm search agent.db hello --scope 1,2 --json"),
+    "verify": ("pmm-shm verify agent.db", "pmm-shm verify agent.db --fold metrics --no-chain"),
+    "invalidate": ("pmm-shm invalidate agent.db --fold stage",),
+    "restore": (
+        "pmm-shm generate backup.db --events 100",
+        "pmm-shm restore backup.db agent.db",
+        "pmm-shm restore backup.db agent.db --no-keep --json",
+    ),
+    "explain": (
+        "pmm-shm explain agent.db identity.name",
+        "pmm-shm explain agent.db trait o --limit 0",
+        "pmm-shm explain agent.db metrics --until 1000 --json",
+    ),
+    "plot": ("pmm-shm plot agent.db -o agent.svg",),
+    "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
+    "completion": ("source <(pmm-shm completion bash)",),
+}
+"""Of each command the lines for a shell, bash where it matters."""
+
+
+def epilog(lines: tuple[str, ...]) -> str:
+    """Examples as click puts them under the options, none of them wrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

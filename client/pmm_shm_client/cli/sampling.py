@@ -1,0 +1,106 @@
+"""Rates, from numbers that are looked at again and again. Pure: the clock is a parameter."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pmm_shm import limits
+
+SAMPLES_MAX = 600
+# Workers report every few seconds: over a shorter time their rate would be a row of spikes.
+_READS_WINDOW_S = 2 * limits.REPORT_EVERY_S
+_READS = ("projection_hits", "projection_misses", "metrics_hits", "metrics_misses")
+_HITS = ("projection_hits", "metrics_hits")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look.
+
+    Attributes:
+        at: monotonic seconds.
+        head_id: the newest event; None where the ledger cannot be read.
+        scores: (IAS, GAS), as of the head.
+        daemon: its numbers; None without one.
+        own_commands: how many commands this program has given the daemon so far.
+    """
+
+    at: float
+    head_id: int | None
+    scores: tuple[float, float] | None
+    daemon: Mapping[str, Any] | None
+    own_commands: int = 0
+
+    @property
+    def reads(self) -> int | None:
+        return None if self.daemon is None else sum(self.daemon["workers"][name] for name in _READS)
+
+    @property
+    def hits(self) -> int | None:
+        return None if self.daemon is None else sum(self.daemon["workers"][name] for name in _HITS)
+
+
+@dataclass
+class Series:
+    """What was seen since the start, bounded: rates per second, and the scores. None is unknown."""
+
+    events: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    reads: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    commands: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    commits: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    ias: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    gas: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    hit_rate: float | None = None
+    last: Sample | None = None
+    _window: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+
+    def add(self, sample: Sample) -> None:
+        """Take in the next look."""
+        before = self.last
+        self.ias.append(None if sample.scores is None else sample.scores[0])
+        self.gas.append(None if sample.scores is None else sample.scores[1])
+        self.events.append(None if before is None else _rate(before, sample, before.head_id, sample.head_id))
+        if before is None or not _is_same_daemon(before, sample):
+            self._window.clear()
+            self.commands.append(None)
+            self.commits.append(None)
+        else:
+            assert before.daemon is not None
+            assert sample.daemon is not None
+            own = sample.own_commands - before.own_commands
+            commands = max(0, sample.daemon["commands"] - before.daemon["commands"] - own)
+            self.commands.append(_rate(before, sample, 0, commands))
+            self.commits.append(_rate(before, sample, before.daemon["commits"], sample.daemon["commits"]))
+        self._add_reads(sample)
+        self.last = sample
+
+    def _add_reads(self, sample: Sample) -> None:
+        if sample.daemon is None:
+            self.reads.append(None)
+            return
+        window = self._window
+        while len(window) > 1 and sample.at - window[1].at >= _READS_WINDOW_S:
+            window.popleft()
+        self.reads.append(_rate(window[0], sample, window[0].reads, sample.reads) if window else None)
+        if window:
+            grown, hits = (sample.reads or 0) - (window[0].reads or 0), (sample.hits or 0) - (window[0].hits or 0)
+            self.hit_rate = hits / grown if grown > 0 else self.hit_rate
+        window.append(sample)
+
+
+def _is_same_daemon(before: Sample, sample: Sample) -> bool:
+    if before.daemon is None or sample.daemon is None:
+        return False
+    # A pid comes again; a life that is shorter than before is another one.
+    same_pid = before.daemon["pid"] == sample.daemon["pid"]
+    return bool(same_pid and before.daemon["uptime_ms"] <= sample.daemon["uptime_ms"])
+
+
+def _rate(before: Sample, sample: Sample, start: int | None, end: int | None) -> float | None:
+    if start is None or end is None or sample.at <= before.at:
+        return None
+    # Less than before: the ledger was replaced.
+    return (end - start) / (sample.at - before.at) if end >= start else None

@@ -1,0 +1,98 @@
+"""Tells the daemon now and then what a cache has counted, for those who watch over all workers.
+
+Hints: one datagram that never waits, sent after a miss or at the end, and no more often than every
+`limits.REPORT_EVERY_S`. A hit sends nothing, and looks at no clock for it. Without a daemon, nothing happens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+import weakref
+from collections.abc import Callable
+
+from pmm_shm import limits
+from pmm_shm.endpoints import recorded_endpoints
+from pmm_shm.errors import DaemonError
+from pmm_shm.paths import Instance
+from pmm_shm.protocol import COUNTERS, REPORT, Request
+
+Counters = dict[str, int]
+_reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
+
+
+class Reporter:
+    """The reports of one cache. In the child of a fork it is another worker, which has done nothing yet.
+
+    Parameters:
+        count: what the cache has counted since it was made, by the names in `protocol.COUNTERS`.
+
+    Attributes:
+        due: the monotonic instant from which on the next miss reports.
+    """
+
+    def __init__(self, instance: Instance, count: Callable[[], Counters]) -> None:
+        self._instance = instance
+        # The cache has this reporter: a cycle would keep its connections open until the collector comes.
+        self._count = weakref.WeakMethod(count)
+        self._start_as(dict.fromkeys(COUNTERS, 0))
+        self._is_silent = False
+        _reporters.add(self)
+
+    def _start_as(self, before: Counters) -> None:
+        self._worker = int.from_bytes(os.urandom(8), "big") >> 1
+        self._before = before
+        self._reported: Counters = dict.fromkeys(COUNTERS, 0)
+        self.due = time.monotonic() + limits.REPORT_EVERY_S
+
+    def silence(self) -> None:
+        """Report nothing from now on: who only watches is no worker."""
+        _reporters.discard(self)
+        self._is_silent, self.due = True, math.inf
+
+    def report(self, *, is_last: bool = False) -> None:
+        """Report what was counted, where anything was since the last report."""
+        found = self._counted()
+        if self._is_silent or found is None:
+            return
+        self.due = time.monotonic() + limits.REPORT_EVERY_S
+        counters = {name: max(0, count - self._before[name]) for name, count in found.items()}
+        # That it ends is worth telling only of a worker that has been heard of.
+        if counters == self._reported and not (is_last and any(counters.values())):
+            return
+        request = Request(0, REPORT, {"worker": self._worker, "counters": counters, "is_last": is_last})
+        if _is_sent(self._instance, request.pack()):
+            self._reported = counters
+
+    def after_fork(self) -> None:
+        """This is the child's side: what was counted so far is the parent's."""
+        found = self._counted()
+        if found is not None:
+            self._start_as(found)
+
+    def _counted(self) -> Counters | None:
+        count = self._count()
+        return None if count is None else count()
+
+
+def _is_sent(instance: Instance, data: bytes) -> bool:
+    try:
+        path = recorded_endpoints(instance).reports
+        if not path:
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+            sender.sendto(data, path)
+    except (DaemonError, OSError, ValueError):
+        # No daemon, one that is stopped, a directory that is not to be trusted, a damaged record: the next one may do.
+        return False
+    return True
+
+
+def _after_fork() -> None:
+    for reporter in list(_reporters):
+        reporter.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

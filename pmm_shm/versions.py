@@ -1,0 +1,33 @@
+"""Which versions this process is made of: of the distribution, of what it stores and says, and of what it stands on."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+from importlib.metadata import PackageNotFoundError, version
+
+from pmm_shm import protocol
+from pmm_shm.store.layout import FORMAT
+
+DISTRIBUTION = "pmm-shm"
+UNKNOWN = "unknown"
+"""The version of a checkout that is not installed."""
+
+
+def distribution_version() -> str:
+    """The version of pmm-shm as it is installed."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return UNKNOWN
+
+
+def of_this_process() -> dict[str, str | int]:
+    """What the daemon says of itself, and what a client compares it with."""
+    return {
+        "version": distribution_version(),
+        "format": FORMAT,
+        "protocol": protocol.VERSION,
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+    }

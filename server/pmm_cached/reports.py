@@ -1,0 +1,74 @@
+"""The socket of the workers' reports: datagrams that nobody answers.
+
+No ZeroMQ: a worker that only reads does not import it, and its report is one system call that never waits. Whose report
+it is, the system says, not the message.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import suppress
+
+from pmm_cached.workers import Workers
+from pmm_shm import limits
+from pmm_shm.protocol import REPORTS, ProtocolError, unpack_request
+
+_CREDENTIALS = struct.Struct("3i")
+_ROOM = socket.CMSG_SPACE(_CREDENTIALS.size)
+_AT_ONCE_MAX = 100
+
+
+class Reports:
+    """Binds the socket when made.
+
+    Parameters:
+        mode: of its file, at once.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+
+    def __init__(self, path: str, mode: int, workers: Workers) -> None:
+        self._workers = workers
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            self._socket.bind(path)
+        finally:
+            os.umask(before)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def take_in(self) -> list[ProtocolError]:
+        """Take in what has come, a bounded number at once; returns what was no report."""
+        errors = []
+        for _ in range(_AT_ONCE_MAX):
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(limits.REPORT_BYTES_MAX, _ROOM)
+            except (BlockingIOError, InterruptedError):
+                break
+            try:
+                request = unpack_request(data, REPORTS)
+            except ProtocolError as error:
+                errors.append(error)
+                continue
+            args = request.args
+            self._workers.report(args["worker"], _sender(ancillary), args["counters"], is_last=args["is_last"])
+        return errors
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The pid of the sending process, as this one sees it; 0 where it cannot."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) >= _CREDENTIALS.size:
+            return int(_CREDENTIALS.unpack_from(data)[0])
+    return 0

@@ -1,0 +1,106 @@
+"""What the workers report of themselves: the sums of all, and how many there are.
+
+For display, and never for a decision: anybody who may reach the socket may report anything. Of each worker the newest
+numbers are known, and only what they have grown by is added to the sums; so a report that is lost, comes twice or comes
+late does no harm, and what a worker did stays counted when it ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmm_shm import limits
+from pmm_shm.protocol import COUNTERS
+
+_LOOK_S = 1.0
+
+
+@dataclass
+class _Worker:
+    """One cache of one process, as it reported last.
+
+    Attributes:
+        started: when the process of this pid was started, in ticks since boot; None where it is not to be seen.
+    """
+
+    pid: int
+    started: int | None
+    counters: dict[str, int]
+    is_ended: bool = False
+
+
+def started_at(pid: int) -> int | None:
+    """When a process was started, in ticks since boot; None where there is none, or none that lives."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Workers:
+    """The table of workers. Thread-safe, bounded.
+
+    Parameters:
+        clock: monotonic seconds.
+        started: as `started_at`.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, started: Callable[[int], int | None] = started_at
+    ) -> None:
+        self._clock = clock
+        self._started = started
+        self._lock = threading.Lock()
+        self._known: OrderedDict[int, _Worker] = OrderedDict()
+        self._seen = 0
+        self._totals = dict.fromkeys(COUNTERS, 0)
+        self._looked = -_LOOK_S
+
+    def report(self, worker: int, pid: int, counters: Mapping[str, int], *, is_last: bool = False) -> None:
+        """Take in the counters of a worker, each since the worker began."""
+        with self._lock:
+            known = self._known.get(worker)
+            if known is None:
+                self._make_room()
+                known = self._known[worker] = _Worker(pid, self._started(pid), dict.fromkeys(COUNTERS, 0))
+                self._seen += 1
+            self._known.move_to_end(worker)
+            for name in COUNTERS:
+                grown = max(0, counters[name] - known.counters[name])
+                known.counters[name] += grown
+                self._totals[name] = min(self._totals[name] + grown, limits.COUNTER_MAX)
+            known.is_ended = known.is_ended or is_last
+
+    def as_dict(self) -> dict[str, Any]:
+        """How many workers live, how many have reported, and the sums of all of these."""
+        with self._lock:
+            self._look_after_dead()
+            live = sum(not worker.is_ended for worker in self._known.values())
+            return {"live": live, "seen": self._seen, **self._totals}
+
+    def _look_after_dead(self) -> None:
+        now = self._clock()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        for worker in self._known.values():
+            if not worker.is_ended:
+                worker.is_ended = worker.started is None or self._started(worker.pid) != worker.started
+
+    def _make_room(self) -> None:
+        """Forget a worker where there are too many: one that has ended, or who has not reported for longest."""
+        if len(self._known) < limits.WORKERS_MAX:
+            return
+        self._look_after_dead()
+        ended = next((token for token, worker in self._known.items() if worker.is_ended), None)
+        if ended is None:
+            self._known.popitem(last=False)
+        else:
+            del self._known[ended]
