@@ -127,7 +127,7 @@ class TailReader:
         epoch, sql = self._few
         if epoch != self._connection.epoch:
             columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-            sql = f"SELECT {columns}, (SELECT max(id) FROM events) FROM events WHERE id >= ?1 ORDER BY id LIMIT ?2"
+            sql = f"SELECT {columns}, (SELECT max(id) FROM events) FROM events WHERE id >= ? ORDER BY id LIMIT ?"
             self._few = (self._connection.epoch, sql)
         return sql
 
