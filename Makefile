@@ -12,6 +12,9 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
+# A part of the benchmarks.
+ROWS ?=
+EVENTS ?=
 CHAOS := PYTHONPATH=. $(BIN)/python -m tests.chaos --must-finish $(if $(SEED),--seed $(SEED))
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--custom-compile-command "make lock" $(LOCK_OPTIONS)
@@ -74,10 +77,10 @@ format: $(STAMP) ## Rewrite the code in the house style.
 	$(BIN)/ruff format .
 
 docs: $(STAMP) ## Write docs/reference anew, out of the code.
-	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python tools/reference.py
 
-bench: $(STAMP) ## Measure what the documentation claims.
-	$(BIN)/python tests/bench_timing.py
+bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: ROWS=1,2 EVENTS=1000,100000.
+	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(EVENTS),--events $(EVENTS)) $(if $(ROWS)$(EVENTS),,--page)
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python tests/bench_search.py
@@ -140,8 +143,8 @@ uninstall: ## Remove what install made, and only that.
 		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find pmm_shm server client tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements/dev.txt
 	@$(CHECK_PYTHON)

@@ -64,6 +64,7 @@ class Track:
         self._pending: dict[str, Touched | None] = {}
         self._has_overlay = False
         self._base_position = START
+        self._is_at_head = False
 
     def bind(self, snapshot: Snapshot | None) -> bool:
         """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
@@ -71,6 +72,7 @@ class Track:
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        self._is_at_head = False
         if self.lineage is None:
             return True
         assert snapshot is not None
@@ -80,9 +82,13 @@ class Track:
         if self.position == published:
             self._drop_overlay()
         elif self.position is START or published.as_of > self.position.as_of:
-            if self._follows_log and not self._reader.read(self.position, 0).is_anchored:
-                # Our tip was of another history, and so are the views: a base near the start fits both.
-                self._views.clear()
+            if self._follows_log and self.position.event_id is not None:
+                tail = self._reader.read_few(self.position)
+                if not tail.is_anchored:
+                    # Our tip was of another history, and so are the views: a base near the start fits both.
+                    self._views.clear()
+                # Mostly the daemon has published all that is new: then this was the look at the base's anchor, too.
+                self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
             self._adopt(snapshot)
         elif self._follows_log and published != self._base_position and not self._reader.read(published, 0).is_anchored:
             # Under the overlay there would be a base of another history.
@@ -110,6 +116,10 @@ class Track:
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        if self._is_at_head:
+            # For one call: whoever asks again wants another look.
+            self._is_at_head = False
+            return True, True
         tail = self._reader.read(self.position)
         if not tail.is_anchored:
             return False, False

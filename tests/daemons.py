@@ -140,8 +140,12 @@ class Daemon:
 
     def wait_ready(self) -> None:
         """Until it answers and has published what the ledger's head is now."""
-        until(self._answers, "the daemon answers")
+        self.wait_answering()
         self.wait_published(ledgers.execute(self.instance.ledger, "SELECT coalesce(max(id), 0) FROM events")[0][0])
+
+    def wait_answering(self, deadline_s: float = DEADLINE_S) -> None:
+        """Until it takes commands."""
+        until(self._answers, "the daemon answers", deadline_s)
 
     def wait_published(self, event_id: int) -> None:
         """Until it has published `event_id`."""

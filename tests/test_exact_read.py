@@ -1035,3 +1035,20 @@ def test_a_copied_instance_directory_is_not_taken_for_ones_own(
     with connect(other) as cache:
         assert everything(cache) == replayed(other)
         assert cache._reader.replays == 1
+
+
+@pytest.mark.parametrize("unseen", [1, 3, 40])
+@pytest.mark.parametrize("unpublished", [0, 1, 3, 40])
+def test_a_tip_behind_what_is_published_which_is_behind_the_head(
+    ledger: str, publish: Callable[[str], Publisher], unseen: int, unpublished: int
+) -> None:
+    """The cache stands before the snapshot, the snapshot before the log; few rows between them, or many."""
+    fill(ledger, 10)
+    publisher = publish(ledger)
+    with connect(ledger) as cache:
+        assert everything(cache) == replayed(ledger)
+        fill(ledger, unseen, 10)
+        publisher.publish()
+        fill(ledger, unpublished, 10 + unseen)
+        assert everything(cache) == replayed(ledger)
+        assert cache.metrics().as_of == 10 + unseen + unpublished

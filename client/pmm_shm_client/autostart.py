@@ -57,7 +57,7 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_running(instance, timeout_s=0.5):
         if time.monotonic() >= deadline or process.poll() not in (None, 0, 1):
-            raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not start: {_last_line(instance.log_file)}")
+            raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not start: {last_line(instance.log_file)}")
         time.sleep(0.02)
     # The daemon is on its own: forget the handle without waiting, and without a complaint at exit.
     process.returncode = process.poll() or 0
@@ -79,7 +79,8 @@ def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
         )
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """Of a log, to say why a program ended."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

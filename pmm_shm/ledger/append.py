@@ -39,6 +39,8 @@ _ID_MAX = (1 << 63) - 1
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
+_NEWEST_ID = "SELECT coalesce(max(id), 0), (SELECT seq FROM sqlite_sequence WHERE name = 'events') FROM events"
+_NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
 _INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
 
@@ -303,12 +305,12 @@ class Appender:
 
 
 def _newest_id(handle: sqlite3.Connection) -> int:
-    newest: int = handle.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]
     try:
-        row = handle.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        newest, sequence = handle.execute(_NEWEST_ID).fetchone()
     except sqlite3.OperationalError:  # A table without AUTOINCREMENT.
-        row = None
-    return max(0, newest, row[0] if row is not None and isinstance(row[0], int) else 0)
+        newest, sequence = handle.execute(_NEWEST_ID_ALONE).fetchone()
+    found: int = max(0, newest, sequence if isinstance(sequence, int) else 0)
+    return found
 
 
 def _hashed_row(handle: sqlite3.Connection, sql: str) -> HashedRow | None:

@@ -66,6 +66,7 @@ class TailReader:
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._statement: tuple[int, str] = (-1, "")
+        self._few: tuple[int, str] = (-1, "")
 
     def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
         """The rows behind `after`, at most `rows_max` of them.
@@ -76,11 +77,24 @@ class TailReader:
         rows = self._fetch(after.event_id, rows_max + 1)
         if after.event_id is None:
             return self._tail(rows, after)
+        return self._behind(rows, after)
+
+    def _behind(self, rows: list[RawRow], after: Position) -> Tail:
         if not rows or rows[0][0] != after.event_id or self._digest(rows[0]) != after.anchor:
             return Tail([], after, False, False)
         head = rows[0][-1]
         tail = self._tail(rows[1:], after)
         return tail._replace(is_complete=tail.position.event_id == head)
+
+    def read_few(self, after: Position) -> Tail:
+        """Up to `limits.TAIL_FEW_ROWS` rows behind `after`, of whatever kind: half the cost of `read` for as many.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        assert after.event_id is not None
+        rows = fetch_batch(self._connection, self._sql_few, (after.event_id,), limits.TAIL_FEW_ROWS + 1).rows
+        return self._behind(rows, after)
 
     def position_of(self, row: RawRow) -> Position:
         """The position at a row that `read` gave."""
@@ -107,6 +121,14 @@ class TailReader:
         if epoch != self._connection.epoch:
             sql = _select(ordered_columns(self._connection.columns), self._kinds)
             self._statement = (self._connection.epoch, sql)
+        return sql
+
+    def _sql_few(self) -> str:
+        epoch, sql = self._few
+        if epoch != self._connection.epoch:
+            columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
+            sql = f"SELECT {columns}, (SELECT max(id) FROM events) FROM events WHERE id >= ? ORDER BY id LIMIT ?"
+            self._few = (self._connection.epoch, sql)
         return sql
 
 

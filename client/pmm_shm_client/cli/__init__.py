@@ -18,6 +18,7 @@ import click
 from pmm_shm.errors import PmmShmError
 from pmm_shm_client.cli import exits
 from pmm_shm_client.cli.admin import append, invalidate, verify
+from pmm_shm_client.cli.bench import bench
 from pmm_shm_client.cli.chat import chat
 from pmm_shm_client.cli.completion import completion
 from pmm_shm_client.cli.demo import demo
@@ -71,6 +72,7 @@ _COMMANDS = (
     replay,
     explain,
     plot,
+    bench,
     completion,
 )
 for _command in _COMMANDS:

@@ -37,6 +37,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm explain agent.db metrics --until 1000 --json",
     ),
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
+    "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """Of each command the lines for a shell, bash where it matters."""

@@ -1,4 +1,4 @@
-"""Writes API.md, CLI.md and SETTINGS.md beside it out of the code: its docstrings, signatures and click commands.
+"""Writes `docs/reference` (API.md, CLI.md, SETTINGS.md) out of the code: its docstrings, signatures and click commands.
 
 `make docs` runs it. With `--check` nothing is written, and the exit code is 1 where a page is not what it would write.
 What is wrong on a page is put right in the code.
@@ -20,10 +20,10 @@ from typing import Any
 
 import click
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "reference"
 sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "client")]  # this checkout, whatever is installed
-_NOTE = "<!-- Written by docs/reference/generate.py out of the code: `make docs`. -->"
+_NOTE = "<!-- Written by tools/reference.py out of the code: `make docs`. -->"
 _WIDTH = 120
 
 # What users meet, in the order in which they do. Of a module with None: everything public that it defines.
@@ -440,13 +440,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def main() -> int:
-    stale = [name for name, text in pages().items() if not _holds(HERE / name, text)]
+    stale = [name for name, text in pages().items() if not _holds(PAGES / name, text)]
     if "--check" in sys.argv[1:]:
         for name in stale:
             print(f"docs/reference/{name} is not what the code says: make docs", file=sys.stderr)
         return 1 if stale else 0
     for name, text in pages().items():
-        (HERE / name).write_text(text, encoding="utf-8")
+        (PAGES / name).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,0 +1,182 @@
+"""Other processes of a benchmark: `python -m bench.children NAME JSON` runs one of `CHILDREN`.
+
+One line of JSON out for each answer; what comes in on stdin says when to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.daemons import environment
+
+
+class Child:
+    """One of `CHILDREN` in a process of its own; a context manager that leaves nothing behind."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        command = [sys.executable, "-m", "bench.children", name, json.dumps(arguments)]
+        self._process = subprocess.Popen(
+            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Child:
+        assert self.listen() == "ready"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def tell(self, word: str = "go") -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def listen(self) -> Any:
+        """The next line it says."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "a child process ended"
+        return json.loads(line)
+
+    def ask(self, word: str = "go") -> Any:
+        self.tell(word)
+        return self.listen()
+
+
+def say(value: Any) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def appender(ledger: str) -> None:
+    """Appends one event for each line: the next of a turn. Says its id."""
+    from pmm_shm_client.benchmark import turn_events
+
+    from pmm_shm.ledger.eventlog import EventLog
+
+    number = 0
+    with EventLog(ledger, create=False) as log:
+        say("ready")
+        for _ in sys.stdin:
+            turn, place = divmod(number, 8)
+            say(log.append(*turn_events(turn)[place]))
+            number += 1
+
+
+def writer(ledger: str, name: str) -> None:
+    """For each line, a number of seconds: appends flat out for so long. Says [[id, when it was committed, ns], ...]."""
+    from pmm_shm_client.benchmark import turn_events
+
+    from pmm_shm.ledger.eventlog import EventLog
+
+    events = [event for number in range(8) for event in turn_events(number)]
+    with EventLog(ledger, create=False) as log:
+        log.append("note", name)
+        say("ready")
+        for line in sys.stdin:
+            committed: list[tuple[int, int]] = []
+            end = time.monotonic() + float(line)
+            while time.monotonic() < end:
+                event_id = log.append(*events[len(committed) % len(events)])
+                committed.append((event_id, time.monotonic_ns()))
+            say(committed)
+
+
+def observer(ledger: str) -> None:
+    """From the first line on looks at what is published, every 0.2 ms or so, up to the event that the second line
+    names. Says [[as_of, when it was seen, ns], ...]."""
+    import threading
+
+    from pmm_shm_client.cache import Cache
+
+    ends: list[int] = []
+
+    def wait_for_end() -> None:
+        ends.append(int(sys.stdin.readline()))
+
+    with Cache(ledger, consistency="snapshot") as cache:
+        seen = [(cache.metrics().as_of, time.monotonic_ns())]
+        say("ready")
+        sys.stdin.readline()
+        threading.Thread(target=wait_for_end, daemon=True).start()
+        while not ends or seen[-1][0] < ends[0]:
+            as_of = cache.metrics().as_of
+            if as_of != seen[-1][0]:
+                seen.append((as_of, time.monotonic_ns()))
+            time.sleep(0.0002)
+    say(seen)
+
+
+BARE_IMPORTS = "import lmdb, msgpack, sqlite3"
+
+UNIQUE_BYTES = """
+def unique_bytes():
+    private = b"Private_Clean", b"Private_Dirty"
+    with open("/proc/self/smaps_rollup", "rb") as lines:
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(private))
+"""
+
+BARE_PROCESS = f"""
+{BARE_IMPORTS}
+{UNIQUE_BYTES}
+print(unique_bytes())
+"""
+
+READING_PROCESS = f"""
+import sys
+from pmm_shm_client import connect
+{UNIQUE_BYTES}
+cache = connect(sys.argv[1])
+views = [
+    cache.identity(), cache.commitments(), cache.metrics(), cache.stage(), cache.recent(), cache.fold("directives"),
+]
+cache.self_model(), cache.directives(), cache.active_directives()
+used = unique_bytes()
+from bench.children import deep_bytes
+print(used, deep_bytes(views), cache.metrics().as_of)
+"""
+
+
+def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
+    """What a value and all it holds take, each object once; what others hold as well is counted, too."""
+    import gc
+
+    known: set[int] = set() if seen is None else seen
+    total, left = 0, [value]
+    while left:
+        one = left.pop()
+        if id(one) in known or isinstance(one, (type, type(sys))) or callable(one):
+            continue
+        known.add(id(one))
+        total += sys.getsizeof(one)
+        left += gc.get_referents(one)
+    return total
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What a new process prints that runs this code in the checkout."""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=root,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+CHILDREN: dict[str, Callable[..., None]] = {"appender": appender, "writer": writer, "observer": observer}
+
+
+if __name__ == "__main__":
+    CHILDREN[sys.argv[1]](*json.loads(sys.argv[2]))

@@ -1,0 +1,154 @@
+"""Row 6: the start of the daemon with nothing published, against fetching all rows; and where the time goes."""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pmm_cached.follower import all_folds
+from pmm_shm_client import connect
+from pmm_shm_client.benchmark import require_equal
+from pmm_shm_client.timing import Stopwatch, ratio
+
+from bench.context import Bench
+from bench.peers.naive import naive
+from bench.report import Row, at_most
+from pmm_shm import limits
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import Engine, _decode
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import text_or_empty
+from pmm_shm.ledger.tail import TailReader
+from pmm_shm.paths import Instance
+from pmm_shm.replay import tails
+from pmm_shm.store.writer import StoreWriter
+
+OURS, BARE = "daemon, from its start to all published", "fetch id, kind, content, meta of all rows"
+_SELECT = "SELECT id, kind, content, meta FROM events"
+_PROFILED_EVENTS_MAX = 100_000
+_FUNCTIONS = 12
+_ROWS = 2_048
+
+
+def daemon_start(bench: Bench) -> Row:
+    row = Row(
+        6,
+        "Daemon start, empty cache",
+        "at 1,000,000 events at most 3 × fetching id, kind, content, meta of all rows with sqlite3 in Python",
+    )
+    for events in bench.scale.events:
+        watch = Stopwatch()
+        for number in range(bench.scale.starts):
+            bench.say(f"row 6: {events:,} events, start {number + 1}")
+            with bench.sites.site(events, fresh=True) as site:
+                count = watch.time(BARE, _fetch, site.ledger)
+                assert count == events
+                watch.time(OURS, site.start)
+                with connect(site.ledger) as cache, naive(site.ledger) as replaying:
+                    assert cache.metrics(consistency="snapshot").as_of == events
+                    require_equal(cache, replaying)
+            watch.end_round()
+        timings = watch.timings()
+        row.time(f"{events:,} events", timings)
+        row.point(OURS, events, timings[OURS])
+        row.point(BARE, events, timings[BARE])
+        measured = ratio(timings[OURS], timings[BARE])
+        goal = at_most(3.0) if events >= 1_000_000 else None
+        row.figure(f"{events:,} events: start / fetch", measured.p50, goal=goal, p99=measured.p99)
+    bench.say("row 6: phases")
+    _phases(bench, row)
+    _profile(bench, row)
+    return row
+
+
+def _fetch(ledger: Path) -> int:
+    count = 0
+    with closing(sqlite3.connect(ledger)) as connection:
+        cursor = connection.execute(_SELECT)
+        while rows := cursor.fetchmany(_ROWS):
+            count += len(rows)
+    return count
+
+
+def _phases(bench: Bench, row: Row) -> None:
+    """A rebuild step by step, in this process, with a clock between the steps."""
+    events = bench.largest
+    spent = dict.fromkeys(("fetch and anchor", "decode", "fold", "LMDB write"), 0.0)
+    with bench.sites.site(events, fresh=True) as site:
+        began = time.perf_counter()
+        _fetch(site.ledger)
+        bare_s = time.perf_counter() - began
+        folds = all_folds()
+        writer = StoreWriter(Instance.of(site.ledger), limits.MAP_SIZE_BYTES)
+        connection = Connection(site.ledger, "ro")
+        try:
+            _fold_in_steps(connection, writer, folds, spent)
+        finally:
+            connection.close()
+            writer.close()
+    total = sum(spent.values())
+    row.tables[f"phases of a build at {events:,} events (bare fetch: {bare_s:.2f} s)"] = [
+        {"phase": name, "seconds": seconds, "share, %": 100 * seconds / total, "× bare fetch": seconds / bare_s}
+        for name, seconds in {**spent, "all": total}.items()
+    ]
+
+
+def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold], spent: dict[str, float]) -> None:
+    engine = Engine(folds)
+    states = {fold.name: State() for fold in folds}
+    generations = {fold: writer.begin_generation(fold) for fold in folds}
+    clock = time.perf_counter
+    began = clock()
+    for tail in tails(TailReader(connection, engine.kinds), connection):
+        fetched = clock()
+        _decode_all(engine, tail.rows)
+        decoded = clock()
+        engine.apply(tail.rows, states)
+        applied = clock()
+        # `apply` decodes once more: what it took less the decoding is the folds' own.
+        spent["fetch and anchor"] += fetched - began
+        spent["decode"] += decoded - fetched
+        spent["fold"] += applied - decoded - (decoded - fetched)
+        began = clock()
+    began = clock()
+    writer.flush_shadow({generation: states[fold.name] for fold, generation in generations.items()})
+    spent["LMDB write"] += clock() - began
+
+
+def _decode_all(engine: Engine, rows: list[Any]) -> None:
+    for one in rows:
+        kind = text_or_empty(one[2])
+        route = engine._routes.get(kind) or engine._route(kind)
+        if route.targets:
+            _decode(one, kind, route, None)
+
+
+def _profile(bench: Bench, row: Row) -> None:
+    """By function, under Python's profiler, which makes short functions look longer than they are."""
+    events = min(bench.largest, _PROFILED_EVENTS_MAX)
+    with bench.sites.site(events, fresh=True) as site:
+        folds = all_folds()
+        engine = Engine(folds)
+        states = {fold.name: State() for fold in folds}
+        connection = Connection(site.ledger, "ro")
+        profile = cProfile.Profile()
+        try:
+            profile.enable()
+            for tail in tails(TailReader(connection, engine.kinds), connection):
+                engine.apply(tail.rows, states)
+            profile.disable()
+        finally:
+            connection.close()
+    stats: dict[tuple[str, int, str], tuple[Any, ...]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    total = sum(entry[2] for entry in stats.values())
+    largest = sorted(stats.items(), key=lambda item: -item[1][2])[:_FUNCTIONS]
+    row.tables[f"profile of the folding at {events:,} events"] = [
+        {"function": f"{Path(where[0]).name}: {where[2]}", "calls": entry[1], "own time, %": 100 * entry[2] / total}
+        for where, entry in largest
+    ]

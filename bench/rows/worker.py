@@ -1,0 +1,85 @@
+"""Rows 7 and 8: what a new worker process costs: its first read, and its own memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from pmm_shm_client import connect
+from pmm_shm_client.timing import Action, interleaved, ratio
+
+from bench.children import BARE_IMPORTS, BARE_PROCESS, READING_PROCESS, run_python
+from bench.context import Bench
+from bench.peers import require
+from bench.peers.naive import naive
+from bench.report import Row, at_most
+
+OURS, BARE = "import, connect, metrics()", f'python -c "{BARE_IMPORTS}"'
+_FIRST_READ = """
+import sys
+from pmm_shm_client import connect
+metrics = connect(sys.argv[1]).metrics()
+print((metrics.ias, metrics.gas, metrics.as_of))
+"""
+_MODULES = _FIRST_READ + "\nprint(sorted({'numpy', 'zmq'} & set(sys.modules)))\n"
+
+
+def first_read(bench: Bench) -> Row:
+    row = Row(
+        7,
+        "First read of a new worker process, import included",
+        f"at 1,000,000 events under 5 × {BARE}; neither numpy nor zmq imported",
+    )
+    for events in bench.scale.events:
+        bench.say(f"row 7: {events:,} events")
+        with bench.sites.site(events) as site:
+            site.start()
+            with connect(site.ledger) as cache, naive(site.ledger) as replaying:
+                metrics = cache.metrics()
+                require("metrics", metrics, replaying.metrics())
+            wanted = f"{(metrics.ias, metrics.gas, metrics.as_of)}\n"
+            require("modules of a first read", run_python(_MODULES, str(site.ledger)), wanted + "[]\n")
+            sides: dict[str, Action] = {
+                OURS: partial(_read, site.ledger, wanted),
+                BARE: partial(run_python, BARE_IMPORTS),
+            }
+            timings = interleaved(sides, bench.scale.workers, 1)
+        row.time(f"{events:,} events", timings)
+        row.point(OURS, events, timings[OURS])
+        row.point(BARE, events, timings[BARE])
+        measured = ratio(timings[OURS], timings[BARE])
+        row.figure(f"{events:,} events: ours / bare imports", measured.p50, goal=at_most(5.0), p99=measured.p99)
+    return row
+
+
+def _read(ledger: Path, wanted: str) -> None:
+    require("metrics of a new process", run_python(_FIRST_READ, str(ledger)), wanted)
+
+
+def private_memory(bench: Bench) -> Row:
+    row = Row(
+        8,
+        "Private memory (USS) of a worker beside a running daemon, every view read once",
+        "under 3 MB above the bare imports of row 7, plus the size of the views themselves",
+    )
+    for events in bench.scale.events:
+        bench.say(f"row 8: {events:,} events")
+        above, views, bare_mb = [], [], []
+        with bench.sites.site(events) as site:
+            site.start()
+            # What two processes map, is neither's own: beside a worker, as in an agent with several.
+            with connect(site.ledger) as cache:
+                as_of = cache.frame().as_of
+                for _ in range(bench.scale.uss_workers):
+                    bare = int(run_python(BARE_PROCESS))
+                    used, deep, seen = map(int, run_python(READING_PROCESS, str(site.ledger)).split())
+                    assert seen == as_of
+                    bare_mb.append(bare / 1e6)
+                    views.append(deep / 1e6)
+                    above.append((used - bare - deep) / 1e6)
+        row.figure(f"{events:,} events: above bare imports and views", median(above), "MB", at_most(3.0), max(above))
+        row.figure(f"{events:,} events: bare imports", median(bare_mb), "MB")
+        row.figure(f"{events:,} events: the views", median(views), "MB")
+    row.note("In this row p99 is the largest of the processes.")
+    return row

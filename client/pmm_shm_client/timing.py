@@ -1,0 +1,131 @@
+"""Timing of things side by side, in turns within one run: what else the machine does then hits all sides alike.
+
+Owns: samples, their medians and p99, and ratios of two sides. Every figure of `pmm-shm bench` and of `make bench` is
+made of these. Times are microseconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
+
+_T = TypeVar("_T")
+Action = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one side took.
+
+    Attributes:
+        rounds_us: one number for each round: the median of its calls, or the mean of its loop.
+        p50_us: the median of `rounds_us`.
+        p99_us: of all calls that were timed one by one; what reading the clock costs (0.05 µs or so) is in it.
+        calls: how many those were.
+    """
+
+    name: str
+    rounds_us: tuple[float, ...]
+    p50_us: float
+    p99_us: float
+    calls: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it, without the single rounds."""
+        return {"name": self.name, "p50_us": self.p50_us, "p99_us": self.p99_us, "calls": self.calls}
+
+
+class Ratio(NamedTuple):
+    """One side over another: the median of the rounds' ratios, and the ratio of the two p99."""
+
+    p50: float
+    p99: float
+
+
+def ratio(over: Timing, under: Timing) -> Ratio:
+    """How many times as long as `under` the other side took, round by round."""
+    pairs = zip(over.rounds_us, under.rounds_us, strict=True)
+    return Ratio(statistics.median(one / other for one, other in pairs), over.p99_us / under.p99_us)
+
+
+def p99(samples: Sequence[float]) -> float:
+    """The value that 99 of 100 samples do not exceed."""
+    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
+
+
+class Stopwatch:
+    """Samples of several sides, taken one by one, in rounds."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, list[float]] = {}
+        self._all: dict[str, list[float]] = {}
+        self._rounds: dict[str, list[float]] = {}
+
+    def time(self, name: str, action: Callable[..., _T], *arguments: Any) -> _T:
+        """Call `action` once for this side; returns what it returned."""
+        began = perf_counter()
+        value = action(*arguments)
+        self.add(name, (perf_counter() - began) * 1e6)
+        return value
+
+    def add(self, name: str, sample_us: float) -> None:
+        """A sample that was taken elsewhere."""
+        self._now.setdefault(name, []).append(sample_us)
+
+    def end_round(self) -> None:
+        """What was sampled since the last call is one round; every side has to be in it."""
+        for name, samples in self._now.items():
+            self._all.setdefault(name, []).extend(samples)
+            self._rounds.setdefault(name, []).append(statistics.median(samples))
+        self._now = {}
+
+    def timings(self) -> dict[str, Timing]:
+        """Side to its timing."""
+        return {name: timing(name, self._rounds[name], samples) for name, samples in self._all.items()}
+
+
+def timing(name: str, rounds_us: Sequence[float], samples_us: Sequence[float]) -> Timing:
+    """Of one side: a number for each round, and every call that was timed by itself."""
+    return Timing(name, tuple(rounds_us), statistics.median(rounds_us), p99(samples_us), len(samples_us))
+
+
+def interleaved(sides: Mapping[str, Action], rounds: int, calls: int | Mapping[str, int]) -> dict[str, Timing]:
+    """Each side's calls, round by round in turns; each round begins with another side.
+
+    In a round a side first runs in a plain loop, of which the mean counts for the median, for reading the clock would
+    be a large part of a short call; then the same calls are timed one by one, for p99. A side that has one call a round
+    is timed once.
+
+    Parameters:
+        calls: per side and round.
+    """
+    names = list(sides)
+    loops: dict[str, list[float]] = {name: [] for name in names}
+    singles: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for place in range(len(names)):
+            name = names[(number + place) % len(names)]
+            count = calls if isinstance(calls, int) else calls[name]
+            single = _timed_one_by_one(sides[name], count)
+            loops[name].append(_timed_in_a_loop(sides[name], count) if count > 1 else single[0])
+            singles[name] += single
+    return {name: timing(name, loops[name], singles[name]) for name in names}
+
+
+def _timed_in_a_loop(action: Action, calls: int) -> float:
+    began = perf_counter()
+    for _ in range(calls):
+        action()
+    return (perf_counter() - began) / calls * 1e6
+
+
+def _timed_one_by_one(action: Action, calls: int) -> list[float]:
+    samples = []
+    for _ in range(calls):
+        began = perf_counter()
+        action()
+        samples.append((perf_counter() - began) * 1e6)
+    return samples
