@@ -32,10 +32,6 @@ from tests import daemons, ledgers
 DOCS = ledgers.ROOT / "docs"
 README = ledgers.ROOT / "README.md"
 
-PENDING: tuple[str, ...] = ()
-"""What the pages speak of before it is there: lines of shell blocks and links with these words are left out. Take a
-word away as soon as it exists."""
-
 PROMPT = "you › "  # noqa: RUF001
 _FENCED = re.compile(r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLES = ("PMM_", "OPENAI_")
@@ -91,11 +87,6 @@ def indented(text: str) -> list[str]:
     """The lines that are shown and not run."""
     runs = re.findall(r"^\n((?: {4}.*\n)+)", _FENCED.sub("", text), re.MULTILINE)
     return [line.strip() for run in runs for line in run.splitlines()]
-
-
-def is_pending(line: str) -> bool:
-    """Whether it speaks of what is not there yet."""
-    return any(word in line for word in PENDING)
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
@@ -164,10 +155,7 @@ class Workplace:
         if "." in block.name:
             self._write(block)
         elif block.language == "sh":
-            lines = [line for line in block.body.splitlines() if not is_pending(line)]
-            printed = self._in_shell("\n".join(lines), where)
-            if len(lines) == len(block.body.splitlines()):
-                self._compare(block, printed)
+            self._compare(block, self._in_shell(block.body, where))
         elif block.language == "python":
             self._compare(block, self._in_python(block.name, block.body, where))
         elif block.language == "console":

@@ -97,8 +97,6 @@ def test_commands_and_options_exist(page: Path) -> None:
     known = set().union(*map(pages.option_names, [daemon, *cli.commands.values()]))
     found = 0
     for code in pages.code_in(page.read_text(encoding="utf-8")):
-        if pages.is_pending(code):
-            continue
         if re.match(r"--[a-z-]+$", code):
             assert code in known, code
         for program, command, options in pages.commands_named(code):
@@ -196,10 +194,3 @@ def test_the_index_names_every_page() -> None:
             name = str(page.relative_to(DOCS))
             assert name == "README.md" or f"({name})" in text, name
     assert "(docs/README.md)" in README.read_text(encoding="utf-8")
-
-
-def test_what_is_pending_is_spoken_of() -> None:
-    """A word that no page has any more is to be taken away."""
-    everything = "".join(page.read_text(encoding="utf-8") for page in [*DOCS.rglob("*.md"), README])
-    for word in pages.PENDING:
-        assert word in everything, word
