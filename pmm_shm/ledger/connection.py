@@ -193,8 +193,9 @@ class Connection:
                 if time.monotonic() >= deadline:
                     if has_wal(self.path):
                         raise beside_old_wal(self.path) from None
+                    holder = f"process {error.pids[0]}" if error.pids else "a process"
                     raise LedgerReplacedError(
-                        f"{self.path}: process {error.pids[0]} still has the file open that this one replaced; "
+                        f"{self.path}: {holder} still has the file open that this one replaced; "
                         "stop it, or have it open the ledger anew; the right way next time: `pmm-shm restore`"
                     ) from None
                 time.sleep(random.uniform(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S))
@@ -218,6 +219,11 @@ class Connection:
         try:
             try:
                 self._inspect(handle)
+            except (NotALedgerError, LockLostError):
+                if users_before or shm_before not in (None, inode_of(self.path + "-shm")):
+                    # Read by the index of a file that was replaced, and perhaps cleared away by its last user.
+                    raise HeldByOldUsersError(sorted(users_before)) from None
+                raise
             finally:
                 if not is_known and shm_before is not None and shm_before == inode_of(self.path + "-shm"):
                     self._refuse_old_index(handle, users_before | old_users(self.path, shm_before))
