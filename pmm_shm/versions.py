@@ -11,14 +11,15 @@ from pmm_shm.store.layout import FORMAT
 
 DISTRIBUTION = "pmm-shm"
 UNKNOWN = "unknown"
-"""The version of a checkout that is not installed."""
+"""The version of a checkout that is not installed, or that cannot be looked up."""
 
 
 def distribution_version() -> str:
     """The version of pmm-shm as it is installed."""
     try:
         return version(DISTRIBUTION)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ImportError):
+        # The interpreter's own files may lie where a process that gave up its privileges cannot read any more.
         return UNKNOWN
 
 

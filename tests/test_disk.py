@@ -467,6 +467,7 @@ def _served(instance: Instance, daemon: ForkedDaemon) -> str:
 
 
 @pytest.mark.parametrize("tear", TEARINGS)
+@pytest.mark.slow
 def test_a_torn_store_under_the_same_boot_is_survived(ledger: str, tear: Tear, start_daemon: StartDaemon) -> None:
     """No power loss does this, a broken disk may: a start makes it anew, a verification finds it, or LMDB ends each
     daemon, until somebody removes `boot.json`.
@@ -536,6 +537,9 @@ def test_a_store_that_is_made_anew_leaves_old_maps_alone(ledger: str, start_daem
 SHORTENS = {
     "server/pmm_cached/instance_lock.py": ["ftruncate"],  # daemon.lock
     "pmm_shm/access.py": ["w"],  # A temporary file, to be renamed.
+    "client/pmm_shm_client/benchmark.py": ["wb"],  # The log of a daemon on a copy.
+    "client/pmm_shm_client/cli/plot.py": ["write_bytes"],  # The figure.
+    "client/pmm_shm_client/cli/top_view.py": ["truncate"],  # A line of text.
 }
 
 

@@ -421,7 +421,7 @@ def test_a_killed_daemon_leaves_sockets(path: str, start_daemon: StartDaemon) ->
     start_daemon(path).kill()
     found = examined(path)
     assert worst(found, "daemon").severity == "note"
-    assert len(found["stale-socket"]) == 3
+    assert len(found["stale-socket"]) == 4
     for finding in found["stale-socket"]:
         remedied(finding)
     assert "stale-socket" not in examined(path)

@@ -161,7 +161,11 @@ ALLOWED: dict[str, dict[str, int]] = {
     # data.mdb, and lock.mdb, which a process that has LMDB's environment open does not open so.
     "pmm_shm/store/inspection.py": {"open": 1, "(directory / LOCK_TABLE_FILE).read_bytes": 1},
     # The ledger, by SQLite; its name for the mode keeps it from locks, not from minding the others' of its process.
-    "client/pmm_shm_client/doctor/look.py": {"sqlite3.connect": 1, "instance.endpoints_file.read_text": 1},
+    "client/pmm_shm_client/doctor/look.py": {
+        "sqlite3.connect": 1,
+        "instance.endpoints_file.read_text": 1,
+        "probe.connect": 1,
+    },
     "client/pmm_shm_client/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_client/doctor/processes.py": {"open": 2},  # /proc
     "server/pmm_cached/peers.py": {"open": 1},  # /proc/self/statm

@@ -8,9 +8,11 @@ SQLite would make beside it. LMDB's files are read without LMDB.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
+import socket
 import sqlite3
 import stat
 import urllib.parse
@@ -262,7 +264,14 @@ def _sockets(entries: tuple[File, ...], recorded: tuple[str, ...]) -> list[str]:
 
 def _socket_state(path: str) -> SocketState:
     try:
-        check_listening(path)
+        try:
+            check_listening(path)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            # The socket of the workers' reports takes datagrams.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(path)
     except PermissionError:
         return "forbidden"
     except ConnectionRefusedError:
