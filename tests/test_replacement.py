@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -216,3 +217,50 @@ def name_of(cache: object) -> object:
         return cache.identity().name  # type: ignore[attr-defined]
     except errors.LedgerNotFoundError:
         return None
+
+
+STRANGER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
+try:
+    connection.execute("SELECT count(*) FROM events").fetchall()
+except sqlite3.DatabaseError:
+    pass  # It reads by the index that is there; so do we without the look.
+print("open", flush=True)
+sys.stdin.readline()
+connection.close()
+"""
+
+
+def test_an_index_that_old_users_left_is_waited_for(tmp_path: Path) -> None:
+    """The last user of the old file is gone, and a program that came in between keeps its index: the new file, read by
+    it, looks malformed until nobody has it open for a moment.
+    """
+    ledger = make(str(tmp_path / "ledger.db"), "Old", 10)
+    other = make(str(tmp_path / "other.db"), "New", 3_000)
+    expected = replayed(other)
+    with ledgers.python(STRANGER, ledger) as old:
+        assert old.stdout is not None
+        assert old.stdout.readline() == "open\n"
+        # What is written through the -wal and worked into the file leaves the file's size in the index.
+        with EventLog(ledger) as log:
+            log.append("user", "by the old index")
+        assert os.stat(ledger + "-wal").st_size == 0
+        os.replace(other, ledger)
+        between = ledgers.python(STRANGER, ledger)
+        assert between.stdout is not None
+        assert between.stdout.readline() == "open\n"
+        old.communicate("\n", timeout=30)
+    (before,) = sha256(ledger)
+    with pytest.raises(errors.NotALedgerError, match="malformed"):
+        connect(ledger, timeout=0.1)
+    assert sha256(ledger) == [before]
+    with between:
+        timer = threading.Timer(0.3, between.communicate, ["\n"])
+        timer.start()
+        with connect(ledger) as cache:
+            assert everything(cache) == expected
+            assert cache.append("user", "by the right one") == cache.metrics().as_of
+        timer.join()
+    with EventLog(ledger) as log:
+        assert log.verify_chain().ok

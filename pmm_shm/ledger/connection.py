@@ -191,6 +191,8 @@ class Connection:
                 return
             except HeldByOldUsersError as error:
                 if time.monotonic() >= deadline:
+                    if not error.pids and isinstance(error.__cause__, LedgerError):
+                        raise error.__cause__ from None
                     if has_wal(self.path):
                         raise beside_old_wal(self.path) from None
                     holder = f"process {error.pids[0]}" if error.pids else "a process"
@@ -219,10 +221,11 @@ class Connection:
         try:
             try:
                 self._inspect(handle)
-            except (NotALedgerError, LockLostError):
-                if users_before or shm_before not in (None, inode_of(self.path + "-shm")):
-                    # Read by the index of a file that was replaced, and perhaps cleared away by its last user.
-                    raise HeldByOldUsersError(sorted(users_before)) from None
+            except (NotALedgerError, LockLostError) as error:
+                is_unreadable = isinstance(error, LockLostError) or isinstance(error.__cause__, sqlite3.Error)
+                if shm_before is not None and is_unreadable:
+                    # Perhaps read by the index of a file that was replaced; if not, it is so at the next look, too.
+                    raise HeldByOldUsersError(sorted(users_before)) from error
                 raise
             finally:
                 if not is_known and shm_before is not None and shm_before == inode_of(self.path + "-shm"):

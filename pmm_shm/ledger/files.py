@@ -17,7 +17,9 @@ _DATABASE_BYTES_MIN = 512
 
 
 class HeldByOldUsersError(Exception):
-    """Other processes have a file open that was replaced; `pids` are theirs."""
+    """Other processes have a file open that was replaced, or had, and left their index; `pids` are theirs, if they are
+    known.
+    """
 
     def __init__(self, pids: list[int]) -> None:
         self.pids = pids
@@ -116,7 +118,6 @@ def index_fits(handle: sqlite3.Connection, path: str) -> bool:
     try:
         pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
         page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
-        wal_bytes = os.stat(path + "-wal").st_size
-        return bool(wal_bytes == 0 and pages * page_bytes == os.stat(path).st_size)
+        return bool(not has_wal(path) and pages * page_bytes == os.stat(path).st_size)
     except (sqlite3.Error, OSError):
         return False
