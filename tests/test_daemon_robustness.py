@@ -383,13 +383,17 @@ def test_queued_jobs_are_answered_when_the_daemon_stops(ledger: Path) -> None:
             log.append_many([("user", f"u{i}", {}) for i in range(start, start + 20_000)])
     outcome: list[BaseException] = []
     instance = Instance.of(ledger)
-    with ForkedDaemon(ledger) as daemon:
-        threads = [
-            _in_thread(lambda: call(instance, protocol.VERIFY, {"fold": None}, 30.0), outcome),
+    with ForkedDaemon(ledger, "--verify-every", "0") as daemon:
+        # Where nothing is published yet, there is nothing to verify.
+        assert call(instance, protocol.WAIT, {"event_id": 200_000, "timeout_ms": 60_000}, 65.0)["reached"]
+        threads = [_in_thread(lambda: call(instance, protocol.VERIFY, {"fold": None}, 30.0), outcome)]
+        # The long one is under way when the others come.
+        time.sleep(0.1)
+        threads += [
             _in_thread(lambda: call(instance, protocol.INVALIDATE, {"fold": "stage"}, 30.0), outcome),
             _in_thread(lambda: call(instance, protocol.VERIFY, {"fold": "stage"}, 30.0), outcome),
         ]
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert daemon.stop() == 0
         for thread in threads:
             thread.join(3)
