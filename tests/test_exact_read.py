@@ -57,7 +57,7 @@ class Publisher:
 
     def rebuild(self) -> None:
         """Every fold anew, into a new generation."""
-        rebuild = Rebuild(self._path, self.writer, self._folds, self._status, lambda: None)
+        rebuild = Rebuild(self._path, self.writer, self._folds, lambda: None)
         rebuild.run()
         rebuild.finish(self.follower)
         while self.writer.delete_old_generation():

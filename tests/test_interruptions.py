@@ -127,7 +127,7 @@ def test_an_error_in_the_middle_of_a_batch_folds_nothing_twice(tmp_path: Path) -
     writer, status, folds = StoreWriter(instance), Status(str(path)), all_folds()
     follower = Follower(str(path), writer, folds, status)
     follower.connection.timeout_s = 0.1
-    rebuild = Rebuild(str(path), writer, folds, status, lambda: None)
+    rebuild = Rebuild(str(path), writer, folds, lambda: None)
     rebuild.run()
     rebuild.finish(follower)
     count = limits.TAIL_ROWS_MAX + 100

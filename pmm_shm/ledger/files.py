@@ -95,12 +95,17 @@ def beside_old_wal(path: str) -> LedgerReplacedError:
     )
 
 
+def bytes_of(path: str) -> int:
+    """The size of a file; 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def has_wal(path: str) -> bool:
     """Whether there is a `-wal` with something in it."""
-    try:
-        return os.stat(path + "-wal").st_size > 0
-    except OSError:
-        return False
+    return bytes_of(path + "-wal") > 0
 
 
 def old_users(path: str, shm_inode: int | None) -> set[int]:

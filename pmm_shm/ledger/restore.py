@@ -37,7 +37,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection, Mode
-from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.files import bytes_of, file_identity
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
 from pmm_shm.ledger.tail import ordered_columns
 
@@ -122,7 +122,7 @@ def _opened_backup(backup: str, ledger: str, timeout_s: float) -> Connection:
                 handle.execute("PRAGMA query_only = ON")
     except LedgerUnreadableError:
         connection.close()
-        if _bytes_of(backup + "-wal") and not os.access(os.path.dirname(backup), os.W_OK):
+        if bytes_of(backup + "-wal") and not os.access(os.path.dirname(backup), os.W_OK):
             raise LedgerUnreadableError(
                 f"{backup}: its -wal cannot be read without permission to write in its directory; "
                 "copy both files elsewhere and restore from there"
@@ -140,7 +140,7 @@ def _mode_for(backup: str) -> Mode:
     A connection that may not write leaves `-wal` and `-shm` behind, one that may clears them away. But it would also
     work a `-wal` with commits, or the journal of a dead writer, into the backup: that is for its owner to do.
     """
-    if _bytes_of(backup + "-wal") or _bytes_of(backup + "-journal"):
+    if bytes_of(backup + "-wal") or bytes_of(backup + "-journal"):
         return "ro"
     if os.access(backup, os.W_OK) and os.access(os.path.dirname(backup), os.W_OK):
         return "rw"
@@ -169,7 +169,7 @@ def _look_at(source: Connection, chain: bool) -> tuple[int, int]:
 
 def _status(source: Connection) -> tuple[int, ...]:
     status = os.stat(source.path)
-    journals = (_bytes_of(source.path + "-wal"), _bytes_of(source.path + "-journal"))
+    journals = (bytes_of(source.path + "-wal"), bytes_of(source.path + "-journal"))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, *journals
 
 
@@ -184,7 +184,7 @@ def _refuse_changed(source: Connection, before: tuple[int, ...]) -> None:
 
 def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
     for suffix in ("-wal", "-journal"):
-        if _bytes_of(ledger + suffix):
+        if bytes_of(ledger + suffix):
             raise LedgerReplacedError(
                 f"{ledger}: not there, but its {suffix} is: making a ledger would destroy what that holds. "
                 f"Stop all users of the ledger, move {ledger}{suffix} away, then restore again"
@@ -458,13 +458,6 @@ def _left_s(deadline_s: float) -> float:
 
 def _cannot_write(path: str, error: OSError) -> LedgerUnwritableError:
     return LedgerUnwritableError(f"{path}: {error.strerror}; nothing was changed")
-
-
-def _bytes_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _pragma(connection: Connection, name: str) -> str:

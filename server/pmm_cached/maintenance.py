@@ -263,7 +263,7 @@ class Maintenance:
         return {"as_of": as_of, "folds": names}
 
     def _replayed_and_flipped(self, folds: list[Fold]) -> bool:
-        rebuild = Rebuild(self._path, self._writer, folds, self._status, self._check_stop)
+        rebuild = Rebuild(self._path, self._writer, folds, self._check_stop)
         try:
             rebuild.run()
             with self._standstill:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pmm_cached.follower import Follower
-from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.crash_points import reach
 from pmm_shm.folds.contract import Fold
@@ -29,12 +28,9 @@ class Rebuild:
         check: called after each batch; raises to give up.
     """
 
-    def __init__(
-        self, path: str, writer: StoreWriter, folds: list[Fold], status: Status, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, path: str, writer: StoreWriter, folds: list[Fold], check: Callable[[], None]) -> None:
         self._writer = writer
         self._folds = folds
-        self._status = status
         self._check = check
         self._engine = Engine(folds)
         self._connection = Connection(path, "ro")
