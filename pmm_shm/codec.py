@@ -18,6 +18,8 @@ import msgpack
 
 from pmm_shm import limits
 
+SIMPLE_KEYS = frozenset({str, int})
+_KEPT_BUFFER_BYTES = 1 << 16
 _BIG_INTEGER = 1
 _TUPLE = 2
 
@@ -47,8 +49,28 @@ def pack(value: Any) -> bytes:
     Raises:
         TypeError: a value of another type.
     """
+    global _plain
+    try:
+        # A packer that calls nobody back cannot be entered twice; a new one for each value costs six times as much.
+        packed: bytes = _plain.pack(value)
+    except (TypeError, OverflowError):
+        return _pack_any(value)
+    if len(packed) > _KEPT_BUFFER_BYTES:
+        _plain = _plain_packer()
+    return packed
+
+
+def _pack_any(value: Any) -> bytes:
     packed: bytes = msgpack.packb(value, default=_pack_extension, strict_types=True, unicode_errors="surrogatepass")
     return packed
+
+
+def _plain_packer() -> msgpack.Packer:
+    """Packs what needs no extension. Keeps a buffer of the largest value it has seen."""
+    return msgpack.Packer(strict_types=True, unicode_errors="surrogatepass")
+
+
+_plain = _plain_packer()
 
 
 def unpack(data: bytes) -> Any:
@@ -66,7 +88,8 @@ def pack_key(key: Key) -> bytes:
     Raises:
         TypeError: not a str, int or tuple of these.
     """
-    check_key(key)
+    if key.__class__ not in SIMPLE_KEYS:
+        check_key(key)
     packed = pack(key)
     if len(packed) <= limits.KEY_BYTES_MAX - 64:
         return packed

@@ -23,7 +23,7 @@ REPLACED_SLEEP_MAX_S = 0.02
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20
 TAIL_SPAN_IDS = 65_536
-TAIL_FETCH_ROWS = 32
+TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 16
 
 # The history of the scores: points and changes that are kept however long the log is.
@@ -67,7 +67,7 @@ TOUCHED_KEYS_MAX = 512
 
 # The daemon.
 FOLD_EVENTS_PER_COMMIT = 10_000
-REBUILD_EVENTS_PER_FLUSH = 50_000
+REBUILD_KEYS_PER_FLUSH = 100_000
 VERIFY_EVERY_EVENTS = 1_000
 """The daemon verifies after so many events, unless told otherwise."""
 VERIFY_CPU_BUDGET = 0.1

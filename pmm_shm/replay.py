@@ -17,17 +17,17 @@ class LogChanged(Exception):
     """The log lost or changed its newest folded row during a replay: begin again."""
 
 
-def tails(reader: TailReader, connection: Connection, start: Position = START) -> Iterator[Tail]:
-    """Every tail from `start` to the head, each read under the connection's lock.
+def tails(read: Callable[[Position], Tail], connection: Connection) -> Iterator[Tail]:
+    """Every tail from the first event to the head, as a method of a `TailReader` reads it, under the connection's lock.
 
     Raises:
         LogChanged: the row at a position is gone or another one.
         LedgerError: the ledger cannot be read.
     """
-    position = start
+    position = START
     while True:
         with connection.lock:
-            tail = reader.read(position)
+            tail = read(position)
         if not tail.is_anchored:
             raise LogChanged
         yield tail
@@ -52,13 +52,14 @@ def replay(
         states = {fold.name: State() for fold in folds}
         position = START
         try:
-            for tail in tails(TailReader(connection, engine.kinds), connection):
-                rows = tail.rows if until_id is None else [row for row in tail.rows if row[0] <= until_id]
+            for tail in tails(TailReader(connection, engine.kinds).read, connection):
+                is_beyond = until_id is not None and tail.position.as_of > until_id
+                rows = [row for row in tail.rows if row[0] <= until_id] if is_beyond else tail.rows
                 engine.apply(rows, states)
-                position = tail.position if len(rows) == len(tail.rows) else Position(until_id, b"")
+                position = Position(until_id, b"") if is_beyond else tail.position
                 if progress is not None:
                     progress(position)
-                if len(rows) < len(tail.rows):
+                if is_beyond:
                     break
         except LogChanged:
             continue

@@ -90,7 +90,7 @@ class Track:
                 # Mostly the daemon has published all that is new: then this was the look at the base's anchor, too.
                 self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
             self._adopt(snapshot)
-        elif self._follows_log and published != self._base_position and not self._reader.read(published, 0).is_anchored:
+        elif self._follows_log and published != self._base_position and not self._reader.holds(published):
             # Under the overlay there would be a base of another history.
             return False
         self._base_position = published
@@ -123,7 +123,7 @@ class Track:
         tail = self._reader.read(self.position)
         if not tail.is_anchored:
             return False, False
-        if tail.rows:
+        if tail.position != self.position:
             self._has_overlay = True
             self.events_folded += len(tail.rows)
             try:

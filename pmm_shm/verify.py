@@ -111,7 +111,7 @@ class _SealingReplay:
             return
         # All kinds: seals cover rows that no fold needs.
         reader = TailReader(connection, None)
-        for tail in tails(reader, connection):
+        for tail in tails(reader.read_whole, connection):
             rows = tail.rows
             if rows and rows[-1][0] > target:
                 rows = [row for row in rows if row[0] <= target]

@@ -236,7 +236,7 @@ def test_header(published: tuple[str, Path]) -> None:
     assert set(header["folds"]) == FOLDS
     assert header["next_generation"] > max(store.generations)
     for name, (version, parameters, generation) in header["folds"].items():
-        assert (version, store.generations[generation]) == (1, name)
+        assert (version, store.generations[generation]) == (1 if name == "decode" else 2, name)
         unpacked = value_of(parameters)
         if name == "self_model":
             assert unpacked == {"max_trait_delta": 0.05}
@@ -254,10 +254,8 @@ def test_every_part_is_documented_and_every_documented_part_is_there(published: 
     found |= {Part(fold, "table", name) for fold, name in store.tables}
     quarantined = {part for part in found if part.name == "quarantine"}
     assert {part.fold for part in quarantined} == {"self_model", "decode"}
-    # Nothing has left the queue of opens, so its head is not written yet; nor was there another stage, or many points.
-    not_yet = {Part(fold, "cell", "opened_head") for fold in ("metrics", "history")}
-    not_yet |= {Part("history", "cell", name) for name in ("stages", "now", "stride")}
-    not_yet |= {Part("history", "table", "stages")}
+    # There was no other stage.
+    not_yet = {Part("history", "table", "stages")}
     assert found - quarantined == {part for part in documented() if part.fold != "any"} - not_yet
     assert {part for part in documented() if part.fold == "any"} == {
         Part("any", "cell", "quarantine"),
@@ -269,32 +267,32 @@ def test_states(published: tuple[str, Path]) -> None:
     path, directory = published
     store, first = store_of(directory), 2_101
     cells, tables = store.cells, store.tables
-    assert cells["self_model", "name"] == "Echo"
-    assert cells["self_model", "traits"] == Pair((0.7, 0.5, 0.5, 0.5, 0.5))
-    assert cells["self_model", "strict_traits"] == Pair((0.55, 0.5, 0.5, 0.5, 0.5))
+    assert cells["self_model", "identity"] == ["Echo", True]
+    assert cells["self_model", "traits"] == [[0.7, 0.5, 0.5, 0.5, 0.5], [0.55, 0.5, 0.5, 0.5, 0.5]]
     place, meta = tables["self_model", "open"]["c-open"]
     assert place == 0
     # NaN is not equal to itself.
     assert repr(meta) == repr({**META_OF["c-open"], "snoozed_until": 9})
     assert list(tables["self_model", "open"]) == ["c-open"]
-    expired = Pair((3, {"text": "second", "expired_at": first + 7, "reason": "timeout"}))
+    expired = [3, {"text": "second", "expired_at": first + 7, "reason": "timeout"}]
     assert tables["self_model", "expired"] == {BIG: expired}
     assert tables["self_model", "evidence"] == {"c-open": True}
-    assert tables["self_model", "warnings"] == {0: Pair((7, first + 6))}
-    assert cells["self_model", "first_warning"] == Pair((7, first + 6))
+    assert tables["self_model", "warnings"] == {0: [7, first + 6]}
+    assert cells["self_model", "commitments"] == [4, 1, [7, first + 6]]
     assert cells["self_model", "quarantine"] == len(tables["self_model", "quarantine"]) == 1
     assert tables["metrics", "penalties"] == {Pair(("X", "7")): True}
-    assert tables["metrics", "opened_queue"][0] == Pair((0, "write"))
-    assert cells["metrics", "adoption"] == Pair((0, "echo"))
-    assert cells["stage", "ticks"] == Pair((Pair((0.5, 0.25)),))
+    assert tables["metrics", "opened_queue"][0] == [0, "write"]
+    assert cells["metrics", "scores"][2:6] == [1, 0, "echo", 0]
+    assert cells["stage", "pairs"] == [[0.5, 0.25], [0.5, 0.25]]
     ts = ledgers.TS.format(1)
-    record = Pair((ts, ts, first + 12, first + 12, 1, Pair(("user",)), 3, 1))
+    record = [ts, ts, first + 12, first + 12, 1, ["user"], 3, 1]
     assert tables["directives", "texts"] == {LONG_DIRECTIVE: record}
-    assert tables["recent", "messages"] == {first + 13: Pair((ts, "user", "hello"))}
-    assert cells["recent", "telemetry"] == Pair((first + 10, 0.5, 0.25, "S1"))
-    assert tables["history", "names"] == {0: Pair((first, "Echo"))}
-    assert cells["history", "points"] == len(tables["history", "points"]) == 7
-    assert cells["history", "point"][:4] == Pair((first + 11, first + 11, 1, "S0"))
+    assert tables["recent", "messages"] == {first + 13: [ts, "user", "hello"]}
+    assert cells["recent", "telemetry"] == [first + 10, 0.5, 0.25, "S1"]
+    assert tables["history", "names"] == {0: [first, "Echo"]}
+    *counts, newest = cells["history", "course"]
+    assert counts == [1, len(tables["history", "points"]), "S0", 0, 1]
+    assert newest[:4] == [first + 11, first + 11, 1, "S0"]
     assert cells["history", "scores"] == cells["metrics", "scores"]
     ((event_id, reason),) = tables["decode", "quarantine"].values()
     assert (event_id, reason) == (first + 14, "meta: not JSON")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from pmm_shm_client import Cache, EventLog, connect, get_or_compute_ias_gas
 
 from pmm_shm.errors import ConfigError
+from pmm_shm.folds.state import State
+from pmm_shm.ledger import rows
 from tests import answers, daemons, ledgers
 from tests.conftest import StartDaemon
 
@@ -370,10 +372,13 @@ def test_the_drop_in_replays_unless_the_flag_is_on(
         get_or_compute_ias_gas(log)
         log.append(*TICK)
         folded = []
-        apply = MetricsFold.apply
-        monkeypatch.setattr(
-            MetricsFold, "apply", lambda self, event, state: (folded.append(event.id), apply(self, event, state))[1]
-        )
+        apply = MetricsFold.apply_batch
+
+        def watched(self: MetricsFold, events: Sequence[rows.Event], state: State) -> None:
+            folded.extend(event.id for event in events)
+            apply(self, events, state)
+
+        monkeypatch.setattr(MetricsFold, "apply_batch", watched)
         get_or_compute_ias_gas(log)
         get_or_compute_ias_gas(log)
     assert folded == ([*range(1, 32)] * 2 if replays else [31])

@@ -24,7 +24,8 @@ class Redis:
         self._client.set(key, value)
 
     def get(self, key: str) -> bytes | None:
-        value: bytes | None = self._client.get(key)
+        value = self._client.get(key)
+        assert value is None or isinstance(value, bytes)
         return value
 
     def close(self) -> None:

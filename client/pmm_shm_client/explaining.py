@@ -15,8 +15,17 @@ from typing import Any, NamedTuple
 from pmm_shm.codec import pack
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.metrics import METRICS_STEPS, MetricsFold, scores_read
-from pmm_shm.folds.self_model import IDENTITY_STEPS, TRAIT_INDEX, TRAITS, SelfModelFold, trait_deltas, warnings_since
+from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
+from pmm_shm.folds.self_model import (
+    IDENTITY_STEPS,
+    TRAIT_INDEX,
+    TRAITS,
+    SelfModelFold,
+    name_in,
+    trait_deltas,
+    traits_in,
+    warnings_since,
+)
 from pmm_shm.folds.state import QUARANTINE, State
 from pmm_shm.frozen import thawed
 from pmm_shm.ledger.connection import Connection
@@ -113,6 +122,8 @@ class Seen(NamedTuple):
 
 
 class _WatchedSelfModel(SelfModelFold):
+    takes_batches = False
+
     def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
         super().__init__()
         self._watch = watch
@@ -122,6 +133,8 @@ class _WatchedSelfModel(SelfModelFold):
 
 
 class _WatchedMetrics(MetricsFold):
+    takes_batches = False
+
     def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
         self._watch = watch
 
@@ -143,7 +156,7 @@ class Name(_OfSelfModel):
         return event.kind in IDENTITY_STEPS
 
     def value(self, state: State) -> Any:
-        return state.get("name")
+        return name_in(state)
 
     def final(self, view: Any, state: State) -> Any:
         return view.name
@@ -176,8 +189,7 @@ class Trait(_OfSelfModel):
         return event.kind == "trait_update" and any(index == self._index for index, _ in trait_deltas(event.meta))
 
     def value(self, state: State) -> Any:
-        traits = state.get("traits")
-        return 0.5 if traits is None else traits[self._index]
+        return traits_in(state)[self._index]
 
     def final(self, view: Any, state: State) -> Any:
         return view.traits[TRAITS[self._index]]
@@ -270,10 +282,11 @@ class Metrics(Subject):
         return _WatchedMetrics(watch)
 
     def concerns(self, event: Event) -> bool:
-        return event.kind in METRICS_STEPS
+        return event.kind in METRICS_KINDS
 
     def value(self, state: State) -> Any:
-        return {"read": scores_read(state), "scores": state.get("scores", (0.0, 0.0))}
+        scores = raw_scores(state)
+        return {"read": read_scores(*scores), "scores": scores}
 
     def is_listed(self, seen: Seen) -> bool:
         return not seen.is_same
@@ -285,7 +298,7 @@ class Metrics(Subject):
         return words, {"delta": {"ias": deltas[0], "gas": deltas[1]}}
 
     def final(self, view: Any, state: State) -> Any:
-        ias, gas = state.get("scores", (0.0, 0.0))
+        ias, gas = raw_scores(state)
         return {"ias": view.ias, "gas": view.gas, "before_feedback": {"ias": ias, "gas": gas}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pmm_shm.folds.self_model import warnings_since
+from pmm_shm.folds.self_model import warning_count_in, warnings_since
 from pmm_shm.folds.state import State
 
 OnWarn = Callable[[dict[str, Any]], object]
@@ -32,7 +32,7 @@ class WarningsLog:
 
     def of(self, state: State) -> Warnings:
         """Those of `state`, the self-model's, of any position."""
-        count: int = state.get("warnings", 0)
+        count = warning_count_in(state)
         known = min(len(self._closes), count)
         if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
             # Another history. A state with fewer closes is only an older one. Who has the old list keeps it.

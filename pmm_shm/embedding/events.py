@@ -84,13 +84,8 @@ class EventTexts:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        tail = self._tail.read(after, rows_max)
-        rows, position, is_complete = tail.rows, tail.position, tail.is_complete
-        if until_id is not None and position.event_id is not None and position.event_id > until_id:
-            rows = [row for row in rows if row[_ID] <= until_id]
-            position = self._tail.position_of(rows[-1]) if rows else after
-            is_complete = True
-        return Items(self._items(rows), position, tail.is_anchored, is_complete)
+        tail = self._tail.read(after, rows_max, until_id)
+        return Items(self._items(tail.rows), tail.position, tail.is_anchored, tail.is_complete)
 
     def _items(self, rows: list[RawRow]) -> list[Item]:
         items: dict[int, Item] = {}

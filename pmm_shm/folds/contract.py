@@ -19,7 +19,7 @@ A fold in use:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pmm_shm.codec import pack
@@ -41,6 +41,7 @@ class Fold(ABC):
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
         parameters: whatever else the state depends on; part of the identity.
+        takes_batches: whether it is a `BatchFold`, and is given many events at once.
         checks_values: whether each value is tried to be stored when its event is folded, so that one that cannot be is
             that event's failure. The built-in folds put what their tests have seen stored.
     """
@@ -49,6 +50,7 @@ class Fold(ABC):
     version: ClassVar[int]
     kinds: Mapping[str, tuple[Column, ...]] | None = None
     parameters: Mapping[str, Any] = {}
+    takes_batches: ClassVar[bool] = False
     checks_values: ClassVar[bool] = True
 
     @abstractmethod
@@ -76,6 +78,26 @@ class Fold(ABC):
         if known is None:
             known = self.__dict__["_identity"] = (self.name, self.version, pack(dict(self.parameters)))
         return known
+
+
+class BatchFold(Fold):
+    """A fold that takes many events at once, and one event as a batch of one; a replay costs a fraction of the time.
+
+    What it does must not depend on where a batch ends. A subclass that has to see events one by one sets
+    `takes_batches` to false.
+    """
+
+    takes_batches = True
+
+    @abstractmethod
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        """Fold events, in order, into the state; `state.quarantine` has to be told which of them it is about.
+
+        An exception undoes the whole batch: then it is folded anew, one event at a time.
+        """
+
+    def apply(self, event: Event, state: State) -> None:
+        self.apply_batch((event,), state)
 
 
 def check_fold(fold: Any) -> Fold:

@@ -2,17 +2,17 @@
 
 State:
     cell `count` (directive events so far);
-    tables `texts` (text to a record, see `_Record`), `window` (ordinal to text, the last 200 events).
+    tables `texts` (text to a list of the fields of `_Record`), `window` (ordinal to text, the last 200 events).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pmm_shm.codec import Key
-from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import to_int
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
@@ -27,7 +27,7 @@ class _Record(NamedTuple):
     first_seen_id: int
     last_seen_id: int
     seen_count: int
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     last_origin_eid: int | None
     recent_hits: int
 
@@ -94,32 +94,30 @@ def _score(record: _Record) -> float:
     return float(record.seen_count + 2.0 * record.recent_hits)
 
 
-class DirectivesFold(Fold):
+class DirectivesFold(BatchFold):
     """Computes `Directives`."""
 
     name = "directives"
-    version = 1
+    version = 2
     checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_directive": ("content", "meta")}
 
-    def apply(self, event: Event, state: State) -> None:
-        text = " ".join(event.content.split())
-        texts = state.table("texts")
-        row = texts.get(text)
-        before = None if row is None else _Record(*row)
-        texts[text] = tuple(_seen_again(before, event) if before else _first_seen(event))
-        self._slide_window(state, text)
-
-    def _slide_window(self, state: State, text: str) -> None:
-        window, texts = state.table("window"), state.table("texts")
-        count = state.get("count", 0)
-        window[count] = text
-        state["count"] = count + 1
-        if count >= WINDOW_EVENTS:
-            left = window[count - WINDOW_EVENTS]
-            del window[count - WINDOW_EVENTS]
-            record = _Record(*texts[left])
-            texts[left] = tuple(record._replace(recent_hits=record.recent_hits - 1))
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        texts, window = state.table("texts"), state.table("window")
+        count: int = state.get("count", 0)
+        for event in events:
+            text = " ".join(event.content.split())
+            before = texts.get(text)
+            texts[text] = _first_seen(event) if before is None else _seen_again(before, event)
+            window[count] = text
+            leaving = count - WINDOW_EVENTS
+            if leaving >= 0:
+                left = window[leaving]
+                del window[leaving]
+                row = texts[left]
+                texts[left] = [*row[:-1], row[-1] - 1]
+            count += 1
+        state["count"] = count
 
     def view(self, state: State) -> Directives:
         return Directives.sorted({text: _Record(*row) for text, row in _texts(state)})
@@ -139,21 +137,17 @@ def _source(event: Event) -> str:
     return str(event.meta.get("source") or "").strip().lower()
 
 
-def _first_seen(event: Event) -> _Record:
+def _first_seen(event: Event) -> list[Any]:
     source = _source(event)
     origin = to_int(event.meta.get("origin_eid"))
-    return _Record(event.ts, event.ts, event.id, event.id, 1, (source,) if source else (), origin, 1)
+    return [event.ts, event.ts, event.id, event.id, 1, [source] if source else [], origin, 1]
 
 
-def _seen_again(record: _Record, event: Event) -> _Record:
+def _seen_again(row: list[Any], event: Event) -> list[Any]:
+    first_ts, _, first_id, _, count, sources, last_origin, recent_hits = row
     source = _source(event)
+    if source and source not in sources:
+        sources = sorted((*sources, source))
     origin = to_int(event.meta.get("origin_eid"))
-    is_new = source and source not in record.sources
-    return record._replace(
-        last_seen_ts=event.ts,
-        last_seen_id=event.id,
-        seen_count=record.seen_count + 1,
-        sources=tuple(sorted((*record.sources, source))) if is_new else record.sources,
-        last_origin_eid=record.last_origin_eid if origin is None else origin,
-        recent_hits=record.recent_hits + 1,
-    )
+    origin = last_origin if origin is None else origin
+    return [first_ts, event.ts, first_id, event.id, count + 1, sources, origin, recent_hits + 1]

@@ -10,21 +10,21 @@ What is bounded are the points and the changes. The steps of `metrics` also reme
 as there.
 
 State, beside the cells and tables of these steps and of the name's (see `metrics`, `stage`, `self_model`):
-    cells `point` (the newest point, which still grows), `stride`, `points` (how many are full), `now` (the stage),
-    `stages` and `names` (how many changes there were);
-    tables `points` (number to a full point), `stages` and `names` (ordinal to (event id, value), the newest ones).
+    cell `course`: [stride, how many points are full, stage, count of changes of the stage, and of the name, the newest
+    point, which still grows, or None];
+    tables `points` (number to a full point), `stages` and `names` (ordinal to [event id, value], the newest ones).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.folds.contract import Column, Fold
-from pmm_shm.folds.metrics import METRICS_STEPS, scores_read
-from pmm_shm.folds.self_model import IDENTITY_STEPS
-from pmm_shm.folds.stage import StageFold, note_telemetry, stage_of
+from pmm_shm.folds.contract import BatchFold, Column
+from pmm_shm.folds.metrics import METRICS_KINDS, Scoring
+from pmm_shm.folds.self_model import IDENTITY_STEPS, name_in
+from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
 
@@ -82,16 +82,15 @@ class HistoryView(NamedTuple):
     name_count: int
 
 
-_BEFORE: tuple[Any, ...] = (0, 0, 0, FIRST_STAGE, *[0.0] * 8)
-"""In place of a point, before the first sample."""
-_Step = Callable[[Event, State], None]
+_CELL = "course"
+_FIRST: list[Any] = [1, 0, FIRST_STAGE, 0, 0, None]
 
 
-class HistoryFold(Fold):
+class HistoryFold(BatchFold):
     """Computes `HistoryView`."""
 
     name = "history"
-    version = 1
+    version = 2
     checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_adopt": ("content", "meta"),
@@ -104,102 +103,127 @@ class HistoryFold(Fold):
         "autonomy_tick": ("meta",),
     }
 
-    def __init__(self) -> None:
-        self._steps = {kind: _steps(kind) for kind in self.kinds}
-
-    def apply(self, event: Event, state: State) -> None:
-        for step in self._steps[event.kind]:
-            step(event, state)
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        course, scoring, window = _Course(state), Scoring(state), Window(state)
+        for event in events:
+            kind = event.kind
+            if kind in IDENTITY_STEPS:
+                IDENTITY_STEPS[kind](event, state)
+                course.note_name(event.id, name_in(state))
+            if kind in StageFold.kinds and window.note(event):
+                course.note_stage(event.id, window.stage())
+            if kind in METRICS_KINDS:
+                # The last one, for the sample notes the stage.
+                scoring.apply(event)
+                course.sample(event.id, *scoring.read())
+        for part in (course, scoring, window):
+            part.store()
 
     def view(self, state: State) -> HistoryView:
         return _view(state, _full_points(state), (), 0, (), 0)
 
     def patch(self, view: HistoryView, state: State, touched: Touched) -> HistoryView:
         full = view.points[:-1]
-        if state.get("stride", 1) == view.stride:
+        stride, count, *_ = state.get(_CELL, _FIRST)
+        if stride == view.stride:
             # A full point never changes before the stride does.
             table = state.table("points")
-            full += tuple(Point(*table[number]) for number in range(len(full), state.get("points", 0)))
+            full += tuple(Point(*table[number]) for number in range(len(full), count))
         else:
             full = _full_points(state)
         return _view(state, full, view.stages, view.stage_count, view.names, view.name_count)
 
 
-def _steps(kind: str) -> tuple[_Step, ...]:
-    """What an event of this kind goes through, in order; the sample comes last, for it notes the stage."""
-    steps: list[_Step] = []
-    if kind in IDENTITY_STEPS:
-        steps += [IDENTITY_STEPS[kind], _note_name]
-    if kind in StageFold.kinds:
-        steps.append(_note_stage)
-    if kind in METRICS_STEPS:
-        steps += [METRICS_STEPS[kind], _sample]
-    return tuple(steps)
+class _Course:
+    """The history in the middle of a batch: what the cell holds, unpacked, until `store` puts it back."""
+
+    __slots__ = ("_count", "_is_changed", "_names", "_newest", "_stage", "_stages", "_state", "_stride")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._is_changed = False
+        self._newest: list[Any]
+        self._stride, self._count, self._stage, self._stages, self._names, newest = state.get(_CELL, _FIRST)
+        # In a copy the newest point grows in place; empty before the first sample.
+        self._newest = list(newest or ())
+
+    def note_name(self, event_id: int, name: Any) -> None:
+        label = None if name is None else name[: limits.HISTORY_NAME_CHARS_MAX] if isinstance(name, str) else NOT_TEXT
+        before = self._state.table("names")[self._names - 1][1] if self._names else None
+        if label != before:
+            self._push("names", self._names, [event_id, label])
+            self._names += 1
+
+    def note_stage(self, event_id: int, stage: str) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._push("stages", self._stages, [event_id, stage])
+            self._stages += 1
+
+    def sample(self, event_id: int, ias: float, gas: float) -> None:
+        """Note the scores behind an event, if they are others than before."""
+        newest = self._newest
+        if not newest:
+            if ias == 0.0 == gas:
+                return
+            self._newest = self._point(event_id, ias, gas)
+        elif ias == newest[5] and gas == newest[9]:
+            return
+        elif event_id // self._stride == newest[0] // self._stride:
+            newest[1] = event_id
+            newest[2] += 1
+            newest[3] = self._stage
+            newest[5] = ias
+            newest[9] = gas
+            if ias < newest[6]:
+                newest[6] = ias
+            elif ias > newest[7]:
+                newest[7] = ias
+            if gas < newest[10]:
+                newest[10] = gas
+            elif gas > newest[11]:
+                newest[11] = gas
+        else:
+            self._begin_point(self._point(event_id, ias, gas))
+        self._is_changed = True
+
+    def store(self) -> None:
+        """Put the cell back, if an event has changed it."""
+        if self._is_changed:
+            counts = (self._stride, self._count, self._stage, self._stages, self._names)
+            self._state[_CELL] = [*counts, self._newest or None]
+
+    def _push(self, ring: str, count: int, change: list[Any]) -> None:
+        table = self._state.table(ring)
+        table[count] = change
+        if count >= limits.HISTORY_CHANGES_MAX:
+            del table[count - limits.HISTORY_CHANGES_MAX]
+        self._is_changed = True
+
+    def _point(self, event_id: int, ias: float, gas: float) -> list[Any]:
+        return [event_id, event_id, 1, self._stage, ias, ias, ias, ias, gas, gas, gas, gas]
+
+    def _begin_point(self, sample: list[Any]) -> None:
+        """The newest point joins the full ones; where there are too many, they are thinned out."""
+        table, count = self._state.table("points"), self._count
+        if count + 1 < limits.HISTORY_POINTS_MAX:
+            table[count] = self._newest
+            self._count, self._newest = count + 1, sample
+            return
+        rows = [*(table[number] for number in range(count)), self._newest, sample]
+        while len(rows) > limits.HISTORY_POINTS_MAX:
+            # Ids may be as far apart as they like, so this may take several steps; over the life of a log, at most 64.
+            self._stride *= 2
+            rows = _thinned(rows, self._stride)
+        self._newest = list(rows.pop())
+        self._count = len(rows)
+        for number, one in enumerate(rows):
+            table[number] = one
+        for number in range(len(rows), count):
+            del table[number]
 
 
-def _note_name(event: Event, state: State) -> None:
-    name = state.get("name")
-    label = None if name is None else name[: limits.HISTORY_NAME_CHARS_MAX] if isinstance(name, str) else NOT_TEXT
-    count = state.get("names", 0)
-    if label != (state.table("names")[count - 1][1] if count else None):
-        _push(state, "names", (event.id, label))
-
-
-def _note_stage(event: Event, state: State) -> None:
-    if note_telemetry(event, state):
-        stage = stage_of(state)
-        if stage != state.get("now", FIRST_STAGE):
-            state["now"] = stage
-            _push(state, "stages", (event.id, stage))
-
-
-def _push(state: State, ring: str, change: tuple[Any, ...]) -> None:
-    count = state.get(ring, 0)
-    table = state.table(ring)
-    table[count] = change
-    if count >= limits.HISTORY_CHANGES_MAX:
-        del table[count - limits.HISTORY_CHANGES_MAX]
-    state[ring] = count + 1
-
-
-def _sample(event: Event, state: State) -> None:
-    ias, gas = scores_read(state)
-    row = state.get("point", _BEFORE)
-    if ias == row[5] and gas == row[9]:
-        return
-    sample = (event.id, event.id, 1, state.get("now", FIRST_STAGE), ias, ias, ias, ias, gas, gas, gas, gas)
-    if row is _BEFORE:
-        state["point"] = sample
-    elif event.id // state.get("stride", 1) == row[0] // state.get("stride", 1):
-        state["point"] = _joined(row, sample)
-    else:
-        _begin_point(row, sample, state)
-
-
-def _begin_point(row: tuple[Any, ...], sample: tuple[Any, ...], state: State) -> None:
-    """The newest point joins the full ones; where there are too many, they are thinned out."""
-    table, count = state.table("points"), state.get("points", 0)
-    if count + 1 < limits.HISTORY_POINTS_MAX:
-        table[count] = row
-        state["points"] = count + 1
-        state["point"] = sample
-        return
-    rows = [*(table[number] for number in range(count)), row, sample]
-    stride = state.get("stride", 1)
-    while len(rows) > limits.HISTORY_POINTS_MAX:
-        # Ids may be as far apart as they like, so this may take several steps; over the life of a log, at most 64.
-        stride *= 2
-        rows = _thinned(rows, stride)
-    state["stride"] = stride
-    state["point"] = rows.pop()
-    state["points"] = len(rows)
-    for number, one in enumerate(rows):
-        table[number] = one
-    for number in range(len(rows), count):
-        del table[number]
-
-
-def _thinned(rows: list[tuple[Any, ...]], stride: int) -> list[tuple[Any, ...]]:
+def _thinned(rows: list[list[Any]], stride: int) -> list[list[Any]]:
     """Neighbours that lie within the same `stride` ids become one."""
     thinned = rows[:1]
     for row in rows[1:]:
@@ -210,43 +234,43 @@ def _thinned(rows: list[tuple[Any, ...]], stride: int) -> list[tuple[Any, ...]]:
     return thinned
 
 
-def _joined(left: tuple[Any, ...], right: tuple[Any, ...]) -> tuple[Any, ...]:
+def _joined(left: list[Any], right: list[Any]) -> list[Any]:
     first, _, samples, _, ias_first, _, ias_min, ias_max, gas_first, _, gas_min, gas_max = left
     _, last, more, stage, _, ias_last, ias_low, ias_high, _, gas_last, gas_low, gas_high = right
-    return (
+    return [
         *(first, last, samples + more, stage),
         *(ias_first, ias_last, min(ias_min, ias_low), max(ias_max, ias_high)),
         *(gas_first, gas_last, min(gas_min, gas_low), max(gas_max, gas_high)),
-    )
+    ]
 
 
 def _full_points(state: State) -> tuple[Point, ...]:
-    rows = dict(state.table("points").items())
-    return tuple(Point(*rows[number]) for number in range(state.get("points", 0)))
+    rows, (_, count, *_) = dict(state.table("points").items()), state.get(_CELL, _FIRST)
+    return tuple(Point(*rows[number]) for number in range(count))
 
 
 def _view(
     state: State,
     full: tuple[Point, ...],
     stages: tuple[StageChange, ...],
-    stage_count: int,
+    stages_known: int,
     names: tuple[NameChange, ...],
-    name_count: int,
+    names_known: int,
 ) -> HistoryView:
     """The view, given the full points, and the changes up to some counts, which are not decoded again."""
-    newest = state.get("point")
-    stages += tuple(StageChange(*row) for row in _changes_since(state, "stages", stage_count))
-    names += tuple(NameChange(*row) for row in _changes_since(state, "names", name_count))
+    stride, _, _, stage_count, name_count, newest = state.get(_CELL, _FIRST)
+    stages += tuple(StageChange(*row) for row in _changes_since(state, "stages", stages_known, stage_count))
+    names += tuple(NameChange(*row) for row in _changes_since(state, "names", names_known, name_count))
     return HistoryView(
         full if newest is None else (*full, Point(*newest)),
-        state.get("stride", 1),
+        stride,
         stages[-limits.HISTORY_CHANGES_MAX :],
-        state.get("stages", 0),
+        stage_count,
         names[-limits.HISTORY_CHANGES_MAX :],
-        state.get("names", 0),
+        name_count,
     )
 
 
-def _changes_since(state: State, ring: str, count: int) -> list[Any]:
-    table, total = state.table(ring), state.get(ring, 0)
-    return [table[ordinal] for ordinal in range(max(count, total - limits.HISTORY_CHANGES_MAX), total)]
+def _changes_since(state: State, ring: str, known: int, count: int) -> list[Any]:
+    table = state.table(ring)
+    return [table[ordinal] for ordinal in range(max(known, count - limits.HISTORY_CHANGES_MAX), count)]

@@ -1,21 +1,22 @@
 """What happened last: the newest reflections and messages, and the newest tick with telemetry.
 
-State: cells `reflections`, `messages` (tuples of event ids, oldest first), `telemetry` (id, IAS, GAS, stage); tables
-of the same first two names (event id to (ts, kind, content)), so that one more message does not write sixty-four.
+State: cells `reflections`, `messages` (lists of event ids, oldest first), `telemetry` ([id, IAS, GAS, stage]); tables
+of the same first two names (event id to [ts, kind, content]), so that one more message does not write sixty-four.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
 
 MESSAGE_KINDS = ("user", "response", "user_message", "assistant_message")
+_MESSAGE_KINDS = frozenset(MESSAGE_KINDS)
 MESSAGES_MAX = 64
 REFLECTIONS_MAX = 32
 
@@ -46,11 +47,11 @@ class RecentView(NamedTuple):
     telemetry: Telemetry | None
 
 
-class RecentFold(Fold):
+class RecentFold(BatchFold):
     """Computes `RecentView`."""
 
     name = "recent"
-    version = 1
+    version = 2
     checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "reflection": ("content",),
@@ -58,13 +59,16 @@ class RecentFold(Fold):
         **dict.fromkeys(MESSAGE_KINDS, ("content",)),
     }
 
-    def apply(self, event: Event, state: State) -> None:
-        if event.kind == "autonomy_tick":
-            _note_telemetry(event, state)
-        elif event.kind == "reflection":
-            _push(state, "reflections", event, REFLECTIONS_MAX)
-        else:
-            _push(state, "messages", event, MESSAGES_MAX)
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        ticks = [event for event in events if event.kind == "autonomy_tick"]
+        reflections = [event for event in events if event.kind == "reflection"]
+        if ticks:
+            _note_telemetry(state, ticks)
+        if reflections:
+            _push(state, "reflections", reflections, REFLECTIONS_MAX)
+        if len(ticks) + len(reflections) < len(events):
+            messages = [event for event in events if event.kind in _MESSAGE_KINDS]
+            _push(state, "messages", messages, MESSAGES_MAX)
 
     def view(self, state: State) -> RecentView:
         return self._view(state, {})
@@ -77,18 +81,20 @@ class RecentFold(Fold):
         return RecentView(
             _entries(state, "reflections", known),
             _entries(state, "messages", known),
-            None if telemetry is None else Telemetry(*frozen(list(telemetry))),
+            None if telemetry is None else Telemetry(*frozen(telemetry)),
         )
 
 
-def _push(state: State, ring: str, event: Event, size_max: int) -> None:
-    ids: tuple[int, ...] = (*state.get(ring, ()), event.id)
-    table = state.table(ring)
-    table[event.id] = (event.ts, event.kind, event.content)
-    if len(ids) > size_max:
-        del table[ids[0]]
-        ids = ids[1:]
-    state[ring] = ids
+def _push(state: State, ring: str, events: list[Event], size_max: int) -> None:
+    table, before = state.table(ring), state.get(ring, ())
+    # Of a long batch, only the newest ever come into the table.
+    newest = events[-size_max:]
+    for event in newest:
+        table[event.id] = [event.ts, event.kind, event.content]
+    kept = size_max - len(newest)
+    for event_id in before[: max(0, len(before) - kept)]:
+        del table[event_id]
+    state[ring] = [*(before[-kept:] if kept else ()), *[event.id for event in newest]]
 
 
 def _entries(state: State, ring: str, known: dict[int, Entry]) -> tuple[Entry, ...]:
@@ -97,7 +103,9 @@ def _entries(state: State, ring: str, known: dict[int, Entry]) -> tuple[Entry, .
     return tuple(known.get(event_id) or Entry(event_id, *table[event_id]) for event_id in state.get(ring, ()))
 
 
-def _note_telemetry(event: Event, state: State) -> None:
-    pair, stage = score_pair(event.meta), event.meta.get("stage")
-    if pair is not None and None not in pair and stage is not None:
-        state["telemetry"] = (event.id, *pair, stage)
+def _note_telemetry(state: State, ticks: list[Event]) -> None:
+    for event in reversed(ticks):
+        pair, stage = score_pair(event.meta), event.meta.get("stage")
+        if pair is not None and None not in pair and stage is not None:
+            state["telemetry"] = [event.id, *pair, stage]
+            return

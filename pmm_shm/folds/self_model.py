@@ -1,10 +1,10 @@
 """The self-model: identity, traits, commitments; strict and non-strict from one state.
 
 State:
-    cells `name`, `adopted`, `traits`, `strict_traits` (tuples of five floats, O C E A N), `sequence` (next place of an
-    entry), `warnings` (count), `first_warning` (cid, event id);
-    tables `open` (cid to (place, entry)), `expired` (likewise), `evidence` (cids with evidence of type `done`),
-    `warnings` (ordinal to (cid, event id) of a close without evidence).
+    cells `identity` ([name, whether adopted]), `traits` ([traits, strict traits], of five floats each, O C E A N),
+    `commitments` ([next place of an entry, count of warnings, [cid, event id] of the first]);
+    tables `open` (cid to [place, entry]), `expired` (likewise), `evidence` (cids with evidence of type `done`),
+    `warnings` (ordinal to [cid, event id] of a close without evidence).
 
 An entry's place is a number that grows: sorting by it gives the order of insertion, as a dict would keep it.
 """
@@ -12,14 +12,14 @@ An entry's place is a number that grows: sorting by it gives the order of insert
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from pmm_shm.codec import Key
 from pmm_shm.errors import ProjectionInvariantError
-from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import is_cid, to_float, to_int
 from pmm_shm.folds.state import State, Table, Touched
 from pmm_shm.frozen import frozen
@@ -28,7 +28,10 @@ from pmm_shm.ledger.rows import Event
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 MAX_TRAIT_DELTA = 0.05
 TRAIT_INDEX = {name: index for index, name in enumerate(TRAITS)} | {name[0]: i for i, name in enumerate(TRAITS)}
-_NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5)
+_NEUTRAL = [0.5, 0.5, 0.5, 0.5, 0.5]
+_NO_IDENTITY: list[Any] = [None, False]
+_NEUTRAL_TRAITS: list[Any] = [_NEUTRAL, _NEUTRAL]
+_NO_COMMITMENTS: list[Any] = [0, 0, None]
 _NAME_CHANGED = re.compile(r"name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
 Cid = str | int
 
@@ -95,11 +98,11 @@ class SelfModel:
     expired_entries: Entries
 
 
-class SelfModelFold(Fold):
+class SelfModelFold(BatchFold):
     """Computes `SelfModel`."""
 
     name = "self_model"
-    version = 1
+    version = 2
     checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_change": ("content", "meta"),
@@ -126,8 +129,10 @@ class SelfModelFold(Fold):
             "commitment_snooze": _commitment_snooze,
         }
 
-    def apply(self, event: Event, state: State) -> None:
-        self._handlers[event.kind](event, state)
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        handlers = self._handlers
+        for event in events:
+            handlers[event.kind](event, state)
 
     def view(self, state: State) -> SelfModel:
         return _view(state, Entries.load(state.table("open")), Entries.load(state.table("expired")))
@@ -139,16 +144,17 @@ class SelfModelFold(Fold):
         return _view(state, entries["open"], entries["expired"])
 
     def _trait_update(self, event: Event, state: State) -> None:
-        for index, delta in trait_deltas(event.meta):
-            self._move(state, index, delta)
-
-    def _move(self, state: State, index: int, delta: float) -> None:
         limit = self._max_trait_delta
-        limited = (limit if delta > 0 else -limit) if abs(delta) > limit else delta
-        for cell, amount in (("traits", delta), ("strict_traits", limited)):
-            values = list(state.get(cell, _NEUTRAL))
-            values[index] = max(0.0, min(1.0, values[index] + amount))
-            state[cell] = tuple(values)
+        for index, delta in trait_deltas(event.meta):
+            limited = (limit if delta > 0 else -limit) if abs(delta) > limit else delta
+            loose, strict = state.get("traits", _NEUTRAL_TRAITS)
+            state["traits"] = [_moved(loose, index, delta), _moved(strict, index, limited)]
+
+
+def _moved(traits: list[float], index: int, delta: float) -> list[float]:
+    moved = list(traits)
+    moved[index] = max(0.0, min(1.0, moved[index] + delta))
+    return moved
 
 
 def trait_deltas(meta: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -166,33 +172,49 @@ def trait_deltas(meta: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def _view(state: State, open_entries: Entries, expired_entries: Entries) -> SelfModel:
-    name = state.get("name")
+    name, is_adopted = state.get("identity", _NO_IDENTITY)
+    loose, strict = state.get("traits", _NEUTRAL_TRAITS)
+    _, warning_count, first_warning = state.get("commitments", _NO_COMMITMENTS)
     return SelfModel(
         name=frozen(name),
-        traits=MappingProxyType(dict(zip(TRAITS, state.get("traits", _NEUTRAL), strict=True))),
-        strict_traits=MappingProxyType(dict(zip(TRAITS, state.get("strict_traits", _NEUTRAL), strict=True))),
+        traits=MappingProxyType(dict(zip(TRAITS, loose, strict=True))),
+        strict_traits=MappingProxyType(dict(zip(TRAITS, strict, strict=True))),
         open=open_entries.mapping,
         expired=expired_entries.mapping,
-        warning_count=state.get("warnings", 0),
-        violation=_violation(state, name),
+        warning_count=warning_count,
+        violation=_violation(first_warning, is_adopted and name is None),
         open_entries=open_entries,
         expired_entries=expired_entries,
     )
 
 
-def _violation(state: State, name: Any) -> ProjectionInvariantError | None:
-    first = state.get("first_warning")
-    if first is not None:
-        return ProjectionInvariantError("close_without_evidence", first[0], first[1])
-    if state.get("adopted", False) and name is None:
-        return ProjectionInvariantError("identity")
-    return None
+def _violation(first_warning: Sequence[Any] | None, is_nameless: bool) -> ProjectionInvariantError | None:
+    if first_warning is not None:
+        return ProjectionInvariantError("close_without_evidence", first_warning[0], first_warning[1])
+    return ProjectionInvariantError("identity") if is_nameless else None
+
+
+def name_in(state: State) -> Any:
+    """The name in the state of a fold that uses `IDENTITY_STEPS`: any JSON value, None where there is none."""
+    return state.get("identity", _NO_IDENTITY)[0]
+
+
+def traits_in(state: State) -> Sequence[float]:
+    """The traits in the fold's state, in the order of `TRAITS`."""
+    traits: Sequence[float] = state.get("traits", _NEUTRAL_TRAITS)[0]
+    return traits
+
+
+def warning_count_in(state: State) -> int:
+    """How many closes without evidence there were, by the fold's state."""
+    count: int = state.get("commitments", _NO_COMMITMENTS)[1]
+    return count
 
 
 def warnings_since(state: State, count: int) -> list[tuple[Cid, int]]:
     """(cid, event id) of every close without evidence but the first `count`, in order."""
     table = state.table("warnings")
-    return [table[ordinal] for ordinal in range(count, state.get("warnings", 0))]
+    return [tuple(table[ordinal]) for ordinal in range(count, warning_count_in(state))]
 
 
 def _identity_change(event: Event, state: State) -> None:
@@ -201,21 +223,19 @@ def _identity_change(event: Event, state: State) -> None:
         match = _NAME_CHANGED.search(event.content)
         name = match.group(1).strip() if match else ""
     if name:
-        state["name"] = name
+        state["identity"] = [name, state.get("identity", _NO_IDENTITY)[1]]
 
 
 def _identity_adopt(event: Event, state: State) -> None:
     candidate = event.meta.get("name") or event.content
     if isinstance(candidate, str) and candidate:
         name = candidate.strip()
-        state["name"] = name or None
-        if name:
-            state["adopted"] = True
+        # A blank name takes away the name, and not that one was adopted.
+        state["identity"] = [name, True] if name else [None, state.get("identity", _NO_IDENTITY)[1]]
 
 
 def _identity_clear(event: Event, state: State) -> None:
-    state["name"] = None
-    state["adopted"] = False
+    state["identity"] = _NO_IDENTITY
 
 
 IDENTITY_STEPS: Mapping[str, Callable[[Event, State], None]] = {
@@ -223,7 +243,7 @@ IDENTITY_STEPS: Mapping[str, Callable[[Event, State], None]] = {
     "identity_adopt": _identity_adopt,
     "identity_clear": _identity_clear,
 }
-"""Event kind to what an event of it does to the cells `name` and `adopted`; the one implementation."""
+"""Event kind to what an event of it does to the cell `identity`; the one implementation."""
 
 
 def _cid(event: Event, state: State) -> Cid | None:
@@ -231,14 +251,15 @@ def _cid(event: Event, state: State) -> Cid | None:
     if not cid:
         return None
     if not is_cid(cid):
-        state.quarantine("cid is neither text nor an integer")
+        state.quarantine("cid is neither text nor an integer", event.id)
         return None
     return cid  # type: ignore[no-any-return]
 
 
 def _place(state: State) -> int:
-    place: int = state.get("sequence", 0)
-    state["sequence"] = place + 1
+    place: int
+    place, *warnings = state.get("commitments", _NO_COMMITMENTS)
+    state["commitments"] = [place + 1, *warnings]
     return place
 
 
@@ -248,7 +269,7 @@ def _commitment_open(event: Event, state: State) -> None:
         return
     table = state.table("open")
     present = table.get(cid)
-    table[cid] = (_place(state) if present is None else present[0], event.meta)
+    table[cid] = [_place(state) if present is None else present[0], event.meta]
 
 
 def _evidence_candidate(event: Event, state: State) -> None:
@@ -257,7 +278,7 @@ def _evidence_candidate(event: Event, state: State) -> None:
         return
     evidence_type = event.meta.get("evidence_type") or "done"
     if not isinstance(evidence_type, str):
-        state.quarantine("evidence_type is not text")
+        state.quarantine("evidence_type is not text", event.id)
     elif evidence_type.strip().lower() == "done":
         # Other types are remembered by nobody: only `done` ever decides anything.
         evidence = state.table("evidence")
@@ -272,11 +293,10 @@ def _commitment_close(event: Event, state: State) -> None:
         return
     del table[cid]
     if cid not in state.table("evidence"):
-        count = state.get("warnings", 0)
-        state.table("warnings")[count] = (cid, event.id)
-        state["warnings"] = count + 1
-        if count == 0:
-            state["first_warning"] = (cid, event.id)
+        place, count, first = state.get("commitments", _NO_COMMITMENTS)
+        warning = [cid, event.id]
+        state.table("warnings")[count] = warning
+        state["commitments"] = [place, count + 1, warning if first is None else first]
 
 
 def _commitment_expire(event: Event, state: State) -> None:
@@ -288,7 +308,7 @@ def _commitment_expire(event: Event, state: State) -> None:
     expired = state.table("expired")
     before = expired.get(cid)
     entry = {"text": present[1]["text"], "expired_at": event.id, "reason": event.meta.get("reason") or "timeout"}
-    expired[cid] = (_place(state) if before is None else before[0], entry)
+    expired[cid] = [_place(state) if before is None else before[0], entry]
     del table[cid]
 
 
@@ -299,4 +319,4 @@ def _commitment_snooze(event: Event, state: State) -> None:
     if cid is None or present is None:
         return
     until = to_int(event.meta.get("until_tick") or 0) or 0
-    table[cid] = (present[0], {**present[1], "snoozed_until": until})
+    table[cid] = [present[0], {**present[1], "snoozed_until": until}]

@@ -1,22 +1,26 @@
 """The developmental stage, from the last telemetry pairs of ticks, filled up from reflections.
 
-State: cells `ticks` and `reflections`, tuples of the last ten (IAS, GAS) pairs each, oldest first.
+State: cell `pairs`, a list of two: IAS, GAS, IAS, GAS, ... of the last ten ticks with telemetry, oldest first, and the
+same of reflections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair, to_float
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.rows import Event
 
 WINDOW = 10
-_CELLS = {"autonomy_tick": "ticks", "reflection": "reflections"}
+_CELL = "pairs"
+_NONE: tuple[Any, ...] = ((), ())
+_VALUES_MAX = 2 * WINDOW
 
 
 @dataclass(frozen=True)
@@ -27,57 +31,77 @@ class StageView:
     snapshot: Mapping[str, Any]
 
 
-class StageFold(Fold):
+class Window:
+    """The last pairs in the middle of a batch: what the cell holds, unpacked, until `store` puts it back."""
+
+    __slots__ = ("_is_changed", "_reflections", "_state", "_ticks")
+
+    def __init__(self, state: State) -> None:
+        ticks, reflections = state.get(_CELL, _NONE)
+        self._state = state
+        self._ticks = deque(ticks, _VALUES_MAX)
+        self._reflections = deque(reflections, _VALUES_MAX)
+        self._is_changed = False
+
+    def note(self, event: Event) -> bool:
+        """Take in the telemetry of a tick or a reflection; returns whether it had any."""
+        pair = score_pair(event.meta)
+        if pair is None:
+            return False
+        ias, gas = pair
+        if ias.__class__ is not float or gas.__class__ is not float:
+            ias, gas = to_float(ias), to_float(gas)
+            if ias is None or gas is None:
+                return False
+        (self._ticks if event.kind == "autonomy_tick" else self._reflections).extend((ias, gas))
+        self._is_changed = True
+        return True
+
+    def stage(self) -> str:
+        """The stage, "S0" to "S4"."""
+        ias_mean, gas_mean, _ = _means(self._ticks, self._reflections)
+        return _stage(ias_mean, gas_mean)
+
+    def store(self) -> None:
+        """Put the cell back, if an event has changed it."""
+        if self._is_changed:
+            self._state[_CELL] = [list(self._ticks), list(self._reflections)]
+
+
+class StageFold(BatchFold):
     """Computes `StageView`."""
 
     name = "stage"
-    version = 1
+    version = 2
     checks_values = False
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
-    def apply(self, event: Event, state: State) -> None:
-        note_telemetry(event, state)
+    def apply_batch(self, events: Sequence[Event], state: State) -> None:
+        window = Window(state)
+        for event in events:
+            window.note(event)
+        window.store()
 
     def view(self, state: State) -> StageView:
-        ias_mean, gas_mean, count = _means(state)
+        ias_mean, gas_mean, count = _means(*state.get(_CELL, _NONE))
         snapshot = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": count, "window": WINDOW})
         return StageView(_stage(ias_mean, gas_mean), snapshot)
 
 
-def note_telemetry(event: Event, state: State) -> bool:
-    """Take in the telemetry of a tick or a reflection; returns whether it had any."""
-    pair = score_pair(event.meta)
-    if pair is None:
-        return False
-    ias, gas = to_float(pair[0]), to_float(pair[1])
-    if ias is None or gas is None:
-        return False
-    cell = _CELLS[event.kind]
-    before: tuple[Any, ...] = state.get(cell, ())
-    state[cell] = (*before[1 - WINDOW :], (ias, gas))
-    return True
-
-
-def stage_of(state: State) -> str:
-    """The stage, as a state of `note_telemetry` has it."""
-    ias_mean, gas_mean, _ = _means(state)
-    return _stage(ias_mean, gas_mean)
-
-
-def _means(state: State) -> tuple[float, float, int]:
+def _means(ticks: Collection[float], reflections: Collection[float]) -> tuple[float, float, int]:
     """(mean of IAS, mean of GAS, number of pairs)."""
-    ticks, reflections = state.get("ticks", ()), state.get("reflections", ())
-    missing = WINDOW - len(ticks)
-    pairs = ticks + (reflections[-missing:] if missing else ())
-    if not pairs:
+    missing = _VALUES_MAX - len(ticks)
+    values = ticks if not missing else [*ticks, *list(reflections)[-missing:]]
+    if not values:
         return 0.0, 0.0, 0
     # Not `sum`: from Python 3.12 on it compensates, and the last bit differs.
     ias_total = gas_total = 0.0
-    for ias, gas in pairs:
+    alternating = iter(values)
+    for ias, gas in zip(alternating, alternating, strict=True):
         ias_total = ias_total + ias
         gas_total = gas_total + gas
-    count = float(len(pairs))
-    return ias_total / count, gas_total / count, len(pairs)
+    count = len(values) // 2
+    return ias_total / float(count), gas_total / float(count), count
 
 
 def _stage(ias: float, gas: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from pmm_shm import limits
-from pmm_shm.codec import Key, check_key, pack, pack_key, unpack
+from pmm_shm.codec import SIMPLE_KEYS, Key, check_key, pack, pack_key, unpack
 
 QUARANTINE = "quarantine"
 
@@ -44,7 +44,6 @@ class _Missing:
 
 
 _MISSING: Final = _Missing()
-_SIMPLE_KEYS: Final = frozenset({str, int})
 _Undo = list[tuple[dict[Any, Any], Any, Any]]
 
 
@@ -74,7 +73,7 @@ class Table:
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value at `key`, or `default`."""
-        if key.__class__ not in _SIMPLE_KEYS:
+        if key.__class__ not in SIMPLE_KEYS:
             check_key(key)
         value = self._dirty.get(key, _MISSING)
         if value is _MISSING:
@@ -120,11 +119,15 @@ class Table:
         return (value for _, value in self.items())
 
     def _put(self, key: Key, value: Any) -> None:
-        if key.__class__ not in _SIMPLE_KEYS:
+        if key.__class__ not in SIMPLE_KEYS:
             check_key(key)
         dirty = self._dirty
         self._undo.append((dirty, key, dirty.get(key, _MISSING)))
-        dirty[key] = value
+        if value is None and self._state.base is EMPTY:
+            # There is nothing below that has to be hidden.
+            dirty.pop(key, None)
+        else:
+            dirty[key] = value
         self._touched.add(key)
 
     def _load(self, key: Key) -> Any:
@@ -187,11 +190,15 @@ class State:
             table = self._tables[name] = Table(self, name, self._undo)
         return table
 
-    def quarantine(self, reason: str) -> None:
-        """Note the current event as one that could not be used; the newest 1,000 are kept, and the count of all."""
+    def quarantine(self, reason: str, event_id: int | None = None) -> None:
+        """Note an event as one that could not be used; the newest 1,000 are kept, and the count of all.
+
+        Parameters:
+            event_id: which; only in a batch of several, otherwise it is the current one.
+        """
         count = self.get(QUARANTINE, 0)
         entries = self.table(QUARANTINE)
-        entries[count] = (self.event_id, reason)
+        entries[count] = (self.event_id if event_id is None else event_id, reason)
         if count >= limits.QUARANTINE_ENTRIES_MAX:
             del entries[count - limits.QUARANTINE_ENTRIES_MAX]
         self[QUARANTINE] = count + 1
@@ -199,21 +206,21 @@ class State:
     # What follows is for those who move a state along the log, not for folds.
 
     def begin_event(self, event_id: int) -> None:
-        """Before each event: `rollback` goes back to here."""
+        """Before each event, or each batch: `rollback` goes back to here."""
         self.event_id = event_id
         self._undo.clear()
 
     def check_values(self) -> None:
         """Raise `TypeError` for a value, put since `begin_event`, that no store can hold."""
         for target, key, _ in self._undo:
-            pack(target[key])
+            pack(target.get(key))
 
     def rollback(self) -> None:
         """Undo every write since `begin_event`."""
         while self._undo:
             target, key, value = self._undo.pop()
             if value is _MISSING:
-                del target[key]
+                target.pop(key, None)
             else:
                 target[key] = value
 
@@ -231,6 +238,10 @@ class State:
             yield cell_key(name), None if value is None else pack(value)
         for table in self._tables.values():
             yield from table._changes()
+
+    def key_count(self) -> int:
+        """How many keys lie on top of the base."""
+        return len(self._dirty) + sum(len(table._dirty) for table in self._tables.values())
 
     def drop_overlay(self) -> None:
         """Forget all that lies on top of the base."""

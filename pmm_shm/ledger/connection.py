@@ -149,10 +149,15 @@ class Connection:
     def one_snapshot(self) -> Iterator[None]:
         """Let several statements see the ledger at one moment; for short reads, with the lock held.
 
+        Within another one it is the other's moment.
+
         Raises:
             LedgerError: the ledger cannot be read.
         """
         handle = self.handle()
+        if handle.in_transaction:
+            yield
+            return
         self.retry(lambda: handle.execute("BEGIN"))
         try:
             yield

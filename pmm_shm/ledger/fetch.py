@@ -15,6 +15,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import RawRow, decode_text
 
 _UNDECODABLE = "Could not decode"
+_NUMBERS = frozenset({int, float, type(None)})
 
 
 class Batch(NamedTuple):
@@ -65,9 +66,22 @@ def _fetch(handle: sqlite3.Connection, sql: str, parameters: tuple[Any, ...], co
     try:
         while part := cursor.fetchmany(limits.TAIL_FETCH_ROWS):
             rows += part
-            size += sum([len(value) for row in part for value in row if isinstance(value, (str, bytes))])
+            size += _size_bytes(part)
             if size >= limits.TAIL_BYTES_MAX:
                 return Batch(rows, False)
     finally:
         cursor.close()
     return Batch(rows, len(rows) < count)
+
+
+def _size_bytes(rows: list[RawRow]) -> int:
+    """About how large the values of `rows` are."""
+    size = 0
+    for column in zip(*rows, strict=True):
+        # A column is nearly always all text, or all numbers: one look at it, and not one at each value.
+        try:
+            size += len("".join(column))
+        except TypeError:
+            if not _NUMBERS.issuperset(map(type, column)):
+                size += sum([len(value) for value in column if isinstance(value, (str, bytes))])
+    return size

@@ -78,6 +78,8 @@ _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 SHORT_INTEGER_DIGITS = 640
 """Any host may lower Python's limit on the digits of an integer to this, and no further."""
+_SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
+"""Text of so many characters is never nested deeper than the limit, for each level takes two of them."""
 
 
 def _too_deep(text: str) -> bool:
@@ -110,6 +112,7 @@ def parse_integer(digits: str) -> int:
     return sign * value
 
 
+_DECODER = json.JSONDecoder()
 _LONG_DECODER = json.JSONDecoder(parse_int=parse_integer)
 
 
@@ -158,6 +161,15 @@ def parse_meta(value: object) -> dict[str, Any]:
     Raises:
         MalformedMeta: anything but the text of one JSON object within the limits on depth and digits.
     """
+    if value.__class__ is str and len(value) <= _SHORT_META_CHARS:
+        # Too short to be nested too deep or to hold a long integer. What this does not take, is looked at below.
+        try:
+            short, end = _DECODER.raw_decode(value)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            if end == len(value) and short.__class__ is dict:
+                return short
     if value is None or value == "":
         return {}
     if not isinstance(value, str):

@@ -1,8 +1,8 @@
-"""The bounded, read-only tail: the anchor's row and what follows it, in one statement.
+"""The bounded, read-only tail: the anchor's row and what follows it, of one moment.
 
-Shared by the daemon, the clients' catch-up, full replays and verification. One call is one statement, bounded in rows,
-bytes and span of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one
-would block the writer of a rollback-journal ledger, and let a WAL grow without end.
+Shared by the daemon, the clients' catch-up, full replays and verification. One call is bounded in rows, bytes and span
+of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one would block the
+writer of a rollback-journal ledger, and let a WAL grow without end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import RawRow, row_digest
 
-_BEFORE_ALL = -(1 << 63)
+_ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 
 
 class Position(NamedTuple):
@@ -40,11 +40,11 @@ class Tail(NamedTuple):
     """What one call found.
 
     Attributes:
-        rows: raw rows after the position, ascending, one more column behind each (the head's id).
-        position: where the log stands after `rows`.
+        rows: raw rows after the position, ascending; of `TailReader.read` their first five columns, otherwise all.
+        position: where the log stands after `rows`, and after rows of other kinds.
         is_anchored: False when the row of the given position is not there, or is another one: the log was truncated,
             replaced or edited, and what was folded so far counts for nothing.
-        is_complete: whether `position` was the head of the log in this statement.
+        is_complete: whether `position` was the head of the log at that moment.
     """
 
     rows: list[RawRow]
@@ -58,78 +58,123 @@ class TailReader:
 
     Parameters:
         connection: a `Connection` in mode `ro`.
-        kinds: the event kinds to fetch; None for all. The head's row is fetched whatever its kind, so that the position
-            always is the head.
+        kinds: the event kinds to fetch; None for all. The position moves on over events of other kinds.
     """
 
     def __init__(self, connection: Connection, kinds: Collection[str] | None) -> None:
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
-        self._statement: tuple[int, str] = (-1, "")
-        self._few: tuple[int, str] = (-1, "")
+        self._columns: tuple[int, str] = (-1, "")
+        self._first_sql = _events_sql("id >= ?", self._kinds)
+        self._next_sql = _events_sql("id > ?", self._kinds)
 
-    def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
-        """The rows behind `after`, at most `rows_max` of them.
+    def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX, until_id: int | None = None) -> Tail:
+        """The rows behind `after`, at most `rows_max` of them; only what folds need of each.
+
+        Parameters:
+            until_id: take the log to end with this event.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        rows = self._fetch(after.event_id, rows_max + 1)
-        if after.event_id is None:
-            return self._tail(rows, after)
-        return self._behind(rows, after)
+        with self._connection.one_snapshot():
+            if not self.holds(after):
+                return Tail([], after, False, False)
+            end_id = _ID_MAX if until_id is None else until_id
+            if after.event_id is not None and end_id <= after.event_id:
+                return Tail([], after, True, True)
+            sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
+            upper_id = self._upper(lower_id, end_id)
+            parameters = (lower_id, upper_id, *(self._kinds or ()))
+            rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
+            newest = self._whole(_NEWEST_SQL, (upper_id if is_all else rows[-1][0],), 1)
+            if not newest:
+                return Tail([], after, True, True)
+            position = self.position_of(newest[0])
+            is_complete = position.event_id == newest[0][-1] or (is_all and upper_id == end_id)
+            return Tail(rows, position, True, is_complete)
 
-    def _behind(self, rows: list[RawRow], after: Position) -> Tail:
-        if not rows or rows[0][0] != after.event_id or self._digest(rows[0]) != after.anchor:
-            return Tail([], after, False, False)
-        head = rows[0][-1]
-        tail = self._tail(rows[1:], after)
-        return tail._replace(is_complete=tail.position.event_id == head)
+    def holds(self, position: Position) -> bool:
+        """Whether the row of the position is there, and is the same: the log continues it.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if position.event_id is None:
+            return True
+        rows = self._whole(_ONE_SQL, (position.event_id,), 1)
+        return bool(rows) and self.position_of(rows[0]) == position
 
     def read_few(self, after: Position) -> Tail:
-        """Up to `limits.TAIL_FEW_ROWS` rows behind `after`, of whatever kind: half the cost of `read` for as many.
+        """Up to `limits.TAIL_FEW_ROWS` whole rows behind `after`, of whatever kind: half the cost of `read` for as
+        many.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        assert after.event_id is not None
-        rows = fetch_batch(self._connection, self._sql_few, (after.event_id,), limits.TAIL_FEW_ROWS + 1).rows
-        return self._behind(rows, after)
+        return self.read_whole(after, limits.TAIL_FEW_ROWS)
 
-    def position_of(self, row: RawRow) -> Position:
-        """The position at a row that `read` gave."""
-        return Position(row[0], self._digest(row))
+    def read_whole(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
+        """Up to `rows_max` whole rows behind `after`, of whatever kind; one more column behind each (the head's id).
 
-    def _tail(self, rows: list[RawRow], after: Position) -> Tail:
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if after.event_id is None:
+            rows = self._whole(_FIRST_SQL, (), rows_max)
+        else:
+            # One statement, one moment: the anchor's row, the tail, the head's id.
+            rows = self._whole(_BEHIND_SQL, (after.event_id,), rows_max + 1)
+            if not rows or rows[0][0] != after.event_id or self.position_of(rows[0]) != after:
+                return Tail([], after, False, False)
+            head_id = rows[0][-1]
+            if len(rows) == 1:
+                return Tail([], after, True, after.event_id == head_id)
+            del rows[0]
         if not rows:
             return Tail([], after, True, True)
-        last = rows[-1]
-        return Tail(rows, self.position_of(last), True, last[0] == last[-1])
+        position = self.position_of(rows[-1])
+        return Tail(rows, position, True, position.event_id == rows[-1][-1])
 
-    def _digest(self, row: RawRow) -> bytes:
-        return row_digest(row[:-1])
+    def position_of(self, row: RawRow) -> Position:
+        """The position at a row that `read_whole` gave."""
+        return Position(row[0], row_digest(row[:-1]))
 
-    def _fetch(self, after_id: int | None, rows_max: int) -> list[RawRow]:
-        lower = _BEFORE_ALL if after_id is None else after_id
-        parameters: tuple[Any, ...] = (lower, lower, limits.TAIL_SPAN_IDS, lower)
-        if self._kinds is not None:
-            parameters += (*self._kinds, lower)
-        return fetch_batch(self._connection, self._sql, parameters, rows_max).rows
+    def _upper(self, lower_id: int, end_id: int) -> int:
+        """Up to which id one statement may go: a scan where few kinds match has to end, too."""
+        if self._kinds is None:
+            return end_id
+        # Counted from the first row, so that a gap of any size is one step.
+        first_id = fetch_batch(self._connection, _FIRST_ID_SQL, (lower_id,), 1).rows[0][0]
+        return end_id if first_id is None else min(first_id + limits.TAIL_SPAN_IDS, end_id)
 
-    def _sql(self) -> str:
-        epoch, sql = self._statement
-        if epoch != self._connection.epoch:
-            sql = _select(ordered_columns(self._connection.columns), self._kinds)
-            self._statement = (self._connection.epoch, sql)
-        return sql
+    def _whole(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
+        """Rows with all columns, and the head's id behind them."""
 
-    def _sql_few(self) -> str:
-        epoch, sql = self._few
-        if epoch != self._connection.epoch:
-            columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-            sql = f"SELECT {columns}, (SELECT max(id) FROM events) FROM events WHERE id >= ? ORDER BY id LIMIT ?"
-            self._few = (self._connection.epoch, sql)
-        return sql
+        def text() -> str:
+            epoch, columns = self._columns
+            if epoch != self._connection.epoch:
+                columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
+                self._columns = (self._connection.epoch, columns)
+            return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
+
+        return fetch_batch(self._connection, text, parameters, rows_max).rows
+
+
+_ONE_SQL = "WHERE id = ? LIMIT ?"
+_NEWEST_SQL = "WHERE id <= ? ORDER BY id DESC LIMIT ?"
+_FIRST_SQL = "ORDER BY id LIMIT ?"
+_BEHIND_SQL = "WHERE id >= ? ORDER BY id LIMIT ?"
+_FIRST_ID_SQL = "SELECT min(id) FROM events WHERE id > ? LIMIT ?"
+
+
+def _events_sql(condition: str, kinds: tuple[str, ...] | None) -> str:
+    """What folds need of events: the position is read beside them, for whole rows cost as much again.
+
+    `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
+    """
+    wanted = "" if kinds is None else f" AND +kind IN ({', '.join('?' for _ in kinds)})"
+    return f"SELECT id, ts, kind, content, meta FROM events WHERE {condition} AND id <= ?{wanted} ORDER BY id LIMIT ?"
 
 
 def ordered_columns(columns: Collection[str]) -> list[str]:
@@ -140,23 +185,3 @@ def ordered_columns(columns: Collection[str]) -> list[str]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _select(columns: list[str], kinds: tuple[str, ...] | None) -> str:
-    """One statement, one snapshot: the anchor's row, the tail, the head's id.
-
-    `hi` bounds the scan where few kinds match, counted from the first row behind the anchor, so that a gap of any size
-    is one step. `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
-    Values are bound by their place: Python 3.14 takes numbered ones for names.
-    """
-    marks = ", ".join("?" for _ in kinds or ())
-    wanted = (
-        ""
-        if kinds is None
-        else f" AND (+kind IN ({marks}) OR id = ? OR id = (SELECT max(id) FROM events WHERE id <= hi))"
-    )
-    return (
-        "WITH bound(hi) AS (SELECT coalesce((SELECT min(id) FROM events WHERE id > ?), ?) + ?) "
-        f"SELECT {', '.join(_quoted(name) for name in columns)}, (SELECT max(id) FROM events) "
-        f"FROM bound CROSS JOIN events WHERE id >= ? AND id <= hi{wanted} ORDER BY id LIMIT ?"
-    )

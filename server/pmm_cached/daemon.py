@@ -249,7 +249,7 @@ class Daemon:
                 if not step.is_anchored:
                     self._maintenance.end_history()
                     return True
-            if step.rows:
+            if step.has_moved:
                 found = True
                 self._status.events_folded += step.rows
                 self._announce()

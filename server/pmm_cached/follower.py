@@ -37,12 +37,14 @@ class Step(NamedTuple):
     """What one step did.
 
     Attributes:
-        rows: how many rows it folded.
+        rows: how many rows it folded, of the kinds that the folds need.
+        has_moved: whether it came on in the log, be it over events that no fold needs.
         is_anchored: False when the log does not continue what is published: it was replaced, truncated or edited.
         is_complete: whether it reached the head of the log.
     """
 
     rows: int
+    has_moved: bool
     is_anchored: bool
     is_complete: bool
 
@@ -114,7 +116,7 @@ class Follower:
         """
         self.progressed()
         if not self._live:
-            return Step(0, True, True)
+            return Step(0, False, True, True)
         mark = self._take_mark()
         try:
             with self._writer.environment.read() as transaction:
@@ -126,7 +128,7 @@ class Follower:
         if not step.is_anchored:
             self._drop_overlays()
             return step
-        if step.rows:
+        if step.has_moved:
             self._publish(position)
         if step.is_complete:
             self._mark = mark
@@ -152,7 +154,7 @@ class Follower:
     def is_anchored(self) -> bool:
         """Whether the log continues what is published."""
         with self.connection.lock:
-            return not self._live or self._reader.read(self._writer.header.position, 0).is_anchored
+            return not self._live or self._reader.holds(self._writer.header.position)
 
     def forget_live(self) -> None:
         """What is published, every seal and every event vector is of another log: follow nothing until a rebuild has
@@ -191,22 +193,23 @@ class Follower:
                 close_replaced(self.connection.path)
 
     def _fold_batch(self, snapshot: Snapshot) -> tuple[Step, Position]:
-        position, rows, deadline = snapshot.header.position, 0, time.monotonic() + _BATCH_S
+        position = start = snapshot.header.position
+        rows, deadline = 0, time.monotonic() + _BATCH_S
         for fold in self._live:
             self._states[fold.name].base = snapshot.base(fold)
         while True:
             with self.connection.lock:
                 tail = self._reader.read(position)
             if not tail.is_anchored:
-                return Step(0, False, False), position
-            for start in range(0, len(tail.rows), _ROWS_PER_SIGN):
+                return Step(0, False, False, False), position
+            for first in range(0, len(tail.rows), _ROWS_PER_SIGN):
                 # A slow fold is no hanging one.
-                self._engine.apply(tail.rows[start : start + _ROWS_PER_SIGN], self._states)
+                self._engine.apply(tail.rows[first : first + _ROWS_PER_SIGN], self._states)
                 self.progressed()
             rows += len(tail.rows)
             position = tail.position
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
-                return Step(rows, True, tail.is_complete), position
+                return Step(rows, position != start, True, tail.is_complete), position
 
     def _publish(self, position: Position) -> None:
         try:

@@ -284,7 +284,7 @@ class Indexer:
         with self._connection.lock:
             # The guards first: another file may stand at the path.
             self._freshness.take()
-            return header.position if self._heads.read(header.position, 0).is_anchored else None
+            return header.position if self._heads.holds(header.position) else None
 
     def _advance(self, turn: _Turn, published: Position) -> None:
         if turn.table is None:

@@ -81,18 +81,18 @@ class Rebuild:
 
     def _advance(self, reader: TailReader, connection: Connection, check: Callable[[], None]) -> bool:
         """Fold and flush one chunk. Returns whether the head was reached."""
-        events, is_complete = 0, False
+        keys, is_complete = 0, False
         with self._writer.environment.read() as transaction:
             for fold, generation in self._generations.items():
                 self._states[fold.name].base = LmdbBase(transaction, generation) if self._is_flushed else EMPTY
-            while events < limits.REBUILD_EVENTS_PER_FLUSH and not is_complete:
+            while keys < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
                 with connection.lock:
                     tail = reader.read(self._position)
                 if not tail.is_anchored:
                     raise LogChanged
                 self._engine.apply(tail.rows, self._states)
                 self._position, is_complete = tail.position, tail.is_complete
-                events += len(tail.rows)
+                keys = sum(state.key_count() for state in self._states.values())
                 check()
         self._flush()
         return is_complete
