@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ def test_no_statement_is_open_while_rows_are_folded(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Engine, "apply", apply)
     monkeypatch.setattr(MetricsFold, "kinds", {**MetricsFold.kinds, "note": (), "other": ()})
-    monkeypatch.setattr(MetricsFold, "apply", lambda self, event, state: None)
+    monkeypatch.setattr(MetricsFold, "apply_batch", lambda self, events, state: None)
     with connect(path) as cache:
         # Several statements, each cut short by its bound on bytes, with rows still to come.
         assert cache.metrics().as_of > 300
@@ -412,10 +412,10 @@ def test_another_fold_version_is_replayed(
     ledger: str, publish: Callable[[str], Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NewMetrics(MetricsFold):
-        version = 2
+        version = MetricsFold.version + 1
 
-        def apply(self, event: Event, state: State) -> None:
-            state["scores"] = (0.25, 0.5)
+        def apply_batch(self, events: Sequence[Event], state: State) -> None:
+            state["scores"] = [0.25, 0.5, 0, None, "", None, 0, 0]
 
     fill(ledger, 50)
     publish(ledger)

@@ -40,7 +40,8 @@ class Tail(NamedTuple):
     """What one call found.
 
     Attributes:
-        rows: raw rows after the position, ascending; of `TailReader.read` their first five columns, otherwise all.
+        rows: raw rows after the position, ascending. The first five columns are in all of them; where there are many,
+            `TailReader.read` leaves out the others, and the kinds that are not wanted.
         position: where the log stands after `rows`, and after rows of other kinds.
         is_anchored: False when the row of the given position is not there, or is another one: the log was truncated,
             replaced or edited, and what was folded so far counts for nothing.
@@ -69,7 +70,7 @@ class TailReader:
         self._next_sql = _events_sql("id > ?", self._kinds)
 
     def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX, until_id: int | None = None) -> Tail:
-        """The rows behind `after`, at most `rows_max` of them; only what folds need of each.
+        """The rows behind `after`, at most `rows_max` of them.
 
         Parameters:
             until_id: take the log to end with this event.
@@ -77,6 +78,11 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        if after.event_id is not None and until_id is None:
+            # Mostly there is little behind a position, or nothing.
+            few = self.read_few(after)
+            if few.is_complete or not few.is_anchored:
+                return few
         with self._connection.one_snapshot():
             if not self.holds(after):
                 return Tail([], after, False, False)
