@@ -11,12 +11,12 @@ order give equal bytes, which verification relies on.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
 
 _BIG_INTEGER = 1
 _TUPLE = 2
@@ -71,7 +71,7 @@ def pack_key(key: Key) -> bytes:
     if len(packed) <= limits.KEY_BYTES_MAX - 64:
         return packed
     # 0xc1 never begins a msgpack value, so no short key is taken for a long one.
-    return b"\xc1" + hashlib.blake2b(packed, digest_size=32).digest()
+    return b"\xc1" + blake2b(packed, digest_size=32).digest()
 
 
 def check_key(key: object) -> None:

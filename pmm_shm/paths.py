@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from pmm_shm import flags
+from pmm_shm.digests import blake2b
+from pmm_shm.record import record
 
 LOCK_FILE = "daemon.lock"
 ENDPOINTS_FILE = "endpoints.json"
@@ -17,7 +17,7 @@ LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Instance:
     """One ledger and the directory of its shared state.
 
@@ -37,7 +37,7 @@ class Instance:
         base = flags.shm_dir()
         if base is None:
             return cls(real, Path(real + "-cache"))
-        digest = hashlib.blake2b(os.fsencode(real), digest_size=6).hexdigest()
+        digest = blake2b(os.fsencode(real), digest_size=6).hexdigest()
         return cls(real, base / f"{os.path.basename(real)}-{digest}")
 
     @property

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -22,6 +21,7 @@ import msgpack
 from pmm_shm import limits
 from pmm_shm.embedding.contract import checked_model_name
 from pmm_shm.errors import CommandError, ConfigError
+from pmm_shm.record import record
 
 VERSION = 1
 PING, STATS, WAIT, VERIFY, INVALIDATE = "ping", "stats", "wait", "verify", "invalidate"
@@ -64,7 +64,7 @@ class ProtocolError(ValueError):
         self.request_id = request_id
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Request:
     """A checked request; `args` has exactly the keys that its command takes."""
 
@@ -77,7 +77,7 @@ class Request:
         return packed
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Announcement:
     """The daemon has published up to event `as_of`; `sequence` counts its announcements."""
 

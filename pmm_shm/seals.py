@@ -8,10 +8,10 @@ Invariant: a seal is only replaced by one of the same rows and of more.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
 from pmm_shm.ledger.rows import DIGEST_BYTES, RawRow, raw_bytes
 from pmm_shm.store.layout import Seal
 
@@ -59,7 +59,7 @@ class SealCheck:
         return self._new
 
     def _begin(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._digest = blake2b(digest_size=DIGEST_BYTES)
         self._rows = 0
         self._first_id = self._last_id = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -654,7 +655,7 @@ def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(group)
         return [_EntryPoint()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     return found
 
 
@@ -662,7 +663,7 @@ def test_a_frame_is_of_one_position_while_others_append(
     ledger: str, publish: Callable[[str], Publisher], look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as unregistered:
-        unregistered.setattr(registry, "entry_points", lambda *, group: [])
+        unregistered.setattr(importlib.metadata, "entry_points", lambda *, group: [])
         fill(ledger, 64)
         publish(ledger)
     with connect(ledger) as cache:
@@ -695,7 +696,7 @@ def test_a_fold_that_only_the_client_has_is_folded_alone(
     ledger: str, publish: Callable[[str], Publisher], look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as unregistered:
-        unregistered.setattr(registry, "entry_points", lambda *, group: [])
+        unregistered.setattr(importlib.metadata, "entry_points", lambda *, group: [])
         fill(ledger, 200)
         publish(ledger)
     with connect(ledger) as cache:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import SelfModel
 from pmm_shm.frozen import thawed
+from pmm_shm.record import record
 
 Cid = str | int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Identity:
     """The adopted name (None where there is none) and the five traits (name to float, in the order O C E A N)."""
 
@@ -23,7 +23,7 @@ class Identity:
     as_of: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Commitments:
     """Open commitments (cid to meta) and expired ones (cid to {"text", "expired_at", "reason"}), in order."""
 
@@ -32,7 +32,7 @@ class Commitments:
     as_of: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Metrics:
     """IAS and GAS, 0.0 to 1.0."""
 
@@ -41,7 +41,7 @@ class Metrics:
     as_of: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stage:
     """The stage, "S0" to "S4", and the snapshot {"IAS_mean", "GAS_mean", "count", "window"}."""
 
@@ -50,7 +50,7 @@ class Stage:
     as_of: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Recent:
     """The newest 32 reflections and 64 messages, oldest first, and the newest tick with telemetry, or None."""
 
@@ -60,7 +60,7 @@ class Recent:
     as_of: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class History:
     """IAS and GAS over the life of the ledger, in bounded space: oldest first.
 

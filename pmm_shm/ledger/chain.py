@@ -6,16 +6,16 @@ chain cannot see, the cache's own anchor and seals do.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import HASH_COLUMNS, Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import RawRow, parse_meta
+from pmm_shm.record import record
 
 Formula = Literal["full", "content"]
 FORMULAS: tuple[Formula, ...] = ("full", "content")
@@ -37,7 +37,7 @@ class HashedRow(NamedTuple):
     hash: Any
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChainReport:
     """What a check of the chain covered, and what it found.
 
@@ -88,7 +88,10 @@ def hash_of_parts(
         )
     else:
         text = f'{{"content":{content_json},"kind":{kind_json},"meta":{meta_json},"prev_hash":{prev_json}}}'
-    return hashlib.sha256(text.encode()).hexdigest()
+    with late_imports:
+        from hashlib import sha256
+
+    return sha256(text.encode()).hexdigest()
 
 
 def event_hash(

@@ -14,7 +14,6 @@ Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Val
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from pmm_shm.codec import pack, unpack
@@ -22,6 +21,7 @@ from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold, Identity
 from pmm_shm.folds.state import Touched
 from pmm_shm.ledger.tail import Position
+from pmm_shm.record import record
 
 FORMAT = 2
 HEADER_KEY = b"h"
@@ -49,7 +49,7 @@ def seal_key(block: int) -> bytes:
     return SEAL_PREFIX + block.to_bytes(8, "big")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Header:
     """What is published; written in the same transaction as the state it speaks of.
 
@@ -136,7 +136,7 @@ class Header:
         return entry[2]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TouchedRecord:
     """What one commit wrote: from one event id (exclusive) to another, per fold; None where it was too much to list."""
 
@@ -164,7 +164,7 @@ class TouchedRecord:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Seal:
     """The digest over all raw columns of one block of rows: those behind the seal before it, up to `last_id`.
 
