@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,7 @@ from pmm_shm.folds.fields import is_cid, to_float, to_int
 from pmm_shm.folds.state import State, Table, Touched
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
+from pmm_shm.record import record
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 MAX_TRAIT_DELTA = 0.05
@@ -71,7 +71,7 @@ class Entries:
         return Entries(places, entries)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SelfModel:
     """The self-model at one position.
 

@@ -6,7 +6,6 @@ State: cells `ticks` and `reflections`, tuples of the last ten (IAS, GAS) pairs 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pmm_shm.folds.contract import Column, Fold
@@ -14,12 +13,13 @@ from pmm_shm.folds.fields import score_pair, to_float
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.rows import Event
+from pmm_shm.record import record
 
 WINDOW = 10
 _CELLS = {"autonomy_tick": "ticks", "reflection": "reflections"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StageView:
     """`stage` is "S0" to "S4"; `snapshot` is {"IAS_mean", "GAS_mean", "count", "window"}."""
 

@@ -6,17 +6,17 @@ decoded row: whatever a row holds, decoding answers, and says what it had to rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
+from pmm_shm.record import record
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
@@ -25,7 +25,7 @@ RawRow = tuple[Any, ...]
 """
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InvalidText:
     """A TEXT value that is not UTF-8; `raw` are its bytes."""
 
@@ -67,7 +67,7 @@ def raw_bytes(row: RawRow) -> bytes:
 
 def row_digest(row: RawRow) -> bytes:
     """16 bytes of BLAKE2b over all raw columns of one row."""
-    return hashlib.blake2b(raw_bytes(row), digest_size=DIGEST_BYTES).digest()
+    return blake2b(raw_bytes(row), digest_size=DIGEST_BYTES).digest()
 
 
 class MalformedMeta(ValueError):
