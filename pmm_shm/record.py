@@ -24,14 +24,28 @@ class _Fields:
     """What `dataclasses` knows a dataclass by, made on first use."""
 
     def __get__(self, _: object, owner: type) -> dict[str, Any]:
-        with late_imports:
-            from dataclasses import dataclass
-
-        names = owner.__annotations__
-        space = {"__annotations__": names, **{name: vars(owner)[name] for name in names if name in vars(owner)}}
-        fields: dict[str, Any] = vars(dataclass(frozen=True)(type(owner.__name__, (), space)))["__dataclass_fields__"]
+        fields: dict[str, Any] = vars(_as_dataclass(owner))["__dataclass_fields__"]
         type.__setattr__(owner, "__dataclass_fields__", fields)
         return fields
+
+
+class _Signature:
+    """What `help` and `inspect` show, made on first use."""
+
+    def __get__(self, _: object, owner: type) -> Any:
+        with late_imports:
+            from inspect import signature
+
+        return signature(_as_dataclass(owner))
+
+
+def _as_dataclass(kind: type) -> type:
+    with late_imports:
+        from dataclasses import dataclass
+
+    names = kind.__annotations__
+    space = {"__annotations__": names, **{name: vars(kind)[name] for name in names if name in vars(kind)}}
+    return dataclass(frozen=True)(type(kind.__name__, (), space))
 
 
 if not TYPE_CHECKING:
@@ -53,6 +67,7 @@ def _made(kind: type[_T]) -> type[_T]:
         "__delattr__": _refuse_delete,
         "__match_args__": names,
         "__dataclass_fields__": _Fields(),
+        "__signature__": _Signature(),
     }
     for name, value in added.items():
         setattr(kind, name, value)
@@ -60,17 +75,35 @@ def _made(kind: type[_T]) -> type[_T]:
 
 
 def _initialiser(kind: type, names: tuple[str, ...]) -> Any:
-    """`__init__`, compiled, so that its signature and its errors are Python's own."""
-    defaults = {f"_default_{name}": vars(kind)[name] for name in names if name in vars(kind)}
-    parameters = [f"{name}=_default_{name}" if f"_default_{name}" in defaults else name for name in names]
-    lines = [f"    _set(self, {name!r}, {name})" for name in names]
-    source = "\n".join([f"def __init__(self, {', '.join(parameters)}):", *lines])
-    space: dict[str, Any] = {"_set": object.__setattr__, **defaults}
-    exec(source, space)  # noqa: S102 - put together from the names of a class's own fields
-    function = space["__init__"]
-    function.__qualname__ = f"{kind.__qualname__}.__init__"
-    function.__annotations__ = {**kind.__annotations__, "return": "None"}
-    return function
+    defaults = {name: vars(kind)[name] for name in names if name in vars(kind)}
+
+    def __init__(self: Any, *values: Any, **named: Any) -> None:
+        if named or len(values) != len(names):
+            values = _completed(kind.__name__, names, defaults, values, named)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    __init__.__qualname__ = f"{kind.__qualname__}.__init__"
+    return __init__
+
+
+def _completed(
+    kind: str, names: tuple[str, ...], defaults: dict[str, Any], values: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The values of all fields. Raises `TypeError`, as a call of any function does."""
+    if len(values) > len(names):
+        raise TypeError(f"{kind}() takes {len(names)} values, got {len(values)}")
+    given = dict(zip(names, values, strict=False))
+    for name in named:
+        if name not in names:
+            raise TypeError(f"{kind}() has no field {name!r}")
+        if name in given:
+            raise TypeError(f"{kind}() got two values for {name!r}")
+    found = {**defaults, **given, **named}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise TypeError(f"{kind}() lacks {', '.join(map(repr, missing))}")
+    return tuple([found[name] for name in names])
 
 
 def _values(self: Any) -> tuple[Any, ...]:

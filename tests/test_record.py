@@ -22,6 +22,10 @@ def test_it_is_made_by_place_and_by_name() -> None:
         Metrics(0.5, as_of=7)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="other"):
         Metrics(0.5, 0.25, 7, other=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="two values for 'ias'"):
+        Metrics(0.5, 0.25, 7, ias=1.0)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="takes 3 values, got 4"):
+        Metrics(0.5, 0.25, 7, 8)  # type: ignore[call-arg]
 
 
 def test_it_is_shown_compared_and_hashed_as_a_dataclass() -> None:
