@@ -5,6 +5,7 @@ One line of JSON out for each answer; what comes in on stdin says when to go on.
 
 from __future__ import annotations
 
+import compileall
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.daemons import environment
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Child:
@@ -159,12 +162,17 @@ def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
     return total
 
 
+def compile_packages() -> None:
+    """Compile our packages, as an installation does; this environment may keep Python from doing it by itself."""
+    for folder in ("pmm_shm", "client", "server"):
+        assert compileall.compile_dir(_ROOT / folder, quiet=1)
+
+
 def run_python(code: str, *arguments: str) -> str:
     """What a new process prints that runs this code in the checkout."""
-    root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=root,
+        cwd=_ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import stat
 from pathlib import Path
 
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import InstanceDirectoryError, StoreError
+from pmm_shm.late import late_imports
 from pmm_shm.paths import LOCK_TABLE_FILE, Instance
 
 DATA_MODE = 0o640
@@ -241,6 +241,9 @@ def _may_read(ledger: str, group: int) -> bool:
 
 
 def _login_group() -> int | None:
+    with late_imports:
+        import pwd
+
     try:
         return pwd.getpwuid(os.geteuid()).pw_gid
     except KeyError:
@@ -259,6 +262,9 @@ def _chmod(path: Path, mode: int) -> None:
 
 
 def _user(uid: int) -> str:
+    with late_imports:
+        import pwd
+
     try:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:

@@ -11,7 +11,7 @@ order give equal bytes, which verification relies on.
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import blake2b
 from typing import Any
 
 import msgpack
@@ -94,7 +94,7 @@ def pack_key(key: Key) -> bytes:
     if len(packed) <= limits.KEY_BYTES_MAX - 64:
         return packed
     # 0xc1 never begins a msgpack value, so no short key is taken for a long one.
-    return b"\xc1" + hashlib.blake2b(packed, digest_size=32).digest()
+    return b"\xc1" + blake2b(packed, digest_size=32).digest()
 
 
 def check_key(key: object) -> None:

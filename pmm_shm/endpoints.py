@@ -6,26 +6,24 @@ A path over the system's limit falls back to a directory elsewhere, so clients a
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import socket
-import tempfile
-from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.access import check_directory, check_socket_directory, make_socket_directory, may_group_enter, replace_file
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
+from pmm_shm.late import late_imports
 from pmm_shm.paths import Instance
 
 _LONGEST_NAME = "announcements.sock"
 _SCHEME = "ipc://"
 
 
-@dataclass(frozen=True)
-class Endpoints:
+class Endpoints(NamedTuple):
     """Socket paths: ordinary commands, administrative commands, announcements, reports; and the daemon's pid.
 
     `reports` is empty where a daemon takes none.
@@ -46,7 +44,7 @@ def choose_endpoints(instance: Instance) -> Endpoints:
     """
     directory = instance.directory
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
-        digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
+        digest = blake2b(os.fsencode(directory), digest_size=8).hexdigest()
         directory = _short_directory(instance) / f"pmm-shm-{digest}"
         _make_elsewhere(directory, instance)
         reach("socket_directory.made")
@@ -79,6 +77,9 @@ def _short_directory(instance: Instance) -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and os.access(base, os.W_OK) and not may_group_enter(instance):
         return Path(base) / "pmm-shm"
+    with late_imports:
+        import tempfile
+
     return Path(tempfile.gettempdir()) / f"pmm-shm-{os.geteuid()}"
 
 
@@ -98,7 +99,7 @@ def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
         DaemonError: it cannot be written.
     """
     try:
-        replace_file(instance.endpoints_file, json.dumps(asdict(endpoints)))
+        replace_file(instance.endpoints_file, json.dumps(endpoints._asdict()))
     except OSError as error:
         raise DaemonError(f"{instance.endpoints_file}: {error.strerror}") from None
 
@@ -164,6 +165,9 @@ def check_listening(path: str) -> None:
     Raises:
         OSError: nobody listens, or this user may not connect.
     """
+    with late_imports:
+        import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 from pmm_shm import flags
 
@@ -17,8 +17,7 @@ LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
 
 
-@dataclass(frozen=True)
-class Instance:
+class Instance(NamedTuple):
     """One ledger and the directory of its shared state.
 
     Attributes:
@@ -37,7 +36,7 @@ class Instance:
         base = flags.shm_dir()
         if base is None:
             return cls(real, Path(real + "-cache"))
-        digest = hashlib.blake2b(os.fsencode(real), digest_size=6).hexdigest()
+        digest = blake2b(os.fsencode(real), digest_size=6).hexdigest()
         return cls(real, base / f"{os.path.basename(real)}-{digest}")
 
     @property

@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -64,8 +63,7 @@ class ProtocolError(ValueError):
         self.request_id = request_id
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A checked request; `args` has exactly the keys that its command takes."""
 
     id: int
@@ -77,8 +75,7 @@ class Request:
         return packed
 
 
-@dataclass(frozen=True)
-class Announcement:
+class Announcement(NamedTuple):
     """The daemon has published up to event `as_of`; `sequence` counts its announcements."""
 
     as_of: int

@@ -8,8 +8,8 @@ Invariant: a seal is only replaced by one of the same rows and of more.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 from pmm_shm import limits
 from pmm_shm.ledger.rows import DIGEST_BYTES, RawRow, raw_bytes
@@ -59,7 +59,7 @@ class SealCheck:
         return self._new
 
     def _begin(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._digest = blake2b(digest_size=DIGEST_BYTES)
         self._rows = 0
         self._first_id = self._last_id = 0
 

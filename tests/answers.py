@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,7 +33,7 @@ def everything(source: Cache | Frame) -> dict[str, Any]:
         "directives": source.directives(),
         "active_directives": source.active_directives(),
         "recent": (recent.reflections, recent.messages, recent.telemetry),
-        "history": replace(history, as_of=0),
+        "history": history._replace(as_of=0),
         "as_of": {answer.as_of for answer in (identity, commitments, metrics, stage, recent, history)},
     }
     return {name: repr(value) for name, value in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -579,11 +579,11 @@ def test_a_lineage_is_data_file_environment_and_generations(ledger: str, publish
             lineage((1, 1), header),
             lineage((1, 2), header),
             lineage((2, 1), header),
-            lineage((1, 1), replace(header, uuid=b"another uuid ...")),
-            lineage((1, 1), replace(header, folds=rebuilt)),
+            lineage((1, 1), header._replace(uuid=b"another uuid ...")),
+            lineage((1, 1), header._replace(folds=rebuilt)),
         }
         assert len(lineages) == 5
-        assert lineage((1, 1), header) == lineage((1, 1), replace(header, sequence=header.sequence + 1))
+        assert lineage((1, 1), header) == lineage((1, 1), header._replace(sequence=header.sequence + 1))
 
 
 @pytest.mark.parametrize("consistency", ["exact", "snapshot"])
@@ -617,7 +617,7 @@ def test_an_environment_made_anew_drops_what_was_made_of_the_old_one(
         for name in ("data.mdb", "lock.mdb"):
             os.unlink(Instance.of(ledger).directory / name)
         writer = publish(ledger).writer
-        assert (replace(writer.header, uuid=before[0].uuid), writer.last_transaction_id()) == before
+        assert (writer.header._replace(uuid=before[0].uuid), writer.last_transaction_id()) == before
         assert everything(cache) == replayed(ledger)
 
 
@@ -654,7 +654,7 @@ def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(group)
         return [_EntryPoint()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     return found
 
 
@@ -662,7 +662,7 @@ def test_a_frame_is_of_one_position_while_others_append(
     ledger: str, publish: Callable[[str], Publisher], look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as unregistered:
-        unregistered.setattr(registry, "entry_points", lambda *, group: [])
+        unregistered.setattr(importlib.metadata, "entry_points", lambda *, group: [])
         fill(ledger, 64)
         publish(ledger)
     with connect(ledger) as cache:
@@ -695,7 +695,7 @@ def test_a_fold_that_only_the_client_has_is_folded_alone(
     ledger: str, publish: Callable[[str], Publisher], look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as unregistered:
-        unregistered.setattr(registry, "entry_points", lambda *, group: [])
+        unregistered.setattr(importlib.metadata, "entry_points", lambda *, group: [])
         fill(ledger, 200)
         publish(ledger)
     with connect(ledger) as cache:

@@ -152,7 +152,7 @@ def test_every_read_method_is_listed() -> None:
         listed == {name for name in dir(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
     )
     for kind, fields in re.findall(r"`([A-Z]\w+)\((.+?)\)` \|$", section("Quick start"), re.MULTILINE):
-        assert list(getattr(results, kind).__dataclass_fields__) == fields.split(", ")
+        assert list(getattr(results, kind)._fields) == fields.split(", ")
 
 
 def test_commands_options_and_exit_codes_are_those_of_the_help() -> None:

@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm import flags, limits, protocol
-from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
+from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
 from pmm_shm.late import late_imports
@@ -19,15 +18,13 @@ from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.paths import Instance
-from pmm_shm.verify import VerifyReport, copy_published, verify
-from pmm_shm_client import commands
-from pmm_shm_client.commands import checked_wait, report_of, wait_args
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency, checked_fold_name
 from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
-    from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm.embedding.contract import Embedder, Matrix, Vector
+    from pmm_shm.verify import VerifyReport
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
@@ -224,15 +221,17 @@ class Cache(Reads):
             DaemonAbsentError: no daemon serves this ledger.
             DaemonTimeoutError: not within `timeout` seconds, of which more than a day counts as a day.
         """
+        with late_imports:
+            from pmm_shm.protocol import WAIT
+            from pmm_shm_client.commands import checked_wait, wait_args
+
         self._check_open()
         timeout = checked_timeout(timeout)
         checked_event_id(event_id)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published
-        return checked_wait(
-            self._call(protocol.WAIT, wait_args(event_id, timeout), timeout), self.path, event_id, timeout
-        )
+        return checked_wait(self._call(WAIT, wait_args(event_id, timeout), timeout), self.path, event_id, timeout)
 
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
         """Compare what is published (all folds, or one) with a full replay; true when they are equal.
@@ -245,12 +244,16 @@ class Cache(Reads):
             UnknownFoldError: there is no such fold.
             DaemonTimeoutError: not within `timeout` seconds.
         """
+        with late_imports:
+            from pmm_shm.protocol import VERIFY
+            from pmm_shm_client.commands import report_of
+
         self._check_open()
         timeout = checked_timeout(timeout)
         if fold is not None:
             self._know(fold)
         try:
-            report = report_of(self._call(protocol.VERIFY, {"fold": fold}, timeout))
+            report = report_of(self._call(VERIFY, {"fold": fold}, timeout))
         except DaemonAbsentError:
             report = self._verify_here(fold)
         self._verifications[report.ok] += 1
@@ -265,20 +268,26 @@ class Cache(Reads):
             CommandError: the daemon does not know the fold.
             DaemonTimeoutError: not within `timeout` seconds.
         """
+        with late_imports:
+            from pmm_shm.protocol import INVALIDATE
+
         self._check_open()
         timeout = checked_timeout(timeout)
         if fold is not None:
             checked_fold_name(fold)
-        return int(self._call(protocol.INVALIDATE, {"fold": fold}, timeout)["as_of"])
+        return int(self._call(INVALIDATE, {"fold": fold}, timeout)["as_of"])
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
         Of `embeddings`, the leases are the daemon's, and the sizes are those of its table, where there is a daemon.
         """
+        with late_imports:
+            from pmm_shm.protocol import STATS
+
         self._check_open()
         try:
-            daemon = self._call(protocol.STATS, {}, 1.0)
+            daemon = self._call(STATS, {}, 1.0)
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]
@@ -340,6 +349,9 @@ class Cache(Reads):
             return snapshot.header.position.as_of
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
+        with late_imports:
+            from pmm_shm.verify import VerifyReport, copy_published, verify
+
         names = (fold,) if fold is not None else self._reader.fold_names()
         with self._reader.transaction() as snapshot:
             folds = [self._reader.fold_named(name) for name in names]
@@ -357,6 +369,9 @@ class Cache(Reads):
         return report
 
     def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+        with late_imports:
+            from pmm_shm_client import commands
+
         return commands.call(self._instance, command, args, timeout_s)
 
 
@@ -364,6 +379,9 @@ def _checked_default(embedder: object) -> Embedder | str | None:
     """The default model of a cache. Raises `ConfigError`."""
     if embedder is None:
         return None
+    with late_imports:
+        from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
+
     return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)
 
 

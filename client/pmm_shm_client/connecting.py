@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModelFold, warnings_since
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm_client.autostart import start_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency, checked_trait_delta
 from pmm_shm_client.replaying import replayed
 from pmm_shm_client.results import self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, warn
+
+if TYPE_CHECKING:
+    from pmm_shm.embedding.contract import Embedder
 
 _C = TypeVar("_C", bound=Cache)
 _caches: weakref.WeakKeyDictionary[EventLog, Cache] = weakref.WeakKeyDictionary()
@@ -73,6 +75,9 @@ def open_cache(
         raise ConfigError("no ledger: name one, or set PMM_DB")
     cache = kind(ledger, consistency=consistency, timeout=timeout, freshness=freshness, embedder=embedder)
     if autostart:
+        with late_imports:
+            from pmm_shm_client.autostart import start_daemon
+
         try:
             start_daemon(cache.path)
         except BaseException:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.endpoints import recorded_endpoints
 from pmm_shm.errors import DaemonError
+from pmm_shm.late import late_imports
 from pmm_shm.paths import Instance
-from pmm_shm.protocol import COUNTERS, REPORT, Request
 
 Counters = dict[str, int]
 _reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
@@ -37,14 +36,14 @@ class Reporter:
         self._instance = instance
         # The cache has this reporter: a cycle would keep its connections open until the collector comes.
         self._count = weakref.WeakMethod(count)
-        self._start_as(dict.fromkeys(COUNTERS, 0))
+        self._start_as({})
         self._is_silent = False
         _reporters.add(self)
 
     def _start_as(self, before: Counters) -> None:
         self._worker = int.from_bytes(os.urandom(8), "big") >> 1
         self._before = before
-        self._reported: Counters = dict.fromkeys(COUNTERS, 0)
+        self._reported: Counters = {}
         self.due = time.monotonic() + limits.REPORT_EVERY_S
 
     def silence(self) -> None:
@@ -58,12 +57,11 @@ class Reporter:
         if self._is_silent or found is None:
             return
         self.due = time.monotonic() + limits.REPORT_EVERY_S
-        counters = {name: max(0, count - self._before[name]) for name, count in found.items()}
+        counters = {name: max(0, count - self._before.get(name, 0)) for name, count in found.items()}
         # That it ends is worth telling only of a worker that has been heard of.
-        if counters == self._reported and not (is_last and any(counters.values())):
+        if counters == (self._reported or dict.fromkeys(counters, 0)) and not (is_last and any(counters.values())):
             return
-        request = Request(0, REPORT, {"worker": self._worker, "counters": counters, "is_last": is_last})
-        if _is_sent(self._instance, request.pack()):
+        if _is_sent(self._instance, {"worker": self._worker, "counters": counters, "is_last": is_last}):
             self._reported = counters
 
     def after_fork(self) -> None:
@@ -77,15 +75,22 @@ class Reporter:
         return None if count is None else count()
 
 
-def _is_sent(instance: Instance, data: bytes) -> bool:
+def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
     try:
+        with late_imports:
+            import socket
+
+            from pmm_shm.endpoints import recorded_endpoints
+            from pmm_shm.protocol import REPORT, Request
+
         path = recorded_endpoints(instance).reports
         if not path:
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            sender.sendto(data, path)
-    except (DaemonError, OSError, ValueError):
+            sender.sendto(Request(0, REPORT, report).pack(), path)
+    except (DaemonError, OSError, ValueError, ImportError):
         # No daemon, one that is stopped, a directory that is not to be trusted, a damaged record: the next one may do.
+        # Or the interpreter ends, and imports nothing any more.
         return False
     return True
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
@@ -14,8 +13,7 @@ from pmm_shm.frozen import thawed
 Cid = str | int
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """The adopted name (None where there is none) and the five traits (name to float, in the order O C E A N)."""
 
     name: Any
@@ -23,8 +21,7 @@ class Identity:
     as_of: int
 
 
-@dataclass(frozen=True)
-class Commitments:
+class Commitments(NamedTuple):
     """Open commitments (cid to meta) and expired ones (cid to {"text", "expired_at", "reason"}), in order."""
 
     open: Mapping[Cid, Mapping[str, Any]]
@@ -32,8 +29,7 @@ class Commitments:
     as_of: int
 
 
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(NamedTuple):
     """IAS and GAS, 0.0 to 1.0."""
 
     ias: float
@@ -41,8 +37,7 @@ class Metrics:
     as_of: int
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """The stage, "S0" to "S4", and the snapshot {"IAS_mean", "GAS_mean", "count", "window"}."""
 
     stage: str
@@ -50,8 +45,7 @@ class Stage:
     as_of: int
 
 
-@dataclass(frozen=True)
-class Recent:
+class Recent(NamedTuple):
     """The newest 32 reflections and 64 messages, oldest first, and the newest tick with telemetry, or None."""
 
     reflections: tuple[Entry, ...]
@@ -60,8 +54,7 @@ class Recent:
     as_of: int
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """IAS and GAS over the life of the ledger, in bounded space: oldest first.
 
     A sample is an event behind which IAS or GAS reads otherwise than before; a point is those of `stride` event ids,

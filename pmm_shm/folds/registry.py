@@ -6,8 +6,6 @@ instance.
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
 from pmm_shm.folds.directives import DirectivesFold
@@ -17,6 +15,7 @@ from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.stage import StageFold
+from pmm_shm.late import late_imports
 
 GROUP = "pmm_shm.folds"
 BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
@@ -34,6 +33,9 @@ def registered_folds() -> list[Fold]:
     Raises:
         FoldError: one does not load, breaks the contract, or takes a name that is taken.
     """
+    with late_imports:
+        from importlib.metadata import entry_points
+
     folds: dict[str, Fold] = {}
     for entry in entry_points(group=GROUP):
         try:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm_shm.codec import Key
 from pmm_shm.errors import ProjectionInvariantError
@@ -74,8 +73,7 @@ class Entries:
         return Entries(places, entries)
 
 
-@dataclass(frozen=True)
-class SelfModel:
+class SelfModel(NamedTuple):
     """The self-model at one position.
 
     Attributes:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair, to_float
@@ -23,8 +22,7 @@ _NONE: tuple[Any, ...] = ((), ())
 _VALUES_MAX = 2 * WINDOW
 
 
-@dataclass(frozen=True)
-class StageView:
+class StageView(NamedTuple):
     """`stage` is "S0" to "S4"; `snapshot` is {"IAS_mean", "GAS_mean", "count", "window"}."""
 
     stage: str

@@ -6,9 +6,8 @@ chain cannot see, the cache's own anchor and seals do.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
+from hashlib import sha256
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
@@ -37,8 +36,7 @@ class HashedRow(NamedTuple):
     hash: Any
 
 
-@dataclass(frozen=True)
-class ChainReport:
+class ChainReport(NamedTuple):
     """What a check of the chain covered, and what it found.
 
     Attributes:
@@ -88,7 +86,7 @@ def hash_of_parts(
         )
     else:
         text = f'{{"content":{content_json},"kind":{kind_json},"meta":{meta_json},"prev_hash":{prev_json}}}'
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode()).hexdigest()
 
 
 def event_hash(

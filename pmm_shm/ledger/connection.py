@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sqlite3
 import threading
 import time
-import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
@@ -44,13 +42,14 @@ from pmm_shm.ledger.files import (
     refuse_foreign_wal,
 )
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, sleep_between, translated
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
 _READING: tuple[Mode, ...] = ("ro", "immutable")
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
 HASH_COLUMNS = ("prev_hash", "hash")
+_PLAIN = frozenset(b"/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 _T = TypeVar("_T")
 
@@ -205,7 +204,7 @@ class Connection:
                         f"{self.path}: {holder} still has the file open that this one replaced; "
                         "stop it, or have it open the ledger anew; the right way next time: `pmm-shm restore`"
                     ) from None
-                time.sleep(random.uniform(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S))
+                sleep_between(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S)
 
     def _open_once(self) -> sqlite3.Connection:
         check_file(self.path, may_be_made=self.mode == "rwc")
@@ -218,7 +217,7 @@ class Connection:
         if users_before and has_wal(self.path):
             # Not even to look: they hold on to the -wal, and a lock of ours on the new file would tell them it is ours.
             raise HeldByOldUsersError(sorted(users_before))
-        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={_URI_MODES[self.mode]}"
+        uri = f"file:{_quoted(self.path)}?mode={_URI_MODES[self.mode]}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -336,6 +335,11 @@ class Connection:
         if missing:
             raise NotALedgerError(f"{self.path}: the table `events` lacks the columns {', '.join(missing)}")
         return tuple(columns)
+
+
+def _quoted(path: str) -> str:
+    """The path as a URI has it, with all but plain characters escaped."""
+    return "".join([chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in os.fsencode(path)])
 
 
 def shm_files_in_use() -> set[tuple[int, int]]:

@@ -6,12 +6,11 @@ decoded row: whatever a row holds, decoding answers, and says what it had to rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -25,11 +24,22 @@ RawRow = tuple[Any, ...]
 """
 
 
-@dataclass(frozen=True)
 class InvalidText:
-    """A TEXT value that is not UTF-8; `raw` are its bytes."""
+    """A TEXT value that is not UTF-8; `raw` are its bytes. No tuple, for msgpack would pack it as one."""
 
-    raw: bytes
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InvalidText) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"InvalidText({self.raw!r})"
 
 
 class Event(NamedTuple):
@@ -67,7 +77,7 @@ def raw_bytes(row: RawRow) -> bytes:
 
 def row_digest(row: RawRow) -> bytes:
     """16 bytes of BLAKE2b over all raw columns of one row."""
-    return hashlib.blake2b(raw_bytes(row), digest_size=DIGEST_BYTES).digest()
+    return blake2b(raw_bytes(row), digest_size=DIGEST_BYTES).digest()
 
 
 class MalformedMeta(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
 import time
 from collections.abc import Callable
@@ -49,7 +48,13 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
                 raise
         if time.monotonic() >= deadline:
             raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
-        time.sleep(random.uniform(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S))
+        sleep_between(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S)
+
+
+def sleep_between(least_s: float, most_s: float) -> None:
+    """Sleep for a random time, so that who waits for the same does not wake with the others."""
+    # Not `random`: a reader needs it for nothing else, and its numbers would have to be seeded anew after a fork.
+    time.sleep(least_s + (most_s - least_s) * int.from_bytes(os.urandom(2), "big") / 0xFFFF)
 
 
 def is_busy(error: sqlite3.Error) -> bool:

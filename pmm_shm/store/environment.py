@@ -14,7 +14,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -91,7 +90,6 @@ class Cursor(Protocol):
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
 
 
-@dataclass
 class Environment:
     """An open environment.
 
@@ -100,15 +98,14 @@ class Environment:
         identity: (device, inode) of its data file: an environment that was made anew has another.
     """
 
-    env: lmdb.Environment
-    directory: Path
-    identity: FileId
-    users: int = 1
-    _reads: int = 0
-    _slots: int = 0
-    _reads_changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def __post_init__(self) -> None:
+    def __init__(self, env: lmdb.Environment, directory: Path, identity: FileId) -> None:
+        self.env = env
+        self.directory = directory
+        self.identity = identity
+        self.users = 1
+        self._reads = 0
+        self._slots = 0
+        self._reads_changed = threading.Condition()
         # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it; a slot that
         # this process has already had, py-lmdb takes again without.
         self._new_slot = BoundedCall(self._take_slot, limits.STORE_MUTEX_S)

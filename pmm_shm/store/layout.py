@@ -14,8 +14,7 @@ Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Val
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
@@ -49,8 +48,7 @@ def seal_key(block: int) -> bytes:
     return SEAL_PREFIX + block.to_bytes(8, "big")
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is published; written in the same transaction as the state it speaks of.
 
     Attributes:
@@ -136,8 +134,7 @@ class Header:
         return entry[2]
 
 
-@dataclass(frozen=True)
-class TouchedRecord:
+class TouchedRecord(NamedTuple):
     """What one commit wrote: from one event id (exclusive) to another, per fold; None where it was too much to list."""
 
     after_id: int | None
@@ -164,8 +161,7 @@ class TouchedRecord:
         )
 
 
-@dataclass(frozen=True)
-class Seal:
+class Seal(NamedTuple):
     """The digest over all raw columns of one block of rows: those behind the seal before it, up to `last_id`.
 
     Only that of the newest block may be of fewer than `limits.SEAL_BLOCK_ROWS` rows; it is replaced as the block grows.
