@@ -161,6 +161,7 @@ SEARCH_TEXTS_MAX = 64
 # The daemon's filling of the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_SLICE_S = 0.001
+INDEX_GATHER_S = 0.01
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_MAX_S = 60.0
 IMPORT_CHECK_S = 1.0

@@ -328,6 +328,57 @@ def test_ids_are_never_used_again(path: str) -> None:
             log.append("k")
 
 
+@pytest.mark.parametrize(
+    ("sql", "next_id"),
+    [
+        ("DELETE FROM events", 5),
+        ("DELETE FROM events WHERE id > 2", 5),
+        ("INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'k', '', '{}')", 6),
+        ("UPDATE sqlite_sequence SET seq = 9 WHERE name = 'events'", 10),
+        ("DELETE FROM sqlite_sequence", 5),
+    ],
+)
+def test_an_append_links_to_what_others_left_of_its_own(path: str, sql: str, next_id: int) -> None:
+    with EventLog(path) as log:
+        log.append_many([("k", str(number), None) for number in range(4)])
+        ledgers.execute(path, sql)
+        for event_id in (next_id, next_id + 1):
+            assert log.append("k", "é", {"n": event_id}) == event_id
+        assert log.verify_chain().ok
+
+
+@pytest.mark.parametrize("column", ["ts", "kind", "content", "meta", "prev_hash"])
+@pytest.mark.parametrize("value", ["'edited'", "CAST('edited' AS BLOB)", "CAST(x'ff' AS TEXT)"])
+def test_an_append_refuses_its_own_newest_event_edited(path: str, column: str, value: str) -> None:
+    with EventLog(path) as log:
+        log.append("k", "content", {"n": 1})
+        ledgers.execute(path, f"UPDATE events SET {column} = {value}")
+        with pytest.raises(errors.ChainError, match="event 1 "):
+            log.append("k")
+
+
+def test_a_table_that_remembers_no_ids(path: str) -> None:
+    ledgers.execute(
+        path,
+        "CREATE TABLE events (id INTEGER PRIMARY KEY, ts TEXT, kind TEXT, content TEXT, meta TEXT, prev_hash TEXT, "
+        "hash TEXT)",
+    )
+    with EventLog(path) as log:
+        assert [log.append("k"), log.append("k", "é"), *log.append_many([("k", "", None)] * 2)] == [1, 2, 3, 4]
+        ledgers.execute(path, "DELETE FROM events WHERE id > 2")
+        assert log.append("k") == 3
+        assert log.verify_chain().ok
+
+
+def test_meta_that_holds_itself(path: str) -> None:
+    meta: dict[str, Any] = {}
+    meta["self"] = [meta]
+    with EventLog(path) as log:
+        with pytest.raises(errors.InvalidEventError, match="meta: nested too deep"):
+            log.append("k", "", meta)
+        assert log.append("k", "", {"n": 1}) == 1
+
+
 # A busy ledger.
 
 

@@ -26,6 +26,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.event_vectors import TableRecord, TableView, table_key, table_records
+from pmm_shm.store.layout import HEADER_KEY, Header
 from tests import ledgers
 from tests.conftest import StartDaemon
 from tests.daemons import with_path
@@ -760,6 +761,32 @@ def test_a_backlog_delays_nobody(ledger: str, steered: Steered) -> None:
     with serve(ledger, "--embedder", steered.option):
         indexed(ledger, **COUNTING, embed=steered.vector)
     assert len(steered.calls()) - len(expected(ledger, **COUNTING, embed=steered.vector)) <= 8
+
+
+def commits(ledger: str) -> tuple[int, int]:
+    """How many the store has had, and how many of these moved the folds."""
+    environment = open_reader(Instance.of(ledger).directory)
+    assert environment is not None
+    try:
+        with environment.read() as records:
+            return environment.env.info()["last_txnid"], Header.unpack(records.get(HEADER_KEY) or b"").sequence
+    finally:
+        close(environment)
+
+
+def test_commits_that_follow_closely_are_taken_in_together(ledger: str, daemon: ForkedDaemon) -> None:
+    index(ledger)
+    before, began = commits(ledger), time.monotonic()
+    with EventLog(ledger) as log:
+        for number in range(150):
+            log.append("note", str(number))
+            time.sleep(limits.INDEX_GATHER_S / 10)
+    rounds_max = (time.monotonic() - began) / limits.INDEX_GATHER_S
+    after = commits(ledger)
+    of_the_tables = (after[0] - before[0]) - (after[1] - before[1])
+    # A few for those that were under way, and between the two looks at the store.
+    assert of_the_tables <= rounds_max + 5
+    indexed(ledger)
 
 
 def test_a_stop_within_a_slow_call(ledger: str, steered: Steered) -> None:

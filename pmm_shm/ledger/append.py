@@ -9,10 +9,10 @@ transaction of the first.
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from threading import TIMEOUT_MAX, get_ident
+from typing import TypeAlias, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.crash_points import reach
@@ -29,9 +29,9 @@ from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, close_replaced
 from pmm_shm.ledger.drafts import Draft
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.rows import decode_text
+from pmm_shm.ledger.rows import RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
-from pmm_shm.ledger.sqlite_errors import retry_busy
+from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
@@ -39,17 +39,16 @@ _ID_MAX = (1 << 63) - 1
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
-_NEWEST_ID = "SELECT coalesce(max(id), 0), (SELECT seq FROM sqlite_sequence WHERE name = 'events') FROM events"
+_SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
+_NEWEST_AND_SEQUENCE = f"SELECT {', '.join(HashedRow._fields)}, {_SEQUENCE} FROM events ORDER BY id DESC LIMIT 1"
+_NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
 _INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
 
 
-class _Tip(NamedTuple):
-    """The row that this object wrote last, and the formula of the ledger."""
-
-    row: HashedRow
-    formula: Formula
+_Tip: TypeAlias = tuple[RawRow, Formula]
+"""The row that this object wrote last, and the formula of the ledger."""
 
 
 def follow_replacement(connection: Connection) -> None:
@@ -78,7 +77,7 @@ class LockWatch:
     def check(self) -> None:
         """The caller holds `connection.lock`. Raises `LockLostError`."""
         now_s = time.monotonic()
-        if not self._connection.is_open or now_s < self._next_look_s:
+        if now_s < self._next_look_s or not self._connection.is_open:
             return
         self._connection.close_if_switched()
         if not self._connection.check_lock():
@@ -95,9 +94,9 @@ class _Links:
     def __init__(self, formula: Formula, last_hash: str | None) -> None:
         self.formula: Formula = formula
         self.last_hash = last_hash
-        self.last_row: tuple[Any, ...] = ()
+        self.last_row: RawRow = ()
 
-    def rows(self, ids: Sequence[int], drafts: Sequence[Draft], now: str) -> Iterator[tuple[Any, ...]]:
+    def rows(self, ids: Sequence[int], drafts: Sequence[Draft], now: str) -> Iterator[RawRow]:
         """The rows to insert; events without a time of their own get `now`."""
         formula, now_json = self.formula, canonical_json(now)
         for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in zip(ids, drafts, strict=True):
@@ -125,6 +124,7 @@ class Appender:
         self._formula: Formula | None = None
         self._prepared = False
         self._indexed = False
+        self._is_hashed = False
 
     def append(self, drafts: Sequence[Draft]) -> list[int]:
         """Write all events in one transaction, or none. Returns their ids.
@@ -168,20 +168,21 @@ class Appender:
     def _locked(self, action: Callable[[float], _T]) -> _T:
         """Run `action(deadline)` under the connection's lock; waiting for another thread counts as waiting."""
         connection = self.connection
-        deadline_s = time.monotonic() + connection.timeout_s
-        if not connection.lock.acquire(timeout=min(max(0.0, connection.timeout_s), threading.TIMEOUT_MAX)):
+        lock, timeout_s = connection.lock, connection.timeout_s
+        deadline_s = time.monotonic() + timeout_s
+        if not lock.acquire(blocking=False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
             raise self._busy("another thread of this process")
         try:
             self._watch.check()
-            self._inside = threading.get_ident()
+            self._inside = get_ident()
             return action(deadline_s)
         finally:
             self._inside = None
-            connection.lock.release()
+            lock.release()
 
     def _refuse_reentry(self) -> None:
         """Raise within a call of this thread: the lock would let it in."""
-        if self._inside == threading.get_ident():
+        if self._inside == get_ident():
             raise LedgerBusyError(
                 f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
                 "signal handler or a finalizer); nothing was written"
@@ -202,19 +203,27 @@ class Appender:
             handle.text_factory = decode_text
             if self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
+            self._is_hashed = set(HASH_COLUMNS) <= set(self.connection.columns)
             self._prepared = True
         return handle
 
-    def _retry(self, action: Callable[[], _T], deadline_s: float) -> _T:
+    def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
+        """Run a statement without rows as soon as the ledger is not busy."""
         try:
-            return retry_busy(action, deadline_s - time.monotonic(), self.connection.path)
+            handle.execute(sql)
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+        try:
+            retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), self.connection.path)
         except LedgerBusyError:
             raise self._busy("another process") from None
 
     def _recover(self, deadline_s: float) -> None:
         handle = self._handle()
         try:
-            self._retry(lambda: handle.execute("BEGIN IMMEDIATE"), deadline_s)
+            self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
         except sqlite3.Error as error:
             raise self.connection.translate(error) from error
         finally:
@@ -223,7 +232,7 @@ class Appender:
     def _append(self, drafts: Sequence[Draft], deadline_s: float) -> list[int]:
         handle = self._handle()
         try:
-            self._retry(lambda: handle.execute("BEGIN IMMEDIATE"), deadline_s)
+            self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
             if not self._indexed:
                 create_indexes(handle)
             ids, tip = self._insert(handle, drafts)
@@ -235,7 +244,7 @@ class Appender:
             # A lock that was waited for may be that of a file which was replaced meanwhile.
             self._refuse_moved()
             reach("append.inside")
-            self._retry(lambda: handle.execute("COMMIT"), deadline_s)
+            self._execute(handle, "COMMIT", deadline_s)
             reach("append.committed")
         except BaseException as error:
             self._roll_back(handle)
@@ -264,53 +273,70 @@ class Appender:
             self.connection.close()
 
     def _insert(self, handle: sqlite3.Connection, drafts: Sequence[Draft]) -> tuple[list[int], _Tip | None]:
-        first_id = _newest_id(handle) + 1
-        if first_id + len(drafts) - 1 > _ID_MAX:
+        newest, newest_id = _newest(handle) if self._is_hashed else (None, _newest_id(handle))
+        if newest_id + len(drafts) > _ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
-        ids = list(range(first_id, first_id + len(drafts)))
+        ids = list(range(newest_id + 1, newest_id + len(drafts) + 1))
         now = now_text()
-        if not set(HASH_COLUMNS) <= set(self.connection.columns):
+        if not self._is_hashed:
             plain = ((i, d[0] or now, *d[1:4]) for i, d in zip(ids, drafts, strict=True))
             handle.executemany(_INSERT_PLAIN, plain)
             return ids, None
-        formula, previous = self._chain_end(handle)
+        formula, previous = self._chain_end(handle, newest)
         links = _Links(formula, previous)
         handle.executemany(_INSERT_HASHED, links.rows(ids, drafts, now))
-        return ids, _Tip(HashedRow._make(links.last_row), formula)
+        return ids, (links.last_row, formula)
 
-    def _chain_end(self, handle: sqlite3.Connection) -> tuple[Formula, str | None]:
+    def _chain_end(self, handle: sqlite3.Connection, newest: RawRow | None) -> tuple[Formula, str | None]:
         """The formula to append with, and the hash to append to.
 
         Raises:
             ChainError: the newest hashed event fits no formula.
         """
-        tip = self._tip
-        if tip is not None and _hashed_row(handle, _NEWEST) == tip.row:
-            return tip.formula, tip.row.hash
-        newest = _hashed_row(handle, _NEWEST_HASHED)
+        if self._tip is not None:
+            row, formula = self._tip
+            if newest == row:
+                return formula, row[-1]
+        if newest is not None and newest[-1] is None:
+            newest = handle.execute(_NEWEST_HASHED).fetchone()
         if newest is None:
             self._formula = None
             return "full", None
-        if self._formula is None or not fits(self._formula, newest):
-            own = detect_formula(newest)
+        hashed = HashedRow._make(newest)
+        if self._formula is None or not fits(self._formula, hashed):
+            own = detect_formula(hashed)
             if own is None:
                 raise ChainError(
-                    f"{self.connection.path}: the hash of event {newest.id} fits no known formula; nothing was "
+                    f"{self.connection.path}: the hash of event {hashed.id} fits no known formula; nothing was "
                     "written. `verify_chain()` names the first bad event"
                 )
             first = _hashed_row(handle, _FIRST_HASHED)
             self._formula = (detect_formula(first) if first is not None else None) or own
-        previous: str = newest.hash
+        previous: str = hashed.hash
         return self._formula, previous
+
+
+def _newest(handle: sqlite3.Connection) -> tuple[RawRow | None, int]:
+    """The newest row with its hashes, None where there is none, and the newest id that was ever given."""
+    try:
+        row = handle.execute(_NEWEST_AND_SEQUENCE).fetchone()
+    except sqlite3.OperationalError:  # A table without AUTOINCREMENT.
+        row = None
+    if row is None:
+        return handle.execute(_NEWEST).fetchone(), _newest_id(handle)
+    return row[:-1], _newest_of(row[0] or 0, row[-1])
 
 
 def _newest_id(handle: sqlite3.Connection) -> int:
     try:
-        newest, sequence = handle.execute(_NEWEST_ID).fetchone()
+        found = handle.execute(_NEWEST_ID).fetchone()
     except sqlite3.OperationalError:  # A table without AUTOINCREMENT.
-        newest, sequence = handle.execute(_NEWEST_ID_ALONE).fetchone()
-    found: int = max(0, newest, sequence if isinstance(sequence, int) else 0)
-    return found
+        found = handle.execute(_NEWEST_ID_ALONE).fetchone()
+    return _newest_of(*found)
+
+
+def _newest_of(newest_id: int, sequence: object) -> int:
+    return max(0, newest_id, sequence if isinstance(sequence, int) else 0)
 
 
 def _hashed_row(handle: sqlite3.Connection, sql: str) -> HashedRow | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from pmm_shm.errors import InvalidEventError
-from pmm_shm.ledger.chain import canonical_json
+from pmm_shm.ledger.chain import canonical_json, json_encoder
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.ledger.rows import MalformedMeta, parse_meta
 
@@ -16,6 +15,7 @@ EventInput: TypeAlias = Mapping[str, Any] | tuple[str, str, Mapping[str, Any] | 
 
 _KEYS = frozenset(("kind", "content", "meta", "ts"))
 _SAFE_INTEGER = 1 << 63
+_json = json_encoder()
 
 
 # A plain tuple: of a NamedTuple the collector would look at every one of a large batch again and again.
@@ -85,7 +85,7 @@ def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
             raise InvalidEventError(f"meta: {type(meta).__name__} is not a mapping")
         meta = dict(meta)
     try:
-        text = json.dumps(meta)
+        text = _json(meta)
     except (TypeError, ValueError) as error:
         raise InvalidEventError(f"meta: {error}") from None
     except RecursionError:

@@ -131,6 +131,8 @@ class Indexer:
         self._is_import_late = False
         self._import_problem: str | None = None
         self._turns_not_before = 0.0
+        # When the round began that took in all there was; None where the last one left something.
+        self._caught_up_at: float | None = None
         self._changed = threading.Condition()
         self._has_news = True
         # A daemon that was killed may have found the log to be another one.
@@ -217,11 +219,19 @@ class Indexer:
         with self._changed:
             if not self._has_news:
                 self._changed.wait_for(lambda: self._has_news or self._is_stopping, self._idle_s())
+        self._gather()
+        with self._changed:
             self._has_news = False
         if self._is_stopping:
             raise _Stopped
         if self._is_reset:
             self._clear()
+
+    def _gather(self) -> None:
+        """Let commits that follow closely come into one round: one for each would take the follower's time."""
+        if self._caught_up_at is not None:
+            # Not on `_changed`, which every commit notifies.
+            time.sleep(max(0.0, self._caught_up_at + limits.INDEX_GATHER_S - time.monotonic()))
 
     def _idle_s(self) -> float | None:
         """How long nothing happens by itself; None for ever."""
@@ -232,6 +242,7 @@ class Indexer:
 
     def _round(self) -> None:
         """One step of everything that is due, towards the published head."""
+        began, self._caught_up_at = time.monotonic(), None
         published = self._published()
         if published is None:
             return
@@ -241,7 +252,9 @@ class Indexer:
         for turn in work.turns:
             if time.monotonic() >= turn.not_before or asked:
                 self._advance(turn, published)
-        if not all(turn.is_done or turn.problem for turn in work.turns):
+        if all(turn.is_done or turn.problem for turn in work.turns):
+            self._caught_up_at = began
+        else:
             self.ledger_changed()
         self._show()
         self._answer_those_served()
