@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +122,18 @@ def foreign(path: str, kind: str = "user", content: str = "from elsewhere", meta
 
 
 def after_each_tail(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    original = TailReader.read
+    def watch(name: str) -> None:
+        original = getattr(TailReader, name)
 
-    def read(self: TailReader, *arguments: Any) -> Any:
-        tail = original(self, *arguments)
-        action()
-        return tail
+        def read(self: TailReader, *arguments: Any) -> Any:
+            tail = original(self, *arguments)
+            action()
+            return tail
 
-    monkeypatch.setattr(TailReader, "read", read)
+        monkeypatch.setattr(TailReader, name, read)
+
+    watch("read")
+    watch("read_few")
 
 
 def at_most(count: int, action: Callable[[], None]) -> Callable[[], None]:
@@ -579,11 +582,11 @@ def test_a_lineage_is_data_file_environment_and_generations(ledger: str, publish
             lineage((1, 1), header),
             lineage((1, 2), header),
             lineage((2, 1), header),
-            lineage((1, 1), replace(header, uuid=b"another uuid ...")),
-            lineage((1, 1), replace(header, folds=rebuilt)),
+            lineage((1, 1), header._replace(uuid=b"another uuid ...")),
+            lineage((1, 1), header._replace(folds=rebuilt)),
         }
         assert len(lineages) == 5
-        assert lineage((1, 1), header) == lineage((1, 1), replace(header, sequence=header.sequence + 1))
+        assert lineage((1, 1), header) == lineage((1, 1), header._replace(sequence=header.sequence + 1))
 
 
 @pytest.mark.parametrize("consistency", ["exact", "snapshot"])
@@ -617,7 +620,7 @@ def test_an_environment_made_anew_drops_what_was_made_of_the_old_one(
         for name in ("data.mdb", "lock.mdb"):
             os.unlink(Instance.of(ledger).directory / name)
         writer = publish(ledger).writer
-        assert (replace(writer.header, uuid=before[0].uuid), writer.last_transaction_id()) == before
+        assert (writer.header._replace(uuid=before[0].uuid), writer.last_transaction_id()) == before
         assert everything(cache) == replayed(ledger)
 
 
