@@ -11,28 +11,17 @@ not change up to the tip, and so is the same in the newer base. It is dropped wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
-from pmm_shm.folds.state import EMPTY, Base, State, Touched
+from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, TailReader
-from pmm_shm.store.snapshot import Lineage, Snapshot
+from pmm_shm.store.snapshot import DETACHED, Lineage, LmdbBase, Snapshot
 
-
-class _Detached:
-    """The base between reads: no transaction is held, so nothing can be read."""
-
-    def get(self, key: bytes, /) -> bytes | None:
-        raise AssertionError("a state was read outside its transaction")
-
-    def scan(self, prefix: bytes, /) -> Any:
-        raise AssertionError("a state was read outside its transaction")
-
-
-_DETACHED = _Detached()
+_NOTHING: Final = Touched()
 
 
 class Track:
@@ -59,10 +48,15 @@ class Track:
         self.events_folded = 0
         self._engine = Engine(folds)
         self._reader = TailReader(connection, self._engine.kinds)
-        self._states = {fold.name: State() for fold in folds}
+        self._bases: list[LmdbBase] = []
+        if lineage is not None:
+            self._bases = [LmdbBase(DETACHED, generation) for generation in lineage[2]]
+        self._states = self._new_states()
         self._views: dict[str, Any] = {}
         self._pending: dict[str, Touched | None] = {}
         self._has_overlay = False
+        self._has_written = False
+        self._read_names: set[str] = set()
         self._base_position = START
         self._is_at_head = False
 
@@ -76,18 +70,19 @@ class Track:
         if self.lineage is None:
             return True
         assert snapshot is not None
-        for name, state in self._states.items():
-            state.base = snapshot.base(self.folds[name])
+        for base in self._bases:
+            base.transaction = snapshot.transaction
         published = snapshot.header.position
         if self.position == published:
             self._drop_overlay()
         elif self.position is START or published.as_of > self.position.as_of:
-            if self._follows_log and self.position.event_id is not None:
+            # Without an overlay our tip was published, and what is published in one lineage is one history.
+            if self._has_overlay and self._follows_log and self.position.event_id is not None:
                 tail = self._reader.read_few(self.position)
                 if not tail.is_anchored:
                     # Our tip was of another history, and so are the views: a base near the start fits both.
                     self._views.clear()
-                # Mostly the daemon has published all that is new: then this was the look at the base's anchor, too.
+                # If the daemon has published all that is new, this was the look at the base's anchor, too.
                 self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
             self._adopt(snapshot)
         elif self._follows_log and published != self._base_position and not self._reader.holds(published):
@@ -98,9 +93,8 @@ class Track:
 
     def release(self) -> None:
         """End a read: nothing holds the transaction any longer."""
-        if self.lineage is not None:
-            for state in self._states.values():
-                state.base = _DETACHED
+        for base in self._bases:
+            base.transaction = DETACHED
 
     def fall_back(self, snapshot: Snapshot | None) -> bool:
         """The tip was not found in the log: go back to the base, once. Returns whether that is another position."""
@@ -124,7 +118,7 @@ class Track:
         if not tail.is_anchored:
             return False, False
         if tail.position != self.position:
-            self._has_overlay = True
+            self._has_overlay = self._has_written = True
             self.events_folded += len(tail.rows)
             try:
                 self._engine.apply(tail.rows, self._states)
@@ -136,13 +130,15 @@ class Track:
 
     def state(self, name: str) -> State:
         """The state of a fold; readable between `bind` and `release`."""
+        self._read_names.add(name)
         return self._states[name]
 
     def view(self, name: str) -> Any:
         """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be."""
         fold, state = self.folds[name], self._states[name]
+        self._read_names.add(name)
         touched: Touched | None = state.take_touched()
-        earlier = self._pending.pop(name, Touched())
+        earlier = self._pending.pop(name, _NOTHING)
         if touched is not None and earlier is not None:
             touched.merge(earlier)
         else:
@@ -156,18 +152,25 @@ class Track:
     def _adopt(self, snapshot: Snapshot) -> None:
         """Stand on the base, and remember what its commits touched since our tip."""
         touched = snapshot.touched_since(self.position.event_id) if self.position is not START else None
-        for name, state in self._states.items():
-            ours: Touched | None = state.take_touched()
-            theirs = None if touched is None else touched.get(name, Touched())
-            before = self._pending.get(name, Touched())
-            if ours is None or theirs is None or before is None:
-                self._pending[name] = None
-            else:
-                ours.merge(theirs)
-                ours.merge(before)
-                self._pending[name] = ours
+        if self._has_written:
+            for name, state in self._states.items():
+                self._put_pending(name, state.take_touched())
+            self._has_written = False
+        for name, theirs in (dict.fromkeys(self._states) if touched is None else touched).items():
+            if name in self._states:
+                self._put_pending(name, theirs)
         self._drop_overlay()
         self.position = snapshot.header.position
+
+    def _put_pending(self, name: str, touched: Touched | None) -> None:
+        before = self._pending.setdefault(name, touched)
+        if before is touched:
+            return
+        if touched is not None and before is not None and before.key_count() <= limits.TOUCHED_KEYS_MAX:
+            before.merge(touched)
+        else:
+            # No patch, whatever else comes: for a fold that nobody reads, the list would grow for ever.
+            self._pending[name] = None
 
     def _drop_overlay(self) -> None:
         if self._has_overlay:
@@ -175,8 +178,10 @@ class Track:
                 state.drop_overlay()
             self._has_overlay = False
         else:
-            for state in self._states.values():
-                state.forget_reads()
+            # The folds that nobody asked for have read nothing.
+            for name in self._read_names:
+                self._states[name].forget_reads()
+        self._read_names.clear()
 
     def _reset(self) -> None:
         """After a failure in the middle of a batch: what is half folded is worth nothing."""
@@ -184,5 +189,9 @@ class Track:
         self._views.clear()
         self._pending.clear()
         self.position = START
-        bases: dict[str, Base] = {name: state.base for name, state in self._states.items()}
-        self._states = {name: State(EMPTY if self.lineage is None else base) for name, base in bases.items()}
+        self._states = self._new_states()
+
+    def _new_states(self) -> dict[str, State]:
+        if self.lineage is None:
+            return {name: State() for name in self.folds}
+        return {name: State(base) for name, base in zip(self.folds, self._bases, strict=True)}

@@ -123,14 +123,18 @@ def foreign(path: str, kind: str = "user", content: str = "from elsewhere", meta
 
 
 def after_each_tail(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    original = TailReader.read
+    def watch(name: str) -> None:
+        original = getattr(TailReader, name)
 
-    def read(self: TailReader, *arguments: Any) -> Any:
-        tail = original(self, *arguments)
-        action()
-        return tail
+        def read(self: TailReader, *arguments: Any) -> Any:
+            tail = original(self, *arguments)
+            action()
+            return tail
 
-    monkeypatch.setattr(TailReader, "read", read)
+        monkeypatch.setattr(TailReader, name, read)
+
+    watch("read")
+    watch("read_few")
 
 
 def at_most(count: int, action: Callable[[], None]) -> Callable[[], None]:

@@ -10,7 +10,7 @@ Invariant: no read transaction outlives the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.paths import Instance
-from pmm_shm.store.environment import DamagedStoreError
+from pmm_shm.store.environment import DamagedStoreError, FileId
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 from pmm_shm.track import Track
 
@@ -36,18 +36,26 @@ _BUILT_IN = "built-in"
 class Reading:
     """Views of one position; valid only within the read that made it."""
 
-    def __init__(self, tracks: dict[str, Track], position: Position, mark: Mark | None = None) -> None:
+    __slots__ = ("_tracks", "as_of", "mark")
+
+    def __init__(self, tracks: Collection[Track], mark: Mark | None = None) -> None:
         self._tracks = tracks
-        self.as_of = position.as_of
+        self.as_of = next(iter(tracks)).position.as_of
         self.mark = mark
 
     def view(self, name: str) -> Any:
         """The view of a fold."""
-        return self._tracks[name].view(name)
+        return self._track_of(name).view(name)
 
     def state(self, name: str) -> State:
         """The state of a fold."""
-        return self._tracks[name].state(name)
+        return self._track_of(name).state(name)
+
+    def _track_of(self, name: str) -> Track:
+        for track in self._tracks:
+            if name in track.folds:
+                return track
+        raise KeyError(name)
 
 
 class Reader:
@@ -80,6 +88,7 @@ class Reader:
         self._folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
         self._built_in = frozenset(self._folds)
         self._groups: dict[str, Track] = {}
+        self._grouped_for: tuple[FileId, object] | None = None
         self._snapshot_track: Track | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
@@ -101,6 +110,7 @@ class Reader:
         """Let a registered fold take part in reads from now on."""
         with self.connection.lock:
             self._folds[fold.name] = fold
+            self._grouped_for = None
 
     def fold_names(self) -> tuple[str, ...]:
         """The folds that take part in reads, the built-in ones first."""
@@ -161,7 +171,7 @@ class Reader:
                 track = self._snapshot_track = Track(folds, lineage, self.connection, follows_log=False)
             try:
                 track.bind(snapshot)
-                return make(Reading(dict.fromkeys(names, track), track.position))
+                return make(Reading((track,)))
             except BaseException:
                 self._snapshot_track = None
                 raise
@@ -184,8 +194,14 @@ class Reader:
         failure: Exception | None = None
         for _ in range(_ATTEMPTS_MAX):
             try:
-                with self._entered():
-                    return action()
+                # As `_entered`, without its cost.
+                with self.connection.lock:
+                    self._check_may_enter()
+                    try:
+                        self._is_inside = True
+                        return action()
+                    finally:
+                        self._is_inside = False
             except LedgerMoved:
                 close_replaced(self.connection.path)
             except DamagedStoreError as error:
@@ -210,21 +226,25 @@ class Reader:
     def _entered(self) -> Iterator[None]:
         """The lock, for one read at a time: a signal handler may come in the middle of its own thread's."""
         with self.connection.lock:
-            if self._is_closed:
-                raise ClosedError(f"{self.connection.path}: the cache was closed")
-            if self._is_inside:
-                raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
-            self._is_inside = True
+            self._check_may_enter()
             try:
+                self._is_inside = True
                 yield
             finally:
                 self._is_inside = False
+
+    def _check_may_enter(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"{self.connection.path}: the cache was closed")
+        if self._is_inside:
+            raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
 
     def _drop_groups(self) -> None:
         for track in self._groups.values():
             track.release()
             self._events_folded += track.events_folded
         self._groups.clear()
+        self._grouped_for = None
         self._on_reset()
 
     def _close_snapshots(self) -> None:
@@ -235,6 +255,7 @@ class Reader:
         with self.connection.lock:
             self._is_closed = True
             self._groups.clear()
+            self._grouped_for = None
             self._snapshot_track = None
             self.connection.close()
 
@@ -249,15 +270,15 @@ class Reader:
 
     def _settle(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
-        self._regroup(snapshot)
+        if not self._is_grouped_for(snapshot):
+            self._regroup(snapshot)
         for key in list(self._groups):
             if key in self._groups and not self._groups[key].bind(snapshot):
                 self._reject(key, snapshot)
         self._all_to_head(snapshot)
-        if len({track.position for track in self._groups.values()}) > 1:
+        if len(self._groups) > 1 and len({track.position for track in self._groups.values()}) > 1:
             self._align(snapshot)
-        tracks = {name: track for track in self._groups.values() for name in track.folds}
-        return Reading(tracks, next(iter(self._groups.values())).position, mark)
+        return Reading(self._groups.values(), mark)
 
     def _align(self, snapshot: Snapshot | None) -> None:
         """Several tracks came to different heads: let all of them see the same one."""
@@ -265,8 +286,12 @@ class Reader:
             self._all_to_head(snapshot)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
-        while not all(self._is_led_to_head(key, snapshot) for key in list(self._groups)):
-            pass
+        while True:
+            for key in list(self._groups):
+                if not self._is_led_to_head(key, snapshot):
+                    break
+            else:
+                return
 
     def _is_led_to_head(self, key: str, snapshot: Snapshot | None) -> bool:
         """False when the log does not continue the track: the groups are others then."""
@@ -288,6 +313,16 @@ class Reader:
         else:
             self._replace(key, Track(list(track.folds.values()), None, self.connection))
 
+    def _is_grouped_for(self, snapshot: Snapshot | None) -> bool:
+        """Whether the groups are surely those that `_regroup` would make of this snapshot."""
+        known = self._grouped_for
+        return (
+            known is not None
+            and snapshot is not None
+            and known[1] is snapshot.header.folds
+            and known[0] == snapshot.identity
+        )
+
     def _regroup(self, snapshot: Snapshot | None) -> None:
         """Folds that are published stand on one base; the others are folded in memory, the built-in ones together."""
         wanted = self._wanted_groups(snapshot)
@@ -298,15 +333,19 @@ class Reader:
             track = self._groups.get(key)
             if track is None or track.lineage != lineage or list(track.folds.values()) != folds:
                 self._replace(key, Track(folds, lineage, self.connection))
+        self._grouped_for = None
+        if snapshot is not None and self._rejected is None:
+            # What is rejected is so at one position only.
+            self._grouped_for = (snapshot.identity, snapshot.header.folds)
 
     def _wanted_groups(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
         published: list[Fold] = []
         if snapshot is not None:
             published = [fold for fold in self._folds.values() if snapshot.header.generation_of(fold) is not None]
             lineage = snapshot.lineage(published)
-            if lineage is not None and (
-                self._rejected == (lineage, snapshot.header.position) or self._is_distrusted(lineage)
-            ):
+            if self._rejected is not None and self._rejected != (lineage, snapshot.header.position):
+                self._rejected = None
+            if lineage is not None and (self._rejected is not None or self._is_distrusted(lineage)):
                 published = []
         groups: dict[str, tuple[list[Fold], Lineage | None]] = {}
         if published:

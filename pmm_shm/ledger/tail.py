@@ -7,6 +7,7 @@ writer of a rollback-journal ledger, and let a WAL grow without end.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -118,6 +119,14 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        if after.event_id is not None:
+            handle = self._connection.handle()
+            # Straight on: what a busy ledger and odd text need, `read_whole` has.
+            try:
+                parameters = (after.event_id, limits.TAIL_FEW_ROWS + 1)
+                return self._behind(handle.execute(self._whole_sql(_BEHIND_SQL), parameters).fetchall(), after)
+            except sqlite3.Error:
+                pass
         return self.read_whole(after, limits.TAIL_FEW_ROWS)
 
     def read_whole(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
@@ -126,19 +135,20 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if after.event_id is None:
-            rows = self._whole(_FIRST_SQL, (), rows_max)
-        else:
+        if after.event_id is not None:
             # One statement, one moment: the anchor's row, the tail, the head's id.
-            rows = self._whole(_BEHIND_SQL, (after.event_id,), rows_max + 1)
-            if not rows or rows[0][0] != after.event_id or self.position_of(rows[0]) != after:
-                return Tail([], after, False, False)
-            head_id = rows[0][-1]
-            if len(rows) == 1:
-                return Tail([], after, True, after.event_id == head_id)
-            del rows[0]
-        if not rows:
-            return Tail([], after, True, True)
+            return self._behind(self._whole(_BEHIND_SQL, (after.event_id,), rows_max + 1), after)
+        rows = self._whole(_FIRST_SQL, (), rows_max)
+        return self._until_last(rows) if rows else Tail([], after, True, True)
+
+    def _behind(self, rows: list[RawRow], after: Position) -> Tail:
+        if not rows or rows[0][0] != after.event_id or self.position_of(rows[0]) != after:
+            return Tail([], after, False, False)
+        if len(rows) == 1:
+            return Tail([], after, True, after.event_id == rows[0][-1])
+        return self._until_last(rows[1:])
+
+    def _until_last(self, rows: list[RawRow]) -> Tail:
         position = self.position_of(rows[-1])
         return Tail(rows, position, True, position.event_id == rows[-1][-1])
 
@@ -156,15 +166,14 @@ class TailReader:
 
     def _whole(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
         """Rows with all columns, and the head's id behind them."""
+        return fetch_batch(self._connection, lambda: self._whole_sql(sql), parameters, rows_max).rows
 
-        def text() -> str:
-            epoch, columns = self._columns
-            if epoch != self._connection.epoch:
-                columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-                self._columns = (self._connection.epoch, columns)
-            return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
-
-        return fetch_batch(self._connection, text, parameters, rows_max).rows
+    def _whole_sql(self, sql: str) -> str:
+        epoch, columns = self._columns
+        if epoch != self._connection.epoch:
+            columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
+            self._columns = (self._connection.epoch, columns)
+        return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
 
 
 _ONE_SQL = "WHERE id = ? LIMIT ?"

@@ -105,7 +105,9 @@ class Environment:
         self.users = 1
         self._reads = 0
         self._slots = 0
-        self._reads_changed = threading.Condition()
+        self._reads_lock = threading.RLock()
+        self._reads_ended = threading.Condition(self._reads_lock)
+        self._is_resize_waiting = False
         # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it; a slot that
         # this process has already had, py-lmdb takes again without.
         self._new_slot = BoundedCall(self._take_slot, limits.STORE_MUTEX_S)
@@ -130,19 +132,29 @@ class Environment:
 
     @contextmanager
     def _reading(self, buffers: bool) -> Iterator[_Transaction]:
-        try:
-            transaction = self._begin(buffers)
-        except lmdb.Error as error:
-            raise store_error(self.directory, error) from error
+        transaction = self._begin(buffers)
         try:
             yield transaction
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
         finally:
-            transaction.abort()
-            with self._reads_changed:
-                self._reads -= 1
-                self._reads_changed.notify_all()
+            self.end(transaction)
+
+    def begin(self) -> Records:
+        """As `read`, at half its cost; who begins calls `end`, whatever happens in between.
+
+        Raises:
+            StoreError: as `read`; what fails within it is still LMDB's own error.
+        """
+        return cast(Records, self._begin(buffers=False))
+
+    def end(self, transaction: _Transaction) -> None:
+        """End a transaction that `begin` gave."""
+        transaction.abort()
+        with self._reads_lock:
+            self._reads -= 1
+            if self._is_resize_waiting:
+                self._reads_ended.notify_all()
 
     def get(self, key: bytes) -> bytes | None:
         """One value, in a transaction of its own; without the cost of `read`.
@@ -151,7 +163,7 @@ class Environment:
             StoreError: as `read`.
         """
         try:
-            with self._reads_changed:
+            with self._reads_lock:
                 transaction = self._begin_with_lock()
                 try:
                     value: bytes | None = transaction.get(key)
@@ -164,12 +176,12 @@ class Environment:
     @contextmanager
     def between_gets(self, timeout_s: float) -> Iterator[bool]:
         """While no other thread is within `get`; False where one was for all of `timeout_s`."""
-        is_between = self._reads_changed.acquire(timeout=timeout_s)
+        is_between = self._reads_lock.acquire(timeout=timeout_s)
         try:
             yield is_between
         finally:
             if is_between:
-                self._reads_changed.release()
+                self._reads_lock.release()
 
     def resize(self, size_bytes: int = 0) -> None:
         """Give the map another size, 0 for that which another process gave it.
@@ -179,16 +191,21 @@ class Environment:
         Raises:
             lmdb.Error, OSError, MemoryError: there is no room for it.
         """
-        with self._reads_changed:
+        with self._reads_lock:
             while self._reads:
-                self._reads_changed.wait()
+                self._is_resize_waiting = True
+                self._reads_ended.wait()
+            self._is_resize_waiting = False
             self.env.set_mapsize(size_bytes)
 
     def _begin(self, buffers: bool) -> _Transaction:
-        with self._reads_changed:
-            transaction = self._begin_with_lock(buffers)
-            self._reads += 1
-            return transaction
+        try:
+            with self._reads_lock:
+                transaction = self._begin_with_lock(buffers)
+                self._reads += 1
+                return transaction
+        except lmdb.Error as error:
+            raise store_error(self.directory, error) from error
 
     def _begin_with_lock(self, buffers: bool = False) -> _Transaction:
         try:
@@ -209,7 +226,7 @@ class Environment:
 
     def check_readers(self) -> None:
         """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
-        with self._reads_changed:
+        with self._reads_lock:
             self._check.run()
 
     def _check_readers(self) -> None:
@@ -235,8 +252,13 @@ _left_open: list[Environment] = []
 
 def data_file_identity(directory: Path) -> FileId | None:
     """(device, inode) of the data file that stands in the directory now."""
+    return file_id(str(directory / DATA_FILE))
+
+
+def file_id(path: str) -> FileId | None:
+    """(device, inode) of what stands at the path now; None where nothing does."""
     try:
-        status = os.stat(directory / DATA_FILE)
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino

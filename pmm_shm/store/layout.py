@@ -29,6 +29,7 @@ STATE_PREFIX = b"s"
 TOUCHED_PREFIX = b"t"
 SEAL_PREFIX = b"b"
 OTHER_HISTORY_KEY = b"z"
+_MAP_OF_3 = b"\x83"
 
 
 def state_prefix(generation: int) -> bytes:
@@ -68,19 +69,17 @@ class Header(NamedTuple):
     next_generation: int
 
     def pack(self) -> bytes:
+        return pack({**self._first_fields(), **self._moving_fields(), **self._last_fields()})
+
+    def _first_fields(self) -> dict[str, Any]:
+        return {"format": FORMAT, "uuid": self.uuid}
+
+    def _moving_fields(self) -> dict[str, Any]:
+        return {"event_id": self.position.event_id, "anchor": self.position.anchor, "sequence": self.sequence}
+
+    def _last_fields(self) -> dict[str, Any]:
         folds = {name: list(entry) for name, entry in self.folds.items()}
-        return pack(
-            {
-                "format": FORMAT,
-                "uuid": self.uuid,
-                "event_id": self.position.event_id,
-                "anchor": self.position.anchor,
-                "sequence": self.sequence,
-                "folds": folds,
-                "void": self.is_void,
-                "next_generation": self.next_generation,
-            }
-        )
+        return {"folds": folds, "void": self.is_void, "next_generation": self.next_generation}
 
     @classmethod
     def unpack(cls, data: bytes) -> Header:
@@ -110,12 +109,10 @@ class Header(NamedTuple):
         return header._checked()
 
     def _checked(self) -> Header:
-        event_id, anchor = self.position
         numbers = [self.sequence, self.next_generation, *(entry[2] for entry in self.folds.values())]
         is_valid = (
             type(self.uuid) is bytes
-            and type(anchor) is bytes
-            and (event_id is None or type(event_id) is int)
+            and _are_of_position(*self.position)
             and all(type(number) is int and number >= 0 for number in numbers)
         )
         if not is_valid:
@@ -132,6 +129,47 @@ class Header(NamedTuple):
         if self.is_void or entry is None or entry[:2] != (version, parameters):
             return None
         return entry[2]
+
+
+def _are_of_position(event_id: Any, anchor: Any) -> bool:
+    return type(anchor) is bytes and (event_id is None or type(event_id) is int)
+
+
+class HeaderDecoder:
+    """Unpacks the headers of one environment as they come: what a commit of events leaves as it was is compared as
+    bytes, and not decoded again.
+
+    Headers with the same `folds` (the very object) have the same UUID, too, and are void both or neither.
+    """
+
+    def __init__(self) -> None:
+        self._header: Header | None = None
+        self._before = b""
+        self._behind = b""
+
+    def unpack(self, data: bytes) -> Header:
+        """As `Header.unpack`."""
+        known = self._header
+        if known is not None and data.startswith(self._before) and data.endswith(self._behind):
+            moving = data[len(self._before) : -len(self._behind)]
+            try:
+                fields = unpack(_MAP_OF_3 + moving)
+                event_id, anchor, sequence = fields["event_id"], fields["anchor"], fields["sequence"]
+            except Exception:
+                # Not what it looked like; the whole will say what it is.
+                return self._unpack_whole(data)
+            if _are_of_position(event_id, anchor) and type(sequence) is int and sequence >= 0:
+                position = Position(event_id, anchor)
+                return Header(known.uuid, position, sequence, known.folds, known.is_void, known.next_generation)
+        return self._unpack_whole(data)
+
+    def _unpack_whole(self, data: bytes) -> Header:
+        header = Header.unpack(data)
+        # A map is their number, in one byte, and then the fields. There may be others than ours: no part is known then.
+        self._header = header if data == header.pack() else None
+        self._before = data[:1] + pack(header._first_fields())[1:]
+        self._behind = pack(header._last_fields())[1:]
+        return header
 
 
 class TouchedRecord(NamedTuple):

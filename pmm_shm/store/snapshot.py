@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, cast
 
 import lmdb
 
@@ -23,7 +25,7 @@ from pmm_shm.store.environment import (
     MappedRecords,
     Records,
     close,
-    data_file_identity,
+    file_id,
     open_reader,
     store_error,
 )
@@ -31,6 +33,7 @@ from pmm_shm.store.layout import (
     HEADER_KEY,
     SEAL_PREFIX,
     Header,
+    HeaderDecoder,
     Seal,
     TouchedRecord,
     state_prefix,
@@ -42,18 +45,35 @@ Lineage = tuple[FileId, bytes, tuple[int, ...]]
 """
 
 
-class LmdbBase:
-    """One generation within a read transaction, as the base of an overlay."""
+class _Detached:
+    """Stands where no transaction is held: nothing can be read."""
 
-    __slots__ = ("_prefix", "_transaction")
+    def get(self, key: bytes, /) -> Any:
+        raise AssertionError("a state was read outside its transaction")
+
+    def cursor(self) -> Any:
+        raise AssertionError("a state was read outside its transaction")
+
+
+DETACHED: Final = cast(Records, _Detached())
+
+
+class LmdbBase:
+    """One generation within a read transaction, as the base of an overlay.
+
+    Attributes:
+        transaction: what is read; `DETACHED` between two reads of who keeps the base longer than a transaction.
+    """
+
+    __slots__ = ("_prefix", "transaction")
 
     def __init__(self, transaction: Records, generation: int) -> None:
-        self._transaction = transaction
+        self.transaction = transaction
         self._prefix = state_prefix(generation)
 
     def get(self, key: bytes, /) -> bytes | None:
         try:
-            return self._transaction.get(self._prefix + key)
+            return self.transaction.get(self._prefix + key)
         except lmdb.Error as error:
             raise store_error("the published state", error) from error
 
@@ -61,7 +81,7 @@ class LmdbBase:
         full = self._prefix + prefix
         skip = len(self._prefix)
         try:
-            with self._transaction.cursor() as cursor:
+            with self.transaction.cursor() as cursor:
                 if cursor.set_range(full):
                     for key, value in cursor:
                         if not key.startswith(full):
@@ -74,10 +94,10 @@ class LmdbBase:
 class Snapshot:
     """What is published, as of one transaction; valid only within `SnapshotReader.begin`."""
 
-    __slots__ = ("_transaction", "header", "identity")
+    __slots__ = ("header", "identity", "transaction")
 
     def __init__(self, transaction: Records, header: Header, identity: FileId) -> None:
-        self._transaction = transaction
+        self.transaction = transaction
         self.header = header
         self.identity = identity
 
@@ -104,14 +124,14 @@ class Snapshot:
         generation = self.header.generation_of(fold)
         if generation is None:
             raise StoreError(f"fold {fold.name!r} is not published in this version and with these parameters")
-        return LmdbBase(self._transaction, generation)
+        return LmdbBase(self.transaction, generation)
 
     def state_sizes(self, entries_max: int) -> dict[str, tuple[int, int]]:
         """Fold name to (entries, bytes of keys and values) of its state; counting ends at `entries_max` of each."""
         found = {}
         for name, (_, _, generation) in self.header.folds.items():
             entries = size_bytes = 0
-            for key, value in LmdbBase(self._transaction, generation).scan(b""):
+            for key, value in LmdbBase(self.transaction, generation).scan(b""):
                 entries += 1
                 size_bytes += len(key) + len(value)
                 if entries >= entries_max:
@@ -128,19 +148,22 @@ class Snapshot:
         merged: dict[str, Touched | None] = {}
         sequence = self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
-            data = self._transaction.get(touched_key(number))
+            data = self.transaction.get(touched_key(number))
             if data is None:
                 return None
-            record = TouchedRecord.unpack(data)
-            _merge(merged, record.folds)
-            if record.after_id is None or (event_id is not None and record.after_id <= event_id):
+            after_id, folds = TouchedRecord.unpack(data)
+            if merged:
+                _merge(merged, folds)
+            else:
+                merged = folds
+            if after_id is None or (event_id is not None and after_id <= event_id):
                 return merged
         return None
 
     def seals(self) -> list[Seal]:
         """The seals of all blocks that have one, in order."""
         seals = []
-        with self._transaction.cursor() as cursor:
+        with self.transaction.cursor() as cursor:
             if cursor.set_range(SEAL_PREFIX):
                 for key, value in cursor:
                     if not key.startswith(SEAL_PREFIX):
@@ -171,38 +194,24 @@ class SnapshotReader:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
+        self._data_file = str(instance.data_file)
         self._environment: Environment | None = None
         self._raw_header = b""
         self._checked_header = b""
+        self._decoder = HeaderDecoder()
         self._header: Header | None = None
         self._damaged: FileId | None = None
         self.failure: StoreError | None = None
         """Why there is no snapshot, where one is there and cannot be used."""
 
-    @contextmanager
-    def begin(self) -> Iterator[Snapshot | None]:
-        """A transaction on what is published; None where nothing usable is.
+    def begin(self) -> _Begun:
+        """A transaction on what is published, as a context manager; None where nothing usable is.
 
         Raises:
             DamagedStoreError: what was read within it is damaged; from now on there is none, until the environment is
                 made anew.
         """
-        environment = self._usable_environment()
-        if environment is None:
-            yield None
-            return
-        with contextlib.ExitStack() as stack:
-            try:
-                transaction = stack.enter_context(environment.read())
-                header = self._read_header(transaction)
-            except (StoreError, lmdb.Error) as error:
-                self._fail(error, environment.identity)
-                yield None
-                return
-            try:
-                yield None if header is None else Snapshot(transaction, header, environment.identity)
-            except (DamagedStoreError, lmdb.Error) as error:
-                raise self._fail(error, environment.identity) from error
+        return _Begun(self)
 
     @contextmanager
     def begin_mapped(self) -> Iterator[tuple[MappedRecords, FileId] | None]:
@@ -250,7 +259,7 @@ class SnapshotReader:
         return self.failure
 
     def _usable_environment(self) -> Environment | None:
-        identity = data_file_identity(self._instance.directory)
+        identity = file_id(self._data_file)
         if self._environment is not None and self._environment.identity != identity:
             self.close()
         if identity == self._damaged:
@@ -279,10 +288,46 @@ class SnapshotReader:
             return None
         if raw != self._raw_header:
             try:
-                self._header = Header.unpack(raw)
+                self._header = self._decoder.unpack(raw)
                 self.failure = None
             except StoreError as error:
                 self._header = None
                 self.failure = error
             self._raw_header = raw
         return self._header
+
+
+class _Begun:
+    """One `with` of `SnapshotReader.begin`; as generators, its layers would cost more than the transaction."""
+
+    __slots__ = ("_environment", "_reader", "_transaction")
+
+    def __init__(self, reader: SnapshotReader) -> None:
+        self._reader = reader
+        self._environment: Environment | None = None
+        self._transaction: Records | None = None
+
+    def __enter__(self) -> Snapshot | None:
+        reader = self._reader
+        environment = self._environment = reader._usable_environment()
+        if environment is None:
+            return None
+        try:
+            transaction = self._transaction = environment.begin()
+            header = reader._read_header(transaction)
+        except (StoreError, lmdb.Error) as error:
+            reader._fail(error, environment.identity)
+            return None
+        except BaseException:
+            self._end()
+            raise
+        return None if header is None else Snapshot(transaction, header, environment.identity)
+
+    def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+        if self._environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
+            raise self._reader._fail(error, self._environment.identity) from error
+
+    def _end(self) -> None:
+        if self._environment is not None and self._transaction is not None:
+            self._environment.end(self._transaction)
