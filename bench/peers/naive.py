@@ -1,21 +1,72 @@
-"""A full replay for every answer: what an agent without caches pays.
+"""An agent without caches, as PMM is without its own: for every answer it reads its whole event log, and folds it.
 
-It runs our own folds, fetches only the kinds that an answer needs, and decodes nothing twice, so that it is exact, and
-faster than most agents are.
+Reading is `EventLog.read_all()`: every event a dict, with its meta parsed. Folding is one pass of the fold that the
+answer needs, over the events that it needs, as one batch: the least that such an agent can do.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from pmm_shm_client.benchmark import caches
-from pmm_shm_client.cache import Cache
+from pmm_shm_client.context import Context, Wanted, make_context
+from pmm_shm_client.frame import Frame
+from pmm_shm_client.reads import Reads
+from pmm_shm_client.results import Metrics, self_model_dict
+from pmm_shm_client.warnings_log import Warnings
+
+from pmm_shm.folds.contract import BatchFold
+from pmm_shm.folds.directives import DirectivesFold
+from pmm_shm.folds.history import HistoryFold
+from pmm_shm.folds.metrics import MetricsFold
+from pmm_shm.folds.recent import RecentFold
+from pmm_shm.folds.self_model import SelfModelFold
+from pmm_shm.folds.stage import StageFold
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.rows import Event
+
+_ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 
 
-@contextlib.contextmanager
-def naive(ledger: str | Path) -> Iterator[Cache]:
-    """Every read of it is a `pmm_shm.replay` from the first event."""
-    with caches(Path(ledger)) as (_, off):
-        yield off
+class Naive:
+    """The answers that the benchmarks ask for, each by a replay of its own; a context is one replay."""
+
+    def __init__(self, ledger: str | Path) -> None:
+        self._log = EventLog(ledger, create=False)
+
+    def append(self, kind: str, content: str, meta: dict[str, Any]) -> int:
+        return self._log.append(kind, content, meta)
+
+    def self_model(self) -> dict[str, Any]:
+        (model,), _ = self._views([SelfModelFold()])
+        return self_model_dict(model, strict=False)
+
+    def metrics(self) -> Metrics:
+        (scores,), as_of = self._views([MetricsFold()])
+        return Metrics(scores.ias, scores.gas, as_of)
+
+    def context(self, user_text: str | None = None, reflections: int = 3) -> Context:
+        folds = [make() for make in _ALL]
+        views, as_of = self._views(folds)
+        named = {fold.name: view for fold, view in zip(folds, views, strict=True)}
+        frame = Frame(cast(Reads, None), named, Warnings([], 0), as_of)
+        return make_context(frame, Wanted.of(user_text, reflections, 0, 0), _never, _never)
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _views(self, folds: Sequence[BatchFold]) -> tuple[list[Any], int]:
+        events = self._log.read_all()
+        views = []
+        for fold in folds:
+            assert fold.kinds is not None
+            state = State()
+            fold.apply_batch([Event(*event.values()) for event in events if event["kind"] in fold.kinds], state)
+            views.append(fold.view(state))
+        return views, events[-1]["id"] if events else 0
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("nothing is recalled")

@@ -14,8 +14,8 @@ from pmm_shm_client.timing import Stopwatch, ratio
 from bench import bare
 from bench.children import Child
 from bench.context import Bench
+from bench.oracle import replaying
 from bench.peers import require
-from bench.peers.naive import naive
 from bench.report import Row, at_most
 from bench.sites import Site
 from pmm_shm.codec import unpack
@@ -169,14 +169,14 @@ def _measuring(site: Site, read: str, watch: Stopwatch | None = None) -> Iterato
         connect(site.ledger, consistency="snapshot") as snapshot,
         Child("appender", str(site.ledger)) as appender,
         _bare_read(site.ledger) as bare_read,
-        naive(site.ledger) as replaying,
+        replaying(site.ledger) as oracle,
     ):
         # The child has appended nothing yet; what it appends now warms every side.
         appender.ask()
-        require(f"{read}, at first", getattr(cache, read)(), getattr(replaying, read)())
+        require(f"{read}, at first", getattr(cache, read)(), getattr(oracle, read)())
         bare_read()
         yield _Measuring(cache, read, appender, snapshot, bare_read, watch or Stopwatch())
-        require(f"{read}, at last", getattr(cache, read)(), getattr(replaying, read)())
+        require(f"{read}, at last", getattr(cache, read)(), getattr(oracle, read)())
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ from pmm_shm_client.benchmark import require_equal, turn_events
 from pmm_shm_client.timing import Stopwatch, Timing, ratio
 
 from bench.context import Bench
+from bench.oracle import replaying
 from bench.peers import require
 from bench.peers.in_process import InProcess
-from bench.peers.naive import naive
+from bench.peers.naive import Naive
 from bench.report import Row, at_least, at_most
 from bench.sites import Site
 from pmm_shm.ledger.eventlog import EventLog
 
-OURS, NAIVE, IN_PROCESS = "pmm-shm", "full replay", "in-process cache"
+OURS, NAIVE, REPLAY, IN_PROCESS = "pmm-shm", "naive replay", "pmm-shm without caches", "in-process cache"
 _PER_ROUND = 50
 _ENTRY = {"source": "user", "text": "review the garden plan before lunch"}
 
@@ -34,7 +35,7 @@ def append_and_read(bench: Bench) -> Row:
     return row
 
 
-def append_and_read_back(cache: Cache, number: int) -> None:
+def append_and_read_back(cache: Cache | Naive, number: int) -> None:
     """Append the event of this number, and read what must include it."""
     turn, place = divmod(number, 8)
     event_id = cache.append(*turn_events(turn)[place])
@@ -55,12 +56,12 @@ def _against_log_size(bench: Bench, row: Row) -> None:
                 if not is_served:
                     site.stop()
                 caches[events] = stack.enter_context(connect(site.ledger))
-                with naive(site.ledger) as replaying:
-                    require_equal(caches[events], replaying)
+                with replaying(site.ledger) as oracle:
+                    require_equal(caches[events], oracle)
             timings = _in_turns(bench, {f"{events:,} events": cache for events, cache in caches.items()})
             for cache in caches.values():
-                with naive(cache.path) as replaying:
-                    require_equal(cache, replaying)
+                with replaying(cache.path) as oracle:
+                    require_equal(cache, oracle)
             for events in sizes:
                 row.point(f"{OURS}, {how}", events, timings[f"{events:,} events"])
         row.time(f"append and read, {how}", timings)
@@ -90,20 +91,23 @@ def _against_replay(bench: Bench, row: Row) -> None:
         if events > bench.scale.naive_events_max:
             continue
         bench.say(f"row 4: {events:,} events, beside a full replay")
-        with bench.sites.site(events) as site, _peers(site) as (ours, replaying, in_process):
-            require("self-model, full replay", replaying.self_model(), ours.self_model())
+        with bench.sites.site(events) as site, _peers(site) as (ours, naive, oracle, in_process):
+            for name, other in ((NAIVE, naive), (REPLAY, oracle)):
+                require(f"self-model, {name}", other.self_model(), ours.self_model())
+                require(f"metrics, {name}", other.metrics(), ours.metrics())
             watch = Stopwatch()
             for number in range(bench.scale.slow_rounds):
                 for place in range(min(_PER_ROUND, bench.scale.appends)):
                     watch.time(OURS, append_and_read_back, ours, number * 8 + place)
-                watch.time(NAIVE, append_and_read_back, replaying, number)
-                watch.time(IN_PROCESS, _append_and_read_in_process, replaying, in_process, number)
+                watch.time(NAIVE, append_and_read_back, naive, number)
+                watch.time(REPLAY, append_and_read_back, oracle, number)
+                watch.time(IN_PROCESS, _append_and_read_in_process, oracle, in_process, number)
                 require("self-model, in-process cache", in_process.self_model(), ours.self_model())
                 require("metrics, in-process cache", in_process.metrics(), ours.metrics())
                 watch.end_round()
             timings = watch.timings()
         row.time(f"append and read, {events:,} events, beside an agent's own", timings)
-        for name in (NAIVE, IN_PROCESS):
+        for name in (NAIVE, REPLAY, IN_PROCESS):
             row.point(name, events, timings[name])
             measured = ratio(timings[name], timings[OURS])
             goal = at_least(1_000.0) if name == NAIVE and events == 100_000 else None
@@ -117,14 +121,18 @@ def _append_and_read_in_process(appending: Cache, peer: InProcess, number: int) 
 
 
 @contextlib.contextmanager
-def _peers(site: Site) -> Iterator[tuple[Cache, Cache, InProcess]]:
+def _peers(site: Site) -> Iterator[tuple[Cache, Naive, Cache, InProcess]]:
     site.start()
-    with connect(site.ledger) as ours, naive(site.ledger) as replaying:
+    with (
+        connect(site.ledger) as ours,
+        contextlib.closing(Naive(site.ledger)) as naive,
+        replaying(site.ledger) as oracle,
+    ):
         in_process = InProcess(site.ledger)
         try:
             for read in ("self_model", "metrics"):
                 getattr(in_process, read)()
-            yield ours, replaying, in_process
+            yield ours, naive, oracle, in_process
         finally:
             in_process.close()
 
@@ -143,8 +151,8 @@ def _against_open_commitments(bench: Bench, row: Row) -> None:
             stack.callback(site.kill)
             site.start()
             cache = caches[count] = stack.enter_context(connect(path))
-            with naive(path) as replaying:
-                require_equal(cache, replaying)
+            with replaying(path) as oracle:
+                require_equal(cache, oracle)
             assert len(cache.commitments().open) == count
         dicts = _in_turns(bench, {f"{count}": cache for count, cache in caches.items()})
         views = _views_in_turns(bench, caches)

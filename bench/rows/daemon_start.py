@@ -16,7 +16,7 @@ from pmm_shm_client.benchmark import require_equal
 from pmm_shm_client.timing import Stopwatch, ratio
 
 from bench.context import Bench
-from bench.peers.naive import naive
+from bench.oracle import replaying
 from bench.report import Row, at_most
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
@@ -49,9 +49,9 @@ def daemon_start(bench: Bench) -> Row:
                 count = watch.time(BARE, _fetch, site.ledger)
                 assert count == events
                 watch.time(OURS, site.start)
-                with connect(site.ledger) as cache, naive(site.ledger) as replaying:
+                with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
                     assert cache.metrics(consistency="snapshot").as_of == events
-                    require_equal(cache, replaying)
+                    require_equal(cache, oracle)
             watch.end_round()
         timings = watch.timings()
         row.time(f"{events:,} events", timings)

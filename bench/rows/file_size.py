@@ -10,7 +10,7 @@ from pmm_shm_client import connect
 from pmm_shm_client.benchmark import require_equal
 
 from bench.context import Bench
-from bench.peers.naive import naive
+from bench.oracle import replaying
 from bench.report import Row
 from pmm_shm.paths import DATA_FILE, Instance
 from pmm_shm.store.snapshot import SnapshotReader
@@ -25,8 +25,8 @@ def file_size(bench: Bench) -> Row:
         bench.say(f"row 12: {events:,} events")
         with bench.sites.site(events, fresh=True) as site:
             site.start()
-            with connect(site.ledger) as cache, naive(site.ledger) as replaying:
-                require_equal(cache, replaying)
+            with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
+                require_equal(cache, oracle)
             site.stop()
             sizes[events] = _bytes_by_fold(site.ledger)
     names = list(next(iter(sizes.values())))

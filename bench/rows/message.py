@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+
 from pmm_shm_client import connect
 from pmm_shm_client.benchmark import assemble, require_equal, turn_events
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.timing import Stopwatch, ratio
 
 from bench.context import Bench
+from bench.oracle import replaying
 from bench.peers import require
-from bench.peers.naive import naive
+from bench.peers.naive import Naive
 from bench.report import Row, at_least
 
-OURS, NAIVE = "pmm-shm", "full replay for each answer"
+OURS, NAIVE, REPLAY = "pmm-shm", "naive replay", "pmm-shm without caches"
 
 
 def message(bench: Bench) -> Row:
@@ -25,22 +29,32 @@ def message(bench: Bench) -> Row:
         bench.say(f"row 11: {events:,} events")
         with bench.sites.site(events) as site:
             site.start()
-            with connect(site.ledger) as ours, naive(site.ledger) as replaying:
-                require_equal(ours, replaying)
-                require("context", str(ours.context(reflections=3)), str(replaying.context(reflections=3)))
-                _measure(bench, row, ours, replaying if events <= bench.scale.naive_events_max else None, events)
-                require_equal(ours, replaying)
+            with (
+                connect(site.ledger) as ours,
+                replaying(site.ledger) as oracle,
+                contextlib.closing(Naive(site.ledger)) as naive,
+            ):
+                require_equal(ours, oracle)
+                others: dict[str, Cache | Naive] = {}
+                if events <= bench.scale.naive_events_max:
+                    others = {NAIVE: naive, REPLAY: oracle}
+                for name, other in others.items():
+                    for read in ("metrics", "self_model"):
+                        require(f"{name}, {read}", getattr(other, read)(), getattr(ours, read)())
+                    require(f"{name}, context", str(other.context(reflections=3)), str(ours.context(reflections=3)))
+                _measure(bench, row, ours, others, events)
+                require_equal(ours, oracle)
     return row
 
 
-def _measure(bench: Bench, row: Row, ours: Cache, replaying: Cache | None, events: int) -> None:
+def _measure(bench: Bench, row: Row, ours: Cache, others: Mapping[str, Cache | Naive], events: int) -> None:
     watch, parts = Stopwatch(), Stopwatch()
     rounds = bench.scale.slow_rounds
     for number in range(rounds):
         for turn in range(max(1, bench.scale.turns // rounds)):
             watch.time(OURS, assemble, ours, number * 100 + turn)
-        if replaying is not None:
-            watch.time(NAIVE, assemble, replaying, number)
+        for name, other in others.items():
+            watch.time(name, assemble, other, number)
         watch.end_round()
     for turn in range(bench.scale.turns):
         _in_parts(ours, turn, parts)
@@ -50,10 +64,10 @@ def _measure(bench: Bench, row: Row, ours: Cache, replaying: Cache | None, event
     row.time(f"{events:,} events, ours by part", parts.timings())
     for name, one in timings.items():
         row.point(name, events, one)
-    if replaying is not None:
-        measured = ratio(timings[NAIVE], timings[OURS])
-        goal = at_least(1_000.0) if events == 100_000 else None
-        row.figure(f"{events:,} events: full replay / ours", measured.p50, goal=goal, p99=measured.p99)
+    for name in others:
+        measured = ratio(timings[name], timings[OURS])
+        goal = at_least(1_000.0) if name == NAIVE and events == 100_000 else None
+        row.figure(f"{events:,} events: {name} / ours", measured.p50, goal=goal, p99=measured.p99)
 
 
 def _in_parts(cache: Cache, number: int, watch: Stopwatch) -> None:

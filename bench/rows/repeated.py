@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from pmm_shm_client.timing import Timing, interleaved, ratio
 
 from bench import bare
 from bench.context import Bench
+from bench.oracle import replaying
 from bench.peers import Store, as_plain, get_answer, open_stores, put_answer, require
 from bench.peers.in_process import InProcess
-from bench.peers.naive import naive
+from bench.peers.naive import Naive
 from bench.report import Row, at_least, at_most
 from pmm_shm.codec import pack
 
@@ -96,10 +98,11 @@ def _beside_own_caches(bench: Bench, row: Row, cache: Cache, events: int) -> Non
     ledger = Path(cache.path)
     peer = InProcess(ledger)
     try:
-        with naive(ledger) as replaying:
+        with replaying(ledger) as oracle, contextlib.closing(Naive(ledger)) as naive:
             sides: dict[str, Callable[[], Any]] = {OURS: cache.metrics, "in-process cache": peer.metrics}
             if events <= bench.scale.naive_events_max:
-                sides["full replay"] = replaying.metrics
+                sides["naive replay"] = naive.metrics
+                sides["pmm-shm without caches"] = oracle.metrics
             for name, read in sides.items():
                 require(f"{name}, metrics", read(), cache.metrics())
             calls = {name: bench.scale.calls if name == OURS else 1 for name in sides}
@@ -115,8 +118,8 @@ def _beside_own_caches(bench: Bench, row: Row, cache: Cache, events: int) -> Non
 
 
 def _beside_data_version(bench: Bench, row: Row, cache: Cache, events: int) -> None:
-    with bare.connection(Path(cache.path)) as handle, naive(Path(cache.path)) as replaying:
-        require("rollback journal, metrics", cache.metrics(), replaying.metrics())
+    with bare.connection(Path(cache.path)) as handle, replaying(Path(cache.path)) as oracle:
+        require("rollback journal, metrics", cache.metrics(), oracle.metrics())
         sides = {OURS: cache.metrics, VERSION: bare.data_version(handle)}
         timings = _hits(bench, cache, sides)
     row.time(f"metrics, {events:,} events, rollback journal", timings)

@@ -13,7 +13,7 @@ from pmm_shm_client.timing import timing
 
 from bench.children import Child
 from bench.context import Bench
-from bench.peers.naive import naive
+from bench.oracle import replaying
 from bench.report import Row, at_most
 from bench.sites import Site
 from pmm_shm import protocol
@@ -40,8 +40,8 @@ def to_published(bench: Bench) -> Row:
         bench.say("row 9: one writer flat out")
         flat_out = _flat_out(site, bench.scale.flat_out_s)
         _add(row, "one writer flat out", flat_out, 5.0, None)
-        with connect(site.ledger) as cache, naive(site.ledger) as replaying:
-            require_equal(cache, replaying)
+        with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
+            require_equal(cache, oracle)
         bench.say("row 9: idle")
         row.figure("idle daemon, CPU", _idle_percent(site, bench.scale.idle_s), "%", at_most(0.2))
         row.note(f"The system counts CPU in steps of {1_000 / os.sysconf('SC_CLK_TCK'):.0f} ms.")

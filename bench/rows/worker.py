@@ -11,8 +11,8 @@ from pmm_shm_client.timing import Action, interleaved, ratio
 
 from bench.children import BARE_IMPORTS, BARE_PROCESS, READING_PROCESS, compile_packages, run_python
 from bench.context import Bench
+from bench.oracle import replaying
 from bench.peers import require
-from bench.peers.naive import naive
 from bench.report import Row, at_most
 
 OURS, BARE = "import, connect, metrics()", f'python -c "{BARE_IMPORTS}"'
@@ -37,9 +37,9 @@ def first_read(bench: Bench) -> Row:
         bench.say(f"row 7: {events:,} events")
         with bench.sites.site(events) as site:
             site.start()
-            with connect(site.ledger) as cache, naive(site.ledger) as replaying:
+            with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
                 metrics = cache.metrics()
-                require("metrics", metrics, replaying.metrics())
+                require("metrics", metrics, oracle.metrics())
             wanted = f"{(metrics.ias, metrics.gas, metrics.as_of)}\n"
             require("modules of a first read", run_python(_MODULES, str(site.ledger)), wanted + "[]\n")
             sides: dict[str, Action] = {

@@ -11,7 +11,7 @@ from pmm_shm_client.benchmark import require_equal
 
 from bench.children import Child
 from bench.context import Bench
-from bench.peers.naive import naive
+from bench.oracle import replaying
 from bench.report import Row, at_least, at_most
 from bench.sites import Site, published_as_of
 from tests.daemons import until
@@ -40,8 +40,8 @@ def writers(bench: Bench) -> Row:
                 rates[is_served] = _appends_per_second(site, bench.scale.writers_s)
                 if is_served:
                     lag_s = _lag_s(site)
-                    with connect(site.ledger) as cache, naive(site.ledger) as replaying:
-                        require_equal(cache, replaying)
+                    with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
+                        require_equal(cache, oracle)
         table.append(
             {
                 "pair": number + 1,
