@@ -17,6 +17,7 @@ from pmm_shm_client.benchmark import machine
 from rich.console import Console
 
 from bench import page, plots
+from bench.children import compile_packages
 from bench.context import Bench
 from bench.report import FORMAT, shown
 from bench.rows import ROWS
@@ -52,6 +53,7 @@ def run(numbers: Sequence[int], scale: Scale, directory: Path) -> dict[str, Any]
     for name in [name for name in os.environ if name.startswith("PMM_")]:
         # What is measured is the product as it is, not as this shell has set it up.
         del os.environ[name]
+    compile_packages()
     directory.mkdir(parents=True, exist_ok=True)
     facts = machine()
     began = time.monotonic()

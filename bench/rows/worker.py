@@ -9,7 +9,7 @@ from statistics import median
 from pmm_shm_client import connect
 from pmm_shm_client.timing import Action, interleaved, ratio
 
-from bench.children import BARE_IMPORTS, BARE_PROCESS, READING_PROCESS, compile_packages, run_python
+from bench.children import BARE_IMPORTS, BARE_PROCESS, READING_PROCESS, run_python
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.peers import require
@@ -22,7 +22,6 @@ from pmm_shm_client import connect
 metrics = connect(sys.argv[1]).metrics()
 print((metrics.ias, metrics.gas, metrics.as_of))
 """
-_COMPILED = "Our packages are compiled to bytecode beforehand, as an installation is, and as lmdb and msgpack are."
 _MODULES = _FIRST_READ + "\nprint(sorted({'numpy', 'zmq'} & set(sys.modules)))\n"
 
 
@@ -32,7 +31,6 @@ def first_read(bench: Bench) -> Row:
         "First read of a new worker process, import included",
         f"at 1,000,000 events under 5 × {BARE}; neither numpy nor zmq imported",
     )
-    compile_packages()
     for events in bench.scale.events:
         bench.say(f"row 7: {events:,} events")
         with bench.sites.site(events) as site:
@@ -52,7 +50,6 @@ def first_read(bench: Bench) -> Row:
         row.point(BARE, events, timings[BARE])
         measured = ratio(timings[OURS], timings[BARE])
         row.figure(f"{events:,} events: ours / bare imports", measured.p50, goal=at_most(5.0), p99=measured.p99)
-    row.note(_COMPILED)
     return row
 
 
@@ -66,7 +63,6 @@ def private_memory(bench: Bench) -> Row:
         "Private memory (USS) of a worker beside a running daemon, every view read once",
         "under 3 MB above the bare imports of row 7, plus the size of the views themselves",
     )
-    compile_packages()
     for events in bench.scale.events:
         bench.say(f"row 8: {events:,} events")
         above, views, bare_mb = [], [], []
@@ -85,6 +81,5 @@ def private_memory(bench: Bench) -> Row:
         row.figure(f"{events:,} events: above bare imports and views", median(above), "MB", at_most(3.0), max(above))
         row.figure(f"{events:,} events: bare imports", median(bare_mb), "MB")
         row.figure(f"{events:,} events: the views", median(views), "MB")
-    row.note(_COMPILED)
     row.note("In this row p99 is the largest of the processes.")
     return row
