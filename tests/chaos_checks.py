@@ -157,7 +157,7 @@ def generations(cache: Cache) -> tuple[int, int]:
     """How many generations of fold states the store holds, and how many of them are live."""
     with cache._reader.transaction() as snapshot:
         assert snapshot is not None, "nothing is published"
-        with snapshot._transaction.cursor() as cursor:
+        with snapshot.transaction.cursor() as cursor:
             held = 0
             if cursor.set_range(GENERATION_PREFIX):
                 for key, _ in cursor:

@@ -23,6 +23,7 @@ from pmm_shm_client.cli.sampling import Sample, Series
 from pmm_shm_client.cli.status import duration, size
 
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError, LedgerReplacedError
+from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm.paths import Instance
 from pmm_shm.protocol import COUNTERS
@@ -76,7 +77,7 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     assert "up to event 1,234; 1 passed, 0 failed; 2 sealed blocks, 0 history breaks" in text
     assert re.search(rf"pid {os.getpid()} idle \S", text)
     assert (found["health"], found["reasons"], found["remedies"]) == ("healthy", [], [])
-    assert found["folds"]["metrics"]["version"] == 1
+    assert found["folds"]["metrics"]["version"] == MetricsFold.version
     assert found["folds"]["metrics"]["is_complete"] is True
     assert found["sizes"]["ledger_bytes"] == Path(ledger).stat().st_size
     assert 0 < found["sizes"]["store_used_bytes"] <= found["sizes"]["store_disk_bytes"]

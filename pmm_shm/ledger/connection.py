@@ -160,9 +160,13 @@ class Connection:
         self.retry(lambda: handle.execute("BEGIN"))
         try:
             yield
-        finally:
-            if handle.in_transaction:
-                handle.execute("COMMIT")
+        except BaseException:
+            # What went wrong within goes first: a damaged file cannot even end a transaction that has written nothing.
+            with contextlib.suppress(sqlite3.Error):
+                handle.execute("ROLLBACK")
+            raise
+        if handle.in_transaction:
+            self.retry(lambda: handle.execute("COMMIT"))
 
     def translate(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's."""

@@ -94,9 +94,10 @@ class TailReader:
             upper_id = self._upper(lower_id, end_id)
             parameters = (lower_id, upper_id, *(self._kinds or ()))
             rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
-            newest = self._whole(_NEWEST_SQL, (upper_id if is_all else rows[-1][0],), 1)
+            last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
+            newest = self._whole(_NEWEST_SQL, (last_id,), 1)
             if not newest:
-                return Tail([], after, True, True)
+                return Tail([], after, True, is_all)
             position = self.position_of(newest[0])
             is_complete = position.event_id == newest[0][-1] or (is_all and upper_id == end_id)
             return Tail(rows, position, True, is_complete)
