@@ -30,26 +30,45 @@ def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | No
     systems report another device here than `stat` does.
     """
     process = "/proc/self" if pid is None else f"/proc/{pid}"
+    known = _descriptors.get(inode) if pid is None else None
+    # Where it was last time: that is looked at as any other, and the rest need not be listed.
+    if known is not None and _is_locked_through(known, process, inode, first_byte):
+        return True
     try:
-        descriptors = os.listdir(f"{process}/fd")
+        names = os.listdir(f"{process}/fd")
     except OSError:
         return None
-    for name in descriptors:
-        try:
-            if (os.fstat(int(name)) if pid is None else os.stat(f"{process}/fd/{name}")).st_ino != inode:
-                continue
-        except OSError:  # Closed meanwhile, by another thread or by `listdir` itself.
-            continue
-        try:
-            with open(f"{process}/fdinfo/{name}", "rb") as table:
-                lines = table.read().splitlines()
-        except FileNotFoundError:
-            continue
-        except OSError:
+    for name in names:
+        is_locked = _is_locked_through(name, process, inode, first_byte)
+        if is_locked is None:
             return None
-        if any(_is_lock(line, first_byte) for line in lines):
+        if is_locked:
+            if pid is None:
+                _descriptors[inode] = name
             return True
     return False
+
+
+_descriptors: dict[int, str] = {}
+"""Inode to the descriptor of this process that a lock on it was seen through; one per ledger, and a guess."""
+
+
+def _is_locked_through(name: str, process: str, inode: int, first_byte: int) -> bool | None:
+    """Whether a process holds such a lock through this descriptor; None where the system does not tell."""
+    try:
+        found = os.fstat(int(name)) if process == "/proc/self" else os.stat(f"{process}/fd/{name}")
+    except OSError:  # Closed meanwhile, by another thread or by `listdir` itself.
+        return False
+    if found.st_ino != inode:
+        return False
+    try:
+        with open(f"{process}/fdinfo/{name}", "rb") as table:
+            lines = table.read().splitlines()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return any(_is_lock(line, first_byte) for line in lines)
 
 
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
