@@ -234,7 +234,7 @@ class Daemon:
 
     def _step(self) -> bool:
         """Follow to the head. Returns whether there was anything new."""
-        found, rows = False, 0
+        found = False
         with self._standstill:
             looked = time.monotonic()
             self._follower.progressed()
@@ -251,7 +251,6 @@ class Daemon:
                     return True
             if step.has_moved:
                 found = True
-                rows += step.rows
                 self._status.events_folded += step.rows
                 self._announce()
                 self._maintenance.events_published()
@@ -260,9 +259,6 @@ class Daemon:
                 break
         # Rows of `event_embeddings` change without an event, too.
         self._indexer.ledger_changed()
-        if rows >= limits.FOLLOW_GATHER_ROWS:
-            # Commits come fast: a few together cost less than one by one, and the writers get the time.
-            time.sleep(limits.FOLLOW_GATHER_S)
         return found
 
     def _rebuild_missing(self) -> None:
