@@ -41,7 +41,6 @@ class Fold(ABC):
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
         parameters: whatever else the state depends on; part of the identity.
-        takes_batches: whether it is a `BatchFold`, and is given many events at once.
         checks_values: whether each value is tried to be stored when its event is folded, so that one that cannot be is
             that event's failure. The built-in folds put what their tests have seen stored.
     """
@@ -50,7 +49,6 @@ class Fold(ABC):
     version: ClassVar[int]
     kinds: Mapping[str, tuple[Column, ...]] | None = None
     parameters: Mapping[str, Any] = {}
-    takes_batches: ClassVar[bool] = False
     checks_values: ClassVar[bool] = True
 
     @abstractmethod
@@ -87,7 +85,7 @@ class BatchFold(Fold):
     `takes_batches` to false.
     """
 
-    takes_batches = True
+    takes_batches: ClassVar[bool] = True
 
     @abstractmethod
     def apply_batch(self, events: Sequence[Event], state: State) -> None:

@@ -14,6 +14,7 @@ from pmm_shm.ledger.rows import (
     Event,
     MalformedMeta,
     RawRow,
+    T,
     on_fresh_stack,
     parse_content,
     parse_meta,
@@ -159,15 +160,13 @@ class Engine:
 
 def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:
     """Fold events into the state of one fold, as a batch where it takes batches."""
-    if not (fold.takes_batches and isinstance(fold, BatchFold)):
+    if not (isinstance(fold, BatchFold) and fold.takes_batches):
         for event in events:
             _apply_one(fold, event, state)
         return
     state.begin_event(events[0].id)
     try:
-        fold.apply_batch(events, state)
-        if fold.checks_values:
-            state.check_values()
+        _run(fold, fold.apply_batch, events, state)
     except (MemoryError, StoreError):
         raise
     except BaseException as error:
@@ -178,13 +177,17 @@ def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:
             raise
 
 
+def _run(fold: Fold, apply: Callable[[T, State], None], what: T, state: State) -> None:
+    apply(what, state)
+    if fold.checks_values:
+        state.check_values()
+
+
 def _apply_one(fold: Fold, event: Event, state: State) -> type[BaseException] | None:
     """Fold one event; returns what it failed with, if it did: nothing of it is left then but its quarantine."""
     state.begin_event(event.id)
     try:
-        fold.apply(event, state)
-        if fold.checks_values:
-            state.check_values()
+        _run(fold, fold.apply, event, state)
     except (MemoryError, StoreError):
         raise
     except BaseException as error:
@@ -202,13 +205,8 @@ def _apply_again(fold: Fold, event: Event, state: State, first: BaseException) -
         MemoryError, StoreError: it is not the event's.
     """
 
-    def apply() -> None:
-        fold.apply(event, state)
-        if fold.checks_values:
-            state.check_values()
-
     try:
-        on_fresh_stack(apply)
+        on_fresh_stack(lambda: _run(fold, fold.apply, event, state))
     except (MemoryError, StoreError):
         raise
     except BaseException as error:

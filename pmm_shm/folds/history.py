@@ -170,19 +170,7 @@ class _Course:
         elif ias == newest[5] and gas == newest[9]:
             return
         elif event_id // self._stride == newest[0] // self._stride:
-            newest[1] = event_id
-            newest[2] += 1
-            newest[3] = self._stage
-            newest[5] = ias
-            newest[9] = gas
-            if ias < newest[6]:
-                newest[6] = ias
-            elif ias > newest[7]:
-                newest[7] = ias
-            if gas < newest[10]:
-                newest[10] = gas
-            elif gas > newest[11]:
-                newest[11] = gas
+            _grow(newest, self._point(event_id, ias, gas))
         else:
             self._begin_point(self._point(event_id, ias, gas))
         self._is_changed = True
@@ -215,7 +203,7 @@ class _Course:
             # Ids may be as far apart as they like, so this may take several steps; over the life of a log, at most 64.
             self._stride *= 2
             rows = _thinned(rows, self._stride)
-        self._newest = list(rows.pop())
+        self._newest = rows.pop()
         self._count = len(rows)
         for number, one in enumerate(rows):
             table[number] = one
@@ -225,23 +213,27 @@ class _Course:
 
 def _thinned(rows: list[list[Any]], stride: int) -> list[list[Any]]:
     """Neighbours that lie within the same `stride` ids become one."""
-    thinned = rows[:1]
-    for row in rows[1:]:
-        if row[0] // stride == thinned[-1][0] // stride:
-            thinned[-1] = _joined(thinned[-1], row)
+    thinned: list[list[Any]] = []
+    for row in rows:
+        if thinned and row[0] // stride == thinned[-1][0] // stride:
+            _grow(thinned[-1], row)
         else:
-            thinned.append(row)
+            # A copy, for those in the state do not change in place.
+            thinned.append(list(row))
     return thinned
 
 
-def _joined(left: list[Any], right: list[Any]) -> list[Any]:
-    first, _, samples, _, ias_first, _, ias_min, ias_max, gas_first, _, gas_min, gas_max = left
-    _, last, more, stage, _, ias_last, ias_low, ias_high, _, gas_last, gas_low, gas_high = right
-    return [
-        *(first, last, samples + more, stage),
-        *(ias_first, ias_last, min(ias_min, ias_low), max(ias_max, ias_high)),
-        *(gas_first, gas_last, min(gas_min, gas_low), max(gas_max, gas_high)),
-    ]
+def _grow(point: list[Any], later: list[Any]) -> None:
+    """Let a point take in the samples of a later one."""
+    point[1] = later[1]
+    point[2] += later[2]
+    point[3] = later[3]
+    point[5], point[9] = later[5], later[9]
+    for low, high in ((6, 7), (10, 11)):
+        if later[low] < point[low]:
+            point[low] = later[low]
+        if later[high] > point[high]:
+            point[high] = later[high]
 
 
 def _full_points(state: State) -> tuple[Point, ...]:
