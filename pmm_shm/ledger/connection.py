@@ -15,6 +15,7 @@ import os
 import sqlite3
 import threading
 import time
+import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
@@ -49,7 +50,6 @@ _READING: tuple[Mode, ...] = ("ro", "immutable")
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
 HASH_COLUMNS = ("prev_hash", "hash")
-_PLAIN = frozenset(b"/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 _T = TypeVar("_T")
 
@@ -221,7 +221,7 @@ class Connection:
         if users_before and has_wal(self.path):
             # Not even to look: they hold on to the -wal, and a lock of ours on the new file would tell them it is ours.
             raise HeldByOldUsersError(sorted(users_before))
-        uri = f"file:{_quoted(self.path)}?mode={_URI_MODES[self.mode]}"
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode={_URI_MODES[self.mode]}"
         try:
             handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -339,11 +339,6 @@ class Connection:
         if missing:
             raise NotALedgerError(f"{self.path}: the table `events` lacks the columns {', '.join(missing)}")
         return tuple(columns)
-
-
-def _quoted(path: str) -> str:
-    """The path as a URI has it, with all but plain characters escaped."""
-    return "".join([chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in os.fsencode(path)])
 
 
 def shm_files_in_use() -> set[tuple[int, int]]:
