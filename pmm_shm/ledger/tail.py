@@ -79,7 +79,7 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if after.event_id is not None and until_id is None:
+        if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
             # Mostly there is little behind a position, or nothing.
             few = self.read_few(after)
             if few.is_complete or not few.is_anchored:
