@@ -27,6 +27,7 @@ from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.verify import Outcome, PublishedCopy, copy_published, verify
 
+_FOLLOWER_LOOKS_S = 0.5
 _WAIT_FOR_READERS_S = 0.1
 _RETRY_S = 0.5
 _STOPS = "the daemon stops"
@@ -288,6 +289,8 @@ class Maintenance:
     # Verification.
 
     def _verify(self, job: _Job) -> dict[str, Any]:
+        if job.kind == "periodic":
+            self._let_follower_judge()
         copy = self._copy(job)
         if copy is None:
             return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
@@ -301,6 +304,14 @@ class Maintenance:
         report = asdict(outcome.report)
         report["folds"] = [name for name in outcome.report.folds if name != DECODE]
         return report
+
+    def _let_follower_judge(self) -> None:
+        """A log that does not continue what is published is another one, not a state that was folded wrong: as soon as
+        the daemon starts, the follower and the first verification both look."""
+        with self._standstill:
+            is_anchored = self._follower.is_anchored()
+        if not is_anchored:
+            self.pause(_FOLLOWER_LOOKS_S, is_periodic=True)
 
     def _copy(self, job: _Job) -> PublishedCopy | None:
         with self._standstill:
