@@ -155,7 +155,7 @@ class HeaderDecoder:
             try:
                 fields = unpack(_MAP_OF_3 + moving)
                 event_id, anchor, sequence = fields["event_id"], fields["anchor"], fields["sequence"]
-            except Exception:
+            except (ValueError, TypeError, LookupError):
                 # Not what it looked like; the whole will say what it is.
                 return self._unpack_whole(data)
             if _are_of_position(event_id, anchor) and type(sequence) is int and sequence >= 0:
