@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.daemons import environment
 
+NOTHING = "nothing"
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,18 +59,20 @@ def say(value: Any) -> None:
 
 
 def appender(ledger: str) -> None:
-    """Appends one event for each line: the next of a turn. Says its id."""
+    """Appends one event for each line but `NOTHING`: the next of a turn. Says the id of the newest."""
     from pmm_shm_client.benchmark import turn_events
 
     from pmm_shm.ledger.eventlog import EventLog
 
-    number = 0
+    number = event_id = 0
     with EventLog(ledger, create=False) as log:
         say("ready")
-        for _ in sys.stdin:
-            turn, place = divmod(number, 8)
-            say(log.append(*turn_events(turn)[place]))
-            number += 1
+        for line in sys.stdin:
+            if line.strip() != NOTHING:
+                turn, place = divmod(number, 8)
+                event_id = log.append(*turn_events(turn)[place])
+                number += 1
+            say(event_id)
 
 
 def writer(ledger: str, name: str) -> None:

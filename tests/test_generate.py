@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 from ledgers import execute, raw_rows, reference_hash
 from pmm_shm_client import synthetic
-from pmm_shm_client.synthetic import DIRECTIVES_MAX, EXPIRED_MAX, OPEN_MAX, generate, synthetic_events
+from pmm_shm_client.synthetic import (
+    DIRECTIVES_MAX,
+    EXPIRED_MAX,
+    OPEN_MAX,
+    OPEN_USUAL,
+    generate,
+    synthetic_events,
+)
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
 from pmm_shm.ledger.eventlog import EventLog
@@ -25,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ts and hash of event 1,000 with seed 1; the hash covers everything before it.
 FIRST_THOUSAND = (
     "2025-01-01T02:18:26.775165+00:00",
-    "8d3fea2e595f19fe5956d3e9de0ac34dd04cf5f2e9a6f19cb02e3e0ad143d695",
+    "02c8f35431ec5117b5c67d3c306e3c0394567cc32c7e253e939bfe6a00a2b9a1",
 )
 GOLDEN = ROOT / "tests" / "golden" / "embeddings-1.json"
 
@@ -105,6 +112,21 @@ def test_bounds_hold_at_every_prefix(seed: int) -> None:
     assert len(directives) == DIRECTIVES_MAX
     assert len(kinds) == 18
     assert 0 < bare < closes / 10
+
+
+@pytest.mark.parametrize("seed", [1, 2, 99])
+def test_self_model_is_as_large_after_1_000_events_as_ever(seed: int) -> None:
+    opened: set[str] = set()
+    expired = 0
+    for event_id, (kind, _, meta) in enumerate(islice(synthetic_events(seed), 60_000), 1):
+        if kind == "commitment_open":
+            opened.add(meta["cid"])
+        elif kind in ("commitment_close", "commitment_expire"):
+            opened.remove(meta["cid"])
+            expired += kind == "commitment_expire"
+        if event_id >= 1_000:
+            assert expired == EXPIRED_MAX
+            assert 0.8 * OPEN_USUAL < len(opened) < 1.5 * OPEN_USUAL
 
 
 def test_embedding_events_carry_the_digest_of_the_event_they_name() -> None:

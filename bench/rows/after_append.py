@@ -11,7 +11,7 @@ from typing import Any
 from pmm_shm_client import Cache, connect
 from pmm_shm_client.timing import Stopwatch, ratio
 
-from bench import bare
+from bench import bare, children
 from bench.children import Child
 from bench.context import Bench
 from bench.oracle import replaying
@@ -24,6 +24,7 @@ from pmm_shm.folds.state import cell_key
 from pmm_shm.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import HEADER_KEY, Header, state_prefix
+from tests.daemons import Daemon
 
 READS = ("metrics", "identity", "commitments")
 BARE = "one SELECT, one LMDB get and decode"
@@ -79,27 +80,37 @@ def not_applied_yet(bench: Bench) -> Row:
 
 
 def _stopped_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int) -> None:
-    """One append that is applied, one that is not, and so on."""
+    """One append that is applied, one that is not, and so on. Both reads find the daemon stopped, and the caches as cold
+    as this and the other process's answer leave them.
+    """
     daemon = site.start()
     with _measuring(site, read) as measuring:
         for _ in range(bench.scale.steps):
             measuring.append()
             measuring.wait_published()
-            measuring.ours(APPLIED)
-            # Past its busy steps, so that it does not stand within a transaction.
-            time.sleep(0.03)
-            daemon.freeze()
-            try:
+            with _stopped(daemon):
+                measuring.append_nothing()
+                measuring.ours(APPLIED)
+            with _stopped(daemon):
                 measuring.append()
                 measuring.ours(NOT_YET)
-            finally:
-                daemon.thaw()
             measuring.watch.end_round()
     timings = measuring.watch.timings()
     measured = ratio(timings[NOT_YET], timings[APPLIED])
     row.time(f"{read}, {events:,} events", timings)
     row.point(f"{read}, {NOT_YET}", events, timings[NOT_YET])
     row.figure(f"{read}, {events:,} events: {NOT_YET} / {APPLIED}", measured.p50, goal=at_most(2.0), p99=measured.p99)
+
+
+@contextlib.contextmanager
+def _stopped(daemon: Daemon) -> Iterator[None]:
+    # Past its busy steps, so that it does not stand within a transaction.
+    time.sleep(0.03)
+    daemon.freeze()
+    try:
+        yield
+    finally:
+        daemon.thaw()
 
 
 def _dead_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int) -> None:
@@ -141,6 +152,10 @@ class _Measuring:
 
     def append(self) -> None:
         self._newest = self._appender.ask()
+
+    def append_nothing(self) -> None:
+        """What `append` does to this process: another one answers."""
+        self._appender.ask(children.NOTHING)
 
     def wait_published(self) -> None:
         # Another cache than the measured one, which must not have seen anything yet.

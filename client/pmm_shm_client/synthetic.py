@@ -1,8 +1,9 @@
 """Synthetic ledgers: what a talkative agent would have written, from a seed, with a correct `full` hash chain.
 
 The same seed always gives the same events, and a longer ledger begins with the shorter one's. At every prefix at most
-`OPEN_MAX` commitments are open, `EXPIRED_MAX` cids have expired in all and `DIRECTIVES_MAX` directive texts occur, so
-that the size of the views does not grow with the ledger.
+`OPEN_MAX` commitments are open, `EXPIRED_MAX` cids have expired in all and `DIRECTIVES_MAX` directive texts occur. From
+about event 1,000 on some `OPEN_USUAL` commitments are open and all that ever expire have, so that the self-model of a
+ledger of 1,000 events is as large as that of 1,000,000.
 
 Invariant: the ledger appears under its name complete, or not at all.
 """
@@ -25,7 +26,8 @@ from pmm_shm.ledger.chain import canonical_json, hash_of_parts
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 
 OPEN_MAX = 100
-EXPIRED_MAX = 200
+OPEN_USUAL = 40
+EXPIRED_MAX = 20
 DIRECTIVES_MAX = 50
 
 Journal = Literal["wal", "delete"]
@@ -126,7 +128,8 @@ class _Story:
             yield from self._exchange()
             if chance() < 0.45:
                 yield self._autonomy_tick()
-            if chance() < 0.22:
+            # More than are settled while there are few, and fewer while there are many.
+            if chance() < (0.6 if len(self._open) < OPEN_USUAL else 0.15):
                 yield from self._open_commitment()
             if chance() < 0.22:
                 yield from self._settle_commitment()
@@ -192,7 +195,7 @@ class _Story:
         if chance < 0.12:
             until = self._tick + 5 + int(self._random() * 40)
             yield "commitment_snooze", "not now", {"cid": cid, "until_tick": until}
-        elif chance < 0.2 and len(self._expired) < EXPIRED_MAX:
+        elif chance < 0.6 and len(self._expired) < EXPIRED_MAX:
             del self._open[index]
             self._expired.add(cid)
             reason = "timeout" if self._random() < 0.7 else "superseded"

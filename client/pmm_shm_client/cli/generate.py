@@ -30,9 +30,9 @@ from pmm_shm_client.cli.output import print_json, progress
 def generate(path: str, events: int, seed: int, journal: str, as_json: bool) -> None:
     """Make a realistic synthetic ledger at PATH, with a correct hash chain.
 
-    The same seed gives the same events, and a longer ledger begins with a shorter one's. Whatever its size, at most 100
-    commitments are open at a time, 200 expire in all, and 50 directives differ. What stands at PATH is never
-    overwritten.
+    The same seed gives the same events, and a longer ledger begins with a shorter one's. From some 1,000 events on,
+    whatever its size, about 40 commitments are open at a time, never more than 100, 20 expire in all, and at most 50
+    directives differ. What stands at PATH is never overwritten.
     """
     from pmm_shm_client import synthetic
 
