@@ -29,6 +29,9 @@ from tests.daemons import Daemon
 READS = ("metrics", "identity", "commitments")
 BARE = "one SELECT, one LMDB get and decode"
 APPLIED, NOT_YET, DEAD = "applied", "not applied yet", "daemon dead"
+_TURN_EVENTS = 8
+_ROUND_STEPS = 2 * _TURN_EVENTS
+"""Each event of a turn once with ours first, and once with the bare calls first."""
 _SELECT = "SELECT id, ts, kind, content, meta FROM events WHERE id > ?"
 
 
@@ -49,11 +52,13 @@ def published(bench: Bench) -> Row:
 
 def _published(bench: Bench, row: Row, site: Site, read: str, events: int) -> None:
     with _measuring(site, read) as measuring:
-        for _ in range(bench.scale.steps):
+        for number in range(bench.scale.steps):
             measuring.append()
             measuring.wait_published()
-            measuring.both(APPLIED)
-            measuring.watch.end_round()
+            turn, place = divmod(number, _TURN_EVENTS)
+            measuring.both(APPLIED, is_ours_first=(turn + place) % 2 == 0)
+            if (number + 1) % _ROUND_STEPS == 0 or number + 1 == bench.scale.steps:
+                measuring.watch.end_round()
     timings = measuring.watch.timings()
     measured = ratio(timings[APPLIED], timings[BARE])
     row.time(f"{read}, {events:,} events", timings)
@@ -148,7 +153,6 @@ class _Measuring:
         self._published = published
         self._bare = bare_read
         self._newest = 0
-        self._count = 0
 
     def append(self) -> None:
         self._newest = self._appender.ask()
@@ -166,14 +170,13 @@ class _Measuring:
         value = self.watch.time(side, self._read)
         assert value.as_of == self._newest, f"{self._name} stands at {value.as_of}, not at {self._newest}"
 
-    def both(self, side: str) -> None:
-        """Ours and the bare calls, each first in every other round."""
-        self._count += 1
-        if self._count % 2:
+    def both(self, side: str, *, is_ours_first: bool) -> None:
+        """Ours and the bare calls; the second finds warm what the first has just used."""
+        if is_ours_first:
             self.ours(side)
         rows, _ = self.watch.time(BARE, self._bare)
         assert [one[0] for one in rows] == [self._newest]
-        if not self._count % 2:
+        if not is_ours_first:
             self.ours(side)
 
 
