@@ -19,7 +19,6 @@ import msgpack
 from pmm_shm import limits
 
 SIMPLE_KEYS = frozenset({str, int})
-_KEPT_BUFFER_BYTES = 1 << 16
 _BIG_INTEGER = 1
 _TUPLE = 2
 
@@ -55,7 +54,7 @@ def pack(value: Any) -> bytes:
         packed: bytes = _plain.pack(value)
     except (TypeError, OverflowError):
         return _pack_any(value)
-    if len(packed) > _KEPT_BUFFER_BYTES:
+    if len(packed) > limits.PACKER_BUFFER_BYTES:
         _plain = _plain_packer()
     return packed
 

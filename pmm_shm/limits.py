@@ -68,6 +68,8 @@ TOUCHED_KEYS_MAX = 512
 # The daemon.
 FOLD_EVENTS_PER_COMMIT = 10_000
 REBUILD_KEYS_PER_FLUSH = 100_000
+PACKER_BUFFER_BYTES = 1 << 16
+"""A msgpack packer that has packed more is thrown away with its buffer."""
 VERIFY_EVERY_EVENTS = 1_000
 """The daemon verifies after so many events, unless told otherwise."""
 VERIFY_CPU_BUDGET = 0.1

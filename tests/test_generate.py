@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ts and hash of event 1,000 with seed 1; the hash covers everything before it.
 FIRST_THOUSAND = (
     "2025-01-01T02:18:26.775165+00:00",
-    "02c8f35431ec5117b5c67d3c306e3c0394567cc32c7e253e939bfe6a00a2b9a1",
+    "d8dd7141b9932d742a48f6f6cb6bd115de9dd3d14753cd32991db6d02a14a3ee",
 )
 GOLDEN = ROOT / "tests" / "golden" / "embeddings-1.json"
 

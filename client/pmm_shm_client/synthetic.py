@@ -129,7 +129,7 @@ class _Story:
             if chance() < 0.45:
                 yield self._autonomy_tick()
             # More than are settled while there are few, and fewer while there are many.
-            if chance() < (0.6 if len(self._open) < OPEN_USUAL else 0.15):
+            if chance() < (0.6 if len(self._open) < OPEN_USUAL else 0.1):
                 yield from self._open_commitment()
             if chance() < 0.22:
                 yield from self._settle_commitment()
