@@ -149,6 +149,30 @@ print(used, deep_bytes(views), cache.metrics().as_of)
 """
 
 
+MEMORY_PARTS = ("typing", "threading", "logging", "pathlib", "hashlib", "ctypes", "json", "heapq")
+"""Of the standard library, what a reading process imports beyond the bare imports, with whatever these import."""
+
+MEMORY_PROCESS = f"""
+import sys
+{BARE_IMPORTS}
+{UNIQUE_BYTES}
+steps = [unique_bytes()]
+for part in {MEMORY_PARTS}:
+    __import__(part)
+    steps.append(unique_bytes())
+before = set(sys.modules)
+from pmm_shm_client import connect
+import pmm_shm_client.cache
+own = set(sys.modules) - before
+steps.append(unique_bytes())
+cache = connect(sys.argv[1])
+cache.identity(), cache.commitments(), cache.metrics(), cache.stage(), cache.recent(), cache.fold("directives")
+cache.self_model(), cache.directives(), cache.active_directives()
+steps.append(unique_bytes())
+print(*steps, len(own))
+"""
+
+
 def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
     """What a value and all it holds take, each object once; what others hold as well is counted, too."""
     import gc

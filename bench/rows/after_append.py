@@ -85,8 +85,8 @@ def not_applied_yet(bench: Bench) -> Row:
 
 
 def _stopped_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int) -> None:
-    """One append that is applied, one that is not, and so on. Both reads find the daemon stopped, and the caches as cold
-    as this and the other process's answer leave them.
+    """One append that is applied, one that is not, and so on; both reads find the daemon stopped, and the caches cold
+    after its stop and the other process's answer.
     """
     daemon = site.start()
     with _measuring(site, read) as measuring:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 import pstats
 import sqlite3
 import time
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pmm_cached.follower import all_folds
+from pmm_cached.main import GC_OBJECTS
 from pmm_shm_client import connect
 from pmm_shm_client.benchmark import require_equal
 from pmm_shm_client.timing import Stopwatch, ratio
@@ -20,7 +24,7 @@ from bench.oracle import replaying
 from bench.report import Row, at_most
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import DECODE, Engine
+from pmm_shm.folds.engine import DECODE, Engine, _apply_all
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import TailReader
@@ -78,7 +82,7 @@ def _fetch(ledger: Path) -> int:
 def _phases(bench: Bench, row: Row) -> None:
     """A rebuild step by step, in this process, with a clock between the steps."""
     events = bench.largest
-    spent = dict.fromkeys(("fetch and anchor", "decode", "fold", "LMDB write"), 0.0)
+    spent: dict[str, float] = defaultdict(float)
     with bench.sites.site(events, fresh=True) as site:
         began = time.perf_counter()
         _fetch(site.ledger)
@@ -87,7 +91,8 @@ def _phases(bench: Bench, row: Row) -> None:
         writer = StoreWriter(Instance.of(site.ledger), limits.MAP_SIZE_BYTES)
         connection = Connection(site.ledger, "ro")
         try:
-            _fold_in_steps(connection, writer, folds, spent)
+            with _collecting_as_the_daemon():
+                _fold_in_steps(connection, writer, folds, spent)
         finally:
             connection.close()
             writer.close()
@@ -98,6 +103,18 @@ def _phases(bench: Bench, row: Row) -> None:
     ]
 
 
+@contextmanager
+def _collecting_as_the_daemon() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(GC_OBJECTS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
 def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold], spent: dict[str, float]) -> None:
     engine = Engine(folds)
     states = {fold.name: State() for fold in folds}
@@ -106,16 +123,17 @@ def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold
     began = clock()
     for tail in tails(TailReader(connection, engine.kinds).read, connection):
         fetched = clock()
-        # What `Engine.apply` does, in its two steps.
+        spent["fetch and anchor"] += fetched - began
+        # What `Engine.apply` does, step by step.
         engine._decode(tail.rows, states[DECODE])
         decoded = clock()
-        engine._fold(states)
-        for queue in engine._queues.values():
-            queue.clear()
-        applied = clock()
-        spent["fetch and anchor"] += fetched - began
         spent["decode"] += decoded - fetched
-        spent["fold"] += applied - decoded
+        for name, events in engine._queues.items():
+            began = clock()
+            if events:
+                _apply_all(engine.folds[name], events, states[name])
+            spent[f"fold {name}"] += clock() - began
+        engine._forget()
         began = clock()
     began = clock()
     writer.flush_shadow({generation: states[fold.name] for fold, generation in generations.items()})

@@ -9,7 +9,7 @@ from statistics import median
 from pmm_shm_client import connect
 from pmm_shm_client.timing import Action, interleaved, ratio
 
-from bench.children import BARE_IMPORTS, BARE_PROCESS, READING_PROCESS, run_python
+from bench.children import BARE_IMPORTS, BARE_PROCESS, MEMORY_PARTS, MEMORY_PROCESS, READING_PROCESS, run_python
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.peers import require
@@ -81,5 +81,26 @@ def private_memory(bench: Bench) -> Row:
         row.figure(f"{events:,} events: above bare imports and views", median(above), "MB", at_most(3.0), max(above))
         row.figure(f"{events:,} events: bare imports", median(bare_mb), "MB")
         row.figure(f"{events:,} events: the views", median(views), "MB")
+    _memory_by_part(bench, row)
     row.note("In this row p99 is the largest of the processes.")
     return row
+
+
+def _memory_by_part(bench: Bench, row: Row) -> None:
+    """What is added step by step, beside another worker; a part has what the parts before it have not imported."""
+    events = bench.largest
+    bench.say("row 8: by part")
+    with bench.sites.site(events) as site:
+        site.start()
+        with connect(site.ledger) as cache:
+            cache.frame()
+            runs = [
+                [int(word) for word in run_python(MEMORY_PROCESS, str(site.ledger)).split()]
+                for _ in range(bench.scale.uss_workers)
+            ]
+    modules = runs[0][-1]
+    parts = (*MEMORY_PARTS, f"our own modules and what is left: {modules}", "connecting, reading every view")
+    row.tables[f"what a worker adds at {events:,} events, by part, in this order"] = [
+        {"part": part, "MB": median([run[number + 1] - run[number] for run in runs]) / 1e6}
+        for number, part in enumerate(parts)
+    ]

@@ -43,6 +43,9 @@ class Fold(ABC):
         parameters: whatever else the state depends on; part of the identity.
         checks_values: whether each value is tried to be stored when its event is folded, so that one that cannot be is
             that event's failure. The built-in folds put what their tests have seen stored.
+        shares_events: whether an event may come with columns that it has not declared, as another fold needs them: one
+            object for all is made sooner than one for each. The built-in folds look at no such column, as their tests
+            show.
     """
 
     name: ClassVar[str]
@@ -50,6 +53,7 @@ class Fold(ABC):
     kinds: Mapping[str, tuple[Column, ...]] | None = None
     parameters: Mapping[str, Any] = {}
     checks_values: ClassVar[bool] = True
+    shares_events: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, event: Event, state: State) -> None:
@@ -83,9 +87,14 @@ class BatchFold(Fold):
 
     What it does must not depend on where a batch ends. A subclass that has to see events one by one sets
     `takes_batches` to false.
+
+    Attributes:
+        newest_max: event kinds of which only so many of the newest of a batch can make a difference; the others may be
+            left out. Such a kind needs `content` alone.
     """
 
     takes_batches: ClassVar[bool] = True
+    newest_max: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def apply_batch(self, events: Sequence[Event], state: State) -> None:

@@ -100,6 +100,7 @@ class DirectivesFold(BatchFold):
     name = "directives"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_directive": ("content", "meta")}
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:

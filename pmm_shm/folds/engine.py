@@ -4,7 +4,9 @@ verification all come through here.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pmm_shm.errors import StoreError
@@ -24,7 +26,9 @@ from pmm_shm.ledger.rows import (
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
 _NO_META: dict[str, Any] = {}
+_Queue = list[Event]
 _new_tuple = tuple.__new__
+_id_of = itemgetter(0)
 States = Mapping[str, State]
 """Fold name to state."""
 
@@ -62,11 +66,29 @@ def _needs(folds: Iterable[Fold]) -> dict[str, tuple[Column, ...]] | None:
 
 
 class _Route(NamedTuple):
-    """What to do with the events of one kind: what to decode, and who takes them, by the columns that they see."""
+    """What to do with the events of one kind.
+
+    Attributes:
+        needs_meta, needs_content: what to decode.
+        takers: the queues of the folds that take them, by the columns that these see: (meta, content, queues).
+        newest: where rows wait of which only the newest make a difference; None where all do.
+    """
 
     needs_meta: bool
     needs_content: bool
-    takers: tuple[tuple[bool, bool, tuple[Callable[[Event], None], ...]], ...]
+    takers: tuple[tuple[bool, bool, tuple[_Queue, ...]], ...]
+    newest: deque[RawRow] | None
+
+    def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
+        """Queue the event of a row."""
+        ts = row[1] if row[1].__class__ is str else ""
+        for sees_meta, sees_content, queues in self.takers:
+            # `Event(...)` takes half as long again.
+            event = _new_tuple(
+                Event, (row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
+            )
+            for queue in queues:
+                queue.append(event)
 
 
 class Engine:
@@ -82,8 +104,9 @@ class Engine:
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
         self._routes: dict[str, _Route] = {}
+        self._waiting: dict[str, _Route] = {}
         # The quarantine of decoding is written while events are decoded, and takes none.
-        self._queues: dict[str, list[Event]] = {name: [] for name in self.folds if name != DECODE}
+        self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
     def apply(self, rows: Iterable[RawRow], states: States) -> int:
         """Fold `rows`, of which the first five columns count, into `states`, in order; returns how many events went to
@@ -96,8 +119,7 @@ class Engine:
             applied = self._decode(rows, states.get(DECODE))
             self._fold(states)
         finally:
-            for queue in self._queues.values():
-                queue.clear()
+            self._forget()
         return applied
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
@@ -112,6 +134,9 @@ class Engine:
                     continue
                 route = self._route(kind)
             decoded += 1
+            if route.newest is not None and row[3].__class__ is str:
+                route.newest.append(row)
+                continue
             meta, content, problem = _NO_META, "", ""
             if route.needs_meta:
                 try:
@@ -126,15 +151,28 @@ class Engine:
             if problem and decode_state is not None:
                 decode_state.begin_event(row[0])
                 decode_state.quarantine(problem)
-            ts = row[1] if row[1].__class__ is str else ""
-            for sees_meta, sees_content, takers in route.takers:
-                # `Event(...)` takes half as long again.
-                event = _new_tuple(
-                    Event, (row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
-                )
-                for take in takers:
-                    take(event)
+            route.take(row, kind, content, meta)
+        self._take_newest()
         return decoded
+
+    def _take_newest(self) -> None:
+        """Queue what waits, each event in its place."""
+        behind: dict[int, _Queue] = {}
+        for kind, route in self._waiting.items():
+            if route.newest:
+                for row in route.newest:
+                    route.take(row, kind, row[3], _NO_META)
+                route.newest.clear()
+                behind |= {id(queue): queue for _, _, queues in route.takers for queue in queues}
+        for queue in behind.values():
+            queue.sort(key=_id_of)
+
+    def _forget(self) -> None:
+        for queue in self._queues.values():
+            queue.clear()
+        for route in self._waiting.values():
+            if route.newest:
+                route.newest.clear()
 
     def _fold(self, states: States) -> None:
         for name, events in self._queues.items():
@@ -142,20 +180,41 @@ class Engine:
                 _apply_all(self.folds[name], events, states[name])
 
     def _route(self, kind: str) -> _Route:
-        takers: dict[tuple[bool, bool], list[Callable[[Event], None]]] = {}
-        for name, queue in self._queues.items():
-            needed = self.folds[name].kinds
-            columns = _BOTH if needed is None else needed.get(kind)
-            if columns is not None:
-                takers.setdefault(("meta" in columns, "content" in columns), []).append(queue.append)
+        takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
+        takers = [(fold, queue) for fold, queue in takers if fold.kinds is None or kind in fold.kinds]
+        needs = [_columns(fold, kind) for fold, _ in takers]
+        shared = frozenset[Column]().union(
+            *(need for (fold, _), need in zip(takers, needs, strict=True) if fold.shares_events)
+        )
+        groups: dict[frozenset[Column], list[_Queue]] = {}
+        for (fold, queue), need in zip(takers, needs, strict=True):
+            groups.setdefault(shared if fold.shares_events else need, []).append(queue)
         route = _Route(
-            any(sees_meta for sees_meta, _ in takers),
-            any(sees_content for _, sees_content in takers),
-            tuple((*sees, tuple(appends)) for sees, appends in takers.items()),
+            any("meta" in need for need in needs),
+            any("content" in need for need in needs),
+            tuple(("meta" in columns, "content" in columns, tuple(queues)) for columns, queues in groups.items()),
+            _newest(kind, [fold for fold, _ in takers]),
         )
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
+            if route.newest is not None:
+                self._waiting[kind] = route
         return route
+
+
+def _columns(fold: Fold, kind: str) -> frozenset[Column]:
+    return frozenset(_BOTH if fold.kinds is None else fold.kinds[kind])
+
+
+def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
+    """Where rows of a kind can wait of which all takers want the newest only, and of these the content alone."""
+    counts = [
+        fold.newest_max.get(kind, 0)
+        if isinstance(fold, BatchFold) and fold.takes_batches and _columns(fold, kind) == {"content"}
+        else 0
+        for fold in takers
+    ]
+    return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 
 def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:

@@ -92,6 +92,7 @@ class HistoryFold(BatchFold):
     name = "history"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_adopt": ("content", "meta"),
         "identity_change": ("content", "meta"),
@@ -105,17 +106,18 @@ class HistoryFold(BatchFold):
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         course, scoring, window = _Course(state), Scoring(state), Window(state)
+        stage_kinds = StageFold.kinds
         for event in events:
-            kind = event.kind
+            event_id, _, kind, _, _ = event
             if kind in IDENTITY_STEPS:
                 IDENTITY_STEPS[kind](event, state)
-                course.note_name(event.id, name_in(state))
-            if kind in StageFold.kinds and window.note(event):
-                course.note_stage(event.id, window.stage())
+                course.note_name(event_id, name_in(state))
+            if kind in stage_kinds and window.note(event):
+                course.note_stage(event_id, window.stage())
             if kind in METRICS_KINDS:
                 # The last one, for the sample notes the stage.
                 scoring.apply(event)
-                course.sample(event.id, *scoring.read())
+                course.sample(event_id, *scoring.read())
         for part in (course, scoring, window):
             part.store()
 
@@ -170,7 +172,7 @@ class _Course:
         elif ias == newest[5] and gas == newest[9]:
             return
         elif event_id // self._stride == newest[0] // self._stride:
-            _grow(newest, self._point(event_id, ias, gas))
+            _grow(newest, event_id, 1, self._stage, (ias, ias, ias), (gas, gas, gas))
         else:
             self._begin_point(self._point(event_id, ias, gas))
         self._is_changed = True
@@ -216,24 +218,30 @@ def _thinned(rows: list[list[Any]], stride: int) -> list[list[Any]]:
     thinned: list[list[Any]] = []
     for row in rows:
         if thinned and row[0] // stride == thinned[-1][0] // stride:
-            _grow(thinned[-1], row)
+            _grow(thinned[-1], row[1], row[2], row[3], row[5:8], row[9:12])
         else:
             # A copy, for those in the state do not change in place.
             thinned.append(list(row))
     return thinned
 
 
-def _grow(point: list[Any], later: list[Any]) -> None:
-    """Let a point take in the samples of a later one."""
-    point[1] = later[1]
-    point[2] += later[2]
-    point[3] = later[3]
-    point[5], point[9] = later[5], later[9]
-    for low, high in ((6, 7), (10, 11)):
-        if later[low] < point[low]:
-            point[low] = later[low]
-        if later[high] > point[high]:
-            point[high] = later[high]
+def _grow(point: list[Any], last_id: int, samples: int, stage: str, ias: Sequence[float], gas: Sequence[float]) -> None:
+    """Let a point take in later samples; of IAS and GAS their last, lowest and highest values."""
+    point[1] = last_id
+    point[2] += samples
+    point[3] = stage
+    last, low, high = ias
+    point[5] = last
+    if low < point[6]:
+        point[6] = low
+    if high > point[7]:
+        point[7] = high
+    last, low, high = gas
+    point[9] = last
+    if low < point[10]:
+        point[10] = low
+    if high > point[11]:
+        point[11] = high
 
 
 def _full_points(state: State) -> tuple[Point, ...]:

@@ -170,6 +170,7 @@ class MetricsFold(BatchFold):
     name = "metrics"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_adopt": ("content", "meta"),
         "commitment_open": ("content",),

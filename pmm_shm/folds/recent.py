@@ -7,7 +7,7 @@ of the same first two names (event id to [ts, kind, content]), so that one more 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair
@@ -53,11 +53,13 @@ class RecentFold(BatchFold):
     name = "recent"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {
         "reflection": ("content",),
         "autonomy_tick": ("meta",),
         **dict.fromkeys(MESSAGE_KINDS, ("content",)),
     }
+    newest_max: ClassVar[Mapping[str, int]] = dict.fromkeys(MESSAGE_KINDS, MESSAGES_MAX)
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         ticks = [event for event in events if event.kind == "autonomy_tick"]

@@ -102,6 +102,7 @@ class SelfModelFold(BatchFold):
     name = "self_model"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_change": ("content", "meta"),
         "identity_adopt": ("content", "meta"),

@@ -72,6 +72,7 @@ class StageFold(BatchFold):
     name = "stage"
     version = 2
     checks_values = False
+    shares_events = True
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:

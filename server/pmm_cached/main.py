@@ -19,7 +19,7 @@ from pmm_shm.embedding.events import DEFAULT_KINDS
 from pmm_shm.errors import ConfigError, PmmShmError
 
 _FAILURE, _USAGE = 1, 2
-_GC_OBJECTS = 50_000
+GC_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
 
 
@@ -146,7 +146,7 @@ def command(
         faulthandler.enable()
     # Batches of rows and events are many objects without cycles: looking through them for some is a sixth of a replay.
     gc.freeze()
-    gc.set_threshold(_GC_OBJECTS)
+    gc.set_threshold(GC_OBJECTS)
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
