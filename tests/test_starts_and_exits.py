@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,27 @@ def test_a_process_ends_within_a_second_of_its_exit(
         child.kill()
         _, errors = child.communicate()
     assert errors == ""
+
+
+# How the daemon shares the processor.
+
+
+def policies(pid: int) -> set[int]:
+    return {os.sched_getscheduler(int(name)) for name in os.listdir(f"/proc/{pid}/task")}
+
+
+def test_the_daemon_pre_empts_no_writer_on_waking(ledger: str, start_daemon: StartDaemon) -> None:
+    assert policies(start_daemon(ledger).process.pid) == {os.SCHED_BATCH}
+
+
+def test_a_daemon_keeps_the_policy_that_it_was_started_under(ledger: str, start_daemon: StartDaemon) -> None:
+    def start() -> None:
+        # Of this thread alone, and of the processes that it starts.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        pids.append(start_daemon(ledger).process.pid)
+
+    pids: list[int] = []
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert policies(pids[0]) == {os.SCHED_IDLE}

@@ -6,6 +6,7 @@ import os
 import time
 from bisect import bisect_left
 from pathlib import Path
+from statistics import median
 
 from pmm_shm_client import connect
 from pmm_shm_client.benchmark import TICK, require_equal
@@ -23,6 +24,7 @@ _EVENTS = 10_000
 _PERIOD_S = 0.01
 _BATCHES = 10
 _QUIET_S = 2.0
+_IDLE_PARTS = 3
 
 
 def to_published(bench: Bench) -> Row:
@@ -43,7 +45,9 @@ def to_published(bench: Bench) -> Row:
         with connect(site.ledger) as cache, replaying(site.ledger) as oracle:
             require_equal(cache, oracle)
         bench.say("row 9: idle")
-        row.figure("idle daemon, CPU", _idle_percent(site, bench.scale.idle_s), "%", at_most(0.2))
+        idle = _idle_percent(site, bench.scale.idle_s)
+        row.figure("idle daemon, CPU", median(idle), "%", at_most(0.2), max(idle))
+    row.note(f"Idle is measured in {_IDLE_PARTS} parts; in its line p99 is the largest of them.")
     return row
 
 
@@ -87,14 +91,18 @@ def _flat_out(site: Site, seconds: float) -> list[float]:
     return [(seen[bisect_left(ids, event_id)][1] - at_ns) / 1e3 for event_id, at_ns in committed]
 
 
-def _idle_percent(site: Site, seconds: float) -> float:
+def _idle_percent(site: Site, seconds: float) -> list[float]:
+    """Of successive parts of the time: what the machine takes away from its guests for a moment counts as used, too."""
     daemon = site.start()
     site.wait_published()
     daemon.call(protocol.INDEX, {}, 600.0)
     time.sleep(min(_QUIET_S, seconds))
-    before = _cpu_s(daemon.pid)
-    time.sleep(seconds)
-    return 100 * (_cpu_s(daemon.pid) - before) / seconds
+    part_s, percents = seconds / _IDLE_PARTS, []
+    for _ in range(_IDLE_PARTS):
+        before = _cpu_s(daemon.pid)
+        time.sleep(part_s)
+        percents.append(100 * (_cpu_s(daemon.pid) - before) / part_s)
+    return percents
 
 
 def _cpu_s(pid: int) -> float:
