@@ -157,8 +157,8 @@ def command(
 
 
 def _let_writers_finish() -> None:
-    """Pre-empt nobody on waking up: a commit wakes the daemon, whose writer may be about to release the lock for which the
-    other writers wait.
+    """Pre-empt nobody on waking up: what wakes the daemon is a writer that may be about to release the lock which the
+    others wait for.
     """
     # Who has chosen another policy for the daemon, keeps it; a sandbox may forbid the change.
     if os.sched_getscheduler(0) == os.SCHED_OTHER:
