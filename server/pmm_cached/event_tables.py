@@ -205,12 +205,27 @@ class EventTable:
 
     def _computed_together(self, texts: list[str]) -> dict[str, Vector | None]:
         """The vectors of new texts: a worker may be computing them, or about to, and they are paid for once."""
+        found: dict[str, Vector | None] = {}
+        left, deadline = texts, time.monotonic() + _OTHERS_S
+        while left and time.monotonic() < deadline:
+            # Again and again: who computes a text may give up, and a vector may be evicted before it is seen here.
+            found |= self._computed_under_leases(left)
+            found |= {text: vector for text in left if text not in found and (vector := self._known(text)) is not None}
+            left = [text for text in left if text not in found]
+            if left:
+                self._pause()
+                time.sleep(_OTHERS_LOOK_S)
+        found.update(zip(left, self._computed(left), strict=True))
+        return found
+
+    def _computed_under_leases(self, texts: list[str]) -> dict[str, Vector | None]:
+        """The vectors of those texts that nobody else computes, or has."""
         keys = {text_key(text): text for text in texts}
         taken = self._sharing.borrow(self._embedder.name, list(keys))
         mine = [keys[key] for key in taken]
         stored: list[TextVector] = []
         try:
-            found: dict[str, Vector | None] = dict(zip(mine, self._computed(mine), strict=True)) if mine else {}
+            found: dict[str, Vector | None] = dict(zip(mine, self._computed(mine), strict=True))
             stored = [
                 TextVector(self._embedder.name, text_key(text), np.asarray(vector, "<f4").tobytes())
                 for text, vector in found.items()
@@ -218,15 +233,6 @@ class EventTable:
             ]
         finally:
             self._sharing.settle(self._embedder.name, taken, stored)
-        deadline = time.monotonic() + _OTHERS_S
-        left = [text for text in texts if text not in found]
-        while left and time.monotonic() < deadline:
-            found.update({text: vector for text in left if (vector := self._known(text)) is not None})
-            left = [text for text in left if text not in found]
-            if left:
-                self._pause()
-                time.sleep(_OTHERS_LOOK_S)
-        found.update(zip(left, self._computed(left), strict=True))
         return found
 
     def _computed(self, texts: list[str]) -> list[Vector | None]:
