@@ -32,7 +32,7 @@ from pmm_shm_client.doctor.finding import SEVERITIES
 from pmm_shm_client.doctor.ledger_checks import has_wal_reset_bug
 from pmm_shm_client.doctor.machine import services
 
-from pmm_shm import flags, limits
+from pmm_shm import flags, limits, protocol
 from pmm_shm.errors import CommandError
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.locks import PENDING_BYTE, holds_lock
@@ -159,6 +159,10 @@ def test_nothing_is_written(folder: Path, journal: str, daemon: str, start_daemo
     if daemon != "none":
         running = start_daemon(made)
         running.log.unlink()
+        # Each thread's first look at the store marks the table of readers.
+        running.wait_published(50)
+        running.call(protocol.INDEX)
+        running.call(protocol.VERIFY, {"fold": None})
         if daemon == "frozen":
             running.freeze()
         elif daemon == "killed":
