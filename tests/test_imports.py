@@ -36,8 +36,9 @@ NEEDLESS = {
 
 READS = """
 import json, sys
-# What the interpreter's own start-up loads, where it is set up so, and what the libraries below do, is not ours.
-import lmdb, msgpack, sqlite3
+# What the interpreter's own start-up loads, where it is set up so, and what the libraries below do, is not ours:
+# pathlib, for one, loads pwd from Python 3.13 on.
+import lmdb, msgpack, pathlib, sqlite3
 before = set(sys.modules)
 from pmm_shm_client import connect
 cache = connect(sys.argv[1])
