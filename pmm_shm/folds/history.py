@@ -230,18 +230,12 @@ def _grow(point: list[Any], last_id: int, samples: int, stage: str, ias: Sequenc
     point[1] = last_id
     point[2] += samples
     point[3] = stage
-    last, low, high = ias
-    point[5] = last
-    if low < point[6]:
-        point[6] = low
-    if high > point[7]:
-        point[7] = high
-    last, low, high = gas
-    point[9] = last
-    if low < point[10]:
-        point[10] = low
-    if high > point[11]:
-        point[11] = high
+    for place, (last, low, high) in ((5, ias), (9, gas)):
+        point[place] = last
+        if low < point[place + 1]:
+            point[place + 1] = low
+        if high > point[place + 2]:
+            point[place + 2] = high
 
 
 def _full_points(state: State) -> tuple[Point, ...]:
