@@ -250,6 +250,9 @@ class SharedState(RuleBasedStateMachine):
         wanted = replayed_answers(self.path)
         for cache in self.caches:
             wait_until(lambda cache=cache: everything(cache.frame()) == wanted, "a cache to notice", 5.0)
+        if self.daemon is not None:
+            # Who sees neither the one replacement nor the other, refuses what then lies in the -wal that he knows.
+            wait_until(lambda: self.published() == wanted, "the daemon to notice", 30.0)
 
     # The promise.
 
