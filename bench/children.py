@@ -60,7 +60,7 @@ def say(value: Any) -> None:
 
 def appender(ledger: str) -> None:
     """Appends one event for each line but `NOTHING`: the next of a turn. Says the id of the newest."""
-    from pmm_shm_client.benchmark import turn_events
+    from pmm_shm_client.benchmark import turn_event
 
     from pmm_shm.ledger.eventlog import EventLog
 
@@ -69,8 +69,7 @@ def appender(ledger: str) -> None:
         say("ready")
         for line in sys.stdin:
             if line.strip() != NOTHING:
-                turn, place = divmod(number, 8)
-                event_id = log.append(*turn_events(turn)[place])
+                event_id = log.append(*turn_event(number))
                 number += 1
             say(event_id)
 
@@ -134,15 +133,19 @@ BARE_PROCESS = f"""
 print(unique_bytes())
 """
 
-READING_PROCESS = f"""
-import sys
-from pmm_shm_client import connect
-{UNIQUE_BYTES}
+READ_EVERY_VIEW = """
 cache = connect(sys.argv[1])
 views = [
     cache.identity(), cache.commitments(), cache.metrics(), cache.stage(), cache.recent(), cache.fold("directives"),
 ]
 cache.self_model(), cache.directives(), cache.active_directives()
+"""
+
+READING_PROCESS = f"""
+import sys
+from pmm_shm_client import connect
+{UNIQUE_BYTES}
+{READ_EVERY_VIEW}
 used = unique_bytes()
 from bench.children import deep_bytes
 print(used, deep_bytes(views), cache.metrics().as_of)
@@ -165,9 +168,7 @@ from pmm_shm_client import connect
 import pmm_shm_client.cache
 own = set(sys.modules) - before
 steps.append(unique_bytes())
-cache = connect(sys.argv[1])
-cache.identity(), cache.commitments(), cache.metrics(), cache.stage(), cache.recent(), cache.fold("directives")
-cache.self_model(), cache.directives(), cache.active_directives()
+{READ_EVERY_VIEW}
 steps.append(unique_bytes())
 print(*steps, len(own))
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_shm_client import Cache, connect
+from pmm_shm_client.benchmark import TURN_EVENTS
 from pmm_shm_client.timing import Stopwatch, ratio
 
 from bench import bare, children
@@ -29,8 +30,7 @@ from tests.daemons import Daemon
 READS = ("metrics", "identity", "commitments")
 BARE = "one SELECT, one LMDB get and decode"
 APPLIED, NOT_YET, DEAD = "applied", "not applied yet", "daemon dead"
-_TURN_EVENTS = 8
-_ROUND_STEPS = 2 * _TURN_EVENTS
+_ROUND_STEPS = 2 * TURN_EVENTS
 """Each event of a turn once with ours first, and once with the bare calls first."""
 _SELECT = "SELECT id, ts, kind, content, meta FROM events WHERE id > ?"
 
@@ -55,7 +55,7 @@ def _published(bench: Bench, row: Row, site: Site, read: str, events: int) -> No
         for number in range(bench.scale.steps):
             measuring.append()
             measuring.wait_published()
-            turn, place = divmod(number, _TURN_EVENTS)
+            turn, place = divmod(number, TURN_EVENTS)
             measuring.both(APPLIED, is_ours_first=(turn + place) % 2 == 0)
             if (number + 1) % _ROUND_STEPS == 0 or number + 1 == bench.scale.steps:
                 measuring.watch.end_round()

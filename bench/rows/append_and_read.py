@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pmm_shm_client import Cache, connect
-from pmm_shm_client.benchmark import require_equal, turn_events
+from pmm_shm_client.benchmark import TURN_EVENTS, require_equal, turn_event, turn_events
 from pmm_shm_client.timing import Stopwatch, Timing, ratio
 
 from bench.context import Bench
@@ -37,8 +37,7 @@ def append_and_read(bench: Bench) -> Row:
 
 def append_and_read_back(cache: Cache | Naive, number: int) -> None:
     """Append the event of this number, and read what must include it."""
-    turn, place = divmod(number, 8)
-    event_id = cache.append(*turn_events(turn)[place])
+    event_id = cache.append(*turn_event(number))
     cache.self_model()
     assert cache.metrics().as_of == event_id
 
@@ -98,7 +97,7 @@ def _against_replay(bench: Bench, row: Row) -> None:
             watch = Stopwatch()
             for number in range(bench.scale.slow_rounds):
                 for place in range(min(_PER_ROUND, bench.scale.appends)):
-                    watch.time(OURS, append_and_read_back, ours, number * 8 + place)
+                    watch.time(OURS, append_and_read_back, ours, number * TURN_EVENTS + place)
                 watch.time(NAIVE, append_and_read_back, naive, number)
                 watch.time(REPLAY, append_and_read_back, oracle, number)
                 watch.time(IN_PROCESS, _append_and_read_in_process, oracle, in_process, number)

@@ -273,6 +273,15 @@ def turn_events(number: int) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
+TURN_EVENTS = 8
+
+
+def turn_event(number: int) -> tuple[str, str, dict[str, Any]]:
+    """One event of many turns in succession."""
+    turn, place = divmod(number, TURN_EVENTS)
+    return turn_events(turn)[place]
+
+
 def assemble(cache: Cache, number: int) -> list[Any]:
     """The state that a worker needs for one user message: the full context with three reflections, and after each of
     the eight appends of a turn a self-model and metrics. Returns all that was read."""

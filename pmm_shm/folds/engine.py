@@ -157,15 +157,14 @@ class Engine:
 
     def _take_newest(self) -> None:
         """Queue what waits, each event in its place."""
-        behind: dict[int, _Queue] = {}
+        is_any = False
         for kind, route in self._waiting.items():
-            if route.newest:
-                for row in route.newest:
-                    route.take(row, kind, row[3], _NO_META)
-                route.newest.clear()
-                behind |= {id(queue): queue for _, _, queues in route.takers for queue in queues}
-        for queue in behind.values():
-            queue.sort(key=_id_of)
+            for row in route.newest or ():
+                route.take(row, kind, row[3], _NO_META)
+                is_any = True
+        if is_any:
+            for queue in self._queues.values():
+                queue.sort(key=_id_of)
 
     def _forget(self) -> None:
         for queue in self._queues.values():

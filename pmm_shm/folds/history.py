@@ -106,18 +106,17 @@ class HistoryFold(BatchFold):
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         course, scoring, window = _Course(state), Scoring(state), Window(state)
-        stage_kinds = StageFold.kinds
         for event in events:
-            event_id, _, kind, _, _ = event
+            kind = event.kind
             if kind in IDENTITY_STEPS:
                 IDENTITY_STEPS[kind](event, state)
-                course.note_name(event_id, name_in(state))
-            if kind in stage_kinds and window.note(event):
-                course.note_stage(event_id, window.stage())
+                course.note_name(event.id, name_in(state))
+            if kind in StageFold.kinds and window.note(event):
+                course.note_stage(event.id, window.stage())
             if kind in METRICS_KINDS:
                 # The last one, for the sample notes the stage.
                 scoring.apply(event)
-                course.sample(event_id, *scoring.read())
+                course.sample(event.id, *scoring.read())
         for part in (course, scoring, window):
             part.store()
 
