@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 TOOLS_STAMP := $(VENV)/.installed-tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-# Some tests only: make test TESTS=tests/test_cli.py.
+# Some tests only: make test TESTS=tests/process/test_cli.py.
 TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
 SEED ?=
@@ -83,10 +83,10 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 	$(BIN)/python -m bench $(if $(ROWS),--rows $(ROWS)) $(if $(EVENTS),--events $(EVENTS)) $(if $(ROWS)$(EVENTS),,--page)
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
-	$(BIN)/python tests/bench_search.py
+	$(BIN)/python -m bench.search
 
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
-	PYTHONPATH=. $(BIN)/python tests/chat_load.py
+	$(BIN)/python -m bench.chat
 
 chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
 	$(BIN)/python -m pytest tests -m slow --timeout=3600

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pmm_shm_client.benchmark import machine
 from rich.console import Console
 
 from bench import page, plots
@@ -23,6 +22,7 @@ from bench.report import FORMAT, shown
 from bench.rows import ROWS
 from bench.scale import FULL, QUICK, Scale
 from bench.sites import Ledgers, Sites
+from pmm_shm_cli.benchmark import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

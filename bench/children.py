@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.daemons import environment
+from tests.support.daemons import environment
 
 NOTHING = "nothing"
 _ROOT = Path(__file__).resolve().parent.parent
@@ -60,9 +60,8 @@ def say(value: Any) -> None:
 
 def appender(ledger: str) -> None:
     """Appends one event for each line but `NOTHING`: the next of a turn. Says the id of the newest."""
-    from pmm_shm_client.benchmark import turn_event
-
     from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm_cli.benchmark import turn_event
 
     number = event_id = 0
     with EventLog(ledger, create=False) as log:
@@ -76,9 +75,8 @@ def appender(ledger: str) -> None:
 
 def writer(ledger: str, name: str) -> None:
     """For each line, a number of seconds: appends flat out for so long. Says [[id, when it was committed, ns], ...]."""
-    from pmm_shm_client.benchmark import turn_events
-
     from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm_cli.benchmark import turn_events
 
     events = [event for number in range(8) for event in turn_events(number)]
     with EventLog(ledger, create=False) as log:

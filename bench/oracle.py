@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pmm_shm_client.benchmark import caches
+from pmm_shm_cli.benchmark import caches
 from pmm_shm_client.cache import Cache
 
 
 @contextlib.contextmanager
 def replaying(ledger: str | Path) -> Iterator[Cache]:
-    """Every read of it is a `pmm_shm.replay` from the first event: only the kinds that the answer needs, in batches."""
+    """Every read of it replays from the first event: only the kinds that the answer needs, in batches."""
     with caches(Path(ledger)) as (_, off):
         yield off

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pmm_shm_client.cli.bench import duration
-
 from bench import plots
 from bench.report import cell, cells
+from pmm_shm_cli.commands.bench import duration
 
 DATA = "report.json"
 BEGIN = "<!-- measured: made by `make bench` -->"

@@ -49,7 +49,8 @@ def write(report: Mapping[str, Any], directory: Path) -> None:
 def _plot(title: str, curves: Mapping[str, Mapping[str, float]], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter
-    from pmm_shm_client.cli.bench import duration
+
+    from pmm_shm_cli.commands.bench import duration
 
     figure, axes = pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")
     for name, points in curves.items():

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pmm_shm_client.cli.bench import duration
-from pmm_shm_client.timing import Timing
 from rich.console import Console
 from rich.table import Table
+
+from pmm_shm_cli.commands.bench import duration
+from pmm_shm_cli.timing import Timing
 
 FORMAT = 1
 Verdict = Literal["met", "missed", "stated"]

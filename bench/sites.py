@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pmm_shm_client import connect, synthetic
-
-from pmm_shm import protocol
-from pmm_shm.embedding import local_bow
 from pmm_shm.ledger import chain, schema
-from tests import ledgers
-from tests.daemons import Daemon
+from pmm_shm.vectors import local_bow
+from pmm_shm.wire import protocol
+from pmm_shm_cli import synthetic
+from pmm_shm_client import connect
+from tests.support import ledgers
+from tests.support.daemons import Daemon
 
 SEED = 1
 _BUILD_S = 3_600.0

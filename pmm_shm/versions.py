@@ -6,8 +6,8 @@ import platform
 import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 
-from pmm_shm import protocol
 from pmm_shm.store.layout import FORMAT
+from pmm_shm.wire import protocol
 
 DISTRIBUTION = "pmm-shm"
 UNKNOWN = "unknown"

@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
-from tests.daemons import Daemon
+from tests.support.daemons import Daemon
 
 _VARIABLES = (
     "PMM_USE_PROJECTION_CACHE",

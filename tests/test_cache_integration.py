@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 
 from pmm_shm.errors import LedgerNotFoundError, ProjectionInvariantError
-from tests import answers, daemons, ledgers
+from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 from tests.conftest import StartDaemon
+from tests.support import answers, daemons, ledgers
 
 WRITER = """
 from pmm_shm_client import EventLog

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pmm_shm_client import Cache, EventLog, connect, get_or_compute_ias_gas
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.state import State
 from pmm_shm.ledger import rows
-from tests import answers, daemons, ledgers
+from pmm_shm_client import Cache, EventLog, connect, get_or_compute_ias_gas
 from tests.conftest import StartDaemon
+from tests.support import answers, daemons, ledgers
 
 FLAG = "PMM_USE_METRICS_CACHE"
 TICK = ("autonomy_tick", "", {})

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pmm_shm_client import Cache, EventLog, build_self_model_cached, connect
 
 from pmm_shm.errors import ConfigError, ProjectionInvariantError
-from tests import answers, daemons, ledgers
+from pmm_shm_client import Cache, EventLog, build_self_model_cached, connect
 from tests.conftest import StartDaemon
+from tests.support import answers, daemons, ledgers
 
 FLAG = "PMM_USE_PROJECTION_CACHE"
 OPEN = ("commitment_open", "", {"cid": "c1", "text": "write tests"})

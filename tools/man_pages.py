@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
-from pmm_cached.main import command as pmm_cached
-from pmm_shm_client.cli import cli as pmm_shm
 
+from pmm_cached.main import command as pmm_cached
 from pmm_shm.versions import distribution_version
+from pmm_shm_cli.main import cli as pmm_shm
 
 _SPECIAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
 _ENVIRONMENT = (

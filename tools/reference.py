@@ -49,8 +49,8 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
             ("pmm_shm_client", ("Context",)),
             ("pmm_shm_client.context", ("Reflection", "Recalled")),
             ("pmm_shm_client.searching", ("Hits", "Hit", "Recollection")),
-            ("pmm_shm.verify", ("VerifyReport",)),
-            ("pmm_shm.protocol", ("Announcement",)),
+            ("pmm_shm.projection.verification", ("VerifyReport",)),
+            ("pmm_shm.wire.protocol", ("Announcement",)),
         ),
     ),
     (
@@ -61,16 +61,16 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
             ("pmm_shm.folds.state", ("State", "Table", "Touched")),
             ("pmm_shm.ledger.rows", ("Event",)),
             ("pmm_shm.frozen", ("frozen",)),
-            ("pmm_shm.replay", ("replay",)),
+            ("pmm_shm.projection.replay", ("replay",)),
         ),
     ),
     (
         "Embedders",
         "[How to use your own](../howto/own-embedder.md).",
         (
-            ("pmm_shm.embedding.contract", None),
-            ("pmm_shm.embedding.function", ("FunctionEmbedder",)),
-            ("pmm_shm.embedding.registry", ("find_embedder",)),
+            ("pmm_shm.vectors.embedder", None),
+            ("pmm_shm.vectors.function", ("FunctionEmbedder",)),
+            ("pmm_shm.vectors.registry", ("find_embedder",)),
         ),
     ),
     (
@@ -84,14 +84,14 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
 _METHODS: dict[str, tuple[str, ...]] = {"State": ("get", "table", "quarantine"), "Touched": (), "Announcement": ()}
 # Of others, and read by our code: each with where, for the page must not speak of what is not there.
 _OTHERS_VARIABLES: tuple[tuple[str, str, str], ...] = (
-    ("NO_COLOR", "client/pmm_shm_client/cli/output.py", "where it is set, the command line prints no colours"),
+    ("NO_COLOR", "client/pmm_shm_terminal/output.py", "where it is set, the command line prints no colours"),
     (
         "FORCE_COLOR",
-        "client/pmm_shm_client/cli/output.py",
+        "client/pmm_shm_terminal/output.py",
         "where it is set, it prints colours into files and pipes, too",
     ),
-    ("OPENAI_API_KEY", "pmm_shm/embedding/openai.py", "the key for an OpenAI-compatible endpoint"),
-    ("OPENAI_BASE_URL", "pmm_shm/embedding/openai.py", "that endpoint, where it is not OpenAI's own"),
+    ("OPENAI_API_KEY", "pmm_shm/vectors/openai.py", "the key for an OpenAI-compatible endpoint"),
+    ("OPENAI_BASE_URL", "pmm_shm/vectors/openai.py", "that endpoint, where it is not OpenAI's own"),
     ("NOTIFY_SOCKET", "server/pmm_cached/notify.py", "set by a service manager: where the daemon says how it is"),
     ("WATCHDOG_USEC", "server/pmm_cached/notify.py", "set by a service manager: how often it wants a sign of life"),
 )
@@ -256,7 +256,7 @@ def entries(text: str) -> str:
 
 
 def cli() -> str:
-    from pmm_shm_client.cli import cli as group
+    from pmm_shm_cli.main import cli as group
 
     parts = [
         "# Command line",
@@ -340,8 +340,8 @@ def shown(value: object) -> str:
 
 
 def exit_codes() -> str:
-    from pmm_shm_client.cli import cli as group
-    from pmm_shm_client.cli import exits
+    from pmm_shm_cli.main import cli as group
+    from pmm_shm_terminal import exits
 
     told = help_text(group).split("Exit codes: ")[1].split(".")[0]
     said = {int(code): meaning for code, meaning in re.findall(r"(\d) ([^,]+)", told)}
@@ -357,7 +357,7 @@ def exit_codes() -> str:
 
 
 def other(code: int) -> str:
-    from pmm_shm_client.cli import exits
+    from pmm_shm_terminal import exits
 
     return "all others" if code == exits.FAILURE else ""
 

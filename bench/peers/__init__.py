@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from pmm_shm_client.benchmark import WrongAnswerError
-from pmm_shm_client.results import Commitments, Identity, Metrics
-
 from pmm_shm.codec import pack, unpack
+from pmm_shm_cli.benchmark import WrongAnswerError
+from pmm_shm_client.results import Commitments, Identity, Metrics
 
 Answer = Metrics | Identity | Commitments
 

@@ -10,12 +10,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from pmm_shm_client.results import Metrics, self_model_dict
-
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.state import State
+from pmm_shm_client.results import Metrics, self_model_dict
 
 
 class InProcess:

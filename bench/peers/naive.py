@@ -10,12 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pmm_shm_client.context import Context, Wanted, make_context
-from pmm_shm_client.frame import Frame
-from pmm_shm_client.reads import Reads
-from pmm_shm_client.results import Metrics, self_model_dict
-from pmm_shm_client.warnings_log import Warnings
-
 from pmm_shm.folds.contract import BatchFold
 from pmm_shm.folds.directives import DirectivesFold
 from pmm_shm.folds.history import HistoryFold
@@ -26,6 +20,11 @@ from pmm_shm.folds.stage import StageFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
+from pmm_shm_client.context import Context, Wanted, make_context
+from pmm_shm_client.frame import Frame
+from pmm_shm_client.reads import Reads
+from pmm_shm_client.results import Metrics, self_model_dict
+from pmm_shm_client.warnings_log import Warnings
 
 _ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bench.peers import MissingPeerError
-from tests.daemons import until
+from tests.support.daemons import until
 
 
 class Server:

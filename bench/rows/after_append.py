@@ -8,10 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pmm_shm_client import Cache, connect
-from pmm_shm_client.benchmark import TURN_EVENTS
-from pmm_shm_client.timing import Stopwatch, ratio
-
 from bench import bare, children
 from bench.children import Child
 from bench.context import Bench
@@ -22,10 +18,13 @@ from bench.sites import Site
 from pmm_shm.codec import unpack
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.state import cell_key
-from pmm_shm.paths import Instance
+from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import HEADER_KEY, Header, state_prefix
-from tests.daemons import Daemon
+from pmm_shm_cli.benchmark import TURN_EVENTS
+from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_client import Cache, connect
+from tests.support.daemons import Daemon
 
 READS = ("metrics", "identity", "commitments")
 BARE = "one SELECT, one LMDB get and decode"

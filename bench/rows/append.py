@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pmm_shm_client.benchmark import turn_events
-from pmm_shm_client.timing import Stopwatch, ratio
-
 from bench import bare
 from bench.context import Bench
 from bench.peers import require
 from bench.report import Row, at_most
 from pmm_shm.ledger.eventlog import EventLog
-from tests import ledgers
+from pmm_shm_cli.benchmark import turn_events
+from pmm_shm_cli.timing import Stopwatch, ratio
+from tests.support import ledgers
 
 OURS, BARE = "EventLog.append", "BEGIN IMMEDIATE, last hash, SHA-256, INSERT, COMMIT"
 _PER_ROUND = 50

@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pmm_shm_client import Cache, connect
-from pmm_shm_client.benchmark import TURN_EVENTS, require_equal, turn_event, turn_events
-from pmm_shm_client.timing import Stopwatch, Timing, ratio
-
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.peers import require
@@ -17,6 +13,9 @@ from bench.peers.naive import Naive
 from bench.report import Row, at_least, at_most
 from bench.sites import Site
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_cli.benchmark import TURN_EVENTS, require_equal, turn_event, turn_events
+from pmm_shm_cli.timing import Stopwatch, Timing, ratio
+from pmm_shm_client import Cache, connect
 
 OURS, NAIVE, REPLAY, IN_PROCESS = "pmm-shm", "naive replay", "pmm-shm without caches", "in-process cache"
 _PER_ROUND = 50

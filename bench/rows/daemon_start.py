@@ -13,24 +13,23 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pmm_cached.follower import all_folds
-from pmm_cached.main import GC_OBJECTS
-from pmm_shm_client import connect
-from pmm_shm_client.benchmark import require_equal
-from pmm_shm_client.timing import Stopwatch, ratio
-
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.report import Row, at_most
+from pmm_cached.follower import all_folds
+from pmm_cached.main import GC_OBJECTS
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE, Engine, _apply_all
 from pmm_shm.folds.state import State
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import TailReader
-from pmm_shm.paths import Instance
-from pmm_shm.replay import tails
+from pmm_shm.projection.replay import tails
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm_cli.benchmark import require_equal
+from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_client import connect
 
 OURS, BARE = "daemon, from its start to all published", "fetch id, kind, content, meta of all rows"
 _SELECT = "SELECT id, kind, content, meta FROM events"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pmm_cached.follower import all_folds
-from pmm_shm_client import connect
-from pmm_shm_client.benchmark import require_equal
-
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.report import Row
-from pmm_shm.paths import DATA_FILE, Instance
+from pmm_cached.follower import all_folds
+from pmm_shm.instance.paths import DATA_FILE, Instance
 from pmm_shm.store.snapshot import SnapshotReader
+from pmm_shm_cli.benchmark import require_equal
+from pmm_shm_client import connect
 
 _PER_EVENTS = 100_000
 

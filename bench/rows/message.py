@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from pmm_shm_client import connect
-from pmm_shm_client.benchmark import assemble, require_equal, turn_events
-from pmm_shm_client.cache import Cache
-from pmm_shm_client.timing import Stopwatch, ratio
-
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.peers import require
 from bench.peers.naive import Naive
 from bench.report import Row, at_least
+from pmm_shm_cli.benchmark import assemble, require_equal, turn_events
+from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_client import connect
+from pmm_shm_client.cache import Cache
 
 OURS, NAIVE, REPLAY = "pmm-shm", "naive replay", "pmm-shm without caches"
 

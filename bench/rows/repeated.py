@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pmm_shm_client import Cache, connect
-from pmm_shm_client.timing import Timing, interleaved, ratio
-
 from bench import bare
 from bench.context import Bench
 from bench.oracle import replaying
@@ -19,6 +16,8 @@ from bench.peers.in_process import InProcess
 from bench.peers.naive import Naive
 from bench.report import Row, at_least, at_most
 from pmm_shm.codec import pack
+from pmm_shm_cli.timing import Timing, interleaved, ratio
+from pmm_shm_client import Cache, connect
 
 VIEWS = ("metrics", "identity", "commitments")
 OURS, LMDB, VERSION = "pmm-shm", "py-lmdb begin, get, abort", "PRAGMA data_version"

@@ -8,17 +8,16 @@ from bisect import bisect_left
 from pathlib import Path
 from statistics import median
 
-from pmm_shm_client import connect
-from pmm_shm_client.benchmark import TICK, require_equal
-from pmm_shm_client.timing import timing
-
 from bench.children import Child
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.report import Row, at_most
 from bench.sites import Site
-from pmm_shm import protocol
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.wire import protocol
+from pmm_shm_cli.benchmark import TICK, require_equal
+from pmm_shm_cli.timing import timing
+from pmm_shm_client import connect
 
 _EVENTS = 10_000
 _PERIOD_S = 0.01

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from pmm_shm_client import connect
-from pmm_shm_client.timing import Action, interleaved, ratio
-
 from bench.children import BARE_IMPORTS, BARE_PROCESS, MEMORY_PARTS, MEMORY_PROCESS, READING_PROCESS, run_python
 from bench.context import Bench
 from bench.oracle import replaying
 from bench.peers import require
 from bench.report import Row, at_most
+from pmm_shm_cli.timing import Action, interleaved, ratio
+from pmm_shm_client import connect
 
 OURS, BARE = "import, connect, metrics()", f'python -c "{BARE_IMPORTS}"'
 _FIRST_READ = """

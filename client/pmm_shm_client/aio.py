@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
-from pmm_shm import limits, protocol
-from pmm_shm.embedding.contract import Embedder
-from pmm_shm.endpoints import address_of, find_endpoints
+from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
-from pmm_shm.verify import VerifyReport
+from pmm_shm.projection.verification import VerifyReport
+from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import address_of, find_endpoints
+from pmm_shm.wire.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
 from pmm_shm_client import commands
 from pmm_shm_client.cache import Cache, checked_event_id, checked_timeout
 from pmm_shm_client.commands import checked_wait, report_of, wait_args
@@ -26,7 +27,7 @@ from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
-    from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
 

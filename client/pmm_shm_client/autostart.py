@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from pmm_shm import protocol
-from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, StoreError
-from pmm_shm.paths import Instance
+from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 
 _MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
+from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.paths import Instance
+from pmm_shm.names import checked_fold_name
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency, checked_fold_name
+from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency
 from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
-    from pmm_shm.embedding.contract import Embedder, Matrix, Vector
-    from pmm_shm.verify import VerifyReport
+    from pmm_shm.projection.verification import VerifyReport
+    from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
@@ -222,7 +223,7 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds, of which more than a day counts as a day.
         """
         with late_imports:
-            from pmm_shm.protocol import WAIT
+            from pmm_shm.wire.protocol import WAIT
             from pmm_shm_client.commands import checked_wait, wait_args
 
         self._check_open()
@@ -245,7 +246,7 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.protocol import VERIFY
+            from pmm_shm.wire.protocol import VERIFY
             from pmm_shm_client.commands import report_of
 
         self._check_open()
@@ -269,7 +270,7 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.protocol import INVALIDATE
+            from pmm_shm.wire.protocol import INVALIDATE
 
         self._check_open()
         timeout = checked_timeout(timeout)
@@ -283,7 +284,7 @@ class Cache(Reads):
         Of `embeddings`, the leases are the daemon's, and the sizes are those of its table, where there is a daemon.
         """
         with late_imports:
-            from pmm_shm.protocol import STATS
+            from pmm_shm.wire.protocol import STATS
 
         self._check_open()
         try:
@@ -350,7 +351,7 @@ class Cache(Reads):
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
-            from pmm_shm.verify import VerifyReport, copy_published, verify
+            from pmm_shm.projection.verification import VerifyReport, copy_published, verify
 
         names = (fold,) if fold is not None else self._reader.fold_names()
         with self._reader.transaction() as snapshot:
@@ -380,7 +381,8 @@ def _checked_default(embedder: object) -> Embedder | str | None:
     if embedder is None:
         return None
     with late_imports:
-        from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name
+        from pmm_shm.names import checked_model_name
+        from pmm_shm.vectors.embedder import Embedder, checked_embedder
 
     return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm import limits, protocol
-from pmm_shm.endpoints import address_of, check_listening, find_endpoints
+from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.paths import Instance
-from pmm_shm.protocol import ProtocolError, Request, unpack_reply
-from pmm_shm.verify import VerifyReport
+from pmm_shm.projection.verification import VerifyReport
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import address_of, check_listening, find_endpoints
+from pmm_shm.wire.protocol import ProtocolError, Request, unpack_reply
 
 if TYPE_CHECKING:
     import zmq

@@ -21,7 +21,7 @@ from pmm_shm_client.results import self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, warn
 
 if TYPE_CHECKING:
-    from pmm_shm.embedding.contract import Embedder
+    from pmm_shm.vectors.embedder import Embedder
 
 _C = TypeVar("_C", bound=Cache)
 _caches: weakref.WeakKeyDictionary[EventLog, Cache] = weakref.WeakKeyDictionary()

@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.embedding.contract import checked_text
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS
+from pmm_shm.vectors.embedder import checked_text
 
 if TYPE_CHECKING:
     from pmm_shm_client.frame import Frame

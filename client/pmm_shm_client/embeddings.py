@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pmm_shm import flags, limits
-from pmm_shm.embedding import local_bow
-from pmm_shm.embedding.contract import Embedder, checked_embedder, checked_model_name, checked_text, text_key
-from pmm_shm.embedding.registry import find_embedder
 from pmm_shm.errors import InvalidTextError, UnknownModelError
-from pmm_shm.paths import Instance
+from pmm_shm.instance.paths import Instance
+from pmm_shm.names import checked_model_name
+from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
+from pmm_shm.vectors.registry import find_embedder
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
-    from pmm_shm.embedding.contract import Matrix, Vector
+    from pmm_shm.vectors.embedder import Matrix, Vector
 
 
 class Embeddings:

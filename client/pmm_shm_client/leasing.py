@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import zmq
 
-from pmm_shm import limits, protocol
-from pmm_shm.embedding.contract import Embedder, embedded
+from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonTimeoutError
-from pmm_shm.paths import Instance
-from pmm_shm.store.text_vectors import model_tag, text_vector_key
+from pmm_shm.instance.paths import Instance
+from pmm_shm.vectors.embedder import Embedder, embedded
+from pmm_shm.vectors.text_table import model_tag, text_vector_key
+from pmm_shm.wire import protocol
 from pmm_shm_client.commands import Line, call
 from pmm_shm_client.shared_texts import SharedTexts
 

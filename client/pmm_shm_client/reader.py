@@ -18,14 +18,14 @@ from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUn
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.paths import Instance
+from pmm_shm.projection.cursor import Track
 from pmm_shm.store.environment import DamagedStoreError, FileId
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
-from pmm_shm.track import Track
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 5

@@ -8,11 +8,12 @@ from time import monotonic
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ClosedError, ConfigError, UnknownFoldError
+from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
-from pmm_shm.paths import Instance
+from pmm_shm.instance.paths import Instance
+from pmm_shm.names import checked_fold_name
 from pmm_shm_client.counters import ReadCounter
 from pmm_shm_client.frame import RESULTS, Frame, SourceFor
 from pmm_shm_client.reader import Reader, Reading
@@ -267,20 +268,6 @@ def checked_consistency(consistency: Consistency) -> Consistency:
     if consistency not in _CONSISTENCIES:
         raise ConfigError(f"consistency: expected one of {', '.join(_CONSISTENCIES)}, got {consistency!r}")
     return consistency
-
-
-def checked_fold_name(name: object) -> None:
-    """Let what may be the name of a fold pass.
-
-    Raises:
-        UnknownFoldError: no fold can have this name.
-    """
-    try:
-        is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64
-    except UnicodeEncodeError:
-        is_name = False
-    if not is_name:
-        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to 64 bytes")
 
 
 def checked_trait_delta(limit: float) -> float:

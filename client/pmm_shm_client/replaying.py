@@ -7,7 +7,7 @@ from typing import Any
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
-from pmm_shm.replay import replay
+from pmm_shm.projection.replay import replay
 from pmm_shm_client.reader import Reader
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError
+from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.paths import Instance
 
 Counters = dict[str, int]
 _reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
@@ -80,8 +80,8 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
         with late_imports:
             import socket
 
-            from pmm_shm.endpoints import recorded_endpoints
-            from pmm_shm.protocol import REPORT, Request
+            from pmm_shm.wire.endpoints import recorded_endpoints
+            from pmm_shm.wire.protocol import REPORT, Request
 
         path = recorded_endpoints(instance).reports
         if not path:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pmm_shm import limits, protocol
+from pmm_shm import limits
 from pmm_shm.errors import DaemonError
-from pmm_shm.paths import Instance
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 
 _ANSWER_S = 1.0

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.codec import unpack
-from pmm_shm.embedding.contract import Embedder, checked_text, checked_vector, embedded
-from pmm_shm.embedding.events import EventTexts, Item
-from pmm_shm.embedding.local_bow import LocalBow
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import Position
-from pmm_shm.nearest import Rows, nearest
 from pmm_shm.store.environment import FileId, MappedRecords
-from pmm_shm.store.event_vectors import SERVED_KEY, TableRecord, TableView, table_key
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
+from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
+from pmm_shm.vectors.event_table import SERVED_KEY, TableRecord, TableView, table_key
+from pmm_shm.vectors.events import EventTexts, Item
+from pmm_shm.vectors.local_bow import LocalBow
+from pmm_shm.vectors.nearest import Rows, nearest
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.shared_texts import SharedTexts
 

@@ -10,8 +10,8 @@ from time import monotonic
 
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.paths import Instance
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,

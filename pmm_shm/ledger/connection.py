@@ -29,7 +29,7 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.file_systems import network_file_system
+from pmm_shm.instance.file_systems import network_file_system
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     HeldByOldUsersError,

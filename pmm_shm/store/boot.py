@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pmm_shm.access import replace_file
 from pmm_shm.errors import StoreError
+from pmm_shm.instance.access import replace_file
 
 _OPENINGS = "openings"
 _OPENINGS_MAX = 2

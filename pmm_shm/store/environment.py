@@ -19,11 +19,12 @@ from typing import Any, Protocol, cast
 
 import lmdb
 
-from pmm_shm import access, limits
-from pmm_shm.bounded import BoundedCall
+from pmm_shm import limits
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import StoreError
-from pmm_shm.paths import DATA_FILE, LOCK_TABLE_FILE
+from pmm_shm.instance import access
+from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
+from pmm_shm.store.bounded import BoundedCall
 
 FileId = tuple[int, int]
 

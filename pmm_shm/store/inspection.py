@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from pmm_shm.paths import DATA_FILE, LOCK_TABLE_FILE
+from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
 from pmm_shm.store import environment
 
 _MAGIC = 0xBEEFC0DE

@@ -12,11 +12,11 @@ from typing import Any, Final, cast
 import lmdb
 
 from pmm_shm import limits
-from pmm_shm.access import check_directory
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
-from pmm_shm.paths import Instance
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.paths import Instance
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,

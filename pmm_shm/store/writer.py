@@ -19,8 +19,8 @@ from pmm_shm.crash_points import reach
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State, Touched
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.paths import Instance
 from pmm_shm.store import boot, environment
 from pmm_shm.store.environment import DamagedStoreError, Environment, Records, disk_hint
 from pmm_shm.store.layout import (

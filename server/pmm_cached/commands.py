@@ -25,11 +25,12 @@ from pmm_cached.reports import Reports
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
-from pmm_shm import limits, protocol
+from pmm_shm import limits
 from pmm_shm.crash_points import reach
-from pmm_shm.endpoints import Endpoints, address_of
-from pmm_shm.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
-from pmm_shm.store.text_vectors import TextVector
+from pmm_shm.vectors.text_table import TextVector
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import Endpoints, address_of
+from pmm_shm.wire.protocol import Announcement, ProtocolError, Request, pack_error, pack_result, unpack_request
 
 _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600

@@ -21,15 +21,15 @@ from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_cached.watch import Watch
 from pmm_shm import limits
-from pmm_shm.embedding.registry import find_embedder
-from pmm_shm.endpoints import choose_endpoints, record_endpoints
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.paths import Instance
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors.registry import find_embedder
+from pmm_shm.wire.endpoints import choose_endpoints, record_endpoints
 
 if TYPE_CHECKING:
     from pmm_cached.prometheus import MetricsServer

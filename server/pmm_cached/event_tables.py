@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_shm import limits
-from pmm_shm.embedding.contract import Embedder, embedded, text_key
-from pmm_shm.embedding.events import EventTexts, Item, Source
-from pmm_shm.embedding.local_bow import LocalBow
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.replay import LogChanged
-from pmm_shm.store.event_vector_writer import EventVectorWriter, VectorRows
-from pmm_shm.store.event_vectors import Ids, TableRecord
-from pmm_shm.store.text_vectors import TextVector, model_tag, text_vector_key
+from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors.embedder import Embedder, embedded, text_key
+from pmm_shm.vectors.event_table import Ids, TableRecord
+from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
+from pmm_shm.vectors.events import EventTexts, Item, Source
+from pmm_shm.vectors.local_bow import LocalBow
+from pmm_shm.vectors.text_table import TextVector, model_tag, text_vector_key
 
 _STEP_S = 0.25
 _CHUNK_S = 1.0

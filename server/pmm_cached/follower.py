@@ -19,7 +19,7 @@ from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
-from pmm_shm.replay import LogChanged
+from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
 

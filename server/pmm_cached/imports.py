@@ -13,15 +13,15 @@ import numpy as np
 
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
-from pmm_shm.embedding import local_bow
-from pmm_shm.embedding.events import Source
 from pmm_shm.errors import InvalidVectorError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import Position
-from pmm_shm.store.event_vector_writer import EventVectorWriter, VectorRows
-from pmm_shm.store.event_vectors import Ids
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.event_table import Ids
+from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
+from pmm_shm.vectors.events import Source
 
 SEEN_KEY = b"i"
 _BEFORE_ALL = -(1 << 63)

@@ -18,19 +18,19 @@ from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
 from pmm_shm.codec import pack
-from pmm_shm.embedding import local_bow
-from pmm_shm.embedding.contract import Embedder
 from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
-from pmm_shm.replay import LogChanged
+from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.environment import DamagedStoreError, Records
-from pmm_shm.store.event_vector_writer import EventVectorWriter
-from pmm_shm.store.event_vectors import SERVED_KEY, table_records
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.vectors.event_table import SERVED_KEY, table_records
+from pmm_shm.vectors.event_table_writer import EventVectorWriter
 
 _STOPS = "the daemon stops"
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 
-from pmm_shm.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.crash_points import reach
 from pmm_shm.errors import DaemonRunningError, StoreError
-from pmm_shm.file_systems import existing_part, network_file_system
-from pmm_shm.paths import Instance
+from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.file_systems import existing_part, network_file_system
+from pmm_shm.instance.paths import Instance
 
 
 class InstanceLock:

@@ -16,9 +16,9 @@ from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
-from pmm_shm.embedding import local_bow
-from pmm_shm.embedding.events import DEFAULT_KINDS
 from pmm_shm.errors import ConfigError, PmmShmError
+from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.events import DEFAULT_KINDS
 
 _FAILURE, _USAGE = 1, 2
 GC_OBJECTS = 50_000

@@ -22,10 +22,10 @@ from pmm_shm.errors import PmmShmError, StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.replay import LogChanged
+from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.verification import Outcome, PublishedCopy, copy_published, verify
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
-from pmm_shm.verify import Outcome, PublishedCopy, copy_published, verify
 
 _FOLLOWER_LOOKS_S = 0.5
 _WAIT_FOR_READERS_S = 0.1

@@ -16,7 +16,7 @@ from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import EMPTY, State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, TailReader
-from pmm_shm.replay import LogChanged
+from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.snapshot import LmdbBase
 from pmm_shm.store.writer import StoreWriter
 

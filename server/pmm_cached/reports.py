@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from pmm_cached.workers import Workers
 from pmm_shm import limits
-from pmm_shm.protocol import REPORTS, ProtocolError, unpack_request
+from pmm_shm.wire.protocol import REPORTS, ProtocolError, unpack_request
 
 _CREDENTIALS = struct.Struct("3i")
 _ROOM = socket.CMSG_SPACE(_CREDENTIALS.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pmm_shm import limits
-from pmm_shm.embedding.events import DEFAULT_KINDS
+from pmm_shm.vectors.events import DEFAULT_KINDS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-from pmm_shm.paths import Instance
+from pmm_shm.instance.paths import Instance
 from pmm_shm.store.writer import StoreWriter
 
 _BLOCK_BYTES = 512

@@ -14,8 +14,8 @@ from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm.errors import InvalidVectorError, StoreError
 from pmm_shm.store.environment import DamagedStoreError
-from pmm_shm.store.text_vectors import TextVector, TextVectorWriter, model_tag, text_vector_key
 from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors.text_table import TextVector, TextVectorWriter, model_tag, text_vector_key
 
 _WAITING_BYTES_MAX = 64 << 20
 _STOPS = "the daemon stops"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.protocol import COUNTERS
+from pmm_shm.wire.protocol import COUNTERS
 
 _LOOK_S = 1.0
 

@@ -1,0 +1,201 @@
+"""What a conversation looks like: on a terminal with names, colours and words that are not torn; elsewhere the bare
+answers.
+
+Invariant: no control character of an answer, a name or a commitment reaches the terminal, but its line breaks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pmm_shm_terminal.output import console, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pmm_shm_chat.turn import Made
+
+_MARKS = {
+    "commitment_open": "+",
+    "commitment_close": "✓",
+    "identity_adopt": "•",
+    "autonomy_directive": "!",
+}
+_CID_CHARS_MAX = 40
+_WIDTH_MIN = 20
+
+
+def readable(text: str) -> str:
+    """The text with everything but its line breaks printable."""
+    lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
+    return "\n".join(map(printable, lines))
+
+
+class Flow:
+    """Breaks a text that comes in pieces into lines of at most `width` cells, at its spaces.
+
+    Parameters:
+        write: gets what is to be shown.
+        indent: cells before the first line's text; the other lines begin below it.
+    """
+
+    def __init__(self, write: Callable[[str], None], width: int, indent: int) -> None:
+        from rich.cells import cell_len
+
+        self._write = write
+        self._cells = cell_len
+        self._width = max(_WIDTH_MIN, width - indent)
+        self._margin = " " * indent
+        self._column = 0
+        self._word = ""
+        self._spaces = ""
+
+    def add(self, text: str) -> None:
+        """More of the text."""
+        for char in text:
+            if char == "\n":
+                self._flush()
+                self._break()
+            elif char == " ":
+                self._flush()
+                self._spaces += char
+            else:
+                self._word += char
+                if self._cells(self._word) >= self._width or self._cells(char) > 1:
+                    # One that fits nowhere, or a script that has no spaces.
+                    self._flush()
+
+    def end(self) -> None:
+        """The end of the text."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if not self._word:
+            return
+        if self._column and self._column + len(self._spaces) + self._cells(self._word) > self._width:
+            self._break()
+        shown = self._spaces + self._word
+        self._write(shown)
+        self._column += self._cells(shown)
+        self._word = self._spaces = ""
+
+    def _break(self) -> None:
+        self._write("\n" + self._margin)
+        self._column = 0
+        self._spaces = ""
+
+
+class PlainScreen:
+    """Answers on stdout, one after the other, and nothing else; messages on stderr."""
+
+    is_terminal = False
+
+    def welcome(self, lines: Sequence[str]) -> None:
+        """Nothing: whoever reads a pipe wants answers."""
+
+    def begin(self, name: str) -> None:
+        """An answer begins."""
+
+    def piece(self, text: str) -> None:
+        """More of it."""
+        click.echo(readable(text), nl=False)
+
+    def end(self, is_interrupted: bool) -> None:
+        """It ended."""
+        click.echo("")
+
+    def made(self, events: Sequence[Made]) -> None:
+        """What followed from a turn."""
+
+    def note(self, text: str) -> None:
+        """What the user should know."""
+        click.echo(f"pmm-shm: {printable(' '.join(text.split()))}", err=True)
+
+
+class TerminalScreen:
+    """A conversation for people."""
+
+    is_terminal = True
+
+    def __init__(self) -> None:
+        self._console: Console = console()
+        encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+        self._is_utf8 = encoding.replace("-", "") == "utf8"
+        self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
+        self._flow: Flow | None = None
+
+    @property
+    def prompt(self) -> str:
+        """As `input` takes it: readline must not count what has no width."""
+        text = f"you {self._mark} "
+        if self._console.color_system is None:
+            return text
+        return f"\001\033[1;32m\002{text}\001\033[0m\002"
+
+    def welcome(self, lines: Sequence[str]) -> None:
+        """Above the first prompt."""
+        for number, line in enumerate(lines):
+            self._print(printable(line) + "\n", "bold" if number == 0 else "dim")
+
+    def begin(self, name: str) -> None:
+        """An answer begins, by whom."""
+        from rich.cells import cell_len
+
+        head = f"{printable(name)} {self._mark} "
+        self._print(head, "bold cyan")
+        self._flow = Flow(self._print, self._console.width, cell_len(head))
+
+    def piece(self, text: str) -> None:
+        """More of it."""
+        if self._flow is not None:
+            self._flow.add(readable(text))
+
+    def end(self, is_interrupted: bool) -> None:
+        """It ended."""
+        if self._flow is not None:
+            self._flow.end()
+            self._flow = None
+        self._print("\n")
+        if is_interrupted:
+            self._print("  (interrupted; kept as far as it came)\n", "dim")
+
+    def made(self, events: Sequence[Made]) -> None:
+        """What followed from a turn, one line for each."""
+        for event in events:
+            mark = _MARKS.get(event.kind)
+            if mark is not None:
+                shown = mark if self._is_utf8 else "*"
+                self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
+
+    def note(self, text: str) -> None:
+        """What the user should know."""
+        self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
+
+    def _cut(self, line: str) -> str:
+        """One printable line that fits."""
+        from rich.cells import cell_len, set_cell_size
+
+        line, width = printable(line), max(_WIDTH_MIN, self._console.width)
+        return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(text), style=style, end="", soft_wrap=True)
+        self._console.file.flush()
+
+
+Screen = PlainScreen | TerminalScreen
+
+
+def _said(event: Made) -> str:
+    if event.kind == "identity_adopt":
+        return f"name adopted: {event.content}"
+    if event.kind == "autonomy_directive":
+        return f"directive: {event.content}"
+    what = "opened" if event.kind == "commitment_open" else "closed"
+    return f"commitment {what} ({str(event.meta['cid'])[:_CID_CHARS_MAX]}): {event.content.partition(': ')[2]}"

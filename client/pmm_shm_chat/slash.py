@@ -1,0 +1,155 @@
+"""The commands within a conversation, `/name`: they look at the state and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError
+from pmm_shm_terminal.answers import answer_of_cache, shown
+from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
+from pmm_shm_terminal.output import cell, pairs, plain, show, table, titled
+from pmm_shm_terminal.verification import check
+
+if TYPE_CHECKING:
+    from pmm_shm_chat.turn import Timings
+    from pmm_shm_client.cache import Cache
+
+_RECALLED = 5
+_CONTENT_SHOWN = 500
+_DAEMON_ROWS = ("pid", "uptime_ms", "as_of", "head_id", "lag_events", "events_folded", "problem")
+
+
+class Session(NamedTuple):
+    """What a command may look at: `timings` are those of the last turn."""
+
+    cache: Cache
+    timings: Timings | None
+
+
+class _Command(NamedTuple):
+    run: Callable[[Session, str], None]
+    help: str
+    argument: str = ""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is a command, known or not, and no message."""
+    return line.startswith("/")
+
+
+def run_command(line: str, session: Session) -> None:
+    """Run a command and show what it says.
+
+    Raises:
+        EOFError: it ends the conversation.
+        ConfigError: there is no such command, or its argument is missing or too much.
+        PmmShmError: what the command asks for cannot be had.
+    """
+    word, _, argument = line[1:].strip().partition(" ")
+    name, argument = word.lower(), argument.strip()
+    command = COMMANDS.get(name)
+    if command is None:
+        raise ConfigError(f"unknown command /{word[:40]}; /help lists them")
+    if bool(argument) != bool(command.argument):
+        raise ConfigError(f"/{name}: usage: {_usage(name, command)}")
+    command.run(session, argument)
+
+
+def _read(*whats: str) -> Callable[[Session, str], None]:
+    """A command that shows answers of the cache, as `pmm-shm read` does."""
+
+    def run(session: Session, argument: str) -> None:
+        for what in whats:
+            show(*shown(what, answer_of_cache(what, session.cache, "exact", False, 0.05)))
+
+    return run
+
+
+def _directives(session: Session, argument: str) -> None:
+    rows = session.cache.active_directives()
+    _show_texts(
+        f"active directives: {len(rows)}",
+        ("score", "seen", "directive"),
+        [(f"{row['score']:g}", row["seen_count"], row["content"]) for row in rows],
+    )
+
+
+def _recall(session: Session, text: str) -> None:
+    hits = session.cache.recall(text, _RECALLED)
+    _show_texts(
+        f"recalled: {len(hits)}",
+        ("similarity", "event", "kind", "content"),
+        [(f"{hit.similarity:.3f}", hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
+    )
+
+
+def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table whose last column is a text of any length: as much of it as there is room for."""
+    made = table(*columns)
+    for column in made.columns[:-1]:
+        column.no_wrap = True
+    for row in rows:
+        cells = [cell(value[:_CONTENT_SHOWN] if isinstance(value, str) else value) for value in row]
+        # Of its cells, not of the column: that would make way like any other.
+        cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
+        made.add_row(*cells)
+    show(titled(title, made))
+
+
+def _stats(session: Session, argument: str) -> None:
+    numbers: dict[str, Any] = plain(session.cache.stats())
+    daemon = numbers.pop("daemon")
+    parts = [pairs(name, _spaced(rows)) for name, rows in numbers.items()]
+    if daemon is None:
+        parts.append(pairs("daemon", {"state": "none serves this ledger"}))
+    else:
+        parts.append(pairs("daemon", _spaced({name: daemon[name] for name in _DAEMON_ROWS if name in daemon})))
+    if session.timings is not None:
+        times = session.timings
+        rows = {"append": times.append_ms, "context": times.context_ms, "model": times.model_ms}
+        parts.append(pairs("last turn", {name: f"{spent_ms:.2f} ms" for name, spent_ms in rows.items()}))
+    show(*parts)
+
+
+def _spaced(rows: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in rows.items()}
+
+
+def _verify(session: Session, argument: str) -> None:
+    checked = check(session.cache.path, None, True, limits.LONG_COMMAND_TIMEOUT_S)
+    show(pairs("verification", checked.rows()))
+    problems = checked.problems()
+    if problems:
+        raise CommandFailed(f"{checked.path}: {'; '.join(problems)}", INTEGRITY)
+
+
+def _help(session: Session, argument: str) -> None:
+    width = max(len(_usage(name, command)) for name, command in COMMANDS.items())
+    for name, command in COMMANDS.items():
+        click.echo(f"  {_usage(name, command):{width}}  {command.help}")
+
+
+def _quit(session: Session, argument: str) -> None:
+    raise EOFError
+
+
+def _usage(name: str, command: _Command) -> str:
+    return f"/{name} {command.argument}".rstrip()
+
+
+COMMANDS: Mapping[str, _Command] = {
+    "metrics": _Command(_read("metrics", "stage"), "IAS, GAS and the stage"),
+    "commitments": _Command(_read("commitments"), "what is promised, and what has expired"),
+    "identity": _Command(_read("identity"), "the name and the five traits"),
+    "directives": _Command(_directives, "the active directives, best first"),
+    "recall": _Command(_recall, "the past events nearest to a text", "TEXT"),
+    "stats": _Command(_stats, "numbers of this worker, of the daemon, and of the last turn"),
+    "verify": _Command(_verify, "check the hash chain, and what is published"),
+    "help": _Command(_help, "this list"),
+    "quit": _Command(_quit, "end, as Ctrl-D does"),
+}
+"""name to command, in the order of `/help`."""

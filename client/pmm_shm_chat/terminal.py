@@ -1,0 +1,192 @@
+"""The loop of a conversation: a line, a turn, until the lines end.
+
+With a person at a terminal, an error is told and the conversation goes on, and Ctrl-C ends an answer or a command, at
+the prompt the conversation. Otherwise each line of the input is a turn, the answers alone go to the output, and the
+first error ends it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import click
+
+from pmm_shm.errors import PmmShmError
+from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
+from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
+from pmm_shm_chat.turn import Chat, Timings
+from pmm_shm_terminal.exits import CommandFailed
+
+UNNAMED = "assistant"
+"""Who answers before it has a name."""
+
+_HISTORY_CHARS_MAX = 1_000
+_NAME_CHARS_MAX = 40
+
+
+def converse(chat: Chat) -> None:
+    """Talk until the input ends.
+
+    Raises:
+        PmmShmError: without a terminal, what a line came to.
+        click.Abort: without a terminal, and interrupted.
+    """
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        screen = TerminalScreen()
+        with _line_editing(chat):
+            _Conversation(chat, screen).run(_typed(screen))
+    else:
+        _Conversation(chat, PlainScreen()).run(_piped())
+
+
+class _Conversation:
+    def __init__(self, chat: Chat, screen: Screen) -> None:
+        self._chat = chat
+        self._screen = screen
+        self._in_turn = False
+        self._timings: Timings | None = None
+        self._recall_problem: str | None = None
+
+    def run(self, lines: Iterator[str]) -> None:
+        """One line after the other."""
+        with self._interruptible():
+            try:
+                self._welcome()
+                for line in lines:
+                    self._line(line)
+            except EOFError:
+                pass
+            except KeyboardInterrupt:
+                if not self._screen.is_terminal:
+                    raise click.Abort from None
+                click.echo("")
+
+    def _line(self, line: str) -> None:
+        text = line.strip()
+        if not text:
+            return
+        try:
+            if is_command(text):
+                run_command(text, Session(self._chat.cache, self._timings))
+            else:
+                self._turn(text)
+        except (PmmShmError, CommandFailed, click.ClickException, OSError) as error:
+            if not self._screen.is_terminal or isinstance(error, BrokenPipeError):
+                raise
+            self._screen.note(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        except KeyboardInterrupt:
+            if not self._screen.is_terminal:
+                raise
+            self._screen.note("interrupted")
+
+    def _turn(self, text: str) -> None:
+        screen = self._screen
+        name = self._chat.cache.identity().name
+        self._in_turn = True
+        is_interrupted = True
+        screen.begin(str(name)[:_NAME_CHARS_MAX] if name else UNNAMED)
+        try:
+            turn = self._chat.turn(text, screen.piece)
+            is_interrupted = turn.is_interrupted
+        finally:
+            self._in_turn = False
+            screen.end(is_interrupted)
+        self._timings = turn.timings
+        screen.made(turn.made)
+        if turn.is_interrupted and not screen.is_terminal:
+            raise KeyboardInterrupt
+        if turn.context.recall_problem not in (None, self._recall_problem):
+            # Once, not below every answer.
+            screen.note(f"nothing recalled: {turn.context.recall_problem}")
+        self._recall_problem = turn.context.recall_problem
+
+    def _welcome(self) -> None:
+        cache = self._chat.cache
+        identity, commitments = cache.identity(), cache.commitments()
+        name = str(identity.name)[:_NAME_CHARS_MAX] if identity.name else "an agent without a name"
+        self._screen.welcome(
+            [
+                f"{name}, {len(commitments.open)} open commitments, event {identity.as_of:,}",
+                f"answers: {self._chat.responder.name}. /help lists the commands, Ctrl-D ends.",
+            ]
+        )
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C is for the conversation: never within an append."""
+
+        def interrupt(*_: object) -> None:
+            if self._in_turn:
+                self._chat.interrupt()
+            else:
+                raise KeyboardInterrupt
+
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            yield
+            return
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+# Lines.
+
+
+def _typed(screen: TerminalScreen) -> Iterator[str]:
+    while True:
+        try:
+            click.echo("")
+            yield input(screen.prompt)
+        except EOFError:
+            click.echo("")
+            return
+
+
+def _piped() -> Iterator[str]:
+    # Not `for line in sys.stdin`: another program may wait for the answer before it says more.
+    while line := sys.stdin.readline():
+        yield line
+
+
+@contextlib.contextmanager
+def _line_editing(chat: Chat) -> Iterator[None]:
+    """Line history, with what was said to this agent before, and completion of commands, where there is a readline."""
+    readline = _readline()
+    if readline is None:
+        yield
+        return
+    for message in chat.cache.recent().messages:
+        if message.kind == "user" and message.content.isprintable() and len(message.content) <= _HISTORY_CHARS_MAX:
+            readline.add_history(message.content)
+    names = [f"/{name}" for name in COMMANDS]
+
+    def complete(text: str, state: int) -> str | None:
+        found = [name for name in names if text and name.startswith(text)]
+        return found[state] if state < len(found) else None
+
+    before: Any = readline.get_completer(), readline.get_completer_delims()
+    readline.set_completer(complete)
+    readline.set_completer_delims(" ")
+    readline.parse_and_bind("tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_completer(before[0])
+        readline.set_completer_delims(before[1])
+
+
+def _readline() -> ModuleType | Any | None:
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline

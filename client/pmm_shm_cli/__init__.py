@@ -1,0 +1,1 @@
+"""The command `pmm-shm`: a program above the client library, which does not know it."""

@@ -1,0 +1,325 @@
+"""What the caches are worth on a ledger: the same answers with caches and without, side by side.
+
+Without caches every answer is a plain full replay of what it needs, as `PMM_USE_PROJECTION_CACHE=false` and
+`PMM_USE_METRICS_CACHE=false` have it. Nothing is timed before both sides have given the same answers.
+
+Invariant: the ledger itself is only read; what is measured is a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.drafts import EventInput
+from pmm_shm_cli.timing import Ratio, Stopwatch, Timing, interleaved, ratio
+from pmm_shm_client.autostart import daemon_command, is_running, last_line
+from pmm_shm_client.cache import Cache
+from pmm_shm_client.frame import Frame
+
+ON, OFF = "caches on", "caches off"
+_FLAGS = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE")
+_ROUNDS_MAX, _CALLS = 30, 2_000
+_BUILD_S = 3_600.0
+_PAGES_PER_STEP = 4_096
+_VIEWS = ("metrics", "identity", "commitments")
+Say = Callable[[str], None]
+
+
+class WrongAnswerError(PmmShmError):
+    """Two sides of a comparison gave different answers: there is nothing to time."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that a user sees, with caches and without."""
+
+    what: str
+    on: Timing
+    off: Timing
+
+    @property
+    def times_faster(self) -> Ratio:
+        return ratio(self.off, self.on)
+
+
+class Report(NamedTuple):
+    """What was measured on a ledger of so many events."""
+
+    events: int
+    open_commitments: int
+    comparisons: list[Comparison]
+    replay: Timing
+
+
+def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: None) -> Report:
+    """Measure a copy of `ledger`, made in `directory`.
+
+    Parameters:
+        seconds: about how long each of the comparisons may take; one that takes longer once is made once.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+        DaemonError: no daemon comes up for the copy.
+        WrongAnswerError: with caches the answers are others than without.
+        OSError: there is no room for the copy.
+    """
+    say("copying the ledger")
+    copy = directory / "copy.db"
+    copy_ledger(ledger, copy)
+    say("the daemon folds it")
+    with serving(copy), caches(copy) as (on, off):
+        events = on.metrics().as_of
+        say("comparing the answers")
+        require_equal(on, off)
+        comparisons = [_repeated(on, off, name, seconds, say) for name in _VIEWS]
+        comparisons += [_after_append(on, off, name, seconds, say) for name in _VIEWS]
+        comparisons.append(_messages(on, off, seconds, say))
+        require_equal(on, off)
+        say("full replays")
+        replay = interleaved({"a full replay of all folds": off.frame}, _affordable(off.frame, seconds), 1)
+        open_commitments = len(on.commitments().open)
+    return Report(events, open_commitments, comparisons, next(iter(replay.values())))
+
+
+# The copy, its daemon, and the two sides.
+
+
+def copy_ledger(ledger: str, target: Path) -> None:
+    """A copy by SQLite's backup interface, whose source is opened read-only; in WAL mode, as a ledger of `EventLog`.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+        OSError: there is no room for it.
+    """
+    source = Connection(ledger, "ro")
+    try:
+        with source.lock:
+            handle = source.handle()
+            needed = os.path.getsize(source.path) * 2
+            free = shutil.disk_usage(target.parent).free
+            if needed > free:
+                raise OSError(
+                    f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR"
+                )
+            with contextlib.closing(sqlite3.connect(os.fsencode(target))) as copy:
+                source.retry(lambda: handle.backup(copy, pages=_PAGES_PER_STEP))
+                copy.execute("PRAGMA journal_mode = WAL").fetchall()
+    finally:
+        source.close()
+
+
+@contextlib.contextmanager
+def serving(ledger: Path) -> Iterator[None]:
+    """A daemon of its own for the ledger, and everything published.
+
+    Raises:
+        DaemonError: it does not come up.
+    """
+    log_file = ledger.with_suffix(".log")
+    with open(log_file, "wb") as log:
+        process = subprocess.Popen(
+            [*daemon_command(), "--verify-every", "0", "--embedder", "none", str(ledger)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        if not _is_published_in_time(ledger, process):
+            raise DaemonTimeoutError(f"{ledger}: the daemon did not come up: {last_line(log_file)}")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + _BUILD_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if is_running(Instance.of(ledger)):
+            with Cache(ledger) as cache:
+                # On the copy nobody else appends.
+                if cache._published_as_of() == cache._head():
+                    return True
+        time.sleep(0.02)
+    return False
+
+
+@contextlib.contextmanager
+def caches(ledger: Path) -> Iterator[tuple[Cache, Cache]]:
+    """The two sides: with caches, and with none."""
+    with contextlib.ExitStack() as stack:
+        with _flags("true"):
+            on = stack.enter_context(Cache(ledger))
+        with _flags("false"):
+            off = stack.enter_context(Cache(ledger))
+        yield on, off
+
+
+@contextlib.contextmanager
+def _flags(value: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _FLAGS}
+    os.environ.update(dict.fromkeys(_FLAGS, value))
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
+
+
+def answers(source: Cache | Frame) -> dict[str, Any]:
+    """Every answer, comparable, in order and to the last bit."""
+    commitments = source.commitments()
+    return {
+        "self_model": repr(source.self_model()),
+        "commitments": repr((list(commitments.open.items()), list(commitments.expired.items()), commitments.as_of)),
+        "directives": repr((source.directives(), source.active_directives())),
+        **{name: repr(getattr(source, name)()) for name in ("identity", "metrics", "stage", "recent")},
+    }
+
+
+def require_equal(on: Cache, off: Cache) -> None:
+    """Raise `WrongAnswerError` where the two sides differ, in any answer."""
+    # One frame is one replay.
+    wanted = answers(off.frame())
+    wrong = {name for got in (answers(on), answers(on.frame())) for name, value in wanted.items() if got[name] != value}
+    if wrong:
+        raise WrongAnswerError(f"{on.path}: {', '.join(sorted(wrong))} are others with caches than without")
+
+
+# What is compared.
+
+
+def _repeated(on: Cache, off: Cache, name: str, seconds: float, say: Say) -> Comparison:
+    what = f"{name}, nothing new"
+    say(what)
+    sides = {ON: getattr(on, name), OFF: getattr(off, name)}
+    timings = interleaved(sides, _affordable(sides[OFF], seconds), {ON: _CALLS, OFF: 1})
+    return Comparison(what, timings[ON], timings[OFF])
+
+
+def _after_append(on: Cache, off: Cache, name: str, seconds: float, say: Say) -> Comparison:
+    what = f"{name} after an append"
+    say(what)
+    sides = {ON: getattr(on, name), OFF: getattr(off, name)}
+    watch = Stopwatch()
+    for number in range(_affordable(sides[OFF], seconds)):
+        # By another connection: an own append would be no different, but this is what the other workers do.
+        off.append(*TICK)
+        values = {side: watch.time(side, sides[side]) for side in ((ON, OFF) if number % 2 else (OFF, ON))}
+        if repr(values[ON]) != repr(values[OFF]):
+            raise WrongAnswerError(f"{what}: {values[ON]!r} with caches, {values[OFF]!r} without")
+        watch.end_round()
+    timings = watch.timings()
+    return Comparison(what, timings[ON], timings[OFF])
+
+
+def _messages(on: Cache, off: Cache, seconds: float, say: Say) -> Comparison:
+    what = "one user message: context, 8 appends, 16 reads"
+    say(what)
+    watch = Stopwatch()
+    began, number = time.monotonic(), 0
+    while number == 0 or (number < _ROUNDS_MAX and time.monotonic() - began < seconds):
+        for side, cache in ((ON, on), (OFF, off)):
+            watch.time(side, assemble, cache, number)
+        watch.end_round()
+        number += 1
+    timings = watch.timings()
+    return Comparison(what, timings[ON], timings[OFF])
+
+
+def _affordable(action: Callable[[], Any], seconds: float) -> int:
+    """How many rounds of this fit, at least one."""
+    began = time.monotonic()
+    action()
+    return max(1, min(_ROUNDS_MAX, int(seconds / max(time.monotonic() - began, 1e-6))))
+
+
+TICK = ("autonomy_tick", "idle", {"stage": "S1", "telemetry": {"GAS": 0.5, "IAS": 0.5}, "tick": 1})
+"""One event that most folds look at, and that lets no view grow."""
+
+
+def turn_events(number: int) -> list[tuple[str, str, dict[str, Any]]]:
+    """Eight events as a chat turn makes them; what it opens it closes, so that no view grows."""
+    cid = f"bench-{number}"
+    text = f"review the garden plan {number}"
+    return [
+        ("user", f"Could you {text}?", {"channel": "chat"}),
+        ("embedding_indexed", "", {"digest": "0" * 16, "eid": 1}),
+        ("response", f"Done, with the order changed ({number}).", {"model": "local-small"}),
+        ("embedding_indexed", "", {"digest": "0" * 16, "eid": 1}),
+        ("commitment_open", f"COMMIT: {text}", {"cid": cid, "source": "user", "text": text}),
+        ("evidence_candidate", "Done.", {"cid": cid, "evidence_type": "done", "snippet": "Done."}),
+        ("commitment_close", f"CLOSE: {text}", {"cid": cid}),
+        TICK,
+    ]
+
+
+TURN_EVENTS = 8
+
+
+def turn_event(number: int) -> tuple[str, str, dict[str, Any]]:
+    """One event of many turns in succession."""
+    turn, place = divmod(number, TURN_EVENTS)
+    return turn_events(turn)[place]
+
+
+def assemble(cache: Cache, number: int) -> list[Any]:
+    """The state that a worker needs for one user message: the full context with three reflections, and after each of
+    the eight appends of a turn a self-model and metrics. Returns all that was read."""
+    read: list[Any] = [cache.context(reflections=3)]
+    events: list[EventInput] = list(turn_events(number))
+    for event in events:
+        assert isinstance(event, tuple)
+        cache.append(*event)
+        read += [cache.self_model(), cache.metrics()]
+    return read
+
+
+# The machine.
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hang on: processor, cores, versions, load; nothing that tells whose machine it is."""
+    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    for name in ("pmm-shm", "lmdb", "msgpack", "numpy", "pyzmq"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu_model(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
+        "system": f"{platform.system()} {platform.release()}",
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine() or sys.platform
+
+
+__all__ = ["Comparison", "DaemonError", "Report", "WrongAnswerError", "machine", "run"]

@@ -1,0 +1,1 @@
+"""The commands of `pmm-shm`, one module for one or a few of them."""

@@ -1,0 +1,139 @@
+"""`pmm-shm append`, `verify` and `invalidate`"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm import limits
+from pmm_shm.errors import DaemonAbsentError, LedgerNotFoundError
+from pmm_shm_terminal import completers, exits
+from pmm_shm_terminal.exits import CommandFailed
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    fold_option,
+    json_option,
+    ledger_argument,
+    ledger_timeout_option,
+    the_ledger,
+    timeout_option,
+)
+from pmm_shm_terminal.output import pairs, plain, print_json, progress, show
+from pmm_shm_terminal.verification import check, check_fold, daemon_answers
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]", shell_complete=completers.kinds)
+@click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
+@click.option("--create", is_flag=True, help="Make the ledger where there is none.")
+@ledger_timeout_option
+@json_option
+def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: float, as_json: bool) -> None:
+    """Append an event and print its id. CONTENT "-" is read from stdin, without its last line break.
+
+    With PMM_DB set, KIND CONTENT is enough: the first of two words is the ledger only if it has a dot or a slash in it
+    or is the name of a file.
+    """
+    path, kind, content = _event(words)
+    meta = _meta(meta_text)
+    if content == "-":
+        content = _stdin()
+    from pmm_shm.ledger.eventlog import EventLog
+
+    try:
+        with EventLog(path, timeout=timeout, create=create) as log:
+            event_id = log.append(kind, content, meta)
+    except LedgerNotFoundError as error:
+        raise CommandFailed(f"{error}; --create makes a ledger", exits.FAILURE) from None
+    if as_json:
+        print_json({"id": event_id, "ledger": log.path})
+    else:
+        click.echo(event_id)
+
+
+def _event(words: tuple[str, ...]) -> tuple[str, str, str]:
+    """(ledger, kind, content) of the positionals."""
+    if len(words) > 3:
+        raise click.UsageError("too many arguments after CONTENT; put it in quotes")
+    if len(words) == 1 or (len(words) == 2 and _is_kind(words[0])):
+        words = (the_ledger(None), *words)
+    if len(words) < 2:
+        raise click.UsageError("missing KIND")
+    return the_ledger(words[0]), words[1], words[2] if len(words) == 3 else ""
+
+
+def _is_kind(word: str) -> bool:
+    return "PMM_DB" in os.environ and "." not in word and "/" not in word and not os.path.lexists(word)
+
+
+def _meta(text: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--meta: not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise click.UsageError(f"--meta: expected a JSON object, got {type(meta).__name__}")
+    return meta
+
+
+def _stdin() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"CONTENT on stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@fold_option
+@click.option("--chain/--no-chain", default=True, show_default=True, help="Check the ledger's own hash chain too.")
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the daemon's verification.")
+@json_option
+def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as_json: bool) -> None:
+    """Check LEDGER's hash chain, and compare what is published with a full replay.
+
+    Exit code 5 where either fails; the message names the first bad event, or the first difference.
+    """
+    checked = check(the_ledger(ledger), fold, chain, timeout)
+    problems = checked.problems()
+    if as_json:
+        links = checked.chain
+        chain_found = None if links is None else {"ok": links.ok, **plain(links)}
+        print_json(
+            {"ok": not problems, "ledger": checked.path, "chain": chain_found, "snapshot": plain(checked.report)}
+        )
+    else:
+        show(pairs("verification", checked.rows()))
+    if problems:
+        raise CommandFailed(f"{checked.path}: {'; '.join(problems)}", exits.INTEGRITY)
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@fold_option
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the rebuild.")
+@json_option
+def invalidate(ledger: str | None, fold: str | None, timeout: float, as_json: bool) -> None:
+    """Have the daemon throw away what is published for LEDGER, and rebuild it. Readers never see a hole."""
+    path = the_ledger(ledger)
+    check_fold(fold)
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm_client.cache import Cache
+
+    with Cache(path) as cache:
+        if not daemon_answers(Instance.of(path)):
+            raise DaemonAbsentError(f"{cache.path}: no daemon serves it; start pmm-cached")
+        with progress("Rebuilding", None):
+            as_of = cache.invalidate(fold, timeout)
+    if as_json:
+        print_json({"ledger": cache.path, "fold": fold, "as_of": as_of})
+    else:
+        click.echo(f"{cache.path}: rebuilt {fold or 'all folds'}, as of event {as_of:,}")

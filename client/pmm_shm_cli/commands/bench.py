@@ -1,0 +1,126 @@
+"""`pmm-shm bench`"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm_terminal import exits
+from pmm_shm_terminal.exits import CommandFailed
+from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.output import console, pairs, print_json, show, table, titled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pmm_shm_cli.benchmark import Report
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@click.option(
+    "--seconds",
+    type=Finite(min=0, max=3_600),
+    default=3.0,
+    show_default=True,
+    metavar="S",
+    help="About how long each of the comparisons may take.",
+)
+@json_option
+def bench(ledger: str | None, seconds: float, as_json: bool) -> None:
+    """Measure what the caches are worth on LEDGER: the same answers with caches on and off, side by side.
+
+    It works on a copy, in a temporary directory, with a daemon of its own; LEDGER is only read. Answers are compared
+    before they are timed; exit code 5 where one differs. Twice the size of LEDGER must be free where TMPDIR says.
+    """
+    path = the_ledger(ledger)
+    from pmm_shm_cli import benchmark
+
+    facts = benchmark.machine()
+    with _directory() as directory, _saying() as say:
+        try:
+            report = benchmark.run(path, directory, seconds, say)
+        except benchmark.WrongAnswerError as error:
+            raise CommandFailed(str(error), exits.INTEGRITY) from None
+        except OSError as error:
+            raise CommandFailed(str(error), exits.FAILURE) from None
+    if as_json:
+        print_json(as_dict(report, facts))
+    else:
+        show(*shown(report, facts))
+
+
+def as_dict(report: Report, facts: dict[str, Any]) -> dict[str, Any]:
+    """The report as one JSON value; times in microseconds."""
+    return {
+        "machine": facts,
+        "events": report.events,
+        "open_commitments": report.open_commitments,
+        "comparisons": [
+            {
+                "what": one.what,
+                "caches_on": one.on.as_dict(),
+                "caches_off": one.off.as_dict(),
+                "times_faster": one.times_faster._asdict(),
+            }
+            for one in report.comparisons
+        ],
+        "full_replay": report.replay.as_dict(),
+    }
+
+
+def shown(report: Report, facts: dict[str, Any]) -> list[RenderableType]:
+    """The report for people."""
+    made = table("what", "on, p50", "on, p99", "off, p50", "off, p99", "times faster")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for one in report.comparisons:
+        times = [one.on.p50_us, one.on.p99_us, one.off.p50_us, one.off.p99_us]
+        made.add_row(one.what, *map(duration, times), f"{one.times_faster.p50:,.0f}")
+    replay = {
+        "a full replay of all folds": f"{duration(report.replay.p50_us)}, p99 {duration(report.replay.p99_us)}",
+        "open commitments": report.open_commitments,
+        "machine": f"{facts['cores']} cores, {facts['cpu']}; load {', '.join(map(str, facts['load']))}",
+        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+    }
+    return [titled(f"caches on and off, {report.events:,} events", made), pairs("beside them", replay)]
+
+
+def duration(microseconds: float) -> str:
+    """`0.31 µs`, `4.2 ms`, `1.3 s`"""
+    for unit, factor in (("µs", 1.0), ("ms", 1e3), ("s", 1e6)):
+        value = microseconds / factor
+        if value < 999.5 or unit == "s":
+            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="pmm-shm-bench-"))
+    before = os.environ.pop("PMM_SHM_DIR", None)
+    try:
+        # Else the copy's instance directory would stay behind.
+        yield path
+    finally:
+        if before is not None:
+            os.environ["PMM_SHM_DIR"] = before
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _saying() -> Iterator[Any]:
+    """Says on stderr what is under way, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(text)

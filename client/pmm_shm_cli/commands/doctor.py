@@ -1,0 +1,77 @@
+"""`pmm-shm doctor`"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from pmm_shm_terminal import exits
+from pmm_shm_terminal.exits import CommandFailed
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, timeout_option
+from pmm_shm_terminal.output import print_json, printable, progress, show
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from pmm_shm_cli.doctor import Finding
+
+_ANSWERS_S = 2.0
+_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@timeout_option(_ANSWERS_S, "How long to wait for a busy ledger, and for the daemon's answer.")
+@json_option
+def doctor(ledger: str | None, timeout: float, as_json: bool) -> None:
+    """Look for what is wrong with LEDGER, its daemon and this machine, and say what mends it.
+
+    Nothing is written anywhere. Without LEDGER and PMM_DB, only this machine is looked at. Exit code 1 where there is
+    an error; notes and warnings are none.
+    """
+    from pmm_shm import flags
+    from pmm_shm_cli.doctor import diagnose, gather
+
+    with progress("Looking", None):
+        facts = gather(ledger or flags.default_ledger(), timeout)
+    findings = diagnose(facts)
+    path = None if facts.state is None else facts.path
+    errors = [one for one in findings if one.severity == "error"]
+    if as_json:
+        shown = [dataclasses.asdict(one) for one in findings]
+        print_json({"ok": not errors, "ledger": path, "findings": shown})
+    else:
+        # No line is wrapped: a command must stay one that can be copied.
+        show(*(_lines(one) for one in findings), _summary(findings), wraps=False)
+    if errors:
+        first = f"{errors[0].check}: {errors[0].found}"
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise CommandFailed(f"{path or 'this machine'}: {first}{more}", exits.FAILURE)
+
+
+def _lines(finding: Finding) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    text.append(f"{finding.severity:8}", style=_STYLES[finding.severity])
+    text.append(f"{finding.check}: ", style="bold")
+    text.append(printable(finding.found))
+    if finding.severity != "ok":
+        text.append(f"\n        {printable(finding.meaning)}")
+        text.append(f"\n        {printable(finding.remedy)}{':' if finding.command else ''}")
+        if finding.command:
+            text.append(f"\n            {printable(finding.command)}", style="bold")
+    return text
+
+
+def _summary(findings: Sequence[Finding]) -> Text:
+    from rich.text import Text
+
+    from pmm_shm_cli.doctor.finding import SEVERITIES
+
+    counts = [(name, sum(one.severity == name for one in findings)) for name in reversed(SEVERITIES)]
+    words = [f"{count} {name}{'s' if name != 'ok' and count != 1 else ''}" for name, count in counts if count]
+    return Text(", ".join(words), style="bold")

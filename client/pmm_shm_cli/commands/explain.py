@@ -1,0 +1,164 @@
+"""`pmm-shm explain`"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm_terminal import completers, exits
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, progress, show, table, titled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pmm_shm_cli.explaining import Explanation, Step, Subject
+
+_STEPS_SHOWN = 50
+_TEXT_SHOWN = 60
+_TS_SHOWN = 19
+_ARGUMENTS = {"identity.name": 0, "metrics": 0, "commitment": 1, "trait": 1}
+"""Subject to the number of words that follow it."""
+_WHAT = "identity.name, commitment CID, trait NAME, or metrics"
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.subjects)
+@click.option("--integer", is_flag=True, help="CID is an integer; otherwise it is one only where no text has it.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=_STEPS_SHOWN,
+    show_default=True,
+    metavar="N",
+    help="How many of the newest events to list; 0 for all.",
+)
+@click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Explain the value at this event.")
+@ledger_timeout_option
+@json_option
+def explain(
+    words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: float, as_json: bool
+) -> None:
+    """List the events that made a value what it is, with the value before and after each.
+
+    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics. It is a full replay, event by
+    event: no cache, no daemon. Of metrics, the changes are those before feedback and clamping.
+    """
+    ledger, subject, argument = _parsed(words)
+    if integer and subject != "commitment":
+        raise click.UsageError("--integer means something for commitment only")
+    candidates = _subjects(subject, argument, integer)
+    from pmm_shm_cli.explaining import explain as explained
+    from pmm_shm_cli.oracle import head_of, opened
+
+    connection = opened(ledger, timeout)
+    try:
+        head = head_of(connection)
+        for candidate in candidates:
+            with progress("Replaying", head if until is None else min(head, until)) as advance:
+                answer = explained(connection, candidate, limit or None, until, advance)
+            if answer.events:
+                break
+    finally:
+        connection.close()
+    if subject == "commitment" and not answer.events:
+        raise exits.CommandFailed(f"{ledger}: no event speaks of commitment {argument!r}", exits.FAILURE)
+    if as_json:
+        print_json(plain(answer))
+    else:
+        show(*_shown(answer))
+
+
+def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
+    """(ledger, subject, its argument or "").
+
+    Raises:
+        click.UsageError: what is to be explained is not named.
+    """
+    for count in (2, 1):
+        # Where a ledger has the name of a subject, a path to it tells them apart.
+        subject = words[-count] if len(words) >= count else None
+        if subject in _ARGUMENTS and _ARGUMENTS[subject] == count - 1 and len(words) <= count + 1:
+            ledger = the_ledger(words[0] if len(words) == count + 1 else None)
+            return ledger, subject, words[-1] if count == 2 else ""
+    raise click.UsageError(f"WHAT: expected {_WHAT}")
+
+
+def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
+    """What the words may mean, the likeliest first."""
+    from pmm_shm_cli.explaining import Commitment, Metrics, Name, Trait
+
+    if subject == "commitment":
+        number = _number(argument)
+        if integer and number is None:
+            raise click.UsageError(f"CID: {argument!r} is not an integer")
+        texts = [] if integer else [Commitment(argument)]
+        return [*texts, *([Commitment(number)] if number else [])] or [Commitment(0)]
+    if subject == "trait":
+        return [Trait(argument)]
+    return [Metrics() if subject == "metrics" else Name()]
+
+
+def _number(word: str) -> int | None:
+    """The integer that JSON would write so."""
+    digits = word.removeprefix("-")
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) < 640 and (digits == "0" or digits[0] != "0")
+    return int(word) if is_number else None
+
+
+def _shown(answer: Explanation) -> list[RenderableType]:
+    title = f"{printable(answer.subject)} (as of event {answer.as_of})"
+    value = answer.value
+    parts = [pairs(title, value if isinstance(value, dict) else {"value": plain(value)})]
+    is_metrics = answer.subject == "metrics"
+    made = table("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
+    for step in answer.steps:
+        made.add_row(
+            *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(_short(step.effect))),
+            *(_scores(step) if is_metrics else (_value(step.before), _value(step.after))),
+        )
+    hidden = answer.events - len(answer.steps)
+    note = f", the newest {len(answer.steps)} of them; --limit 0 lists all" if hidden else ""
+    parts.append(titled(f"events: {answer.events}{note}", made))
+    if answer.totals:
+        parts.append(titled("all changes, before feedback and clamping", _totals(answer.totals)))
+    return parts
+
+
+_METRICS = ("IAS +/-", "GAS +/-", "IAS", "GAS")
+
+
+def _scores(step: Step) -> list[Any]:
+    delta, (ias, gas) = step.details["delta"], step.after["read"]
+    changes = [cell(f"{delta[score]:+.6f}" if delta[score] else "") for score in ("ias", "gas")]
+    return [*changes, cell(f"{ias:.6f}"), cell(f"{gas:.6f}")]
+
+
+def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
+    from pmm_shm_cli.explaining import TOTALS
+
+    made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down")
+    for kind, total in sorted(totals.items(), key=lambda item: (-item[1]["events"], item[0])):
+        numbers = (f"{total[name]:+.6f}" if total[name] else "" for name in TOTALS)
+        made.add_row(cell(kind), cell(total["events"]), *(cell(number) for number in numbers))
+    return made
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return cell(_commitment(value))
+    return cell(_short(value))
+
+
+def _commitment(value: Mapping[str, Any]) -> str:
+    """A commitment's state in a word or two; its entry stands above."""
+    status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"
+    return f"{status}, evidence" if value["has_evidence"] else status
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
+        return value[: _TEXT_SHOWN - 1] + "…"
+    return value

@@ -1,0 +1,114 @@
+"""`pmm-shm read` and `pmm-shm replay`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm import limits
+from pmm_shm.errors import SnapshotUnavailableError
+from pmm_shm_terminal import completers
+from pmm_shm_terminal.answers import NAMES, STRICT, answer_of_cache, answer_of_views, checked_what, folds_for, shown
+from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_and_word, timeout_option
+from pmm_shm_terminal.output import print_json, progress, show
+
+if TYPE_CHECKING:
+    from pmm_shm_client.reads import Consistency
+
+# That of `folds.self_model`, which would have to be imported for it; a test compares them.
+_MAX_TRAIT_DELTA = 0.05
+_HELP = f"\n\n    WHAT is one of {', '.join(NAMES)}, or the name of a registered fold."
+
+_words = click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.answers)
+_strict = click.option(
+    "--strict", is_flag=True, help="Limit each trait delta, and fail (exit code 5) where an invariant is violated."
+)
+_max_trait_delta = click.option(
+    "--max-trait-delta",
+    type=Finite(min=0),
+    default=_MAX_TRAIT_DELTA,
+    show_default=True,
+    metavar="LIMIT",
+    help="The limit of --strict; any other than the default is a full replay.",
+)
+
+
+@click.command(
+    context_settings=CONTEXT, help="Read one answer from the shared state, with or without a daemon." + _HELP
+)
+@_words
+@_strict
+@_max_trait_delta
+@click.option(
+    "--consistency",
+    type=click.Choice(["exact", "snapshot", "wait"]),
+    default="exact",
+    show_default=True,
+    help="exact: every append before now. snapshot: what the daemon has published. wait: until it has published all.",
+)
+@timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger, and for the daemon with wait.")
+@json_option
+def read(
+    words: tuple[str, ...],
+    strict: bool,
+    max_trait_delta: float,
+    consistency: Consistency,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    ledger, what = _checked(words, strict)
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.wire.endpoints import find_endpoints
+    from pmm_shm_client.cache import Cache
+
+    with Cache(ledger, timeout=timeout) as cache:
+        try:
+            answer = answer_of_cache(what, cache, consistency, strict, max_trait_delta)
+        except SnapshotUnavailableError:
+            # Without a daemon nothing will ever be published: that is another thing to repair than a slow one.
+            find_endpoints(Instance.of(ledger))
+            raise
+    _print(what, answer, as_json)
+
+
+@click.command(
+    context_settings=CONTEXT,
+    help="Compute one answer by a full replay of the ledger: no cache, no daemon. The oracle." + _HELP,
+)
+@_words
+@_strict
+@_max_trait_delta
+@click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Replay up to this event, not the head.")
+@timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")
+@json_option
+def replay(
+    words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
+) -> None:
+    ledger, what = _checked(words, strict)
+    from pmm_shm_cli.oracle import head_of, opened, replayed_views
+
+    connection = opened(ledger, timeout)
+    try:
+        head = head_of(connection)
+        folds = folds_for(what, max_trait_delta if strict else None)
+        with progress("Replaying", head if until is None else min(head, until)) as advance:
+            as_of, views = replayed_views(connection, folds, until, advance)
+    finally:
+        connection.close()
+    _print(what, answer_of_views(what, views, as_of, strict), as_json)
+
+
+def _checked(words: tuple[str, ...], strict: bool) -> tuple[str, str]:
+    ledger, word = ledger_and_word(words, "WHAT")
+    what = checked_what(word)
+    if strict and what not in STRICT:
+        raise click.UsageError(f"--strict means something for {' and '.join(sorted(STRICT))} only, not for {what}")
+    return ledger, what
+
+
+def _print(what: str, answer: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+    else:
+        show(*shown(what, answer))

@@ -1,0 +1,360 @@
+"""`pmm-shm search` and `pmm-shm embed`"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmm_shm import limits
+from pmm_shm.errors import DaemonError, SnapshotUnavailableError
+from pmm_shm_terminal import completers
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    json_option,
+    ledger_and_word,
+    ledger_argument,
+    ledger_timeout_option,
+    the_ledger,
+    timeout_option,
+)
+from pmm_shm_terminal.output import cell, console, pairs, print_json, printable, show, table, titled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm_client.searching import Hits
+
+Numbers = Mapping[str, Any]
+"""What the daemon answers to stats."""
+
+_CONTENT_SHOWN = 200
+_KIND_SHOWN = 32
+_TS_SHOWN = 19
+_NUMBERS_SHOWN = 8
+_IMPORT = "event_embeddings"
+_DAEMON_ANSWERS_S = 2.0
+_LOOK_S = 0.1
+_LOOK_ANSWERS_S = 0.5
+
+_model_option = click.option(
+    "--model",
+    metavar="NAME",
+    help="The embedder, by its name; the one in PMM_EMBEDDER, or else local-bow, unless told.",
+    shell_complete=completers.embedders,
+)
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("words", nargs=-1, metavar="[LEDGER] TEXT", shell_complete=completers.ledger_and_text)
+@click.option("--vector", metavar="JSON", help="Search for this vector, a JSON array of numbers, instead of TEXT.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(1, limits.SEARCH_K_MAX),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="How many events to find.",
+)
+@_model_option
+@click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
+@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not their ids only.")
+@ledger_timeout_option
+@json_option
+def search(
+    words: tuple[str, ...],
+    vector: str | None,
+    k: int,
+    model: str | None,
+    scope: str | None,
+    events: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Find the events of LEDGER that are nearest to TEXT, by the cosine similarity of their vectors.
+
+    pmm-cached publishes the vectors; what it has not taken in yet is embedded here. Vectors out of the ledger's table
+    event_embeddings are those of the model imported-DIMENSION, which takes --vector only.
+    """
+    ledger, query = _ledger_and_query(words, vector)
+    ids = None if scope is None else _ids(scope)
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.wire.endpoints import find_endpoints
+    from pmm_shm_client.cache import Cache
+
+    with Cache(ledger, timeout=timeout) as cache:
+        try:
+            found: Hits[Any] = (cache.recall if events else cache.search)(query, k, ids, model)
+        except SnapshotUnavailableError:
+            # Without a daemon nothing will ever be published: that is another thing to repair than a slow one.
+            find_endpoints(Instance.of(ledger))
+            raise
+    if as_json:
+        print_json(_found(found, events))
+    else:
+        _show_found(found, events)
+        _warn_of_newer(found, ledger, timeout)
+
+
+def _ledger_and_query(words: tuple[str, ...], vector: str | None) -> tuple[str, Any]:
+    if vector is None:
+        return ledger_and_word(words, "TEXT")
+    if len(words) > 1:
+        raise click.UsageError("either TEXT or --vector, not both")
+    return the_ledger(words[0] if words else None), _vector(vector)
+
+
+def _vector(text: str) -> list[float]:
+    try:
+        numbers = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--vector: not JSON: {error}") from None
+    if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+        raise click.UsageError("--vector: expected a JSON array of numbers")
+    return numbers
+
+
+def _ids(text: str) -> list[int]:
+    """The ids in a text with commas between them; none in an empty one."""
+    from pmm_shm_client.cache import checked_event_id
+
+    try:
+        ids = [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise click.UsageError("--scope: expected event ids with commas between them") from None
+    return [checked_event_id(event_id) for event_id in ids]
+
+
+def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
+    hits = []
+    for hit in found:
+        entry = {"event_id": hit.event_id, "similarity": hit.similarity}
+        if with_events:
+            entry.update((name, hit.event[name]) for name in ("kind", "ts", "content"))
+        hits.append(entry)
+    return {
+        "model": found.model,
+        "as_of": found.as_of,
+        "is_complete": found.is_complete,
+        "embedded_here": found.embedded_here,
+        "hits": hits,
+    }
+
+
+def _show_found(found: Hits[Any], with_events: bool) -> None:
+    made = table("event", "similarity", *(("kind", "time", "content") if with_events else ()))
+    for column in made.columns[:4]:
+        # Where there is little room, the content makes way, and nothing else.
+        column.no_wrap = True
+    for hit in found:
+        row = [str(hit.event_id), f"{hit.similarity:.4f}"]
+        if with_events:
+            event = hit.event
+            row += [_short(event["kind"], _KIND_SHOWN), str(event["ts"])[:_TS_SHOWN], _short(event["content"])]
+        cells = [cell(value) for value in row]
+        cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
+        made.add_row(*cells)
+    show(titled(f"nearest events by {printable(found.model)}: {len(found)} (as of event {found.as_of})", made))
+
+
+def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
+    if found.is_complete:
+        return
+    from pmm_shm_cli.oracle import head_of, opened
+
+    connection = opened(ledger, timeout_s)
+    try:
+        head = head_of(connection)
+    finally:
+        connection.close()
+    newer = head - found.as_of
+    if newer > 0:
+        events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
+        click.echo(f"pmm-shm: {events} not taken into account (as of event {found.as_of}, head {head})", err=True)
+
+
+def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
+    """The beginning of a text as one printable line of at most `chars_max` characters."""
+    text = str(value)
+    shown = printable(text[: chars_max + 1])
+    return shown if len(shown) <= chars_max else shown[: chars_max - 1] + "…"
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@click.option("--text", metavar="TEXT", help="Print the vector of this text.")
+@_model_option
+@timeout_option(
+    limits.LONG_COMMAND_TIMEOUT_S,
+    f"How long to wait for the daemon; with --text at most {limits.LEDGER_TIMEOUT_S:g} for a busy ledger.",
+)
+@json_option
+def embed(ledger: str | None, text: str | None, model: str | None, timeout: float, as_json: bool) -> None:
+    """Bring the vectors of LEDGER's events up to date and show their tables; with --text, embed a text.
+
+    The daemon reads the table event_embeddings, where the ledger has one, and embeds what it has not embedded yet.
+    """
+    if text is None and model is not None:
+        raise click.UsageError("--model means something with --text only: the daemon has its own")
+    path = the_ledger(ledger)
+    if text is None:
+        _embed_events(path, timeout, as_json)
+    else:
+        _embed_text(path, text, model, min(timeout, limits.LEDGER_TIMEOUT_S), as_json)
+
+
+def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_json: bool) -> None:
+    from pmm_shm import flags
+    from pmm_shm.vectors import local_bow
+    from pmm_shm.vectors.registry import find_embedder
+    from pmm_shm_client.cache import Cache
+
+    with Cache(path, timeout=timeout_s) as cache:
+        vector = cache.embed(text, model).tolist()
+        name = find_embedder(model or flags.embedder() or local_bow.NAME).name
+    found: dict[str, Any] = {"model": name, "dimension": len(vector), "vector": vector}
+    if name == local_bow.NAME:
+        found["digest"] = local_bow.digest(text)
+    if as_json:
+        print_json(found)
+        return
+    numbers = ", ".join(f"{number:.4f}" for number in vector[:_NUMBERS_SHOWN])
+    found["vector"] = numbers + (", …" if len(vector) > _NUMBERS_SHOWN else "")
+    show(pairs("vector", found))
+
+
+def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.wire import protocol
+    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm_client import commands
+
+    connection = opened(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
+    try:
+        head = head_of(connection)
+    finally:
+        connection.close()
+    instance = Instance.of(path)
+    # A daemon that is stopped: better said at once than after ten minutes.
+    commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
+    done = _indexed(instance, head, timeout_s)
+    tables = commands.call(instance, protocol.STATS, {}, _DAEMON_ANSWERS_S)["embeddings"]["tables"]
+    if as_json:
+        print_json({"ledger": instance.ledger, **done, "tables": tables})
+        return
+    show(shown_tables(tables, done["as_of"]))
+    imported = [f"{done[name]:,} {name}" for name in ("put", "removed", "malformed") if done[name]]
+    if imported:
+        click.echo(f"rows of event_embeddings: {', '.join(imported)}")
+
+
+def _indexed(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
+    """The daemon's answer when every event up to `head` is in its tables. Shows how far it is."""
+    waiting = _Indexing(instance, head, timeout_s)
+    waiting.start()
+    with _bars(head) as update:
+        while waiting.is_alive():
+            waiting.join(_LOOK_S)
+            if update is not None:
+                # The bar stands still; what is wrong is for the thread to tell.
+                with suppress(DaemonError):
+                    update(_numbers(instance))
+    if waiting.error is not None:
+        raise waiting.error
+    return waiting.done
+
+
+class _Indexing(threading.Thread):
+    """Waits for the daemon in the background, so that the bar moves and Ctrl-C ends the command at once."""
+
+    def __init__(self, instance: Instance, head: int, timeout_s: float) -> None:
+        super().__init__(daemon=True)
+        self._instance = instance
+        self._head = head
+        self._timeout_s = timeout_s
+        self.done: dict[str, Any] = {}
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Ask, and keep the answer or the error."""
+        try:
+            self.done = self._ask()
+        except BaseException as error:
+            self.error = error
+
+    def _ask(self) -> dict[str, Any]:
+        from pmm_shm.wire import protocol
+        from pmm_shm_client import commands
+        from pmm_shm_client.cache import checked_timeout
+
+        timeout_s = checked_timeout(self._timeout_s)
+        deadline = time.monotonic() + timeout_s
+        # The tables take in what is published: the events of a moment ago may not be yet.
+        arguments = commands.wait_args(self._head, timeout_s)
+        reached = commands.call(self._instance, protocol.WAIT, arguments, timeout_s)
+        commands.checked_wait(reached, self._instance.ledger, self._head, timeout_s)
+        remaining_s = max(0.0, deadline - time.monotonic())
+        done: dict[str, Any] = commands.call(self._instance, protocol.INDEX, {}, remaining_s)
+        return done
+
+
+def _numbers(instance: Instance) -> Numbers:
+    from pmm_shm.wire import protocol
+    from pmm_shm_client import commands
+
+    numbers: Numbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
+    return numbers
+
+
+@contextmanager
+def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
+    """Progress bars on stderr, one for each table that is behind; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
+        bars.add_task("Indexing", total=None, count="")
+        tasks: dict[str, TaskID] = {}
+
+        def put(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                if done >= total:
+                    return
+                tasks[name] = bars.add_task(printable(name), count="")
+            bars.update(tasks[name], completed=done, total=total, count=f"{done:,}/{total:,}")
+
+        def update(numbers: Numbers) -> None:
+            embeddings = numbers["embeddings"]
+            if embeddings["importing"]:
+                put(_IMPORT, *embeddings["importing"])
+            elif _IMPORT in tasks:
+                bars.remove_task(tasks.pop(_IMPORT))
+            for model, found in embeddings["tables"].items():
+                put(model, min(found["as_of"], head), head)
+
+        yield update
+
+
+def shown_tables(tables: Mapping[str, Numbers], as_of: int | None = None) -> RenderableType:
+    """The daemon's tables of event vectors."""
+    made = table("model", "rows", "dimension", "as of event", "kinds")
+    for model, found in sorted(tables.items()):
+        kinds = ", ".join(found["kinds"]) or None
+        made.add_row(*map(cell, (model, found["rows"], found["dimension"], found["as_of"], kinds)))
+    return titled("event vectors" if as_of is None else f"event vectors (as of event {as_of})", made)

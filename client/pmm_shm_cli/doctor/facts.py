@@ -1,0 +1,255 @@
+"""What the doctor judges by: plain values, so that every judgement can be tried without a machine that is ill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pmm_shm.errors import DaemonError, LedgerError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.chain import Formula
+
+FileKind = Literal["file", "directory", "link", "socket", "other"]
+SocketState = Literal["listening", "silent", "forbidden", "absent"]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, by `lstat` alone; `mode` holds the permission bits."""
+
+    path: str
+    kind: FileKind
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int
+    is_readable: bool
+    is_writable: bool
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where a directory lies.
+
+    Attributes:
+        network: the name of its network file system; None for a local one.
+        is_memory: it is gone after a reboot.
+        free_bytes, free_files: for this user; None where nobody knows.
+    """
+
+    directory: str
+    network: str | None = None
+    is_memory: bool = False
+    free_bytes: int | None = None
+    free_files: int | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What SQLite says of the ledger.
+
+    Attributes:
+        journal: SQLite's name of the journal mode.
+        formula: that of the newest rows' hashes; None without hashes, or where they fit none.
+        rows_hashed: how many of the newest rows have a hash.
+        rows_checked: how many of the newest rows were looked at.
+        first_bad_id: the first of them that does not continue the chain.
+        newest_ts: the time stamp of the newest row, as it lies there.
+    """
+
+    journal: str
+    head_id: int
+    has_hashes: bool
+    formula: Formula | None
+    rows_hashed: int
+    rows_checked: int
+    first_bad_id: int | None
+    newest_ts: Any
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger and what lies beside it.
+
+    Attributes:
+        side_files: by suffix, those of `-wal`, `-shm` and `-journal` that are there.
+        rows: None where they were not read.
+        problem: why not.
+        left_unread: nobody has opened the ledger since its `-wal` was written, and to read it would write an index.
+        leftovers: copies that a restore left.
+    """
+
+    file: File | None
+    directory: File | None
+    disk: Disk
+    side_files: Mapping[str, File] = field(default_factory=dict)
+    rows: Rows | None = None
+    problem: LedgerError | None = None
+    left_unread: bool = False
+    leftovers: tuple[File, ...] = ()
+
+
+@dataclass(frozen=True)
+class Socket:
+    """One of the daemon's sockets."""
+
+    path: str
+    state: SocketState
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A slot in LMDB's table of readers.
+
+    Attributes:
+        state: of its process, a letter as in proc(5); None where it has died.
+        behind: how many commits its open transaction is behind; None where it has none open.
+    """
+
+    pid: int
+    state: str | None
+    behind: int | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """LMDB's own numbers, as somebody who has it open sees them."""
+
+    map_bytes: int
+    used_bytes: int
+    readers_max: int
+    readers: tuple[Reader, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """The instance directory and the daemon.
+
+    Attributes:
+        directory: None where it is not there.
+        allowed_mode: the widest mode it may have beside this ledger; None where that cannot be said.
+        distrust: why clients take nothing from it.
+        is_closed: this user may not look into it.
+        openings: how many daemons in a row died while they opened the environment.
+        is_trusted: whether readers open the environment.
+        recorded: the record of the sockets' paths, where there is one.
+        daemon: the answer to stats.
+        failure: why there is none.
+        daemon_pid: of the record.
+        daemon_state: of its process, a letter as in proc(5); None where it does not run.
+    """
+
+    instance: Instance
+    disk: Disk
+    directory: File | None = None
+    allowed_mode: int | None = None
+    distrust: str | None = None
+    is_closed: bool = False
+    entries: tuple[File, ...] = ()
+    openings: int = 0
+    is_trusted: bool = True
+    recorded: tuple[str, ...] = ()
+    sockets: tuple[Socket, ...] = ()
+    daemon: Mapping[str, Any] | None = None
+    failure: DaemonError | None = None
+    daemon_pid: int | None = None
+    daemon_state: str | None = None
+    store: Store | None = None
+    store_problem: str | None = None
+
+
+@dataclass(frozen=True)
+class User:
+    """A process that has one of the files open.
+
+    Attributes:
+        is_old: the file it has open is not the one at the path any more.
+        shm_dir: `PMM_SHM_DIR` of a daemon, where it could be read; "" where it is not set.
+    """
+
+    pid: int
+    name: str
+    path: str
+    is_old: bool
+    is_daemon: bool = False
+    shm_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits of a process in bytes or numbers; None for unlimited."""
+
+    whose: str
+    address_space_bytes: int | None = None
+    file_bytes: int | None = None
+    open_files: int | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that pmm-shm needs; `installed` None where it is not there."""
+
+    name: str
+    installed: str | None
+    needed: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """A unit of systemd for this ledger, as its settings file says.
+
+    Attributes:
+        state: systemd's ActiveState; None where systemd does not run or does not answer.
+        shm_dir: where its daemon publishes.
+    """
+
+    unit: str
+    settings: str
+    state: str | None
+    shm_dir: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This process and the machine it runs on.
+
+    Attributes:
+        versions: as `pmm_shm.versions.of_this_process`.
+        has_peer_filter: whether libzmq can tell a peer's user; None where it could not be asked.
+        inotify: what is exhausted, "instances" or "watches"; None for nothing.
+        variables: environment variables of ours.
+        meaningless: what is wrong with some of them.
+        missing_embedder: the package that the embedder in `PMM_EMBEDDER` needs and that is not there.
+        now_s: seconds since the epoch, by the wall clock.
+    """
+
+    versions: Mapping[str, str | int]
+    python: tuple[int, int, int]
+    packages: tuple[Package, ...]
+    libzmq: str | None
+    has_peer_filter: bool | None
+    limits: tuple[Limits, ...]
+    inotify: str | None
+    variables: Mapping[str, str]
+    meaningless: tuple[str, ...]
+    missing_embedder: str | None
+    now_s: float
+    boot_id: str
+    services: tuple[Service, ...] = ()
+    user: str = "this user"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything; without a ledger, only the machine."""
+
+    machine: Machine
+    ledger: Ledger | None = None
+    state: State | None = None
+    users: tuple[User, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The ledger's real path."""
+        return "LEDGER" if self.state is None else self.state.instance.ledger

@@ -1,0 +1,306 @@
+"""Gathers the facts of one ledger: its files, its rows, its instance directory, its daemon.
+
+Writes nothing and makes no file; only the index that SQLite keeps in a `-shm` file that is there bears its marks. The
+ledger's files are opened by SQLite alone, and a ledger in WAL mode that nobody has open is read without the index that
+SQLite would make beside it. LMDB's files are read without LMDB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import socket
+import sqlite3
+import stat
+import urllib.parse
+from typing import Any
+
+from pmm_shm import limits
+from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.instance import access, file_systems
+from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
+from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, Mode
+from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.store import boot, inspection
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import check_listening
+from pmm_shm_cli.doctor.facts import Disk, File, FileKind, Ledger, Reader, Rows, Socket, SocketState, State, Store
+from pmm_shm_cli.doctor.processes import process_state
+
+NEWEST_ROWS = 1_000
+"""So many rows at the end of the ledger are checked; all of them are for `verify`."""
+
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+_MEMORY = frozenset({0x01021994, 0x858458F6})
+_UNLOCKED_READS_MAX = 3
+_KINDS: dict[int, FileKind] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def look_at_ledger(path: str, timeout_s: float) -> Ledger:
+    """The facts of the ledger at a real path; whatever is there, this does not raise."""
+    directory = os.path.dirname(path)
+    sides = {suffix: found for suffix in _SIDE_FILES if (found := file_at(path + suffix)) is not None}
+    kept = [file_at(name) for name in sorted(glob.glob(glob.escape(path) + ".*"))]
+    leftovers = tuple(one for one in kept if one is not None and is_leftover(path, one.path))
+    rows, problem, left_unread = None, None, False
+    try:
+        rows = _read(path, timeout_s)
+        left_unread = rows is None
+    except LedgerError as error:
+        problem = error
+    return Ledger(file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers)
+
+
+def is_leftover(ledger: str, path: str) -> bool:
+    """Whether a restore made the file: a safety copy, or a copy it had no time to remove."""
+    suffix = path.removeprefix(ledger)
+    return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(_SIDE_FILES)
+
+
+def look_at_state(instance: Instance, timeout_s: float) -> State:
+    """The facts of the instance directory and of the daemon; whatever is there, this does not raise."""
+    directory, distrust, is_closed = file_at(str(instance.directory)), None, False
+    entries: tuple[File, ...] = ()
+    if directory is not None:
+        try:
+            access.check_directory(instance)
+        except InstanceDirectoryError as error:
+            distrust = str(error)
+        except OSError:
+            is_closed = True
+        try:
+            found = (file_at(str(one)) for one in sorted(instance.directory.iterdir()))
+            entries = tuple(one for one in found if one is not None)
+        except NotADirectoryError:
+            pass
+        except OSError:
+            is_closed = True
+    try:
+        allowed_mode = None if directory is None else access.allowed_mode(instance)
+    except OSError:
+        allowed_mode = None
+    recorded, pid = _record(instance)
+    daemon, failure = _ask(instance, timeout_s)
+    store, store_problem = None, None
+    if directory is not None and not distrust and not is_closed:
+        try:
+            store = _look_at_store(instance)
+        except PermissionError:
+            store_problem = f"no permission for {instance.directory / LOCK_TABLE_FILE}"
+    return State(
+        instance,
+        disk_of(file_systems.existing_part(instance.directory)),
+        directory,
+        allowed_mode,
+        distrust,
+        is_closed,
+        entries,
+        boot.openings(instance.boot_file),
+        boot.is_trusted(instance.boot_file),
+        recorded,
+        tuple(Socket(path, _socket_state(path)) for path in _sockets(entries, recorded)),
+        daemon,
+        failure,
+        pid,
+        None if pid is None else process_state(pid),
+        store,
+        store_problem,
+    )
+
+
+def file_at(path: str) -> File | None:
+    """What stands at a path; None where nothing does, or nobody may look."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
+    return File(
+        path,
+        kind,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        os.access(path, os.R_OK),
+        os.access(path, os.W_OK),
+    )
+
+
+def disk_of(directory: str) -> Disk:
+    """On what a directory lies, and how much room there is."""
+    try:
+        numbers = os.statvfs(directory)
+    except OSError:
+        return Disk(directory)
+    return Disk(
+        directory,
+        file_systems.network_file_system(directory),
+        file_systems.type_number(directory) in _MEMORY,
+        numbers.f_bavail * numbers.f_frsize,
+        # Some file systems do not count files, and say 0 of 0.
+        numbers.f_favail if numbers.f_files else None,
+    )
+
+
+# The rows.
+
+
+def _read(path: str, timeout_s: float) -> Rows | None:
+    """What SQLite says; None where it would have to make an index first.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    for _ in range(_UNLOCKED_READS_MAX):
+        mode = _mode_for(path)
+        if mode is None:
+            return None
+        before = _status(path)
+        connection = Connection(path, mode, timeout_s)
+        try:
+            rows = _rows(connection)
+        except LedgerError:
+            if mode == "ro" or _status(path) == before:
+                raise
+            continue
+        finally:
+            connection.close()
+        # Without locks: what was written meanwhile may have been read in halves.
+        if mode == "ro" or _status(path) == before:
+            return rows
+    raise LedgerBusyError(f"{path}: written again and again while it was read")
+
+
+def _mode_for(path: str) -> Mode | None:
+    if any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
+        return "ro"
+    if _bytes_of(path + "-wal"):
+        return None
+    return "immutable" if _is_in_wal_mode(path) else "ro"
+
+
+def _bytes_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _status(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    sides = (int(os.path.exists(path + "-shm")), _bytes_of(path + "-wal"), _bytes_of(path + "-journal"))
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *sides
+
+
+def _rows(connection: Connection) -> Rows:
+    with connection.lock:
+        handle = connection.handle()
+
+        def one(sql: str, *parameters: Any) -> Any:
+            rows = connection.retry(lambda: handle.execute(sql, parameters).fetchall())
+            return rows[0][0] if rows else None
+
+        # SQLite tells none of an immutable file.
+        journal = "wal" if connection.mode == "immutable" else str(one("PRAGMA journal_mode"))
+        head_id = one("SELECT max(id) FROM events") or 0
+        first_id = one("SELECT min(id) FROM (SELECT id FROM events ORDER BY id DESC LIMIT ?)", NEWEST_ROWS) or 0
+        has_hashes = set(HASH_COLUMNS) <= set(connection.columns)
+        newest_ts = one("SELECT CAST(ts AS BLOB) FROM events ORDER BY id DESC LIMIT 1")
+        newest: list[HashedRow] = []
+        if has_hashes:
+            sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
+            fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
+            newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
+    checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
+    formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
+    bad = first_bad_id(connection, first_id, head_id) if newest else None
+    ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
+    return Rows(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+
+
+def _is_in_wal_mode(path: str) -> bool:
+    """Whether a ledger that nobody has open is in WAL mode: without locks SQLite refuses to read one, before it makes
+    any other file.
+    """
+    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
+            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return False
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        # No database, or written in between: whoever opens it in order says which.
+        return False
+
+
+# The instance directory.
+
+
+def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
+    try:
+        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
+        paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
+        return paths, int(record["pid"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return (), None
+
+
+def _sockets(entries: tuple[File, ...], recorded: tuple[str, ...]) -> list[str]:
+    found = [entry.path for entry in entries if entry.kind == "socket"]
+    return found + [path for path in recorded if path not in found]
+
+
+def _socket_state(path: str) -> SocketState:
+    try:
+        try:
+            check_listening(path)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            # The socket of the workers' reports takes datagrams.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(path)
+    except PermissionError:
+        return "forbidden"
+    except ConnectionRefusedError:
+        return "silent"
+    except OSError:
+        return "absent"
+    return "listening"
+
+
+def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, DaemonError | None]:
+    from pmm_shm_client import commands
+
+    try:
+        return commands.call(instance, protocol.STATS, {}, timeout_s), None
+    except DaemonError as error:
+        return None, error
+
+
+def _look_at_store(instance: Instance) -> Store | None:
+    sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
+    if sizes is None or table is None:
+        return None
+    readers = tuple(
+        Reader(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
+        for pid, txn in table.slots
+    )
+    return Store(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
+
+
+assert NEWEST_ROWS <= limits.TAIL_ROWS_MAX

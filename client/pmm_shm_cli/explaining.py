@@ -1,0 +1,391 @@
+"""Which events made a value what it is.
+
+The folds themselves run over the log, event by event, and the value is looked at before and after each event that may
+concern it. What an event does is seen, not known: no rule of a fold is written here a second time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pmm_shm.codec import pack
+from pmm_shm.errors import ConfigError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
+from pmm_shm.folds.self_model import (
+    IDENTITY_STEPS,
+    TRAIT_INDEX,
+    TRAITS,
+    SelfModelFold,
+    name_in,
+    trait_deltas,
+    traits_in,
+    warnings_since,
+)
+from pmm_shm.folds.state import QUARANTINE, State
+from pmm_shm.frozen import thawed
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import Event
+from pmm_shm.ledger.tail import Position
+from pmm_shm.projection.replay import replay
+
+Apply = Callable[[Event, State], None]
+TOTALS = ("ias_up", "ias_down", "gas_up", "gas_down")
+_NOTHING = "without effect"
+_COMMITMENT_KINDS = frozenset(
+    {"commitment_open", "evidence_candidate", "commitment_close", "commitment_expire", "commitment_snooze"}
+)
+
+
+class Step(NamedTuple):
+    """One event that concerned the value.
+
+    Attributes:
+        effect: what it did, in words; it begins with "without effect" where `before` is `after`.
+        has_effect: whether the value is another after it.
+        before, after: the value.
+        details: what else there is to say, by subject.
+    """
+
+    event_id: int
+    ts: str
+    kind: str
+    effect: str
+    has_effect: bool
+    before: Any
+    after: Any
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The events that concerned one value, oldest first.
+
+    Attributes:
+        subject: the value's name, as the command line has it.
+        value: as it reads at `as_of`.
+        events: how many there were; `steps` are the newest of them.
+        totals: of the metrics, by kind of event; empty for other subjects.
+    """
+
+    subject: str
+    value: Any
+    events: int
+    steps: tuple[Step, ...]
+    totals: Mapping[str, Mapping[str, float]]
+    as_of: int
+
+
+class Subject(ABC):
+    """A value that can be explained: which events concern it, and how it looks in the state of its fold."""
+
+    name: str
+
+    @abstractmethod
+    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
+        """The fold that computes it, whose events go through `watch`."""
+
+    @abstractmethod
+    def concerns(self, event: Event) -> bool:
+        """Whether the event may have to do with it."""
+
+    @abstractmethod
+    def value(self, state: State) -> Any:
+        """The value in the fold's state."""
+
+    @abstractmethod
+    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+        """(what the event did in words, details)."""
+
+    @abstractmethod
+    def final(self, view: Any, state: State) -> Any:
+        """The value as it reads in the end; `view` is the fold's."""
+
+    def is_listed(self, seen: Seen) -> bool:
+        """Whether an event that concerns it is listed."""
+        return True
+
+
+class Seen(NamedTuple):
+    """One event, and what was seen of the state around it."""
+
+    event: Event
+    before: Any
+    after: Any
+    wrote: bool
+    refusal: str | None
+    is_same: bool
+
+
+class _WatchedSelfModel(SelfModelFold):
+    takes_batches = False
+
+    def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def apply(self, event: Event, state: State) -> None:
+        self._watch(super().apply, event, state)
+
+
+class _WatchedMetrics(MetricsFold):
+    takes_batches = False
+
+    def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
+        self._watch = watch
+
+    def apply(self, event: Event, state: State) -> None:
+        self._watch(super().apply, event, state)
+
+
+class _OfSelfModel(Subject):
+    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
+        return _WatchedSelfModel(watch)
+
+
+class Name(_OfSelfModel):
+    """The name: adoptions, changes, clears, and those that came to nothing."""
+
+    name = "identity.name"
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind in IDENTITY_STEPS
+
+    def value(self, state: State) -> Any:
+        return name_in(state)
+
+    def final(self, view: Any, state: State) -> Any:
+        return view.name
+
+    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+        if not seen.wrote:
+            return f"{_NOTHING}: it holds no name", {}
+        if seen.is_same:
+            return f"{_NOTHING}: {'there was no name' if seen.after is None else 'the same name'}", {}
+        if seen.after is None:
+            return "cleared" if seen.event.kind == "identity_clear" else "cleared: a blank name", {}
+        return "adopted" if seen.event.kind == "identity_adopt" else "changed", {}
+
+
+class Trait(_OfSelfModel):
+    """One trait: every update of it, and where it was clamped.
+
+    Raises:
+        ConfigError: there is no such trait.
+    """
+
+    def __init__(self, word: str) -> None:
+        index = TRAIT_INDEX.get(word.strip().lower())
+        if index is None:
+            raise ConfigError(f"trait: expected one of {', '.join(TRAITS)}, or the first letter, got {word!r:.80}")
+        self._index = index
+        self.name = f"trait {TRAITS[index]}"
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind == "trait_update" and any(index == self._index for index, _ in trait_deltas(event.meta))
+
+    def value(self, state: State) -> Any:
+        return traits_in(state)[self._index]
+
+    def final(self, view: Any, state: State) -> Any:
+        return view.traits[TRAITS[self._index]]
+
+    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+        deltas = [delta for index, delta in trait_deltas(seen.event.meta) if index == self._index]
+        unclamped = seen.before
+        for delta in deltas:
+            unclamped = unclamped + delta
+        was_clamped = unclamped != seen.after
+        words = ", ".join(f"{delta:+.6g}" for delta in deltas)
+        if was_clamped:
+            words += ", clamped"
+        elif seen.is_same:
+            words += ", no number, or zero" if not any(deltas) else ", nothing left of it"
+        return f"{_NOTHING}: {words}" if seen.is_same else words, {"deltas": deltas, "clamped": was_clamped}
+
+
+class Commitment(_OfSelfModel):
+    """One commitment: opened, evidence, snoozed, closed or expired. The value is what the self-model holds of it.
+
+    Raises:
+        ConfigError: no commitment can have this id.
+    """
+
+    def __init__(self, cid: str | int) -> None:
+        if not cid:
+            raise ConfigError(f"commitment: no commitment has the id {cid!r}")
+        self.cid = cid
+        self.name = f"commitment {cid!r}" if isinstance(cid, int) else f"commitment {cid}"
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind in _COMMITMENT_KINDS and self._is(event.meta.get("cid"))
+
+    def _is(self, cid: Any) -> bool:
+        # Not `==` alone: 7 is not "7", and True is not 1.
+        return type(cid) is type(self.cid) and cid == self.cid
+
+    def final(self, view: Any, state: State) -> Any:
+        running, expired = view.open.get(self.cid), view.expired.get(self.cid)
+        status = "open" if running is not None else "expired" if expired is not None else "not open"
+        return {"status": status, "open": running, "expired": expired}
+
+    def value(self, state: State) -> Any:
+        running, expired = state.table("open").get(self.cid), state.table("expired").get(self.cid)
+        return {
+            "open": None if running is None else running[1],
+            "expired": None if expired is None else expired[1],
+            "has_evidence": self.cid in state.table("evidence"),
+            "closes_without_evidence": sum(self._is(cid) for cid, _ in warnings_since(state, 0)),
+        }
+
+    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+        return self._words(seen), {}
+
+    def _words(self, seen: Seen) -> str:
+        before, after, kind = seen.before, seen.after, seen.event.kind
+        if seen.refusal is not None:
+            return f"{_NOTHING}: {seen.refusal}"
+        if seen.is_same:
+            return f"{_NOTHING}: {self._why(seen)}"
+        if kind == "commitment_open":
+            return "opened" if before["open"] is None else "opened again: its entry is replaced"
+        if kind == "evidence_candidate":
+            return "evidence that it is done"
+        if kind == "commitment_close":
+            without = after["closes_without_evidence"] > before["closes_without_evidence"]
+            return "closed without evidence" if without else "closed"
+        if kind == "commitment_expire":
+            return f"expired: {after['expired']['reason']}"
+        return f"snoozed until tick {after['open']['snoozed_until']}"
+
+    @staticmethod
+    def _why(seen: Seen) -> str:
+        if seen.wrote:
+            return "everything as before"
+        if seen.event.kind == "commitment_open":
+            return "it has no text"
+        if seen.event.kind == "evidence_candidate":
+            return "there was evidence already" if seen.before["has_evidence"] else "not of the type done"
+        return "the commitment was not open"
+
+
+class Metrics(Subject):
+    """IAS and GAS: every event that changed the scores, before feedback and clamping."""
+
+    name = "metrics"
+
+    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
+        return _WatchedMetrics(watch)
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind in METRICS_KINDS
+
+    def value(self, state: State) -> Any:
+        scores = raw_scores(state)
+        return {"read": read_scores(*scores), "scores": scores}
+
+    def is_listed(self, seen: Seen) -> bool:
+        return not seen.is_same
+
+    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+        deltas = [after - before for before, after in zip(seen.before["scores"], seen.after["scores"], strict=True)]
+        unseen = seen.before["read"] == seen.after["read"]
+        words = f"{_NOTHING} on what is read: clamped" if unseen else _METRICS_WORDS[seen.event.kind]
+        return words, {"delta": {"ias": deltas[0], "gas": deltas[1]}}
+
+    def final(self, view: Any, state: State) -> Any:
+        ias, gas = raw_scores(state)
+        return {"ias": view.ias, "gas": view.gas, "before_feedback": {"ias": ias, "gas": gas}}
+
+
+_METRICS_WORDS = {
+    "identity_adopt": "a name again",
+    "commitment_open": "a new commitment",
+    "commitment_close": "a close",
+    "reflection": "a reflection on identity",
+    "invariant_violation": "a violation, for the first time",
+    "autonomy_tick": "decay, or a stable identity",
+}
+
+
+def explain(
+    connection: Connection,
+    subject: Subject,
+    limit: int | None = None,
+    until_id: int | None = None,
+    advance: Callable[[int], None] = lambda event_id: None,
+) -> Explanation:
+    """Explain a value at the head of the log, or at event `until_id`, by a full replay of its fold.
+
+    Parameters:
+        limit: how many of the newest steps to keep; None for all.
+        advance: called with how far the replay is.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    watch = _Watch(subject, limit)
+    fold = subject.fold(watch)
+
+    def progress(position: Position) -> None:
+        advance(position.as_of)
+
+    position, states = replay(connection, [fold], progress, until_id)
+    state = states[fold.name]
+    watch.begin(state)
+    value = thawed(subject.final(fold.view(state), state))
+    return Explanation(subject.name, value, watch.events, tuple(watch.steps), watch.totals, position.as_of)
+
+
+class _Watch:
+    """Looks at a value around each event that concerns it."""
+
+    def __init__(self, subject: Subject, limit: int | None) -> None:
+        self._subject = subject
+        self._state: State | None = None
+        self.events = 0
+        self.steps: deque[Step] = deque(maxlen=limit)
+        self.totals: dict[str, dict[str, float]] = {}
+
+    def begin(self, state: State) -> None:
+        """Forget what was seen of another state: a replay that has to begin anew makes a new one."""
+        if state is not self._state:
+            self._state = state
+            self.events = 0
+            self.steps.clear()
+            self.totals.clear()
+
+    def __call__(self, apply: Apply, event: Event, state: State) -> None:
+        self.begin(state)
+        if not self._subject.concerns(event):
+            apply(event, state)
+            return
+        before, refused = self._subject.value(state), state.get(QUARANTINE, 0)
+        state.take_touched()
+        apply(event, state)
+        after = self._subject.value(state)
+        wrote = bool(state.take_touched())
+        refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
+        self._note(Seen(event, before, after, wrote, refusal, pack(before) == pack(after)))
+
+    def _note(self, seen: Seen) -> None:
+        if not self._subject.is_listed(seen):
+            return
+        effect, details = self._subject.effect(seen)
+        event = seen.event
+        self.events += 1
+        self.steps.append(
+            Step(event.id, event.ts, event.kind, effect, not seen.is_same, seen.before, seen.after, details)
+        )
+        if "delta" in details:
+            self._add_up(event.kind, details["delta"])
+
+    def _add_up(self, kind: str, delta: Mapping[str, float]) -> None:
+        total = self.totals.setdefault(kind, dict.fromkeys(("events", *TOTALS), 0))
+        total["events"] += 1
+        for score, amount in delta.items():
+            total[f"{score}_{'up' if amount > 0 else 'down'}"] += amount

@@ -1,0 +1,118 @@
+"""What `status` and `top` know of a ledger and its daemon, whether there is one or not."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pmm_shm.errors import DaemonAbsentError, DaemonError, StoreError
+from pmm_shm.instance.paths import Instance
+
+DAEMON_ANSWERS_S = 2.0
+# A daemon is some hundred microseconds behind by nature: look again before calling that lagging.
+_LOOKS = 5
+_LOOK_AGAIN_S = 0.05
+_ENTRIES_MAX = 20_000
+
+
+class Asked(NamedTuple):
+    """The daemon's numbers, or why there are none."""
+
+    numbers: dict[str, Any] | None
+    failure: DaemonError | None
+
+    @property
+    def health(self) -> str:
+        """Healthy, lagging, degraded or absent."""
+        if self.numbers is not None:
+            return str(self.numbers["health"])
+        return "absent" if isinstance(self.failure, DaemonAbsentError) else "degraded"
+
+    @property
+    def reasons(self) -> list[str]:
+        """A line for each reason why it is not healthy."""
+        return [str(self.failure)] if self.numbers is None else list(self.numbers["health_reasons"])
+
+
+def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
+    """Ask the daemon; again, where it is not at `head` yet."""
+    from pmm_shm.wire import protocol
+    from pmm_shm_client import commands
+
+    try:
+        for look in range(_LOOKS):
+            numbers: dict[str, Any] = commands.call(instance, protocol.STATS, {}, timeout_s)
+            if head is None or numbers["as_of"] >= head or look + 1 == _LOOKS:
+                break
+            time.sleep(_LOOK_AGAIN_S)
+    except DaemonError as error:
+        return Asked(None, error)
+    return Asked(numbers, None)
+
+
+class Published(NamedTuple):
+    """What lies in the store.
+
+    Attributes:
+        as_of: None for nothing.
+        folds: name to {"version", "entries", "bytes", "is_complete"}: counted up to a number of entries.
+    """
+
+    as_of: int | None
+    folds: dict[str, dict[str, Any]]
+
+
+def published(instance: Instance) -> Published:
+    """What is published, or what a daemon that is gone has left behind."""
+    from pmm_shm.store.snapshot import SnapshotReader
+
+    reader = SnapshotReader(instance)
+    try:
+        with reader.begin() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return Published(None, {})
+            sizes = snapshot.state_sizes(_ENTRIES_MAX)
+            folds = {
+                name: {
+                    "version": version,
+                    "entries": sizes[name][0],
+                    "bytes": sizes[name][1],
+                    "is_complete": sizes[name][0] < _ENTRIES_MAX,
+                }
+                for name, (version, _, _) in snapshot.header.folds.items()
+            }
+            return Published(snapshot.header.position.as_of, folds)
+    except StoreError:
+        return Published(None, {})
+    finally:
+        reader.close()
+
+
+def recorded_pid(instance: Instance) -> int | None:
+    """The pid of the last daemon; None where there is no record."""
+    from pmm_shm.wire.endpoints import recorded_endpoints
+
+    try:
+        return recorded_endpoints(instance).pid
+    except DaemonError:
+        return None
+
+
+def command_of(pid: int) -> str | None:
+    """What a process was started as, without the path; None where that is not to be read."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return None
+    shown = " ".join(os.path.basename(word.decode("utf-8", "replace")) for word in words[:3] if word != b"-c")
+    return shown[:60] or None
+
+
+def length_of(path: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None

@@ -1,0 +1,237 @@
+"""WHAT a command line can ask for, and how each answer looks as JSON and for people.
+
+Invariant: `read` and `replay` print the same for the same position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pmm_shm.errors import UnknownFoldError
+from pmm_shm_terminal.output import cell, pairs, plain, table, titled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pmm_shm.folds.contract import Fold
+    from pmm_shm_client.cache import Cache
+    from pmm_shm_client.frame import Frame
+    from pmm_shm_client.reads import Consistency
+
+NAMES = (
+    "self-model",
+    "identity",
+    "commitments",
+    "metrics",
+    "stage",
+    "directives",
+    "active-directives",
+    "recent",
+    "history",
+    "frame",
+)
+"""Every WHAT but the names of registered folds."""
+
+_FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
+"""What `frame` prints: all but the history, which is long and has a command of its own."""
+
+STRICT = frozenset({"self-model", "frame"})
+"""Where `--strict` means something."""
+
+_TEXT_SHOWN = 100
+_POINTS_SHOWN = 20
+_RANGES = (("ias_min", "ias_max"), ("gas_min", "gas_max"))
+
+
+def checked_what(what: str) -> str:
+    """The canonical name: of `NAMES`, or that of a registered fold.
+
+    Raises:
+        UnknownFoldError: neither.
+    """
+    name = what.replace("_", "-")
+    if name in NAMES:
+        return name
+    from pmm_shm.folds.registry import find_fold
+
+    try:
+        return find_fold(what).name
+    except UnknownFoldError:
+        raise UnknownFoldError(f"WHAT: {what!r} is none of {', '.join(NAMES)}, nor a registered fold") from None
+
+
+def folds_for(what: str, limit: float | None) -> list[Fold]:
+    """Fresh folds that a replay needs; `limit` is that of trait deltas, None for the usual one."""
+    from pmm_shm.folds.registry import built_in_folds, find_fold
+    from pmm_shm.folds.self_model import SelfModelFold
+
+    folds = built_in_folds() if what == "frame" else [find_fold(_source(what))]
+    if limit is not None:
+        folds = [SelfModelFold(limit) if fold.name == "self_model" else fold for fold in folds]
+    return folds
+
+
+def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: bool = False) -> Any:
+    """The answer of a replay, as JSON knows it, from the views of its folds.
+
+    Raises:
+        ProjectionInvariantError: `strict`, and the state violates an invariant.
+    """
+    from pmm_shm_client.frame import RESULTS
+    from pmm_shm_client.results import self_model_dict
+
+    if what == "frame":
+        return {"as_of": as_of, **{name: answer_of_views(name, views, as_of, strict) for name in _FRAME}}
+    view = views[_source(what)]
+    if what == "self-model":
+        return plain(self_model_dict(view, strict=strict))
+    if what == "directives":
+        return plain(view.rows())
+    if what == "active-directives":
+        return plain(view.active())
+    return plain(RESULTS[what](view, as_of) if what in RESULTS else view)
+
+
+def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:
+    """The answer of the shared state, as JSON knows it.
+
+    Raises:
+        ProjectionInvariantError: `strict`, and the state violates an invariant.
+        PmmShmError: it cannot be read.
+    """
+    if what == "frame":
+        frame = cache.frame(consistency=consistency)
+        answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
+        return {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
+    if what == "self-model":
+        return plain(cache.self_model(strict, limit, consistency=consistency))
+    if what in NAMES:
+        return _of_methods(what, cache, consistency=consistency)
+    return plain(cache.fold(what, consistency=consistency))
+
+
+def _of_methods(what: str, source: Cache | Frame, **options: Any) -> Any:
+    return plain(getattr(source, what.replace("-", "_"))(**options))
+
+
+def _source(what: str) -> str:
+    """The name of the fold behind it."""
+    known = {"self-model": "self_model", "identity": "self_model", "commitments": "self_model"}
+    return known.get(what, "directives" if what == "active-directives" else what)
+
+
+def shown(what: str, answer: Any) -> list[RenderableType]:
+    """The answer for people."""
+    if what == "frame":
+        parts: list[RenderableType] = [pairs("frame", {"as of event": answer["as_of"]})]
+        for name, part in answer.items():
+            # Both stand in the self-model already.
+            if name not in ("as_of", "identity", "commitments"):
+                parts += shown(name, part)
+        return parts
+    return _SHOWN.get(what, _show_any)(what, answer)
+
+
+def _show_self_model(what: str, answer: Any) -> list[RenderableType]:
+    return [*_show_identity("identity", answer["identity"]), *_show_commitments("", answer["commitments"])]
+
+
+def _show_identity(what: str, answer: Any) -> list[RenderableType]:
+    return [pairs(_title("identity", answer), {"name": answer["name"], **answer["traits"]})]
+
+
+def _show_commitments(what: str, answer: Any) -> list[RenderableType]:
+    running = table("cid", "text", "snoozed until")
+    for cid, entry in answer["open"].items():
+        running.add_row(cell(cid), cell(_short(entry.get("text"))), cell(entry.get("snoozed_until")))
+    expired = table("cid", "text", "expired at", "reason")
+    for cid, entry in answer["expired"].items():
+        expired.add_row(
+            cell(cid), cell(_short(entry["text"])), cell(entry["expired_at"]), cell(_short(entry["reason"]))
+        )
+    return [
+        titled(_title(f"open commitments: {len(answer['open'])}", answer), running),
+        titled(f"expired commitments: {len(answer['expired'])}", expired),
+    ]
+
+
+def _show_stage(what: str, answer: Any) -> list[RenderableType]:
+    return [pairs(_title("stage", answer), {"stage": answer["stage"], **answer["snapshot"]})]
+
+
+def _show_rows(what: str, answer: Any) -> list[RenderableType]:
+    if not answer:
+        return [pairs(what, {"none": None})]
+    made = table(*(name.replace("_", " ") for name in answer[0]))
+    for row in answer:
+        made.add_row(*(cell(_short(value)) for value in row.values()))
+    return [titled(f"{what}: {len(answer)}", made)]
+
+
+def _show_recent(what: str, answer: Any) -> list[RenderableType]:
+    telemetry = answer["telemetry"]
+    parts: list[RenderableType] = [pairs(_title("newest telemetry", answer), telemetry or {"none": None})]
+    for name in ("reflections", "messages"):
+        made = table("id", "time", "kind", "content")
+        for entry in answer[name]:
+            made.add_row(cell(entry["id"]), cell(entry["ts"][:19]), cell(entry["kind"]), cell(_short(entry["content"])))
+        parts.append(titled(f"{name}: {len(answer[name])}", made))
+    return parts
+
+
+def _show_history(what: str, answer: Any) -> list[RenderableType]:
+    points = answer["points"]
+    numbers = {
+        "points": len(points),
+        "event ids in each": answer["stride"],
+        "from event": points[0]["first_id"] if points else None,
+        "stage changes": answer["stage_changes"],
+        "name changes": answer["name_changes"],
+    }
+    made = table("events", "IAS", "IAS range", "GAS", "GAS range", "stage")
+    for point in points[-_POINTS_SHOWN:]:
+        first, last = point["first_id"], point["last_id"]
+        ias_range, gas_range = (f"{point[low]:.4f} to {point[high]:.4f}" for low, high in _RANGES)
+        made.add_row(
+            cell(str(last) if first == last else f"{first} to {last}"),
+            *(cell(f"{point['ias_last']:.4f}"), cell(ias_range), cell(f"{point['gas_last']:.4f}"), cell(gas_range)),
+            cell(point["stage"]),
+        )
+    shown_now = min(len(points), _POINTS_SHOWN)
+    parts = [pairs(_title("history", answer), numbers), titled(f"the newest points: {shown_now}", made)]
+    for name, changed in (("stages", "stage"), ("names", "name")):
+        changes = table("event", changed)
+        for change in answer[name][-_POINTS_SHOWN:]:
+            changes.add_row(cell(change["event_id"]), cell(change[changed]))
+        parts.append(titled(f"the newest {changed} changes: {min(len(answer[name]), _POINTS_SHOWN)}", changes))
+    return parts
+
+
+def _show_any(what: str, answer: Any) -> list[RenderableType]:
+    if isinstance(answer, dict):
+        named = {name: value for name, value in answer.items() if name != "as_of"}
+        return [pairs(_title(what, answer), named)]
+    return [pairs(what, {"value": answer})]
+
+
+def _title(name: str, answer: Mapping[str, Any]) -> str:
+    return f"{name} (as of event {answer['as_of']})" if "as_of" in answer else name
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
+        return value[: _TEXT_SHOWN - 1] + "…"
+    return value
+
+
+_SHOWN: Mapping[str, Callable[[str, Any], list[RenderableType]]] = {
+    "self-model": _show_self_model,
+    "identity": _show_identity,
+    "commitments": _show_commitments,
+    "stage": _show_stage,
+    "directives": _show_rows,
+    "active-directives": _show_rows,
+    "recent": _show_recent,
+    "history": _show_history,
+}

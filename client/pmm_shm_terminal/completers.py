@@ -1,0 +1,76 @@
+"""What a shell is offered for each argument and option. Opens no ledger and loads no fold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+from click.shell_completion import CompletionItem
+
+Items = list[CompletionItem]
+_SUBJECTS = ("identity.name", "commitment", "trait", "metrics")
+_EMBEDDERS = ("local-bow", "wordllama", "openai:")
+
+
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """The shell's own completion of file names."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] WHAT` of `read` and `replay`."""
+    from pmm_shm_terminal.answers import NAMES
+
+    return _ledger_then(ctx, param, incomplete, (*NAMES, *_registered()))
+
+
+def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] WHAT` of `explain`."""
+    return _ledger_then(ctx, param, incomplete, _SUBJECTS)
+
+
+def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] KIND [CONTENT]` of `append`: the kinds that the built-in folds know."""
+    from pmm_shm.folds.registry import BUILT_IN
+
+    known = {kind for fold in BUILT_IN for kind in fold.kinds or ()}
+    return _ledger_then(ctx, param, incomplete, sorted(known))
+
+
+def ledger_and_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] TEXT`: the text is nobody's to guess."""
+    return _ledger_then(ctx, param, incomplete, ())
+
+
+def folds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of folds, built in and registered."""
+    from pmm_shm.folds.registry import BUILT_IN_NAMES
+
+    return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *_registered()}))
+
+
+def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of the embedders that come with pmm-shm."""
+    return _beginning(incomplete, _EMBEDDERS)
+
+
+def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, words: Sequence[str]) -> Items:
+    given = ctx.params.get(param.name or "") or ()
+    if not given:
+        # Words that stand alone mean the ledger in PMM_DB; where none fits, the shell shows files.
+        return files(ctx, param, incomplete) + (_beginning(incomplete, words) if os.environ.get("PMM_DB") else [])
+    return _beginning(incomplete, words) if len(given) == 1 else []
+
+
+def _beginning(incomplete: str, words: Sequence[str]) -> Items:
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _registered() -> list[str]:
+    """Names of users' folds by their entry points, without loading them."""
+    from importlib.metadata import entry_points
+
+    from pmm_shm.folds.registry import GROUP
+
+    return sorted({entry.name for entry in entry_points(group=GROUP)})

@@ -1,0 +1,75 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from pmm_shm import flags, limits
+from pmm_shm.errors import ConfigError
+from pmm_shm_terminal import completers
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Finite(click.FloatRange):
+    """A number within a range; NaN, which is within every range, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+def json_option(command: _F) -> _F:
+    """`--json`"""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value on stdout.")(command)
+
+
+def timeout_option(default_s: float, what: str) -> Callable[[_F], _F]:
+    """`--timeout SECONDS`"""
+    return click.option(
+        "--timeout", type=Finite(min=0), default=default_s, show_default=True, metavar="SECONDS", help=what
+    )
+
+
+ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")
+"""`--timeout SECONDS` of commands that only use the ledger."""
+
+ledger_argument = click.argument("ledger", required=False, metavar="[LEDGER]", shell_complete=completers.files)
+"""The ledger, for commands without another argument."""
+
+fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
+"""`--fold NAME`"""
+
+
+def the_ledger(ledger: str | None) -> str:
+    """The ledger that was named, or the one in `PMM_DB`.
+
+    Raises:
+        click.UsageError: neither.
+        ConfigError: an environment variable means nothing; better said before anything is done.
+    """
+    flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
+    if ledger is None:
+        ledger = flags.default_ledger()
+        if ledger is None:
+            raise click.UsageError("no ledger: name one, or set PMM_DB")
+    if not ledger:
+        raise ConfigError("LEDGER: expected the path of a file, got an empty text")
+    return ledger
+
+
+def ledger_and_word(words: Sequence[str], name: str) -> tuple[str, str]:
+    """`[LEDGER] WORD`: with one positional, the ledger is the one in `PMM_DB`."""
+    if not 1 <= len(words) <= 2:
+        problem = "missing" if not words else "too many arguments after"
+        raise click.UsageError(f"{problem} {name}")
+    ledger = the_ledger(words[0] if len(words) == 2 else None)
+    return ledger, words[-1]

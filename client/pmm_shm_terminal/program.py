@@ -1,0 +1,93 @@
+"""Run a click command as a program: one line on stderr and the right exit code for everything that can go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import click
+
+from pmm_shm.errors import PmmShmError
+from pmm_shm_terminal import exits
+
+
+def run_program(command: click.Command, name: str) -> NoReturn:
+    """Run `command` with the arguments of this process, and exit.
+
+    Parameters:
+        name: of the program, as a user types it.
+    """
+    _end_in_order()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without Unicode shows escapes instead of ending the command.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code = run_command(command, name)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _leave_pipe()
+    sys.exit(code)
+
+
+def run_command(command: click.Command, name: str) -> int:
+    """Run `command` with the arguments of this process. Returns its exit code; what went wrong is said on stderr."""
+    try:
+        result = command.main(prog_name=name, standalone_mode=False)
+    except BrokenPipeError:
+        return _leave_pipe()
+    except click.Abort:
+        return exits.INTERRUPTED
+    except click.UsageError as error:
+        return _complain(_with_hint(error), exits.USAGE)
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except exits.CommandFailed as error:
+        return _complain(str(error), error.code)
+    except PmmShmError as error:
+        return _complain(str(error), exits.exit_code(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _complain(f"{where}{error.strerror or error}", exits.FAILURE)
+    # Click hands back the code of `--help` and `--version`, and what a command returns: nothing.
+    return result if isinstance(result, int) else exits.OK
+
+
+def _complain(message: str, code: int) -> int:
+    from pmm_shm_terminal.output import printable
+
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"pmm-shm: {printable(' '.join(message.split()))}", err=True)
+    return code
+
+
+def _with_hint(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx is not None else "pmm-shm"
+    return f"{error.format_message().rstrip('.')} (see {command} --help)"
+
+
+def _leave_pipe() -> int:
+    # Nobody reads any more; click ends quietly with 1 where it meets this itself. The interpreter would flush once more
+    # at exit, and complain.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.FAILURE
+
+
+def _end_in_order() -> None:
+    """Signals end the command by an exception, so that temporary files and child processes are cleared away.
+
+    Not by KeyboardInterrupt: click answers that with an empty line. What the caller had ignored stays ignored.
+    """
+
+    def end_with(code: int) -> Callable[..., NoReturn]:
+        return lambda *_: sys.exit(code)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_with(exits.INTERRUPTED))
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end_with(exits.TERMINATED))

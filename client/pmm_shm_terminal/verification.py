@@ -1,0 +1,104 @@
+"""A verification as `pmm-shm verify` and the chat's `/verify` run it: the hash chain, and the published state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pmm_shm.errors import DaemonAbsentError
+from pmm_shm_terminal.output import progress
+
+if TYPE_CHECKING:
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.chain import ChainReport
+    from pmm_shm.projection.verification import VerifyReport
+
+_DAEMON_ANSWERS_S = 2.0
+
+
+class Checked(NamedTuple):
+    """What was found: of the hash chain (None where it was not asked for), and of the published state."""
+
+    path: str
+    chain: ChainReport | None
+    report: VerifyReport
+
+    def problems(self) -> list[str]:
+        """What is wrong, a line each."""
+        links, report = self.chain, self.report
+        found = []
+        said = (report.difference or "").split("; ")
+        if links is not None and links.problem is not None and links.problem not in said:
+            found.append(links.problem)
+        if not report.ok:
+            found.append(f"what is published is wrong: {report.difference}")
+        return found
+
+    def rows(self) -> dict[str, Any]:
+        """The verification for people, by the name of each row."""
+        links, report = self.chain, self.report
+        rows: dict[str, Any] = {}
+        if links is None:
+            rows["hash chain"] = "not checked"
+        elif not links.ok:
+            rows["hash chain"] = f"broken at event {links.first_bad_id}"
+        else:
+            rows["hash chain"] = f"ok, {links.rows_checked:,} rows, formula {links.formula}"
+        if links is not None and links.rows_without_hash:
+            rows["rows without hash"] = links.rows_without_hash
+        if not report.ok:
+            rows["published state"] = f"wrong: {report.difference}"
+        elif not report.folds:
+            rows["published state"] = "nothing is published"
+        else:
+            rows["published state"] = f"equals a full replay of {report.events:,} events"
+            rows["as of event"] = report.as_of
+            rows["folds"] = ", ".join(report.folds)
+            rows["sealed blocks"] = report.sealed_blocks
+        return rows
+
+
+def check(path: str, fold: str | None, chain: bool, timeout_s: float) -> Checked:
+    """Check the hash chain, and compare what is published with a full replay.
+
+    Raises:
+        UnknownFoldError: there is no such fold.
+        DaemonTimeoutError: there is a daemon and it does not answer.
+        LedgerError: the ledger cannot be read.
+    """
+    check_fold(fold)
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm_client.cache import Cache
+
+    links: ChainReport | None = None
+    with EventLog(path, create=False) as log:
+        daemon_answers(Instance.of(path))
+        if chain:
+            with progress("Checking the hash chain", None):
+                links = log.verify_chain()
+    with Cache(path) as cache, progress("Comparing with a replay", None):
+        return Checked(cache.path, links, cache.verify(fold, timeout_s))
+
+
+def check_fold(fold: str | None) -> None:
+    """Raises `UnknownFoldError`."""
+    if fold is not None:
+        from pmm_shm.folds.registry import find_fold
+
+        find_fold(fold)
+
+
+def daemon_answers(instance: Instance) -> bool:
+    """Whether there is a daemon.
+
+    Raises:
+        DaemonTimeoutError: there is one and it is stopped; better said at once than after ten minutes.
+    """
+    from pmm_shm.wire import protocol
+    from pmm_shm_client import commands
+
+    try:
+        commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
+    except DaemonAbsentError:
+        return False
+    return True

@@ -1,0 +1,128 @@
+"""What an embedder is, and what is checked of it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError
+from pmm_shm.names import checked_model_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+    """(dimension,) float32"""
+    Matrix = NDArray[np.float32]
+    """(n, dimension) float32"""
+
+
+_REASON_CHARS_MAX = 500
+
+
+class Embedder(ABC):
+    """Turns texts into vectors. The same text always gives the same vector, for as long as the name is the same.
+
+    Attributes:
+        name: the model, 1 to 128 printable characters; vectors of one name are shared by all workers.
+        dimension: of its vectors, 1 to `limits.DIMENSION_MAX`.
+        batch_max: how many texts one call of `embed` takes, at most.
+        takes_empty: whether the empty text has a vector.
+    """
+
+    name: str
+    dimension: int
+    batch_max: int = 64
+    takes_empty: bool = False
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> Any:
+        """The vectors of 1 to `batch_max` texts, as an array or nested lists of numbers, (n, dimension).
+
+        Raises:
+            EmbedderError: it cannot be done now: a provider that is down, say.
+            InvalidTextError: one of the texts cannot be embedded, now or later.
+        """
+
+
+def checked_embedder(embedder: Embedder) -> Embedder:
+    """The embedder, if what it says of itself is within the limits. Raises `ConfigError`."""
+    checked_model_name(embedder.name)
+    for value, name, most in (
+        (embedder.dimension, "dimension", limits.DIMENSION_MAX),
+        (embedder.batch_max, "batch_max", limits.EMBED_BATCH_MAX),
+    ):
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigError(f"embedder {embedder.name!r}: {name} must be an integer from 1 to {most}, got {value!r}")
+    return embedder
+
+
+def checked_text(text: object, embedder: Embedder | None = None) -> str:
+    """A text that can be embedded; None reads as "".
+
+    Raises:
+        InvalidTextError: not a text, too long, or empty where the embedder has no vector for that.
+    """
+    if text is None:
+        text = ""
+    if not isinstance(text, str):
+        raise InvalidTextError(f"text: expected str, got {type(text).__name__}")
+    if len(text) > limits.TEXT_CHARS_MAX:
+        raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are embedded")
+    if not text and embedder is not None and not embedder.takes_empty:
+        raise InvalidTextError(f"text: empty, and model {embedder.name!r} has no vector for that")
+    return text
+
+
+def text_key(text: str) -> bytes:
+    """32 bytes that stand for a text: SHA-256 of its UTF-8, lone surrogates passed through."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def embedded(embedder: Embedder, texts: Sequence[str]) -> Matrix:
+    """The checked vectors of up to `embedder.batch_max` texts, (n, dimension) float32.
+
+    Raises:
+        EmbedderError: the embedder failed, or what it returned are no such vectors.
+        InvalidTextError: it has no vector for one of the texts.
+    """
+    import numpy as np
+
+    try:
+        matrix = np.ascontiguousarray(embedder.embed(texts), dtype=np.float32)
+    except (EmbedderError, InvalidTextError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_REASON_CHARS_MAX]
+        raise EmbedderError(f"embedder {embedder.name!r}: {type(error).__name__}: {reason}") from error
+    if matrix.shape != (len(texts), embedder.dimension):
+        wanted = (len(texts), embedder.dimension)
+        raise EmbedderError(f"embedder {embedder.name!r}: returned shape {matrix.shape}, expected {wanted}")
+    if not np.isfinite(matrix).all():
+        raise EmbedderError(f"embedder {embedder.name!r}: returned a vector with NaN or infinity")
+    return matrix
+
+
+def checked_vector(vector: object, dimension: int | None = None) -> NDArray[np.float64]:
+    """A vector of somebody else's, (dimension,) float64, finite.
+
+    Raises:
+        InvalidVectorError: not numbers, not one row of them, NaN or infinity, or of another dimension.
+    """
+    import numpy as np
+
+    try:
+        row = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidVectorError(f"vector: not a row of numbers: {error}") from None
+    if row.ndim != 1 or not 1 <= row.shape[0] <= limits.DIMENSION_MAX:
+        raise InvalidVectorError(f"vector: expected one row of 1 to {limits.DIMENSION_MAX} numbers, got {row.shape}")
+    if not np.isfinite(row).all():
+        raise InvalidVectorError("vector: holds NaN or infinity")
+    if dimension is not None and row.shape[0] != dimension:
+        raise InvalidVectorError(f"vector: dimension {row.shape[0]}, and the table has {dimension}")
+    return row

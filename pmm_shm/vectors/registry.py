@@ -1,0 +1,119 @@
+"""Embedders by name: those that come along, a provider's, and a user's own.
+
+A name is `local-bow`, `wordllama`, `openai:MODEL`, `openai:MODEL/DIMENSION`, or `package.module:attribute`. One name is
+one instance in a process. A name is configuration: one out of a ledger or a message must not be looked up here, for
+importing a module runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+from typing import Any
+
+from pmm_shm.errors import ConfigError, EmbedderError, PmmShmError, UnknownModelError
+from pmm_shm.names import checked_model_name
+from pmm_shm.vectors.embedder import Embedder, checked_embedder
+from pmm_shm.vectors.local_bow import LocalBow
+from pmm_shm.vectors.openai import OpenAIEmbedder
+from pmm_shm.vectors.wordllama import WordLlama
+
+_BUILT_IN: dict[str, type[Embedder]] = {LocalBow.name: LocalBow, WordLlama.name: WordLlama}
+
+_instances: dict[str, Embedder] = {}
+# Reentrant: a user's factory may itself look an embedder up.
+_lock = threading.RLock()
+
+
+def find_embedder(name: str) -> Embedder:
+    """The embedder of a name; the same object for the same name. No model is loaded by this, and nobody is asked.
+
+    Raises:
+        UnknownModelError: no embedder has this name.
+        ConfigError: the name says where to find one, and there is none that can be used.
+        EmbedderError: a user's module or factory failed.
+    """
+    found = _instances.get(checked_model_name(name))
+    if found is not None:
+        return found
+    # Outside the lock: another thread may be importing the same module and come here for something else.
+    target = _user_object(name) if _is_users(name) else None
+    with _lock:
+        if name not in _instances:
+            _instances[name] = _made(name, target)
+        return _instances[name]
+
+
+def _is_users(name: str) -> bool:
+    return ":" in name and not name.startswith(OpenAIEmbedder.PREFIX)
+
+
+def _made(name: str, target: object) -> Embedder:
+    if name in _BUILT_IN:
+        return checked_embedder(_BUILT_IN[name]())
+    if name.startswith(OpenAIEmbedder.PREFIX):
+        return checked_embedder(OpenAIEmbedder(name))
+    if _is_users(name):
+        return _users_embedder(name, target)
+    known = ", ".join([*_BUILT_IN, f"{OpenAIEmbedder.PREFIX}MODEL[/DIMENSION]", "package.module:attribute"])
+    raise UnknownModelError(f"model {name!r}: there is no such embedder; there are {known}")
+
+
+def _user_object(name: str) -> Any:
+    """What `package.module:attribute` names."""
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+        raise ConfigError(f"embedder {name!r}: expected package.module:attribute")
+    try:
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Its own name or that of a package above it: there is no such module. Any other is one that it needs.
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"embedder {name!r}: there is no module {error.name!r}") from None
+        raise EmbedderError(f"embedder {name!r}: module {module_name!r} does not import: {_line(error)}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise ConfigError(f"embedder {name!r}: module {module_name!r} has no {attribute!r}") from None
+
+
+def _users_embedder(name: str, target: Any) -> Embedder:
+    """The embedder that a user's object is, or makes."""
+    made: Any = target
+    if not isinstance(target, Embedder):
+        if not callable(target):
+            kind = type(target).__name__
+            raise ConfigError(f"embedder {name!r}: expected an Embedder, a subclass of it or a factory, got {kind}")
+        try:
+            made = target()
+        except (PmmShmError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise EmbedderError(f"embedder {name!r}: calling it failed: {_line(error)}") from error
+        if not isinstance(made, Embedder):
+            raise ConfigError(f"embedder {name!r}: calling it gave no Embedder but {type(made).__name__}")
+    try:
+        embedder = checked_embedder(made)
+    except AttributeError as error:
+        raise ConfigError(f"embedder {name!r}: {error}") from None
+    # Vectors of one name are shared by all: those of another model must not come under this one.
+    if embedder.name in _BUILT_IN and not isinstance(embedder, _BUILT_IN[embedder.name]):
+        raise ConfigError(f"embedder {name!r}: calls itself {embedder.name!r}, which is another embedder's name")
+    return embedder
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _renew_lock() -> None:
+    """In a forked child: whoever held the lock does not live here. The instances stay: each minds forks itself."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

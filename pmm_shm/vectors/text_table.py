@@ -1,0 +1,157 @@
+"""The table of text vectors: (model, text) to vector, for all workers and over all restarts.
+
+| key | value |
+| --- | --- |
+| `m` tag | [name, dimension] of a model |
+| `x` tag, text key | one vector, little-endian float32 |
+| `q` number | tag and text key of the vector that was stored as this number |
+| `w` | [number of the oldest vector, number of the next one] |
+
+The tag of a model is 8 bytes of BLAKE2b over its name; a text key is `pmm_shm.vectors.embedder.text_key`.
+
+The table is bounded. What was stored first goes first: a read writes nothing, so nobody knows what was read last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.codec import pack, unpack
+from pmm_shm.errors import InvalidVectorError
+from pmm_shm.store.environment import Records
+from pmm_shm.store.writer import StoreWriter
+from pmm_shm.vectors import local_bow
+
+MODEL_PREFIX = b"m"
+TEXT_PREFIX = b"x"
+QUEUE_PREFIX = b"q"
+QUEUE_ENDS_KEY = b"w"
+
+
+def model_tag(name: str) -> bytes:
+    """8 bytes that stand for a model in keys."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def text_vector_key(tag: bytes, key: bytes) -> bytes:
+    """Where the vector of a text lies."""
+    return TEXT_PREFIX + tag + key
+
+
+def queue_ends(records: Records) -> tuple[int, int]:
+    """(number of the oldest vector, number of the next one): how many there are is the difference."""
+    data = records.get(QUEUE_ENDS_KEY)
+    if data is None:
+        return 0, 0
+    first, next_ = unpack(data)
+    return first, next_
+
+
+def dimension_of(records: Records, tag: bytes) -> int | None:
+    """The dimension of a model that has vectors here; None where it has none yet."""
+    data = records.get(MODEL_PREFIX + tag)
+    return None if data is None else unpack(data)[1]
+
+
+def put_model(records: Records, name: str, dimension: int) -> None:
+    """Keep the dimension of a model.
+
+    Raises:
+        InvalidVectorError: it has vectors of another dimension, or there are too many models.
+    """
+    is_new = records.get(MODEL_PREFIX + model_tag(name)) is None
+    known = local_bow.DIMENSION if name == local_bow.NAME else dimension_of(records, model_tag(name))
+    if known not in (None, dimension):
+        raise InvalidVectorError(
+            f"model {name!r} has vectors of dimension {known} here, not {dimension}: give the other one another name"
+        )
+    if is_new:
+        if _count_models(records) >= limits.MODELS_MAX:
+            raise InvalidVectorError(f"model {name!r}: there are vectors of {limits.MODELS_MAX} models already")
+        records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
+
+
+def _count_models(records: Records) -> int:
+    with records.cursor() as cursor:
+        if not cursor.set_range(MODEL_PREFIX):
+            return 0
+        return sum(1 for _ in takewhile(lambda record: record[0].startswith(MODEL_PREFIX), cursor))
+
+
+class TextVector(NamedTuple):
+    """A vector to store: the model's name, the text's key, the vector as little-endian float32."""
+
+    model: str
+    key: bytes
+    vector: bytes
+
+
+class TextVectorWriter:
+    """Stores text vectors, at most `vectors_max` of them; the daemon's alone.
+
+    Raises:
+        StoreError: what is there cannot be read, or not be brought within the bound.
+    """
+
+    def __init__(self, writer: StoreWriter, vectors_max: int = limits.TEXT_VECTORS_MAX) -> None:
+        self._writer = writer
+        self.vectors_max = vectors_max
+        while not writer.transact("text_vectors.evict", self._is_within_bound):
+            pass
+        self.count = writer.transact("text_vectors.count", _count)
+
+    def put(self, vectors: Sequence[TextVector]) -> None:
+        """Store vectors in one commit; one that is there already stays as it is.
+
+        Raises:
+            InvalidVectorError: a model has vectors of another dimension; nothing was stored.
+            StoreError: it cannot be stored; nothing was.
+        """
+        self.count = self._writer.transact("text_vectors.put", lambda records: self._put(records, vectors))
+
+    def _put(self, records: Records, vectors: Sequence[TextVector]) -> int:
+        first, next_ = queue_ends(records)
+        for model, key, vector in vectors:
+            place = text_vector_key(model_tag(model), key)
+            if records.get(place) is not None:
+                continue
+            put_model(records, model, len(vector) // 4)
+            records.put(place, vector)
+            records.put(_queue_key(next_), place[1:])
+            next_ += 1
+        first = _evict(records, first, next_ - self.vectors_max)
+        records.put(QUEUE_ENDS_KEY, pack([first, next_]))
+        return next_ - first
+
+    def _is_within_bound(self, records: Records) -> bool:
+        """Evict a part of what an earlier daemon with a larger bound has left; True when nothing is left to do."""
+        first, next_ = queue_ends(records)
+        wanted = next_ - self.vectors_max
+        if first >= wanted:
+            return True
+        first = _evict(records, first, min(wanted, first + limits.DELETE_KEYS_PER_TXN))
+        records.put(QUEUE_ENDS_KEY, pack([first, next_]))
+        return False
+
+
+def _count(records: Records) -> int:
+    first, next_ = queue_ends(records)
+    return next_ - first
+
+
+def _evict(records: Records, first: int, until: int) -> int:
+    """Delete the vectors with numbers from `first` to before `until`; returns the number of the oldest one left."""
+    for number in range(first, until):
+        place = records.get(_queue_key(number))
+        if place is not None:
+            records.delete(TEXT_PREFIX + place)
+            records.delete(_queue_key(number))
+    return max(first, until)
+
+
+def _queue_key(number: int) -> bytes:
+    return QUEUE_PREFIX + number.to_bytes(8, "big")

@@ -1,0 +1,118 @@
+"""The embedder `wordllama`: static word vectors that come with a package, so that meaning is found offline.
+
+It is an optional extra. Nothing is ever downloaded: the package's own folder is all that is looked at. The weights (33
+MB as float32) are loaded at the first use, once per process.
+
+A vector depends on its text alone, never on the texts beside it: each is cut into tokens and averaged by itself, a
+long one in pieces. The library's own `embed` pads a batch to its longest text, which one long text makes gigabytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmm_shm.errors import EmbedderError, InvalidTextError
+from pmm_shm.late import late_imports
+from pmm_shm.vectors.embedder import Embedder
+
+if TYPE_CHECKING:
+    from pmm_shm.vectors.embedder import Matrix
+
+NAME = "wordllama"
+DIMENSION = 256
+
+_WEIGHTS = "l2_supercat"
+_REMEDY = "pip install 'pmm-shm[wordllama]'"
+_PIECE_CHARS = 16_384
+
+
+class WordLlama(Embedder):
+    """`wordllama`: the mean of the word vectors of a text. A word that stands alone has the same vector everywhere."""
+
+    name = NAME
+    dimension = DIMENSION
+    batch_max = 256
+    takes_empty = False
+
+    def embed(self, texts: Sequence[str]) -> Matrix:
+        """The vectors, (n, 256) float32.
+
+        Raises:
+            EmbedderError: the package is not installed, or its files are not those that are expected.
+            InvalidTextError: a text without a token: the empty one.
+        """
+        import numpy as np
+
+        model = _loaded()
+        matrix = np.empty((len(texts), DIMENSION), np.float32)
+        for row, text in zip(matrix, texts, strict=True):
+            # A lone surrogate is no text to the tokenizer: it reads as U+FFFD, two that make a pair as their character.
+            readable = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            row[:] = 0.0
+            count = 0
+            for start in range(0, len(readable), _PIECE_CHARS):
+                # One by one, also because the batch call starts threads, which do not survive a fork.
+                piece = model.tokenizer.encode(readable[start : start + _PIECE_CHARS], add_special_tokens=False)
+                row += model.embedding[piece.ids].sum(axis=0)
+                count += len(piece.ids)
+            if not count:
+                raise InvalidTextError(f"text: without a token, and model {NAME!r} has no vector for that")
+            row /= count
+        return matrix
+
+
+_model: Any = None
+_loading = threading.Lock()
+
+
+def _loaded() -> Any:
+    """The library's model: `embedding`, (tokens, 256) float32, and `tokenizer`."""
+    global _model
+    if _model is None:
+        with _loading:
+            if _model is None:
+                _model = _load()
+    return _model
+
+
+def _load() -> Any:
+    try:
+        library = _imported()
+        # A package that gives no tokenizer of its own makes the library ask the network: not with a folder that has it.
+        model = library.WordLlama.load(
+            _WEIGHTS, dim=DIMENSION, cache_dir=Path(library.__file__).parent, disable_download=True
+        )
+    except ImportError as error:
+        raise EmbedderError(f"embedder {NAME!r}: not installed ({error}): {_REMEDY}") from error
+    except Exception as error:
+        text = f"embedder {NAME!r}: the package does not load: {type(error).__name__}: {error}"
+        raise EmbedderError(f"{' '.join(text.split())}; install it anew: {_REMEDY}") from error
+    # A batch pads; one text alone does not need it.
+    model.tokenizer.no_padding()
+    return model
+
+
+def _imported() -> Any:
+    """The package; importing it sets up logging for the whole process, to stderr, unless that is done already."""
+    root, placeholder = logging.getLogger(), logging.NullHandler()
+    root.addHandler(placeholder)
+    try:
+        with late_imports:
+            import wordllama
+    finally:
+        root.removeHandler(placeholder)
+    return wordllama
+
+
+def _renew_lock() -> None:
+    """In a forked child: whoever held the lock does not live here."""
+    global _loading
+    _loading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

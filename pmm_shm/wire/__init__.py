@@ -1,0 +1,1 @@
+"""Messages between clients and the daemon, and the endpoints that carry them."""

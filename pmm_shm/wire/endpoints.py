@@ -1,0 +1,186 @@
+"""Where a daemon's sockets are: paths of unix sockets, recorded in the instance directory.
+
+A path over the system's limit falls back to a directory elsewhere, so clients always read the record.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.crash_points import reach
+from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
+from pmm_shm.instance.access import (
+    check_directory,
+    check_socket_directory,
+    make_socket_directory,
+    may_group_enter,
+    replace_file,
+)
+from pmm_shm.instance.paths import Instance
+from pmm_shm.late import late_imports
+
+_LONGEST_NAME = "announcements.sock"
+_SCHEME = "ipc://"
+
+
+class Endpoints(NamedTuple):
+    """Socket paths: ordinary commands, administrative commands, announcements, reports; and the daemon's pid.
+
+    `reports` is empty where a daemon takes none.
+    """
+
+    commands: str
+    admin: str
+    announcements: str
+    pid: int
+    reports: str = ""
+
+
+def choose_endpoints(instance: Instance) -> Endpoints:
+    """Paths for a daemon's sockets; makes the fallback directory where the instance's path is too long.
+
+    Raises:
+        DaemonError: even the fallback is too long, or cannot be made.
+    """
+    directory = instance.directory
+    if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
+        digest = blake2b(os.fsencode(directory), digest_size=8).hexdigest()
+        directory = _short_directory(instance) / f"pmm-shm-{digest}"
+        _make_elsewhere(directory, instance)
+        reach("socket_directory.made")
+    if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
+        raise DaemonError(f"{directory}: too long a path for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
+    names = ("commands.sock", "admin.sock", _LONGEST_NAME, "reports.sock")
+    commands, admin, announcements, reports = (str(directory / name) for name in names)
+    return Endpoints(commands, admin, announcements, os.getpid(), reports)
+
+
+def address_of(path: str) -> str:
+    """ZeroMQ's address of a unix socket. Only this function makes addresses, so nothing is ever reached over a network.
+
+    Raises:
+        DaemonError: not the absolute path of a socket: relative, abstract, another kind of address, or too long.
+    """
+    try:
+        size_bytes = len(path.encode("utf-8"))
+    except UnicodeEncodeError:
+        size_bytes = 0
+    if not path.startswith("/") or "\0" in path or not 0 < size_bytes <= limits.SOCKET_PATH_BYTES_MAX:
+        raise DaemonError(
+            f"{path[:100]!r}: a socket needs an absolute path in UTF-8, of at most {limits.SOCKET_PATH_BYTES_MAX} bytes"
+        )
+    return _SCHEME + path
+
+
+def _short_directory(instance: Instance) -> Path:
+    """A folder of this user's own with a short path; in one where nobody else may pass only if nobody else is to."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.access(base, os.W_OK) and not may_group_enter(instance):
+        return Path(base) / "pmm-shm"
+    with late_imports:
+        import tempfile
+
+    return Path(tempfile.gettempdir()) / f"pmm-shm-{os.geteuid()}"
+
+
+def _make_elsewhere(directory: Path, instance: Instance) -> None:
+    try:
+        make_socket_directory(directory, instance)
+    except InstanceDirectoryError as error:
+        raise DaemonError(f"{error}; the sockets' path beside the ledger is too long") from None
+    except OSError as error:
+        raise DaemonError(f"{directory}: {error.strerror}; the sockets' path beside the ledger is too long") from None
+
+
+def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
+    """Write the record, in one step.
+
+    Raises:
+        DaemonError: it cannot be written.
+    """
+    try:
+        replace_file(instance.endpoints_file, json.dumps(endpoints._asdict()))
+    except OSError as error:
+        raise DaemonError(f"{instance.endpoints_file}: {error.strerror}") from None
+
+
+def find_endpoints(instance: Instance) -> Endpoints:
+    """The sockets of the daemon that serves this ledger.
+
+    Raises:
+        DaemonAbsentError: none does.
+        DaemonError: this user may not ask, or the instance directory is not to be trusted.
+    """
+    endpoints = recorded_endpoints(instance)
+    try:
+        check_listening(endpoints.commands)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise _no_permission(instance, endpoints.commands) from None
+        raise _absent(instance) from None
+    return endpoints
+
+
+def recorded_endpoints(instance: Instance) -> Endpoints:
+    """The sockets of the last daemon, whether it lives or not.
+
+    Raises:
+        DaemonAbsentError: there was none.
+        DaemonError: this user may not ask, or the instance directory is not to be trusted.
+    """
+    try:
+        check_directory(instance)
+        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
+        endpoints = Endpoints(
+            str(record["commands"]),
+            str(record["admin"]),
+            str(record["announcements"]),
+            int(record["pid"]),
+            str(record.get("reports", "")),
+        )
+        for path in filter(None, (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports)):
+            address_of(path)
+            if (folder := Path(path).parent) != instance.directory:
+                check_socket_directory(folder, instance)
+        return endpoints
+    except InstanceDirectoryError as error:
+        raise DaemonError(str(error)) from None
+    except PermissionError:
+        raise _no_permission(instance, instance.directory) from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError):
+        raise _absent(instance) from None
+
+
+def _absent(instance: Instance) -> DaemonAbsentError:
+    return DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
+
+
+def _no_permission(instance: Instance, path: object) -> DaemonError:
+    return DaemonError(f"{instance.ledger}: no permission for {path}; share a group")
+
+
+def check_listening(path: str) -> None:
+    """Connect to a socket and hang up: ZeroMQ would wait where nobody listens, or where it may not connect.
+
+    Raises:
+        OSError: nobody listens, or this user may not connect.
+    """
+    with late_imports:
+        import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (BlockingIOError, TimeoutError):
+            # Somebody listens and does not accept: a daemon that was stopped, with a full backlog.
+            return
+        except ValueError:
+            # A NUL or half a surrogate pair, from a damaged record.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None

@@ -1,0 +1,546 @@
+"""`pmm-shm chat` as one meets it: on a real pseudo-terminal, and through pipes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from conftest import StartDaemon
+
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_chat.screen import Flow, readable
+from pmm_shm_chat.slash import COMMANDS
+from pmm_shm_client.cache import Cache
+from tests.process.test_chat import Endpoint, check_sound, delta, endpoint, events  # noqa: F401
+from tests.support import daemons
+
+COMMAND = ["-m", "pmm_shm_cli", "chat"]
+PROMPT = "you › "  # noqa: RUF001
+Talk = Callable[..., "pexpect.spawn[str]"]
+
+
+@pytest.fixture
+def talk(ledger: str) -> Iterator[Talk]:
+    """Start a chat on a terminal of 70 columns, and wait for its first prompt."""
+    children: list[pexpect.spawn[str]] = []
+
+    def start(*options: str, prompt: str | None = PROMPT, **changes: str | None) -> pexpect.spawn[str]:
+        # What the tests themselves run in must not say how wide the terminal is.
+        own: dict[str, str | None] = {"COLUMNS": None, "LINES": None, "NO_COLOR": None, "INPUTRC": "/dev/null"}
+        changes = {**own, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **changes}
+        child = pexpect.spawn(
+            sys.executable,
+            [*COMMAND, ledger, "--no-autostart", *options],
+            env=daemons.environment(**changes),
+            encoding="utf-8",
+            dimensions=(40, 70),
+            timeout=20,
+        )
+        child.delaybeforesend = None
+        children.append(child)
+        if prompt is not None:
+            child.expect_exact(prompt)
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+def say(child: pexpect.spawn[str], line: str) -> str:
+    """Type a line; what is shown until the next prompt, without colours."""
+    child.sendline(line)
+    child.expect_exact(PROMPT)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
+    return shown.partition("\n")[2]
+
+
+def leave(child: pexpect.spawn[str]) -> int:
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.wait()
+    return child.exitstatus  # type: ignore[no-any-return]
+
+
+# On a terminal.
+
+
+def test_a_conversation(talk: Talk, ledger: str) -> None:
+    child = talk()
+    assert "an agent without a name" in child.before
+    assert "/help" in child.before
+    assert say(child, "hello").startswith("assistant › Hello. I have no name yet.")  # noqa: RUF001
+    assert "  • name adopted: Echo\n" in say(child, "Your name is Echo.")
+    shown = say(child, "Please water the tomatoes")
+    assert shown.startswith("Echo › I will water the tomatoes.")  # noqa: RUF001
+    assert "  + commitment opened (" in shown
+    assert "  ! directive: I must ask first\n" in say(child, "You must ask first")
+    assert "  ✓ commitment closed (" in say(child, "done: tomatoes")
+    assert leave(child) == 0
+    check_sound(ledger)
+
+
+def test_long_answers_break_between_words(talk: Talk) -> None:
+    child = talk()
+    words = " ".join(f"word{number:02d}" for number in range(18))
+    shown = say(child, words)
+    # Not what was typed, which a busy machine may echo twice.
+    lines = shown[shown.index("assistant ›") :].splitlines()  # noqa: RUF001
+    answer = [line for line in lines if re.search(r"word\d\d", line)]
+    assert all(len(line) <= 70 for line in answer), answer
+    assert len(answer) >= 2
+    assert re.findall(r"word\d\d", " ".join(answer)) == words.split()
+    assert answer[1].startswith(" " * len("assistant › ") + "word")  # noqa: RUF001
+
+
+def test_every_command(talk: Talk) -> None:
+    child = talk()
+    say(child, "Your name is Echo.")
+    say(child, "Please water the tomatoes")
+    say(child, "You must ask first")
+    looks = {
+        "metrics": ("ias", "stage", "S0"),
+        "commitments": ("open commitments: 1", "water the tomatoes"),
+        "identity": ("Echo", "openness"),
+        "directives": ("I must ask first", "score"),
+        "stats": ("hit rate", "none serves this ledger", "last turn", "append"),
+        "verify": ("hash chain", "ok,", "nothing is published"),
+        "help": ("/recall TEXT", "/quit"),
+    }
+    assert looks.keys() | {"recall", "quit"} == COMMANDS.keys()
+    for name, words in looks.items():
+        shown = say(child, f"/{name}")
+        for word in words:
+            assert word in shown, (name, shown)
+    for name in COMMANDS:
+        assert f"/{name}" in say(child, "/help")
+    assert "start pmm-cached" in say(child, "/recall tomatoes")
+    assert "/recall: usage: /recall TEXT" in say(child, "/recall")
+    assert "/metrics: usage: /metrics" in say(child, "/metrics x")
+    unknown = say(child, "/nope")
+    assert "unknown command /nope; /help lists them" in unknown
+    assert len(unknown.strip().splitlines()) == 1
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 0
+
+
+def test_recall_beside_a_daemon(talk: Talk, ledger: str, start_daemon: StartDaemon) -> None:
+    start_daemon(ledger)
+    child = talk()
+    say(child, "The tomatoes want water")
+    shown = say(child, "/recall tomatoes want water")
+    assert re.search(r"│ 0\.\d{3} +│ 1 +│ user +│ The tomatoes want water", shown)
+    assert "events folded" in say(child, "/stats")
+
+
+def test_what_cannot_be_recalled_is_said_once(talk: Talk) -> None:
+    child = talk()
+    assert "nothing recalled: " in say(child, "one")
+    assert "nothing recalled: " not in say(child, "two")
+
+
+def test_history(talk: Talk, ledger: str) -> None:
+    with EventLog(ledger) as log:
+        log.append("user", "said on another day")
+    child = talk()
+    say(child, "first line")
+    say(child, "second line")
+    up = "\x1b[A"
+    assert "“second line”" in say(child, up)
+    assert "“first line”" in say(child, up * 2)
+    assert "“said on another day”" in say(child, up * 4)
+
+
+def test_commands_are_completed(talk: Talk) -> None:
+    child = talk()
+    assert "/recall TEXT" in say(child, "/he\t")
+
+
+def test_ctrl_d_and_ctrl_c_at_the_prompt_end(talk: Talk) -> None:
+    for key in ("\x04", "\x03", "half a line\x03"):
+        child = talk()
+        child.send(key)
+        child.expect(pexpect.EOF)
+        child.wait()
+        assert (child.exitstatus, child.signalstatus) == (0, None)
+        assert "Traceback" not in child.before
+
+
+def trickle(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+    own.begin(handler)
+    own.send(handler, delta("I will begin. "), delta("And "), delta("then "))
+    own.done.wait(20)
+
+
+def test_ctrl_c_ends_an_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+    endpoint.answer = trickle
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Tell me everything")
+    child.expect_exact("And")
+    child.send("\x03")
+    child.expect_exact("(interrupted; kept as far as it came)")
+    child.expect_exact(PROMPT)
+    assert events(ledger)[2][:2] == ("response", "I will begin. And then")
+    assert events(ledger)[2][2] == {"model": "m", "interrupted": True}
+    assert not any(kind == "commitment_open" for kind, _, _ in events(ledger))
+    endpoint.answer = lambda own, handler: own.events(handler, "Better ", "now.")
+    assert "Better now." in say(child, "again")
+    assert leave(child) == 0
+
+
+def test_ctrl_c_before_the_first_word(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+    asked = threading.Event()
+
+    def silent(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        own.done.wait(20)
+
+    endpoint.answer = silent
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Anybody?")
+    assert asked.wait(20)
+    child.send("\x03")
+    child.expect_exact(PROMPT)
+    assert [kind for kind, _, _ in events(ledger)] == ["user", "embedding_indexed"]
+    assert leave(child) == 0
+
+
+def test_an_answer_is_shown_while_it_comes(talk: Talk, endpoint: Endpoint) -> None:  # noqa: F811
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("early "))
+        go_on.wait(20)
+        own.send(handler, delta("late"), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("x")
+    child.expect_exact("early")
+    go_on.set()
+    child.expect_exact("late")
+    child.expect_exact(PROMPT)
+
+
+def test_a_failing_endpoint_is_told_and_the_conversation_goes_on(talk: Talk, endpoint: Endpoint) -> None:  # noqa: F811
+    endpoint.refuse(401, "bad key")
+    child = talk("--responder", "openai", "--model", "m")
+    shown = say(child, "hello")
+    assert "status 401: bad key: check OPENAI_API_KEY" in " ".join(shown.split())
+    assert "Traceback" not in shown
+    endpoint.answer = lambda own, handler: own.events(handler, "Here.")
+    assert "Here." in say(child, "hello again")
+
+
+def test_nothing_in_an_answer_moves_the_terminal(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+    evil = "\x1b[31mred\x1b]0;title\x07\x9b2J\rover\x08\u202e\ud800 I will do \x1b[5m."
+    endpoint.answer = lambda own, handler: own.events(handler, *evil, "\nnext line", "\n- I will \x1b[2J clear")
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", "x", {"name": "\x1b[2JEvil"})
+    child = talk("--responder", "openai", "--model", "m", TERM="dumb")
+    child.sendline("x")
+    child.expect_exact("Evil")
+    child.expect_exact(PROMPT)
+    shown = child.before
+    # What readline itself sends.
+    left = re.sub(r"\x1b\[\?2004[hl]", "", shown).replace("\r\n", "\n").replace("\r", "", 1)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", left), ascii(left)
+    assert "\\x1b[31mred" in shown
+    assert "\n" in left
+    assert "next line" in left
+    assert "commitment opened" in left
+
+
+def test_without_colours_and_without_unicode(talk: Talk) -> None:
+    child = talk(NO_COLOR="1", LC_ALL="POSIX", PYTHONIOENCODING="ascii", PYTHONUTF8="0", prompt="you > ")
+    child.sendline("The café?")
+    child.expect_exact("assistant > ")
+    child.expect_exact("you > ")
+    assert "\x1b[1" not in child.before
+    assert "Traceback" not in child.before
+
+
+def test_autonomy_is_started_and_stopped(ledger: str, tmp_path: Path) -> None:
+    package = tmp_path / "site" / "sitecustomize.py"
+    package.parent.mkdir()
+    package.write_text(
+        "import sys, types\n"
+        "module = types.ModuleType('pmm_shm_chat.autonomy')\n"
+        "class Autonomy:\n"
+        "    def __init__(self, cache, tick_seconds): print('made', tick_seconds, flush=True)\n"
+        "    def start(self): print('started', flush=True)\n"
+        "    def stop(self): print('stopped', flush=True)\n"
+        "module.Autonomy = Autonomy\n"
+        "sys.modules[module.__name__] = module\n"
+    )
+    ran = piped(ledger, "--tick-seconds", "2.5", text="hello\n", env=daemons.with_path(package.parent))
+    assert ran.stdout.splitlines()[:2] == ["made 2.5", "started"]
+    assert ran.stdout.splitlines()[-1] == "stopped"
+    assert piped(ledger, "--tick-seconds", "0", text="").returncode == 2
+
+
+# Through pipes.
+
+
+def test_an_elected_worker_ticks(talk: Talk, ledger: str, start_daemon: StartDaemon) -> None:
+    start_daemon(ledger)
+    one, other = talk("--tick-seconds", "0.2"), talk("--tick-seconds", "0.2")
+    assert "hello" in say(one, "hello").lower()
+
+    def ticks() -> list[dict[str, Any]]:
+        with EventLog(ledger) as log:
+            return log.query(kind="autonomy_tick")
+
+    daemons.until(lambda: len(ticks()) >= 3, "ticks")
+    assert all(set(event["meta"]) == {"telemetry", "stage"} for event in ticks())
+    for child in (one, other):
+        assert leave(child) == 0
+    seen = len(ticks())
+    time.sleep(0.5)
+    assert len(ticks()) == seen
+    check_sound(ledger)
+
+
+def piped(
+    ledger: str, *options: str, text: str, env: dict[str, str] | None = None, module: list[str] = COMMAND
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *module, ledger, "--no-autostart", "--recall", "0", *options],
+        input=text,
+        env=env or daemons.environment(),
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=30,
+        check=False,
+    )
+
+
+def test_a_line_is_a_turn_and_the_output_is_the_answers(ledger: str) -> None:
+    ran = piped(ledger, text="Your name is Echo.\n\n   \nWho are you?\nPlease sing")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == [
+        "Thank you. My name is Echo.",
+        "My name is Echo.",
+        "I will sing. Tell me “done: …” when you have seen it.",
+    ]
+    with Cache(ledger) as cache:
+        assert len(cache.commitments().open) == 1
+
+
+def test_as_a_module(ledger: str) -> None:
+    ran = piped(ledger, text="Who are you?", module=["-m", "pmm_shm_chat"])
+    assert ran.stdout.startswith("I have no name yet.")
+
+
+def test_commands_through_a_pipe(ledger: str) -> None:
+    ran = piped(ledger, text="/identity\n/quit\nnever read\n")
+    assert ran.returncode == 0
+    assert "openness" in ran.stdout
+    assert events(ledger) == []
+
+
+def test_the_first_error_ends_it(ledger: str) -> None:
+    ran = piped(ledger, text="/nope\nhello\n")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "pmm-shm: unknown command /nope; /help lists them\n"
+    assert events(ledger) == []
+
+
+def test_each_answer_is_out_before_the_next_line_is_read(ledger: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, ledger, "--no-autostart", "--recall", "0"],
+        env=daemons.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdin.write("Who are you?\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith("I have no name yet.")
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_input_that_is_no_text(ledger: str) -> None:
+    ran = piped(ledger, text="caf\udce9 \x1b[2J\n")
+    assert ran.returncode == 0
+    assert ran.stdout == "I heard “caf� \\x1b[2J”.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--responder", "openai"], "needs --model"),
+        (["--model", "m"], "--responder openai only"),
+        (["--recall", "101"], "--recall"),
+        (["--messages", "64"], "--messages"),
+        (["--reflections", "-1"], "--reflections"),
+    ],
+)
+def test_wrong_usage(ledger: str, options: list[str], message: str) -> None:
+    ran = piped(ledger, *options, text="")
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_create(tmp_path: Path) -> None:
+    path = str(tmp_path / "new.db")
+    ran = piped(path, text="hello")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 1)
+    assert "new.db" in ran.stderr
+    assert piped(path, "--create", text="hello").returncode == 0
+    assert piped(path, "--create", text="hello").returncode == 0
+    assert len(events(path)) == 8
+
+
+def test_the_ledger_of_the_environment(ledger: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, *COMMAND, "--no-autostart"],
+        input="hello\n",
+        env=daemons.environment(PMM_DB=ledger),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ran.returncode == 0
+    assert events(ledger)[0][1] == "hello"
+
+
+def test_autostart(ledger: str) -> None:
+    try:
+        ran = subprocess.run(
+            [sys.executable, *COMMAND, ledger],
+            input="hello\nhello again\n/stats\n",
+            env=daemons.environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "none serves this ledger" not in ran.stdout
+        assert daemons.serving(ledger)
+    finally:
+        for pid in daemons.serving(ledger):
+            daemons.end(pid)
+
+
+def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+    endpoint.refuse(500, "down")
+    ran = piped(ledger, "--responder", "openai", "--model", "m", text="a\nb\n")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("pmm-shm: responder openai (m): http://127.0.0.1:")
+    assert len(ran.stderr.splitlines()) == 1
+    assert [content for kind, content, _ in events(ledger) if kind == "user"] == ["a"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_within_an_answer(
+    ledger: str,
+    endpoint: Endpoint,  # noqa: F811
+    number: int,
+    code: int,
+) -> None:
+    endpoint.answer = trickle
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, ledger, "--no-autostart", "--recall", "0", "--responder", "openai", "--model", "m"],
+        env=daemons.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"Tell me\nmore\n")
+    process.stdin.flush()
+    heard = b""
+    while b"then" not in heard:
+        heard += process.stdout.read1(100)  # type: ignore[attr-defined]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, b"")
+    assert events(ledger)[2] == ("response", "I will begin. And then", {"model": "m", "interrupted": True})
+    assert len([kind for kind, _, _ in events(ledger) if kind == "user"]) == 1
+    check_sound(ledger)
+
+
+def test_nobody_reads_the_answers(ledger: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, ledger, "--no-autostart", "--recall", "0"],
+        env=daemons.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(b"hello\nagain\n" * 50, timeout=20)
+    assert (process.returncode, err) == (1, b"")
+    check_sound(ledger)
+
+
+# What is shown.
+
+
+def flowed(*pieces: str, width: int = 30, indent: int = 2) -> list[str]:
+    shown: list[str] = []
+    flow = Flow(shown.append, width, indent)
+    for piece in pieces:
+        flow.add(piece)
+    flow.end()
+    return "".join(shown).split("\n")
+
+
+def test_words_are_not_torn() -> None:
+    text = "the quick brown fox jumps over the lazy dog and runs away"
+    lines = flowed(*text, width=24)
+    assert all(len(line) <= 24 for line in [" " * 2 + lines[0], *lines[1:]])
+    assert " ".join(line.strip() for line in lines) == text
+    assert flowed(text, width=24) == lines
+
+
+def test_lines_of_the_text_stay() -> None:
+    assert flowed("a\n\n  b", " c\n") == ["a", "  ", "    b c", "  "]
+
+
+def test_words_longer_than_a_line_and_scripts_without_spaces() -> None:
+    assert "".join(line.strip() for line in flowed("x" * 100)) == "x" * 100
+    lines = flowed("今日はとても良い天気ですから散歩に行きましょう")
+    assert all(len(line.strip()) <= 14 for line in lines)
+    assert "".join(line.strip() for line in lines).startswith("今日は")
+
+
+def test_readable() -> None:
+    assert readable("a\r\nb\tc\x1b[1m\n") == "a\nb    c\\x1b[1m\n"
+
+
+def test_flow_is_quick() -> None:
+    start = time.process_time()
+    flowed(*["word and "] * 20_000)
+    assert time.process_time() - start < 3
+
+
+def test_help_names_every_option() -> None:
+    ran: Any = daemons.run_python("from pmm_shm_cli.main import main; main()", "chat", "--help")
+    for option in ("--create", "--responder", "--model", "--recall", "--reflections", "--messages", "--tick-seconds"):
+        assert option in ran.stdout
+    assert "--autostart / --no-autostart" in ran.stdout

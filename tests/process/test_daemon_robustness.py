@@ -1,0 +1,404 @@
+"""The daemon and its clients when files, directories and processes go away or are damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import lmdb
+import pytest
+
+from pmm_cached.instance_lock import InstanceLock
+from pmm_cached.watch import Watch
+from pmm_shm import limits
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.store import boot
+from pmm_shm.store.environment import Cursor, DamagedStoreError, Records, close, open_reader
+from pmm_shm.store.snapshot import LmdbBase, SnapshotReader
+from pmm_shm.store.writer import StoreWriter
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import check_listening, find_endpoints
+from pmm_shm_client import connect, connect_async
+from pmm_shm_client.commands import call
+from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.golden_cases import make_ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    with EventLog(path) as log:
+        log.append_many([("commitment_open", f"t{i}", {"cid": f"c{i}", "text": "x" * 100}) for i in range(300)])
+    return path
+
+
+def _publish(ledger: Path) -> None:
+    """Leave what a daemon leaves that was killed."""
+    with ForkedDaemon(ledger) as daemon, connect(ledger) as cache:
+        wait_until(lambda: cache.stats()["daemon"] is not None, "the daemon")
+        cache.wait_for(300, 10)
+        daemon.kill()
+
+
+def _ended(ledger: Path) -> tuple[int, list[str]]:
+    """Exit code and stderr of a daemon that is expected to end by itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pmm_cached", str(ledger)], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+# The instance directory.
+
+
+def test_daemon_ends_when_its_directory_is_gone(ledger: Path) -> None:
+    instance = Instance.of(ledger)
+    with ForkedDaemon(ledger) as first, connect(ledger) as cache:
+        shutil.rmtree(instance.directory)
+        assert len(cache.commitments().open) == 300
+        wait_until(lambda: not first.is_alive, "the daemon to end", 3)
+        assert first.stop() == 1
+        assert not instance.directory.exists()
+
+
+def test_daemon_leaves_what_is_its_successors(ledger: Path) -> None:
+    instance = Instance.of(ledger)
+    with ForkedDaemon(ledger) as first:
+        first.suspend()
+        instance.directory.rename(instance.directory.with_name("old"))
+        with ForkedDaemon(ledger) as second:
+            first.resume()
+            wait_until(lambda: not first.is_alive, "the first daemon to end", 3)
+            assert first.stop() == 1
+            assert json.loads(instance.boot_file.read_text())["clean"] is False
+            assert call(instance, protocol.PING, {}, 2.0)["pid"] == second.pid
+            assert second.stop() == 0
+    assert json.loads(instance.boot_file.read_text())["clean"] is True
+
+
+def test_instance_lock_knows_its_file(ledger: Path) -> None:
+    instance = Instance.of(ledger)
+    lock = InstanceLock(instance)
+    try:
+        assert lock.is_held()
+        instance.lock_file.rename(instance.lock_file.with_name("other"))
+        assert not lock.is_held()
+        instance.lock_file.touch()
+        assert not lock.is_held()
+    finally:
+        lock.release()
+
+
+# Dead readers.
+
+
+def test_daemon_frees_what_a_dead_reader_pins(ledger: Path) -> None:
+    with ForkedDaemon(ledger):
+        instance = Instance.of(ledger)
+        code = (
+            "import os, sys; from pmm_shm.instance.paths import Instance\n"
+            "from pmm_shm.store.environment import open_reader\n"
+            "env = open_reader(Instance.of(sys.argv[1]).directory)\n"
+            "with env.read() as t: t.get(b'x'); os.kill(os.getpid(), 9)"
+        )
+        dead = subprocess.run([sys.executable, "-c", code, str(ledger)], check=False)
+        assert dead.returncode == -signal.SIGKILL
+        environment = open_reader(instance.directory)
+        assert environment is not None
+
+        def pins() -> bool:
+            fields = [line.split() for line in environment.env.readers().splitlines()]
+            return any(f[2].isdigit() for f in fields if len(f) == 3 and f[0].isdigit())
+
+        assert pins()
+        wait_until(lambda: not pins(), "the daemon to clear the dead reader", limits.DEAD_READERS_CHECK_S + 3)
+        close(environment)
+
+
+def test_without_inotify_the_slow_poll_finds_changes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gives each user a few only, and other programs may have them all."""
+
+    def none_left(**_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pmm_cached.watch.INotify", none_left)
+    watch = Watch(str(ledger))
+    assert "max_user_instances" in str(watch.problem)
+    watch.refresh()
+    assert watch.wait(0.01) is False
+    watch.wake()
+    began = time.monotonic()
+    assert watch.wait(30.0) is False
+    assert time.monotonic() - began < 10.0
+    watch.close()
+
+
+# A damaged environment.
+
+
+def test_mark_of_damage_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "boot.json"
+    boot.mark_damaged(path)
+    assert not boot.is_trusted(path)
+    assert not boot.is_openable(path)
+    boot.mark(path, is_clean=False)
+    assert boot.is_trusted(path)
+    assert boot.is_openable(path)
+
+
+@pytest.mark.parametrize("opening", ["0", "2", "false", "null", '"1"', "[1]", "1.5"])
+def test_mark_of_another_shape_is_not_trusted(tmp_path: Path, opening: str) -> None:
+    path = tmp_path / "boot.json"
+    path.write_text(f'{{"boot_id": "{boot.boot_id()}", "clean": true, "openings": {opening}}}')
+    assert not boot.is_trusted(path)
+    assert not boot.is_openable(path)
+
+
+def test_environment_is_made_anew_after_two_daemons_that_did_not_open_it(
+    ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may have been killed by anybody, and what is in there may have cost money."""
+    instance = Instance.of(ledger)
+    _publish(ledger)
+    before = instance.data_file.stat().st_ino
+    os.link(instance.data_file, instance.directory / "kept")  # So that the inode is not taken again.
+
+    def crash(*_: object) -> None:
+        assert not boot.is_trusted(instance.boot_file)
+        raise KeyboardInterrupt
+
+    def start_and_crash() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("pmm_shm.store.environment.open_writer", crash)
+            with pytest.raises(KeyboardInterrupt):
+                StoreWriter(instance)
+        with SnapshotReader(instance).begin() as snapshot:
+            assert snapshot is None
+
+    def open_well() -> int:
+        StoreWriter(instance).close()
+        assert boot.is_trusted(instance.boot_file)
+        return instance.data_file.stat().st_ino
+
+    for _ in range(2):
+        start_and_crash()
+        assert open_well() == before
+    start_and_crash()
+    start_and_crash()
+    assert open_well() != before
+
+
+def test_truncated_data_file_is_made_anew(ledger: Path) -> None:
+    instance = Instance.of(ledger)
+    _publish(ledger)
+    os.truncate(instance.data_file, 8192)
+    with pytest.raises(DamagedStoreError, match="truncated"):
+        open_reader(instance.directory)
+    with connect(ledger) as cache:
+        assert len(cache.commitments().open) == 300
+        with ForkedDaemon(ledger):
+            cache.wait_for(300, 10)
+            assert cache.verify(timeout=10).ok
+
+
+class _Damaged:
+    """A transaction whose pages are damaged. (LMDB itself ends the process at some kinds of damage.)"""
+
+    def get(self, _: bytes) -> bytes | None:
+        raise lmdb.CorruptedError("page")
+
+    def cursor(self) -> Cursor:
+        raise lmdb.PageNotFoundError("page")
+
+
+def test_errors_of_lmdb_do_not_leak(ledger: Path) -> None:
+    _publish(ledger)
+    base = LmdbBase(cast(Records, _Damaged()), 1)
+    with pytest.raises(DamagedStoreError):
+        base.get(b"x")
+    with pytest.raises(DamagedStoreError):
+        list(base.scan(b"x"))
+    reader = SnapshotReader(Instance.of(ledger))
+    with contextlib.suppress(DamagedStoreError), reader.begin() as snapshot:
+        assert snapshot is not None
+        base.get(b"x")
+    assert isinstance(reader.failure, DamagedStoreError)
+    with reader.begin() as snapshot:
+        assert snapshot is None
+    reader.close()
+
+
+def test_damage_found_while_it_runs_is_remade_at_the_next_start(ledger: Path) -> None:
+    instance = Instance.of(ledger)
+    writer = StoreWriter(instance)
+    writer.distrust()
+    writer.close()
+    assert not boot.is_trusted(instance.boot_file)
+
+
+def test_error_of_a_transaction_is_no_snapshot(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _publish(ledger)
+    reader = SnapshotReader(Instance.of(ledger))
+
+    def fail(*_: object) -> None:
+        raise lmdb.CorruptedError("page")
+
+    monkeypatch.setattr(reader, "_read_header", fail)
+    with reader.begin() as snapshot:
+        assert snapshot is None
+    assert isinstance(reader.failure, DamagedStoreError)
+    reader.close()
+
+
+# Damaged records.
+
+
+def _as_directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def _deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def _surrogate(path: Path) -> None:
+    path.write_text('{"commands": "\\ud800", "admin": "a", "announcements": "b", "pid": 1}')
+
+
+def _infinite(path: Path) -> None:
+    path.write_text('{"commands": "a", "admin": "a", "announcements": "b", "pid": 1e999}')
+
+
+@pytest.mark.parametrize("damage", [_as_directory, _deep, _surrogate, _infinite])
+def test_damaged_record_of_endpoints_means_no_daemon(ledger: Path, damage: Callable[[Path], None]) -> None:
+    instance = Instance.of(ledger)
+    instance.directory.mkdir()
+    damage(instance.endpoints_file)
+    with pytest.raises(DaemonAbsentError):
+        find_endpoints(instance)
+
+
+@pytest.mark.parametrize("path", ["\ud800", "a\0b", "/nowhere/at/all"])
+def test_bad_socket_path_is_an_os_error(path: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        check_listening(path)
+
+
+@pytest.mark.parametrize("damage", [_as_directory, _deep])
+def test_damaged_boot_mark_is_not_trusted(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    damage(tmp_path / "boot.json")
+    assert not boot.is_trusted(tmp_path / "boot.json")
+
+
+@pytest.mark.parametrize("name", ["boot.json", "endpoints.json", "commands.sock", "data.mdb", "daemon.lock"])
+def test_directory_in_the_place_of_a_file_is_one_line(name: str) -> None:
+    # A short path, for where it is over the limit the sockets lie elsewhere.
+    with tempfile.TemporaryDirectory() as place:
+        ledger = Path(place) / "pmm.db"
+        make_ledger(ledger)
+        directory = Instance.of(ledger).directory
+        directory.mkdir()
+        (directory / name).mkdir()
+        code, lines = _ended(ledger)
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("pmm-cached: ")
+
+
+# Commands when the daemon ends.
+
+
+def _in_thread(action: Callable[[], object], outcome: list[BaseException]) -> threading.Thread:
+    def run() -> None:
+        try:
+            action()
+        except DaemonError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_command_ends_with_the_daemon(ledger: Path) -> None:
+    outcome: list[BaseException] = []
+    with ForkedDaemon(ledger) as daemon:
+        instance = Instance.of(ledger)
+        thread = _in_thread(
+            lambda: call(instance, protocol.WAIT, {"event_id": 10_000, "timeout_ms": 60_000}, 60.0), outcome
+        )
+        time.sleep(0.2)
+        daemon.kill()
+        thread.join(5)
+    assert not thread.is_alive()
+    assert isinstance(outcome[0], DaemonAbsentError)
+
+
+def test_command_is_not_the_next_daemons(ledger: Path) -> None:
+    outcome: list[BaseException] = []
+    with ForkedDaemon(ledger) as daemon:
+        instance = Instance.of(ledger)
+        thread = _in_thread(
+            lambda: call(instance, protocol.WAIT, {"event_id": 10_000, "timeout_ms": 60_000}, 60.0), outcome
+        )
+        time.sleep(0.2)
+        daemon.kill()
+        with ForkedDaemon(ledger):
+            thread.join(5)
+    assert not thread.is_alive()
+    assert isinstance(outcome[0], DaemonAbsentError)
+
+
+def test_awaited_command_ends_with_the_daemon(ledger: Path) -> None:
+    async def run(daemon: ForkedDaemon) -> None:
+        async with await connect_async(ledger) as cache:
+            waiting = asyncio.create_task(cache.wait_for_async(10_000, 60.0))
+            await asyncio.sleep(0.2)
+            daemon.kill()
+            with pytest.raises(DaemonAbsentError):
+                await asyncio.wait_for(waiting, 5)
+
+    with ForkedDaemon(ledger) as daemon:
+        asyncio.run(run(daemon))
+
+
+def test_queued_jobs_are_answered_when_the_daemon_stops(ledger: Path) -> None:
+    with EventLog(ledger) as log:
+        for start in range(0, 200_000, 20_000):
+            log.append_many([("user", f"u{i}", {}) for i in range(start, start + 20_000)])
+    outcome: list[BaseException] = []
+    instance = Instance.of(ledger)
+    with ForkedDaemon(ledger, "--verify-every", "0") as daemon:
+        # Where nothing is published yet, there is nothing to verify.
+        assert call(instance, protocol.WAIT, {"event_id": 200_000, "timeout_ms": 60_000}, 65.0)["reached"]
+        threads = [_in_thread(lambda: call(instance, protocol.VERIFY, {"fold": None}, 30.0), outcome)]
+        # The long one is under way when the others come.
+        time.sleep(0.1)
+        threads += [
+            _in_thread(lambda: call(instance, protocol.INVALIDATE, {"fold": "stage"}, 30.0), outcome),
+            _in_thread(lambda: call(instance, protocol.VERIFY, {"fold": "stage"}, 30.0), outcome),
+        ]
+        time.sleep(0.1)
+        assert daemon.stop() == 0
+        for thread in threads:
+            thread.join(3)
+            assert not thread.is_alive()
+    assert [type(error) for error in outcome] == [CommandError] * 3
+    assert all("stops" in str(error) for error in outcome)

@@ -1,0 +1,184 @@
+"""What the daemon says of itself: how far it is, and never that all is well while it stands still."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_cached.health import HeadProbe, assess
+from pmm_shm import limits
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.tail import START, Position
+from pmm_shm_client import connect
+from tests.conftest import StartDaemon
+from tests.support import answers, daemons, ledgers
+from tests.support.sites import Site
+
+# A fold that never comes back from an event of its kind.
+FREEZING = """
+import time
+from pmm_shm.folds.contract import Fold
+
+class Freezing(Fold):
+    name = "freezing"
+    version = 1
+    kinds = {"freeze": ("content",)}
+
+    def apply(self, event, state):
+        while event.content == "sleep":
+            time.sleep(3600)
+        while event.content == "spin":
+            pass
+
+    def view(self, state):
+        return None
+"""
+FROZEN_WITHIN_S = limits.HEARTBEAT_MS_MAX / 1_000 + 5
+
+
+def numbers(**changes: Any) -> dict[str, Any]:
+    """Those of a healthy daemon, but for the changes."""
+    return {
+        "problem": None,
+        "embeddings": {"problem": None},
+        "heartbeat_age_ms": 100,
+        "rebuild_waits_for_pid": None,
+        "quarantined": 0,
+        "is_published": True,
+        "lag_events": 0,
+        "lag_ms": 0,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "health", "is_current"),
+    [
+        ({}, "healthy", True),
+        # It has just come: nobody calls that lagging.
+        ({"lag_events": 3, "lag_ms": limits.LAG_MS_MAX}, "healthy", True),
+        ({"lag_events": 3, "lag_ms": limits.LAG_MS_MAX + 1}, "lagging", False),
+        ({"is_published": False}, "lagging", False),
+        ({"heartbeat_age_ms": limits.HEARTBEAT_MS_MAX + 1}, "degraded", False),
+        ({"problem": "the disk is full"}, "degraded", False),
+        ({"embeddings": {"problem": "the embedder fails"}}, "degraded", True),
+        ({"rebuild_waits_for_pid": 7}, "degraded", False),
+        ({"quarantined": 2}, "degraded", True),
+        ({"quarantined": 2, "lag_events": 1, "lag_ms": 5_000}, "degraded", False),
+    ],
+)
+def test_a_judgement_names_its_reasons(changes: dict[str, Any], health: str, is_current: bool) -> None:
+    found = assess(numbers(**changes))
+    assert (found.health, found.is_current) == (health, is_current)
+    assert bool(found.health_reasons) == (health != "healthy")
+    assert all("\n" not in reason for reason in found.health_reasons)
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_the_probe_counts_what_is_not_applied(tmp_path: Path, journal: str) -> None:
+    path = ledgers.build(tmp_path / "ledger.db", 30, journal=journal)
+    probe = HeadProbe(path)
+    assert probe.look(START) == (30, 30)
+    assert probe.look(Position(30, b"")) == (30, 0)
+    assert probe.look(Position(10, b"")) == (30, 20)
+    # Replaced: the next look is at the new file.
+    other = ledgers.build(tmp_path / "other.db", journal=journal, ids=[-5, 0, 7, 10**9])
+    Path(other).replace(path)
+    assert probe.look(Position(-5, b"")) == (10**9, 3)
+    assert probe.look(START) == (10**9, 4)
+    Path(path).unlink()
+    assert probe.look(START) is None
+    probe.close()
+
+
+def status(ledger: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, JSON, stderr) of `pmm-shm status`."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pmm_shm_cli", "status", ledger, "--json"],
+        env=daemons.environment(),
+        capture_output=True,
+        text=True,
+        timeout=daemons.DEADLINE_S,
+        check=False,
+    )
+    return ended.returncode, json.loads(ended.stdout), ended.stderr
+
+
+def test_the_daemon_reports_head_position_and_lag(ledger: str, start_daemon: StartDaemon) -> None:
+    with EventLog(ledger) as log:
+        log.append_many([("user", str(number), {}) for number in range(20)])
+        daemon = start_daemon(ledger)
+        found = daemon.stats()
+        assert (found["head_id"], found["as_of"], found["lag_events"], found["lag_ms"]) == (20, 20, 0, 0)
+        assert (found["health"], found["health_reasons"], found["last_error"]) == ("healthy", [], None)
+        assert found["heartbeat_age_ms"] < limits.HEARTBEAT_MS_MAX
+        code, shown, _ = status(ledger)
+        assert (code, shown["health"], shown["reasons"], shown["lag_events"]) == (0, "healthy", [], 0)
+
+
+@pytest.mark.parametrize("how", ["sleep", "spin"])
+def test_a_follower_that_stands_still_is_never_healthy(
+    ledger: str, tmp_path: Path, how: str, start_daemon: StartDaemon
+) -> None:
+    """Hazard 21."""
+    site = Site(tmp_path / "site")
+    site.install(FREEZING, "freezing = tool_use:Freezing")
+    daemon = start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        cache.append("freeze", how, {})
+        appended = time.monotonic()
+        last = [cache.append("user", str(number), {}) for number in range(5)][-1]
+        seen = []
+        while not seen or seen[-1] != "degraded":
+            found = daemon.stats()
+            waited_ms = (time.monotonic() - appended) * 1_000
+            assert (found["head_id"], found["as_of"], found["lag_events"]) == (last, 0, last)
+            # The daemon may have been at the head a slow poll ago; healthy is only what has just come.
+            assert found["health"] != "healthy" or waited_ms < limits.LAG_MS_MAX + 500
+            assert found["lag_ms"] >= waited_ms - 500
+            seen.append(found["health"])
+            assert waited_ms < FROZEN_WITHIN_S * 1_000, found
+        assert set(seen) <= {"healthy", "lagging", "degraded"}
+        assert "has not moved" in found["health_reasons"][0]
+        code, shown, complaint = status(ledger)
+        assert (code, shown["health"], shown["lag_events"]) == (4, "degraded", last)
+        assert "restart the daemon" in complaint
+        assert answers.everything(cache) == answers.replayed(ledger)
+    # Neither does it keep the daemon from stopping.
+    began = time.monotonic()
+    daemon.stop()
+    assert time.monotonic() - began < 2.0 + 0.5
+    assert daemon.process.returncode != 0
+
+
+def test_a_frozen_daemon_is_degraded_and_a_dead_one_absent(ledger: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger)
+    daemon.freeze()
+    code, shown, _ = status(ledger)
+    assert (code, shown["health"]) == (4, "degraded")
+    assert "did not answer" in shown["reasons"][0]
+    daemon.kill()
+    code, shown, _ = status(ledger)
+    assert (code, shown["health"]) == (3, "absent")
+    assert "start pmm-cached" in shown["reasons"][0]
+
+
+def test_the_last_error_stays_when_it_is_mended(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    path = ledgers.build(tmp_path / "ledger.db", 30)
+    daemon = start_daemon(path)
+    moved = Path(path).rename(tmp_path / "elsewhere.db")
+    found: dict[str, Any] = daemons.until(lambda: (now := daemon.stats())["problem"] and now)
+    assert found["health"] == "degraded"
+    assert "no such file" in found["problem"]
+    assert found["last_error"] == found["problem"]
+    moved.rename(path)
+    found = daemons.until(lambda: (now := daemon.stats())["health"] == "healthy" and now)
+    assert found["problem"] is None
+    assert "no such file" in found["last_error"]
+    assert found["last_error_age_ms"] >= 0

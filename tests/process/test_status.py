@@ -1,0 +1,394 @@
+"""`pmm-shm status` and `top`: what they say, what they tell to type, and a real terminal given back as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError, LedgerReplacedError
+from pmm_shm.folds.metrics import MetricsFold
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.files import refuse_foreign_wal
+from pmm_shm.wire.protocol import COUNTERS
+from pmm_shm_cli.charts import curve, spark
+from pmm_shm_cli.commands.status import duration, size
+from pmm_shm_cli.remedies import _REMEDIES, remedy_for
+from pmm_shm_cli.sampling import Sample, Series
+from pmm_shm_client import commands, connect
+from tests.conftest import StartDaemon
+from tests.support import daemons, ledgers
+
+COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
+TOP = ["-m", "pmm_shm_cli", "top"]
+
+
+def run(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=daemons.environment(**{"COLUMNS": None, **changes}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=daemons.DEADLINE_S,
+        check=False,
+    )
+
+
+def shown(ledger: str) -> dict[str, Any]:
+    return json.loads(run("status", ledger, "--json").stdout)  # type: ignore[no-any-return]
+
+
+# status
+
+
+def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    ledger = ledgers.build(tmp_path / "agent.db", 1_234)
+    daemon = start_daemon(ledger)
+    with connect(ledger) as cache:
+        for _ in range(4):
+            cache.metrics()
+        cache._reporter.report()
+        daemons.until(lambda: daemon.stats()["workers"]["seen"] == 1)
+        daemons.until(lambda: daemon.stats()["verified_as_of"] == 1_234)
+        ran = run("status", ledger)
+        found = shown(ledger)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
+    names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
+    assert names[1:] == [
+        "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "readers", "quarantine",
+    ]  # fmt: skip
+    text = " ".join(ran.stdout.split())
+    assert f"pid {daemon.pid}, up" in text
+    assert "1 live of 1; hit rates: projection – of 0, metrics 75.00% of 4, embeddings – of 0" in text
+    assert "up to event 1,234; 1 passed, 0 failed; 2 sealed blocks, 0 history breaks" in text
+    assert re.search(rf"pid {os.getpid()} idle \S", text)
+    assert (found["health"], found["reasons"], found["remedies"]) == ("healthy", [], [])
+    assert found["folds"]["metrics"]["version"] == MetricsFold.version
+    assert found["folds"]["metrics"]["is_complete"] is True
+    assert found["sizes"]["ledger_bytes"] == Path(ledger).stat().st_size
+    assert 0 < found["sizes"]["store_used_bytes"] <= found["sizes"]["store_disk_bytes"]
+    assert [reader["pid"] for reader in found["readers"]] == [os.getpid()]
+
+
+def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger)
+    code = "import sys, time; from pmm_shm_client import connect; cache = connect(sys.argv[1])\n"
+    code += "with cache._reader.transaction(): print('in', flush=True); time.sleep(60)"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, ledger], env=daemons.environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "in\n"
+        with connect(ledger) as cache:
+            daemon.wait_published([cache.append("user", "x", {}) for _ in range(3)][-1])
+        (entry,) = [entry for entry in shown(ledger)["readers"] if entry["pid"] == reader.pid]
+        assert entry["behind_txns"] >= 1
+        assert "python" in entry["command"]
+        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger).stdout)
+    finally:
+        reader.kill()
+        reader.communicate()
+
+
+def test_the_newest_of_the_quarantine_is_shown_as_text(ledger: str, start_daemon: StartDaemon) -> None:
+    ledgers.execute(
+        ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'commitment_open', 'c', ?)", "\x1b[2J{"
+    )
+    start_daemon(ledger)
+    ran = run("status", ledger)
+    assert ran.returncode == 0
+    assert "degraded" in ran.stdout.splitlines()[0]
+    assert re.search(r"event 1, \w+: ", ran.stdout)
+    assert "\x1b" not in ran.stdout
+    assert f"type: pmm-shm status {ledger} --json" in " ".join(ran.stdout.split())
+
+
+def test_colours_on_a_terminal_unless_they_are_not_wanted(ledger: str) -> None:
+    for no_color, has_colours in ((None, True), ("1", False)):
+        env = daemons.environment(NO_COLOR=no_color, TERM="xterm-256color", COLUMNS=None, LINES=None)
+        child = pexpect.spawn(
+            sys.executable, [*COMMAND[1:], "status", ledger], env=env, dimensions=(24, 80), timeout=20
+        )
+        child.expect(pexpect.EOF)
+        child.close()
+        first = child.before.decode().splitlines()[0]
+        assert ("\x1b[1;31m" in first) is has_colours
+        assert "absent" in first
+        assert child.exitstatus == 3
+
+
+# What to type.
+
+
+def test_known_problems_as_the_code_says_them(ledger: str, start_daemon: StartDaemon) -> None:
+    instance = Instance.of(ledger)
+    with pytest.raises(DaemonAbsentError) as absent:
+        commands.call(instance, "ping", {}, 1.0)
+    assert remedy_for(str(absent.value), instance, None) == f"pmm-cached {ledger} &"
+    daemon = start_daemon(ledger)
+    daemon.freeze()
+    with pytest.raises(DaemonTimeoutError) as stopped:
+        commands.call(instance, "ping", {}, 0.2)
+    remedy = remedy_for(str(stopped.value), instance, daemon.pid)
+    assert remedy is not None
+    assert remedy.startswith(f"kill -CONT {daemon.pid};")
+    # The remedy does it.
+    subprocess.run(shlex.split(remedy.split(";")[0]), check=True)
+    assert daemon.stats()["health"] == "healthy"
+
+
+def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
+    source = Path(refuse_foreign_wal.__code__.co_filename).read_text(encoding="utf-8")
+    assert "replaced beside the -wal" in source
+    ledger = str(tmp_path / "a b.db")
+    error = LedgerReplacedError(f"{ledger}: replaced beside the -wal of the file it replaced; ...")
+    remedy = remedy_for(str(error), Instance.of(ledger), None)
+    assert remedy is not None
+    assert shlex.split(remedy.split(";")[0]) == ["mv", f"{ledger}-wal", f"{ledger}-wal.old"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "command"),
+    [
+        ("/x-cache: No space left on device", "df -h"),
+        ("verification failed: events 1 to 9 were edited", "pmm-shm verify"),
+        ("a rebuild waits for process 77, which holds an old snapshot: stop it, or let it go on", "kill -CONT 77"),
+        ("the follower has not moved for 9,000 ms: if that lasts, restart the daemon", "kill 4711"),
+        ("12 events behind the head of the log, for 2,000 ms", "pmm-shm top"),
+        ("/x.db: no such file", "ls -l"),
+    ],
+)
+def test_other_known_problems(ledger: str, problem: str, command: str) -> None:
+    assert (remedy_for(problem, Instance.of(ledger), 4711) or "").startswith(command)
+
+
+def test_what_is_not_known_gets_no_advice_and_every_remedy_can_be_written(ledger: str) -> None:
+    assert remedy_for("the moon is full", Instance.of(ledger), None) is None
+    sample = dict.fromkeys(("ledger", "wal", "shm", "directory", "daemon", "pid"), "x")
+    for pattern, command in _REMEDIES:
+        assert "{" not in command.format(**sample)
+        assert ("{pid}" in command) <= ("?P<pid>" in pattern)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"), [(None, "–"), (0, "0 B"), (999, "999 B"), (1_500, "1.5 kB"), (250_000_000, "250 MB")]
+)
+def test_sizes(size_bytes: int | None, text: str) -> None:
+    assert size(size_bytes) == text
+
+
+def test_durations() -> None:
+    assert [duration(ms) for ms in (900, 59_000, 90_000, 5_400_000, 129_600_000)] == [
+        "0 s", "59 s", "1.5 min", "1.5 h", "1.5 d",
+    ]  # fmt: skip
+
+
+# Rates and charts.
+
+
+def sample(at: float, head: int, pid: int = 1, uptime_ms: int | None = None, **counted: int) -> Sample:
+    workers = {**dict.fromkeys(COUNTERS, 0), **counted}
+    own = round(at)
+    numbers = {
+        "pid": pid,
+        "uptime_ms": at * 1_000 if uptime_ms is None else uptime_ms,
+        "workers": workers,
+        "commands": own,
+        "commits": head,
+    }
+    return Sample(at, head, (0.5, 0.25), numbers, own)
+
+
+def test_rates() -> None:
+    series = Series()
+    for second in range(30):
+        # Its workers report every fifth second.
+        hits = second // 5 * 5 * 900
+        series.add(sample(float(second), second * 7, metrics_hits=hits, metrics_misses=hits // 9))
+    assert series.events[-1] == 7
+    assert series.events[0] is None
+    assert series.commits[-1] == 7
+    # What this program asks is not counted.
+    assert series.commands[-1] == 0
+    assert [rate for rate in series.reads if rate is not None][-1] == pytest.approx(1_000, rel=0.01)
+    assert series.hit_rate == pytest.approx(0.9)
+    assert list(series.ias) == [0.5] * 30
+
+
+def test_another_daemon_or_ledger_is_no_negative_rate() -> None:
+    series = Series()
+    series.add(sample(1.0, 100, metrics_hits=500))
+    series.add(Sample(2.0, 110, (0.5, 0.5), None))
+    assert (series.events[-1], series.reads[-1], series.commits[-1]) == (10, None, None)
+    series.add(sample(3.0, 120, pid=2, metrics_hits=3))
+    assert (series.events[-1], series.commits[-1]) == (10, None)
+    # The same pid again, of a daemon that is younger.
+    series.add(sample(4.0, 120, pid=2, uptime_ms=5, metrics_hits=1))
+    assert (series.commits[-1], series.reads[-1]) == (None, None)
+    series.add(sample(5.0, 20, pid=2, uptime_ms=9, metrics_hits=1))
+    assert series.events[-1] is None
+    series.add(Sample(6.0, None, None, None))
+    assert (series.events[-1], series.ias[-1]) == (None, None)
+
+
+def test_sparks() -> None:
+    assert spark([0, 1, 2, 4, 8], 8) == "   ▁▁▂▄█"
+    assert spark([0, 0], 3) == " ▁▁"
+    assert spark([5, None, 5], 3) == "█ █"
+    assert spark(range(100), 4) == "████"
+    assert spark([1, 8], 4, plain=True) == "  .%"
+    assert (spark([], 0), spark([1], 0), spark([1], -3)) == ("", "", "")
+
+
+def test_curves() -> None:
+    assert curve([0.0, 1.0], 1, 1) == ["⡸"]
+    assert curve([1.0, 1.0, 0.0, 0.0], 2, 2) == ["⠉⡆", " ⣇"]
+    assert curve([None, 0.0], 2, 1) == [" ⢀"]
+    assert curve([7.0, -7.0], 1, 1) == curve([1.0, 0.0], 1, 1)
+    assert curve([], 2, 1) == ["  "]
+    assert curve([0.5], 0, 1) == [""]
+
+
+# top
+
+
+def test_one_frame(ledger: str, start_daemon: StartDaemon) -> None:
+    with connect(ledger) as cache:
+        cache.append("user", "hello", {})
+    ran = run("top", ledger, "--once", "--interval", "0.1")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("absent  ledger.db  nothing published  head 1\n")
+    assert f"type: pmm-cached {ledger} &" in ran.stdout
+    daemon = start_daemon(ledger)
+    # No terminal: as `--once`.
+    ran = run("top", ledger, "--interval", "0.1")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("healthy  ledger.db  event 1  lag 0\n")
+    for word in ("events/s", "reads/s", "commands/s", "commits/s", "IAS", "GAS", "memory", "workers", "readers"):
+        assert f"\n{word}" in ran.stdout
+    assert "\x1b" not in ran.stdout
+    found = json.loads(run("top", ledger, "--json", "--interval", "0.1").stdout)
+    assert (found["health"], found["rates"]["events"], found["daemon"]["pid"]) == ("healthy", 0.0, daemon.pid)
+    # It only looks on.
+    assert daemon.stats()["workers"]["seen"] == 0
+    ran = run("top", ledger, "--once", "--interval", "0.1", PYTHONIOENCODING="ascii")
+    assert not re.search("[▁-█⠀-⣿]", ran.stdout)
+
+
+@pytest.mark.parametrize("option", [["--interval", "0"], ["--interval", "nan"], ["--nonsense"]])
+def test_wrong_usage(ledger: str, option: list[str]) -> None:
+    ran = run("top", ledger, *option)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
+
+
+def test_without_a_ledger(tmp_path: Path) -> None:
+    ran = run("top", str(tmp_path / "none.db"))
+    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1)
+
+
+@pytest.fixture
+def terminal(ledger: str) -> Iterator[Callable[..., pexpect.spawn[str]]]:
+    children: list[pexpect.spawn[str]] = []
+
+    def start(rows: int = 30, columns: int = 100) -> pexpect.spawn[str]:
+        own = {"COLUMNS": None, "LINES": None, "NO_COLOR": "1", "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        child = pexpect.spawn(
+            sys.executable,
+            [*TOP, ledger, "--interval", "0.2"],
+            env=daemons.environment(**own),
+            encoding="utf-8",
+            dimensions=(rows, columns),
+            timeout=20,
+        )
+        child.delaybeforesend = None
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+def check_left(child: pexpect.spawn[str]) -> None:
+    child.expect_exact("\x1b[?1049l")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 0
+
+
+def test_it_lives_through_the_death_and_return_of_the_daemon(
+    terminal: Callable[..., pexpect.spawn[str]], ledger: str, start_daemon: StartDaemon
+) -> None:
+    child = terminal()
+    child.expect_exact("\x1b[?1049h")
+    child.expect_exact("absent")
+    daemon = start_daemon(ledger)
+    child.expect_exact("healthy")
+    with connect(ledger) as cache:
+        cache.append_many([("user", "x", None)] * 1_234)
+    child.expect_exact("event 1,234")
+    daemon.freeze()
+    child.expect_exact("degraded")
+    child.expect_exact(f"kill -CONT {daemon.pid}")
+    daemon.thaw()
+    child.expect_exact("healthy")
+    daemon.kill()
+    child.expect_exact("absent")
+    start_daemon(ledger)
+    child.expect_exact("healthy")
+    child.send("q")
+    check_left(child)
+
+
+def test_it_follows_the_size_of_the_terminal(
+    terminal: Callable[..., pexpect.spawn[str]], start_daemon: StartDaemon, ledger: str
+) -> None:
+    start_daemon(ledger)
+    child = terminal()
+    child.expect_exact("q quits")
+    child.setwinsize(6, 40)
+    # Too narrow for the hint, too low for most of it.
+    child.expect(r"commits/s +\S+ +\S*\s+\x1b\[H")
+    assert "memory" not in child.before.rpartition("\x1b[H")[2]
+    child.setwinsize(40, 120)
+    child.expect_exact("q quits")
+    child.expect_exact("memory")
+    child.send("q")
+    check_left(child)
+
+
+@pytest.mark.parametrize("how", ["q", "escape", "ctrl-c", "sigterm"])
+def test_the_terminal_is_given_back(terminal: Callable[..., pexpect.spawn[str]], how: str) -> None:
+    child = terminal()
+    before = termios.tcgetattr(child.child_fd)
+    child.expect_exact("absent")
+    during = termios.tcgetattr(child.child_fd)
+    assert not during[3] & (termios.ICANON | termios.ECHO)
+    # An arrow is no Escape, and another key no reason to leave.
+    child.send("\x1b[Ax")
+    child.expect_exact("absent")
+    child.expect_exact("absent")
+    if how == "sigterm":
+        child.kill(signal.SIGTERM)
+    else:
+        child.send({"q": "q", "escape": "\x1b", "ctrl-c": "\x03"}[how])
+    child.expect_exact("\x1b[?1049l")
+    daemons.until(lambda: termios.tcgetattr(child.child_fd) == before, "the settings are back")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == {"ctrl-c": 130, "sigterm": 143}.get(how, 0)

@@ -1,0 +1,245 @@
+"""The transport: unix sockets by absolute paths and nothing else; deadlines that hold whatever the other side sends."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import json
+import re
+import socket as sockets
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from pmm_shm import limits
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonTimeoutError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import Endpoints, address_of, check_listening, find_endpoints, record_endpoints
+from pmm_shm_client import EventLog, connect, connect_async
+from pmm_shm_client.commands import Line, call
+from tests.conftest import StartDaemon
+from tests.support import answers, ledgers
+
+WRONG = {
+    "tcp": "tcp://127.0.0.1:{port}",
+    "ipc": "ipc:///tmp/x.sock",
+    "inproc": "inproc://x",
+    "a wildcard": "*",
+    "abstract": "@abstract",
+    "abstract with a NUL": "\0abstract",
+    "a NUL": "/tmp/x\0.sock",
+    "relative": "commands.sock",
+    "relative with a dot": "./commands.sock",
+    "empty": "",
+    "too long": "/" + "x" * limits.SOCKET_PATH_BYTES_MAX,
+    "no text": "/tmp/\udcff.sock",
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_absolute_path_is_no_address(case: str) -> None:
+    with pytest.raises(DaemonError, match="absolute path"):
+        address_of(WRONG[case])
+
+
+def test_an_absolute_path_is_an_address() -> None:
+    assert address_of("/run/é.sock") == "ipc:///run/é.sock"
+    assert address_of("/" + "x" * (limits.SOCKET_PATH_BYTES_MAX - 1)).startswith("ipc:///x")
+
+
+@pytest.mark.parametrize("field", ["commands", "admin", "announcements"])
+@pytest.mark.parametrize("case", WRONG)
+def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, field: str) -> None:
+    instance = Instance.of(ledger)
+    instance.directory.mkdir()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.LINGER, 0)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        paths = {name: str(instance.directory / f"{name}.sock") for name in ("commands", "admin", "announcements")}
+        paths[field] = WRONG[case].format(port=port)
+        instance.endpoints_file.write_text(json.dumps({**paths, "pid": 1}), encoding="utf-8")
+        with connect(ledger) as cache, pytest.raises(DaemonAbsentError, match="no daemon serves it"):
+            cache.wait_for(10**6, 1.0)
+        with pytest.raises(DaemonAbsentError):
+            Line(instance, protocol.VERIFY)
+
+        async def listen() -> None:
+            async with await connect_async(ledger) as cache:
+                async for _ in cache.announcements():
+                    raise AssertionError("nobody announces")
+
+        with pytest.raises(DaemonAbsentError):
+            asyncio.run(listen())
+        assert not router.poll(20)
+    with connect(ledger) as cache:
+        assert answers.everything(cache) == answers.replayed(ledger)
+
+
+@pytest.mark.parametrize("place", ["relative.sock", "\0pmm-shm-abstract"])
+def test_a_record_leads_to_no_other_socket_even_where_somebody_listens(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    instance = Instance.of(ledger)
+    instance.directory.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as listener:
+        listener.bind(place)
+        listener.listen()
+        listener.setblocking(False)
+        record = {"commands": place, "admin": place, "announcements": place, "pid": 1}
+        instance.endpoints_file.write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(DaemonAbsentError, match="no daemon serves it"):
+            call(instance, protocol.PING, {}, 1.0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_relative_base_directory_is_made_absolute(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_daemon: StartDaemon
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PMM_SHM_DIR", "base")
+    (tmp_path / "base").mkdir(mode=0o700)
+    daemon = start_daemon(ledger)
+    assert find_endpoints(daemon.instance).commands.startswith("/")
+    with connect(ledger) as cache:
+        assert cache.wait_for(cache.append("user", "hello", {}), 30.0) == 1
+
+
+SCHEME = re.compile(r"(ipc|tcp|inproc|udp|pgm|epgm|norm|vmci|wss?|tipc|vsock|hvsocket|gssapi)://")
+
+
+def test_only_one_function_makes_addresses() -> None:
+    """Every constant that begins an address stands there, and every socket gets its address from it."""
+    makers, arguments = [], []
+    for package in ("pmm_shm", "server", "client"):
+        for path in sorted((ledgers.ROOT / package).rglob("*.py")):
+            name, tree = path.relative_to(ledgers.ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and SCHEME.match(node.value):
+                    makers.append(name)
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in ("bind", "connect", "bind_to_random_port")
+                    and "socket" in ast.unparse(node.func.value)
+                ):
+                    arguments.append((name, ast.unparse(node.args[0])))
+    assert makers == ["pmm_shm/wire/endpoints.py"]
+    # Unix datagram sockets of the workers' reports have paths, and the metrics stand on the loopback interface alone.
+    beside = {
+        ("pmm_shm_client/reporting.py", "path"),
+        ("pmm_cached/reports.py", "path"),
+        ("pmm_cached/prometheus.py", "self.server_address"),
+    }
+    arguments = [one for one in arguments if (one[0].split("/", 1)[1], one[1]) not in beside]
+    assert sorted(arguments) == [
+        ("client/pmm_shm_client/aio.py", "address"),
+        ("client/pmm_shm_client/aio.py", "address_of(path)"),
+        ("client/pmm_shm_client/commands.py", "address"),
+        ("server/pmm_cached/commands.py", "address_of(path)"),
+    ]
+
+
+# A daemon that answers with anything but an answer, without end.
+
+
+@pytest.fixture
+def near() -> Iterator[str]:
+    """A ledger whose path leaves room for the names of sockets, however deep the tests' own folders lie."""
+    with tempfile.TemporaryDirectory(prefix="pmm-") as folder:
+        path = f"{folder}/ledger.db"
+        EventLog(path).close()
+        yield path
+
+
+@contextlib.contextmanager
+def flooding(ledger: str, frames: list[bytes]) -> Iterator[Instance]:
+    """A daemon that sends `frames` again and again to whoever has asked it something."""
+    instance = Instance.of(ledger)
+    instance.directory.mkdir(mode=0o700, exist_ok=True)
+    names = (str(instance.directory / f"{name}.sock") for name in ("commands", "admin", "announcements"))
+    endpoints = Endpoints(*names, pid=1)
+    record_endpoints(instance, endpoints)
+    is_over = threading.Event()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.SNDHWM, 1_000)
+        router.bind("ipc://" + endpoints.commands)
+        check_listening(endpoints.commands)
+
+        def serve() -> None:
+            peers = set()
+            while not is_over.is_set():
+                while router.poll(0 if peers else 20):
+                    peers.add(router.recv_multipart()[0])
+                for peer in peers:
+                    router.send_multipart([peer, *frames])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield instance
+        finally:
+            is_over.set()
+            thread.join()
+
+
+FLOODS: dict[str, list[bytes]] = {
+    "garbage": [b"\xc1" * 100],
+    "empty frames": [b""],
+    "answers to another": [protocol.pack_result(2**62, {"pid": 1, "as_of": 1})],
+    "many frames": [b"x"] * 50,
+    "large garbage": [b"\xc1" * (1 << 20)],
+}
+
+
+@pytest.mark.parametrize("case", FLOODS)
+def test_a_client_gives_up_at_its_deadline_under_a_flood(near: str, case: str) -> None:
+    with flooding(near, FLOODS[case]) as instance:
+        started = time.monotonic()
+        with pytest.raises(DaemonTimeoutError, match=r"did not answer ping within 0\.5 s"):
+            call(instance, protocol.PING, {}, 0.5)
+        assert time.monotonic() - started < 2.0
+
+        async def wait() -> None:
+            async with await connect_async(near) as cache:
+                await cache.wait_for_async(10**6, 0.5)
+
+        started = time.monotonic()
+        with pytest.raises(DaemonTimeoutError):
+            asyncio.run(wait())
+        assert time.monotonic() - started < 3.0
+
+
+def test_a_line_to_a_daemon_that_stands_still_never_blocks(ledger: str, start_daemon: StartDaemon) -> None:
+    """More commands than the queues on the way take, each within its deadline."""
+    daemon = start_daemon(ledger)
+    with Line(daemon.instance, protocol.PUT) as line:
+        daemon.freeze()
+        try:
+            for _ in range(40):
+                started = time.monotonic()
+                args = {"model": "m", "vectors": [[bytes(32), 1, bytes(4 * 8_000)]]}
+                with pytest.raises(DaemonTimeoutError):
+                    line.ask(protocol.PUT, args, 0.02)
+                assert time.monotonic() - started < 2.0
+        finally:
+            daemon.thaw()
+
+
+def test_an_error_of_the_daemons_is_one_short_line(ledger: str) -> None:
+    error: dict[str, Any] = {"v": 1, "id": 7, "ok": False, "error": {"code": "failed", "message": "a\nb " * 1_000_000}}
+    with pytest.raises(CommandError) as caught:
+        protocol.unpack_reply(msgpack.packb(error), 7)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 1_000

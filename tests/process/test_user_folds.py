@@ -1,0 +1,354 @@
+"""A user's own fold, registered as any package does it: through the metadata of a distribution.
+
+The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_shm.errors import CommandError, FoldError, UnknownFoldError
+from pmm_shm_client import Cache, EventLog, connect
+from tests.conftest import StartDaemon
+from tests.support import answers, daemons, ledgers
+from tests.support.sites import Site
+
+EXAMPLE = ledgers.ROOT / "docs" / "examples" / "tool_use.py"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The example, installed for this process; for a daemon, pass `site.environment`."""
+    site = Site(tmp_path / "site")
+    site.install(EXAMPLE.read_text(encoding="utf-8"))
+    monkeypatch.syspath_prepend(str(site.folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield site
+    sys.modules.pop("tool_use", None)
+
+
+def version_two() -> str:
+    """The example with another meaning, and another version."""
+    source = EXAMPLE.read_text(encoding="utf-8")
+    changed = source.replace("version = 1", "version = 2").replace(", 0) + 1", ", 0) + 10")
+    assert changed.count("version = 2") == changed.count(", 0) + 10") == 1
+    return changed
+
+
+def use(log: EventLog | Cache, *tools: Any) -> int:
+    return [log.append("tool_call", "", {"tool": tool}) for tool in tools][-1]
+
+
+def calls(cache: Any) -> dict[str, int]:
+    return dict(cache.fold("tool_use")["calls"])
+
+
+# Without a daemon that knows it.
+
+
+def test_the_example_is_about_twenty_lines() -> None:
+    code = EXAMPLE.read_text(encoding="utf-8").split('"""', 2)[2]
+    assert sum(1 for line in code.splitlines() if line.strip()) <= 25
+
+
+def test_a_fold_of_the_client_alone_is_exact(ledger: str, site: Site) -> None:
+    with connect(ledger) as cache:
+        assert cache.fold("tool_use") == {"calls": {}, "last": None}
+        for number in range(1, 6):
+            use(cache, "search", "write")
+            assert calls(cache) == {"search": number, "write": number}
+            assert cache.fold("tool_use")["last"] == "write"
+
+
+@pytest.mark.usefixtures("site")
+def test_a_fold_of_the_client_alone_is_not_replayed_per_read(ledger: str) -> None:
+    with EventLog(ledger) as log, connect(ledger) as cache:
+        log.append_many([("tool_call", "", {"tool": "search"})] * 100)
+        first = cache.fold("tool_use")
+        before = cache.stats()["projection"]
+        assert cache.fold("tool_use") is first
+        use(log, "write")
+        assert calls(cache) == {"search": 100, "write": 1}
+        after = cache.stats()["projection"]
+        assert after["cache_hits"] == before["cache_hits"] + 1
+        assert after["events_processed"] <= before["events_processed"] + 2
+
+
+def test_a_fold_of_the_client_alone_beside_a_daemon_that_has_it_not(
+    ledger: str, site: Site, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(ledger)
+    assert "tool_use" not in daemon.stats()["folds"]
+    with connect(ledger) as cache:
+        cache.wait_for(use(cache, "search", "write"), 30.0)
+        assert calls(cache) == {"search": 1, "write": 1}
+        daemon.freeze()
+        use(cache, "search")
+        cache.append("identity_adopt", "Ada", {})
+        frame = cache.frame()
+        assert (calls(frame), frame.identity().name, frame.as_of) == ({"search": 2, "write": 1}, "Ada", 4)
+        assert calls(cache) == {"search": 2, "write": 1}
+        daemon.thaw()
+        assert answers.everything(cache) == answers.replayed(ledger)
+        assert cache.verify().ok
+        with pytest.raises(CommandError, match="tool_use"):
+            cache.invalidate("tool_use")
+
+
+def test_an_unregistered_fold_is_unknown(ledger: str) -> None:
+    with connect(ledger) as cache, pytest.raises(UnknownFoldError, match="no fold 'tool_use'"):
+        cache.fold("tool_use")
+
+
+# With a daemon.
+
+
+def test_the_daemon_publishes_the_fold(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    with connect(ledger) as cache:
+        use(cache, "search", "write")
+        daemon = start_daemon(ledger, env=site.environment)
+        assert "tool_use" in daemon.stats()["folds"]
+        assert calls(cache) == {"search": 1, "write": 1}
+        for number in range(2, 6):
+            cache.wait_for(use(cache, "search"), 30.0)
+            assert calls(cache) == {"search": number, "write": 1}
+            assert cache.fold("tool_use", consistency="snapshot") == cache.fold("tool_use", consistency="wait")
+        with connect(ledger) as fresh:
+            assert calls(fresh) == calls(cache)
+            assert fresh.stats()["projection"]["events_processed"] == 0
+
+
+def test_reads_are_exact_beyond_the_daemon(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        cache.wait_for(use(cache, "search"), 30.0)
+        daemon.freeze()
+        for number in range(1, 6):
+            event_id = use(cache, "write")
+            frame = cache.frame()
+            assert calls(cache) == calls(frame) == {"search": 1, "write": number}
+            assert frame.as_of == frame.metrics().as_of == event_id
+            assert cache.fold("tool_use")["last"] == "write"
+        assert calls_published(cache) == {"search": 1}
+        daemon.thaw()
+        cache.wait_for(event_id, 30.0)
+        assert calls_published(cache) == calls(cache)
+
+
+def calls_published(cache: Cache) -> dict[str, int]:
+    return dict(cache.fold("tool_use", consistency="snapshot")["calls"])
+
+
+def test_a_frame_includes_the_fold_once_its_cache_has_read_it(
+    ledger: str, site: Site, start_daemon: StartDaemon
+) -> None:
+    start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        use(cache, "search")
+        early = cache.frame()
+        use(cache, "write")
+        assert calls(early) == {"search": 1}
+        late = cache.frame()
+        cache.fold("tool_use")
+        with_it = cache.frame()
+        use(cache, "write")
+        assert calls(early) == {"search": 1}
+        assert calls(late) == calls(with_it) == {"search": 1, "write": 1}
+        assert (early.as_of, late.as_of, with_it.as_of) == (1, 2, 2)
+
+
+def test_the_view_is_immutable(ledger: str, site: Site) -> None:
+    with connect(ledger) as cache:
+        use(cache, "search")
+        with pytest.raises(TypeError):
+            cache.fold("tool_use")["calls"]["search"] = 100
+        assert calls(cache) == {"search": 1}
+
+
+def test_the_fold_is_verified(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger, "--verify-every", "0", env=site.environment)
+    with connect(ledger) as cache:
+        cache.wait_for(use(cache, "search", "write", "search"), 30.0)
+        assert "tool_use" in cache.verify().folds
+        assert cache.verify("tool_use").folds == ("tool_use",)
+        assert cache.invalidate("tool_use") == 3
+        ledgers.execute(ledger, """UPDATE events SET meta = '{"tool": "other"}' WHERE id = 1""")
+        report = cache.verify("tool_use")
+        assert not report
+        assert "tool_use" in str(report.difference)
+        daemons.until(lambda: calls(cache) == {"search": 1, "write": 1, "other": 1}, "the state is mended")
+        assert cache.verify()
+        daemon.stop()
+        assert cache.verify("tool_use").folds == ("tool_use",)
+        assert "tool_use" in cache.verify().folds
+
+
+def test_an_event_that_the_fold_fails_at_goes_to_the_quarantine(
+    ledger: str, site: Site, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        use(cache, "search")
+        poison = [use(cache, 7), cache.append("tool_call", "", {})]
+        last = use(cache, "write")
+        cache.wait_for(last, 30.0)
+        assert calls(cache) == {"search": 1, "write": 1}
+        numbers = daemon.stats()
+        assert daemon.process.poll() is None
+        assert (numbers["health"], numbers["as_of"], numbers["quarantined"]) == ("degraded", last, 2)
+        assert [entry[:2] for entry in numbers["quarantine"]] == [[event_id, "tool_use"] for event_id in poison]
+        assert "ValueError: tool is not a name" in numbers["quarantine"][0][2]
+        assert "KeyError" in numbers["quarantine"][1][2]
+        assert cache.verify()
+        cache.wait_for(cache.append("identity_adopt", "Ada", {}), 30.0)
+        assert cache.identity(consistency="snapshot").name == "Ada"
+
+
+def test_a_poison_event_leaves_no_half_written_state(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8").replace(
+        '        state["last"] = tool\n',
+        '        state["last"] = tool\n        if tool == "poison":\n            raise RuntimeError("too late")\n',
+    )
+    site.install(source)
+    daemon = start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        use(cache, "search", "poison")
+        assert cache.fold("tool_use") == {"calls": {"search": 1}, "last": "search"}
+        daemon.wait_published(2)
+        assert cache.fold("tool_use", consistency="snapshot") == {"calls": {"search": 1}, "last": "search"}
+        assert cache.verify()
+
+
+@pytest.mark.parametrize(
+    "error", ["RecursionError()", "AssertionError()", "StopIteration()", "SystemExit(0)", "KeyboardInterrupt()"]
+)
+def test_no_kind_of_exception_in_a_fold_ends_the_daemon(
+    ledger: str, site: Site, start_daemon: StartDaemon, error: str
+) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8").replace('ValueError("tool is not a name")', error)
+    site.install(source)
+    with connect(ledger) as cache:
+        use(cache, "search", 7, "write")
+        daemon = start_daemon(ledger, env=site.environment, wait=False)
+        daemon.wait_ready()
+        last = use(cache, 7, "write")
+        daemon.wait_published(last)
+        assert calls(cache) == {"search": 1, "write": 2}
+        assert daemon.stats()["quarantined"] == 2
+
+
+def test_a_new_version_is_rebuilt(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    with connect(ledger) as cache:
+        use(cache, "search", "search")
+        daemon = start_daemon(ledger, env=site.environment)
+        assert calls(cache) == {"search": 2}
+        daemon.stop()
+    site.install(version_two())
+    daemon = start_daemon(ledger, env=site.environment)
+    with connect(ledger) as cache:
+        assert calls(cache) == {"search": 20}
+        daemons.until(lambda: "tool_use" in daemon.stats()["folds"], "the rebuild of the new version")
+        assert calls_published(cache) == {"search": 20}
+        assert daemon.stats()["rebuilds"] == 1
+        cache.wait_for(use(cache, "search"), 30.0)
+        assert calls(cache) == calls_published(cache) == {"search": 30}
+        assert cache.verify()
+
+
+def test_a_client_of_another_version_than_the_daemons_is_exact(
+    ledger: str, site: Site, start_daemon: StartDaemon
+) -> None:
+    with connect(ledger) as cache:
+        use(cache, "search", "search")
+    daemon = start_daemon(ledger, env=site.environment)
+    site.install(version_two())
+    with connect(ledger) as cache:
+        assert calls(cache) == {"search": 20}
+        daemon.freeze()
+        use(cache, "search")
+        assert calls(cache) == calls(cache.frame()) == {"search": 30}
+        assert answers.everything(cache) == answers.replayed(ledger)
+        daemon.thaw()
+
+
+def test_a_fold_that_is_taken_away_leaves_the_others_alone(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
+    with connect(ledger) as cache:
+        use(cache, "search")
+        start_daemon(ledger, env=site.environment).stop()
+        daemon = start_daemon(ledger)
+        daemons.until(lambda: daemon.stats()["folds"] and "tool_use" not in daemon.stats()["folds"])
+        use(cache, "search")
+        assert calls(cache) == {"search": 2}
+        assert answers.everything(cache) == answers.replayed(ledger)
+        cache.wait_for(2, 30.0)
+        daemon.stop()
+        start_daemon(ledger, env=site.environment)
+        assert calls(cache) == {"search": 2}
+
+
+# Broken registrations.
+
+GOOD = EXAMPLE.read_text(encoding="utf-8")
+BROKEN = {
+    "no module": (GOOD, "tool_use = absent_module:ToolUse", "absent_module"),
+    "no attribute": (GOOD, "tool_use = tool_use:Absent", "Absent"),
+    "syntax error": ("class ToolUse(:\n", None, "does not load"),
+    "fails on import": ("raise RuntimeError('broken on purpose')\n", None, "broken on purpose"),
+    "exits on import": ("import sys\nsys.exit(0)\n", None, "does not load: SystemExit"),
+    "fails when made": (
+        GOOD.replace("    def apply", "    def __init__(self):\n        raise OSError('no luck')\n\n    def apply", 1),
+        None,
+        "no luck",
+    ),
+    "not a fold": ("ToolUse = 3\n", None, "not a pmm_shm Fold"),
+    "a module": (GOOD, "tool_use = tool_use", "not a pmm_shm Fold"),
+    "abstract": (GOOD.replace("def view", "def other_view"), None, "view"),
+    "no name": (GOOD.replace('name = "tool_use"', "pass"), None, "`name`"),
+    "a long name": (GOOD.replace('name = "tool_use"', 'name = "x" * 65'), None, "`name`"),
+    "no version": (GOOD.replace("version = 1", "pass"), None, "`version`"),
+    "a version of text": (GOOD.replace("version = 1", 'version = "1"'), None, "`version`"),
+    "wrong columns": (GOOD.replace('("meta",)', '("ts",)'), None, "`kinds`"),
+    "parameters that cannot be stored": (
+        GOOD.replace("version = 1", "version = 1\n    parameters = {'x': object()}"),
+        None,
+        "`parameters`",
+    ),
+    "a name that is built in": (GOOD.replace('name = "tool_use"', 'name = "metrics"'), None, "taken"),
+    "the same name twice": (GOOD, "one = tool_use:ToolUse\ntwo = tool_use:ToolUse", "taken"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_registration_is_a_fold_error_of_one_line(ledger: str, site: Site, case: str) -> None:
+    source, entry, expected = BROKEN[case]
+    assert case in ("no module", "no attribute", "a module", "the same name twice") or source != GOOD
+    site.install(source, *([entry] if entry else []))
+    with connect(ledger) as cache:
+        cache.append("identity_adopt", "Ada", {})
+        with pytest.raises(FoldError) as caught:
+            cache.fold("tool_use")
+        text = str(caught.value)
+        assert "\n" not in text
+        assert expected in text
+        # Whoever asks for no fold of a user's never hears of it.
+        assert cache.identity().name == cache.frame().identity().name == "Ada"
+
+
+@pytest.mark.parametrize(
+    "case", ["no module", "fails on import", "exits on import", "no version", "a name that is built in"]
+)
+def test_a_daemon_with_a_broken_registration_exits_with_one_line(ledger: str, site: Site, case: str) -> None:
+    source, entry, expected = BROKEN[case]
+    site.install(source, *([entry] if entry else []))
+    done = daemons.run_daemon(ledger, env=site.environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("pmm-cached: ")
+    assert expected in done.stderr
+    assert not os.path.exists(ledger + "-cache")

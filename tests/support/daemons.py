@@ -1,0 +1,180 @@
+"""Real daemons as subprocesses, for the promises that are about them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire import protocol
+from pmm_shm_client import commands
+from tests.support import ledgers
+
+DEADLINE_S = 30.0
+_T = TypeVar("_T")
+
+
+def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
+    """The first true value of `condition`; fails where none comes within the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
+        time.sleep(0.005)
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """This process's environment with the checkout's packages on PYTHONPATH; a change to None removes."""
+    checkout = [str(ledgers.ROOT / folder) for folder in ("server", "client", "")]
+    result = {**os.environ, "PYTHONPATH": os.pathsep.join([*checkout, os.environ.get("PYTHONPATH", "")])}
+    for name, value in changes.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = value
+    return result
+
+
+def with_path(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """An `environment` in which Python also finds what is installed in `folder`."""
+    return environment(PYTHONPATH=os.pathsep.join([os.fspath(folder), environment()["PYTHONPATH"]]))
+
+
+def run_daemon(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`pmm-cached` run to its end, for commands that must fail."""
+    return subprocess.run(
+        [sys.executable, "-m", "pmm_cached", *arguments],
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def run_python(
+    code: str, *arguments: str, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A process that runs `code` to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=env or environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        **options,
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody waited for yet does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def serving(ledger: str) -> list[int]:
+    """Pids of the daemons that were started for this ledger, by whomever, those that are about to exit included."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and is_alive(int(folder.name)):
+            try:
+                arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if os.fsencode(ledger) in arguments and any(
+                part.endswith((b"pmm-cached", b"pmm_cached")) for part in arguments
+            ):
+                found.append(int(folder.name))
+    return found
+
+
+def end(pid: int) -> None:
+    """Kill a process that this test caused, and wait until it is gone."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    until(lambda: not is_alive(pid), f"process {pid} ends")
+
+
+class Daemon:
+    """One `pmm-cached`; use `start_daemon` of `conftest.py`, which cleans up."""
+
+    def __init__(self, ledger: str, *options: str, env: Mapping[str, str] | None = None) -> None:
+        self.instance = Instance.of(ledger)
+        self.log = Path(f"{self.instance.ledger}.log-{time.monotonic_ns()}")
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pmm_cached", "--log-format", "json", *options, ledger],
+                env=env or environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.pid = self.process.pid
+
+    def call(self, command: str, args: Mapping[str, Any] | None = None, timeout_s: float = DEADLINE_S) -> Any:
+        """One command of the protocol."""
+        return commands.call(self.instance, command, args or {}, timeout_s)
+
+    def stats(self) -> dict[str, Any]:
+        """The daemon's own numbers."""
+        return self.call(protocol.STATS)  # type: ignore[no-any-return]
+
+    def wait_ready(self) -> None:
+        """Until it answers and has published what the ledger's head is now."""
+        self.wait_answering()
+        self.wait_published(ledgers.execute(self.instance.ledger, "SELECT coalesce(max(id), 0) FROM events")[0][0])
+
+    def wait_answering(self, deadline_s: float = DEADLINE_S) -> None:
+        """Until it takes commands."""
+        until(self._answers, "the daemon answers", deadline_s)
+
+    def wait_published(self, event_id: int) -> None:
+        """Until it has published `event_id`."""
+        answer = self.call(protocol.WAIT, {"event_id": event_id, "timeout_ms": int(DEADLINE_S * 1_000)}, DEADLINE_S + 5)
+        assert answer["reached"], self.log.read_text(encoding="utf-8")
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(DEADLINE_S)
+
+    def kill(self) -> None:
+        """SIGKILL, whatever state it is in."""
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until it stands."""
+        self.process.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{self.pid}/stat")
+        until(lambda: state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", "the daemon stands")
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+        try:
+            self.call(protocol.PING)
+        except DaemonAbsentError:
+            return False
+        return True

@@ -1,0 +1,298 @@
+"""Pages of documentation as the tests run them: what their blocks mean, and who runs them.
+
+The blocks of a page run in their order, in one empty directory. The words behind the opening fence say how:
+
+    ```sh                lines for one bash, which lasts as long as the page; a command that fails, fails the page
+    ```python            code for one Python; with a name behind it (`python first`), for the Python of that name
+    ```python fold.py    the content of a file, as with any language and a name that has a dot in it
+    ```console           a program on a terminal: `$ command`, what it prints, and what is typed behind its prompt;
+                         with a name behind it, the terminal of that name, which further blocks go on with
+    ```text              what the block before it prints; `...` is anything
+
+Lines that are indented by four spaces are not run: they need root, a network, a service manager or a screen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pexpect
+
+from tests.support import daemons, ledgers
+
+DOCS = ledgers.ROOT / "docs"
+README = ledgers.ROOT / "README.md"
+
+PROMPT = "you › "  # noqa: RUF001
+_FENCED = re.compile(r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_VARIABLES = ("PMM_", "OPENAI_")
+
+# Reads one JSON object a line: code to run in a namespace that lasts. Answers with what it printed, and how it failed.
+_INTERPRETER = r"""
+import contextlib, io, json, sys, traceback
+namespace = {"__name__": "__main__"}
+for line in sys.stdin:
+    request = json.loads(line)
+    shown, failure = io.StringIO(), None
+    with contextlib.redirect_stdout(shown):
+        try:
+            exec(compile(request["code"], request["name"], "exec"), namespace)
+        except BaseException:
+            failure = traceback.format_exc()
+    print(json.dumps([shown.getvalue(), failure]), flush=True)
+"""
+
+
+class Block(NamedTuple):
+    """One block of a page, and what it is said to print: None where nothing is said."""
+
+    line: int
+    language: str
+    name: str
+    body: str
+    shown: str | None
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The bodies of the blocks of one language that have no name."""
+    return [body for found, name, body in _FENCED.findall(text) if (found, name) == (language, "")]
+
+
+def parsed(text: str) -> list[Block]:
+    """All blocks, with the outputs that belong to them."""
+    result: list[Block] = []
+    end = 0
+    for match in _FENCED.finditer(text):
+        language, name, body = match[1], match[2] or "", match[3]
+        if language == "text":
+            follows = bool(result) and result[-1].shown is None and not text[end : match.start()].strip()
+            assert follows, f"an output that belongs to no block: {body!r}"
+            result[-1] = result[-1]._replace(shown=body)
+        else:
+            result.append(Block(text.count("\n", 0, match.start()) + 1, language, name, body, None))
+        end = match.end()
+    return result
+
+
+def indented(text: str) -> list[str]:
+    """The lines that are shown and not run."""
+    runs = re.findall(r"^\n((?: {4}.*\n)+)", _FENCED.sub("", text), re.MULTILINE)
+    return [line.strip() for run in runs for line in run.splitlines()]
+
+
+def is_as_shown(shown: str, printed: str) -> bool:
+    """Whether that was printed: line by line, with `...` for anything; how wide white space is does not count."""
+    wanted, found = (
+        "\n".join(" ".join(line.split()) for line in text.strip().splitlines()) for text in (shown, printed)
+    )
+    return re.fullmatch(".*?".join(map(re.escape, re.split(r" ?\.\.\. ?", wanted))), found, re.DOTALL) is not None
+
+
+def install_folds(site: Path, pyproject: str) -> None:
+    """What `pip install` would make known of the entry points in a `pyproject.toml`."""
+    found = re.search(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.]+:\w+"\n)+)', pyproject, re.MULTILINE)
+    assert found is not None
+    info = site / "page_fold-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page-fold\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]}".replace('"', ""), encoding="utf-8")
+
+
+def commands_on_path(folder: Path) -> None:
+    """`pmm-shm`, `pmm-cached` and `python`, as an installation would put them onto PATH."""
+    folder.mkdir()
+    for name, module in (("pmm-shm", "pmm_shm_cli.main"), ("pmm-cached", "pmm_cached.main")):
+        script = folder / name
+        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
+        script.chmod(0o755)
+    # Not a link: a virtual environment is found by where its python lies.
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+
+
+class Workplace:
+    """Runs the blocks of one page in a new directory; `close` ends whatever they have started, and removes it.
+
+    The directory is one that others may pass through, as a page takes for granted: not pytest's.
+    """
+
+    def __init__(self) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="pmm-page-")
+        folder = Path(self._temporary.name)
+        folder.chmod(0o755)
+        self.directory = folder / "work"
+        self.directory.mkdir()
+        self._site = folder / "site"
+        self._site.mkdir()
+        self._scratch = folder
+        commands_on_path(folder / "bin")
+        variables = {name: None for name in os.environ if name.startswith(_VARIABLES)}
+        self._environment = daemons.environment(
+            **variables,
+            PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            COLUMNS="100",
+            LC_ALL="C.UTF-8",
+        )
+        path = self._environment["PYTHONPATH"]
+        self._environment["PYTHONPATH"] = os.pathsep.join([str(self._site), path])
+        self._shell: subprocess.Popen[str] | None = None
+        self._pythons: dict[str, subprocess.Popen[str]] = {}
+        self._terminals: dict[str, pexpect.spawn[str]] = {}
+
+    def run(self, block: Block) -> None:
+        """One block, and a look at what it prints."""
+        where = f"line {block.line}"
+        if "." in block.name:
+            self._write(block)
+        elif block.language == "sh":
+            self._compare(block, self._in_shell(block.body, where))
+        elif block.language == "python":
+            self._compare(block, self._in_python(block.name, block.body, where))
+        elif block.language == "console":
+            self._on_terminal(block)
+        else:
+            raise AssertionError(f"{where}: nobody runs {block.language}")
+
+    def close(self) -> None:
+        """End all that runs here: the shell, the Pythons, the terminals, and the daemons that they started."""
+        for terminal in self._terminals.values():
+            terminal.close(force=True)
+        for process in (self._shell, *self._pythons.values()):
+            if process is not None:
+                process.kill()
+                process.communicate()
+        for pid in _at_work_in(self.directory):
+            daemons.end(pid)
+        self._temporary.cleanup()
+
+    def _compare(self, block: Block, printed: str) -> None:
+        if block.shown is not None:
+            assert is_as_shown(block.shown, printed), f"line {block.line} printed:\n{printed}\nand not:\n{block.shown}"
+
+    def _write(self, block: Block) -> None:
+        (self.directory / block.name).write_text(block.body, encoding="utf-8")
+        if block.name == "pyproject.toml":
+            install_folds(self._site, block.body)
+            for module in self.directory.glob("*.py"):
+                (self._site / module.name).write_text(module.read_text(encoding="utf-8"), encoding="utf-8")
+
+    def _in_shell(self, code: str, where: str) -> str:
+        shell = self._shell
+        if shell is None:
+            shell = self._shell = self._start("bash", "--noprofile", "--norc", "-s")
+        script, output = self._scratch / "block.sh", self._scratch / "block.out"
+        script.write_text(code + "\n", encoding="utf-8")
+        done = self._ask(shell, f"set -e; . '{script}' >'{output}' 2>&1 </dev/null; set +e; echo done\n")
+        # Bash's own remark on a job that was killed says where in this script; on a terminal it reads otherwise.
+        printed = re.sub(
+            rf"^{script}: line \d+: .* (Killed|Terminated) .*\n", "", output.read_text("utf-8"), flags=re.M
+        )
+        assert done == "done\n", f"{where} failed:\n{code}\n{printed}"
+        return printed
+
+    def _in_python(self, name: str, code: str, where: str) -> str:
+        if name not in self._pythons:
+            self._pythons[name] = self._start(sys.executable, "-c", _INTERPRETER)
+        answer = self._ask(self._pythons[name], json.dumps({"code": code, "name": where}) + "\n")
+        assert answer, f"{where}: the interpreter died"
+        printed, failure = json.loads(answer)
+        assert failure is None, f"{where}:\n{failure}"
+        return str(printed)
+
+    def _start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.directory,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def _ask(self, process: subprocess.Popen[str], request: str) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request)
+            process.stdin.flush()
+        return process.stdout.readline()
+
+    def _on_terminal(self, block: Block) -> None:
+        lines = block.body.splitlines()
+        if lines[0].startswith("$ "):
+            self._terminals[block.name] = pexpect.spawn(
+                "bash",
+                ["-c", lines.pop(0)[2:]],
+                cwd=str(self.directory),
+                env={**self._environment, "TERM": "dumb", "NO_COLOR": "1", "INPUTRC": "/dev/null"},
+                encoding="utf-8",
+                dimensions=(40, 100),
+                timeout=daemons.DEADLINE_S,
+            )
+            self._terminals[block.name].delaybeforesend = None
+            typed, found = "", _until_prompt(self._terminals[block.name])
+        else:
+            typed, found = "", ""
+        told: list[str] = []
+        for line in [*lines, PROMPT]:
+            if not line.startswith(PROMPT.rstrip()):
+                told.append(line)
+                continue
+            assert is_as_shown("\n".join(told), found), f"line {block.line}: {typed!r} was answered by:\n{found}"
+            typed, told = line[len(PROMPT) :], []
+            if typed:
+                self._terminals[block.name].sendline(typed)
+                found = _until_prompt(self._terminals[block.name]).partition("\n")[2]
+
+
+def _until_prompt(terminal: pexpect.spawn[str]) -> str:
+    """What is printed until the next prompt, or the end."""
+    terminal.expect_exact([PROMPT, pexpect.EOF])
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.before or "").replace("\r", "")
+
+
+def _at_work_in(directory: Path) -> Iterator[int]:
+    """Pids of the processes that were started in `directory`, or name it."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            arguments = (folder / "cmdline").read_bytes()
+            if os.fsencode(directory) in arguments or Path(os.readlink(folder / "cwd")) == directory:
+                yield int(folder.name)
+
+
+def option_names(command: Any) -> set[str]:
+    """All options of a click command, as they are typed."""
+    names = {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")}
+    return names | {"-h", "--help"}
+
+
+def code_in(text: str) -> Iterator[str]:
+    """What a page says to type, or names as such: blocks for a shell, indented lines, and code within sentences."""
+    for language, _, body in _FENCED.findall(text):
+        if language in ("sh", "console"):
+            yield from body.splitlines()
+    yield from indented(text)
+    for line in _FENCED.sub("", text).splitlines():
+        if not line.startswith("    "):
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+def commands_named(code: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(program, command, options) of each of our programs in it; the command is "" where there is none."""
+    for program, rest in re.findall(r"(?<![\w@./-])(pmm-shm|pmm-cached)((?= |$)[^|;&#)]*)", code):
+        words = rest.split()
+        command = words[0] if program == "pmm-shm" and words and re.fullmatch(r"[a-z]+", words[0]) else ""
+        yield program, command, [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]

@@ -1,0 +1,267 @@
+"""What comes in the middle: exceptions within a read or a batch, signal handlers that read, locks that merge.
+
+Whatever it is, the next exact read equals a replay.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_cached.follower import Follower, all_folds
+from pmm_cached.rebuild import Rebuild
+from pmm_cached.status import Status
+from pmm_shm import limits
+from pmm_shm.errors import LedgerBusyError, LedgerError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import Engine, quarantine_of
+from pmm_shm.folds.self_model import SelfModelFold
+from pmm_shm.folds.state import State
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.rows import Event
+from pmm_shm.store.writer import StoreWriter
+from pmm_shm_client import Cache, EventLog, connect
+from tests.support.golden_cases import answers_of, canonical, make_ledger
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    ledger = tmp_path / "pmm.db"
+    make_ledger(ledger)
+    return ledger
+
+
+def equals_replay(cache: Cache) -> bool:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PMM_USE_PROJECTION_CACHE", "false")
+        environment.setenv("PMM_USE_METRICS_CACHE", "false")
+        with connect(cache.path) as oracle:
+            return canonical(answers_of(oracle, [])) == canonical(answers_of(cache, []))
+
+
+@pytest.mark.parametrize("method", ["view", "patch"])
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt, MemoryError])
+def test_a_view_that_is_interrupted_loses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: type[BaseException]
+) -> None:
+    with connect(path) as cache:
+        cache.append("commitment_open", "", {"cid": "before", "text": "x"})
+        cache.commitments()
+        cache.append("commitment_open", "", {"cid": "lost", "text": "x"})
+        with monkeypatch.context() as patches:
+
+            def interrupted(*_: object) -> Any:
+                raise error
+
+            patches.setattr(SelfModelFold, "view", interrupted)
+            patches.setattr(SelfModelFold, "patch", interrupted)
+            with pytest.raises(error):
+                cache.commitments()
+        cache.append("commitment_open", "", {"cid": "after", "text": "x"})
+        assert list(cache.commitments().open) == ["before", "lost", "after"]
+        assert equals_replay(cache)
+
+
+def test_a_failure_from_outside_a_fold_is_not_the_events(path: Path) -> None:
+    """A time limit that strikes within `apply` reaches the program, and no answer lacks the event afterwards."""
+    with connect(path) as cache:
+        with EventLog(path) as log:
+            log.append_many([("commitment_open", "", {"cid": f"c{n}", "text": "x"}) for n in range(20_000)])
+
+        class TimeIsUp(Exception):
+            """No `OSError`: where a file is looked at, any of them is an answer."""
+
+        def too_late(*_: object) -> None:
+            raise TimeIsUp
+
+        def read_for_ever() -> None:
+            while True:
+                cache.commitments()
+                cache.append("commitment_close", "", {"cid": "c1"})
+
+        before = signal.signal(signal.SIGALRM, too_late)
+        try:
+            # What is raised within a callback of the collector, as Hypothesis has one, reaches nobody.
+            gc.disable()
+            signal.setitimer(signal.ITIMER_REAL, 0.03)
+            with pytest.raises(TimeIsUp):
+                read_for_ever()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            gc.enable()
+            signal.signal(signal.SIGALRM, before)
+        assert equals_replay(cache)
+
+
+def test_a_signal_handler_that_reads_is_refused_and_harms_nothing(path: Path) -> None:
+    with connect(path) as cache, EventLog(path) as log:
+        outcomes: list[str] = []
+
+        def handler(*_: object) -> None:
+            try:
+                cache.directives()
+                outcomes.append("read")
+            except LedgerBusyError:
+                outcomes.append("refused")
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        try:
+            for number in range(200):
+                log.append_many([("autonomy_directive", f"rule {number % 7}", {})] * 50)
+                cache.directives()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert outcomes
+        assert sum(row["seen_count"] for row in cache.directives()) == 10_000
+
+
+def test_an_error_in_the_middle_of_a_batch_folds_nothing_twice(tmp_path: Path) -> None:
+    """A real lock between the follower's two reads of one batch."""
+    path = tmp_path / "pmm.db"
+    make_ledger(path, "delete")
+    instance = Instance.of(path)
+    instance.directory.mkdir()
+    writer, status, folds = StoreWriter(instance), Status(str(path)), all_folds()
+    follower = Follower(str(path), writer, folds, status)
+    follower.connection.timeout_s = 0.1
+    rebuild = Rebuild(str(path), writer, folds, lambda: None)
+    rebuild.run()
+    rebuild.finish(follower)
+    count = limits.TAIL_ROWS_MAX + 100
+    with EventLog(path) as log:
+        log.append_many([("commitment_close", "", {})] * count)
+    blocker = sqlite3.connect(path, isolation_level=None)
+    read: Callable[..., Any] = follower._reader.read
+    calls = []
+
+    def read_and_be_blocked(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            blocker.execute("BEGIN EXCLUSIVE")
+        return read(*arguments)
+
+    follower._reader.read = read_and_be_blocked  # type: ignore[method-assign]
+    with pytest.raises(LedgerError):
+        follower.step()
+    blocker.execute("COMMIT")
+    blocker.close()
+    while not follower.step().is_complete:
+        pass
+    follower.close()
+    writer.close()
+    with connect(path) as cache:
+        assert cache.verify()
+        assert cache.metrics(consistency="snapshot").as_of == count
+        assert equals_replay(cache)
+
+
+def test_locks_that_the_system_merges_are_still_there(path: Path) -> None:
+    """Readers on the last of SQLite's read marks hold the byte before the one that every connection keeps locked."""
+    with EventLog(path) as log, connect(path) as cache:
+        log.append("user", "x")
+        cache.metrics()
+        readers = []
+        for _ in range(5):
+            reader = sqlite3.connect(path, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM events").fetchall()
+            readers.append(reader)
+            log.append("user", "y")
+        deadline = time.monotonic() + 2 * limits.TRUST_PERIOD_S
+        while time.monotonic() < deadline:
+            assert cache.append("user", "z") == cache.metrics().as_of
+        with connect(path) as other:
+            assert other.metrics() == cache.metrics()
+        for reader in readers:
+            reader.close()
+
+
+def test_warnings_come_once_whatever_states_are_read_in_between(path: Path) -> None:
+    warnings: list[int] = []
+
+    def on_warn(event: dict[str, Any]) -> None:
+        warnings.append(event["meta"]["eid"])
+
+    with connect(path) as cache:
+        for cid in ("a", "b"):
+            cache.append("commitment_open", "", {"cid": cid, "text": "x"})
+        old = cache.frame()
+        cache.append("commitment_close", "", {"cid": "a"})
+        middle = cache.frame()
+        last = cache.append("commitment_close", "", {"cid": "b"})
+        cache.self_model(on_warn=on_warn)
+        assert warnings == [last - 1, last]
+        old.self_model(on_warn=on_warn)
+        middle.self_model(strict=False, on_warn=on_warn)
+        cache.frame()
+        cache.self_model(on_warn=on_warn)
+        assert warnings == [last - 1, last]
+
+
+def test_snapshot_reads_do_not_touch_the_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "pmm.db"
+    make_ledger(path, "delete")
+    from tests.support.fork_daemon import ForkedDaemon
+
+    with ForkedDaemon(path), connect(path, consistency="snapshot", timeout=0.2) as cache, EventLog(path) as log:
+        cache.wait_for(log.append("autonomy_tick"))
+        assert cache.metrics().as_of == 1
+        cache.wait_for(log.append("autonomy_tick"))
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
+        try:
+            assert cache.metrics().as_of == 2
+        finally:
+            blocker.close()
+
+
+class OddKeys(Fold):
+    """Takes keys and values from meta as they come."""
+
+    name = "odd"
+    version = 1
+    kinds = {"odd": ("meta",)}  # noqa: RUF012
+
+    def apply(self, event: Event, state: State) -> None:
+        state.table("seen")[event.meta["key"]] = {"set": {1}} if event.meta.get("set") else 1
+
+    def view(self, state: State) -> dict[Any, Any]:
+        return dict(state.table("seen").items())
+
+
+@pytest.mark.parametrize("meta", ['{"key": 1.5}', '{"key": true}', '{"key": [1]}', '{"key": "x", "set": true}'])
+def test_what_no_store_can_hold_is_the_events_failure(meta: str) -> None:
+    state = State()
+    rows = [(1, "", "odd", "", '{"key": "good"}'), (2, "", "odd", "", meta), (3, "", "odd", "", '{"key": 7}')]
+    Engine([OddKeys()]).apply(rows, {"odd": state})
+    assert OddKeys().view(state) == {"good": 1, 7: 1}
+    count, entries = quarantine_of({"odd": state}, 10)
+    assert (count, [entry.event_id for entry in entries]) == (1, [2])
+    assert all(value is not None for _, value in state.changes())
+
+
+def test_descriptors_do_not_pile_up(path: Path) -> None:
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def cycle() -> None:
+        with connect(path) as cache:
+            cache.append("autonomy_tick")
+            cache.metrics()
+
+    for _ in range(5):
+        cycle()
+    before = open_files()
+    for _ in range(60):
+        cycle()
+    assert open_files() <= before + 2

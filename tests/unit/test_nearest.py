@@ -1,0 +1,143 @@
+"""The nearest vectors: equal to a float64 brute force, whatever the rows are and however they lie in blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pmm_shm.vectors.nearest import Rows, inverse_norms, nearest
+
+
+def similarity(vector: NDArray[Any], query: NDArray[Any]) -> float:
+    """The specification's cosine, every sum exact: a reference without numpy's arithmetic."""
+    rows, wanted = [float(x) for x in vector], [float(x) for x in query]
+    norm = math.sqrt(math.fsum(x * x for x in rows)) * math.sqrt(math.fsum(x * x for x in wanted))
+    return math.fsum(x * y for x, y in zip(rows, wanted, strict=True)) / norm if norm else 0.0
+
+
+def brute_force(ids: list[int], vectors: NDArray[Any], query: NDArray[Any], k: int) -> list[tuple[int, float]]:
+    scored = [(event_id, similarity(vector, query)) for event_id, vector in zip(ids, vectors, strict=True)]
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+def check(found: list[tuple[int, float]], ids: list[int], vectors: NDArray[Any], query: NDArray[Any], k: int) -> None:
+    """`found` is the best k: the right similarities, in order, ties by id, where "tie" is equal but for rounding."""
+    wanted = brute_force(ids, vectors, query, k)
+    assert len(found) == len(wanted)
+    assert [sim for _, sim in found] == pytest.approx([sim for _, sim in wanted], abs=1e-12)
+    assert found == sorted(found, key=lambda pair: (-pair[1], pair[0]))
+    exact = dict(zip(ids, vectors, strict=True))
+    for (event_id, sim), (wanted_id, _) in zip(found, wanted, strict=True):
+        assert sim == pytest.approx(similarity(exact[event_id], query), abs=1e-12)
+        # Another id in this place is right only if float64 cannot tell the two apart.
+        assert event_id == wanted_id or similarity(exact[wanted_id], query) == pytest.approx(sim, abs=1e-14)
+
+
+def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) -> list[Rows]:
+    """The rows dealt out to blocks in turn, each in order of ids."""
+    numbers = np.arange(len(ids)) % max(1, len(sizes))
+    blocks = []
+    for block in range(max(1, len(sizes))):
+        mine = np.flatnonzero(numbers == block)
+        mine = mine[np.argsort(np.array(ids, np.int64)[mine], kind="stable")] if len(mine) else mine
+        blocks.append(Rows.of(np.array(ids, np.int64)[mine], vectors[mine]))
+    return blocks
+
+
+# Small integers make ties, duplicates and zero vectors; the exponents make rows that float32 can hardly hold.
+coordinates = st.integers(-3, 3).map(float)
+scales = st.sampled_from([1.0, 1.0, 1.0, 0.25, 2.0**60, 2.0**-60, 2.0**120, 2.0**-120])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.float64], int, list[int]]:
+    dimension = draw(st.integers(1, 8))
+    row = st.lists(coordinates, min_size=dimension, max_size=dimension)
+    rows = draw(st.lists(st.tuples(row, scales), min_size=0, max_size=40))
+    ids = draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=len(rows), max_size=len(rows), unique=True))
+    vectors = np.array([[x * scale for x in values] for values, scale in rows], np.float32).reshape(-1, dimension)
+    query = np.array(draw(row), np.float64) * draw(scales)
+    return ids, vectors, query, draw(st.integers(1, 45)), draw(st.lists(st.just(0), min_size=1, max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_equals_a_float64_brute_force(case: Any) -> None:
+    ids, vectors, query, k, sizes = case
+    check(nearest(in_blocks(ids, vectors, sizes), query, k), ids, vectors, query, k)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.data())
+def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObject) -> None:
+    ids, vectors, query, k, sizes = case
+    inside = data.draw(st.sets(st.sampled_from(ids)) if ids else st.just(set()))
+    scope = np.array(sorted(inside | {0, 5}), np.int64)
+    chosen = [number for number, event_id in enumerate(ids) if event_id in inside | {0, 5}]
+    found = nearest(in_blocks(ids, vectors, sizes), query, k, scope)
+    check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.data())
+def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
+    ids, vectors, query, k, sizes = case
+    blocks, dead_ids = [], set()
+    for rows in in_blocks(ids, vectors, sizes):
+        dead = data.draw(st.sets(st.integers(0, len(rows) - 1)) if len(rows) else st.just(set()))
+        dead_ids |= {int(rows.ids[number]) for number in dead}
+        blocks.append(Rows(rows.ids, rows.vectors, rows.inverse_norms, np.array(sorted(dead), np.uint32)))
+    alive = [number for number, event_id in enumerate(ids) if event_id not in dead_ids]
+    for scope in (None, np.array(sorted(ids), np.int64)):
+        check(nearest(blocks, query, k, scope), [ids[number] for number in alive], vectors[alive], query, k)
+
+
+@pytest.mark.parametrize("k", [1, 10, 3_000])
+def test_many_rows_with_near_ties(k: int) -> None:
+    # Rows that float32 cannot tell apart: they differ in the last bit of one coordinate.
+    random = np.random.default_rng(5)
+    base = random.standard_normal(32).astype(np.float32)
+    vectors = np.repeat(base[np.newaxis], 20_000, axis=0)
+    for number in range(0, 20_000, 7):
+        column = number % 32
+        vectors[number, column] = np.nextafter(vectors[number, column], np.float32(np.inf if number % 2 else -np.inf))
+    vectors[::3] = random.standard_normal((len(vectors[::3]), 32))
+    ids = random.permutation(20_000).tolist()
+    query = base.astype(np.float64) + 1e-3
+    check(nearest(in_blocks(ids, vectors, [0, 0, 0]), query, k), ids, vectors, query, k)
+
+
+def test_all_rows_equal_gives_the_smallest_ids() -> None:
+    vectors = np.ones((30_000, 4), np.float32)
+    ids = np.random.default_rng(1).permutation(30_000).tolist()
+    assert [event_id for event_id, _ in nearest(in_blocks(ids, vectors, [0, 0]), np.ones(4), 5)] == [0, 1, 2, 3, 4]
+
+
+def test_equal_rows_are_equally_similar_wherever_they_lie() -> None:
+    random = np.random.default_rng(2)
+    row = random.standard_normal(33).astype(np.float32)
+    vectors = random.standard_normal((999, 33)).astype(np.float32)
+    vectors[[0, 17, 500, 998]] = row
+    found = nearest(in_blocks(list(range(999)), vectors, [0, 0, 0]), random.standard_normal(33) * 0.1 + row, 4)
+    assert [event_id for event_id, _ in found] == [0, 17, 500, 998]
+    assert len({sim for _, sim in found}) == 1
+
+
+def test_zero_query_and_zero_vectors_have_similarity_zero() -> None:
+    vectors = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], np.float32)
+    blocks = [Rows.of(np.array([1, 2, 3], np.int64), vectors)]
+    assert nearest(blocks, np.zeros(2), 3) == [(1, 0.0), (2, 0.0), (3, 0.0)]
+    assert nearest(blocks, np.array([5.0, 0.0]), 3) == [(2, 1.0), (1, 0.0), (3, -1.0)]
+
+
+def test_inverse_norms_say_where_float32_is_too_narrow() -> None:
+    norms = inverse_norms(np.array([[0, 0], [3, 4], [3e38, 3e38], [1e-40, 0]], np.float32))
+    assert norms[0] == 0.0
+    assert norms[1] == np.float32(0.2)
+    assert np.isnan(norms[2:]).all()

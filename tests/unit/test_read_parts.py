@@ -1,0 +1,251 @@
+"""What makes a read after an append cheap gives what a fresh look would give."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmm_shm import limits
+from pmm_shm.codec import pack, unpack
+from pmm_shm.errors import StoreError
+from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import InvalidText
+from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.store.environment import close, open_reader
+from pmm_shm.store.layout import Header, HeaderDecoder
+from pmm_shm_client import EventLog, connect
+from tests.process.test_exact_read import Publisher, fill, foreign
+from tests.support import ledgers
+from tests.support.answers import everything, replayed
+
+_TIMEOUT_S = 30.0
+
+
+# Headers.
+
+positions = st.one_of(
+    st.just(START),
+    st.builds(Position, st.integers(-(1 << 63), (1 << 63) - 1), st.binary(min_size=16, max_size=16)),
+)
+headers = st.builds(
+    Header,
+    uuid=st.sampled_from([b"a" * 16, b"b" * 16]),
+    position=positions,
+    sequence=st.integers(0, 1 << 40),
+    folds=st.sampled_from([{}, {"one": (1, b"\x80", 1)}, {"one": (1, b"\x80", 2), "two": (3, b"\x80", 4)}]),
+    is_void=st.booleans(),
+    next_generation=st.sampled_from([1, 300]),
+)
+
+
+def damaged(data: bytes, how: int) -> bytes:
+    """What is no header of ours, or one with a field more."""
+    record = unpack(data)
+    if how == 0:
+        return data
+    if how == 1:
+        return data[: len(data) // 2] + data[-4:]
+    if how == 2:
+        return pack({**record, "new field": 1})
+    if how == 3:
+        return pack({**record, "sequence": "many"})
+    if how == 4:
+        return pack({**record, "format": record["format"] + 1})
+    if how == 5:
+        return pack({**record, "anchor": None})
+    return pack({**record, "sequence": -1})
+
+
+def outcome(decode: Any, data: bytes) -> Any:
+    try:
+        return decode(data)
+    except StoreError as error:
+        return str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(headers, st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 6])), min_size=1, max_size=8))
+def test_headers_that_come_one_after_another_are_decoded_as_each_alone(seen: list[tuple[Header, int]]) -> None:
+    decoder = HeaderDecoder()
+    decoded: list[Header] = []
+    for header, how in seen:
+        data = damaged(header.pack(), how)
+        found = outcome(decoder.unpack, data)
+        assert found == outcome(Header.unpack, data)
+        if isinstance(found, Header):
+            # Readers keep what they made of a header as long as its `folds` are the same object.
+            for other in decoded:
+                if other.folds is found.folds:
+                    assert other.uuid == found.uuid
+                    assert other.is_void == found.is_void
+            decoded.append(found)
+
+
+def test_a_header_of_the_same_lineage_is_not_decoded_again() -> None:
+    decoder = HeaderDecoder()
+    header = Header(b"u" * 16, Position(1, b"a" * 16), 1, {"one": (1, b"\x80", 1)}, False, 2)
+    first = decoder.unpack(header.pack())
+    moved = header._replace(position=Position(1 << 40, b"b" * 16), sequence=1 << 20)
+    assert decoder.unpack(moved.pack()) == moved
+    assert decoder.unpack(moved.pack()).folds is first.folds
+
+
+# The groups of folds, and their bases.
+
+
+@pytest.fixture
+def publisher(ledger: str) -> Iterator[Publisher]:
+    fill(ledger, 64)
+    made = Publisher(ledger)
+    yield made
+    made.close()
+
+
+def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
+    ledger: str, publisher: Publisher
+) -> None:
+    with connect(ledger) as cache:
+        before = cache.metrics(), cache._reader._groups["published"].lineage
+        publisher.close()
+        data = Instance.of(ledger).data_file
+        shutil.copyfile(data, f"{data}.copy")
+        os.replace(f"{data}.copy", data)
+        foreign(ledger)
+        assert cache.metrics().as_of == before[0].as_of + 1
+        lineage = cache._reader._groups["published"].lineage
+        status = data.stat()
+        assert lineage is not None
+        assert lineage[0] == (status.st_dev, status.st_ino)
+        assert lineage != before[1]
+        assert everything(cache) == replayed(ledger)
+
+
+def test_what_was_rejected_once_is_used_again_when_it_fits(ledger: str, publisher: Publisher) -> None:
+    """The daemon comes to another position, and readers go back to what it publishes, and stay there."""
+    with connect(ledger) as cache:
+        cache.metrics()
+        # For a while, the head is another row than that which is published.
+        content = ledgers.execute(ledger, "SELECT content FROM events WHERE id = 64")[0][0]
+        ledgers.execute(ledger, "UPDATE events SET content = 'edited' WHERE id = 64")
+        assert everything(cache) == replayed(ledger)
+        assert list(cache._reader._groups) == ["built-in"]
+        ledgers.execute(ledger, "UPDATE events SET content = ? WHERE id = 64", content)
+        for _ in range(3):
+            foreign(ledger)
+            publisher.publish()
+            assert everything(cache) == replayed(ledger)
+            assert list(cache._reader._groups) == ["published"]
+
+
+def test_no_state_is_read_between_two_reads(ledger: str, publisher: Publisher) -> None:
+    with connect(ledger) as cache:
+        cache.metrics()
+        track = cache._reader._groups["published"]
+        for name in track.folds:
+            with pytest.raises(AssertionError, match="outside its transaction"):
+                track.state(name).get("a cell that nobody has read")
+            with pytest.raises(AssertionError, match="outside its transaction"):
+                list(track.state(name).table("a table").items())
+
+
+def test_what_commits_touched_of_a_fold_that_nobody_reads_does_not_pile_up(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TOUCHED_KEYS_MAX", 8)
+    with connect(ledger) as cache:
+        assert cache.recent().as_of == 64
+        for number in range(30):
+            foreign(ledger, content=f"message {number}")
+            publisher.publish()
+            cache.metrics()
+        pending = cache._reader._groups["published"]._pending
+        assert sum(one.key_count() for one in pending.values() if one is not None) <= 4 * 9
+        assert cache.recent().messages[-1].content == "message 29"
+        assert everything(cache) == replayed(ledger)
+
+
+# The few rows behind a position.
+
+
+def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
+    fill(ledger, 40)
+    foreign(ledger, content="by hand")
+    ledgers.execute(ledger, "UPDATE events SET content = CAST(x'ff' AS TEXT) WHERE id = 38")
+    connection = Connection(ledger, "ro")
+    reader = TailReader(connection, None)
+    with connection.lock:
+        rows = reader.read_whole(START).rows
+        for position in [START, *map(reader.position_of, rows)]:
+            few = reader.read_few(position)
+            assert few == reader.read_whole(position, limits.TAIL_FEW_ROWS)
+            assert few.is_anchored
+            assert few.is_complete == (few.position == reader.position_of(rows[-1]))
+        assert InvalidText(b"\xff") in {row[3] for row in reader.read_few(reader.position_of(rows[35])).rows}
+        first = reader.position_of(rows[0])
+        assert not reader.read_few(first._replace(anchor=b"\0" * 16)).is_anchored
+        assert not reader.read_few(first._replace(event_id=1_000)).is_anchored
+    connection.close()
+
+
+def test_few_rows_wait_for_a_busy_ledger(tmp_path: Path) -> None:
+    path = str(ledgers.build(tmp_path / "ledger.db", 8, journal="delete"))
+    connection = Connection(path, "ro", _TIMEOUT_S)
+    reader = TailReader(connection, None)
+    with connection.lock:
+        position = reader.read_whole(START).position
+        blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        blocker.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.1, blocker.execute, ["COMMIT"]).start()
+        assert reader.read_few(position).position == position
+    connection.close()
+    blocker.close()
+
+
+# Transactions.
+
+
+def test_a_map_is_resized_when_the_last_transaction_has_ended(ledger: str, publisher: Publisher) -> None:
+    publisher.close()
+    environment = open_reader(Instance.of(ledger).directory)
+    assert environment is not None
+    waited = threading.Event()
+
+    def resize() -> None:
+        environment.resize()
+        waited.set()
+
+    first, second = environment.begin(), environment.begin()
+    thread = threading.Thread(target=resize, daemon=True)
+    thread.start()
+    environment.end(first)
+    assert not waited.wait(0.1)
+    environment.end(second)
+    assert waited.wait(_TIMEOUT_S)
+    thread.join()
+    with environment.read() as records:
+        assert records.get(b"h") is not None
+    close(environment)
+
+
+def test_a_transaction_ends_whatever_comes_in_its_middle(ledger: str, publisher: Publisher) -> None:
+    with connect(ledger) as cache:
+        for error in (KeyboardInterrupt, StoreError("x"), TimeoutError):
+            with contextlib.suppress(KeyboardInterrupt, StoreError, TimeoutError), cache._reader.transaction():
+                raise error
+        environment = cache._reader.snapshots._environment
+        assert environment is not None
+        assert environment._reads == 0
+        with EventLog(ledger) as log:
+            log.append("user", "x")
+        assert everything(cache) == replayed(ledger)
