@@ -82,7 +82,7 @@ Hook = Callable[[str], None]
 _hook: Hook | None = None
 
 
-def reach(point: str) -> None:
+def crash_point(point: str) -> None:
     """A process is at this point of `POINTS`."""
     if _hook is not None:
         _hook(point)

@@ -16,7 +16,7 @@ from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import Position
-from pmm_shm.store.environment import FileId, MappedRecords
+from pmm_shm.store.environment import FileId, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, TableRecord, TableView, table_key
@@ -230,7 +230,7 @@ class Searching:
             hits = nearest([*parts, rows], wanted.vector, wanted.k, wanted.scope)
         return _Look(hits, since.end, _as_of(since), is_complete and record.ahead is None, len(rows), [])
 
-    def _record(self, records: MappedRecords, name: str) -> TableRecord | None:
+    def _record(self, records: MappedTransaction, name: str) -> TableRecord | None:
         """What is published of the table; None where there is none, or one of another history."""
         data = records.get(table_key(name))
         if data is None or records.get(OTHER_HISTORY_KEY) is not None:

@@ -15,7 +15,7 @@ import os
 import stat
 from pathlib import Path
 
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import InstanceDirectoryError, StoreError
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.late import late_imports
@@ -52,10 +52,10 @@ def make_directory(instance: Instance) -> None:
             folder.mkdir(mode=0o755, exist_ok=True)
         if _is_to_be_made(directory):
             directory.mkdir(mode=_OWNER, exist_ok=True)
-            reach("instance.made")
+            crash_point("instance.made")
             _choose_group(directory, instance.ledger)
             _chmod(directory, _OWNER | _GROUP | stat.S_ISGID)
-            reach("instance.opened")
+            crash_point("instance.opened")
         _refuse_foreign(directory, {os.geteuid()})
         status = os.lstat(directory)
         _chmod(directory, status.st_mode & _mode_allowed(status, instance.ledger))
@@ -157,18 +157,18 @@ def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
         OSError: it cannot be written; what stood there still does.
     """
     temporary = path.with_name(path.name + ".new")
-    reach("replace_file.before")
+    crash_point("replace_file.before")
     temporary.unlink(missing_ok=True)
     descriptor = make_file(temporary, DATA_MODE)
-    reach("replace_file.made")
+    crash_point("replace_file.made")
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         if is_durable:
             os.fsync(descriptor)
-    reach("replace_file.written")
+    crash_point("replace_file.written")
     temporary.replace(path)
-    reach("replace_file.renamed")
+    crash_point("replace_file.renamed")
 
 
 def _refuse_unreadable_name(directory: Path) -> None:

@@ -15,7 +15,7 @@ from threading import TIMEOUT_MAX, get_ident
 from typing import TypeAlias, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
     ChainError,
     InvalidEventError,
@@ -243,9 +243,9 @@ class Appender:
                 )
             # A lock that was waited for may be that of a file which was replaced meanwhile.
             self._refuse_moved()
-            reach("append.inside")
+            crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
-            reach("append.committed")
+            crash_point("append.committed")
         except BaseException as error:
             self._roll_back(handle)
             if isinstance(error, (sqlite3.DataError, OverflowError)):

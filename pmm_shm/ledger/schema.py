@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import retry_busy
@@ -65,11 +65,11 @@ def create_ledger(path: str, timeout_s: float) -> None:
 
 def _create(handle: sqlite3.Connection, path: str) -> None:
     # A blank database that another process has just filled with something else keeps its journal mode.
-    reach("create_ledger.opened")
+    crash_point("create_ledger.opened")
     if not _tables(handle):
         handle.execute("PRAGMA journal_mode = WAL").fetchall()
         handle.execute("PRAGMA synchronous = NORMAL")
-        reach("create_ledger.journal")
+        crash_point("create_ledger.journal")
     handle.execute("BEGIN IMMEDIATE")
     try:
         tables = _tables(handle)
@@ -78,9 +78,9 @@ def _create(handle: sqlite3.Connection, path: str) -> None:
         if not tables:
             handle.execute(TABLE_SQL)
             create_indexes(handle)
-        reach("create_ledger.inside")
+        crash_point("create_ledger.inside")
         handle.execute("COMMIT")
-        reach("create_ledger.committed")
+        crash_point("create_ledger.committed")
     except BaseException:
         if handle.in_transaction:
             handle.execute("ROLLBACK")

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import lmdb
 
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance import access
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
@@ -28,7 +28,7 @@ from pmm_shm.store.bounded import BoundedCall
 
 FileId = tuple[int, int]
 
-_Transaction = Any
+_AnyTransaction = Any
 """What `lmdb.Environment.begin` gives; its type hangs on `buffers`."""
 _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
 """Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
@@ -55,7 +55,7 @@ def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 
-class Records(Protocol):
+class Transaction(Protocol):
     """What we use of `lmdb.Transaction`, with the types it has without `buffers`."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
@@ -67,7 +67,7 @@ class Records(Protocol):
     def cursor(self) -> Cursor: ...
 
 
-class MappedRecords(Protocol):
+class MappedTransaction(Protocol):
     """What we use of `lmdb.Transaction` with `buffers`."""
 
     def get(self, key: bytes, /) -> memoryview | None: ...
@@ -115,7 +115,7 @@ class Environment:
         self._check = BoundedCall(self._check_readers, limits.STORE_MUTEX_S)
 
     @contextmanager
-    def read(self) -> Iterator[Records]:
+    def read(self) -> Iterator[Transaction]:
         """A short read transaction; never hold it between calls.
 
         Raises:
@@ -123,16 +123,16 @@ class Environment:
             DamagedStoreError: what is read is damaged.
         """
         with self._reading(buffers=False) as transaction:
-            yield cast(Records, transaction)
+            yield cast(Transaction, transaction)
 
     @contextmanager
-    def read_mapped(self) -> Iterator[MappedRecords]:
+    def read_mapped(self) -> Iterator[MappedTransaction]:
         """As `read`; values are views of the map, without a copy, and count for nothing once the transaction ends."""
         with self._reading(buffers=True) as transaction:
-            yield cast(MappedRecords, transaction)
+            yield cast(MappedTransaction, transaction)
 
     @contextmanager
-    def _reading(self, buffers: bool) -> Iterator[_Transaction]:
+    def _reading(self, buffers: bool) -> Iterator[_AnyTransaction]:
         transaction = self._begin(buffers)
         try:
             yield transaction
@@ -141,15 +141,15 @@ class Environment:
         finally:
             self.end(transaction)
 
-    def begin(self) -> Records:
+    def begin(self) -> Transaction:
         """As `read`, at half its cost; who begins calls `end`, whatever happens in between.
 
         Raises:
             StoreError: as `read`; what fails within it is still LMDB's own error.
         """
-        return cast(Records, self._begin(buffers=False))
+        return cast(Transaction, self._begin(buffers=False))
 
-    def end(self, transaction: _Transaction) -> None:
+    def end(self, transaction: _AnyTransaction) -> None:
         """End a transaction that `begin` gave."""
         transaction.abort()
         with self._reads_lock:
@@ -199,7 +199,7 @@ class Environment:
             self._is_resize_waiting = False
             self.env.set_mapsize(size_bytes)
 
-    def _begin(self, buffers: bool) -> _Transaction:
+    def _begin(self, buffers: bool) -> _AnyTransaction:
         try:
             with self._reads_lock:
                 transaction = self._begin_with_lock(buffers)
@@ -208,14 +208,14 @@ class Environment:
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
 
-    def _begin_with_lock(self, buffers: bool = False) -> _Transaction:
+    def _begin_with_lock(self, buffers: bool = False) -> _AnyTransaction:
         try:
             return self._begin_in_slot(buffers)
         except lmdb.MapResizedError:
             self.resize()
             return self._begin_in_slot(buffers)
 
-    def _begin_in_slot(self, buffers: bool) -> _Transaction:
+    def _begin_in_slot(self, buffers: bool) -> _AnyTransaction:
         while self._reads >= self._slots:
             if not self._new_slot.run():
                 raise StoreError(f"{self.directory}: a process that was stopped keeps the table of readers locked")
@@ -239,10 +239,10 @@ class Environment:
         return self._new_slot.is_hanging or self._check.is_hanging
 
     @contextmanager
-    def write(self) -> Iterator[Records]:
+    def write(self) -> Iterator[Transaction]:
         """The write transaction; committed at the end, aborted by an exception."""
         with self.env.begin(write=True) as transaction:
-            yield cast(Records, transaction)
+            yield cast(Transaction, transaction)
 
 
 _environments: dict[FileId, Environment] = {}
@@ -314,7 +314,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
         _check_size(directory)
-        reach("open_environment.before")
+        crash_point("open_environment.before")
         _make_files(directory)
         env = _open_smaller_and_smaller(
             lambda size: lmdb.open(
@@ -330,7 +330,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
             directory,
             map_size_bytes,
         )
-        reach("open_environment.opened")
+        crash_point("open_environment.opened")
         identity = data_file_identity(directory)
         assert identity is not None
         return _remember(Environment(env, directory, identity))
@@ -341,9 +341,9 @@ def _make_files(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         os.close(access.make_file(directory / DATA_FILE, access.DATA_MODE))
-        reach("open_environment.data_made")
+        crash_point("open_environment.data_made")
         _make_lock_table(directory / LOCK_TABLE_FILE)
-        reach("open_environment.files_made")
+        crash_point("open_environment.files_made")
     except OSError as error:
         raise StoreError(f"{directory}: {error.strerror}") from None
 

@@ -22,8 +22,8 @@ from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     FileId,
-    MappedRecords,
-    Records,
+    MappedTransaction,
+    Transaction,
     close,
     file_id,
     open_reader,
@@ -55,7 +55,7 @@ class _Detached:
         raise AssertionError("a state was read outside its transaction")
 
 
-DETACHED: Final = cast(Records, _Detached())
+DETACHED: Final = cast(Transaction, _Detached())
 
 
 class LmdbBase:
@@ -67,7 +67,7 @@ class LmdbBase:
 
     __slots__ = ("_prefix", "transaction")
 
-    def __init__(self, transaction: Records, generation: int) -> None:
+    def __init__(self, transaction: Transaction, generation: int) -> None:
         self.transaction = transaction
         self._prefix = state_prefix(generation)
 
@@ -96,7 +96,7 @@ class Snapshot:
 
     __slots__ = ("header", "identity", "transaction")
 
-    def __init__(self, transaction: Records, header: Header, identity: FileId) -> None:
+    def __init__(self, transaction: Transaction, header: Header, identity: FileId) -> None:
         self.transaction = transaction
         self.header = header
         self.identity = identity
@@ -214,7 +214,7 @@ class SnapshotReader:
         return _Begun(self)
 
     @contextmanager
-    def begin_mapped(self) -> Iterator[tuple[MappedRecords, FileId] | None]:
+    def begin_mapped(self) -> Iterator[tuple[MappedTransaction, FileId] | None]:
         """A transaction whose values are views of the map, and the environment's identity; None where nothing usable
         is. What is beside the folds' state has no header to say that it fits.
 
@@ -282,7 +282,7 @@ class SnapshotReader:
         self.failure = None
         return environment
 
-    def _read_header(self, transaction: Records) -> Header | None:
+    def _read_header(self, transaction: Transaction) -> Header | None:
         raw = transaction.get(HEADER_KEY)
         if raw is None:
             return None
@@ -305,7 +305,7 @@ class _Begun:
     def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
         self._environment: Environment | None = None
-        self._transaction: Records | None = None
+        self._transaction: Transaction | None = None
 
     def __enter__(self) -> Snapshot | None:
         reader = self._reader

@@ -15,14 +15,14 @@ from typing import TypeVar
 import lmdb
 
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment, Records, disk_hint
+from pmm_shm.store.environment import DamagedStoreError, Environment, Transaction, disk_hint
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -71,7 +71,7 @@ class StoreWriter:
     def environment(self) -> Environment:
         return self._environment
 
-    def snapshot(self, transaction: Records) -> Snapshot:
+    def snapshot(self, transaction: Transaction) -> Snapshot:
         """The published state within a transaction of `environment.read()`."""
         return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
 
@@ -87,7 +87,7 @@ class StoreWriter:
         )
         changes = [(self._generation(fold), list(state.changes())) for fold, state in states.items()]
 
-        def write(transaction: Records) -> Header:
+        def write(transaction: Transaction) -> Header:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
             header = self._next(position=position, folds=folds)
@@ -100,7 +100,7 @@ class StoreWriter:
     def begin_generation(self, fold: Fold) -> int:
         """A new, empty generation for a rebuild of `fold`."""
 
-        def write(transaction: Records) -> Header:
+        def write(transaction: Transaction) -> Header:
             generation = self._header.next_generation
             transaction.put(generation_key(generation), fold.name.encode())
             return self._next(next_generation=generation + 1)
@@ -113,7 +113,7 @@ class StoreWriter:
         """Write the overlays of a rebuild into its generations; nobody reads them yet."""
         changes = [(generation, list(state.changes())) for generation, state in shadows.items()]
 
-        def write(transaction: Records) -> None:
+        def write(transaction: Transaction) -> None:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
 
@@ -126,7 +126,7 @@ class StoreWriter:
             _, version, parameters = fold.identity()
             folds[fold.name] = (version, parameters, generation)
 
-        def write(transaction: Records) -> Header:
+        def write(transaction: Transaction) -> Header:
             header = self._next(position=position, folds=folds, is_void=False)
             # The list of touched keys does not reach across a flip.
             _delete_prefix(transaction, TOUCHED_PREFIX, limits.TOUCHED_COMMITS_MAX * 2)
@@ -142,7 +142,7 @@ class StoreWriter:
     def put_seals(self, seals: Mapping[int, Seal]) -> None:
         """Keep seals by the numbers of their blocks; that of a block that has grown takes the place of the old one."""
 
-        def write(transaction: Records) -> None:
+        def write(transaction: Transaction) -> None:
             for block, seal in seals.items():
                 transaction.put(seal_key(block), seal.pack())
 
@@ -151,7 +151,7 @@ class StoreWriter:
     def end_history(self) -> None:
         """Forget all seals, and say that the tables of event vectors count no more: they were of another history."""
 
-        def write(transaction: Records) -> int:
+        def write(transaction: Transaction) -> int:
             transaction.put(OTHER_HISTORY_KEY, b"")
             return _delete_prefix(transaction, SEAL_PREFIX, limits.DELETE_KEYS_PER_TXN)
 
@@ -164,7 +164,7 @@ class StoreWriter:
         """
         keep = {entry[2] for entry in self._header.folds.values()}
 
-        def write(transaction: Records) -> bool:
+        def write(transaction: Transaction) -> bool:
             generation = _first_generation_outside(transaction, keep)
             if generation is None:
                 return False
@@ -174,7 +174,7 @@ class StoreWriter:
 
         return self._commit_result("delete_old_generation", write)
 
-    def transact(self, name: str, write: Callable[[Records], _T]) -> _T:
+    def transact(self, name: str, write: Callable[[Transaction], _T]) -> _T:
         """What `write` returns, in one commit of its own; for what lies beside the folds' state.
 
         Parameters:
@@ -227,12 +227,12 @@ class StoreWriter:
         with self._lock:
             if not self._is_distrusted:
                 self._environment.env.sync(True)
-                reach("close.synced")
+                crash_point("close.synced")
             environment.close(self._environment)
-        reach("close.closed")
+        crash_point("close.closed")
         if is_clean and not self._is_distrusted:
             boot.mark(self._instance.boot_file, is_clean=True)
-            reach("close.marked")
+            crash_point("close.marked")
 
     def _generation(self, fold: Fold) -> int:
         generation = self._header.generation_of(fold)
@@ -256,8 +256,8 @@ class StoreWriter:
             before.next_generation if next_generation is None else next_generation,
         )
 
-    def _commit(self, name: str, write: Callable[[Records], Header | None]) -> None:
-        def run(transaction: Records) -> Header | None:
+    def _commit(self, name: str, write: Callable[[Transaction], Header | None]) -> None:
+        def run(transaction: Transaction) -> Header | None:
             header = write(transaction)
             if header is not None:
                 transaction.put(HEADER_KEY, header.pack())
@@ -268,15 +268,15 @@ class StoreWriter:
             if header is not None:
                 self._header = header
 
-    def _commit_result(self, name: str, write: Callable[[Records], _T]) -> _T:
+    def _commit_result(self, name: str, write: Callable[[Transaction], _T]) -> _T:
         """One write transaction; a full map grows, with no transaction open, and the write runs again."""
         with self._lock:
             while True:
                 try:
                     with self._environment.write() as transaction:
                         result = write(transaction)
-                        reach(name + ".inside")
-                    reach(name + ".committed")
+                        crash_point(name + ".inside")
+                    crash_point(name + ".committed")
                     return result
                 except lmdb.MapFullError:
                     self._grow()
@@ -292,13 +292,13 @@ class StoreWriter:
         return StoreFullError(f"{self._instance.directory}: {error}{hint}")
 
     def _grow(self) -> None:
-        reach("grow.before")
+        crash_point("grow.before")
         size = self._environment.env.info()["map_size"] * 2
         try:
             self._environment.resize(size)
         except (lmdb.Error, OSError, MemoryError) as error:
             raise StoreFullError(f"{self._instance.directory}: the map cannot grow to {size} bytes: {error}") from error
-        reach("grow.grown")
+        crash_point("grow.grown")
         self.map_growths += 1
 
     def _open_or_remake(self) -> Environment:
@@ -332,8 +332,8 @@ class StoreWriter:
                     transaction.put(HEADER_KEY, self._header.pack())
                 else:
                     self._header = Header.unpack(data)
-                reach("open.inside")
-            reach("open.committed")
+                crash_point("open.inside")
+            crash_point("open.committed")
         except (StoreError, lmdb.Error):
             environment.close(opened)
             return None
@@ -342,11 +342,11 @@ class StoreWriter:
 
 def _remove_environment(directory: Path) -> None:
     """Unlink, never truncate: who has the old file mapped goes on reading it."""
-    reach("remove_environment.before")
+    crash_point("remove_environment.before")
     _unlink(directory / "data.mdb")
-    reach("remove_environment.data_removed")
+    crash_point("remove_environment.data_removed")
     _unlink(directory / "lock.mdb")
-    reach("remove_environment.removed")
+    crash_point("remove_environment.removed")
 
 
 def _unlink(path: Path) -> None:
@@ -360,7 +360,7 @@ def _bounded(touched: Touched) -> Touched | None:
     return touched if touched.key_count() <= limits.TOUCHED_KEYS_MAX else None
 
 
-def _put_state(transaction: Records, generation: int, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _put_state(transaction: Transaction, generation: int, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
     prefix = state_prefix(generation)
     for key, value in pairs:
         if value is None:
@@ -369,7 +369,7 @@ def _put_state(transaction: Records, generation: int, pairs: Iterable[tuple[byte
             transaction.put(prefix + key, value)
 
 
-def _delete_prefix(transaction: Records, prefix: bytes, keys_max: int) -> int:
+def _delete_prefix(transaction: Transaction, prefix: bytes, keys_max: int) -> int:
     """Delete up to `keys_max` keys; returns how many there were."""
     count = 0
     with transaction.cursor() as cursor:
@@ -379,7 +379,7 @@ def _delete_prefix(transaction: Records, prefix: bytes, keys_max: int) -> int:
     return count
 
 
-def _first_generation_outside(transaction: Records, keep: set[int]) -> int | None:
+def _first_generation_outside(transaction: Transaction, keep: set[int]) -> int | None:
     with transaction.cursor() as cursor:
         if cursor.set_range(GENERATION_PREFIX):
             for key, _ in cursor:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.store.environment import MappedRecords, Records
+from pmm_shm.store.environment import MappedTransaction, Transaction
 from pmm_shm.vectors.nearest import Rows
 from pmm_shm.vectors.text_table import model_tag
 
@@ -159,7 +159,7 @@ def tail_event_id(key: bytes) -> int:
     return int.from_bytes(key[-8:], "big") - _ID_OFFSET
 
 
-def table_records(records: Records) -> list[TableRecord]:
+def table_records(records: Transaction) -> list[TableRecord]:
     """The records of all tables."""
     found = []
     with records.cursor() as cursor:
@@ -178,7 +178,7 @@ class TableView:
         records: of `Environment.read_mapped`.
     """
 
-    def __init__(self, records: MappedRecords, record: TableRecord) -> None:
+    def __init__(self, records: MappedTransaction, record: TableRecord) -> None:
         self._records = records
         self.record = record
         self._tag = record.tag

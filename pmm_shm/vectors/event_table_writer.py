@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.store.environment import Records
+from pmm_shm.store.environment import Transaction
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.event_table import (
     DEAD,
@@ -124,7 +124,7 @@ class EventVectorWriter:
             StoreError: it cannot be stored; nothing was.
         """
 
-        def write(records: Records) -> _Changes:
+        def write(records: Transaction) -> _Changes:
             changes = self._changes(records)
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
@@ -139,10 +139,10 @@ class EventVectorWriter:
         self.record = self._writer.transact("event_vectors.clear", self._emptied)
         self._block_ids = {}
 
-    def _changes(self, records: Records) -> _Changes:
+    def _changes(self, records: Transaction) -> _Changes:
         return _Changes(records, self.record, dict(self._block_ids), self._rows_max)
 
-    def _open(self, records: Records) -> TableRecord:
+    def _open(self, records: Transaction) -> TableRecord:
         put_model(records, self._name, self._dimension)
         data = records.get(table_key(self._name))
         if data is not None:
@@ -151,7 +151,7 @@ class EventVectorWriter:
         records.put(table_key(self._name), record.pack())
         return record
 
-    def _emptied(self, records: Records) -> TableRecord:
+    def _emptied(self, records: Transaction) -> TableRecord:
         before = self.record
         _delete_tail(records, before.tag)
         for block in before.blocks:
@@ -167,7 +167,7 @@ class EventVectorWriter:
 class _Changes:
     """One transaction's work on a table; `record` and `block_ids` count if it commits."""
 
-    def __init__(self, records: Records, record: TableRecord, block_ids: dict[int, Ids], rows_max: int) -> None:
+    def __init__(self, records: Transaction, record: TableRecord, block_ids: dict[int, Ids], rows_max: int) -> None:
         self._records = records
         self._rows_max = rows_max
         self.record = record
@@ -344,13 +344,13 @@ class _Changes:
         return VectorRows(np.array(ids, np.int64), np.array(sources, np.uint8), vectors)
 
 
-def _delete_tail(records: Records, tag: bytes) -> None:
+def _delete_tail(records: Transaction, tag: bytes) -> None:
     prefix = TAIL_PREFIX + tag
     with records.cursor() as cursor:
         while cursor.set_range(prefix) and cursor.key().startswith(prefix):
             cursor.delete()
 
 
-def _delete_block(records: Records, tag: bytes, number: int) -> None:
+def _delete_block(records: Transaction, tag: bytes, number: int) -> None:
     for part in PARTS:
         records.delete(block_key(tag, number, part))

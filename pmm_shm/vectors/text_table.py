@@ -22,7 +22,7 @@ from typing import NamedTuple
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import InvalidVectorError
-from pmm_shm.store.environment import Records
+from pmm_shm.store.environment import Transaction
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
 
@@ -42,7 +42,7 @@ def text_vector_key(tag: bytes, key: bytes) -> bytes:
     return TEXT_PREFIX + tag + key
 
 
-def queue_ends(records: Records) -> tuple[int, int]:
+def queue_ends(records: Transaction) -> tuple[int, int]:
     """(number of the oldest vector, number of the next one): how many there are is the difference."""
     data = records.get(QUEUE_ENDS_KEY)
     if data is None:
@@ -51,13 +51,13 @@ def queue_ends(records: Records) -> tuple[int, int]:
     return first, next_
 
 
-def dimension_of(records: Records, tag: bytes) -> int | None:
+def dimension_of(records: Transaction, tag: bytes) -> int | None:
     """The dimension of a model that has vectors here; None where it has none yet."""
     data = records.get(MODEL_PREFIX + tag)
     return None if data is None else unpack(data)[1]
 
 
-def put_model(records: Records, name: str, dimension: int) -> None:
+def put_model(records: Transaction, name: str, dimension: int) -> None:
     """Keep the dimension of a model.
 
     Raises:
@@ -75,7 +75,7 @@ def put_model(records: Records, name: str, dimension: int) -> None:
         records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
 
 
-def _count_models(records: Records) -> int:
+def _count_models(records: Transaction) -> int:
     with records.cursor() as cursor:
         if not cursor.set_range(MODEL_PREFIX):
             return 0
@@ -113,7 +113,7 @@ class TextVectorWriter:
         """
         self.count = self._writer.transact("text_vectors.put", lambda records: self._put(records, vectors))
 
-    def _put(self, records: Records, vectors: Sequence[TextVector]) -> int:
+    def _put(self, records: Transaction, vectors: Sequence[TextVector]) -> int:
         first, next_ = queue_ends(records)
         for model, key, vector in vectors:
             place = text_vector_key(model_tag(model), key)
@@ -127,7 +127,7 @@ class TextVectorWriter:
         records.put(QUEUE_ENDS_KEY, pack([first, next_]))
         return next_ - first
 
-    def _is_within_bound(self, records: Records) -> bool:
+    def _is_within_bound(self, records: Transaction) -> bool:
         """Evict a part of what an earlier daemon with a larger bound has left; True when nothing is left to do."""
         first, next_ = queue_ends(records)
         wanted = next_ - self.vectors_max
@@ -138,12 +138,12 @@ class TextVectorWriter:
         return False
 
 
-def _count(records: Records) -> int:
+def _count(records: Transaction) -> int:
     first, next_ = queue_ends(records)
     return next_ - first
 
 
-def _evict(records: Records, first: int, until: int) -> int:
+def _evict(records: Transaction, first: int, until: int) -> int:
     """Delete the vectors with numbers from `first` to before `until`; returns the number of the oldest one left."""
     for number in range(first, until):
         place = records.get(_queue_key(number))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
 from pmm_shm.instance.access import (
     check_directory,
@@ -53,7 +53,7 @@ def choose_endpoints(instance: Instance) -> Endpoints:
         digest = blake2b(os.fsencode(directory), digest_size=8).hexdigest()
         directory = _short_directory(instance) / f"pmm-shm-{digest}"
         _make_elsewhere(directory, instance)
-        reach("socket_directory.made")
+        crash_point("socket_directory.made")
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         raise DaemonError(f"{directory}: too long a path for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
     names = ("commands.sock", "admin.sock", _LONGEST_NAME, "reports.sock")

@@ -26,7 +26,7 @@ from pmm_cached.roles import Roles
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.vectors.text_table import TextVector
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, address_of
@@ -230,9 +230,9 @@ class CommandServer:
             _filter_peers(socket, {os.geteuid(), _ROOT})
         before = os.umask(0o777 & ~mode)
         try:
-            reach("socket.before")
+            crash_point("socket.before")
             socket.bind(address_of(path))
-            reach("socket.bound")
+            crash_point("socket.bound")
         finally:
             os.umask(before)
         return socket

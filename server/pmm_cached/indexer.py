@@ -24,7 +24,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.projection.replay import LogChanged
-from pmm_shm.store.environment import DamagedStoreError, Records
+from pmm_shm.store.environment import DamagedStoreError, Transaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
@@ -368,7 +368,7 @@ class Indexer:
                 self._open(turn)
         return self._work
 
-    def _say_who_embeds(self, records: Records) -> None:
+    def _say_who_embeds(self, records: Transaction) -> None:
         """Which embedder a search takes that names none."""
         if self._found_as is None:
             records.delete(SERVED_KEY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import DaemonRunningError, StoreError
 from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.file_systems import existing_part, network_file_system
@@ -36,7 +36,7 @@ class InstanceLock:
             raise StoreError(
                 f"{instance.directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory"
             ) from None
-        reach("daemon_lock.opened")
+        crash_point("daemon_lock.opened")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -45,15 +45,15 @@ class InstanceLock:
             raise DaemonRunningError(
                 f"{instance.ledger}: another pmm-cached (pid {holder}) already serves this ledger"
             ) from None
-        reach("daemon_lock.locked")
+        crash_point("daemon_lock.locked")
         os.ftruncate(self._descriptor, 0)
-        reach("daemon_lock.emptied")
+        crash_point("daemon_lock.emptied")
         try:
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
             os.close(self._descriptor)
             raise StoreError(f"{self._path}: {error.strerror}") from None
-        reach("daemon_lock.written")
+        crash_point("daemon_lock.written")
 
     def is_held(self) -> bool:
         """Whether the instance directory is still this daemon's: the locked file stands at its path."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from pmm_cached.follower import Follower
 from pmm_shm import limits
-from pmm_shm.crash_points import reach
+from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import EMPTY, State
@@ -62,7 +62,7 @@ class Rebuild:
         """
         follower.align(lambda: self._flip(follower))
         follower.adopt_published()
-        reach("flip.adopted")
+        crash_point("flip.adopted")
 
     def _flip(self, follower: Follower) -> None:
         def check() -> None:
@@ -70,10 +70,10 @@ class Rebuild:
             follower.progressed()
 
         reader = TailReader(follower.connection, self._engine.kinds)
-        reach("flip.before_last_flush")
+        crash_point("flip.before_last_flush")
         while not self._advance(reader, follower.connection, check):
             pass
-        reach("flip.flushed")
+        crash_point("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
         if keep and self._writer.header.position != self._position:
             raise LogChanged

@@ -275,27 +275,27 @@ from pmm_shm_chat.turn import Chat
 path, point = sys.argv[1:]
 seen = {}
 
-def reach(name):
+def crash_point(name):
     seen[name] = seen.get(name, 0) + 1
     if f"{name} {seen[name]}" == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
 def around(name, method):
     def wrapped(self, *args, **options):
-        reach("before " + name)
+        crash_point("before " + name)
         result = method(self, *args, **options)
-        reach("after " + name)
+        crash_point("after " + name)
         return result
     return wrapped
 
 class Responder:
     name = "dying"
     def stream(self, context, history, text):
-        reach("asked")
+        crash_point("asked")
         yield "I will plan the day. I must ask first.\\n"
-        reach("half said")
+        crash_point("half said")
         yield "Done: dance"
-        reach("said")
+        crash_point("said")
 
 Appender.append = around("transaction", Appender.append)
 Appender._insert = around("rows", Appender._insert)

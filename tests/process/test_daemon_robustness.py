@@ -28,7 +28,7 @@ from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.store import boot
-from pmm_shm.store.environment import Cursor, DamagedStoreError, Records, close, open_reader
+from pmm_shm.store.environment import Cursor, DamagedStoreError, Transaction, close, open_reader
 from pmm_shm.store.snapshot import LmdbBase, SnapshotReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.wire import protocol
@@ -229,7 +229,7 @@ class _Damaged:
 
 def test_errors_of_lmdb_do_not_leak(ledger: Path) -> None:
     _publish(ledger)
-    base = LmdbBase(cast(Records, _Damaged()), 1)
+    base = LmdbBase(cast(Transaction, _Damaged()), 1)
     with pytest.raises(DamagedStoreError):
         base.get(b"x")
     with pytest.raises(DamagedStoreError):
