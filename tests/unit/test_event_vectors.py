@@ -21,7 +21,7 @@ from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, TableView, table_records
 from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
 from pmm_shm.vectors.nearest import nearest
-from tests.unit.test_nearest import check
+from tests.support.nearest import check
 
 DIMENSION = 3
 Row = tuple[int, tuple[float, ...]]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sqlite3
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +23,15 @@ from pmm_shm.ledger.tail import START, Position, TailReader
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import Header, HeaderDecoder
 from pmm_shm_client import EventLog, connect
-from tests.process.test_exact_read import Publisher, fill, foreign
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
+from tests.support.publishing import Publisher, fill, foreign
 
 _TIMEOUT_S = 30.0
 
 
 # Headers.
+
 
 positions = st.one_of(
     st.just(START),
@@ -196,20 +195,6 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
         assert not reader.read_few(first._replace(anchor=b"\0" * 16)).is_anchored
         assert not reader.read_few(first._replace(event_id=1_000)).is_anchored
     connection.close()
-
-
-def test_few_rows_wait_for_a_busy_ledger(tmp_path: Path) -> None:
-    path = str(ledgers.build(tmp_path / "ledger.db", 8, journal="delete"))
-    connection = Connection(path, "ro", _TIMEOUT_S)
-    reader = TailReader(connection, None)
-    with connection.lock:
-        position = reader.read_whole(START).position
-        blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        blocker.execute("BEGIN EXCLUSIVE")
-        threading.Timer(0.1, blocker.execute, ["COMMIT"]).start()
-        assert reader.read_few(position).position == position
-    connection.close()
-    blocker.close()
 
 
 # Transactions.
