@@ -60,10 +60,10 @@ help: ## Show this list.
 demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
 
-test-fast: $(STAMP) ## Run the unit tests, in seconds.
+test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
 
-test: $(STAMP) ## Run all tests but those of chaos.
+test: $(STAMP) ## Run all tests except the slow ones: minutes.
 	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
@@ -91,8 +91,9 @@ bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat
 
-chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
+chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(BIN)/python -m pytest tests/chaos --timeout=3600
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=chaos --timeout=3600
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 

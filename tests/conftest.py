@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import Cache, connect
+from tests.support import profiles
 from tests.support.daemons import Daemon
 
 # Modules of helpers that have fixtures, too.
@@ -28,6 +30,13 @@ pytest_plugins = [
         "user_folds",
     )
 ]
+
+profiles.register()
+
+# A shell starts background jobs with SIGINT ignored. Programs inherit that, even those that the tests interrupt; a
+# handler, they do not inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda number, frame: None)
 
 _VARIABLES = (
     "PMM_USE_PROJECTION_CACHE",

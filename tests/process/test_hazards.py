@@ -36,7 +36,8 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.answers import everything, replayed, strict
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
-from tests.support.hazards import HOSTILE_KINDS, event, fill, insert_hostile, modules
+from tests.support.hazards import HOSTILE_KINDS, event, fill, insert_hostile
+from tests.support.sources import sources
 
 JOURNALS = ("wal", "delete")
 NEVER = ("--verify-every", "0")
@@ -159,7 +160,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_client/commands.py": {"socket.connect": 1},
     "client/pmm_shm_client/aio.py": {"socket.connect": 2},
     "client/pmm_shm_cli/synthetic.py": {"os.open": 1, "sqlite3.connect": 1},  # New ledgers, before anyone uses them.
-    "client/pmm_shm_cli/main.py": {"os.open": 1},  # /dev/null
+    "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
     "client/pmm_shm_cli/demo_run.py": {"open": 1, "self._log.read_text": 1},
 }
@@ -168,7 +169,7 @@ ALLOWED: dict[str, dict[str, int]] = {
 def test_no_module_opens_files_but_those_that_are_known_to(ledger: str) -> None:
     """Hazard 1: closing a descriptor of the ledger's files drops SQLite's locks of the whole process."""
     found: dict[str, dict[str, int]] = {}
-    for name, tree in modules():
+    for name, _, tree in sources():
         calls = Counter(
             ast.unparse(node.func)
             for node in ast.walk(tree)
@@ -352,13 +353,13 @@ THIRD_PARTY = {
     "wordllama",
     "zmq",
 }
-OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
+OWN = set(ledgers.PACKAGES)
 
 
 def test_the_only_sqlite_is_the_standard_librarys() -> None:
     """Hazard 4: two SQLite libraries in one process break each other's locks."""
     imported: set[str] = set()
-    for _, tree in modules():
+    for _, _, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm import limits
@@ -31,6 +31,7 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.daemons import with_path
 from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.profiles import examples
 from tests.support.search_oracle import KINDS, Steered, blob, check_hits, digest, expected, index, stored, tables
 from tests.support.searching import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
 
@@ -365,7 +366,7 @@ def test_many_rows(ledger: str, daemon: ForkedDaemon) -> None:
         check(cache, ledger)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(24))
 @given(data=st.data())
 def test_any_history_gives_the_tables_of_the_oracle(data: st.DataObject, tmp_path_factory: Any) -> None:
     path = str(tmp_path_factory.mktemp("history") / "ledger.db")

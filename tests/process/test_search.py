@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm import limits
@@ -30,6 +30,7 @@ from pmm_shm_client import connect, connect_async
 from pmm_shm_client.cache import Cache
 from tests.support import ledgers
 from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.profiles import examples
 from tests.support.search_oracle import Steered, blob, bow, check_hits, digest, expected, index, tables
 from tests.support.searching import (
     EMBEDDINGS,
@@ -74,7 +75,7 @@ ids = st.one_of(st.integers(-5, 400), st.sampled_from([-(2**63), 2**63 - 1, 10**
 coordinates = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80))
 @given(
     query=st.one_of(
         st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join),

@@ -24,8 +24,9 @@ from pmm_shm.wire.endpoints import Endpoints, check_listening, find_endpoints, r
 from pmm_shm_client import EventLog, connect, connect_async
 from pmm_shm_client.commands import Line, call
 from tests.conftest import StartDaemon
-from tests.support import answers, ledgers
+from tests.support import answers
 from tests.support.addresses import WRONG
+from tests.support.sources import sources
 
 
 @pytest.mark.parametrize("field", ["commands", "admin", "announcements"])
@@ -93,19 +94,17 @@ SCHEME = re.compile(r"(ipc|tcp|inproc|udp|pgm|epgm|norm|vmci|wss?|tipc|vsock|hvs
 def test_only_one_function_makes_addresses() -> None:
     """Every constant that begins an address stands there, and every socket gets its address from it."""
     makers, arguments = [], []
-    for package in ("pmm_shm", "server", "client"):
-        for path in sorted((ledgers.ROOT / package).rglob("*.py")):
-            name, tree = path.relative_to(ledgers.ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and SCHEME.match(node.value):
-                    makers.append(name)
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in ("bind", "connect", "bind_to_random_port")
-                    and "socket" in ast.unparse(node.func.value)
-                ):
-                    arguments.append((name, ast.unparse(node.args[0])))
+    for name, _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and SCHEME.match(node.value):
+                makers.append(name)
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("bind", "connect", "bind_to_random_port")
+                and "socket" in ast.unparse(node.func.value)
+            ):
+                arguments.append((name, ast.unparse(node.args[0])))
     assert makers == ["pmm_shm/wire/endpoints.py"]
     # Unix datagram sockets of the workers' reports have paths, and the metrics stand on the loopback interface alone.
     beside = {

@@ -1,15 +1,11 @@
-"""Events of several kinds, values that no event should have, and the modules of the packages."""
+"""Events of several kinds, and values that no event should have."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from typing import Any
 
 from pmm_shm.ledger.eventlog import EventLog
 from tests.support import ledgers
-
-PACKAGES = ("pmm_shm", "server", "client")
 
 
 def event(number: int) -> dict[str, Any]:
@@ -29,12 +25,6 @@ def event(number: int) -> dict[str, Any]:
 def fill(path: str, count: int, start: int = 0) -> None:
     with EventLog(path) as log:
         log.append_many([event(number) for number in range(start, start + count)])
-
-
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in PACKAGES:
-        for path in sorted((ledgers.ROOT / package).rglob("*.py")):
-            yield path.relative_to(ledgers.ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
 
 
 HOSTILE_KINDS = ("commitment_open", "trait_update", "user", "autonomy_directive", "invariant_violation")

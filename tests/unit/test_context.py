@@ -37,6 +37,7 @@ from pmm_shm_client.searching import Hit, Hits
 from tests.support import answers, ledgers
 from tests.support.context import DOCUMENTED, NAMES, QUERY, SAID, commit, context_of, log_of, texts
 from tests.support.golden_cases import Case, cases, make_ledger, write_events
+from tests.support.profiles import examples
 
 ROLES = dict(zip(NAMES, ("user", "assistant", "user", "assistant"), strict=True))
 TIME = "2026-01-02T03:04:05Z"
@@ -146,7 +147,7 @@ def spec_number(value: Any) -> str:
 # Rules for lines.
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(text=texts)
 @example(text="- " + " " * 5_000 + "x." + "\n" * 5_000 + "y")
 @example(text="x" * 78 + ". y")

@@ -8,24 +8,18 @@ from collections.abc import Iterator
 
 from pmm_shm import crash_points
 from pmm_shm.crash_points import COMMITS, POINTS
-from tests.support import ledgers
-
-PACKAGES = ("pmm_shm", "server", "client")
-
-
-# The registry.
+from tests.support.sources import sources
 
 
 def _reached() -> Iterator[tuple[str, str]]:
     """(function that is called, its first argument) of each call that names a point or a commit."""
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call):
-                    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                    if function in ("crash_point", "transact", "_commit", "_commit_result"):
-                        name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-                        yield function, str(name)
+    for _, _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if function in ("crash_point", "transact", "_commit", "_commit_result"):
+                    name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+                    yield function, str(name)
 
 
 def test_the_registry_names_each_point_and_no_other() -> None:
@@ -41,10 +35,9 @@ def test_the_registry_names_each_point_and_no_other() -> None:
 def test_every_write_transaction_of_the_store_has_its_points() -> None:
     """No `write()` of the environment but in the two places that reach points."""
     found = [
-        path.name
-        for package in PACKAGES
-        for path in (ledgers.ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        source.name
+        for source in sources()
+        for node in ast.walk(source.tree)
         if isinstance(node, ast.With)
         for item in node.items
         if isinstance(item.context_expr, ast.Call)
@@ -55,20 +48,16 @@ def test_every_write_transaction_of_the_store_has_its_points() -> None:
 
 
 def test_nothing_but_a_test_installs_a_hook() -> None:
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            if path.name == "crash_points.py":
-                assert not {"os", "sys"} & {
-                    alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)
-                    for alias in node.names
-                }  # fmt: skip
-            else:
-                for node in ast.walk(ast.parse(text)):
-                    if isinstance(node, ast.ImportFrom) and node.module == "pmm_shm.crash_points":
-                        assert [alias.name for alias in node.names] == ["crash_point"], path
-                    elif isinstance(node, ast.ImportFrom) and node.module == "pmm_shm":
-                        assert "crash_points" not in [alias.name for alias in node.names], path
+    for path, _, tree in sources():
+        if path == "pmm_shm/crash_points.py":
+            imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+            assert not {"os", "sys"} & imported
+        else:
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.module == "pmm_shm.crash_points":
+                    assert [alias.name for alias in node.names] == ["crash_point"], path
+                elif isinstance(node, ast.ImportFrom) and node.module == "pmm_shm":
+                    assert "crash_points" not in [alias.name for alias in node.names], path
 
 
 def test_a_point_costs_nothing_without_a_hook() -> None:

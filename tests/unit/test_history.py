@@ -21,6 +21,7 @@ from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm_client import connect
 from tests.support.answers import golden_case, insert
+from tests.support.profiles import examples
 
 POINTS_MAX, CHANGES_MAX = 8, 4
 
@@ -139,7 +140,7 @@ class Stored:
 
 
 @given(log=LOGS, gaps=GAPS, repeats=st.integers(1, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_a_replay_equals_the_naive_recomputation(log: Log, gaps: list[int], repeats: int) -> None:
     rows, fold = rows_of(log * repeats, gaps), HistoryFold()
     with small_limits():
@@ -149,7 +150,7 @@ def test_a_replay_equals_the_naive_recomputation(log: Log, gaps: list[int], repe
 
 
 @given(log=LOGS, gaps=GAPS, repeats=st.integers(1, 3), cuts=CUTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_flushed_and_patched_in_any_rhythm_it_is_the_same(
     log: Log, gaps: list[int], repeats: int, cuts: list[str]
 ) -> None:

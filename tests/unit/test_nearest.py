@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pmm_shm.vectors.nearest import Rows, inverse_norms, nearest
 from tests.support.nearest import check
+from tests.support.profiles import examples
 
 
 def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) -> list[Rows]:
@@ -41,14 +42,14 @@ def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.f
     return ids, vectors, query, draw(st.integers(1, 45)), draw(st.lists(st.just(0), min_size=1, max_size=4))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(cases())
 def test_equals_a_float64_brute_force(case: Any) -> None:
     ids, vectors, query, k, sizes = case
     check(nearest(in_blocks(ids, vectors, sizes), query, k), ids, vectors, query, k)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(cases(), st.data())
 def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObject) -> None:
     ids, vectors, query, k, sizes = case
@@ -59,7 +60,7 @@ def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObje
     check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(cases(), st.data())
 def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     ids, vectors, query, k, sizes = case

@@ -25,6 +25,7 @@ from pmm_shm.store.layout import Header, HeaderDecoder
 from pmm_shm_client import EventLog, connect
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
+from tests.support.profiles import examples
 from tests.support.publishing import Publisher, fill, foreign
 
 _TIMEOUT_S = 30.0
@@ -73,7 +74,7 @@ def outcome(decode: Any, data: bytes) -> Any:
         return str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.lists(st.tuples(headers, st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 6])), min_size=1, max_size=8))
 def test_headers_that_come_one_after_another_are_decoded_as_each_alone(seen: list[tuple[Header, int]]) -> None:
     decoder = HeaderDecoder()

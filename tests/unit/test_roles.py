@@ -17,6 +17,7 @@ from pmm_shm.wire import protocol
 from pmm_shm_chat.autonomy import Autonomy
 from pmm_shm_client import connect
 from pmm_shm_client.roles import Role
+from tests.support.profiles import examples
 
 LEASE = limits.ROLE_LEASE_S
 
@@ -76,7 +77,7 @@ class Elections(RuleBasedStateMachine):
 
 
 TestElections = Elections.TestCase
-TestElections.settings = settings(max_examples=200, deadline=None)
+TestElections.settings = settings(max_examples=examples(200))
 
 
 def test_no_role_in_the_first_lease_time() -> None:

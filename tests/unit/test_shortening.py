@@ -5,13 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from tests.support import ledgers
-
-PACKAGES = ("pmm_shm", "server", "client")
-
-
-# Files that others have mapped.
-
+from tests.support.sources import sources
 
 # Module to what may shorten a file there, and which: none of these is mapped by anybody.
 SHORTENS = {
@@ -26,11 +20,10 @@ SHORTENS = {
 def test_nothing_shortens_a_file_in_place() -> None:
     """Row 17: a page that is gone is a SIGBUS in every process that has it mapped. Write anew, and rename."""
     found: dict[str, list[str]] = {}
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                for what in _shortenings(node):
-                    found.setdefault(str(path.relative_to(ledgers.ROOT)), []).append(what)
+    for path, _, tree in sources():
+        for node in ast.walk(tree):
+            for call in _shortenings(node):
+                found.setdefault(path, []).append(call)
     assert found == SHORTENS
 
 

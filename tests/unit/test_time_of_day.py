@@ -6,10 +6,7 @@ import ast
 import re
 from collections import Counter
 
-from tests.support.hazards import modules
-
-# Hazard 22.
-
+from tests.support.sources import sources
 
 CLOCKS = {
     ("time", name) for name in ("time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "asctime")
@@ -31,7 +28,7 @@ CLOCK_IN_SQL = re.compile(r"CURRENT_(TIME|DATE)|'now'|unixepoch\(|CLOCK_REALTIME
 def test_no_module_asks_for_the_time_of_day_but_those_that_are_known_to() -> None:
     """Hazard 22: nothing is decided by a clock that jumps."""
     found: dict[str, dict[str, int]] = {}
-    for name, tree in modules():
+    for name, _, tree in sources():
         calls: Counter[str] = Counter()
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
