@@ -26,3 +26,7 @@ def test_hostile_messages_of_another_seed_each_time(daemon: Daemon) -> None:
     seed = seed_of(None)
     for number in range(5):
         check_attack(daemon, seed + number, MESSAGES)
+
+
+def test_100_000_hostile_messages(daemon: Daemon) -> None:
+    check_attack(daemon, seed_of(4), MESSAGES)

@@ -1,19 +1,12 @@
-"""Kill loops, the short version of `make chaos`: a new seed each time, or the one in PMM_CHAOS_SEED.
-
-Also that the checks of a chaos run find what they are there to find.
-"""
+"""The checks of a chaos run find what they are there to find."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,54 +15,6 @@ from tests.chaos import checks as chaos_checks
 from tests.chaos import work as chaos_work
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
-
-SEED_VARIABLE = "PMM_CHAOS_SEED"
-LEAST = {"kill daemon": 2, "kill client": 1}
-"""Of each act, what even a busy machine has time for."""
-
-
-def run_chaos(journal: str, seconds: int, **counts: int) -> dict[str, Any]:
-    """The report of a run in processes of its own; fails with what the run says, its seed included."""
-    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(1 << 32))
-    options = {"seed": seed, "journal": journal, "seconds": seconds, "check-every": 5, **counts}
-    arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    # Not `subprocess.run`, which on a time limit of the test would leave it running.
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos", "--json", *arguments],
-        cwd=ledgers.ROOT,
-        env=daemons.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            output, errors = process.communicate()
-        finally:
-            process.kill()
-    assert process.returncode == 0, f"{SEED_VARIABLE}={seed}\n{errors}"
-    report: dict[str, Any] = json.loads(output)
-    assert report["seed"] == seed
-    for kind, number in LEAST.items():
-        assert report["acts"].get(kind, 0) >= number, (report, errors)
-    return report
-
-
-def test_kill_loops() -> None:
-    report = run_chaos("wal", 20, daemon_kills=60, client_kills=40, stops=6)
-    assert report["acknowledged"] > 20
-    assert report["restarts"] > 0
-    assert report["folded"] <= report["missed"]
-
-
-def test_kill_loops_on_a_rollback_journal() -> None:
-    report = run_chaos("delete", 10, daemon_kills=40, client_kills=25, stops=0)
-    assert report["acknowledged"] > 20
-    assert report["restarts"] > 0
-    assert report["folded"] <= report["missed"]
-
-
-# The plan.
 
 
 def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:

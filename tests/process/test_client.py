@@ -31,8 +31,6 @@ from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.waiting import SHORT_S, SLACK_S, raises_within
 
-"""What a busy machine may add to a deadline; the calls in question would wait for ever, or for 30 s and more."""
-
 
 def name_of(cache: Cache, **options: Any) -> Any:
     return cache.identity(**options).name

@@ -41,6 +41,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 OPENED_LATE = 8
+"""Descriptors that a daemon opens once in its first seconds: connections to the ledger, each with its `-wal`."""
 
 
 def descriptors(pid: int) -> int:

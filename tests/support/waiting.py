@@ -10,6 +10,7 @@ import pytest
 
 SHORT_S = 0.3
 SLACK_S = 5.0
+"""What a busy machine may add to a deadline; the calls in question would wait for ever, or for 30 s and more."""
 
 
 def raises_within(error: type[Exception], action: Callable[[], Any], deadline_s: float = SHORT_S) -> str:
