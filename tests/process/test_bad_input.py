@@ -34,6 +34,7 @@ from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_co
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.daemons import Daemon
+from tests.support.messages import one_line
 from tests.support.privileges import AS_NOBODY
 
 FAILURE, USAGE = 1, 2
@@ -121,14 +122,6 @@ def listing(folder: Path) -> dict[str, str]:
         [sys.executable, "-I", "-S", "-c", code, str(folder)], capture_output=True, text=True, check=True, timeout=30
     )
     return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-
-def one_line(error: BaseException, *parts: str) -> None:
-    text = str(error)
-    assert "\n" not in text
-    assert len(text) < 500
-    for part in parts:
-        assert part in text
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -344,14 +337,6 @@ def test_pmm_cached_takes_the_ledger_of_PMM_DB(ledger: str) -> None:
     assert "text.db" in done.stderr
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan")])
-def test_a_timeout_that_is_no_time_is_refused(ledger: str, timeout: float) -> None:
-    for action in (lambda: connect(ledger, timeout=timeout), lambda: EventLog(ledger, timeout=timeout)):
-        with pytest.raises(ConfigError) as caught:
-            action()
-        one_line(caught.value, "timeout")
-
-
 @pytest.mark.parametrize("name", ["nope", "", "decode", "Metrics", "x" * 1_000, "self_model\n"])
 def test_an_unknown_fold_is_refused(ledger: str, name: str) -> None:
     before = set(listing(Path(ledger).parent))
@@ -360,12 +345,6 @@ def test_an_unknown_fold_is_refused(ledger: str, name: str) -> None:
     assert "no fold" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {path for path in listing(Path(ledger).parent) if not path.endswith(("-wal", "-shm"))} == before
-
-
-def test_a_wrong_consistency_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        connect(tmp_path / "absent.db", consistency="eventually")  # type: ignore[arg-type]
-    one_line(caught.value, "consistency", "'eventually'")
 
 
 # The store.

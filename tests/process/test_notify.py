@@ -324,9 +324,11 @@ def test_sigterm_ends_it_within_two_seconds(
     path = tmp_path / "ledger.db"
     if when == "idle":
         ledgers.build(path, 30)
-    else:
+    elif when == "rebuild":
         # Enough that it is still at it when it is asked.
-        synthetic.generate(path, 400_000 if when == "rebuild" else 100_000, 7)
+        ledgers.build_many(path, 400_000)
+    else:
+        synthetic.generate(path, 100_000, 7)
     daemon = start_daemon(str(path), env=manager.environment(), wait=when != "rebuild")
     busy: threading.Thread | None = None
     if when == "rebuild":

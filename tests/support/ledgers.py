@@ -68,6 +68,7 @@ def build(
     connection.execute(f"PRAGMA journal_mode = {journal}")
     make_table(connection, hash_columns=hash_columns)
     previous = None
+    connection.execute("BEGIN")
     for event_id in ids or range(1, count + 1):
         row = {
             "id": event_id,
@@ -86,6 +87,24 @@ def build(
             del row["prev_hash"], row["hash"]
         marks = ", ".join(f":{name}" for name in row)
         connection.execute(f"INSERT INTO events ({', '.join(row)}) VALUES ({marks})", row)
+    connection.execute("COMMIT")
+    connection.close()
+    return str(path)
+
+
+_MANY = """
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+INSERT INTO events (ts, kind, content, meta)
+SELECT '2026-01-02T03:04:05.000000+00:00', 'commitment_open', 'promise ' || n, json_object('cid', 'c' || n, 'text', 'x')
+FROM numbers
+"""
+
+
+def build_many(path: str | os.PathLike[str], count: int) -> str:
+    """A ledger of so many open commitments, in rollback mode and without hashes; for hundreds of thousands."""
+    connection = connect(path)
+    make_table(connection)
+    connection.execute(_MANY, (count,))
     connection.close()
     return str(path)
 

@@ -15,6 +15,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm_client import EventLog, connect
 from tests.support import ledgers
+from tests.support.messages import one_line
 
 EXT4, TMPFS, OVERLAY = 0xEF53, 0x01021994, 0x794C7630
 
@@ -41,12 +42,6 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
-
-
-def one_line(error: BaseException, *parts: str) -> None:
-    assert "\n" not in str(error)
-    for part in parts:
-        assert part in str(error)
 
 
 @pytest.mark.parametrize(("number", "name"), file_systems.NETWORK.items())
