@@ -21,7 +21,9 @@ pytest_plugins = [
     f"tests.support.{name}"
     for name in (
         "chat",
+        "figures",
         "own_embedders",
+        "privileges",
         "publishing",
         "reentry",
         "restoring",

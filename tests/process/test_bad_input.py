@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.daemons import Daemon
 from tests.support.messages import one_line
-from tests.support.privileges import AS_NOBODY
+from tests.support.privileges import as_nobody
 
 FAILURE, USAGE = 1, 2
 
@@ -201,20 +199,6 @@ def test_damage_in_the_middle_of_a_ledger_is_one_of_our_errors(tmp_path: Path) -
 
 
 # Permissions: root may do everything, so another user tries.
-
-
-def as_nobody(action: str, path: Path) -> subprocess.CompletedProcess[str]:
-    """An action without privileges: by the user nobody where this one is root."""
-    return daemons.run_python(AS_NOBODY, action, str(path))
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter: pytest's own are private."""
-    folder = Path(tempfile.mkdtemp(prefix="pmm-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def protect(folder: Path, ledger: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from pmm_shm_client import connect
 from tests.chaos import checks as chaos_checks
-from tests.chaos import work as chaos_work
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
+from tests.support.chaos_runs import noted
 
 
 def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:
@@ -40,12 +40,6 @@ def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:
 
 
 # The checks.
-
-
-def noted(ledger: str, tokens: list[str]) -> list[tuple[int, str]]:
-    """Append an event for each token; returns what its writer acknowledges."""
-    with connect(ledger) as cache:
-        return [(cache.append("user", "x", {chaos_work.TOKEN: token}), token) for token in tokens]
 
 
 def test_what_diverges_from_a_replay_is_found(ledger: str, start_daemon: StartDaemon) -> None:

@@ -10,8 +10,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,9 +26,9 @@ from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_terminal.answers import NAMES
+from tests.support.command import COMMAND, is_one_line, run
 from tests.support.ledgers import build, build_hostile, execute, read_bytes
 
-COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
 Files = dict[str, str]
 
 
@@ -39,14 +37,6 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("PMM_"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A directory with a short path (sockets), that another user can traverse."""
-    with tempfile.TemporaryDirectory(prefix="pmm", dir="/tmp") as path:
-        os.chmod(path, 0o755)
-        yield Path(path)
 
 
 @pytest.fixture
@@ -80,28 +70,11 @@ def until_up_to_date(ledger: str) -> None:
         assert time.monotonic() < deadline
 
 
-def run(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command as a program."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **(env or {})},
-        **options,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def ran_json(*arguments: str) -> Any:
     code, out, err = run(*arguments, "--json")
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     return json.loads(out)
-
-
-def is_one_line(err: str) -> bool:
-    return err.startswith("pmm-shm: ") and err.count("\n") == 1 and err.endswith("\n")
 
 
 def files(directory: Path) -> Files:

@@ -28,8 +28,8 @@ from pmm_shm_client import connect
 from pmm_shm_terminal.program import run_command
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
+from tests.support.command import COMMAND, is_one_line, run
 
-COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
 LARGE = 10_000_000
 HOSTILE = {
     "escapes": b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \xc2\x9b2J [bold]not bold[/bold] [/] :smile:",
@@ -118,12 +118,6 @@ def served() -> Iterator[Served]:
             served.daemon.kill()
 
 
-def run(*arguments: str, env: dict[str, str]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command as a program."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=env)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture
 def ran_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
     """As `run`, in this process: for many at a time."""
@@ -136,10 +130,6 @@ def ran_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return code, *capsys.readouterr()
 
     return ran
-
-
-def is_one_line(err: str) -> bool:
-    return err.startswith("pmm-shm: ") and err.count("\n") == 1 and err.endswith("\n")
 
 
 class Terminal:

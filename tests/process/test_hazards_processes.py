@@ -9,14 +9,11 @@ import asyncio
 import json
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,7 @@ from tests.support.answers import everything, replayed
 from tests.support.daemons import DEADLINE_S, Daemon, environment, run_python, until
 from tests.support.hazards import event
 from tests.support.mounts import in_mount_namespace
-from tests.support.privileges import AS_NOBODY
+from tests.support.privileges import AS_NOBODY, as_nobody
 from tests.support.user_folds import EXAMPLE, Site
 
 # Hazard 14.
@@ -379,21 +376,6 @@ def test_a_daemon_and_a_client_whose_clock_jumps_go_on(ledger: str, monkeypatch:
 
 
 ALONE = "without permission to write in its directory"
-# The interpreter's own codecs may lie where only root can read.
-AS_NOBODY_TOO = "import encodings.ascii, encodings.idna, encodings.unicode_escape\n" + AS_NOBODY
-
-
-def as_nobody(action: str, path: Path) -> subprocess.CompletedProcess[str]:
-    return run_python(AS_NOBODY_TOO, action, str(path))
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter and only its owner may write in."""
-    folder = Path(tempfile.mkdtemp(prefix="pmm-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def test_a_reader_without_write_permission_needs_a_writer_beside_it(open_folder: Path) -> None:
@@ -440,7 +422,7 @@ def test_a_daemon_without_write_permission_needs_a_writer_beside_it(
     with connect(path) as cache:
         cache.append("user", "live")
         with subprocess.Popen(
-            [sys.executable, "-c", AS_NOBODY_TOO, "pmm-cached", str(path)],
+            [sys.executable, "-c", AS_NOBODY, "pmm-cached", str(path)],
             env=environment(),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,6 @@ from tests.support.search_oracle import KINDS, Steered, blob, check_hits, digest
 from tests.support.searching import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
 
 COUNTING: dict[str, Any] = {"model": "counting", "takes_empty": False}
-
-
-@pytest.fixture
-def steered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steered:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Steered(tmp_path)
-
-
-@pytest.fixture
-def daemon(ledger: str) -> Iterator[ForkedDaemon]:
-    with ForkedDaemon(Path(ledger), *NEVER) as daemon:
-        yield daemon
 
 
 def serve(ledger: str, *options: str) -> ForkedDaemon:

@@ -8,12 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from tests.support import daemons
+from tests.support.figures import drawn
 
 WITHOUT = """
 import sys
@@ -21,17 +20,6 @@ sys.modules["matplotlib"] = None
 from pmm_shm_cli.main import main
 main()
 """
-
-
-def drawn(ledger: str, target: Path, *options: str) -> bytes:
-    ran = CliRunner().invoke(cli, ["plot", ledger, "-o", str(target), *options])
-    assert ran.exit_code == 0, ran.output
-    return target.read_bytes()
-
-
-@pytest.fixture
-def _with_matplotlib() -> None:
-    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
 
 
 @pytest.mark.usefixtures("_with_matplotlib")

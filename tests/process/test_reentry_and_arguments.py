@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +10,11 @@ import pytest
 from pmm_shm.errors import (
     DaemonAbsentError,
     LedgerBusyError,
-    PmmShmError,
 )
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
+from tests.support.reentry import refused
 
 # Re-entry.
 
@@ -28,13 +27,6 @@ def test_another_log_of_the_ledger_waits_in_vain_within_an_append(log: EventLog,
 
 
 # Arguments.
-
-
-def refused(error: type[PmmShmError], action: Callable[[], Any]) -> None:
-    with pytest.raises(error) as caught:
-        action()
-    assert str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 1e9, 1 << 80])

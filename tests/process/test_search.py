@@ -10,7 +10,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,6 @@ from tests.support.searching import (
 )
 
 _fork = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def daemon(ledger: str) -> Iterator[ForkedDaemon]:
-    with ForkedDaemon(Path(ledger), *NEVER) as daemon:
-        yield daemon
 
 
 # The oracle.

@@ -24,25 +24,14 @@ from pmm_shm_cli.remedies import remedy_for
 from pmm_shm_client import commands, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
+from tests.support.command import COMMAND, run
 
-COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
+PLAIN = {"COLUMNS": None}
 TOP = ["-m", "pmm_shm_cli", "top"]
 
 
-def run(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env=daemons.environment(**{"COLUMNS": None, **changes}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=daemons.DEADLINE_S,
-        check=False,
-    )
-
-
 def shown(ledger: str) -> dict[str, Any]:
-    return json.loads(run("status", ledger, "--json").stdout)  # type: ignore[no-any-return]
+    return json.loads(run("status", ledger, "--json", env=PLAIN).out)  # type: ignore[no-any-return]
 
 
 # status
@@ -57,16 +46,16 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
         cache._reporter.report()
         daemons.until(lambda: daemon.stats()["workers"]["seen"] == 1)
         daemons.until(lambda: daemon.stats()["verified_as_of"] == 1_234)
-        ran = run("status", ledger)
+        ran = run("status", ledger, env=PLAIN)
         found = shown(ledger)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    lines = ran.stdout.splitlines()
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
     assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
     names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
     assert names[1:] == [
         "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "readers", "quarantine",
     ]  # fmt: skip
-    text = " ".join(ran.stdout.split())
+    text = " ".join(ran.out.split())
     assert f"pid {daemon.pid}, up" in text
     assert "1 live of 1; hit rates: projection – of 0, metrics 75.00% of 4, embeddings – of 0" in text
     assert "up to event 1,234; 1 passed, 0 failed; 2 sealed blocks, 0 history breaks" in text
@@ -94,7 +83,7 @@ def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_d
         (entry,) = [entry for entry in shown(ledger)["readers"] if entry["pid"] == reader.pid]
         assert entry["behind_txns"] >= 1
         assert "python" in entry["command"]
-        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger).stdout)
+        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger, env=PLAIN).out)
     finally:
         reader.kill()
         reader.communicate()
@@ -105,12 +94,12 @@ def test_the_newest_of_the_quarantine_is_shown_as_text(ledger: str, start_daemon
         ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'commitment_open', 'c', ?)", "\x1b[2J{"
     )
     start_daemon(ledger)
-    ran = run("status", ledger)
-    assert ran.returncode == 0
-    assert "degraded" in ran.stdout.splitlines()[0]
-    assert re.search(r"event 1, \w+: ", ran.stdout)
-    assert "\x1b" not in ran.stdout
-    assert f"type: pmm-shm status {ledger} --json" in " ".join(ran.stdout.split())
+    ran = run("status", ledger, env=PLAIN)
+    assert ran.code == 0
+    assert "degraded" in ran.out.splitlines()[0]
+    assert re.search(r"event 1, \w+: ", ran.out)
+    assert "\x1b" not in ran.out
+    assert f"type: pmm-shm status {ledger} --json" in " ".join(ran.out.split())
 
 
 def test_colours_on_a_terminal_unless_they_are_not_wanted(ledger: str) -> None:
@@ -153,35 +142,35 @@ def test_known_problems_as_the_code_says_them(ledger: str, start_daemon: StartDa
 def test_one_frame(ledger: str, start_daemon: StartDaemon) -> None:
     with connect(ledger) as cache:
         cache.append("user", "hello", {})
-    ran = run("top", ledger, "--once", "--interval", "0.1")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("absent  ledger.db  nothing published  head 1\n")
-    assert f"type: pmm-cached {ledger} &" in ran.stdout
+    ran = run("top", ledger, "--once", "--interval", "0.1", env=PLAIN)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("absent  ledger.db  nothing published  head 1\n")
+    assert f"type: pmm-cached {ledger} &" in ran.out
     daemon = start_daemon(ledger)
     # No terminal: as `--once`.
-    ran = run("top", ledger, "--interval", "0.1")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("healthy  ledger.db  event 1  lag 0\n")
+    ran = run("top", ledger, "--interval", "0.1", env=PLAIN)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("healthy  ledger.db  event 1  lag 0\n")
     for word in ("events/s", "reads/s", "commands/s", "commits/s", "IAS", "GAS", "memory", "workers", "readers"):
-        assert f"\n{word}" in ran.stdout
-    assert "\x1b" not in ran.stdout
-    found = json.loads(run("top", ledger, "--json", "--interval", "0.1").stdout)
+        assert f"\n{word}" in ran.out
+    assert "\x1b" not in ran.out
+    found = json.loads(run("top", ledger, "--json", "--interval", "0.1", env=PLAIN).out)
     assert (found["health"], found["rates"]["events"], found["daemon"]["pid"]) == ("healthy", 0.0, daemon.pid)
     # It only looks on.
     assert daemon.stats()["workers"]["seen"] == 0
-    ran = run("top", ledger, "--once", "--interval", "0.1", PYTHONIOENCODING="ascii")
-    assert not re.search("[▁-█⠀-⣿]", ran.stdout)
+    ran = run("top", ledger, "--once", "--interval", "0.1", env={**PLAIN, "PYTHONIOENCODING": "ascii"})
+    assert not re.search("[▁-█⠀-⣿]", ran.out)
 
 
 @pytest.mark.parametrize("option", [["--interval", "0"], ["--interval", "nan"], ["--nonsense"]])
 def test_wrong_usage(ledger: str, option: list[str]) -> None:
-    ran = run("top", ledger, *option)
-    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
+    ran = run("top", ledger, *option, env=PLAIN)
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1)
 
 
 def test_without_a_ledger(tmp_path: Path) -> None:
-    ran = run("top", str(tmp_path / "none.db"))
-    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1)
+    ran = run("top", str(tmp_path / "none.db"), env=PLAIN)
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
 
 
 @pytest.fixture

@@ -6,29 +6,17 @@ import os
 import signal
 import socket
 import time
-from typing import Any
 
 import pytest
 
 from pmm_cached.workers import started_at
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
-from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import recorded_endpoints
-from pmm_shm.wire.protocol import COUNTERS, Request
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons
-
-
-def counters(**changes: int) -> dict[str, int]:
-    return {**dict.fromkeys(COUNTERS, 0), **changes}
-
-
-def packed(worker: Any = 1, is_last: Any = False, counted: Any = None) -> bytes:
-    args = {"worker": worker, "counters": counters() if counted is None else counted, "is_last": is_last}
-    return Request(0, protocol.REPORT, args).pack()
-
+from tests.support.reports import counters, packed
 
 # The table.
 

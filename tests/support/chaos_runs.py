@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import Any
 
+from pmm_shm_client import connect
+from tests.chaos import work as chaos_work
 from tests.support import daemons, ledgers
 
 SEED_VARIABLE = "PMM_CHAOS_SEED"
@@ -41,3 +43,9 @@ def run_chaos(journal: str, seconds: int, **counts: int) -> dict[str, Any]:
     for kind, number in LEAST.items():
         assert report["acts"].get(kind, 0) >= number, (report, errors)
     return report
+
+
+def noted(ledger: str, tokens: list[str]) -> list[tuple[int, str]]:
+    """Append an event for each token; returns what its writer acknowledges."""
+    with connect(ledger) as cache:
+        return [(cache.append("user", "x", {chaos_work.TOKEN: token}), token) for token in tokens]

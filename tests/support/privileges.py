@@ -1,9 +1,20 @@
-"""Processes of another user."""
+"""Processes of another user, and a folder that they may enter."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import daemons
+
 AS_NOBODY = """
 import os, pwd, sys
+import encodings.ascii, encodings.idna, encodings.unicode_escape
 import pmm_cached.main
 from pmm_shm_client import EventLog, connect
 from pmm_shm.errors import PmmShmError
@@ -31,3 +42,17 @@ except PmmShmError as error:
     print(f"{type(error).__name__}: {error}")
     sys.exit(3)
 """
+
+
+def as_nobody(action: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """An action without privileges: by the user nobody where this one is root."""
+    return daemons.run_python(AS_NOBODY, action, str(path))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter and only its owner may write in: pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(prefix="pmm-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.errors import (
+    PmmShmError,
+)
 from pmm_shm.ledger import append
 from pmm_shm.ledger.eventlog import EventLog
 
@@ -39,3 +42,10 @@ def within(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], lis
         return outcome
 
     return arrange
+
+
+def refused(error: type[PmmShmError], action: Callable[[], Any]) -> None:
+    with pytest.raises(error) as caught:
+        action()
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -82,3 +82,10 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cache, 
     fill(path, 60, 1_000)
     with connect(path) as cache:
         yield cache, expected(path)
+
+
+@pytest.fixture
+def daemon(ledger: str) -> Iterator[ForkedDaemon]:
+    """A daemon of `ledger` that verifies only on request."""
+    with ForkedDaemon(Path(ledger), *NEVER) as daemon:
+        yield daemon

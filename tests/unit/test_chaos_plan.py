@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pmm_shm_client import connect
 from tests.chaos import checks as chaos_checks
 from tests.chaos import plan as chaos_plan
 from tests.chaos import work as chaos_work
 from tests.support import ledgers
+from tests.support.chaos_runs import noted
 
 # The plan.
 
@@ -32,12 +32,6 @@ def test_a_seed_is_a_plan() -> None:
 
 
 # The checks.
-
-
-def noted(ledger: str, tokens: list[str]) -> list[tuple[int, str]]:
-    """Append an event for each token; returns what its writer acknowledges."""
-    with connect(ledger) as cache:
-        return [(cache.append("user", "x", {chaos_work.TOKEN: token}), token) for token in tokens]
 
 
 def check_events(ledger: str, acknowledged: list[tuple[int, str]]) -> int:

@@ -13,6 +13,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.plotting import Band, _curve, bands
 from pmm_shm_client.results import History
+from tests.support.figures import drawn
 
 
 def point(first: int, last: int, *ias: float, stage: str = "S0") -> Point:
@@ -22,17 +23,6 @@ def point(first: int, last: int, *ias: float, stage: str = "S0") -> Point:
 def history(**changes: Any) -> History:
     empty: dict[str, Any] = {"points": (), "stride": 1, "stages": (), "stage_changes": 0, "names": (), "as_of": 0}
     return History(**{**empty, "name_changes": 0, **changes})
-
-
-def drawn(ledger: str, target: Path, *options: str) -> bytes:
-    ran = CliRunner().invoke(cli, ["plot", ledger, "-o", str(target), *options])
-    assert ran.exit_code == 0, ran.output
-    return target.read_bytes()
-
-
-@pytest.fixture
-def _with_matplotlib() -> None:
-    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
 
 
 @pytest.mark.usefixtures("_with_matplotlib")

@@ -25,6 +25,7 @@ from pmm_shm.ledger import append
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import Cache, build_self_model_cached, connect
 from tests.support import ledgers
+from tests.support.reentry import refused
 
 ID_MAX = (1 << 63) - 1
 
@@ -209,13 +210,6 @@ def test_text_reads_as_int_reads_it_under_every_limit_of_the_host(text: str, exp
 
 
 # Arguments.
-
-
-def refused(error: type[PmmShmError], action: Callable[[], Any]) -> None:
-    with pytest.raises(error) as caught:
-        action()
-    assert str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 BAD: list[tuple[type[PmmShmError], Callable[[Cache], Any]]] = [

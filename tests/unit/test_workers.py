@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from typing import Any
 
 import pytest
 
@@ -15,15 +14,7 @@ from pmm_shm.wire.protocol import COUNTERS, ProtocolError, Request, unpack_reque
 from pmm_shm_client import Cache
 from pmm_shm_client.reporting import Reporter
 from tests.support import ledgers
-
-
-def counters(**changes: int) -> dict[str, int]:
-    return {**dict.fromkeys(COUNTERS, 0), **changes}
-
-
-def packed(worker: Any = 1, is_last: Any = False, counted: Any = None) -> bytes:
-    args = {"worker": worker, "counters": counters() if counted is None else counted, "is_last": is_last}
-    return Request(0, protocol.REPORT, args).pack()
+from tests.support.reports import counters, packed
 
 
 class Processes:
