@@ -1,7 +1,7 @@
 """Many chat workers on one ledger, with the built-in responder, while the daemon is killed: what came of it, and how
 long a turn took beside the model.
 
-`tests/process/test_chat_load.py` checks a run on a small ledger; `make bench-chat` reports one on 100,000 events. It
+`tests/chaos/test_chat_load.py` checks a run on a small ledger; `make bench-chat` reports one on 100,000 events. It
 compares a turn's time with the least that a worker without a cache would need: one full replay for its context, and the
 same appends.
 """

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import socket
+import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
 
-_FORBIDDEN = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "socket.connect"}
-_is_unit_test = False
+_FORBIDDEN = [(time, "sleep"), (os, "fork"), (os, "posix_spawn"), (socket.socket, "connect")]
+_start = subprocess.Popen.__init__
 
 
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    # `ctypes.util.find_library` asks this program for the name of a library.
-    if _is_unit_test and event in _FORBIDDEN and arguments[:1] != ("/sbin/ldconfig",):
-        pytest.fail(f"{event}{arguments!r}: not in tests/unit, but in tests/process")
+def _refuse(*arguments: Any, **_: Any) -> NoReturn:
+    pytest.fail(f"{arguments!r}: not in tests/unit, but in tests/process")
 
 
-# Audit hooks cannot be removed: this one does nothing outside of unit tests.
-sys.addaudithook(_refuse)
-
-
-def _no_sleep(seconds: float) -> NoReturn:
-    pytest.fail(f"sleep({seconds}): not in tests/unit, but in tests/process")
+def _start_only_ldconfig(process: subprocess.Popen[Any], command: Any, *arguments: Any, **options: Any) -> None:
+    """`ctypes.util.find_library` asks that program for the name of a library."""
+    if command[0] != "/sbin/ldconfig":
+        _refuse(command)
+    _start(process, command, *arguments, **options)
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    global _is_unit_test
-    monkeypatch.setattr(time, "sleep", _no_sleep)
-    _is_unit_test = True
-    yield
-    _is_unit_test = False
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in _FORBIDDEN:
+        monkeypatch.setattr(owner, name, _refuse)
+    monkeypatch.setattr(subprocess.Popen, "__init__", _start_only_ldconfig)

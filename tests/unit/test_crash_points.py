@@ -23,13 +23,14 @@ def _reached() -> Iterator[tuple[str, str]]:
 
 
 def test_the_registry_names_each_point_and_no_other() -> None:
-    commits = [name for function, name in _reached() if function != "crash_point" and name != "None"]
-    points = [name for function, name in _reached() if function == "crash_point" and name != "None"]
+    reached = list(_reached())
+    commits = [name for function, name in reached if function != "crash_point" and name != "None"]
+    points = [name for function, name in reached if function == "crash_point" and name != "None"]
     # The two points of a commit are made of its name, in one place; the header's stand there by themselves.
     assert sorted(commits) == sorted(set(COMMITS) - {"open"})
     made = {f"{name}.{when}" for name in set(COMMITS) - {"open"} for when in ("inside", "committed")}
     assert sorted(points) == sorted(set(POINTS) - made)
-    assert [function for function, name in _reached() if name == "None"].count("crash_point") == 2
+    assert [function for function, name in reached if name == "None"].count("crash_point") == 2
 
 
 def test_every_write_transaction_of_the_store_has_its_points() -> None:

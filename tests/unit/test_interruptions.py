@@ -61,7 +61,7 @@ def test_a_failure_from_outside_a_fold_is_not_the_events(path: Path) -> None:
     """A time limit that strikes within `apply` reaches the program, and no answer lacks the event afterwards."""
     with connect(path) as cache:
         with EventLog(path) as log:
-            log.append_many([("commitment_open", "", {"cid": f"c{n}", "text": "x"}) for n in range(20_000)])
+            log.append_many([("commitment_open", "", {"cid": f"c{n}", "text": "x"}) for n in range(5_000)])
 
         class TimeIsUp(Exception):
             """No `OSError`: where a file is looked at, any of them is an answer."""
@@ -78,7 +78,7 @@ def test_a_failure_from_outside_a_fold_is_not_the_events(path: Path) -> None:
         try:
             # What is raised within a callback of the collector, as Hypothesis has one, reaches nobody.
             gc.disable()
-            signal.setitimer(signal.ITIMER_REAL, 0.03)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
             with pytest.raises(TimeIsUp):
                 read_for_ever()
         finally:
