@@ -13,13 +13,8 @@ from pmm_shm.folds.stage import StageView
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings
 
-_FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
+FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
 """The fold behind a read method, where it has another name."""
-
-
-def fold_behind(method: str) -> str:
-    """The name of the fold behind a read method."""
-    return _FOLD_BEHIND.get(method, method)
 
 
 def _identity(view: SelfModel, as_of: int) -> Identity:
@@ -82,7 +77,7 @@ class Frame:
     as_of: int
 
     def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
-        results = {name: make(views[fold_behind(name)], as_of) for name, make in RESULTS.items()}
+        results = {name: make(views[FOLD_BEHIND.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_replays", replays),
             ("_views", dict(views)),

@@ -285,13 +285,19 @@ class Reader:
         return Reading(self._read_models.values(), mark)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
-        while not all(self._is_at_head(key, snapshot) for key in list(self._read_models)):
-            pass
+        while True:
+            for key in list(self._read_models):
+                if not self._catch_up(key, snapshot):
+                    # The read models are others now.
+                    break
+            else:
+                return
 
-    def _is_at_head(self, key: str, snapshot: Snapshot | None) -> bool:
-        """Catch up; False where the log does not continue the read model: others have taken its place then."""
-        while not self._read_models[key].catch_up():
-            if not self._read_models[key].fall_back(snapshot):
+    def _catch_up(self, key: str, snapshot: Snapshot | None) -> bool:
+        """Bring a read model to the head; False where the log does not continue it, and others have taken its place."""
+        read_model = self._read_models[key]
+        while not read_model.catch_up():
+            if not read_model.fall_back(snapshot):
                 self._reject(key, snapshot)
                 return False
         return True

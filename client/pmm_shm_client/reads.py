@@ -14,7 +14,7 @@ from pmm_shm.folds.registry import checked_fold_name, find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm_client.frame import RESULTS, Frame, Replays, fold_behind
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, Frame, Replays
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
@@ -207,10 +207,14 @@ class Reads(ABC):
 
     def _read(self, name: str, consistency: Consistency | None) -> Any:
         self._check_open()
-        source = name.removeprefix("fold:") if name.startswith("fold:") else fold_behind(name)
+        source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
         mode = self._mode(source, consistency)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
-        value = self._run(mode, lambda reading: self._build(name, source, mode, reading, counter), (source,))
+
+        def build(reading: Reading | ReplayReading) -> Any:
+            return self._build(name, source, mode, reading, counter)
+
+        value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return value

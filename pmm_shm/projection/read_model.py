@@ -112,7 +112,8 @@ class ReadModel(Cursor):
 
     def view(self, name: str) -> Any:
         """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be."""
-        fold, state = self.folds[name], self.state(name)
+        fold, state = self.folds[name], self.states[name]
+        self._read_names.add(name)
         written: Touched | None = state.take_touched()
         earlier = self._pending.pop(name, _NOTHING)
         if written is not None and earlier is not None:
