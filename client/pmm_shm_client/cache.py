@@ -1,7 +1,7 @@
 """`Cache`: one ledger's shared state, as a chat worker sees it.
 
-Reads are exact unless asked otherwise, with or without a daemon (`reads`); what is here appends, embeds texts
-(`embeddings`), and gives the daemon commands.
+Reads are exact unless asked otherwise, with or without a daemon (module `reads`). This module appends, embeds texts
+(`embeddings`), and sends commands to the daemon.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Cache(Reads):
 
     Parameters:
         path: the ledger; it must exist.
-        consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: whatever the daemon
-            has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
+        consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
+            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
@@ -105,7 +105,7 @@ class Cache(Reads):
 
         Raises:
             InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
-            UnknownModelError: there is no embedder of this name.
+            UnknownModelError: no embedder has this name.
             EmbedderError: the embedder failed; trying again later may help.
         """
         self._check_open()
@@ -140,7 +140,7 @@ class Cache(Reads):
         Raises:
             ConfigError: `k` or `scope` means nothing.
             InvalidTextError, InvalidVectorError: the query cannot be used, or has another dimension than the table.
-            UnknownModelError: a text, and there is no embedder of this name.
+            UnknownModelError: the query is a text, and no embedder has this name.
             EmbedderError: the embedder failed.
             SnapshotUnavailableError: no vectors of this model are published.
         """
@@ -156,10 +156,10 @@ class Cache(Reads):
     def context(
         self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
     ) -> Context:
-        """What to read before answering a user, all at one position; `str()` of it is a block for a system prompt.
+        """The context for answering a user, all at one position; `str()` of it is a block for a system prompt.
 
         Parameters:
-            user_text: what is to be answered; without it, nothing is recalled.
+            user_text: the message to answer; without it, nothing is recalled.
             reflections: how many of the newest, 0 to 32.
             recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
                 published, the embedder fails), `recall_problem` of the context says so.
@@ -168,7 +168,7 @@ class Cache(Reads):
         Raises:
             ConfigError: one of the numbers is none, or out of its range.
             InvalidTextError: `user_text` is no text, or longer than any that is embedded.
-            UnknownModelError: `recall`, and there is no embedder of this cache's name.
+            UnknownModelError: `recall` is used, and this cache's embedder does not exist.
         """
         with late_imports:
             from pmm_shm_client.context import Wanted, make_context
@@ -245,14 +245,13 @@ class Cache(Reads):
         return checked_wait(self._call(WAIT, wait_args(event_id, timeout), timeout), self.path, event_id, timeout)
 
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
-        """Compare what is published (all folds, or one) with a full replay; true when they are equal.
+        """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
-        The daemon does it, and rebuilds what is wrong; without one, this process does, with the snapshot at rest, and
-        does without what is wrong until a daemon has rebuilt it. Where nothing is published there is nothing to be
-        wrong, and `folds` is empty.
+        The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
+        wrong state until a daemon has rebuilt it. If nothing is published, the report is true and its `folds` are empty.
 
         Raises:
-            UnknownFoldError: there is no such fold.
+            UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
@@ -271,10 +270,10 @@ class Cache(Reads):
         return report
 
     def invalidate(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> int:
-        """Have the daemon rebuild all folds, or one, from the ledger. Returns the event id it stands at afterwards.
+        """Have the daemon rebuild all folds, or one, from the ledger. Returns the position afterwards, an event id.
 
         Raises:
-            UnknownFoldError: what cannot be the name of a fold.
+            UnknownFoldError: no fold can have this name.
             DaemonAbsentError: no daemon serves this ledger.
             CommandError: the daemon does not know the fold.
             DaemonTimeoutError: not within `timeout` seconds.
@@ -291,7 +290,7 @@ class Cache(Reads):
     def stats(self) -> dict[str, Any]:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
-        Of `embeddings`, the leases are the daemon's, and the sizes are those of its table, where there is a daemon.
+        In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
         """
         with late_imports:
             from pmm_shm.wire.protocol import STATS

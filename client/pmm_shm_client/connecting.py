@@ -45,8 +45,8 @@ def connect(
         consistency, timeout, freshness, embedder: see `Cache`.
 
     Raises:
-        LedgerError: there is no usable ledger at `path`.
-        ConfigError: an argument or an environment variable means nothing.
+        LedgerError: no usable ledger at `path`.
+        ConfigError: an argument or an environment variable has no meaning.
         DaemonError: `autostart`, and the daemon does not start.
     """
     return open_cache(
@@ -70,7 +70,7 @@ def open_cache(
     freshness: Choice,
     embedder: Embedder | str | None = None,
 ) -> _C:
-    """What `connect` does, for any kind of `Cache`."""
+    """`connect` for any kind of `Cache`."""
     ledger = path if path is not None else flags.default_ledger()
     if ledger is None:
         raise ConfigError("no ledger: name one, or set PMM_DB")

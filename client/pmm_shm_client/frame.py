@@ -53,7 +53,7 @@ RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
 
 
 class Replays(NamedTuple):
-    """How a frame gets the answers that it was made without, all up to its position.
+    """Replays for answers that a frame was made without, all up to its position.
 
     Attributes:
         model: (trait limit, on_warn, event id) to the strict self-model with this limit.
@@ -141,7 +141,7 @@ class Frame:
         """The view of any fold; one that its cache had not read before is replayed up to the frame's position.
 
         Raises:
-            UnknownFoldError: there is none of this name.
+            UnknownFoldError: no fold has this name.
         """
         if name not in self._views:
             self._views[name] = self._replays.view(name, self.as_of)

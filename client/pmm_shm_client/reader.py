@@ -2,7 +2,7 @@
 
 Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The
 daemon's snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its
-first event, and that is kept and extended.
+first event, and the result is kept and extended.
 
 Invariant: from the mark to the last row one lock is held, and no statement stays open.
 Invariant: no read transaction outlives the call.
@@ -59,14 +59,14 @@ class Reading:
 
 
 class Reader:
-    """Exact reads, and reads of what is published, for one ledger.
+    """Exact reads, and reads of the published state, for one ledger.
 
     Parameters:
         path: the ledger.
         timeout_s: how long to wait for a busy ledger.
         freshness: which mark to use.
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
-        on_reset: called when what was read before counts for nothing any more; memos have to go.
+        on_reset: called when earlier reads are void; memos must expire.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Reader:
         return self._folds[name]
 
     def exact(self, make: Callable[[Reading], _T]) -> _T:
-        """What `make` makes of the ledger as it is; it runs with the lock held, and knows the mark that it stands for.
+        """The result of `make` for the ledger as it is. `make` runs with the lock held; its argument has the mark.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -136,7 +136,7 @@ class Reader:
                 except LedgerError:
                     raise
                 except BaseException:
-                    # Wherever it came from, it may have come between two steps that belong together.
+                    # It may have struck between two steps that belong together.
                     self._drop_read_models()
                     raise
                 finally:
@@ -151,11 +151,11 @@ class Reader:
             try:
                 return not self._is_inside and self.freshness.is_trusted() and self.freshness.take() == mark
             except (LedgerError, LedgerMoved):
-                # What is wrong with it the whole read finds out, and repairs where it can.
+                # The full read finds out the reason, and repairs it if it can.
                 return False
 
     def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int | None = None) -> _T:
-        """What `make` makes of the snapshot as it is published; the ledger is not looked at.
+        """The result of `make` for the published snapshot; the ledger is not read.
 
         Raises:
             SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
@@ -181,7 +181,7 @@ class Reader:
                 read_model.detach()
 
     def distrust(self, lineage: Lineage) -> None:
-        """What is published of this lineage was found wrong: reads do without its generations until a rebuild."""
+        """The published state of this lineage was found wrong: reads ignore its generations until a rebuild."""
         with self.connection.lock:
             self._distrusted = lineage
             self._drop_read_models()
@@ -207,7 +207,7 @@ class Reader:
             except LedgerMoved:
                 close_replaced(self.connection.path)
             except DamagedStoreError as error:
-                # What is published cannot be read after all: from now on it counts for nothing, and the log is folded.
+                # The published state cannot be read after all: from now on it is ignored, and the log is folded.
                 if failure is not None:
                     raise
                 failure = error
@@ -220,13 +220,13 @@ class Reader:
 
     @contextmanager
     def transaction(self) -> Iterator[Snapshot | None]:
-        """What is published, with the reader's lock held."""
+        """The published snapshot, with the reader's lock held."""
         with self._entered(), self.snapshots.begin() as snapshot:
             yield snapshot
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        """The lock, for one read at a time: a signal handler may come in the middle of its own thread's."""
+        """The lock, for one read at a time: a signal handler may run within a read of the same thread."""
         with self.connection.lock:
             self._check_may_enter()
             try:
@@ -265,9 +265,9 @@ class Reader:
         if self.snapshots.locator.failure is not None:
             return str(self.snapshots.locator.failure)
         if not self.snapshots.locator.may_enter():
-            return f"{self.connection.path}: no permission for the directory of what is published; share a group"
+            return f"{self.connection.path}: no permission for the instance directory; share a group"
         if self._distrusted is not None:
-            return f"{self.connection.path}: what is published for it was found wrong; start pmm-cached"
+            return f"{self.connection.path}: the published state was found wrong; start pmm-cached"
         return f"{self.connection.path}: nothing is published for it; start pmm-cached"
 
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
@@ -307,7 +307,7 @@ class Reader:
         read_model = self._read_models[key]
         if snapshot is not None and read_model.lineage is not None:
             self._rejected = (read_model.lineage, snapshot.header.position)
-            # Arranged at once as later reads want it: what is replayed now must serve them, too.
+            # Arranged at once as later reads need it: they must be able to use this replay, too.
             self._arrange(snapshot)
         else:
             self._replace(key, ReadModel(list(read_model.folds.values()), None, self.connection))

@@ -57,7 +57,7 @@ class Memo(NamedTuple):
     Attributes:
         header: the mapped wal-index header that is compared with `mark`; None where the mark is another.
         mark: as of which mark of the ledger the answer is exact; None where it is not known to be.
-        view, as_of: what the answer was made of; it is handed out again while they are the same.
+        view, as_of: the source of the answer; the answer is reused while they are the same.
         value: the answer.
         counter: counts the hits.
     """
@@ -106,7 +106,7 @@ class Reads(ABC):
 
     @abstractmethod
     def _counted(self) -> dict[str, int]:
-        """What is reported of this cache, by the names in `protocol.COUNTERS`."""
+        """The counters to report of this cache, by the names in `protocol.COUNTERS`."""
 
     @abstractmethod
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
@@ -175,7 +175,7 @@ class Reads(ABC):
         """The view of any fold, built in or registered.
 
         Raises:
-            UnknownFoldError: there is none of this name.
+            UnknownFoldError: no fold has this name.
         """
         self._know(name)
         return self._get("fold:" + name, consistency)

@@ -34,7 +34,7 @@ def opened(path: str, timeout_s: float) -> Connection:
     """A connection that reads the ledger; the journal of a dead writer has been rolled back.
 
     Raises:
-        LedgerError: there is no usable ledger.
+        LedgerError: no usable ledger at `path`.
     """
     connection = Connection(path, "ro", timeout_s)
     with connection.lock:

@@ -1,4 +1,4 @@
-"""The bounded, read-only tail: the anchor's row and what follows it, of one moment.
+"""The bounded, read-only tail: the anchor's row and the rows behind it, as of one moment.
 
 Shared by the daemon, the clients' catch-up, full replays and verification. One call is bounded in rows, bytes and span
 of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one would block the
@@ -204,7 +204,7 @@ def _events_sql(condition: str, kinds: tuple[str, ...] | None) -> str:
 
 
 def ordered_columns(columns: Collection[str]) -> list[str]:
-    """The columns of a raw row: the five of every ledger first, then whatever else the table has."""
+    """The columns of a raw row: the five of every ledger first, then any others of the table."""
     first = ["id", "ts", "kind", "content", "meta"]
     return first + [name for name in columns if name not in first]
 

@@ -1,4 +1,4 @@
-"""The cursor: folds at one position of the log. Whoever folds the log moves a cursor along it.
+"""The cursor: folds at one position of the log. All code that folds the log moves a cursor along it.
 
 A client's catch-up, a full replay, a verification, the daemon's follower and its rebuild are all uses of this class.
 They differ in what the states stand on: nothing (a replay), a generation that readers see (the follower, a catch-up),

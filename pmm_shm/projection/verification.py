@@ -23,11 +23,11 @@ Pace = Callable[[], None]
 
 
 class VerifyReport(NamedTuple):
-    """What a verification found; true when all is well.
+    """The result of a verification; true when all is well.
 
     Attributes:
         ok: whether the published state equals the replay, and the rows their seals.
-        as_of: the event id up to which was verified.
+        as_of: the event id up to which the state was verified.
         folds: the names of the folds that were compared.
         events: how many rows were replayed.
         sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
@@ -47,7 +47,7 @@ class VerifyReport(NamedTuple):
 
 
 class PublishedCopy(NamedTuple):
-    """A copy of what was published at one moment, so that no transaction is held while it is verified."""
+    """A copy of the published state, so that no transaction is held while it is verified."""
 
     position: Position
     lineage: Lineage

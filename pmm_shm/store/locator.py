@@ -32,7 +32,7 @@ class EnvironmentLocator:
 
     Attributes:
         environment: as it was found last; None where nothing usable was there.
-        failure: why an environment that is there cannot be used.
+        failure: why an existing environment cannot be used.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -63,7 +63,7 @@ class EnvironmentLocator:
         return self.failure
 
     def may_enter(self) -> bool:
-        """Whether this user may look into the instance directory, or there is none."""
+        """Whether this user may look into the instance directory; true if it does not exist."""
         directory = self._instance.directory
         return not directory.exists() or os.access(directory, os.X_OK)
 

@@ -1,4 +1,4 @@
-"""Reading the store: short transactions over what the daemon has published last."""
+"""Reading the store: short transactions over the state that the daemon has published last."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pmm_shm.store.layout import (
 from pmm_shm.store.locator import EnvironmentLocator
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
-"""Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
+"""Identity of the data file, UUID of the environment, generations of the folds: states and memos belong to one lineage.
 """
 
 
@@ -57,7 +57,7 @@ class LmdbBase:
     """One generation within a read transaction, as the base of an overlay.
 
     Attributes:
-        transaction: what is read; `DETACHED` between two reads of who keeps the base longer than a transaction.
+        transaction: the current read transaction; `DETACHED` between the reads of an owner that keeps the base.
     """
 
     __slots__ = ("_prefix", "transaction")
@@ -87,7 +87,7 @@ class LmdbBase:
 
 
 class Snapshot:
-    """What is published, as of one transaction; valid only within `SnapshotReader.begin`."""
+    """The published state, as of one transaction; valid only within `SnapshotReader.begin`."""
 
     __slots__ = ("header", "identity", "transaction")
 
@@ -139,7 +139,7 @@ class Snapshot:
         return State(self.base(fold))
 
     def touched_since(self, event_id: int | None) -> dict[str, Touched | None] | None:
-        """What the commits behind `event_id` wrote, per fold; None where the list does not reach back that far."""
+        """The keys that commits behind `event_id` wrote, per fold; None if the list does not go back that far."""
         merged: dict[str, Touched | None] = {}
         sequence = self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
@@ -182,7 +182,7 @@ def _merge(merged: dict[str, Touched | None], folds: dict[str, Touched | None]) 
 
 
 class SnapshotReader:
-    """Begins transactions on what is published. Not thread-safe: the caller has a lock.
+    """Begins transactions on the published state. Not thread-safe: the caller has a lock.
 
     Its owner closes it before a fork.
 
@@ -197,11 +197,10 @@ class SnapshotReader:
         self._header: Header | None = None
 
     def begin(self) -> _SnapshotTransaction:
-        """A transaction on what is published, as a context manager; None where nothing usable is.
+        """A transaction on the published state, as a context manager; None if there is no usable one.
 
         Raises:
-            DamagedStoreError: what was read within it is damaged; from now on there is none, until the environment is
-                made anew.
+            DamagedStoreError: a page that was read is damaged. The environment is refused until it is made anew.
         """
         return _SnapshotTransaction(self)
 

@@ -1,7 +1,7 @@
 """The follower: reads the tail of the ledger, folds it, publishes it.
 
 Invariant: never writes the ledger, never holds a statement open on it.
-Invariant: what is published always is the state of one position of the log, with its anchor.
+Invariant: the published state is always that of one position of the log, with its anchor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FollowStep(NamedTuple):
     Attributes:
         rows: how many rows it folded, of the kinds that the folds need.
         has_moved: whether the position has moved, even if only over events that no fold needs.
-        is_anchored: False when the log does not continue what is published: it was replaced, truncated or edited.
+        is_anchored: False when the log does not continue the published state: it was replaced, truncated or edited.
         is_complete: whether it reached the head of the log.
     """
 
@@ -54,7 +54,7 @@ class Follower:
         writer: the store.
         folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
         status: where the numbers go.
-        on_progress: called, from whichever thread, whenever the follower has come on.
+        on_progress: called, from any thread, whenever the follower has made progress.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Follower:
         return [fold for fold in self._folds if fold not in self._live]
 
     def adopt_published(self) -> None:
-        """Follow on from what the store holds: at the start, and after every flip."""
+        """Follow on from the published state: at the start, and after every flip."""
         header = self._writer.header
         self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
         self._mark = None
@@ -105,7 +105,7 @@ class Follower:
 
         Raises:
             LedgerError: the ledger cannot be read.
-            StoreError: it cannot be published; the last snapshot stands.
+            StoreError: it cannot be published; the last snapshot stays.
         """
         self.progressed()
         if not self._live:
@@ -131,7 +131,7 @@ class Follower:
         """Bring the live folds to the head, and run `action` on the same snapshot of the ledger.
 
         Raises:
-            LogChanged: the log does not continue what is published.
+            LogChanged: the log does not continue the published state.
             LedgerError, StoreError: as `step`.
         """
         self._to_head()
@@ -140,20 +140,20 @@ class Follower:
             action()
 
     def progressed(self) -> None:
-        """Tell that the follower, or who works for it while it stands still, has come on."""
+        """Report progress of the follower, or of work that it waits for."""
         self._status.followed_monotonic = time.monotonic()
         self._on_progress()
 
     def is_anchored(self) -> bool:
-        """Whether the log continues what is published."""
+        """Whether the log continues the published state."""
         return not self._live or self._cursor.log_holds(self._writer.header.position)
 
     def forget_live(self) -> None:
-        """What is published, every seal and every event vector is of another log: follow nothing until a rebuild has
-        replaced it.
+        """The published state, the seals and the event vectors belong to another log: follow nothing until a rebuild
+        has replaced them.
 
         Raises:
-            StoreError: it cannot be written down.
+            StoreError: it cannot be recorded.
         """
         self._writer.end_history()
         self._status.sealed_blocks = self._status.verified_as_of = 0

@@ -1,6 +1,6 @@
 """Rebuilds and verifications, in one background thread, while the follower follows and commands are answered.
 
-What was asked for goes before the periodic verification, which gives way and begins again later.
+Requested jobs take precedence over the periodic verification, which gives way and starts again later.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Done = Callable[[dict[str, Any] | None, str | None], None]
 
 
 class Stopped(Exception):
-    """The daemon stops: give up what runs."""
+    """The daemon stops: abandon the running job."""
 
 
 class _Preempted(Exception):
-    """Something that was asked for waits: give up the periodic verification."""
+    """A requested job is waiting: abandon the periodic verification."""
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Maintenance:
     Parameters:
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
-        on_other_log: called when the log turns out not to be what was published: it was replaced, or edited.
-        on_death: called with the reason when the thread ends by itself.
+        on_other_log: called when the log turns out not to be the published one: it was replaced or edited.
+        on_death: called with the reason when the thread ends unexpectedly.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Maintenance:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Give up what runs and what waits, and wait for the thread. Returns whether it has ended."""
+        """Abandon running and waiting jobs, and wait for the thread. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True
             left = list(self._jobs)
@@ -110,7 +110,7 @@ class Maintenance:
         return not self._thread.is_alive()
 
     def knows(self, fold: str) -> bool:
-        """Whether there is a fold of this name to verify or rebuild."""
+        """Whether a fold of this name exists to verify or rebuild."""
         return fold in self._folds
 
     def rebuild(self, fold: str | None, reason: str, done: Done | None = None) -> None:
@@ -118,12 +118,12 @@ class Maintenance:
         self._enqueue("rebuild", fold, reason, done)
 
     def end_history(self) -> None:
-        """The log does not continue what is published: say so, follow nothing, and rebuild everything.
+        """The log does not continue the published state: say so, follow nothing, and rebuild everything.
 
         The caller holds `standstill`.
 
         Raises:
-            StoreError: it cannot be written down.
+            StoreError: it cannot be recorded.
         """
         newest = self._writer.header.position.as_of
         self._follower.forget_live()
@@ -225,13 +225,13 @@ class Maintenance:
             self._status.rebuild_problem = self._status.last_error
         self._pause(_RETRY_S)
         if job.kind == "rebuild":
-            # What is to be rebuilt is wrong or missing: without it nothing goes on.
+            # The state to rebuild is wrong or missing: try again until it is there.
             self.rebuild(job.fold, job.reason)
 
     # Rebuild.
 
     def _tidy(self) -> None:
-        """Delete what a daemon left behind that was killed within a rebuild, or before it had deleted the old state."""
+        """Delete the remains of a daemon that was killed within a rebuild, or before it had deleted the old state."""
         try:
             self._delete_old_generations()
         except DamagedStoreError:
@@ -305,8 +305,8 @@ class Maintenance:
         return report._replace(folds=tuple(name for name in report.folds if name != DECODE))._asdict()
 
     def _let_follower_judge(self) -> None:
-        """A log that does not continue what is published is another one, not a state that was folded wrong: as soon as
-        the daemon starts, the follower and the first verification both look."""
+        """A log that does not continue the published state is another log, not a wrong state: when the daemon starts,
+        the follower and the first verification both look."""
         with self._standstill:
             is_anchored = self._follower.is_anchored()
         if not is_anchored:
@@ -321,7 +321,7 @@ class Maintenance:
             return copy_published(self._writer.snapshot(transaction), live)
 
     def _is_still_published(self, copy: PublishedCopy) -> bool:
-        """Whether what was verified still is what is followed; with the follower standing still."""
+        """Whether the verified state still is the followed one; with the follower at rest."""
         if not set(copy.folds) <= set(self._follower.live):
             return False
         with self._writer.environment.read() as transaction:
@@ -358,7 +358,7 @@ class Maintenance:
     # Giving way.
 
     def check(self, *, is_periodic: bool) -> None:
-        """Raises what ends a job before its time."""
+        """Raise if the job must end early."""
         self._check_stop()
         if is_periodic and self._jobs:
             raise _Preempted

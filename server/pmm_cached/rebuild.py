@@ -1,7 +1,7 @@
 """A rebuild: folds replayed from the first event into shadow generations, and one flip.
 
-Readers never see a hole: what is published stays until the flip. No rebuild starts while a reader is older than the
-last flip, for the pages it pins cannot be used again.
+Readers never see a hole: the published state stays until the flip. No rebuild starts while a reader is older than the
+last flip, because the pages that it pins cannot be reused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pmm_shm.store.writer import StoreWriter
 
 
 class Rebuild:
-    """Rebuilds `folds`; `run` in a thread of its own, `finish` with the follower standing still.
+    """Rebuilds `folds`; `run` runs in a separate thread, `finish` with the follower at rest.
 
     Parameters:
         check: called after each batch; raises to give up.
@@ -50,7 +50,7 @@ class Rebuild:
             self._connection.close()
 
     def finish(self, follower: Follower) -> None:
-        """Catch up with the follower, flip, and let it go on from there; the follower must stand still.
+        """Catch up with the follower, flip, and let it go on from there; the follower must be at rest.
 
         Raises:
             LogChanged, LedgerError, StoreError: as `run`.
