@@ -248,7 +248,7 @@ class Cache(Reads):
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
-        wrong state until a daemon has rebuilt it. If nothing is published, the report is true and its `folds` are empty.
+        wrong state until a daemon has rebuilt it. If nothing is published, the report is true, with no `folds`.
 
         Raises:
             UnknownFoldError: no fold has this name.

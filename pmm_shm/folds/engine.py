@@ -176,7 +176,7 @@ class Engine:
     def _fold(self, states: States) -> None:
         for name, events in self._queues.items():
             if events:
-                _apply_all(self.folds[name], events, states[name])
+                apply_events(self.folds[name], events, states[name])
 
     def _route(self, kind: str) -> _Route:
         takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
@@ -216,7 +216,7 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 
-def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:
+def apply_events(fold: Fold, events: Sequence[Event], state: State) -> None:
     """Fold events into the state of one fold, as a batch where it takes batches."""
     if not (isinstance(fold, BatchFold) and fold.takes_batches):
         for event in events:
