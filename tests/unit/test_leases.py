@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pmm_cached.leases import Answer, Leases
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
+from tests.support.profiles import examples
 
 MODEL = "model"
 
@@ -377,4 +378,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 TestLeasesAgainstAModel = LeaseMachine.TestCase
-TestLeasesAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLeasesAgainstAModel.settings = settings(max_examples=examples(60), stateful_step_count=40)

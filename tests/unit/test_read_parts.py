@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sqlite3
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +23,16 @@ from pmm_shm.ledger.tail import START, Position, TailReader, position_of
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import Header, HeaderDecoder
 from pmm_shm_client import EventLog, connect
-from tests.process.test_exact_read import Publisher, fill, foreign
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
+from tests.support.profiles import examples
+from tests.support.publishing import Publisher, fill, foreign
 
 _TIMEOUT_S = 30.0
 
 
 # Headers.
+
 
 positions = st.one_of(
     st.just(START),
@@ -74,7 +74,7 @@ def outcome(decode: Any, data: bytes) -> Any:
         return str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.lists(st.tuples(headers, st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 6])), min_size=1, max_size=8))
 def test_headers_that_come_one_after_another_are_decoded_as_each_alone(seen: list[tuple[Header, int]]) -> None:
     decoder = HeaderDecoder()
@@ -201,20 +201,6 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
         assert (cut.rows, cut.position, cut.is_complete) == (rows[1:5], position_of(rows[4]), True)
         assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True)
     connection.close()
-
-
-def test_few_rows_wait_for_a_busy_ledger(tmp_path: Path) -> None:
-    path = str(ledgers.build(tmp_path / "ledger.db", 8, journal="delete"))
-    connection = Connection(path, "ro", _TIMEOUT_S)
-    reader = TailReader(connection, None)
-    with connection.lock:
-        position = reader.read(START).position
-        blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        blocker.execute("BEGIN EXCLUSIVE")
-        threading.Timer(0.1, blocker.execute, ["COMMIT"]).start()
-        assert reader.read(position).position == position
-    connection.close()
-    blocker.close()
 
 
 # Transactions.
