@@ -13,9 +13,9 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import RawRow, parse_meta
+from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
 
 Formula = Literal["full", "content"]
 FORMULAS: tuple[Formula, ...] = ("full", "content")
@@ -134,8 +134,8 @@ def detect_formula(row: HashedRow) -> Formula | None:
     return next((formula for formula in FORMULAS if fits(formula, row)), None)
 
 
-class _Check:
-    """The chain up to some row."""
+class _ChainVerifier:
+    """Follows the chain row by row."""
 
     def __init__(self) -> None:
         self.rows_checked = 0
@@ -143,7 +143,11 @@ class _Check:
         self.formula: Formula | None = None
         self.last_hash: Any = None
 
-    def accepts(self, row: HashedRow) -> bool:
+    def first_bad_id(self, rows: list[RawRow]) -> int | None:
+        """The id of the first of the next rows that does not continue the chain."""
+        return next((row[0] for row in rows if not self._accepts(HashedRow._make(row))), None)
+
+    def _accepts(self, row: HashedRow) -> bool:
         if row.hash is None:
             self.rows_without_hash += 1
             return True
@@ -198,23 +202,23 @@ def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | N
             fetch_batch(connection, f"{HASHED_ROW_SQL} {before} {order} LIMIT ?", (first_id,), 1).rows
             for order in ("ASC", "DESC")
         ]
-    check = _Check()
-    if all(ends) and not check.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
+    verifier = _ChainVerifier()
+    if all(ends) and not verifier.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
         return None
     condition = "WHERE id >= ? AND id <= ?"
     while True:
         with connection.lock:
             sql = f"{HASHED_ROW_SQL} {condition} ORDER BY id LIMIT ?"
             rows, complete = fetch_batch(connection, sql, (first_id, last_id), limits.TAIL_ROWS_MAX)
-        bad = _first_refused(check, rows)
-        if bad is not None or complete:
-            return bad
+        bad_id = verifier.first_bad_id(rows)
+        if bad_id is not None or complete:
+            return bad_id
         first_id, condition = rows[-1][0], "WHERE id > ? AND id <= ?"
 
 
 def _verify_one_file(connection: Connection) -> ChainReport | None:
     """None: another file took the place of the ledger in between."""
-    check = _Check()
+    verifier = _ChainVerifier()
     with connection.lock:
         connection.handle()
         identity = connection.identity
@@ -229,15 +233,7 @@ def _verify_one_file(connection: Connection) -> ChainReport | None:
             sql = f"SELECT id, ts, kind, content, meta, {columns} FROM events {condition} ORDER BY id LIMIT ?"
             parameters = () if after is None else (after,)
             rows, complete = fetch_batch(connection, sql, parameters, limits.TAIL_ROWS_MAX)
-        bad = _first_refused(check, rows)
-        if bad is not None or complete:
-            return check.report(bad)
+        bad_id = verifier.first_bad_id(rows)
+        if bad_id is not None or complete:
+            return verifier.report(bad_id)
         after, condition = rows[-1][0], "WHERE id > ?"
-
-
-def _first_refused(check: _Check, rows: list[RawRow]) -> int | None:
-    for row in rows:
-        if not check.accepts(HashedRow._make(row)):
-            bad: int = row[0]
-            return bad
-    return None

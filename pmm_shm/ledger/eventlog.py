@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
 from pmm_shm.ledger import chain
-from pmm_shm.ledger.append import Appender, LockWatch, follow_replacement
+from pmm_shm.ledger.append import Appender
 from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.drafts import EventInput, draft, drafts
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
-from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.new_events import EventInput, new_event, new_events
+from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 
@@ -28,7 +28,6 @@ EventDict = dict[str, Any]
 """`{"id", "ts", "kind", "content", "meta"}`"""
 
 _T = TypeVar("_T")
-_ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
 
 
@@ -53,7 +52,6 @@ class EventLog:
         name = _file_name(path)
         _check_timeout(timeout)
         self._reader = Connection(name, "ro", timeout)
-        self._watch = LockWatch(self._reader)
         self.path = self._reader.path
         """The ledger's real path."""
         self.timeout = timeout
@@ -98,7 +96,7 @@ class EventLog:
             ChainError: the newest hashed event fits no known formula.
             LedgerError: another reason of the file's. In all cases nothing was written.
         """
-        return self._appender.append([draft(kind, content, meta)])[0]
+        return self._appender.append([new_event(kind, content, meta)])[0]
 
     def append_many(self, events: Iterable[EventInput]) -> list[int]:
         """Append a batch in one transaction, all of it or nothing, and return the ids.
@@ -106,7 +104,7 @@ class EventLog:
         Each event is `(kind, content, meta)` or a mapping with `kind` and, if wanted, `content`, `meta` and `ts` (ISO
         8601). Raises what `append` raises.
         """
-        batch = drafts(events)
+        batch = new_events(events)
         return self._appender.append(batch) if batch else []
 
     def recover(self) -> None:
@@ -119,11 +117,11 @@ class EventLog:
 
     def read_all(self) -> list[EventDict]:
         """All events in the order of their ids."""
-        return self.read_after_id(after_id=_ID_MIN - 1)
+        return self.read_after_id(after_id=ID_MIN - 1)
 
     def read_after_id(self, after_id: int, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events with an id above `after_id`, ascending; None means all."""
-        condition, start = ("id > ?", min(after_id, _ID_MAX)) if after_id >= _ID_MIN else ("id >= ?", _ID_MIN)
+        condition, start = ("id > ?", min(after_id, ID_MAX)) if after_id >= ID_MIN else ("id >= ?", ID_MIN)
         return self._events(lambda: self._walk(condition, start, limit))
 
     def read_after_ts(self, after_ts: str, limit: int | None = None) -> list[EventDict]:
@@ -150,7 +148,7 @@ class EventLog:
 
     def get_event(self, event_id: int) -> EventDict | None:
         """One event; None where there is none of this id."""
-        if not _ID_MIN <= event_id <= _ID_MAX:
+        if not ID_MIN <= event_id <= ID_MAX:
             return None
         found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
         return found[0] if found else None
@@ -181,7 +179,7 @@ class EventLog:
         return [_event(row) for row in self._read(fetch)]
 
     def _read(self, fetch: Callable[[], _T]) -> _T:
-        follow_replacement(self._reader)
+        self._reader.follow_replacement()
         try:
             return self._locked(fetch)
         except HotJournalError as error:
@@ -194,7 +192,7 @@ class EventLog:
     def _locked(self, fetch: Callable[[], _T]) -> _T:
         # All batches of one read under one lock: another thread may not change the file in between.
         with self._reader.lock:
-            self._watch.check()
+            self._reader.require_lock()
             return fetch()
 
     def _walk(
@@ -217,7 +215,7 @@ class EventLog:
     def _walk_back(self, condition: str, parameters: tuple[Any, ...], limit: int | None) -> list[RawRow]:
         """Rows by descending id; `condition` ends in a comparison with the highest id that is wanted."""
         result: list[RawRow] = []
-        highest = _ID_MAX
+        highest = ID_MAX
         while True:
             count = _remaining(limit, len(result), True)
             if not count:
@@ -225,7 +223,7 @@ class EventLog:
             sql = f"{_COLUMNS} WHERE {condition} ORDER BY id DESC LIMIT ?"
             rows, complete = fetch_batch(self._reader, sql, (*parameters, highest), count)
             result.extend(rows)
-            if complete or rows[-1][0] == _ID_MIN:
+            if complete or rows[-1][0] == ID_MIN:
                 return result
             highest = rows[-1][0] - 1
 
@@ -237,8 +235,8 @@ class EventLog:
         except LedgerError as error:
             if "index" not in str(error) and "query solution" not in str(error):
                 raise
-            return _ID_MIN
-        return _ID_MAX if rows[0][0] is None else int(rows[0][0])
+            return ID_MIN
+        return ID_MAX if rows[0][0] is None else int(rows[0][0])
 
 
 def _file_name(path: str | os.PathLike[str]) -> str:

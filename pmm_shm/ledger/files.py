@@ -6,7 +6,6 @@ Only `stat` and the system's table of locks: nobody opens the ledger's files her
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
@@ -16,13 +15,8 @@ from pmm_shm.ledger.sqlite_errors import BlankLedgerError
 _DATABASE_BYTES_MIN = 512
 
 
-class HeldByOldUsersError(Exception):
-    """Other processes have a file open that was replaced, or had, and left their index; `pids` are theirs, if they are
-    known.
-    """
-
-    def __init__(self, pids: list[int]) -> None:
-        self.pids = pids
+class LedgerMoved(Exception):
+    """Another file is at the ledger's path: call `close_replaced` with no connection's lock held, and begin again."""
 
 
 def file_identity(path: str) -> tuple[int, int]:
@@ -116,13 +110,3 @@ def old_users(path: str, shm_inode: int | None) -> set[int]:
     suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
     # The table of locks may lack one; what the system says of a process by itself lacks none.
     return {pid for pid in suspects if not holds_lock(inode, PENDING_BYTE, pid)}
-
-
-def index_fits(handle: sqlite3.Connection, path: str) -> bool:
-    """Whether the wal-index that `handle` reads by tells the size of the file at the path, and the `-wal` is empty."""
-    try:
-        pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
-        page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
-        return bool(not has_wal(path) and pages * page_bytes == os.stat(path).st_size)
-    except (sqlite3.Error, OSError):
-        return False

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
-from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.files import LedgerMoved, file_identity
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]
@@ -97,10 +97,6 @@ def _forget_deleted(wanted: tuple[int, int]) -> None:
             os.close(mapped.descriptor)
 
 
-class LedgerMoved(Exception):
-    """Another file stands at the ledger's path: `close_replaced`, with no connection's lock held, and begin again."""
-
-
 class Freshness:
     """The mark of one read-only connection; call its methods with the connection's lock held.
 
@@ -145,7 +141,7 @@ class Freshness:
         connection.handle()
         if self._epoch != connection.epoch:
             self._begin_epoch()
-        elif not connection.check_lock():
+        elif not connection.is_lock_held():
             connection.close()
             raise LockLostError(f"{connection.path}: SQLite's lock was lost; another library closed the ledger's file")
         elif self.header is not None and not self._path_has_inode():

@@ -19,6 +19,9 @@ from pmm_shm import limits
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
+ID_MIN, ID_MAX = -(1 << 63), (1 << 63) - 1
+REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
+HASH_COLUMNS = ("prev_hash", "hash")
 RawRow = tuple[Any, ...]
 """(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
 """

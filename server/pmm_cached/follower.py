@@ -17,7 +17,8 @@ from pmm_shm.folds.engine import DECODE, DecodeFold, Engine
 from pmm_shm.folds.registry import built_in_folds, registered_folds
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.snapshot import Snapshot

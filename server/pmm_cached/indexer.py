@@ -21,7 +21,8 @@ from pmm_shm.codec import pack
 from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.projection.replay import LogChanged
 from pmm_shm.store.environment import DamagedStoreError, Transaction

@@ -1,4 +1,4 @@
-"""Events before they have a place in the log: validated and serialised, outside the ledger's lock."""
+"""Events before they have an id: validated and serialised, outside the ledger's lock."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _json = json_encoder()
 
 
 # A plain tuple: of a NamedTuple the collector would look at every one of a large batch again and again.
-Draft: TypeAlias = tuple[str | None, str, str, str, str, str, str]
+NewEvent: TypeAlias = tuple[str | None, str, str, str, str, str, str]
 """(ts, kind, content, meta, and canonical JSON of kind, content, meta) of an event without id and hash; `ts` None means
 the append's time, `meta` is the column's text, and the JSON is what the hash covers."""
 
 
-def draft(kind: object, content: object = "", meta: object = None, ts: object = None) -> Draft:
+def new_event(kind: object, content: object = "", meta: object = None, ts: object = None) -> NewEvent:
     """Validate one event, whatever the types of its parts.
 
     Raises:
@@ -42,28 +42,28 @@ def draft(kind: object, content: object = "", meta: object = None, ts: object = 
     return ts, kind, content, text, canonical_json(kind), canonical_json(content), canonical_json(parsed)
 
 
-def drafts(events: Iterable[EventInput]) -> list[Draft]:
+def new_events(events: Iterable[EventInput]) -> list[NewEvent]:
     """Validate a batch.
 
     Raises:
         InvalidEventError: one of them could not be stored and read back as it is; the message has its position.
     """
-    result: list[Draft] = []
+    result: list[NewEvent] = []
     for position, event in enumerate(events):
         try:
-            result.append(_draft_of(event))
+            result.append(_parsed(event))
         except InvalidEventError as error:
             raise InvalidEventError(f"event {position} of the batch: {error}") from None
     return result
 
 
-def _draft_of(event: object) -> Draft:
+def _parsed(event: object) -> NewEvent:
     if isinstance(event, (tuple, list)) and 1 <= len(event) <= 3:
-        return draft(*event)
+        return new_event(*event)
     if isinstance(event, Mapping):
         if not _KEYS.issuperset(event):
             raise InvalidEventError(f"unknown keys {sorted(map(str, set(event) - _KEYS))}")
-        return draft(event.get("kind", ""), event.get("content", ""), event.get("meta"), event.get("ts"))
+        return new_event(event.get("kind", ""), event.get("content", ""), event.get("meta"), event.get("ts"))
     raise InvalidEventError("neither (kind, content, meta) nor a mapping")
 
 
