@@ -1,4 +1,4 @@
-"""Names that users give: which text may be the name of a fold or of a model."""
+"""Checks of the names that users give to folds and models."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pmm_shm.errors import ConfigError, UnknownFoldError
 
 
 def checked_fold_name(name: object) -> None:
-    """Let what may be the name of a fold pass.
+    """Check that a fold can have this name.
 
     Raises:
-        UnknownFoldError: no fold can have this name.
+        UnknownFoldError: it cannot.
     """
     try:
         is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64

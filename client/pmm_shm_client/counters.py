@@ -1,4 +1,4 @@
-"""What a cache counts of its reads."""
+"""The counters of a cache's reads."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, 
 
 
 class Appender:
-    """The writing half of an `EventLog`. Opens its connection with the first append."""
+    """The writing half of an `EventLog`. Opens its connection at the first append."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         self.connection = Connection(path, "rw", timeout_s)
@@ -72,7 +72,7 @@ class Appender:
         )
 
     def recover(self) -> None:
-        """Take the write lock and give it back: SQLite rolls back what a dead writer left behind."""
+        """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
         self._refuse_reentry()
         self.connection.follow_replacement()
         self._locked(self._recover)
@@ -96,7 +96,7 @@ class Appender:
             connection.close()
 
     def _locked(self, action: Callable[[float], _T]) -> _T:
-        """Run `action(deadline)` under the connection's lock; waiting for another thread counts as waiting."""
+        """Run `action(deadline)` under the connection's lock; the wait for another thread counts as waiting."""
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
         deadline_s = time.monotonic() + timeout_s
@@ -111,7 +111,7 @@ class Appender:
             lock.release()
 
     def _refuse_reentry(self) -> None:
-        """Raise within a call of this thread: the lock would let it in."""
+        """Raise if this thread is within a call: the lock, which is re-entrant, would let it in."""
         if self._inside == get_ident():
             raise LedgerBusyError(
                 f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
@@ -138,7 +138,7 @@ class Appender:
         return handle
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
-        """Run a statement without rows as soon as the ledger is not busy."""
+        """Run a statement without rows, as soon as the ledger is not busy."""
         try:
             handle.execute(sql)
             return
@@ -259,7 +259,7 @@ def _hashed_rows(
 
 
 def _newest(handle: sqlite3.Connection) -> tuple[RawRow | None, int]:
-    """The newest row with its hashes, None where there is none, and the newest id that was ever given."""
+    """The newest row with its hashes (None in an empty ledger), and the highest id that was ever used."""
     try:
         row = handle.execute(_NEWEST_AND_SEQUENCE).fetchone()
     except sqlite3.OperationalError:  # A table without AUTOINCREMENT.

@@ -209,7 +209,7 @@ class Connection:
             except HeldByOldUsersError as error:
                 if time.monotonic() >= deadline_s:
                     raise error.final(self.path) from None
-                sleep_between(limits.REPLACED_SLEEP_MIN_S, limits.REPLACED_SLEEP_MAX_S)
+                sleep_between(limits.REPLACED_SLEEP_S_MIN, limits.REPLACED_SLEEP_S_MAX)
 
     def _refuse_foreign_wal(self) -> None:
         """Raise where the file that replaced this connection's is beside its non-empty `-wal`."""
