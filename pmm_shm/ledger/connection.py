@@ -227,11 +227,11 @@ def shm_files_in_use() -> set[tuple[int, int]]:
     return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
 
 
-def close_replaced(path: str) -> bool:
+def close_replaced(path: str) -> None:
     """Close this process's connections to a file that is no longer at `path`, all before any is opened anew.
 
     A connection to the new file shares the `-shm` with those to the old one: closing these later would drop its locks.
-    The caller holds no connection's lock. Returns whether there were any.
+    The caller holds no connection's lock.
 
     Raises:
         LedgerNotFoundError: there is no file.
@@ -240,8 +240,6 @@ def close_replaced(path: str) -> bool:
     identity = file_identity(path)
     connections = [one for one in _connections() if one.path == path and one.identity is not None]
     stale = [one for one in connections if one.identity != identity]
-    if not stale:
-        return False
     with contextlib.ExitStack() as locks:
         for one in sorted(stale, key=id):
             locks.enter_context(one.lock)
@@ -250,7 +248,6 @@ def close_replaced(path: str) -> bool:
             one._refuse_foreign_wal()
         for one in stale:
             one._forget_file()
-    return bool(stale)
 
 
 def _close_old_users(path: str) -> None:
