@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.drafts import EventInput
+from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_cli.timing import Ratio, Stopwatch, Timing, interleaved, ratio
 from pmm_shm_client.autostart import daemon_command, is_running, last_line
 from pmm_shm_client.cache import Cache

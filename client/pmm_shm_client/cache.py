@@ -16,9 +16,9 @@ from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
+from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 

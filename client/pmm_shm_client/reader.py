@@ -20,7 +20,8 @@ from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.read_model import ReadModel

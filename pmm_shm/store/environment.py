@@ -293,8 +293,8 @@ def open_reader(directory: Path) -> Environment | None:
                 map_size=size,
                 readonly=True,
                 create=False,
-                max_readers=limits.MAX_READERS,
-                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
+                max_readers=limits.READERS_MAX,
+                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
             ),
             directory,
         )
@@ -320,8 +320,8 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
             lambda size: lmdb.open(
                 str(directory),
                 map_size=size,
-                max_readers=limits.MAX_READERS,
-                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
+                max_readers=limits.READERS_MAX,
+                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
                 sync=False,
                 metasync=False,
                 readahead=False,
@@ -412,7 +412,7 @@ def _open_smaller_and_smaller(
                 raise store_error(directory, error) from error
             failure = error
         size //= 4
-        if size < limits.MAP_SIZE_MIN_BYTES:
+        if size < limits.MAP_SIZE_BYTES_MIN:
             raise StoreError(f"{directory}: no address space for the map ({failure})")
 
 

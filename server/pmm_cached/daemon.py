@@ -227,7 +227,7 @@ class Daemon:
         In growing steps at first: inotify reports a write before the commit is visible, and may swallow the next one.
         """
         if quiet_s < limits.BACKOFF_WINDOW_S:
-            return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
+            return min(limits.BACKOFF_S_MAX, max(limits.BACKOFF_S_MIN, quiet_s / 4))
         return min(self._settings.slow_poll_s, self._notifier.feeding_s)
 
     def _step(self) -> bool:

@@ -16,7 +16,8 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE, DecodeFold
 from pmm_shm.folds.registry import built_in_folds, registered_folds
 from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter

@@ -133,7 +133,7 @@ OPENERS = {
 # two marked so. Sockets connect, too.
 ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/instance/file_systems.py": {"open": 1},  # /proc/self/mountinfo
-    "pmm_shm/ledger/connection.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
+    "pmm_shm/ledger/opening.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
     "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks

@@ -102,7 +102,7 @@ def _peer_filter(machine: Machine) -> Iterator[Finding]:
 
 def _limits(one: Limits) -> Iterator[Finding]:
     if one.address_space_bytes is not None and one.address_space_bytes < limits.MAP_SIZE_BYTES:
-        is_hopeless = one.address_space_bytes < limits.MAP_SIZE_MIN_BYTES
+        is_hopeless = one.address_space_bytes < limits.MAP_SIZE_BYTES_MIN
         yield Finding(
             "address-space",
             "error" if is_hopeless else "warning",
