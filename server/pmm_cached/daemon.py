@@ -7,7 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pmm_cached.commands import CommandServer, Done
+from pmm_cached.client_call import JobDone
+from pmm_cached.commands import CommandServer
 from pmm_cached.follower import Follower, all_folds
 from pmm_cached.health import HeadProbe, assess
 from pmm_cached.indexer import Indexer
@@ -175,13 +176,13 @@ class Daemon:
         numbers["sizes"] = sizes(self._writer, self._instance)
         return numbers
 
-    def verify(self, fold: str | None, done: Done) -> None:
+    def verify(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.verify(fold, done)
 
-    def invalidate(self, fold: str | None, done: Done) -> None:
+    def invalidate(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.rebuild(fold, "invalidated", done)
 
-    def index(self, done: Done) -> None:
+    def index(self, done: JobDone) -> None:
         self._indexer.index(done)
 
     def knows(self, fold: str) -> bool:

@@ -45,7 +45,7 @@ class Reports:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def take_in(self) -> list[ProtocolError]:
+    def receive(self) -> list[ProtocolError]:
         """Take in what has come, a bounded number at once; returns what was no report."""
         errors = []
         for _ in range(_AT_ONCE_MAX):

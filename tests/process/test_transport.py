@@ -146,7 +146,7 @@ def test_only_one_function_makes_addresses() -> None:
         ("client/pmm_shm_client/aio.py", "address"),
         ("client/pmm_shm_client/aio.py", "address_of(path)"),
         ("client/pmm_shm_client/commands.py", "address"),
-        ("server/pmm_cached/commands.py", "address_of(path)"),
+        ("server/pmm_cached/sockets.py", "address_of(path)"),
     ]
 
 
