@@ -47,7 +47,7 @@ LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
 _REASON_CHARS_MAX = 300
 _MESSAGE_CHARS_MAX = 1_000
-_WAIT_MS_MAX = 24 * 3_600 * 1_000
+WAIT_MS_MAX = 24 * 3_600 * 1_000
 
 
 class ProtocolError(ValueError):
@@ -210,7 +210,7 @@ def _between(low: int, high: int) -> _Check:
 _FIELDS: dict[str, dict[str, _Check]] = {
     PING: {},
     STATS: {},
-    WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, _WAIT_MS_MAX)},
+    WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, WAIT_MS_MAX)},
     VERIFY: {"fold": _FOLD},
     INVALIDATE: {"fold": _FOLD},
     INDEX: {},
