@@ -22,7 +22,7 @@ import lmdb
 import pytest
 
 from pmm_cached.instance_lock import InstanceLock
-from pmm_cached.watch import Watch
+from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError
 from pmm_shm.instance.paths import Instance
@@ -138,7 +138,7 @@ def test_without_inotify_the_slow_poll_finds_changes(ledger: Path, monkeypatch: 
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("pmm_cached.watch.INotify", none_left)
-    watch = Watch(str(ledger))
+    watch = LedgerWatch(str(ledger))
     assert "max_user_instances" in str(watch.problem)
     watch.refresh()
     assert watch.wait(0.01) is False
