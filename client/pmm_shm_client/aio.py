@@ -19,7 +19,7 @@ from pmm_shm.wire.endpoints import address_of, find_endpoints
 from pmm_shm.wire.protocol import Announcement, ProtocolError, unpack_announcement
 from pmm_shm_client import commands
 from pmm_shm_client.cache import Cache
-from pmm_shm_client.commands import Command, CommandConnection, invalidate_command, verify_command, wait_command
+from pmm_shm_client.commands import CommandConnection, DaemonCommand, invalidate_command, verify_command, wait_command
 from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
 
@@ -127,7 +127,7 @@ class AsyncCache(Cache):
                     continue
                 yield announcement
 
-    async def _give_async(self, command: Command[_T]) -> _T:
+    async def _give_async(self, command: DaemonCommand[_T]) -> _T:
         with _context().socket(zmq.DEALER) as socket:
             # Both are the same socket: the exchange sends and receives, and only the polls are awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))

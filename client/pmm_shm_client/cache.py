@@ -25,7 +25,7 @@ from pmm_shm_client.shared_texts import SharedTexts
 if TYPE_CHECKING:
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
-    from pmm_shm_client.commands import Command
+    from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
@@ -363,7 +363,7 @@ class Cache(Reads):
             self._reader.distrust(everything)
         return report
 
-    def _give(self, command: Command[_T]) -> _T:
+    def _give(self, command: DaemonCommand[_T]) -> _T:
         with late_imports:
             from pmm_shm_client import commands
 

@@ -40,7 +40,7 @@ _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
 @dataclass(frozen=True)
-class Command(Generic[_T]):
+class DaemonCommand(Generic[_T]):
     """A command, its deadline, and the function that reads its result."""
 
     name: str
@@ -49,7 +49,7 @@ class Command(Generic[_T]):
     read: Callable[[Any], _T]
 
 
-def wait_command(ledger: str, event_id: int, timeout: float) -> Command[int]:
+def wait_command(ledger: str, event_id: int, timeout: float) -> DaemonCommand[int]:
     """Wait until an event is published. Result: the event id up to which is published.
 
     Raises:
@@ -67,17 +67,17 @@ def wait_command(ledger: str, event_id: int, timeout: float) -> Command[int]:
         return as_of
 
     args = {"event_id": checked_event_id(event_id), "timeout_ms": timeout_ms}
-    return Command(protocol.WAIT, args, timeout_s, read)
+    return DaemonCommand(protocol.WAIT, args, timeout_s, read)
 
 
-def verify_command(fold: str | None, timeout: float) -> Command[VerifyReport]:
+def verify_command(fold: str | None, timeout: float) -> DaemonCommand[VerifyReport]:
     """Compare what is published with a full replay. Raises `ConfigError`."""
-    return Command(
+    return DaemonCommand(
         protocol.VERIFY, {"fold": fold}, checked_timeout(timeout), lambda result: read_result(VerifyReport, result)
     )
 
 
-def invalidate_command(fold: str | None, timeout: float) -> Command[int]:
+def invalidate_command(fold: str | None, timeout: float) -> DaemonCommand[int]:
     """Rebuild what is published. Result: the event id up to which it was rebuilt.
 
     Raises:
@@ -86,12 +86,14 @@ def invalidate_command(fold: str | None, timeout: float) -> Command[int]:
     """
     if fold is not None:
         checked_fold_name(fold)
-    return Command(protocol.INVALIDATE, {"fold": fold}, checked_timeout(timeout), lambda result: int(result["as_of"]))
+    return DaemonCommand(
+        protocol.INVALIDATE, {"fold": fold}, checked_timeout(timeout), lambda result: int(result["as_of"])
+    )
 
 
-def stats_command() -> Command[dict[str, Any]]:
+def stats_command() -> DaemonCommand[dict[str, Any]]:
     """The daemon's numbers."""
-    return Command(protocol.STATS, {}, _STATS_S, dict)
+    return DaemonCommand(protocol.STATS, {}, _STATS_S, dict)
 
 
 def checked_timeout(timeout: object) -> float:
@@ -119,7 +121,7 @@ def checked_event_id(event_id: object) -> int:
 # How it is asked.
 
 
-def give(instance: Instance, command: Command[_T]) -> _T:
+def give(instance: Instance, command: DaemonCommand[_T]) -> _T:
     """Give the daemon a command and return its result. Raises as `call`, and what the command's `read` raises."""
     return command.read(call(instance, command.name, command.args, command.timeout_s))
 

@@ -71,8 +71,7 @@ class Request(NamedTuple):
     args: Mapping[str, Any]
 
     def pack(self) -> bytes:
-        packed: bytes = msgpack.packb({"v": VERSION, "id": self.id, "command": self.command, "args": dict(self.args)})
-        return packed
+        return _pack({"id": self.id, "command": self.command, "args": dict(self.args)})
 
 
 class Announcement(NamedTuple):
@@ -82,8 +81,12 @@ class Announcement(NamedTuple):
     sequence: int
 
     def pack(self) -> bytes:
-        packed: bytes = msgpack.packb({"v": VERSION, "as_of": self.as_of, "sequence": self.sequence})
-        return packed
+        return _pack(self._asdict())
+
+
+def _pack(fields: dict[str, Any], unicode_errors: str = "strict") -> bytes:
+    packed: bytes = msgpack.packb({"v": VERSION, **fields}, unicode_errors=unicode_errors)
+    return packed
 
 
 def _unpack(data: bytes, size_max: int) -> dict[str, Any]:
@@ -196,18 +199,18 @@ def _are_counters(value: object) -> bool:
     )
 
 
-_Rule = tuple[Callable[[Any], bool], str]
-_ROLE: _Rule = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
-_FOLD: _Rule = (_is_fold, "a name or null")
-_MODEL: _Rule = (_is_model, "a model's name")
-_TOKENS: _Rule = (lambda value: _is_list_of(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
+_ArgumentRule = tuple[Callable[[Any], bool], str]
+_ROLE: _ArgumentRule = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
+_FOLD: _ArgumentRule = (_is_fold, "a name or null")
+_MODEL: _ArgumentRule = (_is_model, "a model's name")
+_TOKENS: _ArgumentRule = (lambda value: _is_list_of(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
 
 
-def _between(low: int, high: int) -> _Rule:
+def _between(low: int, high: int) -> _ArgumentRule:
     return lambda value: _is_integer(value, low, high), f"an integer from {low} to {high}"
 
 
-_ARGUMENTS: dict[str, dict[str, _Rule]] = {
+_ARGUMENTS: dict[str, dict[str, _ArgumentRule]] = {
     PING: {},
     STATS: {},
     WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, WAIT_MS_MAX)},
@@ -247,19 +250,13 @@ _ARGUMENTS: dict[str, dict[str, _Rule]] = {
 
 def pack_result(request_id: int, result: Any) -> bytes:
     """The reply to a command that was carried out."""
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "id": request_id, "ok": True, "result": result}, unicode_errors="replace"
-    )
-    return packed
+    return _pack({"id": request_id, "ok": True, "result": result}, unicode_errors="replace")
 
 
 def pack_error(request_id: int, code: str, message: str) -> bytes:
     """The reply to a command that was refused or failed."""
     error = {"code": code, "message": message[:_MESSAGE_CHARS_MAX]}
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "id": request_id, "ok": False, "error": error}, unicode_errors="replace"
-    )
-    return packed
+    return _pack({"id": request_id, "ok": False, "error": error}, unicode_errors="replace")
 
 
 def unpack_reply(data: bytes, request_id: int) -> Any:

@@ -113,7 +113,7 @@ class CommandServer:
         Returns their keys. These leases do not expire; `finish_leases` ends them.
         """
         acquired: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-        self._post(lambda: acquired.put(self._dispatcher.acquire_leases(model, keys)))
+        self._post(lambda: acquired.put(self._dispatcher.leases.acquire_accepted(model, keys)))
         while True:
             try:
                 return acquired.get(timeout=_THREAD_CHECK_S)
@@ -124,9 +124,9 @@ class CommandServer:
     def finish_leases(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
         """End acquired leases, and store the vectors of those texts that have one now. From any thread."""
         if vectors:
-            self._texts.put(vectors, lambda error: self._post(lambda: self._dispatcher.finish_leases(model, keys)))
+            self._texts.put(vectors, lambda error: self._post(lambda: self._dispatcher.leases.finish(model, keys)))
         elif keys:
-            self._post(lambda: self._dispatcher.release_leases(model, keys))
+            self._post(lambda: self._dispatcher.leases.release_accepted(model, keys))
 
     def _open(self, kind: int, path: str, mode: int, connections_max: int) -> zmq.Socket[bytes]:
         socket = make_socket(self._context, kind)

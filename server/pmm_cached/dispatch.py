@@ -36,14 +36,18 @@ class Backend(Protocol):
 
 
 class Dispatcher:
-    """Answers commands, now or later. Not thread-safe: only the command thread uses it."""
+    """Answers commands, now or later. Not thread-safe: only the command thread uses it.
+
+    Attributes:
+        leases: the leases on missing text vectors.
+    """
 
     def __init__(self, backend: Backend, texts: TextStore, status: Status, post: Post) -> None:
         self._backend = backend
         self._texts = texts
         self._status = status
         self._post = post
-        self._leases = Leases(texts.has, status.embeddings)
+        self.leases = Leases(texts.has, status.embeddings)
         self._roles = Roles()
         self._waits = Waits(status)
         self._handlers: dict[str, Callable[[ClientCall], None]] = {
@@ -68,35 +72,16 @@ class Dispatcher:
     def advance(self) -> None:
         """Answer the clients whose waiting is over."""
         self._waits.advance()
-        self._leases.advance()
+        self.leases.advance()
 
     def next_deadline(self) -> float | None:
         """When `advance` has to be called next, in monotonic seconds; None if nobody waits."""
-        deadlines = (self._waits.next_deadline(), self._leases.next_deadline())
+        deadlines = (self._waits.next_deadline(), self.leases.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def close(self) -> None:
         """Answer the clients that wait for leases, because the daemon stops."""
-        self._leases.close()
-
-    # The daemon's own leases, on the texts of events.
-
-    def acquire_leases(self, model: str, keys: list[bytes]) -> list[bytes]:
-        """Take the free leases of these keys for the daemon, and return their keys; they do not expire."""
-        result = self._leases.try_acquire(model, keys)
-        granted = [] if result is None else [(keys[index], token) for index, token in result.granted]
-        self._leases.accept(model, granted)
-        return [key for key, _ in granted]
-
-    def finish_leases(self, model: str, keys: list[bytes]) -> None:
-        """End leases of the daemon whose vectors were stored, or could not be."""
-        self._leases.finish(model, keys)
-
-    def release_leases(self, model: str, keys: list[bytes]) -> None:
-        """End leases of the daemon that have no vectors."""
-        self._leases.release_accepted(model, keys)
-
-    # The commands.
+        self.leases.close()
 
     def _ping(self, call: ClientCall) -> None:
         call.succeed({"pid": os.getpid(), "as_of": self._status.as_of})
@@ -118,22 +103,22 @@ class Dispatcher:
                 call.succeed(result._asdict())
 
         model, keys, wait_s = call.args["model"], call.args["keys"], call.args["wait_ms"] / 1_000
-        self._leases.acquire(model, keys, wait_s, answer, may_wait=self._may_wait())
+        self.leases.acquire(model, keys, wait_s, answer, may_wait=self._may_wait())
 
     def _renew(self, call: ClientCall) -> None:
-        call.succeed({"renewed": self._leases.renew(call.args["tokens"])})
+        call.succeed({"renewed": self.leases.renew(call.args["tokens"])})
 
     def _release(self, call: ClientCall) -> None:
-        self._leases.release(call.args["tokens"])
+        self.leases.release(call.args["tokens"])
         call.succeed({})
 
     def _put(self, call: ClientCall) -> None:
         model, vectors = call.args["model"], call.args["vectors"]
-        accepted = self._leases.accept(model, [(key, token) for key, token, _ in vectors])
+        accepted = self.leases.accept(model, [(key, token) for key, token, _ in vectors])
         keys = [vectors[index][0] for index in accepted]
 
         def finish(error: str | None) -> None:
-            self._leases.finish(model, keys)
+            self.leases.finish(model, keys)
             if error is not None:
                 call.fail("failed", error)
             else:
@@ -168,7 +153,7 @@ class Dispatcher:
         self._backend.index(self._answer_with(call))
 
     def _may_wait(self) -> bool:
-        return len(self._waits) + self._leases.waiting < limits.WAITERS_MAX
+        return len(self._waits) + self.leases.waiting < limits.WAITERS_MAX
 
     def _knows_fold(self, call: ClientCall) -> bool:
         fold = call.args["fold"]

@@ -102,6 +102,13 @@ class Leases:
         self.advance()
         return self._grant_free(model, keys)
 
+    def acquire_accepted(self, model: str, keys: Sequence[bytes]) -> list[bytes]:
+        """The keys of the free leases, which are granted to this process and accepted already."""
+        result = self.try_acquire(model, keys)
+        granted = [] if result is None else [(keys[index], token) for index, token in result.granted]
+        self.accept(model, granted)
+        return [key for key, _ in granted]
+
     def renew(self, tokens: Iterable[int]) -> int:
         """Extend leases by `limits.LEASE_S` from now, up to `limits.LEASE_LIFE_S`. Returns how many were extended."""
         self.advance()

@@ -16,28 +16,27 @@ OWNER_MODE = 0o600
 _ROOT = 0
 _OPTIONS: dict[int, tuple[tuple[zmq.SocketOption, int], ...]] = {
     zmq.ROUTER: (
-        (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX),
         (zmq.RCVHWM, limits.REQUESTS_WAITING_MAX),
         (zmq.SNDHWM, limits.REPLIES_WAITING_MAX),
-        (zmq.HANDSHAKE_IVL, limits.HANDSHAKE_MS),
-        (zmq.BACKLOG, limits.BACKLOG_CONNECTIONS),
     ),
     zmq.PUB: (
-        (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, limits.SUBSCRIPTION_BYTES_MAX),
         (zmq.RCVHWM, limits.ANNOUNCEMENTS_WAITING_MAX),
         (zmq.SNDHWM, limits.ANNOUNCEMENTS_WAITING_MAX),
-        (zmq.HANDSHAKE_IVL, limits.HANDSHAKE_MS),
-        (zmq.BACKLOG, limits.BACKLOG_CONNECTIONS),
     ),
 }
+_COMMON_OPTIONS = (
+    (zmq.LINGER, 0),
+    (zmq.HANDSHAKE_IVL, limits.HANDSHAKE_MS),
+    (zmq.BACKLOG, limits.BACKLOG_CONNECTIONS),
+)
 
 
 def make_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
     """A socket with limits on what it keeps and lets in."""
     socket = context.socket(kind)
-    for option, value in _OPTIONS[kind]:
+    for option, value in (*_COMMON_OPTIONS, *_OPTIONS[kind]):
         socket.setsockopt(option, value)
     return socket
 
