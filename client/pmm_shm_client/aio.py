@@ -1,4 +1,4 @@
-"""The asyncio client: what waits is awaited, and reads stay plain calls, for they do not wait."""
+"""The asyncio client: calls that may block have awaitable twins; reads are synchronous, because they rarely block."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 
 class AsyncCache(Cache):
-    """A `Cache` whose waiting calls have awaitable twins; made by `connect_async`."""
+    """A `Cache` whose blocking calls have awaitable twins; made by `connect_async`."""
 
     async def __aenter__(self) -> AsyncCache:
         return self
@@ -45,7 +45,7 @@ class AsyncCache(Cache):
         return await asyncio.to_thread(self.append, kind, content, meta)
 
     async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
-        """As `embed`; what has to be computed or waited for runs in a thread."""
+        """As `embed`; a vector that is not at hand is computed or waited for in a thread."""
         self._check_open()
         vector = self._embeddings.seen(text, model) if self._embeddings is not None else None
         return await asyncio.to_thread(self.embed, text, model) if vector is None else vector
@@ -86,10 +86,11 @@ class AsyncCache(Cache):
     ) -> VerifyReport:
         """As `verify`; without a daemon the comparison runs in a thread."""
         self._check_open()
+        command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
         try:
-            report = await self._give_async(verify_command(fold, timeout))
+            report = await self._give_async(command)
         except DaemonAbsentError:
             return await asyncio.to_thread(self.verify, fold, timeout)
         self._verifications[report.ok] += 1
@@ -105,9 +106,9 @@ class AsyncCache(Cache):
         return await asyncio.to_thread(self.stats)
 
     async def announcements(self) -> AsyncIterator[Announcement]:
-        """New positions as the daemon announces them; the newest only, where the reader is slow.
+        """New positions as the daemon announces them; a slow reader gets only the newest.
 
-        A hint: none may come for a while, and a read is exact without it.
+        They are hints: none may arrive for a while, and reads are exact without them.
 
         Raises:
             DaemonAbsentError: no daemon serves this ledger.
@@ -129,7 +130,7 @@ class AsyncCache(Cache):
 
     async def _give_async(self, command: DaemonCommand[_T]) -> _T:
         with _context().socket(zmq.DEALER) as socket:
-            # Both are the same socket: the exchange sends and receives, and only the polls are awaited.
+            # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))
             exchange = connection.exchange(command.name, command.args, command.timeout_s)
             try:
@@ -138,7 +139,7 @@ class AsyncCache(Cache):
                     if await socket.poll(timeout_ms, events):  # type: ignore[call-arg]
                         timeout_ms, events = exchange.send(True)
                     else:
-                        # Not in the event loop: a stopped daemon may take a second to look for. It never returns here.
+                        # In a thread: to look for a stopped daemon may take a second. The exchange never ends here.
                         timeout_ms, events = await asyncio.to_thread(exchange.send, False)
             except StopIteration as end:
                 return command.read(end.value)
