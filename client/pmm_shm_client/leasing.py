@@ -21,10 +21,10 @@ from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonT
 from pmm_shm.instance.paths import Instance
 from pmm_shm.vectors.embedder import Embedder, embedded
 from pmm_shm.vectors.text_table import model_tag, text_vector_key
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm.wire import protocol
 from pmm_shm.wire.results import LeaseResult, PutResult, read_result
 from pmm_shm_client.commands import CommandConnection, call
-from pmm_shm_client.shared_texts import SharedTexts
 
 FLOAT = np.dtype("<f4")
 _ANSWER_S = 2.0
@@ -79,7 +79,7 @@ class Leasing:
         shared: the table with the vectors that others have stored.
     """
 
-    def __init__(self, instance: Instance, shared: SharedTexts) -> None:
+    def __init__(self, instance: Instance, shared: TextTableReader) -> None:
         self._instance = instance
         self._shared = shared
         # After a time-out the daemon is not asked again until then.
@@ -194,7 +194,7 @@ class Leasing:
         """Read a vector that was just stored; if it cannot be read, it stays missing."""
         data = self._shared.get(model.prefix + key)
         if data is None:
-            self._shared.look()
+            self._shared.refresh()
             data = self._shared.get(model.prefix + key)
         if data is not None and len(data) == model.size_bytes:
             found[key] = data

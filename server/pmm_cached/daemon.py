@@ -45,7 +45,7 @@ class Daemon:
     """One daemon for one ledger.
 
     Raises:
-        LedgerError: there is no usable ledger; nothing was made.
+        LedgerError: no usable ledger; nothing was made.
         ConfigError: the instance directory cannot be used.
         DaemonRunningError: another daemon serves the ledger.
         StoreError: the store cannot be opened.
@@ -59,7 +59,7 @@ class Daemon:
         self._settings = settings
         self._log = log
         if settings.metrics_port is not None:
-            # Before anything is made: it may not be installed.
+            # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
         self._lock = InstanceLock(self._instance)
         self._metrics: MetricsServer | None = None
@@ -111,7 +111,7 @@ class Daemon:
 
         Raises:
             LockLostError: SQLite's lock is gone; start anew.
-            DaemonError: a thread ended that nothing goes on without, or the instance directory is gone.
+            DaemonError: an essential thread ended, or the instance directory is gone.
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
@@ -138,8 +138,7 @@ class Daemon:
     def stop(self) -> None:
         """Finish the batch and end `run`; safe in a signal handler.
 
-        A follower that does not come back, from a fold that hangs, say, is cut off by SIGALRM. Killing the daemon harms
-        nothing.
+        A follower that hangs, for example in a fold, is cut off by SIGALRM. Killing the daemon harms nothing.
         """
         self._is_stopping = True
         signal.setitimer(signal.ITIMER_REAL, limits.STOP_HARD_S)
@@ -201,7 +200,7 @@ class Daemon:
             except LockLostError:
                 raise
             except DamagedStoreError:
-                self._writer.distrust()
+                self._writer.mark_damaged()
                 raise
             except (LedgerError, StoreError) as error:
                 self._trouble(error)
@@ -211,7 +210,7 @@ class Daemon:
                 last_change = time.monotonic()
 
     def _look_after_instance(self) -> None:
-        """Now and then: end when the instance directory is not ours any more, and free what dead readers pin."""
+        """At intervals: stop if the instance directory is no longer ours, and free the pages that dead readers pin."""
         now = time.monotonic()
         if now - self._instance_checked >= limits.INSTANCE_CHECK_S:
             self._instance_checked = now
@@ -226,8 +225,7 @@ class Daemon:
     def _sleep_s(self, quiet_s: float) -> float:
         """How long to sleep when nothing changed for `quiet_s` seconds.
 
-        In growing steps at first: the event from the system comes before the commit is visible, and the next event may
-        be swallowed.
+        In growing steps at first: inotify reports a write before the commit is visible, and may swallow the next one.
         """
         if quiet_s < limits.BACKOFF_WINDOW_S:
             return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
@@ -291,7 +289,7 @@ class Daemon:
             self._status.problem = None
 
     def _shut_down(self) -> None:
-        # The follower came back: what is left has time limits of its own.
+        # The follower has returned: the other parts have their own time limits.
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._notifier.stopping()
         deadline = time.monotonic() + limits.STOP_S
@@ -299,7 +297,7 @@ class Daemon:
         metrics = () if self._metrics is None else (self._metrics,)
         for part in (*metrics, self._reporter, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
-        # Where the directory is another's, so are the sockets and the mark that stand there.
+        # If the directory is another daemon's, so are the sockets and the mark in it.
         is_ours = self._lock.is_held()
         self._commands.stop(removes_files=is_ours)
         self._follower.close()
@@ -307,7 +305,7 @@ class Daemon:
         if is_idle:
             self._writer.close(is_clean=is_ours)
         else:
-            # Closing the store under the thread that uses it would crash. What is published stands as it is.
+            # Closing the store under the thread that uses it would crash. The published state stays as it is.
             self._log.warning("a job did not end in time; the store is left without the mark of a clean shutdown")
         self._watch.close()
         self._notifier.close()
@@ -327,7 +325,7 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
 
 
 def _check_ledger(path: str) -> None:
-    """Raise `LedgerError` where there is no usable ledger.
+    """Raise `LedgerError` if there is no usable ledger.
 
     The journal of a dead writer is no reason: the next writer rolls it back.
     """

@@ -15,6 +15,7 @@ from pmm_cached.leases import Leases
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
 from pmm_shm.wire.results import LeaseResult
+from tests.support.profiles import examples
 
 MODEL = "model"
 
@@ -378,4 +379,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 TestLeasesAgainstAModel = LeaseMachine.TestCase
-TestLeasesAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLeasesAgainstAModel.settings = settings(max_examples=examples(60), stateful_step_count=40)
