@@ -100,7 +100,6 @@ class Reads(ABC):
         self._metrics_off = flags.metrics_cache() is Flag.OFF
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter()}
         self._warnings = WarningsLog()
-        self._replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
 
@@ -275,7 +274,9 @@ class Reads(ABC):
 
     def _make_frame(self, reading: Reading | ReplayReading, names: tuple[str, ...]) -> Frame:
         views = {name: reading.view(name) for name in names}
-        return Frame(self._replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
+        # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
+        replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
 
     def _replayed_view(self, name: str, as_of: int) -> Any:
         return self._replayed([find_fold(name)], as_of).view(name)

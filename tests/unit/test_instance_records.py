@@ -91,7 +91,7 @@ def test_mark_of_another_shape_is_not_trusted(tmp_path: Path, opening: str) -> N
 def test_damage_found_while_it_runs_is_remade_at_the_next_start(ledger: Path) -> None:
     instance = Instance.of(ledger)
     writer = StoreWriter(instance)
-    writer.distrust()
+    writer.mark_damaged()
     writer.close()
     assert not boot.is_trusted(instance.boot_file)
 
