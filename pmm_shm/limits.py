@@ -34,6 +34,10 @@ HISTORY_CHANGES_MAX = 256
 """Changes of stage, and of name, that `history()` keeps: the newest ones."""
 HISTORY_NAME_CHARS_MAX = 80
 
+# Folds.
+FOLD_NAME_BYTES_MAX = 64
+"""Bytes of a fold's name in UTF-8."""
+
 # Waiting for a busy ledger.
 LEDGER_TIMEOUT_S = 30.0
 """How long appends and reads wait for a busy ledger, by default."""

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pmm_shm import limits
 from pmm_shm.codec import pack
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.state import State, Touched
@@ -115,8 +116,8 @@ def check_fold(fold: Any) -> Fold:
     if not isinstance(fold, Fold):
         raise FoldError(f"{fold!r} is not a pmm_shm Fold")
     name = getattr(fold, "name", None)
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= 64:
-        raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to 64 bytes")
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.FOLD_NAME_BYTES_MAX:
+        raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to {limits.FOLD_NAME_BYTES_MAX} bytes")
     version = getattr(fold, "version", None)
     if type(version) is not int:
         raise FoldError(f"{name}: `version` must be an integer")

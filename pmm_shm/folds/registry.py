@@ -6,6 +6,7 @@ arguments.
 
 from __future__ import annotations
 
+from pmm_shm import limits
 from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
 from pmm_shm.folds.directives import DirectivesFold
@@ -69,14 +70,14 @@ def find_fold(name: str) -> Fold:
 
 
 def checked_fold_name(name: object) -> None:
-    """Let what may be the name of a fold pass.
+    """Check that a fold can have this name.
 
     Raises:
-        UnknownFoldError: no fold can have this name.
+        UnknownFoldError: it cannot.
     """
     try:
-        is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64
+        is_name = isinstance(name, str) and 0 < len(name.encode()) <= limits.FOLD_NAME_BYTES_MAX
     except UnicodeEncodeError:
         is_name = False
     if not is_name:
-        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to 64 bytes")
+        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to {limits.FOLD_NAME_BYTES_MAX} bytes")

@@ -88,7 +88,7 @@ class Appender:
         with connection.lock:
             if connection.is_open and connection.is_wal:
                 try:
-                    # Beside a new file the old -wal stays: it may hold what somebody still needs.
+                    # Beside a new file the old -wal stays: it may hold events that are still needed.
                     if file_identity(connection.path) == connection.identity:
                         connection.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 except (sqlite3.Error, LedgerError):

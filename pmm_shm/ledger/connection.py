@@ -115,7 +115,7 @@ class Connection:
             return False
         if file.shm_inode is None:
             return True
-        # The file may have been removed: a lock on a file that nobody else opens excludes nobody.
+        # The file may have been removed: a lock on a deleted file excludes nobody.
         return inode_of(self.path + "-shm") == file.shm_inode and holds_lock(file.shm_inode, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
@@ -185,7 +185,7 @@ class Connection:
         return translated(error, self.path, is_reader=reads_only(self.mode))
 
     def close(self) -> None:
-        """Close the connection; the next use opens it anew, in a new epoch."""
+        """Close the connection; the next use reopens it, in a new epoch."""
         with self.lock:
             handle, self._handle = self._handle, None
             if handle is not None:
@@ -228,7 +228,7 @@ def shm_files_in_use() -> set[tuple[int, int]]:
 
 
 def close_replaced(path: str) -> None:
-    """Close this process's connections to a file that is no longer at `path`, all before any is opened anew.
+    """Close this process's connections to a file that is no longer at `path`, all before any is reopened.
 
     A connection to the new file shares the `-shm` with those to the old one: closing these later would drop its locks.
     The caller holds no connection's lock.
@@ -279,8 +279,8 @@ def _open_files() -> list[LedgerFile]:
     return [file for one in _connections() if one.is_open and (file := one._file) is not None]
 
 
-# Fork: SQLite's table of locks survives fork while the locks do not, so every connection is closed before and opened
-# anew, on first use, on both sides.
+# Fork: SQLite's table of locks survives fork while the locks do not, so every connection is closed before, and
+# reopened on first use on both sides.
 _open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 

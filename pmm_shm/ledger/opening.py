@@ -55,7 +55,7 @@ class HeldByOldUsersError(Exception):
         self.pids = sorted(pids)
 
     def final(self, path: str) -> LedgerError:
-        """The error to raise when they have not let go of it in time."""
+        """The error to raise if they have not closed it in time."""
         if not self.pids and isinstance(self.__cause__, LedgerError):
             return self.__cause__
         if has_wal(path):
@@ -84,7 +84,7 @@ def check_path(path: str, mode: Mode) -> None:
         raise _cannot_open(
             path,
             mode,
-            f"it lies on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
+            f"it is on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
             "stop all its users, then move it and its -wal to a local disk",
         )
 
@@ -95,10 +95,10 @@ def open_ledger(
     """Open the ledger and inspect it.
 
     Parameters:
-        known_files: (inode, inode of the `-shm` file) of what this process has open: these were inspected before.
+        known_files: (inode, inode of the `-shm` file) of this process's open files: these were inspected before.
 
     Raises:
-        HeldByOldUsersError: a file that this one replaced is in use; they may let go of it.
+        HeldByOldUsersError: a file that this one replaced is in use; its users may close it soon.
         LedgerError: in one of its kinds.
     """
     shm_before = inode_of(path + "-shm")
@@ -134,7 +134,7 @@ def _refuse_old_index(handle: sqlite3.Connection, path: str, users: set[int]) ->
     """Raise where the `-shm` file belongs to users of a file that this one replaced.
 
     Its header gives the size of another database, and pages written by it destroy this one. A process that holds the
-    lock on the `-shm` file and none on the ledger has the old file open. Our own processes let go of it with their next
+    lock on the `-shm` file and none on the ledger has the old file open. Our own processes close it at their next
     read; until then, no harm is done where both databases have the same size.
     """
     if users and not _index_fits(handle, path):
