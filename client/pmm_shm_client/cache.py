@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
-from pmm_shm.folds.registry import checked_fold_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
@@ -26,12 +25,12 @@ if TYPE_CHECKING:
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm.vectors.text_table_reader import TextTableReader
+    from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
 
-_WAIT_S_MAX = 24 * 3_600
-"""The longest wait that the protocol has a number for."""
+_T = TypeVar("_T")
 
 
 class Cache(Reads):
@@ -233,16 +232,14 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds, of which more than a day counts as a day.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import WAIT
-            from pmm_shm_client.commands import checked_wait, wait_args
+            from pmm_shm_client.commands import wait_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
-        checked_event_id(event_id)
+        command = wait_command(self.path, event_id, timeout)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published
-        return checked_wait(self._call(WAIT, wait_args(event_id, timeout), timeout), self.path, event_id, timeout)
+        return self._give(command)
 
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
@@ -255,15 +252,14 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import VERIFY
-            from pmm_shm_client.commands import report_of
+            from pmm_shm_client.commands import verify_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
+        command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
         try:
-            report = report_of(self._call(VERIFY, {"fold": fold}, timeout))
+            report = self._give(command)
         except DaemonAbsentError:
             report = self._verify_here(fold)
         self._verifications[report.ok] += 1
@@ -279,13 +275,10 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import INVALIDATE
+            from pmm_shm_client.commands import invalidate_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
-        if fold is not None:
-            checked_fold_name(fold)
-        return int(self._call(INVALIDATE, {"fold": fold}, timeout)["as_of"])
+        return self._give(invalidate_command(fold, timeout))
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
@@ -293,11 +286,12 @@ class Cache(Reads):
         In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import STATS
+            from pmm_shm_client.commands import stats_command
 
         self._check_open()
+        daemon: dict[str, Any] | None
         try:
-            daemon = self._call(STATS, {}, 1.0)
+            daemon = self._give(stats_command())
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]
@@ -378,11 +372,11 @@ class Cache(Reads):
             self._reader.distrust(everything)
         return report
 
-    def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+    def _give(self, command: DaemonCommand[_T]) -> _T:
         with late_imports:
             from pmm_shm_client import commands
 
-        return commands.call(self._instance, command, args, timeout_s)
+        return commands.give(self._instance, command)
 
 
 def _checked_default(embedder: object) -> Embedder | str | None:
@@ -394,25 +388,3 @@ def _checked_default(embedder: object) -> Embedder | str | None:
         from pmm_shm.vectors.embedder import Embedder, checked_embedder
 
     return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)
-
-
-def checked_timeout(timeout: object) -> float:
-    """Seconds to wait for the daemon, at most what the protocol allows.
-
-    Raises:
-        ConfigError: not a number.
-    """
-    if not isinstance(timeout, (int, float)) or timeout != timeout:
-        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
-    return min(timeout, _WAIT_S_MAX)
-
-
-def checked_event_id(event_id: object) -> int:
-    """The id of an event, there or not.
-
-    Raises:
-        ConfigError: no integer of 64 bits.
-    """
-    if not isinstance(event_id, int) or not -(1 << 63) <= event_id < 1 << 63:
-        raise ConfigError(f"event_id: {event_id!r:.80} is not an integer of 64 bits")
-    return event_id

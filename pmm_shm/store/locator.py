@@ -16,7 +16,6 @@ from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
-    FileId,
     close,
     file_id,
     open_reader,
@@ -26,19 +25,19 @@ from pmm_shm.store.layout import HEADER_KEY, Header
 
 
 class EnvironmentLocator:
-    """Keeps the usable environment of one instance open. Not thread-safe: the caller has a lock.
+    """Keeps the environment of one instance open. Not thread-safe: the caller has a lock.
 
     Survives an environment made anew; its owner calls `close` before a fork.
 
     Attributes:
-        environment: as it was found last; None where nothing usable was there.
+        environment: the open one, usable or not: as long as it is open, no other file can have its inode.
         failure: why an existing environment cannot be used.
     """
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._data_file = str(instance.data_file)
-        self._refused: FileId | None = None
+        self._is_usable: bool | None = None
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
 
@@ -46,20 +45,20 @@ class EnvironmentLocator:
         """The environment whose data file is at the path now; None where it cannot be used."""
         identity = file_id(self._data_file)
         environment = self.environment
-        if environment is not None:
-            if environment.identity == identity != self._refused:
-                return environment
+        if environment is not None and environment.identity != identity:
             self.close()
-        if identity is None or identity == self._refused:
-            return None
-        self.environment = self._open()
-        return self.environment
+            environment = None
+        if environment is None and identity is not None:
+            environment = self.environment = self._open()
+        if self._is_usable is None and environment is not None:
+            self._is_usable = self._has_our_format(environment)
+        return environment if self._is_usable else None
 
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
         """Note that reading the environment failed. A damaged one is refused until it is made anew."""
         self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
-        if isinstance(self.failure, DamagedStoreError):
-            self._refused = environment.identity
+        if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
+            self._is_usable = False
         return self.failure
 
     def may_enter(self) -> bool:
@@ -69,7 +68,7 @@ class EnvironmentLocator:
 
     def close(self) -> None:
         """Give the environment back."""
-        environment, self.environment = self.environment, None
+        environment, self.environment, self._is_usable = self.environment, None, None
         if environment is not None:
             close(environment)
 
@@ -84,28 +83,21 @@ class EnvironmentLocator:
             return None
         except OSError:
             return None
-        if environment is None:
-            return None
         self.failure = None
-        if not self._is_readable(environment):
-            close(environment)
-            return None
         return environment
 
-    def _is_readable(self, environment: Environment) -> bool:
-        """Whether it has a header, and of this format; another format stays refused until it is made anew."""
+    def _has_our_format(self, environment: Environment) -> bool | None:
+        """Whether the header is of our format; None where that is not known yet."""
         try:
             raw = environment.get(HEADER_KEY)
         except StoreError as error:
-            self.fail(environment, error)
-            return False
+            return False if isinstance(self.fail(environment, error), DamagedStoreError) else None
         if raw is None:
             # The daemon is about to write it.
-            return False
+            return None
         try:
             Header.unpack(raw)
         except StoreError as error:
             self.failure = error
-            self._refused = environment.identity
             return False
         return True

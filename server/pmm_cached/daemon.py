@@ -7,7 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pmm_cached.commands import CommandServer, Done
+from pmm_cached.client_call import JobDone
+from pmm_cached.commands import CommandServer
 from pmm_cached.follower import Follower, all_folds
 from pmm_cached.health import HeadProbe, assess
 from pmm_cached.indexer import Indexer
@@ -19,7 +20,7 @@ from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
 from pmm_cached.text_store import TextStore
-from pmm_cached.watch import Watch
+from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
@@ -89,7 +90,7 @@ class Daemon:
             self._die,
         )
         record_endpoints(self._instance, self._endpoints)
-        self._watch = Watch(self._instance.ledger)
+        self._watch = LedgerWatch(self._instance.ledger)
         self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status, self._notifier.feed)
         self._maintenance = Maintenance(
             self._instance.ledger,
@@ -152,7 +153,7 @@ class Daemon:
     def stats(self) -> dict[str, Any]:
         """The daemon's numbers, for the stats command."""
         numbers = self._status.as_dict()
-        ahead = self._probe.look(self._writer.header.position)
+        lag = self._probe.lag_behind(self._writer.header.position)
         newest = self._writer.last_transaction_id()
         slots = self._writer.reader_slots()
         readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
@@ -164,7 +165,7 @@ class Daemon:
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
         # A ledger that is busy for the moment: as far as is known, nothing came.
-        numbers["head_id"], numbers["lag_events"] = ahead or (numbers["as_of"], 0)
+        numbers["head_id"], numbers["lag_events"] = lag or (numbers["as_of"], 0)
         numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
         numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)
@@ -174,13 +175,13 @@ class Daemon:
         numbers["sizes"] = sizes(self._writer, self._instance)
         return numbers
 
-    def verify(self, fold: str | None, done: Done) -> None:
+    def verify(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.verify(fold, done)
 
-    def invalidate(self, fold: str | None, done: Done) -> None:
+    def invalidate(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.rebuild(fold, "invalidated", done)
 
-    def index(self, done: Done) -> None:
+    def index(self, done: JobDone) -> None:
         self._indexer.index(done)
 
     def knows(self, fold: str) -> bool:

@@ -152,13 +152,12 @@ ALLOWED: dict[str, dict[str, int]] = {
     },
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_cli/doctor/processes.py": {"open": 2},  # /proc
-    "server/pmm_cached/peers.py": {"open": 1},  # /proc/self/statm
-    "server/pmm_cached/sizes.py": {"Path('/proc/self/statm').read_bytes": 1},
+    "server/pmm_cached/memory.py": {"Path('/proc/self/statm').read_bytes": 1},
     "client/pmm_shm_cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
-    "client/pmm_shm_client/commands.py": {"socket.connect": 1},
-    "client/pmm_shm_client/aio.py": {"socket.connect": 2},
+    "client/pmm_shm_client/commands.py": {"self._socket.connect": 1},
+    "client/pmm_shm_client/aio.py": {"socket.connect": 1},
     "client/pmm_shm_cli/synthetic.py": {"os.open": 1, "sqlite3.connect": 1},  # New ledgers, before anyone uses them.
     "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
