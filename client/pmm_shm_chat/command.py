@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from pmm_shm.errors import DaemonError
 from pmm_shm_terminal.options import CONTEXT, Finite, ledger_argument, ledger_timeout_option, the_ledger
 
 if TYPE_CHECKING:
+    from pmm_shm_chat.responder import Responder
     from pmm_shm_client.cache import Cache
 
 _RESPONDERS = ("offline", "openai")
@@ -88,21 +89,16 @@ def chat(
     terminal each line of the input is a message, and the answers go to the output.
     """
     path = the_ledger(ledger)
-    from pmm_shm_chat.responders import responder_named
     from pmm_shm_chat.terminal import converse
     from pmm_shm_chat.turn import Chat
     from pmm_shm_client.cache import Cache
 
-    if responder == "openai" and not model:
-        raise click.UsageError("--responder openai needs --model")
-    if responder == "offline" and model is not None:
-        raise click.UsageError("--model means something with --responder openai only")
     answering = responder_named(responder, model)
     if create:
         from pmm_shm.ledger.eventlog import EventLog
 
         EventLog(path, timeout=timeout).close()
-    # Text that is no text: better an odd character than no conversation.
+    # Undecodable bytes should show as an odd character, not end the conversation.
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     with Cache(path, timeout=timeout) as cache:
@@ -110,6 +106,26 @@ def chat(
             _start_daemon(cache.path)
         with _autonomy(cache, tick_seconds):
             converse(Chat(cache, answering, reflections=reflections, recall=recall, messages=messages))
+
+
+def responder_named(name: str, model: str | None) -> Responder:
+    """The responder of this name.
+
+    Raises:
+        click.UsageError: `model` is missing, or this responder has none.
+        ResponderError: the responder cannot be used.
+    """
+    if name == "offline":
+        if model is not None:
+            raise click.UsageError("--model is for --responder openai only")
+        from pmm_shm_chat.offline import OfflineResponder
+
+        return OfflineResponder()
+    if not model:
+        raise click.UsageError("--responder openai needs --model")
+    from pmm_shm_chat.provider import OpenAIResponder
+
+    return OpenAIResponder(model)
 
 
 def _start_daemon(path: str) -> None:
@@ -125,13 +141,13 @@ def _start_daemon(path: str) -> None:
 
 @contextlib.contextmanager
 def _autonomy(cache: Cache, tick_seconds: float | None) -> Iterator[None]:
-    """What the agent does between the turns, while the block runs."""
+    """Ticks of the agent while the block runs, if they were asked for."""
     if tick_seconds is None:
         yield
         return
-    import importlib
+    from pmm_shm_chat.autonomy import Autonomy
 
-    autonomy: Any = importlib.import_module("pmm_shm_chat.autonomy").Autonomy(cache, tick_seconds)
+    autonomy = Autonomy(cache, tick_seconds)
     autonomy.start()
     try:
         yield

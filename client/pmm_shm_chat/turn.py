@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.vectors import local_bow
-from pmm_shm_chat.responders import Message, Responder, ResponderError
+from pmm_shm_chat.responder import Message, Responder, ResponderError
 from pmm_shm_chat.rules import Draft, Speaker, events_of
 from pmm_shm_chat.sentences import storable
 

@@ -78,6 +78,11 @@ def checked_text(text: object, embedder: Embedder | None = None) -> str:
     return text
 
 
+def encodable(text: str) -> str:
+    """The text as UTF-8 can encode it: a pair of surrogates becomes its character, a lone one U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def text_key(text: str) -> bytes:
     """32 bytes that stand for a text: SHA-256 of its UTF-8, lone surrogates passed through."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

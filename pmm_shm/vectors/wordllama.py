@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.late import late_imports
-from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.vectors.embedder import Embedder, encodable
 
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix
@@ -51,8 +51,8 @@ class WordLlama(Embedder):
         model = _loaded()
         matrix = np.empty((len(texts), DIMENSION), np.float32)
         for row, text in zip(matrix, texts, strict=True):
-            # A lone surrogate is no text to the tokenizer: it reads as U+FFFD, two that make a pair as their character.
-            readable = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            # The tokenizer rejects surrogates.
+            readable = encodable(text)
             row[:] = 0.0
             count = 0
             for start in range(0, len(readable), _PIECE_CHARS):

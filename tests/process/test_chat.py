@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +14,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from conftest import StartDaemon
 
-from pmm_shm.errors import ConfigError, InvalidTextError
+from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.tail import START
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.events import EventTexts, Source
-from pmm_shm_chat import provider as provider_module
+from pmm_shm_chat.command import responder_named
+from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responders import Message, OfflineResponder, ResponderError, responder_named
+from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.rules import cid_of, events_of
 from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat, Turn
 from pmm_shm_client.cache import Cache
@@ -395,7 +398,8 @@ def test_offline_states_nothing_that_it_only_repeats() -> None:
 def test_offline_is_a_pure_function() -> None:
     history = [Message("user", "one"), Message("assistant", "two")]
     code = (
-        "import json, sys\nfrom pmm_shm_chat.responders import Message, OfflineResponder\n"
+        "import json, sys\n"
+        "from pmm_shm_chat.offline import OfflineResponder\nfrom pmm_shm_chat.responder import Message\n"
         "block, history, text = json.loads(sys.argv[1])\n"
         "print(json.dumps(list(OfflineResponder().stream(block, [Message(*one) for one in history], text))))"
     )
@@ -409,9 +413,9 @@ def test_offline_is_a_pure_function() -> None:
 
 
 def test_responders_by_name() -> None:
-    assert responder_named("offline").name == "offline"
+    assert responder_named("offline", None).name == "offline"
     for name, model in (("offline", "m"), ("openai", None), ("other", None)):
-        with pytest.raises(ConfigError):
+        with pytest.raises(click.UsageError):
             responder_named(name, model)
 
 
@@ -552,9 +556,9 @@ def test_openai_events_of_all_kinds(endpoint: Endpoint) -> None:
     ("status", "remedy"),
     [
         (401, "check OPENAI_API_KEY"),
-        (404, "--model"),
+        (404, "the model 'm'"),
         (429, "credit"),
-        (400, "does not take"),
+        (400, "does not accept"),
         (500, "try again later"),
     ],
 )
@@ -570,12 +574,12 @@ def test_openai_refused(endpoint: Endpoint, status: int, remedy: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("data: {not json\n\n", "no JSON"),
-        ("data: [1]\n\n", "no completion"),
+        ("data: {not json\n\n", "not JSON"),
+        ("data: [1]\n\n", "not a completion"),
         ('data: {"error": {"message": "overloaded"}}\n\n', "overloaded"),
         ('data: {"error": "overloaded"}\n\n', "overloaded"),
-        ('{"choices": []}', "no stream of events"),
-        ("<html>hello</html>\n", "no stream of events"),
+        ('{"choices": []}', "not a stream of events"),
+        ("<html>hello</html>\n", "not a stream of events"),
         ("data: " + json.dumps(delta("a")) + "\n\n", "broke off"),
         ("x" * (5 << 20), "bytes"),
     ],
@@ -627,8 +631,8 @@ def test_openai_nobody_listens(endpoint: Endpoint, monkeypatch: pytest.MonkeyPat
     ("name", "value", "message"),
     [
         ("OPENAI_API_KEY", None, "no OPENAI_API_KEY"),
-        ("OPENAI_API_KEY", "a b", "holds what no key holds"),
-        ("OPENAI_BASE_URL", "localhost:1", "no http"),
+        ("OPENAI_API_KEY", "a b", "characters that no key has"),
+        ("OPENAI_BASE_URL", "localhost:1", "http://"),
         ("OPENAI_BASE_URL", "http://[", "cannot be used"),
     ],
 )
@@ -644,10 +648,7 @@ def test_openai_settings_that_mean_nothing(
 
 
 def test_openai_not_installed(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(provider_module.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ResponderError, match=r"pip install 'pmm-shm\[chat\]'"):
         OpenAIResponder("m")
 
