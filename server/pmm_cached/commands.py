@@ -24,7 +24,7 @@ from pmm_cached.peers import Excess, MemoryWatch, Peers, allow_descriptors
 from pmm_cached.reports import Reports
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
-from pmm_cached.text_store import TextStore
+from pmm_cached.text_table import TextTable
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.vectors.text_table import TextVector
@@ -125,7 +125,7 @@ class CommandServer:
         self,
         endpoints: Endpoints,
         backend: Backend,
-        texts: TextStore,
+        texts: TextTable,
         status: Status,
         log: Logger,
         on_death: Callable[[str], None],
@@ -189,9 +189,9 @@ class CommandServer:
         data = Announcement(as_of, sequence).pack()
         self._post(lambda: self._publisher.send(data, zmq.NOBLOCK))
 
-    def borrow(self, model: str, keys: list[bytes]) -> list[bytes]:
-        """Take the leases of those texts that nobody computes and that have no vector yet, for this process: they do
-        not end by time, but with `settle`. From any other thread.
+    def take_leases(self, model: str, keys: list[bytes]) -> list[bytes]:
+        """Take the leases of those texts that have no vector and no other holder, for this process: they do not
+        expire, but last until `end_leases`. From any other thread.
         """
         taken: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
 
@@ -211,8 +211,8 @@ class CommandServer:
                 if not self._thread.is_alive():
                     return []
 
-    def settle(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
-        """End leases that were borrowed, with the vectors of those texts that have one now."""
+    def end_leases(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
+        """End leases from `take_leases`, and store the vectors that were computed."""
         if vectors:
             self._texts.put(vectors, lambda error: self._post(lambda: self._leases.finish(model, keys)))
         elif keys:

@@ -23,7 +23,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.tail import START
 from pmm_shm.vectors import local_bow
-from pmm_shm.vectors.events import EventTexts, Source
+from pmm_shm.vectors.events import EventTextReader, Source
 from pmm_shm_chat.command import responder_named
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.provider import OpenAIResponder
@@ -159,7 +159,7 @@ def test_index_entries_are_those_that_the_daemon_counts(cache: Cache) -> None:
     turns = [chat.turn(text) for text in ("Ünal \x00 \ud800?", " done: go ", "I must")]
     connection = Connection(cache.path, "ro", 1.0)
     with connection.lock:
-        found = EventTexts(connection, (), local_bow.NAME).read(START).items
+        found = EventTextReader(connection, (), local_bow.NAME).read(START).items
     connection.close()
     assert [item.event_id for item in found] == [one for turn in turns for one in (turn.user_id, turn.response_id)]
     assert {item.source for item in found} == {Source.INDEXED}

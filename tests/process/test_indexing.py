@@ -25,7 +25,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import HEADER_KEY, Header
-from pmm_shm.vectors.event_table import TableRecord, TableView, table_key, table_records
+from pmm_shm.vectors.event_table import EventTableRecord, EventTableView, table_key, table_records
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.process.test_search import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
@@ -65,8 +65,8 @@ def stored(ledger: str) -> dict[str, dict[int, tuple[float, ...]]]:
             for name in names:
                 data = mapped.get(table_key(name))
                 assert data is not None
-                record = TableRecord.unpack(bytes(data))
-                view, rows = TableView(mapped, record), {}
+                record = EventTableRecord.unpack(bytes(data))
+                view, rows = EventTableView(mapped, record), {}
                 for part in [*view.blocks(), view.tail()]:
                     dead = set() if part.dead is None else set(part.dead.tolist())
                     for number, event_id in enumerate(part.ids.tolist()):
