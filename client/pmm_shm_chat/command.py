@@ -24,13 +24,13 @@ _MESSAGES_MAX = 63
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
-@click.option("--create", is_flag=True, help="Make the ledger where there is none.")
+@click.option("--create", is_flag=True, help="Create the ledger if it does not exist.")
 @click.option(
     "--responder",
     type=click.Choice(_RESPONDERS),
     default="offline",
     show_default=True,
-    help="Who answers: offline needs no model; openai is any endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name.",
+    help="The source of answers: offline needs no model; openai is the endpoint in OPENAI_BASE_URL and OPENAI_API_KEY.",
 )
 @click.option("--model", metavar="NAME", help="The model of --responder openai.")
 @click.option(
@@ -39,7 +39,7 @@ _MESSAGES_MAX = 63
     default=3,
     show_default=True,
     metavar="K",
-    help="How many similar past messages are recalled for each answer.",
+    help="Similar past messages that are recalled for each answer.",
 )
 @click.option(
     "--reflections",
@@ -47,7 +47,7 @@ _MESSAGES_MAX = 63
     default=3,
     show_default=True,
     metavar="N",
-    help="How many of the newest reflections are known to the answer.",
+    help="Newest reflections that the responder receives.",
 )
 @click.option(
     "--messages",
@@ -55,19 +55,19 @@ _MESSAGES_MAX = 63
     default=16,
     show_default=True,
     metavar="M",
-    help="How many of the messages before are known to the answer.",
+    help="Previous messages that the responder receives.",
 )
 @click.option(
     "--tick-seconds",
     type=Finite(min=0, min_open=True),
     metavar="S",
-    help="Let the agent tick every S seconds, and reflect now and then, where pmm-cached elects this worker for it.",
+    help="Let the agent tick every S seconds, and reflect now and then, if pmm-cached elects this worker.",
 )
 @click.option(
     "--autostart/--no-autostart",
     default=True,
     show_default=True,
-    help="Start pmm-cached where none serves the ledger; it goes on afterwards.",
+    help="Start pmm-cached if none serves the ledger; it keeps running.",
 )
 @ledger_timeout_option
 def chat(
@@ -82,11 +82,11 @@ def chat(
     autostart: bool,
     timeout: float,
 ) -> None:
-    """Talk with the agent whose memory LEDGER is.
+    """Talk with the agent whose memory is LEDGER.
 
-    Every message and answer is appended to it, and what follows from them: "I will ..." and "I must ..." of the agent,
-    "Your name is ..." of yours, "Done: ..." of either. Commands begin with a slash; /help lists them. Without a
-    terminal each line of the input is a message, and the answers go to the output.
+    Every message and answer is appended to LEDGER, and so are the statements in them: "I will ..." and "I must ..." by
+    the agent, "Your name is ..." by you, "Done: ..." by either. Commands begin with a slash; /help lists them. Without
+    a terminal each line of the input is a message, and the answers go to the output.
     """
     path = the_ledger(ledger)
     from pmm_shm_chat.terminal import converse
@@ -135,7 +135,7 @@ def _start_daemon(path: str) -> None:
     try:
         start_daemon(path)
     except DaemonError as error:
-        # The same answers, only slower.
+        # Answers are the same without a daemon, only slower.
         click.echo(f"pmm-shm: no daemon: {printable(' '.join(str(error).split()))}", err=True)
 
 

@@ -29,7 +29,7 @@ from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.provider import OpenAIResponder
 from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.rules import cid_of, events_of
-from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat, Turn
+from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat, TurnResult
 from pmm_shm_client.cache import Cache
 from tests.support import daemons
 
@@ -93,7 +93,7 @@ def test_a_turn_is_a_message_and_an_answer_with_their_index_entries(cache: Cache
         ("response", "Hello, Ada.", {"model": "says"}),
         index(3, "Hello, Ada."),
     ]
-    assert (turn.user_id, turn.response_id, turn.event_ids, turn.made) == (1, 3, (1, 2, 3, 4), ())
+    assert (turn.user_id, turn.response_id, turn.event_ids, turn.follow_ups) == (1, 3, (1, 2, 3, 4), ())
     assert (turn.response, turn.is_interrupted) == ("Hello, Ada.", False)
 
 
@@ -115,8 +115,8 @@ def test_what_is_stated_follows_the_message_that_states_it(cache: Cache) -> None
         ("commitment_open", "COMMIT: plan", {"cid": cid, "text": "plan", "origin_eid": 7, "source": "reply"}),
         ("autonomy_directive", "I must ask", {"origin_eid": 7, "source": "reply"}),
     ]
-    assert [one.id for one in turn.made] == [4, 5, 6, 9, 10]
-    assert [one.kind for one in turn.made[-2:]] == ["commitment_open", "autonomy_directive"]
+    assert [one.id for one in turn.follow_ups] == [4, 5, 6, 9, 10]
+    assert [one.kind for one in turn.follow_ups[-2:]] == ["commitment_open", "autonomy_directive"]
     check_sound(cache.path)
 
 
@@ -655,8 +655,8 @@ def test_openai_not_installed(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatc
 
 def test_a_turn_with_an_endpoint(endpoint: Endpoint, cache: Cache) -> None:
     endpoint.answer = lambda own, handler: own.events(handler, "I will ", "look.")
-    turn: Turn = Chat(cache, OpenAIResponder("gpt-x")).turn("Look")
-    assert [one.kind for one in turn.made] == ["commitment_open"]
+    turn: TurnResult = Chat(cache, OpenAIResponder("gpt-x")).turn("Look")
+    assert [one.kind for one in turn.follow_ups] == ["commitment_open"]
     assert events(cache.path)[2][2] == {"model": "gpt-x"}
     endpoint.answer = lambda own, handler: own.events(handler, "I will", end=None)
     with pytest.raises(ResponderError, match="broke off"):
