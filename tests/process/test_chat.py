@@ -159,7 +159,7 @@ def test_index_entries_are_those_that_the_daemon_counts(cache: Cache) -> None:
     turns = [chat.turn(text) for text in ("Ünal \x00 \ud800?", " done: go ", "I must")]
     connection = Connection(cache.path, "ro", 1.0)
     with connection.lock:
-        found = EventTextReader(connection, (), local_bow.NAME).read(START).items
+        found = EventTextReader(connection, (), local_bow.NAME).read(START).texts
     connection.close()
     assert [item.event_id for item in found] == [one for turn in turns for one in (turn.user_id, turn.response_id)]
     assert {item.source for item in found} == {Source.INDEXED}

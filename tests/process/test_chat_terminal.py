@@ -18,7 +18,7 @@ import pytest
 from conftest import StartDaemon
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat.screen import Flow, readable
+from pmm_shm_chat.screen import LineWrapper, readable
 from pmm_shm_chat.slash import COMMANDS
 from pmm_shm_client.cache import Cache
 from tests.process.test_chat import Endpoint, check_sound, delta, endpoint, events  # noqa: F401
@@ -503,7 +503,7 @@ def test_nobody_reads_the_answers(ledger: str) -> None:
 
 def flowed(*pieces: str, width: int = 30, indent: int = 2) -> list[str]:
     shown: list[str] = []
-    flow = Flow(shown.append, width, indent)
+    flow = LineWrapper(shown.append, width, indent)
     for piece in pieces:
         flow.add(piece)
     flow.end()
