@@ -19,7 +19,7 @@ from pmm_shm.vectors.event_table_writer import EventTableWriter
 from pmm_shm.vectors.events import EventText, EventTextReader, Source
 from pmm_shm.vectors.nearest import EventIds
 
-Progress = tuple[Position, PositionRange | None]
+TableProgress = tuple[Position, PositionRange | None]
 """Position and newer range of a table."""
 
 
@@ -83,14 +83,14 @@ class EventTableIndexer:
         assert record.newer is not None
         after = record.newer.after
 
-        def newer_grows(position: Position, _: bool) -> Progress:
+        def newer_grows(position: Position, _: bool) -> TableProgress:
             return record.position, PositionRange(after, position)
 
         if not self._index(record.newer.until, published.as_of, newer_grows, are_new=True):
             return False
         until = self.table.record.newest
 
-        def backlog_shrinks(position: Position, is_complete: bool) -> Progress:
+        def backlog_shrinks(position: Position, is_complete: bool) -> TableProgress:
             return (until, None) if is_complete else (position, PositionRange(after, until))
 
         return self._index(record.position, after.as_of, backlog_shrinks, are_new=False)
@@ -107,7 +107,7 @@ class EventTableIndexer:
         return self.table.record
 
     def _index(
-        self, after: Position, until_id: int, progress: Callable[[Position, bool], Progress], *, are_new: bool
+        self, after: Position, until_id: int, progress: Callable[[Position, bool], TableProgress], *, are_new: bool
     ) -> bool:
         """Index the events after `after` up to `until_id`, for about `STEP_S`. Returns whether `until_id` is reached.
 

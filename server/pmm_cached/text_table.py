@@ -5,8 +5,8 @@ A separate thread, because a rebuild may hold the writer's lock for a second whi
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -49,9 +49,10 @@ class TextTable:
         self._status = status
         self._log = log
         self._on_death = on_death
-        self._jobs: deque[tuple[list[TextVector], OnStored]] = deque()
+        # None ends the thread.
+        self._jobs: queue.SimpleQueue[tuple[list[TextVector], OnStored] | None] = queue.SimpleQueue()
         self._waiting_bytes = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="texts", daemon=True)
         status.text_vectors_max = vectors_max
@@ -62,9 +63,9 @@ class TextTable:
 
     def stop(self, timeout_s: float) -> bool:
         """Store what is queued, refuse more, and wait for the thread. Returns whether it has ended."""
-        with self._changed:
+        with self._lock:
             self._is_stopping = True
-            self._changed.notify_all()
+            self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -80,36 +81,27 @@ class TextTable:
     def put(self, vectors: list[TextVector], done: OnStored) -> None:
         """Store vectors in one commit. The thread calls `done`; if the queue is full, it is called at once."""
         size_bytes = _size_bytes(vectors)
-        with self._changed:
+        with self._lock:
             refusal = _STOPS if self._is_stopping else None
             if self._waiting_bytes + size_bytes > _WAITING_BYTES_MAX:
                 refusal = f"{_WAITING_BYTES_MAX} bytes are already waiting to be stored"
             if refusal is None:
-                self._jobs.append((vectors, done))
+                self._jobs.put((vectors, done))
                 self._waiting_bytes += size_bytes
-                self._changed.notify_all()
         if refusal is not None:
             done(refusal)
 
     def _run(self) -> None:
         try:
-            while (job := self._next()) is not None:
+            while (job := self._jobs.get()) is not None:
                 vectors, done = job
+                with self._lock:
+                    self._waiting_bytes -= _size_bytes(vectors)
                 done(self._stored(vectors))
         except BaseException as error:
             # Without this thread, no worker that puts a vector would get an answer.
             self._log.exception("storing text vectors ended")
             self._on_death(f"storing text vectors ended: {type(error).__name__}: {error}")
-
-    def _next(self) -> tuple[list[TextVector], OnStored] | None:
-        with self._changed:
-            while not self._jobs:
-                if self._is_stopping:
-                    return None
-                self._changed.wait()
-            job = self._jobs.popleft()
-            self._waiting_bytes -= _size_bytes(job[0])
-            return job
 
     def _stored(self, vectors: list[TextVector]) -> str | None:
         try:
