@@ -104,9 +104,11 @@ class OpenAIClient:
         self.sdk: Any = self._connected()
 
     def __del__(self) -> None:
-        sdk = getattr(self, "sdk", None)
-        if sdk is not None:
-            sdk.close()
+        try:
+            self.sdk.close()
+        except Exception:
+            # Not connected, or the interpreter is shutting down.
+            pass
 
     @contextmanager
     def answer(self, resource: Any, request: OpenAIRequest, **arguments: Any) -> Iterator[Iterator[bytes]]:
@@ -201,14 +203,15 @@ class OpenAIClient:
             return
         request = _current.get()
         headers = response.headers
-        wait_s = max(_seconds(headers.get("retry-after", "")), _backoff_max_s(request.attempts - 1))
+        # The SDK would also wait until a date, or for `retry-after-ms`, however long that is.
+        headers.pop("retry-after-ms", None)
+        asked_s = _seconds(headers.pop("retry-after", ""))
+        if asked_s:
+            headers["retry-after"] = str(asked_s)
+        wait_s = asked_s or _backoff_max_s(request.attempts - 1)
         is_temporary = response.status_code in (408, 429) or response.status_code >= 500
         if response.status_code == 429:
             is_temporary = b'"insufficient_quota"' not in response.read()
-        # The SDK would also wait until a date, or for `retry-after-ms`, however long that is.
-        if not _seconds(headers.get("retry-after", "")):
-            headers.pop("retry-after", None)
-        headers.pop("retry-after-ms", None)
         retries = is_temporary and self._clock() + wait_s < request.deadline
         headers["x-should-retry"] = "true" if retries else "false"
 
