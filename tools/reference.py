@@ -90,8 +90,8 @@ _OTHERS_VARIABLES: tuple[tuple[str, str, str], ...] = (
         "client/pmm_shm_terminal/output.py",
         "where it is set, it prints colours into files and pipes, too",
     ),
-    ("OPENAI_API_KEY", "pmm_shm/vectors/openai.py", "the key for an OpenAI-compatible endpoint"),
-    ("OPENAI_BASE_URL", "pmm_shm/vectors/openai.py", "that endpoint, where it is not OpenAI's own"),
+    ("OPENAI_API_KEY", "pmm_shm/openai_client.py", "the key for an OpenAI-compatible endpoint"),
+    ("OPENAI_BASE_URL", "pmm_shm/openai_client.py", "that endpoint, where it is not OpenAI's own"),
     ("NOTIFY_SOCKET", "server/pmm_cached/notify.py", "set by a service manager: where the daemon says how it is"),
     ("WATCHDOG_USEC", "server/pmm_cached/notify.py", "set by a service manager: how often it wants a sign of life"),
 )

@@ -20,7 +20,7 @@ from pmm_shm.folds.stage import StageFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
-from pmm_shm_client.context import Context, Wanted, make_context
+from pmm_shm_client.context import Context, ContextRequest, make_context
 from pmm_shm_client.frame import Frame, Replays
 from pmm_shm_client.results import Metrics, self_model_dict
 from pmm_shm_client.warnings_log import Warnings
@@ -50,7 +50,7 @@ class Naive:
         views, as_of = self._views(folds)
         named = {fold.name: view for fold, view in zip(folds, views, strict=True)}
         frame = Frame(Replays(_never, _never, _never), named, Warnings([], 0), as_of)
-        return make_context(frame, Wanted.of(user_text, reflections, 0, 0), _never, _never)
+        return make_context(frame, ContextRequest.of(user_text, reflections, 0, 0), _never, _never)
 
     def close(self) -> None:
         self._log.close()

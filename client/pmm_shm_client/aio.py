@@ -47,7 +47,7 @@ class AsyncCache(Cache):
     async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
         """As `embed`; a vector that is not at hand is computed or waited for in a thread."""
         self._check_open()
-        vector = self._embeddings.seen(text, model) if self._embeddings is not None else None
+        vector = self._embeddings.known(text, model) if self._embeddings is not None else None
         return await asyncio.to_thread(self.embed, text, model) if vector is None else vector
 
     async def embed_many_async(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:

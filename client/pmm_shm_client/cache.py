@@ -170,10 +170,10 @@ class Cache(Reads):
             UnknownModelError: `recall` is used, and this cache's embedder does not exist.
         """
         with late_imports:
-            from pmm_shm_client.context import Wanted, make_context
+            from pmm_shm_client.context import ContextRequest, make_context
 
-        wanted = Wanted.of(user_text, reflections, recall, messages)
-        return make_context(self.frame(), wanted, self.search, self._log.get_event)
+        request = ContextRequest.of(user_text, reflections, recall, messages)
+        return make_context(self.frame(), request, self.search, self._log.get_event)
 
     def _open_searching(self) -> Searching:
         with late_imports:

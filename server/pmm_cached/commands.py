@@ -22,7 +22,7 @@ from pmm_cached.peers import Peers, allow_descriptors
 from pmm_cached.reports import Reports
 from pmm_cached.sockets import GROUP_MODE, OWNER_MODE, Inbox, bind_socket, make_socket
 from pmm_cached.status import Status
-from pmm_cached.text_store import TextStore
+from pmm_cached.text_table import TextTable
 from pmm_shm import limits
 from pmm_shm.vectors.text_table import TextVector
 from pmm_shm.wire import protocol
@@ -49,7 +49,7 @@ class CommandServer:
         self,
         endpoints: Endpoints,
         backend: Backend,
-        texts: TextStore,
+        texts: TextTable,
         status: Status,
         log: Logger,
         on_death: Callable[[str], None],

@@ -19,7 +19,7 @@ from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
-from pmm_cached.text_store import TextStore
+from pmm_cached.text_table import TextTable
 from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
@@ -75,7 +75,7 @@ class Daemon:
         self._reporter = StatusReporter(self._notifier, self.stats, log)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
-        self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
+        self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
         self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
         self._indexer = Indexer(
             self._instance.ledger,

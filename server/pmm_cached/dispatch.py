@@ -10,7 +10,7 @@ from pmm_cached.client_call import ClientCall, JobDone
 from pmm_cached.leases import Leases
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status
-from pmm_cached.text_store import TextStore
+from pmm_cached.text_table import TextTable
 from pmm_cached.waits import Waits
 from pmm_shm import limits
 from pmm_shm.vectors.text_table import TextVector
@@ -42,7 +42,7 @@ class Dispatcher:
         leases: the leases on missing text vectors.
     """
 
-    def __init__(self, backend: Backend, texts: TextStore, status: Status, post: Post) -> None:
+    def __init__(self, backend: Backend, texts: TextTable, status: Status, post: Post) -> None:
         self._backend = backend
         self._texts = texts
         self._status = status
