@@ -20,9 +20,9 @@ from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
 from pmm_shm_client.autostart import daemon_command, is_running

@@ -50,8 +50,8 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
-    from pmm_shm_cli.explaining import explain as explained
     from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.explaining import explain as explained
     from pmm_shm_cli.oracle import head_of
 
     connection = open_recovered(ledger, timeout)

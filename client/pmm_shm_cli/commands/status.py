@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from pmm_shm_cli.state import Asked
+
 STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
 _READERS_MAX = 8
 _QUARANTINE_MAX = 3
@@ -36,8 +38,8 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
-    from pmm_shm_cli import state
     from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli import state
     from pmm_shm_cli.oracle import head_of
 
     connection = open_recovered(path, limits.LEDGER_TIMEOUT_S)
@@ -52,8 +54,8 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     published = state.published(instance)
     found: Numbers = {
         "health": asked.health,
-        "reasons": asked.reasons,
-        "remedies": _remedies(instance, asked),
+        "reasons": [str(problem) for problem in asked.problems],
+        "remedies": state.with_remedies(instance, _problems(asked)),
         "ledger": instance.ledger,
         "journal": journal,
         "instance_directory": str(instance.directory),
@@ -76,17 +78,10 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         raise CommandFailed(f"{instance.ledger}: {daemon['health']}: {daemon['health_reasons'][0]}", exits.LAGGING)
 
 
-def _remedies(instance: Any, asked: Any) -> list[Numbers]:
-    """What is wrong, or was wrong last, each with what to type."""
-    from pmm_shm_cli.remedies import remedy_for
-    from pmm_shm_cli.state import recorded_pid
-
-    problems = list(asked.reasons)
-    daemon = asked.numbers
-    if daemon is not None and daemon["last_error"] is not None and daemon["last_error"] not in problems:
-        problems.append(daemon["last_error"])
-    pid = recorded_pid(instance)
-    return [{"problem": problem, "command": remedy_for(problem, instance, pid)} for problem in problems]
+def _problems(asked: Asked) -> list[str | Exception]:
+    """The present problems, then the last error if it is another one."""
+    problems, last = asked.problems, None if asked.numbers is None else asked.numbers["last_error"]
+    return problems if last is None or last in problems else [*problems, last]
 
 
 def _sizes(instance: Any, daemon: Numbers | None) -> Numbers:

@@ -89,26 +89,26 @@ class _Watch:
     def look(self) -> dict[str, Any]:
         """What is to be seen now; also taken into the rates."""
         from pmm_shm_cli import state
-        from pmm_shm_cli.remedies import remedy_for
         from pmm_shm_cli.sampling import Sample
 
-        problems, head, scores = [], None, None
+        problems: list[str | Exception] = []
+        head, scores = None, None
         try:
             metrics = self._cache.metrics()
             head, scores = metrics.as_of, (metrics.ias, metrics.gas)
         except LedgerError as error:
-            problems.append(str(error))
+            problems.append(error)
         asked = state.ask(self._instance, _ANSWER_S)
         daemon = asked.numbers
         self._own_commands += daemon is not None
         self._series.add(Sample(time.monotonic(), head, scores, daemon, self._own_commands))
-        problems += [reason for reason in asked.reasons if reason not in problems]
-        pid = state.recorded_pid(self._instance)
+        known = {str(problem) for problem in problems}
+        problems += [problem for problem in asked.problems if str(problem) not in known]
         readers = [] if daemon is None else daemon["reader_processes"]
         return {
             "health": asked.health,
-            "reasons": problems,
-            "remedies": [{"problem": one, "command": remedy_for(one, self._instance, pid)} for one in problems],
+            "reasons": [str(problem) for problem in problems],
+            "remedies": state.with_remedies(self._instance, problems),
             "ledger": self._instance.ledger,
             "head_id": head or 0,
             "as_of": self._published_as_of() if daemon is None else daemon["as_of"],

@@ -234,8 +234,8 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.wire import protocol
     from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.wire import protocol
     from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
