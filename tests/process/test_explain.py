@@ -17,7 +17,7 @@ from pmm_shm.folds.self_model import TRAITS, SelfModelFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection import replay
-from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, Metrics, Name, Subject, Trait, explain
+from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.oracle import opened
 from tests.support import daemons, ledgers
@@ -35,7 +35,7 @@ def rows_of(case: Case) -> list[RawRow]:
 
 
 def subjects_of(case: Case) -> Iterator[Subject]:
-    yield from (Name(), Metrics(), *(Trait(name) for name in TRAITS))
+    yield from (Name(), MetricsSubject(), *(Trait(name) for name in TRAITS))
     cids = [event["meta"].get("cid") for event in case.events if isinstance(event.get("meta"), dict)]
     for cid in dict.fromkeys((type(cid), cid) for cid in cids if type(cid) in (str, int) and cid):
         yield Commitment(cid[1])
@@ -107,7 +107,7 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
 
 def test_the_totals_add_up_to_the_scores(ledger: str) -> None:
     insert(ledger, next(case for case in CASES if case.name == "case-1-039").events)
-    answer = explained(ledger, Metrics(), limit=3)
+    answer = explained(ledger, MetricsSubject(), limit=3)
     assert len(answer.steps) == 3 < answer.events == sum(total["events"] for total in answer.totals.values())
     for score, (up, down) in {"ias": TOTALS[:2], "gas": TOTALS[2:]}.items():
         summed = sum(total[up] + total[down] for total in answer.totals.values())
@@ -245,9 +245,9 @@ def test_a_replay_that_begins_anew_lists_nothing_twice(story: str, monkeypatch: 
         if len(attempts) == 1:
             raise replay.LogChanged
 
-    wanted = explained(story, Metrics())
+    wanted = explained(story, MetricsSubject())
     monkeypatch.setattr(replay, "tails", tails)
-    assert explained(story, Metrics()) == wanted
+    assert explained(story, MetricsSubject()) == wanted
     assert len(attempts) == 2
 
 
