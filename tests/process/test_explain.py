@@ -19,7 +19,6 @@ from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection import replay
 from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_cli.main import cli
-from pmm_shm_cli.oracle import opened
 from tests.support import daemons, ledgers
 from tests.support.answers import insert
 from tests.support.golden_cases import Case, canonical, cases
@@ -51,7 +50,7 @@ def explained(path: str, subject: Subject, **options: Any) -> Explanation:
 
 def plainly(subject: Subject, rows: list[RawRow]) -> Any:
     """The value behind these rows, by the folds that everybody uses, without whoever watches them."""
-    fold = MetricsFold() if isinstance(subject, Metrics) else SelfModelFold()
+    fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
     state = State()
     Engine([fold]).apply(rows, {fold.name: state})
     return subject.value(state)
@@ -71,7 +70,7 @@ def test_golden_values(case: Case, ledger: str) -> None:
             assert canonical(answer.value) == canonical(model["identity"]["name"])
         elif isinstance(subject, Trait):
             assert answer.value == model["identity"]["traits"][subject.name.removeprefix("trait ")]
-        elif isinstance(subject, Metrics):
+        elif isinstance(subject, MetricsSubject):
             assert (answer.value["ias"], answer.value["gas"]) == (prefix["ias"], prefix["gas"])
         else:
             held = {name: model["commitments"][name] for name in ("open", "expired")}
@@ -91,7 +90,7 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
     insert(ledger, case.events)
     for subject in subjects_of(case):
         steps = {step.event_id: step for step in explained(ledger, subject).steps}
-        fold = MetricsFold() if isinstance(subject, Metrics) else SelfModelFold()
+        fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
         engine, state = Engine([fold]), State()
         for row in rows_of(case):
             step = steps.get(row[0])
