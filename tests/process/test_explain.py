@@ -15,6 +15,7 @@ from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import TRAITS, SelfModelFold
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection import replay
 from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
@@ -41,7 +42,7 @@ def subjects_of(case: Case) -> Iterator[Subject]:
 
 
 def explained(path: str, subject: Subject, **options: Any) -> Explanation:
-    connection = opened(path, 10.0)
+    connection = open_recovered(path, 10.0)
     try:
         return explain(connection, subject, **options)
     finally:
