@@ -17,8 +17,8 @@ def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """Copy LEDGER to the new file FILE.
 
     The copy shows one moment; workers, readers and the daemon may run. An existing FILE is refused. FILE has mode 0600,
-    and `pmm-shm restore FILE LEDGER` puts it back. In WAL mode nobody waits. With a rollback journal, appends wait until
-    the copy is complete: about 0.4 s for 115 MiB.
+    and `pmm-shm restore FILE LEDGER` puts it back. In WAL mode nobody waits. With a rollback journal, appends wait
+    until the copy is complete: about 0.4 s for 115 MiB.
     """
     ledger, file = ledger_and_word(words, "FILE")
     from pmm_shm.ledger import backup as backing_up
