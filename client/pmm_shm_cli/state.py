@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,15 @@ def recorded_pid(instance: Instance) -> int | None:
         return recorded_endpoints(instance).pid
     except DaemonError:
         return None
+
+
+def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The other processes that read the published state, each with the number of commits it is behind."""
+    return [
+        {"pid": pid, "behind_txns": behind, "command": command_of(pid)}
+        for pid, behind in (daemon or {}).get("reader_processes", ())
+        if pid != os.getpid()
+    ]
 
 
 def command_of(pid: int) -> str | None:

@@ -65,7 +65,7 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         "lag_ms": None if daemon is None else daemon["lag_ms"],
         "folds": published.folds,
         "sizes": _sizes(instance, daemon),
-        "readers": [] if daemon is None else _readers(daemon),
+        "readers": state.readers_of(daemon),
         "daemon": daemon,
     }
     if as_json:
@@ -94,16 +94,6 @@ def _sizes(instance: Any, daemon: StatusNumbers | None) -> StatusNumbers:
         "ledger_bytes": length_of(instance.ledger),
         "wal_bytes": length_of(instance.ledger + "-wal"),
     }
-
-
-def _readers(daemon: StatusNumbers) -> list[StatusNumbers]:
-    from pmm_shm_cli.state import command_of
-
-    return [
-        {"pid": pid, "behind_txns": behind, "command": command_of(pid)}
-        for pid, behind in daemon["reader_processes"]
-        if pid != os.getpid()
-    ]
 
 
 # How it looks.

@@ -102,7 +102,6 @@ class _Monitor:
         self._series.add(Sample(time.monotonic(), head, scores, daemon, self._own_commands))
         known = {str(problem) for problem in problems}
         problems += [problem for problem in asked.problems if str(problem) not in known]
-        readers = [] if daemon is None else daemon["reader_processes"]
         return {
             "health": asked.health,
             "reasons": [str(problem) for problem in problems],
@@ -112,11 +111,7 @@ class _Monitor:
             "as_of": self._cache.published_as_of() if daemon is None else daemon["as_of"],
             "lag_events": None if daemon is None else daemon["lag_events"],
             "scores": None if scores is None else {"ias": scores[0], "gas": scores[1]},
-            "readers": [
-                {"pid": pid, "behind_txns": behind, "command": state.command_of(pid)}
-                for pid, behind in readers
-                if pid != os.getpid()
-            ],
+            "readers": state.readers_of(daemon),
             "daemon": daemon,
         }
 
