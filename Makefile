@@ -51,7 +51,7 @@ INSTALLED = \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench bench-search bench-chat chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-all lint format docs bench bench-search bench-chat chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -60,8 +60,11 @@ help: ## Show this list.
 demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
 	$(BIN)/pmm-shm demo
 
-test: $(STAMP) ## Run the tests, without the slow ones.
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal $(TESTS)
+test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
+
+test: $(STAMP) ## Run all tests except the slow ones: minutes.
+	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
 	@TESTS="$(TESTS)" tools/test-all
@@ -88,8 +91,9 @@ bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat
 
-chaos: $(STAMP) ## Run the slow tests: crashes, long runs, kill loops.
-	$(BIN)/python -m pytest tests -m slow --timeout=3600
+chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
+	$(BIN)/python -m pytest tests/chaos --timeout=3600
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=chaos --timeout=3600
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.daemons import Daemon, environment, until
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
@@ -30,7 +30,6 @@ from pmm_shm.wire import protocol
 from pmm_shm_client import connect
 from pmm_shm_client.autostart import is_running
 from pmm_shm_client.commands import call
-from tests.support.daemons import environment, until
 
 _FIRST_BUILD_S = 120.0
 
@@ -88,7 +87,7 @@ class Report:
 def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> Report:
     """`workers` processes with `turns` turns each; the daemon is killed `kills` times meanwhile."""
     before = _counted(ledger)
-    with _daemon(ledger) as daemon, _workers(ledger, workers, turns, recall) as processes:
+    with _daemon(ledger) as restart, _workers(ledger, workers, turns, recall) as processes:
         for process in processes:
             assert _line(process) == "ready"
         # What the daemon has to do once for a ledger is not what a turn costs.
@@ -99,9 +98,7 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
             _tell(process)
         for number in range(kills):
             _wait_for_events(ledger, before["events"] + workers * turns * 2 * (number + 1) // (kills + 1))
-            daemon.kill()
-            time.sleep(0.05)
-            daemon.start()
+            restart()
         times = [ms for process in processes for ms in json.loads(_line(process))]
         elapsed_s = time.monotonic() - began
         contexts = []
@@ -127,26 +124,19 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
     )
 
 
-class _Daemon:
-    def __init__(self, ledger: str) -> None:
-        self._ledger = ledger
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pmm_cached", self._ledger], env=environment(), stderr=subprocess.DEVNULL
-        )
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-
 @contextmanager
-def _daemon(ledger: str) -> Iterator[_Daemon]:
-    daemon = _Daemon(ledger)
+def _daemon(ledger: str) -> Iterator[Callable[[], None]]:
+    """Serve the ledger; what this gives kills the daemon and starts another."""
+    daemon = Daemon(ledger)
+
+    def restart() -> None:
+        nonlocal daemon
+        daemon.kill()
+        time.sleep(0.05)
+        daemon = Daemon(ledger)
+
     try:
-        yield daemon
+        yield restart
     finally:
         daemon.kill()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.daemons import environment
+from bench.daemons import environment
 
 NOTHING = "nothing"
 _ROOT = Path(__file__).resolve().parent.parent

@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench import daemons
+from bench.daemons import Daemon
 from pmm_shm.ledger import chain, schema
 from pmm_shm.vectors import local_bow
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
 from pmm_shm_client import connect
-from tests.support import ledgers
-from tests.support.daemons import Daemon
 
 SEED = 1
 _BUILD_S = 3_600.0
@@ -77,7 +77,7 @@ class Site:
         return head
 
     def head(self) -> int:
-        head: int = ledgers.execute(self.ledger, "SELECT coalesce(max(id), 0) FROM events")[0][0]
+        head: int = daemons.execute(self.ledger, "SELECT coalesce(max(id), 0) FROM events")[0][0]
         return head
 
     def stop(self) -> None:
@@ -135,7 +135,7 @@ class Sites:
         target = self.empty() / "ledger.db"
         # Nobody in this process has either file open, so that no lock goes with a descriptor.
         shutil.copyfile(self._kept.path(events), target)
-        ledgers.execute(target, f"PRAGMA journal_mode = {journal}")
+        daemons.execute(target, f"PRAGMA journal_mode = {journal}")
         return Site(target, events)
 
 

@@ -69,7 +69,7 @@ TEMPLATES: Mapping[str, Template] = {
     "continue-stopped": Template(
         "let the stopped process go on",
         "ps -e -o pid,stat,args | awk '$2 ~ /^[Tt]/'  # then, with the number of the stopped process: kill -CONT PID",
-        words="a process that was stopped keeps",
+        words="a stopped process holds the lock",
     ),
     "continue-daemon": Template(
         "let the daemon go on",

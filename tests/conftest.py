@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +12,31 @@ from typing import Protocol
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_client import Cache, connect
+from tests.support import profiles
 from tests.support.daemons import Daemon
+
+# Modules of helpers that have fixtures, too.
+pytest_plugins = [
+    f"tests.support.{name}"
+    for name in (
+        "chat",
+        "own_embedders",
+        "publishing",
+        "reentry",
+        "restoring",
+        "searching",
+        "stories",
+        "user_folds",
+    )
+]
+
+profiles.register()
+
+# A shell starts background jobs with SIGINT ignored. Programs inherit that, even those that the tests interrupt; a
+# handler, they do not inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda number, frame: None)
 
 _VARIABLES = (
     "PMM_USE_PROJECTION_CACHE",
@@ -34,6 +61,22 @@ def ledger(tmp_path: Path) -> str:
     path = str(tmp_path / "ledger.db")
     EventLog(path).close()
     return path
+
+
+@pytest.fixture
+def cache(ledger: str) -> Iterator[Cache]:
+    """A client of `ledger`."""
+    with connect(ledger) as cache:
+        yield cache
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path, for sockets, that every user may enter."""
+    path = Path(tempfile.mkdtemp(prefix="pmm-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 class StartDaemon(Protocol):

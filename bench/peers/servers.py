@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from bench.daemons import until
 from bench.peers import MissingPeerError
-from tests.support.daemons import until
 
 
 class Server:

@@ -11,6 +11,7 @@ from typing import Any
 from bench import bare, children
 from bench.children import Child
 from bench.context import Bench
+from bench.daemons import Daemon
 from bench.oracle import replaying
 from bench.peers import require
 from bench.report import Row, at_most
@@ -24,7 +25,6 @@ from pmm_shm.store.layout import HEADER_KEY, Header, state_prefix
 from pmm_shm_cli.benchmark import TURN_EVENTS
 from pmm_shm_cli.timing import RoundTimer, ratio
 from pmm_shm_client import Cache, connect
-from tests.support.daemons import Daemon
 
 READS = ("metrics", "identity", "commitments")
 BARE = "one SELECT, one LMDB get and decode"

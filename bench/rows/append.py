@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bench import bare
+from bench import bare, daemons
 from bench.context import Bench
 from bench.peers import require
 from bench.report import Row, at_most
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.benchmark import turn_events
 from pmm_shm_cli.timing import RoundTimer, ratio
-from tests.support import ledgers
 
 OURS, BARE = "EventLog.append", "BEGIN IMMEDIATE, last hash, SHA-256, INSERT, COMMIT"
 _PER_ROUND = 50
@@ -48,6 +47,6 @@ def _compare(log: EventLog, mine: str, other: str) -> None:
         with EventLog(path, create=False) as opened:
             report = opened.verify_chain()
         require(f"{path}: the first event that breaks the chain", report.first_bad_id, None)
-    events = [ledgers.execute(path, "SELECT id, kind, content, meta FROM events ORDER BY id DESC LIMIT 400")
+    events = [daemons.execute(path, "SELECT id, kind, content, meta FROM events ORDER BY id DESC LIMIT 400")
               for path in (mine, other)]  # fmt: skip
     require("what the bare side wrote", events[1], events[0])

@@ -8,12 +8,12 @@ from statistics import median
 
 from bench.children import Child
 from bench.context import Bench
+from bench.daemons import until
 from bench.oracle import replaying
 from bench.report import Row, at_least, at_most
 from bench.sites import Site, published_as_of
 from pmm_shm_cli.benchmark import require_equal
 from pmm_shm_client import connect
-from tests.support.daemons import until
 
 _EVENTS = 10_000
 _WRITERS = 4

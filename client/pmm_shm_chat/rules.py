@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from pmm_shm.folds.self_model import Cid
 from pmm_shm_chat.sentences import Sentence, sentences, storable
-from pmm_shm_client.results import Cid
 
 Speaker = Literal["user", "assistant"]
 Draft = tuple[str, str, dict[str, Any]]

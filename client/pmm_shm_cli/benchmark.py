@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
-from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.files import bytes_of
+from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_cli.spectator import SpectatorCache
 from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
 from pmm_shm_client.autostart import daemon_command, is_running, last_line

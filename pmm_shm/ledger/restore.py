@@ -36,9 +36,10 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.ledger.chain import verify_chain
-from pmm_shm.ledger.connection import Connection, Mode
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity
 from pmm_shm.ledger.new_file import SIDE_FILES
+from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
 from pmm_shm.ledger.tail import ordered_columns
 

@@ -14,7 +14,7 @@ from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.embedder import Embedder, embedded, text_key
 from pmm_shm.vectors.event_table import Ids, TableRecord
@@ -36,10 +36,10 @@ Pause = Callable[[], None]
 class Sharing(Protocol):
     """The leases on texts, and their table, as this process uses them."""
 
-    def borrow(self, model: str, keys: list[bytes]) -> list[bytes]:
-        """Take the leases of those texts that nobody computes and that have no vector yet; they end with `settle`."""
+    def acquire_leases(self, model: str, keys: list[bytes]) -> list[bytes]:
+        """Take the leases on those texts that have no vector and no lease; `finish_leases` ends them."""
 
-    def settle(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
+    def finish_leases(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
         """End leases, with the vectors of those texts that have one now."""
 
 
@@ -221,7 +221,7 @@ class EventTable:
     def _computed_under_leases(self, texts: list[str]) -> dict[str, Vector | None]:
         """The vectors of those texts that nobody else computes, or has."""
         keys = {text_key(text): text for text in texts}
-        taken = self._sharing.borrow(self._embedder.name, list(keys))
+        taken = self._sharing.acquire_leases(self._embedder.name, list(keys))
         mine = [keys[key] for key in taken]
         stored: list[TextVector] = []
         try:
@@ -232,7 +232,7 @@ class EventTable:
                 if vector is not None
             ]
         finally:
-            self._sharing.settle(self._embedder.name, taken, stored)
+            self._sharing.finish_leases(self._embedder.name, taken, stored)
         return found
 
     def _computed(self, texts: list[str]) -> list[Vector | None]:

@@ -21,9 +21,10 @@ from pmm_shm.codec import pack
 from pmm_shm.errors import EmbedderError, InvalidVectorError, PmmShmError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.tail import Position, TailReader
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.environment import DamagedStoreError, Transaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
@@ -183,7 +184,7 @@ class Indexer:
         except _Stopped:
             pass
         except DamagedStoreError as error:
-            self._store.distrust()
+            self._store.mark_damaged()
             self._on_death(str(error))
         except BaseException as error:
             self._log.exception("indexing ended")
@@ -310,7 +311,7 @@ class Indexer:
                 self._log.error("embedding failed", error=str(error))
             turn.is_done, turn.problem = False, str(error)
             turn.not_before = time.monotonic() + turn.wait_s
-            turn.wait_s = min(2 * turn.wait_s, limits.INDEX_RETRY_MAX_S)
+            turn.wait_s = min(2 * turn.wait_s, limits.INDEX_RETRY_S_MAX)
             return
         if turn.problem is not None:
             self._log.info("embedding recovered")
@@ -470,7 +471,7 @@ class Indexer:
     def _pause(self) -> None:
         """Let the follower go first. Raises to give up."""
         while self._standstill.locked() and not self._is_stopping:
-            time.sleep(limits.BACKOFF_MIN_S)
+            time.sleep(limits.BACKOFF_S_MIN)
         if self._is_stopping:
             raise _Stopped
 

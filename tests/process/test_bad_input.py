@@ -34,8 +34,10 @@ from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_co
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.daemons import Daemon
+from tests.support.privileges import AS_NOBODY
 
 FAILURE, USAGE = 1, 2
+
 
 # Files that are no ledgers.
 
@@ -206,36 +208,6 @@ def test_damage_in_the_middle_of_a_ledger_is_one_of_our_errors(tmp_path: Path) -
 
 
 # Permissions: root may do everything, so another user tries.
-
-AS_NOBODY = """
-import os, pwd, sys
-import pmm_cached.main
-from pmm_shm_client import EventLog, connect
-from pmm_shm.errors import PmmShmError
-# The interpreter may lie where only root can read, so all is imported before the privileges go.
-if os.getuid() == 0:
-    nobody = pwd.getpwnam("nobody")
-    os.setgroups([])
-    os.setgid(nobody.pw_gid)
-    os.setuid(nobody.pw_uid)
-action, path = sys.argv[1:]
-try:
-    if action == "create":
-        EventLog(path)
-    elif action == "append":
-        EventLog(path).append("user", "hello", {})
-    elif action == "autostart":
-        connect(path, autostart=True)
-    elif action == "pmm-cached":
-        sys.argv = [action, path]
-        pmm_cached.main.main()
-    else:
-        with connect(path) as cache:
-            print(cache.identity().as_of, cache.metrics().as_of)
-except PmmShmError as error:
-    print(f"{type(error).__name__}: {error}")
-    sys.exit(3)
-"""
 
 
 def as_nobody(action: str, path: Path) -> subprocess.CompletedProcess[str]:

@@ -1,92 +1,20 @@
-"""Kill loops, the short version of `make chaos`: a new seed each time, or the one in PMM_CHAOS_SEED.
-
-Also that the checks of a chaos run find what they are there to find.
-"""
+"""The checks of a chaos run find what they are there to find."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pmm_shm_client import connect
 from tests.chaos import checks as chaos_checks
-from tests.chaos import plan as chaos_plan
 from tests.chaos import work as chaos_work
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
-
-SEED_VARIABLE = "PMM_CHAOS_SEED"
-LEAST = {"kill daemon": 2, "kill client": 1}
-"""Of each act, what even a busy machine has time for."""
-
-
-def run_chaos(journal: str, seconds: int, **counts: int) -> dict[str, Any]:
-    """The report of a run in processes of its own; fails with what the run says, its seed included."""
-    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(1 << 32))
-    options = {"seed": seed, "journal": journal, "seconds": seconds, "check-every": 5, **counts}
-    arguments = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    # Not `subprocess.run`, which on a time limit of the test would leave it running.
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos", "--json", *arguments],
-        cwd=ledgers.ROOT,
-        env=daemons.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            output, errors = process.communicate()
-        finally:
-            process.kill()
-    assert process.returncode == 0, f"{SEED_VARIABLE}={seed}\n{errors}"
-    report: dict[str, Any] = json.loads(output)
-    assert report["seed"] == seed
-    for kind, number in LEAST.items():
-        assert report["acts"].get(kind, 0) >= number, (report, errors)
-    return report
-
-
-def test_kill_loops() -> None:
-    report = run_chaos("wal", 20, daemon_kills=60, client_kills=40, stops=6)
-    assert report["acknowledged"] > 20
-    assert report["restarts"] > 0
-    assert report["folded"] <= report["missed"]
-
-
-def test_kill_loops_on_a_rollback_journal() -> None:
-    report = run_chaos("delete", 10, daemon_kills=40, client_kills=25, stops=0)
-    assert report["acknowledged"] > 20
-    assert report["restarts"] > 0
-    assert report["folded"] <= report["missed"]
-
-
-# The plan.
-
-
-def test_a_seed_is_a_plan() -> None:
-    counts = 30, 20, 10
-    plan = chaos_plan.draw(7, *counts)
-    assert plan == chaos_plan.draw(7, *counts)
-    assert chaos_plan.digest(plan) == chaos_plan.digest(chaos_plan.draw(7, *counts))
-    assert chaos_plan.digest(plan) != chaos_plan.digest(chaos_plan.draw(8, *counts))
-    kinds = [act.kind for act in plan]
-    wanted = {"kill daemon": 30, "kill client": 20, "stop daemon": 5, "stop client": 5}
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == wanted
-    assert {act.moment for act in plan} == {"starting", "working", "rebuilding", "verifying"}
-    # Also of the part for which there was time.
-    assert {act.kind for act in plan[: len(plan) // 3]} == set(wanted)
-    assert all(act.victim in chaos_plan.STOPPABLE for act in plan if act.kind == "stop client")
-    assert len({act.victim for act in plan if act.kind == "kill client"}) > 5
 
 
 def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:
@@ -118,50 +46,6 @@ def noted(ledger: str, tokens: list[str]) -> list[tuple[int, str]]:
     """Append an event for each token; returns what its writer acknowledges."""
     with connect(ledger) as cache:
         return [(cache.append("user", "x", {chaos_work.TOKEN: token}), token) for token in tokens]
-
-
-def check_events(ledger: str, acknowledged: list[tuple[int, str]]) -> int:
-    return chaos_checks.check_events(ledger, acknowledged, chaos_work.TOKEN, chaos_work.ROLLED_BACK)
-
-
-def test_an_event_without_acknowledgement_is_allowed(ledger: str) -> None:
-    acknowledged = noted(ledger, ["a.0.1", "a.0.2"])
-    assert check_events(ledger, acknowledged) == 2
-    assert check_events(ledger, acknowledged[:1]) == 1
-
-
-@pytest.mark.parametrize(
-    ("sql", "message"),
-    [
-        ("DELETE FROM events WHERE id = 2", "a.0.2 was committed as 2 and is at None"),
-        ("UPDATE events SET id = 9 WHERE id = 2", "a.0.2 was committed as 2 and is at 9"),
-        ("INSERT INTO events (ts, kind, content, meta) SELECT ts, kind, content, meta FROM events", "is there twice"),
-    ],
-)
-def test_a_lost_or_doubled_event_is_found(ledger: str, sql: str, message: str) -> None:
-    acknowledged = noted(ledger, ["a.0.1", "a.0.2"])
-    ledgers.execute(ledger, sql)
-    with pytest.raises(AssertionError, match=message):
-        check_events(ledger, acknowledged)
-
-
-def test_an_event_that_was_rolled_back_is_found(ledger: str) -> None:
-    noted(ledger, [f"{chaos_work.ROLLED_BACK}a.0.1"])
-    with pytest.raises(AssertionError, match="though it was rolled back"):
-        check_events(ledger, [])
-
-
-def test_a_line_that_a_kill_cut_off_is_no_acknowledgement(tmp_path: Path) -> None:
-    (tmp_path / "single-0.0.acks").write_text("1 a.0.1\n2 a.0.2\n3 a.0")
-    assert list(chaos_work.acknowledged(str(tmp_path))) == [(1, "a.0.1"), (2, "a.0.2")]
-
-
-def test_a_broken_chain_is_found(ledger: str) -> None:
-    noted(ledger, ["a.0.1", "a.0.2"])
-    assert chaos_checks.check_chain(ledger) == 0
-    ledgers.execute(ledger, "UPDATE events SET content = 'y' WHERE id = 1")
-    with pytest.raises(AssertionError, match="first_bad_id=1"):
-        chaos_checks.check_chain(ledger)
 
 
 def test_what_diverges_from_a_replay_is_found(ledger: str, start_daemon: StartDaemon) -> None:

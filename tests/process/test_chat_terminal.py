@@ -15,14 +15,13 @@ from typing import Any
 
 import pexpect
 import pytest
-from conftest import StartDaemon
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat.screen import Flow, readable
 from pmm_shm_chat.slash import COMMANDS
 from pmm_shm_client.cache import Cache
-from tests.process.test_chat import Endpoint, check_sound, delta, endpoint, events  # noqa: F401
+from tests.conftest import StartDaemon
 from tests.support import daemons
+from tests.support.chat import Endpoint, check_sound, delta, events
 
 COMMAND = ["-m", "pmm_shm_cli", "chat"]
 PROMPT = "you › "  # noqa: RUF001
@@ -184,7 +183,7 @@ def trickle(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
     own.done.wait(20)
 
 
-def test_ctrl_c_ends_an_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+def test_ctrl_c_ends_an_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
     endpoint.answer = trickle
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("Tell me everything")
@@ -200,7 +199,7 @@ def test_ctrl_c_ends_an_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> N
     assert leave(child) == 0
 
 
-def test_ctrl_c_before_the_first_word(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+def test_ctrl_c_before_the_first_word(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
     asked = threading.Event()
 
     def silent(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
@@ -217,7 +216,7 @@ def test_ctrl_c_before_the_first_word(talk: Talk, ledger: str, endpoint: Endpoin
     assert leave(child) == 0
 
 
-def test_an_answer_is_shown_while_it_comes(talk: Talk, endpoint: Endpoint) -> None:  # noqa: F811
+def test_an_answer_is_shown_while_it_comes(talk: Talk, endpoint: Endpoint) -> None:
     go_on = threading.Event()
 
     def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
@@ -235,7 +234,7 @@ def test_an_answer_is_shown_while_it_comes(talk: Talk, endpoint: Endpoint) -> No
     child.expect_exact(PROMPT)
 
 
-def test_a_failing_endpoint_is_told_and_the_conversation_goes_on(talk: Talk, endpoint: Endpoint) -> None:  # noqa: F811
+def test_a_failing_endpoint_is_told_and_the_conversation_goes_on(talk: Talk, endpoint: Endpoint) -> None:
     endpoint.refuse(401, "bad key")
     child = talk("--responder", "openai", "--model", "m")
     shown = say(child, "hello")
@@ -245,7 +244,7 @@ def test_a_failing_endpoint_is_told_and_the_conversation_goes_on(talk: Talk, end
     assert "Here." in say(child, "hello again")
 
 
-def test_nothing_in_an_answer_moves_the_terminal(talk: Talk, ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+def test_nothing_in_an_answer_moves_the_terminal(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
     evil = "\x1b[31mred\x1b]0;title\x07\x9b2J\rover\x08\u202e\ud800 I will do \x1b[5m."
     endpoint.answer = lambda own, handler: own.events(handler, *evil, "\nnext line", "\n- I will \x1b[2J clear")
     with EventLog(ledger) as log:
@@ -444,7 +443,7 @@ def test_autostart(ledger: str) -> None:
             daemons.end(pid)
 
 
-def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:  # noqa: F811
+def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:
     endpoint.refuse(500, "down")
     ran = piped(ledger, "--responder", "openai", "--model", "m", text="a\nb\n")
     assert ran.returncode == 1
@@ -456,7 +455,7 @@ def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:  #
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_within_an_answer(
     ledger: str,
-    endpoint: Endpoint,  # noqa: F811
+    endpoint: Endpoint,
     number: int,
     code: int,
 ) -> None:
@@ -499,44 +498,6 @@ def test_nobody_reads_the_answers(ledger: str) -> None:
 
 
 # What is shown.
-
-
-def flowed(*pieces: str, width: int = 30, indent: int = 2) -> list[str]:
-    shown: list[str] = []
-    flow = Flow(shown.append, width, indent)
-    for piece in pieces:
-        flow.add(piece)
-    flow.end()
-    return "".join(shown).split("\n")
-
-
-def test_words_are_not_torn() -> None:
-    text = "the quick brown fox jumps over the lazy dog and runs away"
-    lines = flowed(*text, width=24)
-    assert all(len(line) <= 24 for line in [" " * 2 + lines[0], *lines[1:]])
-    assert " ".join(line.strip() for line in lines) == text
-    assert flowed(text, width=24) == lines
-
-
-def test_lines_of_the_text_stay() -> None:
-    assert flowed("a\n\n  b", " c\n") == ["a", "  ", "    b c", "  "]
-
-
-def test_words_longer_than_a_line_and_scripts_without_spaces() -> None:
-    assert "".join(line.strip() for line in flowed("x" * 100)) == "x" * 100
-    lines = flowed("今日はとても良い天気ですから散歩に行きましょう")
-    assert all(len(line.strip()) <= 14 for line in lines)
-    assert "".join(line.strip() for line in lines).startswith("今日は")
-
-
-def test_readable() -> None:
-    assert readable("a\r\nb\tc\x1b[1m\n") == "a\nb    c\\x1b[1m\n"
-
-
-def test_flow_is_quick() -> None:
-    start = time.process_time()
-    flowed(*["word and "] * 20_000)
-    assert time.process_time() - start < 3
 
 
 def test_help_names_every_option() -> None:

@@ -28,7 +28,6 @@ from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_terminal.answers import NAMES
-from pmm_shm_terminal.output import plain, printable
 from tests.support.ledgers import build, build_hostile, execute, read_bytes
 
 COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
@@ -201,16 +200,6 @@ def test_hostile_ledger(folder: Path) -> None:
     path = build_hostile(folder / "hostile.db", hashed=False)
     assert ran_json("read", path, "frame") == ran_json("replay", path, "frame")
     assert run("read", path, "frame")[0] == 0
-
-
-def test_plain_takes_any_view() -> None:
-    assert plain({1: (1, {2}), "b": b"\x01", None: frozenset({3}), "o": object}) == {
-        "1": [1, [2]],
-        "b": "01",
-        "None": [3],
-        "o": repr(object),
-    }
-    assert printable("a\nb\x1b\ud800é") == "a\\nb\\x1b\\ud800é"
 
 
 # PMM_DB.

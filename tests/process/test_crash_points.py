@@ -5,7 +5,6 @@ The process is a real one, under a workload that leads it to the point; a point 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import os
@@ -22,107 +21,24 @@ from typing import NamedTuple
 
 import pytest
 
-from pmm_shm import crash_points
-from pmm_shm.crash_points import COMMITS, POINTS
+from pmm_shm.crash_points import POINTS
 from pmm_shm.errors import DaemonAbsentError, DaemonError, EmbedderError, SnapshotUnavailableError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import GENERATION_PREFIX, HEADER_KEY, Header
 from pmm_shm.wire import protocol
 from pmm_shm_client import EventLog, commands, connect
-from tests.process.test_indexing import stored
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon, die_at, in_child
-from tests.support.search_oracle import blob, expected, index
+from tests.support.search_oracle import blob, expected, index, stored
 
-PACKAGES = ("pmm_shm", "server", "client")
 DEADLINE_S = 20.0
 SMALL_MAP = ("--map-size", str(1 << 16))
 MODES = {
     ".": 0o2700, "data.mdb": 0o640, "lock.mdb": 0o660, "daemon.lock": 0o600, "boot.json": 0o640, "endpoints.json": 0o640
 }  # fmt: skip
-
-
-# The registry.
-
-
-def _reached() -> Iterator[tuple[str, str]]:
-    """(function that is called, its first argument) of each call that names a point or a commit."""
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call):
-                    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                    if function in ("crash_point", "transact", "_commit", "_commit_result"):
-                        name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-                        yield function, str(name)
-
-
-def test_the_registry_names_each_point_and_no_other() -> None:
-    commits = [name for function, name in _reached() if function != "crash_point" and name != "None"]
-    points = [name for function, name in _reached() if function == "crash_point" and name != "None"]
-    # The two points of a commit are made of its name, in one place; the header's stand there by themselves.
-    assert sorted(commits) == sorted(set(COMMITS) - {"open"})
-    made = {f"{name}.{when}" for name in set(COMMITS) - {"open"} for when in ("inside", "committed")}
-    assert sorted(points) == sorted(set(POINTS) - made)
-    assert [function for function, name in _reached() if name == "None"].count("crash_point") == 2
-
-
-def test_every_write_transaction_of_the_store_has_its_points() -> None:
-    """No `write()` of the environment but in the two places that reach points."""
-    found = [
-        path.name
-        for package in PACKAGES
-        for path in (ledgers.ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.With)
-        for item in node.items
-        if isinstance(item.context_expr, ast.Call)
-        and isinstance(item.context_expr.func, ast.Attribute)
-        and item.context_expr.func.attr == "write"
-    ]
-    assert found == ["writer.py", "writer.py"]
-
-
-def test_nothing_but_a_test_installs_a_hook() -> None:
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            if path.name == "crash_points.py":
-                assert not {"os", "sys"} & {
-                    alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)
-                    for alias in node.names
-                }  # fmt: skip
-            else:
-                for node in ast.walk(ast.parse(text)):
-                    if isinstance(node, ast.ImportFrom) and node.module == "pmm_shm.crash_points":
-                        assert [alias.name for alias in node.names] == ["crash_point"], path
-                    elif isinstance(node, ast.ImportFrom) and node.module == "pmm_shm":
-                        assert "crash_points" not in [alias.name for alias in node.names], path
-
-
-def test_a_point_costs_nothing_without_a_hook() -> None:
-    crash_point = crash_points.crash_point
-    best_s = float("inf")
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(10_000):
-            crash_point("append.inside")
-        best_s = min(best_s, time.perf_counter() - began)
-    assert best_s / 10_000 < 500e-9  # Measured: 30 ns. The machine of a test may be slow.
-
-
-def test_a_hook_is_called_with_the_point_until_it_is_taken_away() -> None:
-    seen: list[str] = []
-    crash_points.install(seen.append)
-    try:
-        crash_points.crash_point("append.inside")
-    finally:
-        crash_points.install(None)
-    crash_points.crash_point("append.committed")
-    assert seen == ["append.inside"]
 
 
 # What a process is doing when it dies.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -21,8 +20,6 @@ from typing import cast
 import lmdb
 import pytest
 
-from pmm_cached.instance_lock import InstanceLock
-from pmm_cached.watch import Watch
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError
 from pmm_shm.instance.paths import Instance
@@ -32,7 +29,7 @@ from pmm_shm.store.environment import Cursor, DamagedStoreError, Transaction, cl
 from pmm_shm.store.snapshot import LmdbBase, SnapshotReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.wire import protocol
-from pmm_shm.wire.endpoints import check_listening, find_endpoints
+from pmm_shm.wire.endpoints import check_listening
 from pmm_shm_client import connect, connect_async
 from pmm_shm_client.commands import call
 from tests.support.fork_daemon import ForkedDaemon, wait_until
@@ -92,19 +89,6 @@ def test_daemon_leaves_what_is_its_successors(ledger: Path) -> None:
     assert json.loads(instance.boot_file.read_text())["clean"] is True
 
 
-def test_instance_lock_knows_its_file(ledger: Path) -> None:
-    instance = Instance.of(ledger)
-    lock = InstanceLock(instance)
-    try:
-        assert lock.is_held()
-        instance.lock_file.rename(instance.lock_file.with_name("other"))
-        assert not lock.is_held()
-        instance.lock_file.touch()
-        assert not lock.is_held()
-    finally:
-        lock.release()
-
-
 # Dead readers.
 
 
@@ -131,43 +115,7 @@ def test_daemon_frees_what_a_dead_reader_pins(ledger: Path) -> None:
         close(environment)
 
 
-def test_without_inotify_the_slow_poll_finds_changes(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system gives each user a few only, and other programs may have them all."""
-
-    def none_left(**_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr("pmm_cached.watch.INotify", none_left)
-    watch = Watch(str(ledger))
-    assert "max_user_instances" in str(watch.problem)
-    watch.refresh()
-    assert watch.wait(0.01) is False
-    watch.wake()
-    began = time.monotonic()
-    assert watch.wait(30.0) is False
-    assert time.monotonic() - began < 10.0
-    watch.close()
-
-
 # A damaged environment.
-
-
-def test_mark_of_damage_is_not_trusted(tmp_path: Path) -> None:
-    path = tmp_path / "boot.json"
-    boot.mark_damaged(path)
-    assert not boot.is_trusted(path)
-    assert not boot.is_openable(path)
-    boot.mark(path, is_clean=False)
-    assert boot.is_trusted(path)
-    assert boot.is_openable(path)
-
-
-@pytest.mark.parametrize("opening", ["0", "2", "false", "null", '"1"', "[1]", "1.5"])
-def test_mark_of_another_shape_is_not_trusted(tmp_path: Path, opening: str) -> None:
-    path = tmp_path / "boot.json"
-    path.write_text(f'{{"boot_id": "{boot.boot_id()}", "clean": true, "openings": {opening}}}')
-    assert not boot.is_trusted(path)
-    assert not boot.is_openable(path)
 
 
 def test_environment_is_made_anew_after_two_daemons_that_did_not_open_it(
@@ -238,18 +186,10 @@ def test_errors_of_lmdb_do_not_leak(ledger: Path) -> None:
     with contextlib.suppress(DamagedStoreError), reader.begin() as snapshot:
         assert snapshot is not None
         base.get(b"x")
-    assert isinstance(reader.failure, DamagedStoreError)
+    assert isinstance(reader.locator.failure, DamagedStoreError)
     with reader.begin() as snapshot:
         assert snapshot is None
     reader.close()
-
-
-def test_damage_found_while_it_runs_is_remade_at_the_next_start(ledger: Path) -> None:
-    instance = Instance.of(ledger)
-    writer = StoreWriter(instance)
-    writer.distrust()
-    writer.close()
-    assert not boot.is_trusted(instance.boot_file)
 
 
 def test_error_of_a_transaction_is_no_snapshot(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,52 +199,20 @@ def test_error_of_a_transaction_is_no_snapshot(ledger: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise lmdb.CorruptedError("page")
 
-    monkeypatch.setattr(reader, "_read_header", fail)
+    monkeypatch.setattr(reader, "read_header", fail)
     with reader.begin() as snapshot:
         assert snapshot is None
-    assert isinstance(reader.failure, DamagedStoreError)
+    assert isinstance(reader.locator.failure, DamagedStoreError)
     reader.close()
 
 
 # Damaged records.
 
 
-def _as_directory(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def _deep(path: Path) -> None:
-    path.write_text("[" * 100_000)
-
-
-def _surrogate(path: Path) -> None:
-    path.write_text('{"commands": "\\ud800", "admin": "a", "announcements": "b", "pid": 1}')
-
-
-def _infinite(path: Path) -> None:
-    path.write_text('{"commands": "a", "admin": "a", "announcements": "b", "pid": 1e999}')
-
-
-@pytest.mark.parametrize("damage", [_as_directory, _deep, _surrogate, _infinite])
-def test_damaged_record_of_endpoints_means_no_daemon(ledger: Path, damage: Callable[[Path], None]) -> None:
-    instance = Instance.of(ledger)
-    instance.directory.mkdir()
-    damage(instance.endpoints_file)
-    with pytest.raises(DaemonAbsentError):
-        find_endpoints(instance)
-
-
 @pytest.mark.parametrize("path", ["\ud800", "a\0b", "/nowhere/at/all"])
 def test_bad_socket_path_is_an_os_error(path: str) -> None:
     with pytest.raises(FileNotFoundError):
         check_listening(path)
-
-
-@pytest.mark.parametrize("damage", [_as_directory, _deep])
-def test_damaged_boot_mark_is_not_trusted(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    damage(tmp_path / "boot.json")
-    assert not boot.is_trusted(tmp_path / "boot.json")
 
 
 @pytest.mark.parametrize("name", ["boot.json", "endpoints.json", "commands.sock", "data.mdb", "daemon.lock"])

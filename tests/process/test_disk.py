@@ -5,23 +5,18 @@ The disks are real ones: small file systems in memory, which only root can mount
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pmm_shm.errors import DaemonAbsentError, DaemonError, LedgerUnwritableError, PmmShmError
+from pmm_shm.errors import LedgerUnwritableError, PmmShmError
 from pmm_shm.instance.paths import Instance
-from pmm_shm.store.environment import close, open_reader
 from pmm_shm.wire import protocol
 from pmm_shm_client import EventLog, commands, connect
 from tests.conftest import StartDaemon
@@ -29,28 +24,18 @@ from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import environment, run_daemon, until
 from tests.support.fork_daemon import ForkedDaemon
-
-PACKAGES = ("pmm_shm", "server", "client")
-NEVER = ("--verify-every", "0")
-PAGE_BYTES = 4_096
-
-
-def opens(start: int, count: int, text_bytes: int = 300) -> list[tuple[str, str, dict[str, Any]]]:
-    """Commitments that stay open, so that their number says how many events there are."""
-    return [
-        ("commitment_open", "", {"cid": f"c{number}", "text": "t" * text_bytes})
-        for number in range(start, start + count)
-    ]
-
-
-def append(ledger: str, start: int, count: int, text_bytes: int = 300) -> None:
-    with EventLog(ledger) as log:
-        log.append_many(opens(start, count, text_bytes))
-
-
-def published(ledger: str) -> int:
-    with connect(ledger, consistency="snapshot") as cache:
-        return cache.metrics().as_of
+from tests.support.torn_stores import (
+    NEVER,
+    PAGE_BYTES,
+    TEARINGS,
+    _places,
+    _problem,
+    append,
+    kill_with_older_copy,
+    opens,
+    published,
+    put,
+)
 
 
 class Disk:
@@ -106,7 +91,7 @@ while not os.path.exists(sys.argv[2]):
         frame = cache.frame()
         assert len(frame.commitments().open) == frame.as_of, (len(frame.commitments().open), frame.as_of)
     reads += 1
-print(reads, exact._reader.replays, exact._reader.snapshots.failure, flush=True)
+print(reads, exact._reader.replays, exact._reader.snapshots.locator.failure, flush=True)
 """
 
 
@@ -215,13 +200,6 @@ def test_a_start_with_little_room(
         assert everything(cache) == replayed(ledger)
 
 
-def _problem(instance: Instance) -> Any:
-    try:
-        return commands.call(instance, protocol.STATS, {}, 1.0)["problem"]
-    except DaemonError:
-        return None
-
-
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_a_full_disk_below_the_ledger_loses_nothing(disk: Disk, journal: str, start_daemon: StartDaemon) -> None:
     ledger = str(disk.folder / "ledger.db")
@@ -314,78 +292,7 @@ def test_the_map_grows_under_eight_readers(
     assert _places(ledger) & {reader.process.pid for reader in readers} == set()
 
 
-def _places(ledger: str) -> set[int]:
-    """Pids in the table of readers; to look clears those of dead processes, and these left by themselves."""
-    env = open_reader(Instance.of(ledger).directory)
-    assert env is not None
-    try:
-        return {int(line.split()[0]) for line in env.env.readers().splitlines() if line.split()[0].isdigit()}
-    finally:
-        close(env)
-
-
 # Power losses.
-
-
-def kill_with_older_copy(ledger: str, start_daemon: StartDaemon) -> bytes:
-    """A daemon that published 300 events and was killed at 500; what its data file was at 300."""
-    append(ledger, 0, 300)
-    daemon = start_daemon(ledger, *NEVER)
-    until(lambda: daemon.stats()["embeddings"]["tables"], "the indexer stands")
-    daemon.kill()
-    older = daemon.instance.data_file.read_bytes()
-    daemon = start_daemon(ledger, *NEVER)
-    for start in range(300, 500, 20):
-        append(ledger, start, 20)
-    daemon.wait_ready()
-    daemon.kill()
-    return older
-
-
-def put(instance: Instance, data: bytes, **mark: Any) -> None:
-    """Another data file, as a disk may hold it after a power loss, and the mark beside it."""
-    temporary = instance.data_file.with_name("torn")
-    temporary.write_bytes(data)
-    temporary.replace(instance.data_file)
-    instance.data_file.with_name("lock.mdb").unlink()
-    if mark:
-        instance.boot_file.write_text(json.dumps(mark))
-
-
-def pages_of(data: bytes) -> list[bytes]:
-    return [data[start : start + PAGE_BYTES] for start in range(0, len(data), PAGE_BYTES)]
-
-
-def zeroed(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    return b"".join(bytes(PAGE_BYTES) if chance.random() < 0.2 else page for page in pages_of(data))
-
-
-def half_older(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    pages, others = pages_of(data), pages_of(older)
-    return b"".join(
-        others[number] if number < len(others) and chance.random() < 0.5 else page for number, page in enumerate(pages)
-    )
-
-
-def truncated(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    return data[: PAGE_BYTES * chance.randrange(1, len(data) // PAGE_BYTES)]
-
-
-def newest_meta_only(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    """Both meta pages reached the disk, of the rest what was there before."""
-    return data[: 2 * PAGE_BYTES] + older[2 * PAGE_BYTES :]
-
-
-def half_a_meta(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    return data[:64] + bytes(PAGE_BYTES - 64) + data[PAGE_BYTES : PAGE_BYTES + 40] + data[2 * PAGE_BYTES - 40 :]
-
-
-def nothing(data: bytes, older: bytes, chance: random.Random) -> bytes:
-    return b""
-
-
-TEARINGS = [zeroed, half_older, truncated, newest_meta_only, half_a_meta, nothing]
-Tear = Callable[[bytes, bytes, random.Random], bytes]
 
 
 def test_a_power_loss_means_a_new_store(ledger: str, start_daemon: StartDaemon) -> None:
@@ -426,64 +333,8 @@ def test_an_older_store_that_was_stopped_well_catches_up(ledger: str, start_daem
             assert cache.verify().ok
 
 
-def survive(ledger: str) -> list[str]:
-    """Start daemons until one serves and has verified its state; what became of each."""
-    instance, outcomes = Instance.of(ledger), []
-    for _ in range(4):
-        with ForkedDaemon(Path(ledger), *NEVER, waits=False) as daemon:
-            outcome = _served(instance, daemon)
-            if outcome in ("right", "wrong, rebuilt"):
-                assert daemon.stop() == 0
-                return [*outcomes, outcome]
-            code = daemon.join(10.0)
-            assert code is not None, outcome
-            outcomes.append(signal.Signals(-code).name if code < 0 else f"exit {code}")
-    # LMDB's own assertions end the process, and nothing tells the next start: see the architecture's weak points.
-    assert set(outcomes) <= {"SIGABRT", "SIGSEGV", "SIGBUS", "exit 1"}, outcomes
-    instance.boot_file.unlink()
-    with ForkedDaemon(Path(ledger), *NEVER) as daemon:
-        assert _served(instance, daemon) == "right"
-        assert daemon.stop() == 0
-    return [*outcomes, "right without boot.json"]
-
-
-def _served(instance: Instance, daemon: ForkedDaemon) -> str:
-    deadline = time.monotonic() + 20.0
-    was_wrong = False
-    while daemon.is_alive and time.monotonic() < deadline:
-        try:
-            commands.call(instance, protocol.PING, {}, 1.0)
-            commands.call(instance, protocol.WAIT, {"event_id": 500, "timeout_ms": 5_000}, 6.0)
-            report = commands.call(instance, protocol.VERIFY, {"fold": None}, 10.0)
-        except DaemonAbsentError:
-            time.sleep(0.005)
-            continue
-        except DaemonError:
-            continue
-        if report["ok"] and report["folds"] and report["as_of"] == 500:
-            return "wrong, rebuilt" if was_wrong else "right"
-        was_wrong = was_wrong or not report["ok"]
-    return "ended" if not daemon.is_alive else "neither serves nor ends"
-
-
-@pytest.mark.parametrize("tear", TEARINGS)
-@pytest.mark.slow
-def test_a_torn_store_under_the_same_boot_is_survived(ledger: str, tear: Tear, start_daemon: StartDaemon) -> None:
-    """No power loss does this, a broken disk may: a start makes it anew, a verification finds it, or LMDB ends each
-    daemon, until somebody removes `boot.json`.
-    """
-    older = kill_with_older_copy(ledger, start_daemon)
-    instance = Instance.of(ledger)
-    newest, mark = instance.data_file.read_bytes(), json.loads(instance.boot_file.read_text())
-    for seed in range(3):
-        put(instance, tear(newest, older, random.Random(seed)), **mark)
-        survive(ledger)
-        with connect(ledger) as cache:
-            assert everything(cache) == replayed(ledger)
-        assert published(ledger) == 500
-
-
 # Files that others have mapped.
+
 
 HOLDER = """
 import hashlib, sys
@@ -531,37 +382,3 @@ def test_a_store_that_is_made_anew_leaves_old_maps_alone(ledger: str, start_daem
     finally:
         holder.kill()
         holder.communicate()
-
-
-# Module to what may shorten a file there, and which: none of these is mapped by anybody.
-SHORTENS = {
-    "server/pmm_cached/instance_lock.py": ["ftruncate"],  # daemon.lock
-    "pmm_shm/instance/access.py": ["w"],  # A temporary file, to be renamed.
-    "client/pmm_shm_cli/benchmark.py": ["wb"],  # The log of a daemon on a copy.
-    "client/pmm_shm_cli/commands/plot.py": ["write_bytes"],  # The figure.
-    "client/pmm_shm_cli/top_view.py": ["truncate"],  # A line of text.
-}
-
-
-def test_nothing_shortens_a_file_in_place() -> None:
-    """Row 17: a page that is gone is a SIGBUS in every process that has it mapped. Write anew, and rename."""
-    found: dict[str, list[str]] = {}
-    for package in PACKAGES:
-        for path in (ledgers.ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                for what in _shortenings(node):
-                    found.setdefault(str(path.relative_to(ledgers.ROOT)), []).append(what)
-    assert found == SHORTENS
-
-
-def _shortenings(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, (ast.Attribute, ast.Name)):
-        name = node.attr if isinstance(node, ast.Attribute) else node.id
-        if name in ("truncate", "ftruncate", "O_TRUNC", "write_text", "write_bytes", "copyfile"):
-            yield name
-    elif isinstance(node, ast.Call):
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name in ("open", "fdopen"):
-            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and "w" in argument.value:
-                    yield argument.value

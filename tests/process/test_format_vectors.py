@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartDaemon
-from tests.process.test_format import PAGE, Socket, insert, store_of, value_of
 from tests.support import ledgers
 from tests.support.daemons import Daemon, until
+from tests.support.format_page import PAGE, Socket, insert, store_of, value_of
 
 GOLDEN_FILE = ledgers.ROOT / "tests" / "support" / "golden" / "embeddings-1.json"
 GOLDEN = {entry["text"]: entry["vector"] for entry in json.loads(GOLDEN_FILE.read_text(encoding="utf-8"))}

@@ -36,29 +36,11 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.answers import everything, replayed, strict
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
+from tests.support.hazards import HOSTILE_KINDS, event, fill, insert_hostile
+from tests.support.sources import sources
 
-PACKAGES = ("pmm_shm", "server", "client")
 JOURNALS = ("wal", "delete")
 NEVER = ("--verify-every", "0")
-
-
-def event(number: int) -> dict[str, Any]:
-    """One event of each of some kinds, in turns."""
-    kinds: list[tuple[str, str, dict[str, Any]]] = [
-        ("trait_update", "", {"trait": "o", "delta": 0.0001 * (number % 4)}),
-        ("commitment_open", f"promise {number}", {"cid": f"c{number}", "text": f"text {number}"}),
-        ("user", f"message {number}", {}),
-        ("autonomy_tick", "", {"telemetry": {"IAS": 0.5, "GAS": 0.25}, "stage": "S1"}),
-        ("autonomy_directive", f"directive {number % 50}", {"source": "reply"}),
-        ("commitment_close", "", {"cid": f"c{number - 4}"}),
-    ]
-    kind, content, meta = kinds[number % 6]
-    return {"kind": kind, "content": content, "meta": meta}
-
-
-def fill(path: str, count: int, start: int = 0) -> None:
-    with EventLog(path) as log:
-        log.append_many([event(number) for number in range(start, start + count)])
 
 
 @pytest.fixture
@@ -134,6 +116,7 @@ def sha256(*paths: str) -> list[str]:
 
 # Hazard 1.
 
+
 OPENERS = {
     "open",
     "fdopen",
@@ -150,7 +133,7 @@ OPENERS = {
 # two marked so. Sockets connect, too.
 ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/instance/file_systems.py": {"open": 1},  # /proc/self/mountinfo
-    "pmm_shm/ledger/connection.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
+    "pmm_shm/ledger/opening.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
     "pmm_shm/ledger/backup.py": {"os.open": 1, "sqlite3.connect": 1},  # The copy, under its temporary name.
     "pmm_shm/ledger/new_file.py": {"os.open": 2},  # New databases, before anyone uses them, and their directory.
@@ -171,13 +154,12 @@ ALLOWED: dict[str, dict[str, int]] = {
     },
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_cli/doctor/processes.py": {"open": 2},  # /proc
-    "server/pmm_cached/peers.py": {"open": 1},  # /proc/self/statm
-    "server/pmm_cached/sizes.py": {"Path('/proc/self/statm').read_bytes": 1},
+    "server/pmm_cached/memory.py": {"Path('/proc/self/statm').read_bytes": 1},
     "client/pmm_shm_cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
-    "client/pmm_shm_client/commands.py": {"socket.connect": 1},
-    "client/pmm_shm_client/aio.py": {"socket.connect": 2},
+    "client/pmm_shm_client/commands.py": {"self._socket.connect": 1},
+    "client/pmm_shm_client/aio.py": {"socket.connect": 1},
     "client/pmm_shm_cli/synthetic.py": {"sqlite3.connect": 1},  # New ledgers, before anyone uses them.
     "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
@@ -185,16 +167,10 @@ ALLOWED: dict[str, dict[str, int]] = {
 }
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in PACKAGES:
-        for path in sorted((ledgers.ROOT / package).rglob("*.py")):
-            yield path.relative_to(ledgers.ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
-
-
 def test_no_module_opens_files_but_those_that_are_known_to(ledger: str) -> None:
     """Hazard 1: closing a descriptor of the ledger's files drops SQLite's locks of the whole process."""
     found: dict[str, dict[str, int]] = {}
-    for name, tree in modules():
+    for name, _, tree in sources():
         calls = Counter(
             ast.unparse(node.func)
             for node in ast.walk(tree)
@@ -364,6 +340,7 @@ with EventLog(sys.argv[1]) as log:
 
 # Hazard 4.
 
+
 THIRD_PARTY = {
     "click",
     "inotify_simple",
@@ -377,13 +354,13 @@ THIRD_PARTY = {
     "wordllama",
     "zmq",
 }
-OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
+OWN = set(ledgers.PACKAGES)
 
 
 def test_the_only_sqlite_is_the_standard_librarys() -> None:
     """Hazard 4: two SQLite libraries in one process break each other's locks."""
     imported: set[str] = set()
-    for _, tree in modules():
+    for _, _, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
@@ -602,6 +579,7 @@ def test_a_periodic_verification_finds_an_edit_by_itself(ledger: str, start_daem
 
 # Hazard 7.
 
+
 PINNED = """
 import os, signal, sys
 from pathlib import Path
@@ -679,6 +657,7 @@ def test_a_dead_reader_is_cleared(
 
 # Hazard 8.
 
+
 SMALL_READER = """
 import sys, threading
 from pmm_shm.store import environment
@@ -704,7 +683,7 @@ stop.set()
 for thread in threads:
     thread.join()
 folded, replays = caches[0]._reader.events_folded, sum(cache._reader.replays for cache in caches)
-opened = caches[0]._reader.snapshots._environment.env.info()["map_size"]
+opened = caches[0]._reader.snapshots.locator.environment.env.info()["map_size"]
 print(failures, caches[0].metrics().as_of, min(as_of), replays, opened > int(sys.argv[2]), flush=True)
 """
 
@@ -769,10 +748,10 @@ def use(name):
     assert cache.frame().as_of >= appended
     assert cache.metrics(consistency="snapshot").as_of >= appended
     assert cache.stats()["daemon"]["as_of"] >= appended
-    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.failure)
+    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.locator.failure)
 
 use("before")
-context, environment = commands.context(), cache._reader.snapshots._environment
+context, environment = commands.context(), cache._reader.snapshots.locator.environment
 for generation in ("child", "grandchild"):
     child = os.fork()
     if child:
@@ -783,7 +762,7 @@ for generation in ("child", "grandchild"):
     try:
         use(generation)
         assert commands.context() is not context
-        assert cache._reader.snapshots._environment is not environment
+        assert cache._reader.snapshots.locator.environment is not environment
     except BaseException as error:
         print(generation, repr(error), file=sys.stderr, flush=True)
         os._exit(1)
@@ -801,36 +780,6 @@ os._exit(0)
 
 
 # Hazard 18.
-
-HOSTILE_KINDS = ("commitment_open", "trait_update", "user", "autonomy_directive", "invariant_violation")
-
-
-def insert_hostile(path: str) -> None:
-    """Every malformed row, as an event of each kind that some fold reads; the huge one once."""
-    connection = ledgers.connect(path)
-    connection.execute("BEGIN IMMEDIATE")
-    for kind, content, meta, _, _ in ledgers.HOSTILE:
-        huge = isinstance(content, str) and len(content) > 1_000_000
-        kinds: tuple[Any, ...] = (HOSTILE_KINDS[:1] if huge else HOSTILE_KINDS) if kind == "k" else (kind,)
-        for one in kinds:
-            values, slots = [], []
-            for value in (one, content, meta):
-                slots.append("CAST(? AS TEXT)" if isinstance(value, bytes) else "?")
-                values.append(value[1] if isinstance(value, tuple) else value)
-            connection.execute(
-                f"INSERT INTO events (ts, kind, content, meta, hash) VALUES ('t', {', '.join(slots)}, NULL)", values
-            )
-    # JSON that no fold expects.
-    metas = ['{"cid": ["a"], "text": "t"}', '{"cid": 1.5, "text": "t"}', f'{{"cid": {1 << 80}, "text": "t"}}',
-             '{"cid": "\\ud800", "text": "\\ud800"}', '{"trait": "o", "delta": NaN}', '{"trait": [], "delta": {}}',
-             '{"trait": "o", "delta": 1e999}', '{"code": {}, "details": []}', '{"source": {"a": [1]}}',
-             '{"cid": "first", "cid": "last", "text": "t"}', f'{{"cid": {"9" * 5_000}, "text": "t"}}',
-             f'{{"cid": {"[" * 100_000 + "]" * 100_000}, "text": "t"}}']  # fmt: skip
-    for meta in metas:
-        for one in (*HOSTILE_KINDS, "commitment_close", "evidence_candidate", "identity_adopt", "autonomy_tick"):
-            connection.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('t', ?, 'c', ?)", (one, meta))
-    connection.execute("COMMIT")
-    connection.close()
 
 
 def test_hostile_rows_are_the_same_everywhere_and_stop_nobody(tmp_path: Path, start_daemon: StartDaemon) -> None:
@@ -879,6 +828,7 @@ def test_hostile_rows_are_the_same_everywhere_and_stop_nobody(tmp_path: Path, st
 
 
 # Hazard 19.
+
 
 GAPS = {
     "small": [1, 2, 5, 9],
@@ -1092,20 +1042,6 @@ def test_a_data_version_of_another_epoch_is_another_mark(ledger: str) -> None:
     assert len(set(versions)) < 4
 
 
-def test_a_connections_own_commits_are_read(ledger: str) -> None:
-    """Hazard 29: `data_version` does not tell of the connection's own commits, so another one appends."""
-    fill(ledger, 10)
-    for journal in JOURNALS:
-        ledgers.execute(ledger, f"PRAGMA journal_mode = {journal}")
-        with connect(ledger, freshness="data_version") as cache:
-            for _ in range(20):
-                mark = cache._reader.with_ledger(cache._freshness.take)
-                appended = cache.append("user", "own")
-                assert cache._reader.with_ledger(cache._freshness.take) != mark
-                assert cache.metrics().as_of == appended
-                assert cache.recent().messages[-1].id == appended
-
-
 def test_the_follower_looks_again_after_its_connection_was_reopened(ledger: str) -> None:
     """Hazard 29: a commit between close and open is news, whatever number the new connection begins with."""
     from pmm_cached.follower import Follower, all_folds
@@ -1150,34 +1086,3 @@ def test_an_environment_made_anew_is_opened_anew(ledger: str, start_daemon: Star
             daemon.wait_published(appended)
             assert published.metrics().as_of == appended
         assert cache._reader.replays == 0
-
-
-# The page.
-
-
-def test_the_page_names_tests_that_exist() -> None:
-    """Every hazard has its row, every hazard that has tests here is on the page, with tests that exist."""
-    text = (ledgers.ROOT / "docs/RELIABILITY.md").read_text(encoding="utf-8")
-    existing = set()
-    for path in (ledgers.ROOT / "tests").rglob("test_*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        existing |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
-    named = set(re.findall(r"`(test_\w+)`", text))
-    assert named <= existing
-    rows = re.findall(r"^\| (\d+) \| .* \| (.+) \| .+ \|$", text, re.MULTILINE)
-    assert {int(number) for number, _ in rows} == set(range(1, 33))
-    assert all("`test" in tests for _, tests in rows)
-    paths = re.findall(r"`(tests/[\w/]+\.py)`", text)
-    assert len(paths) > 10
-    for path in paths:
-        assert (ledgers.ROOT / path).exists(), path
-    own = set(_own_tests())
-    assert own - {"test_the_page_names_tests_that_exist"} <= named
-
-
-def _own_tests() -> Iterator[str]:
-    for name in ("test_hazards.py", "test_exact_read.py"):
-        tree = ast.parse((ledgers.ROOT / "tests" / "process" / name).read_text(encoding="utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                yield node.name

@@ -5,12 +5,10 @@ The rows' numbers are those of the list of hazards; see `docs/RELIABILITY.md` fo
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import json
 import os
 import pwd
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,13 +35,13 @@ from pmm_shm.wire.endpoints import Endpoints
 from pmm_shm.wire.protocol import Request, unpack_reply
 from pmm_shm_client import Cache, connect, connect_async
 from tests.conftest import StartDaemon
-from tests.process.test_bad_input import AS_NOBODY
-from tests.process.test_hazards import event, modules
-from tests.process.test_user_folds import EXAMPLE, Site
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import DEADLINE_S, Daemon, environment, run_python, until
+from tests.support.hazards import event
 from tests.support.mounts import in_mount_namespace
+from tests.support.privileges import AS_NOBODY
+from tests.support.user_folds import EXAMPLE, Site
 
 # Hazard 14.
 
@@ -162,6 +159,7 @@ async def _slow_listener(ledger: str) -> int:
 
 
 # Hazard 16.
+
 
 FULL_DISK = """
 import json, os, subprocess, sys, time
@@ -301,42 +299,6 @@ def test_who_is_told_to_end_within_a_fold_ends(ledger: str, tmp_path: Path) -> N
 
 # Hazard 22.
 
-CLOCKS = {
-    ("time", name) for name in ("time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "asctime")
-} | {
-    ("datetime", name) for name in ("now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp")
-} | {("date", "today"), ("processors", "TimeStamper")}  # fmt: skip
-# Who asks for the time of day: for the `ts` of new events, the name of a safety copy, and the daemon's log lines.
-CLOCKS_ALLOWED = {
-    "pmm_shm/ledger/instants.py": {"datetime.now": 1},
-    "pmm_shm/ledger/restore.py": {"datetime.datetime.now": 1},
-    "server/pmm_cached/logs.py": {"structlog.processors.TimeStamper": 1},
-    # The doctor looks whether the clock and the newest event agree, and changes nothing.
-    "client/pmm_shm_cli/doctor/ledger_checks.py": {"time.strftime": 1, "time.gmtime": 1},
-    "client/pmm_shm_cli/doctor/machine.py": {"time.time": 1},
-}
-CLOCK_IN_SQL = re.compile(r"CURRENT_(TIME|DATE)|'now'|unixepoch\(|CLOCK_REALTIME", re.IGNORECASE)
-
-
-def test_no_module_asks_for_the_time_of_day_but_those_that_are_known_to() -> None:
-    """Hazard 22: nothing is decided by a clock that jumps."""
-    found: dict[str, dict[str, int]] = {}
-    for name, tree in modules():
-        calls: Counter[str] = Counter()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute):
-                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-                if (owner, node.attr) in CLOCKS:
-                    calls[ast.unparse(node)] += 1
-            elif isinstance(node, ast.ImportFrom) and node.module in ("time", "datetime"):
-                # By their bare names the calls would not be seen.
-                calls.update(alias.name for alias in node.names if (node.module, alias.name) in CLOCKS)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                calls.update(match.group() for match in CLOCK_IN_SQL.finditer(node.value))
-        if calls:
-            found[name] = dict(calls)
-    assert found == CLOCKS_ALLOWED
-
 
 def stamps(count: int, how: str) -> list[str]:
     if how == "backwards":
@@ -414,6 +376,7 @@ def test_a_daemon_and_a_client_whose_clock_jumps_go_on(ledger: str, monkeypatch:
 
 
 # Hazard 24.
+
 
 ALONE = "without permission to write in its directory"
 # The interpreter's own codecs may lie where only root can read.
@@ -499,6 +462,7 @@ def daemon_uid(pid: int) -> int:
 
 
 # Hazard 32.
+
 
 FOREIGN = """
 import sqlite3, sys

@@ -11,90 +11,15 @@ from typing import Any
 
 import pytest
 
-from pmm_cached.health import HeadProbe, assess
 from pmm_shm import limits
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.tail import START, Position
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.sites import Site
+from tests.support.user_folds import FREEZING
 
-# A fold that never comes back from an event of its kind.
-FREEZING = """
-import time
-from pmm_shm.folds.contract import Fold
-
-class Freezing(Fold):
-    name = "freezing"
-    version = 1
-    kinds = {"freeze": ("content",)}
-
-    def apply(self, event, state):
-        while event.content == "sleep":
-            time.sleep(3600)
-        while event.content == "spin":
-            pass
-
-    def view(self, state):
-        return None
-"""
 FROZEN_WITHIN_S = limits.HEARTBEAT_MS_MAX / 1_000 + 5
-
-
-def numbers(**changes: Any) -> dict[str, Any]:
-    """Those of a healthy daemon, but for the changes."""
-    return {
-        "problem": None,
-        "embeddings": {"problem": None},
-        "heartbeat_age_ms": 100,
-        "rebuild_waits_for_pid": None,
-        "quarantined": 0,
-        "is_published": True,
-        "lag_events": 0,
-        "lag_ms": 0,
-        **changes,
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "health", "is_current"),
-    [
-        ({}, "healthy", True),
-        # It has just come: nobody calls that lagging.
-        ({"lag_events": 3, "lag_ms": limits.LAG_MS_MAX}, "healthy", True),
-        ({"lag_events": 3, "lag_ms": limits.LAG_MS_MAX + 1}, "lagging", False),
-        ({"is_published": False}, "lagging", False),
-        ({"heartbeat_age_ms": limits.HEARTBEAT_MS_MAX + 1}, "degraded", False),
-        ({"problem": "the disk is full"}, "degraded", False),
-        ({"embeddings": {"problem": "the embedder fails"}}, "degraded", True),
-        ({"rebuild_waits_for_pid": 7}, "degraded", False),
-        ({"quarantined": 2}, "degraded", True),
-        ({"quarantined": 2, "lag_events": 1, "lag_ms": 5_000}, "degraded", False),
-    ],
-)
-def test_a_judgement_names_its_reasons(changes: dict[str, Any], health: str, is_current: bool) -> None:
-    found = assess(numbers(**changes))
-    assert (found.health, found.is_current) == (health, is_current)
-    assert bool(found.health_reasons) == (health != "healthy")
-    assert all("\n" not in reason for reason in found.health_reasons)
-
-
-@pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_the_probe_counts_what_is_not_applied(tmp_path: Path, journal: str) -> None:
-    path = ledgers.build(tmp_path / "ledger.db", 30, journal=journal)
-    probe = HeadProbe(path)
-    assert probe.look(START) == (30, 30)
-    assert probe.look(Position(30, b"")) == (30, 0)
-    assert probe.look(Position(10, b"")) == (30, 20)
-    # Replaced: the next look is at the new file.
-    other = ledgers.build(tmp_path / "other.db", journal=journal, ids=[-5, 0, 7, 10**9])
-    Path(other).replace(path)
-    assert probe.look(Position(-5, b"")) == (10**9, 3)
-    assert probe.look(START) == (10**9, 4)
-    Path(path).unlink()
-    assert probe.look(START) is None
-    probe.close()
 
 
 def status(ledger: str) -> tuple[int, dict[str, Any], str]:

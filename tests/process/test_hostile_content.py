@@ -14,10 +14,10 @@ from pmm_shm import errors
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.process.test_hazards import HOSTILE_KINDS, insert_hostile
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import run_python, until
+from tests.support.hazards import HOSTILE_KINDS, insert_hostile
 
 NEVER = ("--verify-every", "0")
 HUGE_BYTES = 10_000_000

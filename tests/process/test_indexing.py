@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm import limits
@@ -25,14 +25,15 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import HEADER_KEY, Header
-from pmm_shm.vectors.event_table import TableRecord, TableView, table_key, table_records
+from pmm_shm.vectors.event_table import table_records
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.process.test_search import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
 from tests.support import ledgers
 from tests.support.daemons import with_path
 from tests.support.fork_daemon import ForkedDaemon, wait_until
-from tests.support.search_oracle import KINDS, Steered, blob, check_hits, digest, expected, index, tables
+from tests.support.profiles import examples
+from tests.support.search_oracle import KINDS, Steered, blob, check_hits, digest, expected, index, stored, tables
+from tests.support.searching import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
 
 COUNTING: dict[str, Any] = {"model": "counting", "takes_empty": False}
 
@@ -51,34 +52,6 @@ def daemon(ledger: str) -> Iterator[ForkedDaemon]:
 
 def serve(ledger: str, *options: str) -> ForkedDaemon:
     return ForkedDaemon(Path(ledger), *NEVER, *options)
-
-
-def stored(ledger: str) -> dict[str, dict[int, tuple[float, ...]]]:
-    """Model to what lies in its table, read as the format says."""
-    environment = open_reader(Instance.of(ledger).directory)
-    assert environment is not None
-    try:
-        with environment.read() as records:
-            names = [record.name for record in table_records(records)]
-        with environment.read_mapped() as mapped:
-            result = {}
-            for name in names:
-                data = mapped.get(table_key(name))
-                assert data is not None
-                record = TableRecord.unpack(bytes(data))
-                view, rows = TableView(mapped, record), {}
-                for part in [*view.blocks(), view.tail()]:
-                    dead = set() if part.dead is None else set(part.dead.tolist())
-                    for number, event_id in enumerate(part.ids.tolist()):
-                        if number not in dead:
-                            assert event_id not in rows
-                            rows[event_id] = tuple(np.array(part.vectors[number]).tolist())
-                assert len(rows) == record.rows
-                result[record.name] = dict(sorted(rows.items()))
-                del part, view
-        return result
-    finally:
-        close(environment)
 
 
 def indexed(ledger: str, model: str = "local-bow", **options: Any) -> None:
@@ -393,7 +366,7 @@ def test_many_rows(ledger: str, daemon: ForkedDaemon) -> None:
         check(cache, ledger)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(24))
 @given(data=st.data())
 def test_any_history_gives_the_tables_of_the_oracle(data: st.DataObject, tmp_path_factory: Any) -> None:
     path = str(tmp_path_factory.mktemp("history") / "ledger.db")

@@ -16,14 +16,11 @@ from typing import Any
 
 import pytest
 
-from pmm_cached.follower import Follower, all_folds
 from pmm_cached.logs import configure
-from pmm_cached.notify import Notifier, StatusReporter, status_line
-from pmm_cached.status import Status
+from pmm_cached.notify import Notifier, StatusReporter
 from pmm_shm.errors import DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.store.writer import StoreWriter
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm_cli import synthetic
@@ -31,10 +28,10 @@ from pmm_shm_client import connect
 from pmm_shm_client.autostart import start_daemon as autostart
 from pmm_shm_client.commands import call
 from tests.conftest import StartDaemon
-from tests.process.test_health import FREEZING
 from tests.support import answers, daemons, ledgers
 from tests.support.managers import Manager
 from tests.support.sites import Site
+from tests.support.user_folds import FREEZING
 
 STOP_S = 2.0
 # For the process to be seen to have ended, on a busy machine.
@@ -123,37 +120,6 @@ def many(action: Callable[[], None]) -> None:
         action()
 
 
-@pytest.mark.parametrize("address", ["", "@", "relative", "vsock:2:1", "/nowhere/at/all", "/" + "x" * 200])
-def test_without_a_socket_nothing_is_done(address: str) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"} if address else {"WATCHDOG_USEC": "1000"})
-    for _ in range(3):
-        notifier.ready()
-        notifier.feed()
-        notifier.status("x")
-        notifier.stopping()
-    notifier.close()
-    assert notifier.is_wanted == address.startswith("/")
-
-
-@pytest.mark.parametrize(
-    ("variables", "period_s"),
-    [
-        ({}, None),
-        ({"WATCHDOG_USEC": "3000000"}, 3.0),
-        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 3.0),
-        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
-        ({"WATCHDOG_USEC": "0"}, None),
-        ({"WATCHDOG_USEC": "-5"}, None),
-        ({"WATCHDOG_USEC": "soon"}, None),
-        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "me"}, None),
-    ],
-)
-def test_the_watchdog_is_that_of_this_process(variables: dict[str, str], period_s: float | None) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": "/nowhere", **variables})
-    assert notifier.watchdog_s == period_s
-    assert notifier.feeding_s == (float("inf") if period_s is None else period_s / 2)
-
-
 def test_the_watchdog_is_fed_once_in_half_of_its_time(listener: tuple[socket.socket, str]) -> None:
     end, address = listener
     clock = Clock()
@@ -211,13 +177,6 @@ def test_no_text_becomes_an_assignment(listener: tuple[socket.socket, str]) -> N
     notifier.close()
 
 
-def test_the_line_for_people() -> None:
-    numbers: dict[str, Any] = {"health": "healthy", "as_of": 1_234, "lag_events": 0, "health_reasons": []}
-    assert status_line(numbers) == "healthy, as of event 1234"
-    numbers.update(health="degraded", lag_events=3, health_reasons=["the disk is full", "and more"])
-    assert status_line(numbers) == "degraded, as of event 1234, 3 behind; the disk is full; and more"
-
-
 def test_a_status_is_told_when_it_is_new(listener: tuple[socket.socket, str]) -> None:
     end, address = listener
     numbers: dict[str, Any] = {"health": "healthy", "as_of": 1, "lag_events": 0, "health_reasons": []}
@@ -230,28 +189,6 @@ def test_a_status_is_told_when_it_is_new(listener: tuple[socket.socket, str]) ->
     # It was never started: there is nothing to wait for.
     assert reporter.stop(0.0)
     notifier.close()
-
-
-def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
-    """A slow fold is no hanging one."""
-    path = str(tmp_path / "ledger.db")
-    with EventLog(path) as log:
-        log.append_many([("autonomy_tick", "", {"telemetry": {"IAS": 0.5, "GAS": 0.5}}) for _ in range(1_000)])
-    instance = Instance.of(path)
-    instance.directory.mkdir(mode=0o700)
-    writer, status, signs = StoreWriter(instance), Status(path), []
-    folds = all_folds()
-    follower = Follower(path, writer, folds, status, lambda: signs.append(status.followed_monotonic))
-    generations = {fold: writer.begin_generation(fold) for fold in folds}
-    writer.flip(writer.header.position, generations, [])
-    follower.adopt_published()
-    signs.clear()
-    while not follower.step().is_complete:
-        pass
-    assert len(signs) > 1_000 / 100
-    assert signs == sorted(signs)
-    follower.close()
-    writer.close(is_clean=True)
 
 
 # A daemon.
@@ -290,7 +227,7 @@ def test_readiness_does_not_wait_for_a_rebuild(tmp_path: Path, manager: Manager,
     daemon = start_daemon(str(path), env=manager.environment(), wait=False)
     manager.wait_for("READY")
     first = manager.wait_for("STATUS").states["STATUS"]
-    assert first.startswith("lagging, as of event 0, 30000 behind; what is published is being built")
+    assert first.startswith("lagging, as of event 0, 30000 behind; the published state is being built")
     daemon.wait_ready()
     manager.wait_for("STATUS", "healthy, as of event 30000")
 

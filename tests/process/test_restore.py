@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -26,11 +25,10 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers, workers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
-from tests.support.workers import EVENT_LOG, FOREIGN, PROMISES, READER, contents, journal_of, make, working
+from tests.support.restoring import HEAD, JOURNALS, check_refused_for_room, empty, without_hashes
+from tests.support.workers import EVENT_LOG, FOREIGN, READER, contents, journal_of, make, working
 
-JOURNALS = ("wal", "delete")
 NEVER = ("--verify-every", "0")
-HEAD = PROMISES + 1
 
 
 def listing(directory: str | os.PathLike[str]) -> dict[str, bytes]:
@@ -49,15 +47,6 @@ def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         timeout=DEADLINE_S,
         check=False,
     )
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> tuple[str, str]:
-    """(ledger, backup), in directories of their own."""
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-    ledger = make(str(tmp_path / "here" / "ledger.db"), "Old", 300)
-    return ledger, make(str(tmp_path / "there" / "backup.db"), "New", 50)
 
 
 # What a restore does.
@@ -146,62 +135,6 @@ def test_restores_under_writers_readers_and_daemon(tmp_path: Path, journal: str,
             assert copy.verify_chain().ok
 
 
-@pytest.mark.parametrize("journal", JOURNALS)
-@pytest.mark.parametrize("page_bytes", [1_024, 8_192])
-def test_a_backup_of_another_page_size(tmp_path: Path, journal: str, page_bytes: int) -> None:
-    ledger = make(str(tmp_path / "ledger.db"), "Old", 300, journal)
-    backup = str(tmp_path / "backup.db")
-    ledgers.execute(make(backup, "New", 200, "delete"), "SELECT 1")
-    connection = ledgers.connect(backup)
-    connection.execute(f"PRAGMA page_size = {page_bytes}")
-    connection.execute("VACUUM")
-    connection.close()
-    with connect(ledger) as cache:
-        everything(cache)
-        rows = ledgers.raw_rows(backup)
-        assert restore(backup, ledger).events == HEAD + 200
-        assert ledgers.execute(ledger, "PRAGMA page_size") == [(4_096,)]
-        assert ledgers.raw_rows(ledger) == rows
-        assert journal_of(ledger) == journal
-        assert everything(cache) == replayed(ledger)
-    assert [name for name in os.listdir(tmp_path) if "restoring" in name] == []
-
-
-def test_a_missing_ledger_is_made(place: tuple[str, str], tmp_path: Path) -> None:
-    _, backup = place
-    os.chmod(backup, 0o640)
-    missing = str(tmp_path / "made.db")
-    done = restore(backup, missing)
-    assert done == restoring.Restored(missing, HEAD + 50, HEAD + 50, None)
-    assert ledgers.raw_rows(missing) == ledgers.raw_rows(backup)
-    assert os.stat(missing).st_mode & 0o777 == 0o640
-    os.chmod(backup, 0o440)
-    protected = str(tmp_path / "protected.db")
-    restore(backup, protected)
-    assert os.stat(protected).st_mode & 0o777 == 0o640
-    os.unlink(protected)
-    empty = str(tmp_path / "empty.db")
-    Path(empty).touch()
-    assert restore(backup, empty).safety_copy is None
-    assert ledgers.raw_rows(empty) == ledgers.raw_rows(backup)
-    left = [name for name in os.listdir(tmp_path) if name not in ("here", "there")]
-    assert sorted(left) == ["empty.db", "made.db"]
-
-
-@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
-def test_no_ledger_is_made_beside_what_is_left_of_another(place: tuple[str, str], suffix: str) -> None:
-    ledger, backup = place
-    os.unlink(ledger)
-    left = Path(ledger + suffix)
-    left.write_bytes(b"events that are nowhere else")
-    with pytest.raises(errors.LedgerReplacedError, match=f"move {ledger}{suffix} away, then restore again"):
-        restore(backup, ledger)
-    assert os.listdir(os.path.dirname(ledger)) == [left.name]
-    left.rename(f"{backup}.saved")
-    restore(backup, ledger)
-    assert ledgers.raw_rows(ledger) == ledgers.raw_rows(backup)
-
-
 def test_the_command_line(place: tuple[str, str]) -> None:
     ledger, backup = place
     done = cli(backup, ledger)
@@ -253,21 +186,12 @@ def without_column(path: str) -> None:
     ledgers.execute(path, "ALTER TABLE events RENAME COLUMN kind TO sort")
 
 
-def without_hashes(path: str) -> None:
-    os.unlink(path)
-    ledgers.build(path, 5, hash_columns=False)
-
-
 def utf16(path: str) -> None:
     os.unlink(path)
     connection = ledgers.connect(path)
     connection.execute("PRAGMA encoding = 'UTF-16'")
     ledgers.make_table(connection)
     connection.close()
-
-
-def empty(path: str) -> None:
-    os.truncate(path, 0)
 
 
 def broken_chain(path: str) -> None:
@@ -330,18 +254,6 @@ def test_a_backup_that_is_no_good(
         restore(backup, ledger)
     assert "\n" not in str(caught.value)
     assert [listing(os.path.dirname(path)) for path in place] == before
-
-
-def test_a_backup_that_does_not_fit_is_restored_by_the_remedy(place: tuple[str, str]) -> None:
-    ledger, backup = place
-    without_hashes(backup)
-    with pytest.raises(
-        errors.NotALedgerError, match="stop all users of the ledger, move it, its -wal and its -shm away"
-    ):
-        restore(backup, ledger)
-    os.rename(ledger, ledger + ".away")
-    restore(backup, ledger)
-    assert ledgers.raw_rows(ledger) == ledgers.raw_rows(backup)
 
 
 @pytest.mark.parametrize("spoil", [cut_text, without_table, without_column])
@@ -485,6 +397,7 @@ def test_a_backup_that_is_written_meanwhile(place: tuple[str, str], mode: str, m
 
 # A busy ledger, and a full disk.
 
+
 BUSY = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -493,7 +406,6 @@ cursor.fetchone()
 print("ready", flush=True)
 sys.stdin.readline()
 """
-
 COMMITS_LATE = """
 import sqlite3
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
@@ -553,19 +465,6 @@ def test_a_busy_ledger_is_waited_for(place: tuple[str, str], journal: str) -> No
     assert "committed late" in contents(done["safety_copy"])
 
 
-def check_refused_for_room(ledger: str, backup: str, keep: bool) -> None:
-    before = contents(ledger)
-    names = set(os.listdir(os.path.dirname(ledger)))
-    with pytest.raises(errors.LedgerUnwritableError, match=r"; nothing was (written|changed)"):
-        restore(backup, ledger, keep=keep)
-    assert contents(ledger) == before
-    assert set(os.listdir(os.path.dirname(ledger))) == names
-    with EventLog(ledger) as log:
-        assert log.verify_chain().ok
-        # Nothing in the way of going on.
-        assert log.append("user", "still here") == len(before) + 1
-
-
 @pytest.mark.parametrize("journal", JOURNALS)
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_full_disk(tmp_path: Path, journal: str, keep: bool) -> None:
@@ -586,18 +485,6 @@ def test_a_full_disk(tmp_path: Path, journal: str, keep: bool) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("journal", JOURNALS)
-def test_a_file_that_may_not_grow(tmp_path: Path, journal: str) -> None:
-    ledger = make(str(tmp_path / "ledger.db"), "Old", 300, journal)
-    backup = make(str(tmp_path / "backup.db"), "New", 6_000)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, before[1]))
-    try:
-        check_refused_for_room(ledger, backup, True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_directory_that_cannot_be_written(apart: Path) -> None:
     folder = apart / "here"
     folder.mkdir()
@@ -614,6 +501,7 @@ def test_a_directory_that_cannot_be_written(apart: Path) -> None:
 
 
 # Killed in the middle.
+
 
 KILLED = """
 import os, random, signal, sqlite3, sys, time

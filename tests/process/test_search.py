@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import multiprocessing
 import os
 import random
@@ -14,16 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm import limits
 from pmm_shm.errors import (
     ClosedError,
-    ConfigError,
-    InvalidTextError,
     InvalidVectorError,
     SnapshotUnavailableError,
     UnknownModelError,
@@ -34,64 +30,27 @@ from pmm_shm_client import connect, connect_async
 from pmm_shm_client.cache import Cache
 from tests.support import ledgers
 from tests.support.fork_daemon import ForkedDaemon, wait_until
-from tests.support.search_oracle import KINDS, Steered, blob, bow, check_hits, digest, expected, index, tables
-
-_fork = multiprocessing.get_context("fork")
-NEVER = ("--verify-every", "0")
-WORDS = ("red", "green", "blue", "apple", "pear", "plum", "walk", "run", "swim", "north", "south", "tea")
-EMBEDDINGS = (
-    "CREATE TABLE event_embeddings (eid INTEGER PRIMARY KEY, digest TEXT, embedding BLOB, summary TEXT, "
-    "keywords TEXT, created_at INTEGER)"
+from tests.support.profiles import examples
+from tests.support.search_oracle import Steered, blob, bow, check_hits, digest, expected, index, tables
+from tests.support.searching import (
+    EMBEDDINGS,
+    NEVER,
+    WORDS,
+    check,
+    events,
+    fill,
+    head,
+    put_embedding,
+    text,
 )
 
-
-def text(seed: int) -> str:
-    chosen = random.Random(seed)
-    return " ".join(chosen.choices(WORDS, k=chosen.randint(0, 5)))
-
-
-def events(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Events of embedded and other kinds; some texts come more than once, some are empty."""
-    kinds = [*KINDS, "note", "autonomy_tick"]
-    return [
-        {"kind": kinds[number % len(kinds)], "content": text(number // 2), "meta": {}}
-        for number in range(start, start + count)
-    ]
-
-
-def fill(path: str, count: int, start: int = 0) -> int:
-    with EventLog(path) as log:
-        return list(log.append_many(events(count, start)))[-1]
-
-
-def head(path: str) -> int:
-    return int(ledgers.execute(path, "SELECT coalesce(max(id), 0) FROM events")[0][0])
-
-
-def put_embedding(path: str, event_id: int, data: Any, created_at: int = 1) -> None:
-    sql = "INSERT OR REPLACE INTO event_embeddings (eid, embedding, created_at) VALUES (?, ?, ?)"
-    ledgers.execute(path, sql, event_id, data, created_at)
-
-
-def check(cache: Cache, path: str, query: Any = "red apple", k: int = 7, scope: Any = None, **options: Any) -> Any:
-    """One search of a ledger at rest, complete and equal to the oracle."""
-    hits = cache.search(query, k, scope, options.get("model"))
-    check_hits(hits, expected(path, **options), query, k, scope)
-    assert hits.as_of == head(path)
-    assert hits.is_complete
-    return hits
+_fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
 def daemon(ledger: str) -> Iterator[ForkedDaemon]:
     with ForkedDaemon(Path(ledger), *NEVER) as daemon:
         yield daemon
-
-
-@pytest.fixture
-def steered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steered:
-    monkeypatch.syspath_prepend(tmp_path)
-    return Steered(tmp_path)
 
 
 # The oracle.
@@ -112,28 +71,11 @@ def test_equals_the_oracle(ledger: str, daemon: ForkedDaemon) -> None:
         assert len(hits) == len(vectors) == tables(ledger)["tables"]["local-bow"]["rows"]
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cache, dict[int, Any]]]:
-    """A ledger with a table, events behind it, and no daemon any more."""
-    path = str(tmp_path_factory.mktemp("searched") / "ledger.db")
-    EventLog(path).close()
-    fill(path, 300)
-    ledgers.execute(path, EMBEDDINGS)
-    put_embedding(path, 5, blob(*[0.0] * 32))
-    put_embedding(path, 6, blob(*[0.0] * 31, -1.0))
-    with ForkedDaemon(Path(path), *NEVER) as daemon:
-        index(path)
-        daemon.kill()
-    fill(path, 60, 1_000)
-    with connect(path) as cache:
-        yield cache, expected(path)
-
-
 ids = st.one_of(st.integers(-5, 400), st.sampled_from([-(2**63), 2**63 - 1, 10**6]))
 coordinates = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80))
 @given(
     query=st.one_of(
         st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join),
@@ -149,102 +91,6 @@ def test_any_search_equals_the_oracle(searched: tuple[Cache, dict[int, Any]], qu
     check_hits(hits, vectors, query, k, scope)
     assert (hits.as_of, hits.is_complete) == (360, True)
     assert hits.embedded_here == sum(event_id > 300 for event_id in vectors)
-
-
-@pytest.mark.parametrize(
-    "scope",
-    [
-        [],
-        (),
-        {3, 1, 2},
-        frozenset({7}),
-        [1, 1, 2, 2, 1],
-        [-1, -(2**63), 2**63 - 1, 10**9],
-        range(1, 50),
-        np.array([1, 2, 3]),
-        np.array([9, 8, 9], np.int8),
-        np.array([1, 2], np.uint64),
-        np.empty(0),
-        {4: "a dict's keys"},
-    ],
-    ids=str,
-)
-def test_scopes(searched: tuple[Cache, dict[int, Any]], scope: Any) -> None:
-    cache, vectors = searched
-    inside = [int(event_id) for event_id in scope]
-    check_hits(cache.search("red pear", 5, scope), vectors, "red pear", 5, inside)
-    check_hits(cache.search("red pear", 5, (one for one in inside)), vectors, "red pear", 5, inside)
-
-
-@pytest.mark.parametrize(
-    "scope",
-    [
-        5,
-        "123",
-        [1.5],
-        [math.nan],
-        ["1"],
-        [None],
-        [2**63],
-        [-(2**63) - 1],
-        [10**30],
-        [2**63, -1],
-        np.array([2**63], np.uint64),
-        np.array([[1, 2]]),
-        np.array(3),
-        [True, False],
-        [[1], [2, 3]],
-        pytest.param(object(), id="object"),
-    ],
-    ids=str,
-)
-def test_scopes_that_mean_nothing(searched: tuple[Cache, dict[int, Any]], scope: Any) -> None:
-    with pytest.raises(ConfigError, match="scope"):
-        searched[0].search("red", 5, scope)
-
-
-@pytest.mark.parametrize("k", [0, -1, True, "5", 1.0, None, limits.SEARCH_K_MAX + 1, 2**70])
-def test_counts_that_mean_nothing(searched: tuple[Cache, dict[int, Any]], k: Any) -> None:
-    with pytest.raises(ConfigError, match="k: "):
-        searched[0].search("red", k)
-
-
-@pytest.mark.parametrize(
-    ("query", "error"),
-    [
-        ("", InvalidTextError),
-        ("x" * (limits.TEXT_CHARS_MAX + 1), InvalidTextError),
-        ([0.1] * 31, InvalidVectorError),
-        ([0.1] * 33, InvalidVectorError),
-        ([], InvalidVectorError),
-        ([math.nan] * 32, InvalidVectorError),
-        ([math.inf] * 32, InvalidVectorError),
-        ([[0.1] * 32], InvalidVectorError),
-        (["a"] * 32, InvalidVectorError),
-        (None, InvalidVectorError),
-        (b"bytes", InvalidVectorError),
-        pytest.param(object(), InvalidVectorError, id="object"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_queries_that_mean_nothing(searched: tuple[Cache, dict[int, Any]], query: Any, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        searched[0].search(query)
-
-
-def test_models_that_are_not_there(searched: tuple[Cache, dict[int, Any]]) -> None:
-    cache, _ = searched
-    with pytest.raises(UnknownModelError, match="nobody"):
-        cache.search("a text", model="nobody")
-    with pytest.raises(SnapshotUnavailableError, match=r"no vectors of model 'nobody'.*start pmm-cached"):
-        cache.search([1.0] * 32, model="nobody")
-    with pytest.raises(ConfigError):
-        cache.search("red", model="")
-
-
-def test_lone_surrogates_are_a_text_like_any_other(searched: tuple[Cache, dict[int, Any]]) -> None:
-    cache, vectors = searched
-    check_hits(cache.search("red \ud800", 4), vectors, "red \ud800", 4)
 
 
 def test_ties_and_zero_vectors(ledger: str, daemon: ForkedDaemon) -> None:
@@ -284,14 +130,6 @@ def test_recall_brings_the_events(ledger: str, daemon: ForkedDaemon) -> None:
 
 
 # Without a daemon.
-
-
-def test_no_daemon_ever(ledger: str) -> None:
-    fill(ledger, 5)
-    with connect(ledger) as cache:
-        for query in ("red", [0.0] * 32):
-            with pytest.raises(SnapshotUnavailableError, match=r"ledger\.db: no vectors of model 'local-bow'"):
-                cache.search(query)
 
 
 @pytest.mark.parametrize("end", [ForkedDaemon.suspend, ForkedDaemon.kill, ForkedDaemon.stop])

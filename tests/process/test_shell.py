@@ -217,16 +217,6 @@ def test_colours_of_the_daemons_log(
 # Examples.
 
 
-def test_every_command_has_examples() -> None:
-    assert set(EXAMPLES) == set(cli.commands)
-    for name, lines in EXAMPLES.items():
-        assert 1 <= len(lines) <= 3
-        assert any(f"pmm-shm {name}" in line for line in lines)
-        shown = click.Context(cli.commands[name], info_name=name).get_help()
-        assert "Examples:\n" in shown
-        assert all(f"    {line}\n" in shown + "\n" for line in lines)
-
-
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Path]:
     """A directory in which a daemon may be started; it ends with the test."""

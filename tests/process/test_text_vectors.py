@@ -14,18 +14,13 @@ import msgpack
 import pytest
 import zmq
 
-from pmm_cached.logs import configure
-from pmm_cached.status import EmbeddingStatus
-from pmm_cached.text_store import TextStore
 from pmm_shm import limits
 from pmm_shm.errors import CommandError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.store.writer import StoreWriter
-from pmm_shm.vectors.text_table import TextVector
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
-from pmm_shm_client.commands import Line, call
+from pmm_shm_client.commands import CommandConnection, call
 from tests.support import daemons
 from tests.support.fork_daemon import ForkedDaemon
 
@@ -199,12 +194,12 @@ def test_a_flood_of_leases_is_bounded(path: Path, served: Instance) -> None:
 
     def flood(begin: int, rounds: int) -> int:
         refused, size = 0, limits.LEASE_KEYS_MAX
-        with Line(served, protocol.LEASE) as line:
+        with CommandConnection(served, protocol.LEASE) as connection:
             for number in range(rounds):
                 keys = [key(begin + number * size + index) for index in range(size)]
                 try:
-                    line.ask("lease", {"model": MODEL, "keys": keys, "wait_ms": 0}, 10.0)
-                    line.ask("put", {"model": MODEL, "vectors": [[one, 1, ONE] for one in keys]}, 10.0)
+                    connection.ask("lease", {"model": MODEL, "keys": keys, "wait_ms": 0}, 10.0)
+                    connection.ask("put", {"model": MODEL, "vectors": [[one, 1, ONE] for one in keys]}, 10.0)
                 except CommandError:
                     refused += 1
         return refused
@@ -282,32 +277,6 @@ def test_a_stopping_daemon_answers_who_waits(tmp_path: Path) -> None:
         waiting.join()
     assert answers == [{"granted": [], "ready": [], "held": [0], "failed": []}]
     assert time.monotonic() - started < 1.0
-
-
-def test_what_waits_to_be_stored_is_bounded(tmp_path: Path) -> None:
-    """Nothing is stored while somebody holds the writer's lock, and only so much waits."""
-    instance = Instance.of(tmp_path / "ledger.db")
-    instance.directory.mkdir()
-    writer, status = StoreWriter(instance), EmbeddingStatus()
-    deaths: list[str] = []
-    texts = TextStore(writer, 10_000, status, configure("text", "error"), deaths.append)
-    texts.start()
-    vector = b"\0" * 4 * limits.DIMENSION_MAX
-    answers: list[str | None] = []
-    with writer._lock:
-        for number in range(3_000):
-            texts.put([TextVector(MODEL, key(number), vector)], answers.append)
-        refused = len(answers)
-        assert 900 < refused < 1_000
-        assert all(answer is not None and "wait" in answer for answer in answers)
-    assert texts.stop(10.0)
-    assert answers[refused:] == [None] * (3_000 - refused)
-    assert status.text_vectors == 3_000 - refused
-    assert texts.has(MODEL, key(0))
-    texts.put([TextVector(MODEL, key(1), vector)], answers.append)
-    assert answers[-1] == "the daemon stops"
-    assert deaths == []
-    writer.close()
 
 
 def test_the_bound_must_be_at_least_one(path: Path) -> None:

@@ -13,47 +13,20 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
 import zmq
 
-from pmm_shm import limits
-from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonTimeoutError
+from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
-from pmm_shm.wire.endpoints import Endpoints, address_of, check_listening, find_endpoints, record_endpoints
+from pmm_shm.wire.endpoints import Endpoints, check_listening, find_endpoints, record_endpoints
 from pmm_shm_client import EventLog, connect, connect_async
-from pmm_shm_client.commands import Line, call
+from pmm_shm_client.commands import CommandConnection, call
 from tests.conftest import StartDaemon
-from tests.support import answers, ledgers
-
-WRONG = {
-    "tcp": "tcp://127.0.0.1:{port}",
-    "ipc": "ipc:///tmp/x.sock",
-    "inproc": "inproc://x",
-    "a wildcard": "*",
-    "abstract": "@abstract",
-    "abstract with a NUL": "\0abstract",
-    "a NUL": "/tmp/x\0.sock",
-    "relative": "commands.sock",
-    "relative with a dot": "./commands.sock",
-    "empty": "",
-    "too long": "/" + "x" * limits.SOCKET_PATH_BYTES_MAX,
-    "no text": "/tmp/\udcff.sock",
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_absolute_path_is_no_address(case: str) -> None:
-    with pytest.raises(DaemonError, match="absolute path"):
-        address_of(WRONG[case])
-
-
-def test_an_absolute_path_is_an_address() -> None:
-    assert address_of("/run/é.sock") == "ipc:///run/é.sock"
-    assert address_of("/" + "x" * (limits.SOCKET_PATH_BYTES_MAX - 1)).startswith("ipc:///x")
+from tests.support import answers
+from tests.support.addresses import WRONG
+from tests.support.sources import sources
 
 
 @pytest.mark.parametrize("field", ["commands", "admin", "announcements"])
@@ -70,7 +43,7 @@ def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, fi
         with connect(ledger) as cache, pytest.raises(DaemonAbsentError, match="no daemon serves it"):
             cache.wait_for(10**6, 1.0)
         with pytest.raises(DaemonAbsentError):
-            Line(instance, protocol.VERIFY)
+            CommandConnection(instance, protocol.VERIFY)
 
         async def listen() -> None:
             async with await connect_async(ledger) as cache:
@@ -121,19 +94,17 @@ SCHEME = re.compile(r"(ipc|tcp|inproc|udp|pgm|epgm|norm|vmci|wss?|tipc|vsock|hvs
 def test_only_one_function_makes_addresses() -> None:
     """Every constant that begins an address stands there, and every socket gets its address from it."""
     makers, arguments = [], []
-    for package in ("pmm_shm", "server", "client"):
-        for path in sorted((ledgers.ROOT / package).rglob("*.py")):
-            name, tree = path.relative_to(ledgers.ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and SCHEME.match(node.value):
-                    makers.append(name)
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in ("bind", "connect", "bind_to_random_port")
-                    and "socket" in ast.unparse(node.func.value)
-                ):
-                    arguments.append((name, ast.unparse(node.args[0])))
+    for name, _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and SCHEME.match(node.value):
+                makers.append(name)
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("bind", "connect", "bind_to_random_port")
+                and "socket" in ast.unparse(node.func.value)
+            ):
+                arguments.append((name, ast.unparse(node.args[0])))
     assert makers == ["pmm_shm/wire/endpoints.py"]
     # Unix datagram sockets of the workers' reports have paths, and the metrics stand on the loopback interface alone.
     beside = {
@@ -143,10 +114,9 @@ def test_only_one_function_makes_addresses() -> None:
     }
     arguments = [one for one in arguments if (one[0].split("/", 1)[1], one[1]) not in beside]
     assert sorted(arguments) == [
-        ("client/pmm_shm_client/aio.py", "address"),
         ("client/pmm_shm_client/aio.py", "address_of(path)"),
         ("client/pmm_shm_client/commands.py", "address"),
-        ("server/pmm_cached/commands.py", "address_of(path)"),
+        ("server/pmm_cached/sockets.py", "address_of(path)"),
     ]
 
 
@@ -224,22 +194,14 @@ def test_a_client_gives_up_at_its_deadline_under_a_flood(near: str, case: str) -
 def test_a_line_to_a_daemon_that_stands_still_never_blocks(ledger: str, start_daemon: StartDaemon) -> None:
     """More commands than the queues on the way take, each within its deadline."""
     daemon = start_daemon(ledger)
-    with Line(daemon.instance, protocol.PUT) as line:
+    with CommandConnection(daemon.instance, protocol.PUT) as connection:
         daemon.freeze()
         try:
             for _ in range(40):
                 started = time.monotonic()
                 args = {"model": "m", "vectors": [[bytes(32), 1, bytes(4 * 8_000)]]}
                 with pytest.raises(DaemonTimeoutError):
-                    line.ask(protocol.PUT, args, 0.02)
+                    connection.ask(protocol.PUT, args, 0.02)
                 assert time.monotonic() - started < 2.0
         finally:
             daemon.thaw()
-
-
-def test_an_error_of_the_daemons_is_one_short_line(ledger: str) -> None:
-    error: dict[str, Any] = {"v": 1, "id": 7, "ok": False, "error": {"code": "failed", "message": "a\nb " * 1_000_000}}
-    with pytest.raises(CommandError) as caught:
-        protocol.unpack_reply(msgpack.packb(error), 7)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) <= 1_000

@@ -6,31 +6,15 @@ The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pmm_shm.errors import CommandError, FoldError, UnknownFoldError
-from pmm_shm_client import Cache, EventLog, connect
+from pmm_shm.errors import CommandError
+from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
 from tests.support.sites import Site
-
-EXAMPLE = ledgers.ROOT / "docs" / "examples" / "tool_use.py"
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The example, installed for this process; for a daemon, pass `site.environment`."""
-    site = Site(tmp_path / "site")
-    site.install(EXAMPLE.read_text(encoding="utf-8"))
-    monkeypatch.syspath_prepend(str(site.folder))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield site
-    sys.modules.pop("tool_use", None)
+from tests.support.user_folds import BROKEN, EXAMPLE, calls, use
 
 
 def version_two() -> str:
@@ -41,43 +25,7 @@ def version_two() -> str:
     return changed
 
 
-def use(log: EventLog | Cache, *tools: Any) -> int:
-    return [log.append("tool_call", "", {"tool": tool}) for tool in tools][-1]
-
-
-def calls(cache: Any) -> dict[str, int]:
-    return dict(cache.fold("tool_use")["calls"])
-
-
 # Without a daemon that knows it.
-
-
-def test_the_example_is_about_twenty_lines() -> None:
-    code = EXAMPLE.read_text(encoding="utf-8").split('"""', 2)[2]
-    assert sum(1 for line in code.splitlines() if line.strip()) <= 25
-
-
-def test_a_fold_of_the_client_alone_is_exact(ledger: str, site: Site) -> None:
-    with connect(ledger) as cache:
-        assert cache.fold("tool_use") == {"calls": {}, "last": None}
-        for number in range(1, 6):
-            use(cache, "search", "write")
-            assert calls(cache) == {"search": number, "write": number}
-            assert cache.fold("tool_use")["last"] == "write"
-
-
-@pytest.mark.usefixtures("site")
-def test_a_fold_of_the_client_alone_is_not_replayed_per_read(ledger: str) -> None:
-    with EventLog(ledger) as log, connect(ledger) as cache:
-        log.append_many([("tool_call", "", {"tool": "search"})] * 100)
-        first = cache.fold("tool_use")
-        before = cache.stats()["projection"]
-        assert cache.fold("tool_use") is first
-        use(log, "write")
-        assert calls(cache) == {"search": 100, "write": 1}
-        after = cache.stats()["projection"]
-        assert after["cache_hits"] == before["cache_hits"] + 1
-        assert after["events_processed"] <= before["events_processed"] + 2
 
 
 def test_a_fold_of_the_client_alone_beside_a_daemon_that_has_it_not(
@@ -99,11 +47,6 @@ def test_a_fold_of_the_client_alone_beside_a_daemon_that_has_it_not(
         assert cache.verify().ok
         with pytest.raises(CommandError, match="tool_use"):
             cache.invalidate("tool_use")
-
-
-def test_an_unregistered_fold_is_unknown(ledger: str) -> None:
-    with connect(ledger) as cache, pytest.raises(UnknownFoldError, match="no fold 'tool_use'"):
-        cache.fold("tool_use")
 
 
 # With a daemon.
@@ -161,14 +104,6 @@ def test_a_frame_includes_the_fold_once_its_cache_has_read_it(
         assert calls(early) == {"search": 1}
         assert calls(late) == calls(with_it) == {"search": 1, "write": 1}
         assert (early.as_of, late.as_of, with_it.as_of) == (1, 2, 2)
-
-
-def test_the_view_is_immutable(ledger: str, site: Site) -> None:
-    with connect(ledger) as cache:
-        use(cache, "search")
-        with pytest.raises(TypeError):
-            cache.fold("tool_use")["calls"]["search"] = 100
-        assert calls(cache) == {"search": 1}
 
 
 def test_the_fold_is_verified(ledger: str, site: Site, start_daemon: StartDaemon) -> None:
@@ -293,51 +228,6 @@ def test_a_fold_that_is_taken_away_leaves_the_others_alone(ledger: str, site: Si
 
 
 # Broken registrations.
-
-GOOD = EXAMPLE.read_text(encoding="utf-8")
-BROKEN = {
-    "no module": (GOOD, "tool_use = absent_module:ToolUse", "absent_module"),
-    "no attribute": (GOOD, "tool_use = tool_use:Absent", "Absent"),
-    "syntax error": ("class ToolUse(:\n", None, "does not load"),
-    "fails on import": ("raise RuntimeError('broken on purpose')\n", None, "broken on purpose"),
-    "exits on import": ("import sys\nsys.exit(0)\n", None, "does not load: SystemExit"),
-    "fails when made": (
-        GOOD.replace("    def apply", "    def __init__(self):\n        raise OSError('no luck')\n\n    def apply", 1),
-        None,
-        "no luck",
-    ),
-    "not a fold": ("ToolUse = 3\n", None, "not a pmm_shm Fold"),
-    "a module": (GOOD, "tool_use = tool_use", "not a pmm_shm Fold"),
-    "abstract": (GOOD.replace("def view", "def other_view"), None, "view"),
-    "no name": (GOOD.replace('name = "tool_use"', "pass"), None, "`name`"),
-    "a long name": (GOOD.replace('name = "tool_use"', 'name = "x" * 65'), None, "`name`"),
-    "no version": (GOOD.replace("version = 1", "pass"), None, "`version`"),
-    "a version of text": (GOOD.replace("version = 1", 'version = "1"'), None, "`version`"),
-    "wrong columns": (GOOD.replace('("meta",)', '("ts",)'), None, "`kinds`"),
-    "parameters that cannot be stored": (
-        GOOD.replace("version = 1", "version = 1\n    parameters = {'x': object()}"),
-        None,
-        "`parameters`",
-    ),
-    "a name that is built in": (GOOD.replace('name = "tool_use"', 'name = "metrics"'), None, "taken"),
-    "the same name twice": (GOOD, "one = tool_use:ToolUse\ntwo = tool_use:ToolUse", "taken"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_registration_is_a_fold_error_of_one_line(ledger: str, site: Site, case: str) -> None:
-    source, entry, expected = BROKEN[case]
-    assert case in ("no module", "no attribute", "a module", "the same name twice") or source != GOOD
-    site.install(source, *([entry] if entry else []))
-    with connect(ledger) as cache:
-        cache.append("identity_adopt", "Ada", {})
-        with pytest.raises(FoldError) as caught:
-            cache.fold("tool_use")
-        text = str(caught.value)
-        assert "\n" not in text
-        assert expected in text
-        # Whoever asks for no fold of a user's never hears of it.
-        assert cache.identity().name == cache.frame().identity().name == "Ada"
 
 
 @pytest.mark.parametrize(

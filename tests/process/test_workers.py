@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import re
 import signal
 import socket
 import time
@@ -12,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from pmm_cached.workers import Workers, started_at
+from pmm_cached.workers import started_at
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import recorded_endpoints
-from pmm_shm.wire.protocol import COUNTERS, ProtocolError, Request, unpack_request
-from pmm_shm_client import Cache, connect
-from pmm_shm_client.reporting import Reporter
+from pmm_shm.wire.protocol import COUNTERS, Request
+from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.support import answers, daemons, ledgers
+from tests.support import answers, daemons
 
 
 def counters(**changes: int) -> dict[str, int]:
@@ -33,81 +30,7 @@ def packed(worker: Any = 1, is_last: Any = False, counted: Any = None) -> bytes:
     return Request(0, protocol.REPORT, args).pack()
 
 
-class Processes:
-    """Pid to when it was started."""
-
-    def __init__(self, *pids: int) -> None:
-        self.started = dict.fromkeys(pids, 1)
-        self.now = 0.0
-
-    def table(self) -> Workers:
-        return Workers(lambda: self.now, self.started.get)
-
-    def later(self) -> None:
-        self.now += 10.0
-
-
 # The table.
-
-
-def test_sums_are_right_whatever_is_lost_doubled_or_late() -> None:
-    generator = random.Random(7)
-    for _ in range(200):
-        workers = Processes(1, 2, 3).table()
-        sent = [
-            (worker, counters(metrics_hits=hits))
-            for worker in (1, 2, 3)
-            for hits in sorted(generator.sample(range(99), 5))
-        ]
-        newest = {worker: counted["metrics_hits"] for worker, counted in sent}
-        arrived = [one for one in sent if generator.random() < 0.5 or one[1]["metrics_hits"] == newest[one[0]]]
-        arrived += generator.sample(arrived, 2)
-        generator.shuffle(arrived)
-        for worker, counted in arrived:
-            workers.report(worker, worker, counted)
-        found = workers.as_dict()
-        assert (found["metrics_hits"], found["seen"], found["live"]) == (sum(newest.values()), 3, 3)
-
-
-def test_what_a_worker_did_stays_counted_when_it_ends() -> None:
-    processes = Processes(1, 2, 3)
-    workers = processes.table()
-    for number in (1, 2, 3):
-        workers.report(number, number, counters(events_folded=10))
-    workers.report(1, 1, counters(events_folded=11), is_last=True)
-    del processes.started[2]
-    processes.later()
-    assert workers.as_dict() == {"live": 1, "seen": 3, **counters(events_folded=31)}
-    # Another process with its pid is not the worker.
-    processes.started[3] = 2
-    processes.later()
-    assert workers.as_dict()["live"] == 0
-
-
-def test_the_table_is_bounded_and_forgets_the_dead_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "WORKERS_MAX", 3)
-    processes = Processes(*range(100))
-    workers = processes.table()
-    for number in range(3):
-        workers.report(number, number, counters(metrics_hits=1))
-    del processes.started[1]
-    processes.later()
-    workers.report(3, 3, counters(metrics_hits=1))
-    # 0 is known still: what it had done already does not count twice.
-    workers.report(0, 0, counters(metrics_hits=5))
-    assert workers.as_dict() == {"live": 3, "seen": 4, **counters(metrics_hits=8)}
-    for number in range(4, 100):
-        workers.report(number, number, counters(metrics_hits=1))
-    assert workers.as_dict() == {"live": 3, "seen": 100, **counters(metrics_hits=104)}
-
-
-def test_sums_stay_numbers_that_a_reply_can_hold() -> None:
-    workers = Processes(1).table()
-    for worker in range(3_000):
-        workers.report(worker, 1, counters(metrics_hits=limits.COUNTER_MAX))
-    found = workers.as_dict()
-    assert found["metrics_hits"] == limits.COUNTER_MAX
-    assert protocol.unpack_reply(protocol.pack_result(1, found), 1) == found
 
 
 def test_a_process_is_told_from_the_next_one_of_its_pid() -> None:
@@ -117,43 +40,6 @@ def test_a_process_is_told_from_the_next_one_of_its_pid() -> None:
         os._exit(0)
     daemons.until(lambda: started_at(child) is None, "a process that nobody waited for does not live")
     os.waitpid(child, 0)
-
-
-# The message.
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        packed(worker=-1),
-        packed(worker=None),
-        packed(worker=True),
-        packed(is_last=1),
-        packed(counted={}),
-        packed(counted=counters(more=1)),
-        packed(counted=counters(metrics_hits=-1)),
-        packed(counted=counters(metrics_hits=limits.COUNTER_MAX + 1)),
-        packed(counted={**counters(), "metrics_hits": True}),
-        packed(counted={**counters(), "metrics_hits": 1.0}),
-        packed(counted=[1]),
-        Request(0, protocol.REPORT, {"worker": 1, "counters": counters()}).pack(),
-        Request(0, protocol.STATS, {}).pack(),
-    ],
-)
-def test_what_is_no_report(data: bytes) -> None:
-    with pytest.raises(ProtocolError):
-        unpack_request(data, protocol.REPORTS)
-
-
-def test_the_largest_report_fits() -> None:
-    full = dict.fromkeys(COUNTERS, limits.COUNTER_MAX)
-    assert len(packed(worker=2**63 - 1, counted=full)) <= limits.REPORT_BYTES_MAX
-    assert unpack_request(packed(counted=full), protocol.REPORTS).args["counters"] == full
-
-
-def test_the_page_names_the_counters() -> None:
-    page = (ledgers.ROOT / "docs" / "FORMAT.md").read_text(encoding="utf-8").split("### Reports")[1].split("\n## ")[0]
-    assert set(re.findall(r"`(\w+_\w+)`", page)) == {*COUNTERS, "is_last"}
 
 
 # With a daemon.
@@ -277,12 +163,3 @@ def test_who_reports_nonsense_is_counted_and_nothing_else(ledger: str, start_dae
     until_counted(daemon, seen=1, live=1, metrics_hits=3)
     assert daemon.stats()["malformed_messages"] == 5
     assert daemon.stats()["health"] == "healthy"
-
-
-def test_a_cache_is_not_kept_by_its_reporter(ledger: str) -> None:
-    cache = Cache(ledger)
-    reporter: Reporter = cache._reporter
-    cache.close()
-    del cache
-    reporter.report()
-    assert reporter._count() is None

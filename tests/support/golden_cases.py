@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pmm_shm.errors import ProjectionInvariantError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -90,3 +92,31 @@ def assert_golden(answers: dict[str, Any], golden: dict[str, Any], where: str) -
     for key, value in golden.items():
         if key != "prefix":
             assert canonical(answers[key]) == canonical(value), f"{where}, prefix {golden['prefix']}: {key}"
+
+
+CASES = cases()
+
+
+def parametrised(found: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", found, ids=[case.name for case in found])
+
+
+def steps(case: Case, path: Path) -> Any:
+    """Grow the ledger from prefix to prefix."""
+    done = 0
+    for golden in case.answers:
+        write_events(path, case.events[done : golden["prefix"]])
+        done = golden["prefix"]
+        yield golden, (case.events[done - 1]["id"] if done else 0)
+
+
+class Warnings:
+    """Collects the cids of the closes that one cache reports."""
+
+    def __init__(self) -> None:
+        self.cids: list[Any] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        assert event["kind"] == "projection_warn"
+        assert event["meta"]["reason"] == "close_without_evidence"
+        self.cids.append(event["meta"]["cid"])

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from pmm_shm.instance.paths import Instance
+from pmm_shm.store.environment import close, open_reader
+from pmm_shm.vectors.event_table import TableRecord, TableView, table_key, table_records
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 from tests.support import ledgers
@@ -251,3 +253,31 @@ class Steered:
         else:
             (self.folder / f"{name}.new").write_text(str(value))
             os.replace(self.folder / f"{name}.new", self.folder / name)
+
+
+def stored(ledger: str) -> dict[str, dict[int, tuple[float, ...]]]:
+    """Model to what lies in its table, read as the format says."""
+    environment = open_reader(Instance.of(ledger).directory)
+    assert environment is not None
+    try:
+        with environment.read() as records:
+            names = [record.name for record in table_records(records)]
+        with environment.read_mapped() as mapped:
+            result = {}
+            for name in names:
+                data = mapped.get(table_key(name))
+                assert data is not None
+                record = TableRecord.unpack(bytes(data))
+                view, rows = TableView(mapped, record), {}
+                for part in [*view.blocks(), view.tail()]:
+                    dead = set() if part.dead is None else set(part.dead.tolist())
+                    for number, event_id in enumerate(part.ids.tolist()):
+                        if number not in dead:
+                            assert event_id not in rows
+                            rows[event_id] = tuple(np.array(part.vectors[number]).tolist())
+                assert len(rows) == record.rows
+                result[record.name] = dict(sorted(rows.items()))
+                del part, view
+        return result
+    finally:
+        close(environment)

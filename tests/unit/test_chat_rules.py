@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_chat.rules import NAME_CONFIDENCE, STATEMENTS_MAX, Draft, Speaker, cid_of, events_of
 from pmm_shm_chat.sentences import sentences, storable
 from pmm_shm_client.cache import Cache
+from tests.support.profiles import examples
 
 Open = Mapping[Any, Mapping[str, Any]]
 
@@ -323,7 +324,7 @@ TEXTS = st.one_of(
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 def test_sentences_of_any_text(text: str) -> None:
     for sentence in sentences(storable(text)):
         assert len(sentence.text) == len(sentence.masked)
@@ -332,7 +333,7 @@ def test_sentences_of_any_text(text: str) -> None:
 
 
 @given(texts=st.lists(st.tuples(TEXTS, st.sampled_from(["user", "assistant"])), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60))
 def test_events_of_any_text_are_appended_and_do_what_they_say(
     texts: list[tuple[str, Speaker]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -21,7 +21,8 @@ from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, TableView, table_records
 from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
 from pmm_shm.vectors.nearest import nearest
-from tests.unit.test_nearest import check
+from tests.support.nearest import check
+from tests.support.profiles import examples
 
 DIMENSION = 3
 Row = tuple[int, tuple[float, ...]]
@@ -132,10 +133,11 @@ class Table(RuleBasedStateMachine):
                 yield from (key for key, _ in cursor if key.startswith(prefix))
 
 
+@pytest.mark.hypothesis
 def test_a_table_is_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "VECTOR_TAIL_ROWS", 3)
     monkeypatch.setattr("pmm_shm.vectors.event_table_writer._MERGE_BLOCKS", 3)
-    run_state_machine_as_test(Table, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Table, settings=settings(max_examples=examples(60), stateful_step_count=30))  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture

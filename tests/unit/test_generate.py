@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -176,18 +172,4 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(LedgerUnwritableError, match="disk is full"):
         generate(tmp_path / "l.db", 10, 1, progress=fail)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
-    command = [sys.executable, "-m", "pmm_shm_cli", "generate", str(tmp_path / "l.db"), "--events", "5000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
-    while not any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (code, b"", b"")
     assert os.listdir(tmp_path) == []

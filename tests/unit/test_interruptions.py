@@ -10,26 +10,21 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pmm_cached.follower import Follower, all_folds
-from pmm_cached.rebuild import Rebuild
-from pmm_cached.status import Status
 from pmm_shm import limits
-from pmm_shm.errors import LedgerBusyError, LedgerError
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine, quarantine_of
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.state import State
-from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.rows import Event
-from pmm_shm.store.writer import StoreWriter
-from pmm_shm_client import Cache, EventLog, connect
-from tests.support.golden_cases import answers_of, canonical, make_ledger
+from pmm_shm_client import EventLog, connect
+from tests.support.golden_cases import make_ledger
+from tests.support.interruptions import equals_replay
 
 
 @pytest.fixture
@@ -37,14 +32,6 @@ def path(tmp_path: Path) -> Path:
     ledger = tmp_path / "pmm.db"
     make_ledger(ledger)
     return ledger
-
-
-def equals_replay(cache: Cache) -> bool:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PMM_USE_PROJECTION_CACHE", "false")
-        environment.setenv("PMM_USE_METRICS_CACHE", "false")
-        with connect(cache.path) as oracle:
-            return canonical(answers_of(oracle, [])) == canonical(answers_of(cache, []))
 
 
 @pytest.mark.parametrize("method", ["view", "patch"])
@@ -125,46 +112,6 @@ def test_a_signal_handler_that_reads_is_refused_and_harms_nothing(path: Path) ->
         assert sum(row["seen_count"] for row in cache.directives()) == 10_000
 
 
-def test_an_error_in_the_middle_of_a_batch_folds_nothing_twice(tmp_path: Path) -> None:
-    """A real lock between the follower's two reads of one batch."""
-    path = tmp_path / "pmm.db"
-    make_ledger(path, "delete")
-    instance = Instance.of(path)
-    instance.directory.mkdir()
-    writer, status, folds = StoreWriter(instance), Status(str(path)), all_folds()
-    follower = Follower(str(path), writer, folds, status)
-    follower.connection.timeout_s = 0.1
-    rebuild = Rebuild(str(path), writer, folds, lambda: None)
-    rebuild.run()
-    rebuild.finish(follower)
-    count = limits.TAIL_ROWS_MAX + 100
-    with EventLog(path) as log:
-        log.append_many([("commitment_close", "", {})] * count)
-    blocker = sqlite3.connect(path, isolation_level=None)
-    read: Callable[..., Any] = follower._reader.read
-    calls = []
-
-    def read_and_be_blocked(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:
-            blocker.execute("BEGIN EXCLUSIVE")
-        return read(*arguments)
-
-    follower._reader.read = read_and_be_blocked  # type: ignore[method-assign]
-    with pytest.raises(LedgerError):
-        follower.step()
-    blocker.execute("COMMIT")
-    blocker.close()
-    while not follower.step().is_complete:
-        pass
-    follower.close()
-    writer.close()
-    with connect(path) as cache:
-        assert cache.verify()
-        assert cache.metrics(consistency="snapshot").as_of == count
-        assert equals_replay(cache)
-
-
 def test_locks_that_the_system_merges_are_still_there(path: Path) -> None:
     """Readers on the last of SQLite's read marks hold the byte before the one that every connection keeps locked."""
     with EventLog(path) as log, connect(path) as cache:
@@ -206,23 +153,6 @@ def test_warnings_come_once_whatever_states_are_read_in_between(path: Path) -> N
         cache.frame()
         cache.self_model(on_warn=on_warn)
         assert warnings == [last - 1, last]
-
-
-def test_snapshot_reads_do_not_touch_the_ledger(tmp_path: Path) -> None:
-    path = tmp_path / "pmm.db"
-    make_ledger(path, "delete")
-    from tests.support.fork_daemon import ForkedDaemon
-
-    with ForkedDaemon(path), connect(path, consistency="snapshot", timeout=0.2) as cache, EventLog(path) as log:
-        cache.wait_for(log.append("autonomy_tick"))
-        assert cache.metrics().as_of == 1
-        cache.wait_for(log.append("autonomy_tick"))
-        blocker = sqlite3.connect(path, isolation_level=None)
-        blocker.execute("BEGIN EXCLUSIVE")
-        try:
-            assert cache.metrics().as_of == 2
-        finally:
-            blocker.close()
 
 
 class OddKeys(Fold):

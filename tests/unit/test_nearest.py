@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pmm_shm.vectors.nearest import Rows, inverse_norms, nearest
-
-
-def similarity(vector: NDArray[Any], query: NDArray[Any]) -> float:
-    """The specification's cosine, every sum exact: a reference without numpy's arithmetic."""
-    rows, wanted = [float(x) for x in vector], [float(x) for x in query]
-    norm = math.sqrt(math.fsum(x * x for x in rows)) * math.sqrt(math.fsum(x * x for x in wanted))
-    return math.fsum(x * y for x, y in zip(rows, wanted, strict=True)) / norm if norm else 0.0
-
-
-def brute_force(ids: list[int], vectors: NDArray[Any], query: NDArray[Any], k: int) -> list[tuple[int, float]]:
-    scored = [(event_id, similarity(vector, query)) for event_id, vector in zip(ids, vectors, strict=True)]
-    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
-
-
-def check(found: list[tuple[int, float]], ids: list[int], vectors: NDArray[Any], query: NDArray[Any], k: int) -> None:
-    """`found` is the best k: the right similarities, in order, ties by id, where "tie" is equal but for rounding."""
-    wanted = brute_force(ids, vectors, query, k)
-    assert len(found) == len(wanted)
-    assert [sim for _, sim in found] == pytest.approx([sim for _, sim in wanted], abs=1e-12)
-    assert found == sorted(found, key=lambda pair: (-pair[1], pair[0]))
-    exact = dict(zip(ids, vectors, strict=True))
-    for (event_id, sim), (wanted_id, _) in zip(found, wanted, strict=True):
-        assert sim == pytest.approx(similarity(exact[event_id], query), abs=1e-12)
-        # Another id in this place is right only if float64 cannot tell the two apart.
-        assert event_id == wanted_id or similarity(exact[wanted_id], query) == pytest.approx(sim, abs=1e-14)
+from tests.support.nearest import check
+from tests.support.profiles import examples
 
 
 def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) -> list[Rows]:
@@ -66,14 +42,14 @@ def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.f
     return ids, vectors, query, draw(st.integers(1, 45)), draw(st.lists(st.just(0), min_size=1, max_size=4))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(cases())
 def test_equals_a_float64_brute_force(case: Any) -> None:
     ids, vectors, query, k, sizes = case
     check(nearest(in_blocks(ids, vectors, sizes), query, k), ids, vectors, query, k)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(cases(), st.data())
 def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObject) -> None:
     ids, vectors, query, k, sizes = case
@@ -84,7 +60,7 @@ def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObje
     check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(cases(), st.data())
 def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     ids, vectors, query, k, sizes = case

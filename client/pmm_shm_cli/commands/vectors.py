@@ -124,7 +124,7 @@ def _vector(text: str) -> list[float]:
 
 def _ids(text: str) -> list[int]:
     """The ids in a text with commas between them; none in an empty one."""
-    from pmm_shm_client.cache import checked_event_id
+    from pmm_shm_client.commands import checked_event_id
 
     try:
         ids = [int(part) for part in text.split(",")] if text.strip() else []
@@ -295,14 +295,10 @@ class _Indexing(threading.Thread):
     def _ask(self) -> dict[str, Any]:
         from pmm_shm.wire import protocol
         from pmm_shm_client import commands
-        from pmm_shm_client.cache import checked_timeout
 
-        timeout_s = checked_timeout(self._timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + commands.checked_timeout(self._timeout_s)
         # The tables take in what is published: the events of a moment ago may not be yet.
-        arguments = commands.wait_args(self._head, timeout_s)
-        reached = commands.call(self._instance, protocol.WAIT, arguments, timeout_s)
-        commands.checked_wait(reached, self._instance.ledger, self._head, timeout_s)
+        commands.give(self._instance, commands.wait_command(self._instance.ledger, self._head, self._timeout_s))
         remaining_s = max(0.0, deadline - time.monotonic())
         done: dict[str, Any] = commands.call(self._instance, protocol.INDEX, {}, remaining_s)
         return done

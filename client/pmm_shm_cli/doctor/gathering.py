@@ -23,8 +23,10 @@ from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError,
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, Mode
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening

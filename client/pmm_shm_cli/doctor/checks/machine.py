@@ -74,7 +74,7 @@ def address_space(facts: SystemFacts) -> Iterator[Verdict]:
         size = one.address_space_bytes
         if size is None or size >= limits.MAP_SIZE_BYTES:
             continue
-        is_hopeless = size < limits.MAP_SIZE_MIN_BYTES
+        is_hopeless = size < limits.MAP_SIZE_BYTES_MIN
         yield (error if is_hopeless else warning)(
             f"{one.whose} may have {size >> 20:,} MiB of address space; the map has 1 TiB",
             "no map can be made" if is_hopeless else "a smaller map is used, and may have to grow while others read",
