@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import time
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 
 from pmm_shm import limits
@@ -77,11 +76,11 @@ def backup(
 
 
 def _copy(source: Connection, temporary: str, target: str) -> None:
-    # Made by us, so that the mode is private from the beginning: SQLite writes into an empty file.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
     def attempt() -> None:
-        os.truncate(temporary, 0)
+        # Made by us, so that the mode is private from the beginning: SQLite writes into an empty file.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         try:
             _execute(handle, "VACUUM INTO ?", temporary)
         except sqlite3.OperationalError as error:
@@ -101,15 +100,29 @@ def _execute(handle: sqlite3.Connection, sql: str, *parameters: str) -> None:
 
     Python runs signal handlers only between the main thread's own instructions, so another thread waits for SQLite.
     """
-    with ThreadPoolExecutor(1, "backup") as pool:
-        done = pool.submit(lambda: handle.execute(sql, parameters).fetchall())
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
         try:
-            done.result()
+            handle.execute(sql, parameters).fetchall()
+        except BaseException as error:
+            failures.append(error)
         finally:
-            # Again and again: the first call may come before SQLite begins.
-            while not done.done():
-                handle.interrupt()
-                time.sleep(_INTERRUPT_EVERY_S)
+            done.set()
+
+    thread = threading.Thread(target=run, name="backup")
+    thread.start()
+    try:
+        # Not `join`: interrupted by an exception, it takes the running thread for ended.
+        done.wait()
+    finally:
+        # Again and again: the first call may come before SQLite begins.
+        while not done.wait(_INTERRUPT_EVERY_S):
+            handle.interrupt()
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _contents(path: str) -> tuple[int, int]:
