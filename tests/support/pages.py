@@ -1,13 +1,13 @@
-"""Pages of documentation as the tests run them: what their blocks mean, and who runs them.
+"""Runs the blocks of a documentation page.
 
-The blocks of a page run in their order, in one empty directory. The words behind the opening fence say how:
+The blocks run in order, in one empty directory. The words after the opening fence say how:
 
-    ```sh                lines for one bash, which lasts as long as the page; a command that fails, fails the page
-    ```python            code for one Python; with a name behind it (`python first`), for the Python of that name
-    ```python fold.py    the content of a file, as with any language and a name that has a dot in it
-    ```console           a program on a terminal: `$ command`, what it prints, and what is typed behind its prompt;
-                         with a name behind it, the terminal of that name, which further blocks go on with
-    ```text              what the block before it prints; `...` is anything
+    ```sh                lines for bash, one shell per page; a failing command fails the page
+    ```python            code for a Python process; `python first` and `python second` are two processes
+    ```python fold.py    the content of a file: any language, with a name that contains a dot
+    ```console           a session on a terminal: `$ command`, its output, and the input after its prompt;
+                         blocks of the same name continue one session
+    ```text              the output of the block before; `...` stands for anything
 
 Lines that are indented by four spaces are not run: they need root, a network, a service manager or a screen.
 """
@@ -36,14 +36,15 @@ PROMPT = "you › "  # noqa: RUF001
 _FENCED = re.compile(r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLES = ("PMM_", "OPENAI_")
 
-# Reads one JSON object a line: code to run in a namespace that lasts. Answers with what it printed, and how it failed.
+# Reads one JSON object per line: code to run in one lasting namespace. Answers with [output, failure]. The output
+# includes warnings on stderr: a page must show them or cause none.
 _INTERPRETER = r"""
 import contextlib, io, json, sys, traceback
 namespace = {"__name__": "__main__"}
 for line in sys.stdin:
     request = json.loads(line)
     shown, failure = io.StringIO(), None
-    with contextlib.redirect_stdout(shown):
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
             exec(compile(request["code"], request["name"], "exec"), namespace)
         except BaseException:
@@ -53,7 +54,7 @@ for line in sys.stdin:
 
 
 class Block(NamedTuple):
-    """One block of a page, and what it is said to print: None where nothing is said."""
+    """One block of a page, and the output that the page shows for it, or None."""
 
     line: int
     language: str
