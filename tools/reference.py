@@ -92,7 +92,11 @@ _OTHERS_VARIABLES: tuple[tuple[str, str, str], ...] = (
     ),
     ("OPENAI_API_KEY", "pmm_shm/vectors/openai.py", "the key for an OpenAI-compatible endpoint"),
     ("OPENAI_BASE_URL", "pmm_shm/vectors/openai.py", "that endpoint, if it is not OpenAI's own"),
-    ("NOTIFY_SOCKET", "server/pmm_cached/notify.py", "set by a service manager: the socket to which the daemon reports its status"),
+    (
+        "NOTIFY_SOCKET",
+        "server/pmm_cached/notify.py",
+        "set by a service manager: the socket to which the daemon reports its status",
+    ),
     ("WATCHDOG_USEC", "server/pmm_cached/notify.py", "set by a service manager: how often it expects a sign of life"),
 )
 
