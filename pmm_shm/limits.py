@@ -25,6 +25,8 @@ TAIL_BYTES_MAX = 16 << 20
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 16
+# Rows that the follower folds between two signs of progress.
+ROWS_PER_PROGRESS = 64
 
 # The history of the scores: points and changes that are kept however long the log is.
 HISTORY_POINTS_MAX = 1_024

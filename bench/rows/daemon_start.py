@@ -24,8 +24,7 @@ from pmm_shm.folds.engine import DECODE, Engine, _apply_all
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import TailReader
-from pmm_shm.projection.replay import tails
+from pmm_shm.ledger.tail import START, Tail, TailReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm_cli.benchmark import require_equal
 from pmm_shm_cli.timing import Stopwatch, ratio
@@ -114,13 +113,24 @@ def _collecting_as_the_daemon() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _tails(reader: TailReader, connection: Connection) -> Iterator[Tail]:
+    position = START
+    while True:
+        with connection.lock:
+            tail = reader.read(position)
+        yield tail
+        if tail.is_complete:
+            return
+        position = tail.position
+
+
 def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold], spent: dict[str, float]) -> None:
     engine = Engine(folds)
     states = {fold.name: State() for fold in folds}
     generations = {fold: writer.begin_generation(fold) for fold in folds}
     clock = time.perf_counter
     began = clock()
-    for tail in tails(TailReader(connection, engine.kinds).read, connection):
+    for tail in _tails(TailReader(connection, engine.kinds), connection):
         fetched = clock()
         spent["fetch and anchor"] += fetched - began
         # What `Engine.apply` does, step by step.
@@ -150,7 +160,7 @@ def _profile(bench: Bench, row: Row) -> None:
         profile = cProfile.Profile()
         try:
             profile.enable()
-            for tail in tails(TailReader(connection, engine.kinds).read, connection):
+            for tail in _tails(TailReader(connection, engine.kinds), connection):
                 engine.apply(tail.rows, states)
             profile.disable()
         finally:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
+from pmm_shm.folds.registry import checked_fold_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.names import checked_fold_name
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency
-from pmm_shm_client.shared_texts import SharedTexts
+from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
+    from pmm_shm.vectors.text_table_reader import TextTableReader
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
@@ -50,6 +50,7 @@ class Cache(Reads):
     """
 
     # An attribute of the instance once a text was embedded.
+    _texts: TextTableReader | None = None
     _embeddings: Embeddings | None = None
     _searching: Searching | None = None
 
@@ -70,11 +71,10 @@ class Cache(Reads):
         flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=False)
-        memos: dict[str, Memo] = {}
-        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.clear)
+        memos = Memos()
+        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
-        self._texts = SharedTexts(self._instance, reader.connection)
         self._verifications = {True: 0, False: 0}
         self._reader.with_ledger(self._freshness.take)
 
@@ -90,7 +90,8 @@ class Cache(Reads):
             self._reporter.report(is_last=True)
         self._is_closed = True
         self._reader.close()
-        self._texts.close()
+        if self._texts is not None:
+            self._texts.close()
         self._log.close()
 
     # Embeddings.
@@ -179,15 +180,24 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.searching import Searching
 
-        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._texts)
+        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._open_texts())
         result: Searching = vars(self).setdefault("_searching", made)
         return result
+
+    def _open_texts(self) -> TextTableReader:
+        with late_imports:
+            from pmm_shm.vectors.text_table_reader import TextTableReader
+
+        with self._reader.connection.lock:
+            if self._texts is None:
+                self._texts = TextTableReader(self._instance, self._reader.connection)
+            return self._texts
 
     def _open_embeddings(self) -> Embeddings:
         with late_imports:
             from pmm_shm_client.embeddings import Embeddings
 
-        shared = self._texts if self._embeds_shared else None
+        shared = self._open_texts() if self._embeds_shared else None
         made = Embeddings(self._instance, self._embedder, shared, self._reporter)
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
@@ -292,7 +302,7 @@ class Cache(Reads):
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]
-        last = self._built.get("metrics")
+        last = self._last_memo("metrics")
         events = self._reader.events_folded
         return {
             "projection": {
@@ -301,7 +311,7 @@ class Cache(Reads):
                 "last_id": projection.last_id,
                 "verifications_passed": self._verifications[True],
                 "verifications_failed": self._verifications[False],
-                "cached": "self_model" in self._built,
+                "cached": self._last_memo("self_model") is not None,
             },
             "metrics": {
                 **metrics.as_dict(),
@@ -363,7 +373,7 @@ class Cache(Reads):
         if copy is None:
             return VerifyReport(True, 0, (), 0, 0, None)
         self._reader.with_ledger(self._freshness.take)
-        report = verify(self._reader.connection, copy).report
+        report = verify(self._reader.connection, copy)[0]
         if not report.ok and everything is not None:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)

@@ -19,9 +19,9 @@ from pmm_shm.names import checked_model_name
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
 from pmm_shm.vectors.registry import find_embedder
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
 from pmm_shm_client.reporting import Reporter
-from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
@@ -37,7 +37,7 @@ class Embeddings:
     """
 
     def __init__(
-        self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None, reporter: Reporter
+        self, instance: Instance, embedder: Embedder | str | None, shared: TextTableReader | None, reporter: Reporter
     ) -> None:
         self._reporter = reporter
         self._default = embedder
@@ -105,7 +105,7 @@ class Embeddings:
         rows = bytearray().join([vectors[key] for key in keys])
         return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
 
-    def _look_up(self, shared: SharedTexts, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}
         for key in keys:
             for table in (shared, self.local):

@@ -21,9 +21,9 @@ from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonT
 from pmm_shm.instance.paths import Instance
 from pmm_shm.vectors.embedder import Embedder, embedded
 from pmm_shm.vectors.text_table import model_tag, text_vector_key
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm.wire import protocol
 from pmm_shm_client.commands import Line, call
-from pmm_shm_client.shared_texts import SharedTexts
 
 FLOAT = np.dtype("<f4")
 _ANSWER_S = 2.0
@@ -72,7 +72,7 @@ class Leasing:
         shared: where the vectors are that others have computed.
     """
 
-    def __init__(self, instance: Instance, shared: SharedTexts) -> None:
+    def __init__(self, instance: Instance, shared: TextTableReader) -> None:
         self._instance = instance
         self._shared = shared
         self._quiet_until = 0.0
@@ -181,7 +181,7 @@ class Leasing:
         """Read what the daemon has just stored; what cannot be read stays missing."""
         data = self._shared.get(model.prefix + key)
         if data is None:
-            self._shared.look()
+            self._shared.refresh()
             data = self._shared.get(model.prefix + key)
         if data is not None and len(data) == model.size_bytes:
             found[key] = data

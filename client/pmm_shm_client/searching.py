@@ -23,8 +23,8 @@ from pmm_shm.vectors.event_table import SERVED_KEY, TableRecord, TableView, tabl
 from pmm_shm.vectors.events import EventTexts, Item
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import Rows, nearest
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
@@ -135,7 +135,7 @@ class Searching:
         shared: single values of the environment.
     """
 
-    def __init__(self, reader: Reader, embeddings: Embeddings, shared: SharedTexts) -> None:
+    def __init__(self, reader: Reader, embeddings: Embeddings, shared: TextTableReader) -> None:
         self._reader = reader
         self._embeddings = embeddings
         self._shared = shared
@@ -288,7 +288,7 @@ class Searching:
         return list(items.values()), since._replace(end=end, mark=mark if is_head else None), read.is_complete
 
     def _no_table(self, name: str) -> str:
-        failure = self._reader.snapshots.failure
+        failure = self._reader.snapshots.locator.failure
         why = f" ({failure})" if failure is not None else ""
         return f"{self._reader.connection.path}: no vectors of model {name!r} are published{why}; start pmm-cached"
 

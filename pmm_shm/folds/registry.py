@@ -66,3 +66,17 @@ def find_fold(name: str) -> Fold:
         if registered.name == name:
             return registered
     raise UnknownFoldError(f"no fold {name!r}: neither built in ({', '.join(sorted(BUILT_IN_NAMES))}) nor registered")
+
+
+def checked_fold_name(name: object) -> None:
+    """Let what may be the name of a fold pass.
+
+    Raises:
+        UnknownFoldError: no fold can have this name.
+    """
+    try:
+        is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to 64 bytes")

@@ -175,13 +175,13 @@ class Environment:
             raise store_error(self.directory, error) from error
 
     @contextmanager
-    def between_gets(self, timeout_s: float) -> Iterator[bool]:
-        """While no other thread is within `get`; False where one was for all of `timeout_s`."""
-        is_between = self._reads_lock.acquire(timeout=timeout_s)
+    def keeping_out_reads(self, timeout_s: float) -> Iterator[bool]:
+        """Keep other threads out of `get` and `begin`; False where one was within for all of `timeout_s`."""
+        is_alone = self._reads_lock.acquire(timeout=timeout_s)
         try:
-            yield is_between
+            yield is_alone
         finally:
-            if is_between:
+            if is_alone:
                 self._reads_lock.release()
 
     def resize(self, size_bytes: int = 0) -> None:
@@ -370,7 +370,15 @@ def disk_hint(directory: Path) -> str:
 
 
 def close(environment: Environment) -> None:
-    """Give back one use; the last one closes."""
+    """Give back one use; the last one closes, unless another thread does not come back from a read."""
+    # That thread may be in a signal handler that waits for us. An environment that is left open does no harm: it stays
+    # this process's, and a child of a fork does not touch it.
+    with environment.keeping_out_reads(limits.STORE_MUTEX_S * 2) as is_alone:
+        if is_alone:
+            _give_back(environment)
+
+
+def _give_back(environment: Environment) -> None:
     with _lock:
         environment.users -= 1
         if environment.users == 0 and _environments.get(environment.identity) is environment:

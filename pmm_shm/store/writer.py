@@ -59,7 +59,7 @@ class StoreWriter:
         self._lock = threading.RLock()
         self._environment = self._open_or_remake()
         self.map_growths = 0
-        self._is_distrusted = False
+        self._is_damaged = False
         boot.mark(instance.boot_file, is_clean=False)
 
     @property
@@ -217,20 +217,20 @@ class StoreWriter:
         """The id of the newest commit."""
         return int(self._environment.env.info()["last_txnid"])
 
-    def distrust(self) -> None:
-        """Say that the environment is damaged: nobody opens it again, and the next start makes it anew."""
-        self._is_distrusted = True
+    def mark_damaged(self) -> None:
+        """Note that the environment is damaged: nobody opens it again, and the next start makes it anew."""
+        self._is_damaged = True
         boot.mark_damaged(self._instance.boot_file)
 
     def close(self, *, is_clean: bool = True) -> None:
         """Sync, and leave the mark of a clean shutdown unless told otherwise or the environment is damaged."""
         with self._lock:
-            if not self._is_distrusted:
+            if not self._is_damaged:
                 self._environment.env.sync(True)
                 crash_point("close.synced")
             environment.close(self._environment)
         crash_point("close.closed")
-        if is_clean and not self._is_distrusted:
+        if is_clean and not self._is_damaged:
             boot.mark(self._instance.boot_file, is_clean=True)
             crash_point("close.marked")
 

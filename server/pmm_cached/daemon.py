@@ -200,7 +200,7 @@ class Daemon:
             except LockLostError:
                 raise
             except DamagedStoreError:
-                self._writer.distrust()
+                self._writer.mark_damaged()
                 raise
             except (LedgerError, StoreError) as error:
                 self._trouble(error)

@@ -14,7 +14,7 @@ from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.embedder import Embedder, embedded, text_key
 from pmm_shm.vectors.event_table import Ids, TableRecord

@@ -23,7 +23,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
 from pmm_shm.ledger.tail import Position, TailReader
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.environment import DamagedStoreError, Transaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
@@ -183,7 +183,7 @@ class Indexer:
         except _Stopped:
             pass
         except DamagedStoreError as error:
-            self._store.distrust()
+            self._store.mark_damaged()
             self._on_death(str(error))
         except BaseException as error:
             self._log.exception("indexing ended")

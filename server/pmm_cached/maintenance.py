@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pmm_cached.follower import Follower
@@ -22,9 +22,10 @@ from pmm_shm.errors import PmmShmError, StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.projection.replay import LogChanged
-from pmm_shm.projection.verification import Outcome, PublishedCopy, copy_published, verify
+from pmm_shm.projection.cursor import LogChanged
+from pmm_shm.projection.verification import PublishedCopy, VerifyReport, copy_published, verify
 from pmm_shm.store.environment import DamagedStoreError
+from pmm_shm.store.layout import Seal
 from pmm_shm.store.writer import StoreWriter
 
 _FOLLOWER_LOOKS_S = 0.5
@@ -203,7 +204,7 @@ class Maintenance:
             raise
         except DamagedStoreError as error:
             _answer(job, None, str(error))
-            self._writer.distrust()
+            self._writer.mark_damaged()
             raise
         except PmmShmError as error:
             self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
@@ -234,7 +235,7 @@ class Maintenance:
         try:
             self._delete_old_generations()
         except DamagedStoreError:
-            self._writer.distrust()
+            self._writer.mark_damaged()
             raise
         except StoreError as error:
             # The next rebuild deletes it.
@@ -293,17 +294,15 @@ class Maintenance:
             self._let_follower_judge()
         copy = self._copy(job)
         if copy is None:
-            return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
+            return VerifyReport(True, 0, (), 0, 0, None)._asdict()
         pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
         connection = Connection(self._path, "ro")
         try:
-            outcome = verify(connection, copy, pace)
+            report, new_seals = verify(connection, copy, pace)
         finally:
             connection.close()
-        self._act_on(outcome, copy, is_periodic=job.kind == "periodic")
-        report = asdict(outcome.report)
-        report["folds"] = [name for name in outcome.report.folds if name != DECODE]
-        return report
+        self._act_on(report, new_seals, copy, is_periodic=job.kind == "periodic")
+        return report._replace(folds=tuple(name for name in report.folds if name != DECODE))._asdict()
 
     def _let_follower_judge(self) -> None:
         """A log that does not continue what is published is another one, not a state that was folded wrong: as soon as
@@ -328,8 +327,9 @@ class Maintenance:
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
-    def _act_on(self, outcome: Outcome, copy: PublishedCopy, *, is_periodic: bool) -> None:
-        report = outcome.report
+    def _act_on(
+        self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy, *, is_periodic: bool
+    ) -> None:
         with self._standstill:
             # Seals of a history that has ended meanwhile would be compared with the next one.
             if not self._is_still_published(copy):
@@ -337,7 +337,7 @@ class Maintenance:
             if is_periodic:
                 self._events_at_verification = self._status.events_folded
             if report.ok:
-                self._writer.put_seals(outcome.new_seals)
+                self._writer.put_seals(new_seals)
             else:
                 # Readers fold the log by themselves until the rebuild: exactness before speed.
                 self._writer.void()
@@ -345,7 +345,7 @@ class Maintenance:
         if report.ok:
             self._status.verifications_passed += 1
             self._status.verified_as_of = report.as_of
-            self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | outcome.new_seals)
+            self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | dict(new_seals))
             self._log.info("verified", as_of=report.as_of, events=report.events, sealed_blocks=report.sealed_blocks)
             return
         self._status.verifications_failed += 1

@@ -115,7 +115,7 @@ class TextStore:
         try:
             self._table.put(vectors)
         except DamagedStoreError:
-            self._writer.distrust()
+            self._writer.mark_damaged()
             raise
         except (InvalidVectorError, StoreError) as error:
             return str(error)

@@ -123,18 +123,14 @@ def foreign(path: str, kind: str = "user", content: str = "from elsewhere", meta
 
 
 def after_each_tail(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    def watch(name: str) -> None:
-        original = getattr(TailReader, name)
+    original = TailReader.read
 
-        def read(self: TailReader, *arguments: Any) -> Any:
-            tail = original(self, *arguments)
-            action()
-            return tail
+    def read(self: TailReader, *arguments: Any, **options: Any) -> Any:
+        tail = original(self, *arguments, **options)
+        action()
+        return tail
 
-        monkeypatch.setattr(TailReader, name, read)
-
-    watch("read")
-    watch("read_few")
+    monkeypatch.setattr(TailReader, "read", read)
 
 
 def at_most(count: int, action: Callable[[], None]) -> Callable[[], None]:
@@ -428,7 +424,7 @@ def test_another_fold_version_is_replayed(
         assert everything(cache) == replayed(ledger)
         assert cache.metrics().ias == pytest.approx(0.25, abs=0.02)
         # The others stand on what is published.
-        assert list(cache._reader._groups["published"].folds) == [
+        assert list(cache._reader._read_models["published"].folds) == [
             "self_model",
             "stage",
             "directives",
@@ -464,7 +460,7 @@ def test_another_parameter_is_replayed(
     monkeypatch.setattr(MetricsFold, "parameters", {"other": 1})
     with connect(ledger) as cache:
         assert everything(cache) == replayed(ledger)
-        assert list(cache._reader._groups) == ["published", "built-in"]
+        assert list(cache._reader._read_models) == ["published", "built-in"]
 
 
 def test_a_void_snapshot_counts_for_nothing(ledger: str, publish: Callable[[str], Publisher]) -> None:
@@ -745,11 +741,11 @@ def test_connections_are_closed_before_a_fork_and_opened_anew_on_both_sides(
     with connect(ledger) as cache:
         cache.append("user", "before")
         everything(cache)
-        connection, environment = cache._reader.connection, cache._reader.snapshots._environment
+        connection, environment = cache._reader.connection, cache._reader.snapshots.locator.environment
         epoch = connection.epoch
 
         def child() -> Any:
-            was_open, same = connection.is_open, cache._reader.snapshots._environment is environment
+            was_open, same = connection.is_open, cache._reader.snapshots.locator.environment is environment
             appended = cache.append("user", "child")
             held = holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
             return was_open, same, appended, held, everything(cache) == replayed(ledger), cache._reader.replays

@@ -16,7 +16,7 @@ from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import TRAITS, SelfModelFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import RawRow
-from pmm_shm.projection import replay
+from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, Metrics, Name, Subject, Trait, explain
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.oracle import opened
@@ -237,16 +237,16 @@ def test_the_ledger_may_be_in_the_environment(story: str, monkeypatch: pytest.Mo
 
 
 def test_a_replay_that_begins_anew_lists_nothing_twice(story: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, attempts = replay.tails, []
+    original, attempts = Cursor.advance_to_head, []
 
-    def tails(*arguments: Any) -> Iterator[Any]:
+    def advance_to_head(*arguments: Any) -> Iterator[Any]:
         yield from original(*arguments)
         attempts.append(arguments)
         if len(attempts) == 1:
-            raise replay.LogChanged
+            raise LogChanged
 
     wanted = explained(story, Metrics())
-    monkeypatch.setattr(replay, "tails", tails)
+    monkeypatch.setattr(Cursor, "advance_to_head", advance_to_head)
     assert explained(story, Metrics()) == wanted
     assert len(attempts) == 2
 

@@ -177,7 +177,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_client/commands.py": {"socket.connect": 1},
     "client/pmm_shm_client/aio.py": {"socket.connect": 2},
     "client/pmm_shm_cli/synthetic.py": {"os.open": 1, "sqlite3.connect": 1},  # New ledgers, before anyone uses them.
-    "client/pmm_shm_cli/main.py": {"os.open": 1},  # /dev/null
+    "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
     "client/pmm_shm_cli/demo_run.py": {"open": 1, "self._log.read_text": 1},
 }
@@ -375,7 +375,7 @@ THIRD_PARTY = {
     "wordllama",
     "zmq",
 }
-OWN = {"pmm_shm", "pmm_cached", "pmm_shm_client"}
+OWN = set(ledgers.PACKAGES)
 
 
 def test_the_only_sqlite_is_the_standard_librarys() -> None:
@@ -702,7 +702,7 @@ stop.set()
 for thread in threads:
     thread.join()
 folded, replays = caches[0]._reader.events_folded, sum(cache._reader.replays for cache in caches)
-opened = caches[0]._reader.snapshots._environment.env.info()["map_size"]
+opened = caches[0]._reader.snapshots.locator.environment.env.info()["map_size"]
 print(failures, caches[0].metrics().as_of, min(as_of), replays, opened > int(sys.argv[2]), flush=True)
 """
 
@@ -767,10 +767,10 @@ def use(name):
     assert cache.frame().as_of >= appended
     assert cache.metrics(consistency="snapshot").as_of >= appended
     assert cache.stats()["daemon"]["as_of"] >= appended
-    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.failure)
+    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.locator.failure)
 
 use("before")
-context, environment = commands.context(), cache._reader.snapshots._environment
+context, environment = commands.context(), cache._reader.snapshots.locator.environment
 for generation in ("child", "grandchild"):
     child = os.fork()
     if child:
@@ -781,7 +781,7 @@ for generation in ("child", "grandchild"):
     try:
         use(generation)
         assert commands.context() is not context
-        assert cache._reader.snapshots._environment is not environment
+        assert cache._reader.snapshots.locator.environment is not environment
     except BaseException as error:
         print(generation, repr(error), file=sys.stderr, flush=True)
         os._exit(1)

@@ -1,0 +1,111 @@
+"""The one way for a reader to find, check, open and distrust the environment of an instance.
+
+Used for snapshots and for the text table alike: both refuse the same directories, the same formats, the same damage.
+"""
+
+from __future__ import annotations
+
+import os
+
+import lmdb
+
+from pmm_shm.errors import StoreError
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.paths import Instance
+from pmm_shm.store import boot
+from pmm_shm.store.environment import (
+    DamagedStoreError,
+    Environment,
+    FileId,
+    close,
+    file_id,
+    open_reader,
+    store_error,
+)
+from pmm_shm.store.layout import HEADER_KEY, Header
+
+
+class EnvironmentLocator:
+    """Keeps the usable environment of one instance open. Not thread-safe: the caller has a lock.
+
+    Survives an environment made anew; its owner calls `close` before a fork.
+
+    Attributes:
+        environment: as it was found last; None where nothing usable was there.
+        failure: why an environment that is there cannot be used.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._data_file = str(instance.data_file)
+        self._refused: FileId | None = None
+        self.environment: Environment | None = None
+        self.failure: StoreError | None = None
+
+    def locate(self) -> Environment | None:
+        """The environment whose data file is at the path now; None where it cannot be used."""
+        identity = file_id(self._data_file)
+        environment = self.environment
+        if environment is not None:
+            if environment.identity == identity != self._refused:
+                return environment
+            self.close()
+        if identity is None or identity == self._refused:
+            return None
+        self.environment = self._open()
+        return self.environment
+
+    def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
+        """Note that reading the environment failed. A damaged one is refused until it is made anew."""
+        self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        if isinstance(self.failure, DamagedStoreError):
+            self._refused = environment.identity
+        return self.failure
+
+    def may_enter(self) -> bool:
+        """Whether this user may look into the instance directory, or there is none."""
+        directory = self._instance.directory
+        return not directory.exists() or os.access(directory, os.X_OK)
+
+    def close(self) -> None:
+        """Give the environment back."""
+        environment, self.environment = self.environment, None
+        if environment is not None:
+            close(environment)
+
+    def _open(self) -> Environment | None:
+        try:
+            check_directory(self._instance)
+            if not boot.is_trusted(self._instance.boot_file):
+                return None
+            environment = open_reader(self._instance.directory)
+        except StoreError as error:
+            self.failure = error
+            return None
+        except OSError:
+            return None
+        if environment is None:
+            return None
+        self.failure = None
+        if not self._is_readable(environment):
+            close(environment)
+            return None
+        return environment
+
+    def _is_readable(self, environment: Environment) -> bool:
+        """Whether it has a header, and of this format; another format stays refused until it is made anew."""
+        try:
+            raw = environment.get(HEADER_KEY)
+        except StoreError as error:
+            self.fail(environment, error)
+            return False
+        if raw is None:
+            # The daemon is about to write it.
+            return False
+        try:
+            Header.unpack(raw)
+        except StoreError as error:
+            self.failure = error
+            self._refused = environment.identity
+            return False
+        return True
