@@ -85,13 +85,13 @@ def parsed(text: str) -> list[Block]:
 
 
 def indented(text: str) -> list[str]:
-    """The lines that are shown and not run."""
+    """The lines that are shown but not run."""
     runs = re.findall(r"^\n((?: {4}.*\n)+)", _FENCED.sub("", text), re.MULTILINE)
     return [line.strip() for run in runs for line in run.splitlines()]
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether that was printed: line by line, with `...` for anything; how wide white space is does not count."""
+    """Whether the output matches, line by line: `...` matches anything, and the width of white space is ignored."""
     wanted, found = (
         "\n".join(" ".join(line.split()) for line in text.strip().splitlines()) for text in (shown, printed)
     )
@@ -99,7 +99,7 @@ def is_as_shown(shown: str, printed: str) -> bool:
 
 
 def install_folds(site: Path, pyproject: str) -> None:
-    """What `pip install` would make known of the entry points in a `pyproject.toml`."""
+    """Register the entry points of a `pyproject.toml`, as `pip install` would."""
     found = re.search(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.]+:\w+"\n)+)', pyproject, re.MULTILINE)
     assert found is not None
     info = site / "page_fold-1.0.dist-info"
@@ -115,16 +115,16 @@ def commands_on_path(folder: Path) -> None:
         script = folder / name
         script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
         script.chmod(0o755)
-    # Not a link: a virtual environment is found by where its python lies.
+    # Not a link: Python finds its virtual environment by the path of the executable.
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
 
 
 class Workplace:
-    """Runs the blocks of one page in a new directory; `close` ends whatever they have started, and removes it.
+    """Runs the blocks of one page in a new directory; `close` ends every process that they started, and removes it.
 
-    The directory is one that others may pass through, as a page takes for granted: not pytest's.
+    Not pytest's temporary directory, which other users cannot enter: pages rely on that.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Workplace:
         self._terminals: dict[str, pexpect.spawn[str]] = {}
 
     def run(self, block: Block) -> None:
-        """One block, and a look at what it prints."""
+        """Run one block and compare its output."""
         where = f"line {block.line}"
         if "." in block.name:
             self._write(block)
@@ -165,7 +165,7 @@ class Workplace:
             raise AssertionError(f"{where}: nobody runs {block.language}")
 
     def close(self) -> None:
-        """End all that runs here: the shell, the Pythons, the terminals, and the daemons that they started."""
+        """End the shell, the Pythons, the terminals, and the daemons that they started."""
         for terminal in self._terminals.values():
             terminal.close(force=True)
         for process in (self._shell, *self._pythons.values()):
@@ -194,7 +194,7 @@ class Workplace:
         script, output = self._scratch / "block.sh", self._scratch / "block.out"
         script.write_text(code + "\n", encoding="utf-8")
         done = self._ask(shell, f"set -e; . '{script}' >'{output}' 2>&1 </dev/null; set +e; echo done\n")
-        # Bash's own remark on a job that was killed says where in this script; on a terminal it reads otherwise.
+        # Bash reports a killed job with the place in this script; on a terminal the line would look different.
         printed = re.sub(
             rf"^{script}: line \d+: .* (Killed|Terminated) .*\n", "", output.read_text("utf-8"), flags=re.M
         )
@@ -258,13 +258,13 @@ class Workplace:
 
 
 def _until_prompt(terminal: pexpect.spawn[str]) -> str:
-    """What is printed until the next prompt, or the end."""
+    """The output up to the next prompt, or the end."""
     terminal.expect_exact([PROMPT, pexpect.EOF])
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.before or "").replace("\r", "")
 
 
 def _at_work_in(directory: Path) -> Iterator[int]:
-    """Pids of the processes that were started in `directory`, or name it."""
+    """Pids of the processes that run in `directory`, or name it in their arguments."""
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal() or int(folder.name) == os.getpid():
             continue
@@ -275,13 +275,13 @@ def _at_work_in(directory: Path) -> Iterator[int]:
 
 
 def option_names(command: Any) -> set[str]:
-    """All options of a click command, as they are typed."""
+    """All options of a click command, as typed."""
     names = {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")}
     return names | {"-h", "--help"}
 
 
 def code_in(text: str) -> Iterator[str]:
-    """What a page says to type, or names as such: blocks for a shell, indented lines, and code within sentences."""
+    """All code on a page: shell blocks, indented lines, and code within sentences."""
     for language, _, body in _FENCED.findall(text):
         if language in ("sh", "console"):
             yield from body.splitlines()
@@ -292,7 +292,7 @@ def code_in(text: str) -> Iterator[str]:
 
 
 def commands_named(code: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(program, command, options) of each of our programs in it; the command is "" where there is none."""
+    """(program, command, options) for each use of our programs; the command is "" if none is given."""
     for program, rest in re.findall(r"(?<![\w@./-])(pmm-shm|pmm-cached)((?= |$)[^|;&#)]*)", code):
         words = rest.split()
         command = words[0] if program == "pmm-shm" and words and re.fullmatch(r"[a-z]+", words[0]) else ""
