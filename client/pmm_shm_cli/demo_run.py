@@ -22,7 +22,8 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm_cli.oracle import head_of, opened, replayed_views
+from pmm_shm.ledger.recovery import open_recovered
+from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_client.cache import Cache
@@ -342,7 +343,7 @@ class Run:
         return Check("reads never go back, own appends are seen at once", not broken, detail)
 
     def _check_count(self) -> Check:
-        connection = opened(self.ledger, 10.0)
+        connection = open_recovered(self.ledger, 10.0)
         try:
             with connection.lock:
                 handle = connection.handle()
@@ -357,7 +358,7 @@ class Run:
         )
 
     def _check_published(self, cache: Cache) -> Check:
-        connection = opened(self.ledger, 10.0)
+        connection = open_recovered(self.ledger, 10.0)
         try:
             head = head_of(connection)
         finally:
@@ -370,7 +371,7 @@ class Run:
         return Check("the daemon has published everything", published >= head, f"as of event {published:,}")
 
     def _check_answers(self, cache: Cache, consistency: Consistency) -> list[Check]:
-        connection = opened(self.ledger, 10.0)
+        connection = open_recovered(self.ledger, 10.0)
         try:
             as_of, views = replayed_views(connection, folds_for("frame", None))
         finally:

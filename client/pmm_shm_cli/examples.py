@@ -26,8 +26,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "search": ("pmm-shm search agent.db 'a longer text' -k 2", "pmm-shm search agent.db hello --scope 1,2 --json"),
     "verify": ("pmm-shm verify agent.db", "pmm-shm verify agent.db --fold metrics --no-chain"),
     "invalidate": ("pmm-shm invalidate agent.db --fold stage",),
+    "backup": ("pmm-shm backup agent.db backup.db",),
     "restore": (
-        "pmm-shm generate backup.db --events 100",
         "pmm-shm restore backup.db agent.db",
         "pmm-shm restore backup.db agent.db --no-keep --json",
     ),

@@ -12,6 +12,7 @@ import click
 
 from pmm_shm_chat.command import chat
 from pmm_shm_cli.commands.admin import append, invalidate, verify
+from pmm_shm_cli.commands.backup import backup
 from pmm_shm_cli.commands.bench import bench
 from pmm_shm_cli.commands.completion import completion
 from pmm_shm_cli.commands.demo import demo
@@ -62,6 +63,7 @@ _COMMANDS = (
     append,
     verify,
     invalidate,
+    backup,
     restore,
     replay,
     explain,

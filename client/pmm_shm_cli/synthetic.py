@@ -17,11 +17,11 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
 from pmm_shm.ledger.chain import canonical_json, hash_of_parts
+from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.vectors.local_bow import digest as embedding_digest
 
@@ -306,37 +306,15 @@ def generate(
         ConfigError: the path is not that of a file, or a number is negative.
         LedgerUnwritableError: something is there already, or the ledger cannot be made; nothing was changed.
     """
-    target = _target(path)
+    target = new_path(path)
     if events < 0 or seed < 0:
         raise ConfigError(f"events and seed: expected 0 or more, got {events} and {seed}")
-    temporary = f"{target.parent}/.{target.name[:150]}.{os.getpid()}.new"
     try:
-        _write(temporary, islice(synthetic_rows(seed), events), journal, progress)
-        _publish(temporary, target)
+        with staged(target) as temporary:
+            _write(temporary, islice(synthetic_rows(seed), events), journal, progress)
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerUnwritableError(f"{target}: cannot be made: {text}; nothing was written") from error
-    finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                os.unlink(temporary + suffix)
-    return str(target)
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """The ledger's real path, if it can be made there."""
-    name = os.fsdecode(path)
-    if not name or name == ":memory:" or name.startswith("file:") or "\0" in name or name.endswith("/"):
-        raise ConfigError(f"{name!r}: give the path of a file")
-    target = Path(os.path.realpath(name))
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        # A journal that was left behind would be replayed into the new ledger.
-        if os.path.lexists(f"{target}{suffix}"):
-            raise LedgerUnwritableError(f"{target}{suffix}: exists already; remove it or choose another path")
-    if not target.parent.is_dir():
-        raise LedgerUnwritableError(f"{target.parent}: no such directory; make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise LedgerUnwritableError(f"{target.parent}: no permission to write; nothing was written")
     return target
 
 
@@ -360,18 +338,3 @@ def _write(path: str, rows: Iterator[Row], journal: Journal, progress: Callable[
         connection.execute("COMMIT")
         connection.execute("PRAGMA locking_mode = NORMAL").fetchall()
         connection.execute(f"PRAGMA journal_mode = {journal}").fetchall()
-
-
-def _publish(temporary: str, target: Path) -> None:
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
-        # A link, where there can be one: unlike a rename it never replaces what somebody has put there meanwhile.
-        os.link(temporary, target)
-    except FileExistsError:
-        raise LedgerUnwritableError(f"{target}: exists already; remove it or choose another path") from None
-    except OSError:
-        os.rename(temporary, target)

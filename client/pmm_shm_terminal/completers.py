@@ -38,6 +38,12 @@ def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     return _ledger_then(ctx, param, incomplete, sorted(known))
 
 
+def ledger_and_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """`[LEDGER] FILE`: two files."""
+    given = ctx.params.get(param.name or "") or ()
+    return files(ctx, param, incomplete) if len(given) < 2 else []
+
+
 def ledger_and_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """`[LEDGER] TEXT`: the text is nobody's to guess."""
     return _ledger_then(ctx, param, incomplete, ())

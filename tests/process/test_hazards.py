@@ -152,6 +152,8 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/instance/file_systems.py": {"open": 1},  # /proc/self/mountinfo
     "pmm_shm/ledger/connection.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
+    "pmm_shm/ledger/backup.py": {"os.open": 1, "sqlite3.connect": 1},  # The copy, under its temporary name.
+    "pmm_shm/ledger/new_file.py": {"os.open": 2},  # New databases, before anyone uses them, and their directory.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
     "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
     "pmm_shm/store/environment.py": {"lmdb.open": 2, "open": 1},  # data.mdb: LMDB locks another file
@@ -176,7 +178,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
     "client/pmm_shm_client/commands.py": {"socket.connect": 1},
     "client/pmm_shm_client/aio.py": {"socket.connect": 2},
-    "client/pmm_shm_cli/synthetic.py": {"os.open": 1, "sqlite3.connect": 1},  # New ledgers, before anyone uses them.
+    "client/pmm_shm_cli/synthetic.py": {"sqlite3.connect": 1},  # New ledgers, before anyone uses them.
     "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
     "client/pmm_shm_cli/demo_run.py": {"open": 1, "self._log.read_text": 1},

@@ -51,9 +51,10 @@ def explain(
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
     from pmm_shm_cli.explaining import explain as explained
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(ledger, timeout)
+    connection = open_recovered(ledger, timeout)
     try:
         head = head_of(connection)
         for candidate in candidates:

@@ -86,9 +86,10 @@ def replay(
     words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
 ) -> None:
     ledger, what = _checked(words, strict)
-    from pmm_shm_cli.oracle import head_of, opened, replayed_views
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of, replayed_views
 
-    connection = opened(ledger, timeout)
+    connection = open_recovered(ledger, timeout)
     try:
         head = head_of(connection)
         folds = folds_for(what, max_trait_delta if strict else None)

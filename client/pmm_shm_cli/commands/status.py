@@ -37,9 +37,10 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
     from pmm_shm_cli import state
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(path, limits.LEDGER_TIMEOUT_S)
+    connection = open_recovered(path, limits.LEDGER_TIMEOUT_S)
     try:
         head = head_of(connection)
         journal = "wal" if connection.is_wal else "rollback"

@@ -168,9 +168,10 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
 def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     if found.is_complete:
         return
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(ledger, timeout_s)
+    connection = open_recovered(ledger, timeout_s)
     try:
         head = head_of(connection)
     finally:
@@ -234,10 +235,11 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
     from pmm_shm.wire import protocol
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
-    connection = opened(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
+    connection = open_recovered(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
     try:
         head = head_of(connection)
     finally:
