@@ -27,7 +27,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, Tail, TailReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm_cli.benchmark import require_equal
-from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_cli.timing import RoundTimer, ratio
 from pmm_shm_client import connect
 
 OURS, BARE = "daemon, from its start to all published", "fetch id, kind, content, meta of all rows"
@@ -44,7 +44,7 @@ def daemon_start(bench: Bench) -> Row:
         "at 1,000,000 events at most 3 × fetching id, kind, content, meta of all rows with sqlite3 in Python",
     )
     for events in bench.scale.events:
-        watch = Stopwatch()
+        watch = RoundTimer()
         for number in range(bench.scale.starts):
             bench.say(f"row 6: {events:,} events, start {number + 1}")
             with bench.sites.site(events, fresh=True) as site:

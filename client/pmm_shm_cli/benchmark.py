@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.drafts import EventInput
-from pmm_shm_cli.timing import Ratio, Stopwatch, Timing, interleaved, ratio
+from pmm_shm.ledger.files import bytes_of
+from pmm_shm_cli.spectator import SpectatorCache
+from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
 from pmm_shm_client.autostart import daemon_command, is_running, last_line
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import Frame
@@ -35,7 +37,6 @@ ON, OFF = "caches on", "caches off"
 _FLAGS = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE")
 _ROUNDS_MAX, _CALLS = 30, 2_000
 _BUILD_S = 3_600.0
-_PAGES_PER_STEP = 4_096
 _VIEWS = ("metrics", "identity", "commitments")
 Say = Callable[[str], None]
 
@@ -100,27 +101,18 @@ def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: No
 
 
 def copy_ledger(ledger: str, target: Path) -> None:
-    """A copy by SQLite's backup interface, whose source is opened read-only; in WAL mode, as a ledger of `EventLog`.
+    """A backup in WAL mode, as `EventLog` makes ledgers.
 
     Raises:
-        LedgerError: the ledger cannot be read.
-        OSError: there is no room for it.
+        LedgerError: the ledger cannot be read, or the copy not written.
+        OSError: the disk has too little room for it.
     """
-    source = Connection(ledger, "ro")
-    try:
-        with source.lock:
-            handle = source.handle()
-            needed = os.path.getsize(source.path) * 2
-            free = shutil.disk_usage(target.parent).free
-            if needed > free:
-                raise OSError(
-                    f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR"
-                )
-            with contextlib.closing(sqlite3.connect(os.fsencode(target))) as copy:
-                source.retry(lambda: handle.backup(copy, pages=_PAGES_PER_STEP))
-                copy.execute("PRAGMA journal_mode = WAL").fetchall()
-    finally:
-        source.close()
+    needed, free = 2 * bytes_of(os.path.realpath(ledger)), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OSError(f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR")
+    backup(ledger, target)
+    with contextlib.closing(sqlite3.connect(os.fsencode(target))) as copy:
+        copy.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
 @contextlib.contextmanager
@@ -152,9 +144,8 @@ def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> boo
     deadline = time.monotonic() + _BUILD_S
     while process.poll() is None and time.monotonic() < deadline:
         if is_running(Instance.of(ledger)):
-            with Cache(ledger) as cache:
-                # On the copy nobody else appends.
-                if cache._published_as_of() == cache._head():
+            with contextlib.closing(SpectatorCache(ledger)) as cache:
+                if cache.is_published_to_head():
                     return True
         time.sleep(0.02)
     return False
@@ -220,7 +211,7 @@ def _after_append(on: Cache, off: Cache, name: str, seconds: float, say: Say) ->
     what = f"{name} after an append"
     say(what)
     sides = {ON: getattr(on, name), OFF: getattr(off, name)}
-    watch = Stopwatch()
+    watch = RoundTimer()
     for number in range(_affordable(sides[OFF], seconds)):
         # By another connection: an own append would be no different, but this is what the other workers do.
         off.append(*TICK)
@@ -235,7 +226,7 @@ def _after_append(on: Cache, off: Cache, name: str, seconds: float, say: Say) ->
 def _messages(on: Cache, off: Cache, seconds: float, say: Say) -> Comparison:
     what = "one user message: context, 8 appends, 16 reads"
     say(what)
-    watch = Stopwatch()
+    watch = RoundTimer()
     began, number = time.monotonic(), 0
     while number == 0 or (number < _ROUNDS_MAX and time.monotonic() - began < seconds):
         for side, cache in ((ON, on), (OFF, off)):

@@ -20,9 +20,9 @@ from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
 from pmm_shm_client.autostart import daemon_command, is_running
@@ -42,7 +42,7 @@ _STATS_TIMEOUT_S = 0.5
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One worker process, and its newest report."""
 
     process: subprocess.Popen[str]
@@ -62,7 +62,7 @@ class Picture:
     """What the view shows; written by the run, read by the view."""
 
     seconds: float
-    workers: list[Worker] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
     timeline: list[tuple[float, str]] = field(default_factory=list)
     elapsed_s: float = 0.0
     daemon_state: str = "not started"
@@ -91,7 +91,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Check:
+class DemoCheck:
     """One promise, and whether it was kept."""
 
     name: str
@@ -100,10 +100,10 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """How the demo ended; `numbers` are plain values."""
 
-    checks: list[Check]
+    checks: list[DemoCheck]
     numbers: dict[str, Any]
 
     @property
@@ -140,7 +140,7 @@ class Run:
         self._restarted_s: float | None = None
         self._numbers: dict[str, Any] = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> DemoOutcome:
         """The whole demo.
 
         Raises:
@@ -259,7 +259,7 @@ class Run:
                 start_new_session=True,
             )
             none = {"appends": 0, "reads": 0, "hits": 0, "as_of": 0, "p50_us": 0.0, "p99_us": 0.0, "violations": []}
-            worker = Worker(process, {**none, "is_final": False})
+            worker = WorkerProcess(process, {**none, "is_final": False})
             worker.reader = threading.Thread(target=worker.listen, daemon=True)
             worker.reader.start()
             self.picture.workers.append(worker)
@@ -298,7 +298,7 @@ class Run:
 
     # The end of it.
 
-    def _compare(self) -> Outcome:
+    def _compare(self) -> DemoOutcome:
         picture = self.picture
         self._say("comparing every answer with a full replay")
         checks = [self._check_workers(), self._check_count()]
@@ -308,14 +308,14 @@ class Run:
                 checks += self._check_answers(cache, consistency)
             report = cache.verify()
             detail = report.difference or f"{report.events:,} events replayed by the daemon"
-            checks.append(Check("the daemon's own verification", report.ok, detail))
+            checks.append(DemoCheck("the daemon's own verification", report.ok, detail))
         with EventLog(self.ledger, create=False) as log:
             chain = log.verify_chain()
         detail = f"{chain.rows_checked:,} rows" if chain.ok else f"broken at event {chain.first_bad_id}"
-        checks.append(Check("the hash chain is linear", chain.ok, detail))
+        checks.append(DemoCheck("the hash chain is linear", chain.ok, detail))
         seconds = self._numbers.get("work_seconds") or 1.0
         reads = picture.total("reads")
-        return Outcome(
+        return DemoOutcome(
             checks,
             {
                 "ledger": self.ledger,
@@ -333,16 +333,16 @@ class Run:
             },
         )
 
-    def _check_workers(self) -> Check:
+    def _check_workers(self) -> DemoCheck:
         broken = [
             f"worker {number}: {text}"
             for number, worker in enumerate(self.picture.workers)
             for text in worker.report["violations"] or ([] if worker.report["is_final"] else ["did not finish"])
         ]
         detail = broken[0] if broken else f"{self.picture.total('reads'):,} reads checked"
-        return Check("reads never go back, own appends are seen at once", not broken, detail)
+        return DemoCheck("reads never go back, own appends are seen at once", not broken, detail)
 
-    def _check_count(self) -> Check:
+    def _check_count(self) -> DemoCheck:
         connection = open_recovered(self.ledger, 10.0)
         try:
             with connection.lock:
@@ -351,13 +351,13 @@ class Run:
         finally:
             connection.close()
         appends = self.picture.total("appends")
-        return Check(
+        return DemoCheck(
             "no append was lost",
             count == INITIAL_EVENTS + appends,
             f"{count:,} events are {INITIAL_EVENTS:,} and {appends:,} appended",
         )
 
-    def _check_published(self, cache: Cache) -> Check:
+    def _check_published(self, cache: Cache) -> DemoCheck:
         connection = open_recovered(self.ledger, 10.0)
         try:
             head = head_of(connection)
@@ -366,11 +366,11 @@ class Run:
         try:
             published = cache.wait_for(head, timeout=10.0)
         except DaemonError as error:
-            return Check("the daemon has published everything", False, str(error))
+            return DemoCheck("the daemon has published everything", False, str(error))
         self.picture.published = published
-        return Check("the daemon has published everything", published >= head, f"as of event {published:,}")
+        return DemoCheck("the daemon has published everything", published >= head, f"as of event {published:,}")
 
-    def _check_answers(self, cache: Cache, consistency: Consistency) -> list[Check]:
+    def _check_answers(self, cache: Cache, consistency: Consistency) -> list[DemoCheck]:
         connection = open_recovered(self.ledger, 10.0)
         try:
             as_of, views = replayed_views(connection, folds_for("frame", None))
@@ -384,7 +384,7 @@ class Run:
         ]
         title = "exact reads equal a full replay" if consistency == "exact" else "the snapshot equals a full replay"
         detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {as_of:,}"
-        return [Check(title, not wrong, detail)]
+        return [DemoCheck(title, not wrong, detail)]
 
     def _say(self, text: str) -> None:
         at_s = time.monotonic() - self._start_s

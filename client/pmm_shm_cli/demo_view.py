@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from pmm_shm_cli.demo_run import Outcome, Picture
+    from pmm_shm_cli.demo_run import DemoOutcome, Picture
 
 _STATES = {"running": "bold green", "killed": "bold red", "starting": "bold yellow"}
 
@@ -71,7 +71,7 @@ def _timeline(picture: Picture) -> list[Text]:
     ]
 
 
-def verdict(outcome: Outcome) -> list[RenderableType]:
+def verdict(outcome: DemoOutcome) -> list[RenderableType]:
     """The end of the demo, for people."""
     from rich.text import Text
 

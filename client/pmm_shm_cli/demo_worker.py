@@ -24,7 +24,7 @@ _SAMPLES_MAX = 20_000
 _MESSAGES = frozenset({"user", "response"})
 
 
-class Worker:
+class DemoWorker:
     """Counts what one worker does; `violations` are the promises that were broken, at most ten."""
 
     def __init__(self, ledger: str, seed: int) -> None:
@@ -93,7 +93,7 @@ class Worker:
 
 def main(ledger: str, seed: str) -> None:
     """Work until stdin ends."""
-    worker = Worker(ledger, int(seed))
+    worker = DemoWorker(ledger, int(seed))
     next_report = 0.0
     try:
         while not select.select([sys.stdin], [], [], 0)[0]:

@@ -41,7 +41,7 @@ _COMMITMENT_KINDS = frozenset(
 )
 
 
-class Step(NamedTuple):
+class ExplainedEvent(NamedTuple):
     """One event that concerned the value.
 
     Attributes:
@@ -75,7 +75,7 @@ class Explanation:
     subject: str
     value: Any
     events: int
-    steps: tuple[Step, ...]
+    steps: tuple[ExplainedEvent, ...]
     totals: Mapping[str, Mapping[str, float]]
     as_of: int
 
@@ -98,19 +98,19 @@ class Subject(ABC):
         """The value in the fold's state."""
 
     @abstractmethod
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         """(what the event did in words, details)."""
 
     @abstractmethod
     def final(self, view: Any, state: State) -> Any:
         """The value as it reads in the end; `view` is the fold's."""
 
-    def is_listed(self, seen: Seen) -> bool:
+    def is_listed(self, seen: Observation) -> bool:
         """Whether an event that concerns it is listed."""
         return True
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """One event, and what was seen of the state around it."""
 
     event: Event
@@ -161,7 +161,7 @@ class Name(_OfSelfModel):
     def final(self, view: Any, state: State) -> Any:
         return view.name
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         if not seen.wrote:
             return f"{_NOTHING}: it holds no name", {}
         if seen.is_same:
@@ -194,7 +194,7 @@ class Trait(_OfSelfModel):
     def final(self, view: Any, state: State) -> Any:
         return view.traits[TRAITS[self._index]]
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         deltas = [delta for index, delta in trait_deltas(seen.event.meta) if index == self._index]
         unclamped = seen.before
         for delta in deltas:
@@ -242,10 +242,10 @@ class Commitment(_OfSelfModel):
             "closes_without_evidence": sum(self._is(cid) for cid, _ in warnings_since(state, 0)),
         }
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         return self._words(seen), {}
 
-    def _words(self, seen: Seen) -> str:
+    def _words(self, seen: Observation) -> str:
         before, after, kind = seen.before, seen.after, seen.event.kind
         if seen.refusal is not None:
             return f"{_NOTHING}: {seen.refusal}"
@@ -263,7 +263,7 @@ class Commitment(_OfSelfModel):
         return f"snoozed until tick {after['open']['snoozed_until']}"
 
     @staticmethod
-    def _why(seen: Seen) -> str:
+    def _why(seen: Observation) -> str:
         if seen.wrote:
             return "everything as before"
         if seen.event.kind == "commitment_open":
@@ -273,7 +273,7 @@ class Commitment(_OfSelfModel):
         return "the commitment was not open"
 
 
-class Metrics(Subject):
+class MetricsSubject(Subject):
     """IAS and GAS: every event that changed the scores, before feedback and clamping."""
 
     name = "metrics"
@@ -288,10 +288,10 @@ class Metrics(Subject):
         scores = raw_scores(state)
         return {"read": read_scores(*scores), "scores": scores}
 
-    def is_listed(self, seen: Seen) -> bool:
+    def is_listed(self, seen: Observation) -> bool:
         return not seen.is_same
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         deltas = [after - before for before, after in zip(seen.before["scores"], seen.after["scores"], strict=True)]
         unseen = seen.before["read"] == seen.after["read"]
         words = f"{_NOTHING} on what is read: clamped" if unseen else _METRICS_WORDS[seen.event.kind]
@@ -328,7 +328,7 @@ def explain(
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    watch = _Watch(subject, limit)
+    watch = _Recorder(subject, limit)
     fold = subject.fold(watch)
 
     def progress(position: Position) -> None:
@@ -341,14 +341,14 @@ def explain(
     return Explanation(subject.name, value, watch.events, tuple(watch.steps), watch.totals, position.as_of)
 
 
-class _Watch:
+class _Recorder:
     """Looks at a value around each event that concerns it."""
 
     def __init__(self, subject: Subject, limit: int | None) -> None:
         self._subject = subject
         self._state: State | None = None
         self.events = 0
-        self.steps: deque[Step] = deque(maxlen=limit)
+        self.steps: deque[ExplainedEvent] = deque(maxlen=limit)
         self.totals: dict[str, dict[str, float]] = {}
 
     def begin(self, state: State) -> None:
@@ -370,16 +370,16 @@ class _Watch:
         after = self._subject.value(state)
         wrote = bool(state.take_touched())
         refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
-        self._note(Seen(event, before, after, wrote, refusal, pack(before) == pack(after)))
+        self._note(Observation(event, before, after, wrote, refusal, pack(before) == pack(after)))
 
-    def _note(self, seen: Seen) -> None:
+    def _note(self, seen: Observation) -> None:
         if not self._subject.is_listed(seen):
             return
         effect, details = self._subject.effect(seen)
         event = seen.event
         self.events += 1
         self.steps.append(
-            Step(event.id, event.ts, event.kind, effect, not seen.is_same, seen.before, seen.after, details)
+            ExplainedEvent(event.id, event.ts, event.kind, effect, not seen.is_same, seen.before, seen.after, details)
         )
         if "delta" in details:
             self._add_up(event.kind, details["delta"])

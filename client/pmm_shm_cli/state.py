@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,11 @@ class Asked(NamedTuple):
         return "absent" if isinstance(self.failure, DaemonAbsentError) else "degraded"
 
     @property
-    def reasons(self) -> list[str]:
-        """A line for each reason why it is not healthy."""
-        return [str(self.failure)] if self.numbers is None else list(self.numbers["health_reasons"])
+    def problems(self) -> list[str | Exception]:
+        """Why it is not healthy: the daemon's reasons, or the failure to ask it."""
+        if self.numbers is not None:
+            return list(self.numbers["health_reasons"])
+        return [] if self.failure is None else [self.failure]
 
 
 def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
@@ -50,6 +53,18 @@ def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
     except DaemonError as error:
         return Asked(None, error)
     return Asked(numbers, None)
+
+
+def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> list[dict[str, str | None]]:
+    """Each problem as a dict of `problem` and `command`: what to type, None where nothing is known to help."""
+    from pmm_shm.remedies import remedy_for
+
+    pid = recorded_pid(instance)
+    found = []
+    for problem in problems:
+        remedy = remedy_for(problem, ledger=instance.ledger, directory=instance.directory, daemon=pid)
+        found.append({"problem": str(problem), "command": remedy.command if remedy and remedy.command else None})
+    return found
 
 
 class Published(NamedTuple):

@@ -31,9 +31,9 @@ EXPIRED_MAX = 20
 DIRECTIVES_MAX = 50
 
 Journal = Literal["wal", "delete"]
-Draft = tuple[str, str, dict[str, Any]]
+RawEvent = tuple[str, str, dict[str, Any]]
 """(kind, content, meta) of an event without a place in a log."""
-Row = tuple[int, str, str, str, str, str | None, str]
+RawRow = tuple[int, str, str, str, str, str | None, str]
 """(id, ts, kind, content, meta, prev_hash, hash)"""
 
 _CHUNK_EVENTS = 20_000
@@ -111,7 +111,7 @@ class _Story:
         self._name: str | None = None
         self._event_id = 0
 
-    def events(self) -> Iterator[Draft]:
+    def events(self) -> Iterator[RawEvent]:
         """What happens, without end."""
         chance = self._random
         for draft in self._turns():
@@ -122,7 +122,7 @@ class _Story:
                 self._event_id += 1
                 yield self._policy() if chance() < 0.1 else self._violation()
 
-    def _turns(self) -> Iterator[Draft]:
+    def _turns(self) -> Iterator[RawEvent]:
         chance = self._random
         while True:
             yield from self._exchange()
@@ -147,7 +147,7 @@ class _Story:
     def _pick(self, options: tuple[str, ...]) -> str:
         return options[int(self._random() * len(options))]
 
-    def _exchange(self) -> Iterator[Draft]:
+    def _exchange(self) -> Iterator[RawEvent]:
         pick, chance = self._pick, self._random
         question = f"{pick(_OPENERS)} {pick(_VERBS)} {pick(_TOPICS)} {pick(_QUALIFIERS)}?"
         asked_id = self._event_id + 1
@@ -157,7 +157,7 @@ class _Story:
         answer = f"{pick(_ANSWERS)} {pick(_TOPICS)}, {pick(_REASONS)}. {pick(_OPENERS)} {pick(_VERBS)} it next?"
         yield "response", answer, {"model": pick(_MODELS), "tokens": 20 + int(chance() * 400)}
 
-    def _autonomy_tick(self) -> Draft:
+    def _autonomy_tick(self) -> RawEvent:
         chance = self._random
         self._tick += 1
         # Noise with a slow pull: a young agent stands at S0, an old one moves between S1 and S4.
@@ -174,7 +174,7 @@ class _Story:
                 return stage
         return "S0"
 
-    def _open_commitment(self) -> Iterator[Draft]:
+    def _open_commitment(self) -> Iterator[RawEvent]:
         if len(self._open) >= OPEN_MAX:
             yield from self._close(0)
             return
@@ -185,7 +185,7 @@ class _Story:
         self._open.append((cid, text))
         yield "commitment_open", f"COMMIT: {text}", {"cid": cid, "source": self._pick(_SOURCES), "text": text}
 
-    def _settle_commitment(self) -> Iterator[Draft]:
+    def _settle_commitment(self) -> Iterator[RawEvent]:
         if not self._open:
             return
         chance = self._random()
@@ -203,7 +203,7 @@ class _Story:
         else:
             yield from self._close(index)
 
-    def _close(self, index: int) -> Iterator[Draft]:
+    def _close(self, index: int) -> Iterator[RawEvent]:
         cid, text = self._open[index]
         if self._random() < 0.97:
             snippet = f"{self._pick(_ANSWERS)} it."
@@ -211,22 +211,22 @@ class _Story:
         del self._open[index]
         yield "commitment_close", f"CLOSE: {text}", {"cid": cid}
 
-    def _reflection(self) -> Draft:
+    def _reflection(self) -> RawEvent:
         meta: dict[str, Any] = {"source": "autonomy" if self._random() < 0.6 else "user_turn"}
         if self._random() < 0.5:
             meta["telemetry"] = {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4)}
         content = f"After {self._pick(_TOPICS)}: {self._pick(_INSIGHTS)}; next I {self._pick(_VERBS)} less."
         return "reflection", content, meta
 
-    def _directive(self) -> Draft:
+    def _directive(self) -> RawEvent:
         # Squared: a few are repeated all the time, so that the active set is not arbitrary.
         text = DIRECTIVES[int(self._random() ** 2 * len(DIRECTIVES))]
         return "autonomy_directive", text, {"origin_eid": self._event_id, "source": self._pick(_SOURCES)}
 
-    def _metrics_update(self) -> Draft:
+    def _metrics_update(self) -> RawEvent:
         return "metrics_update", "", {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4), "tick": self._tick}
 
-    def _trait_update(self) -> Draft:
+    def _trait_update(self) -> RawEvent:
         chance = self._random
         if chance() < 0.3:
             changes = {self._pick(_TRAITS)[0]: round(chance() * 0.04 - 0.02, 3) for _ in range(2)}
@@ -234,7 +234,7 @@ class _Story:
         delta = round(chance() * 0.06 - 0.03, 3)
         return "trait_update", "", {"delta": delta, "reason": "reflection", "trait": self._pick(_TRAITS)}
 
-    def _identity(self) -> Iterator[Draft]:
+    def _identity(self) -> Iterator[RawEvent]:
         chance = self._random()
         if self._name is not None and chance < 0.1:
             self._name = None
@@ -248,23 +248,23 @@ class _Story:
         confidence = round(0.75 + 0.25 * self._random(), 2)
         yield "identity_adopt", self._name, {"confidence": confidence, "name": self._name}
 
-    def _policy(self) -> Draft:
+    def _policy(self) -> RawEvent:
         value = 1 + int(self._random() * 50)
         return "policy_update", f"{self._pick(_POLICIES)} = {value}", {"source": self._pick(_SOURCES), "value": value}
 
-    def _violation(self) -> Draft:
+    def _violation(self) -> RawEvent:
         details: dict[str, Any] = {"tick": self._tick}
         if self._open and self._random() < 0.5:
             details["commitment_id"] = self._open[0][0]
         return "invariant_violation", "", {"code": self._pick(_VIOLATIONS), "details": details}
 
 
-def synthetic_events(seed: int) -> Iterator[Draft]:
+def synthetic_events(seed: int) -> Iterator[RawEvent]:
     """Events as (kind, content, meta), without end; the same for the same seed."""
     return _Story(seed).events()
 
 
-def synthetic_rows(seed: int) -> Iterator[Row]:
+def synthetic_rows(seed: int) -> Iterator[RawRow]:
     """Rows of a ledger as they lie in its columns, from id 1, chained with the formula `full`."""
     # Another sequence than the story's: seconds between events must not hang on what happens.
     chance = random.Random(seed ^ 0x5EED).random
@@ -318,7 +318,7 @@ def generate(
     return target
 
 
-def _write(path: str, rows: Iterator[Row], journal: Journal, progress: Callable[[int], None]) -> None:
+def _write(path: str, rows: Iterator[RawRow], journal: Journal, progress: Callable[[int], None]) -> None:
     with contextlib.closing(sqlite3.connect(os.fsencode(path), isolation_level=None)) as connection:
         # Nobody else knows the file, and it is thrown away if this fails: no journal, no syncing until the end.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):

@@ -56,7 +56,7 @@ def p99(samples: Sequence[float]) -> float:
     return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
 
 
-class Stopwatch:
+class RoundTimer:
     """Samples of several sides, taken one by one, in rounds."""
 
     def __init__(self) -> None:

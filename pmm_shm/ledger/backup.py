@@ -1,7 +1,7 @@
 """A backup of a ledger that is in use: one consistent copy by SQLite's `VACUUM INTO`.
 
 The copy is one statement on one snapshot, so it ends under any number of appends; SQLite's stepped backup interface
-starts again after each. Only reads the ledger; a dead writer's journal is rolled back first, as any reader of ours does.
+starts again after each. Only reads the ledger. A dead writer's journal is rolled back first, as other commands do.
 """
 
 from __future__ import annotations

@@ -280,7 +280,9 @@ def test_a_busy_ledger(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
 def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, number: int, code: int) -> None:
     ledger = str(tmp_path / "ledger.db")
-    assert cli("generate", ledger, "--events", "250000").returncode == 0
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 200000)"
+    make(ledger, "Old", 5)
+    ledgers.execute(ledger, f"CREATE TABLE padding AS {numbers} SELECT i, randomblob(700) FROM n")
     before = set(os.listdir(tmp_path))
     process = subprocess.Popen(
         [sys.executable, "-m", "pmm_shm_cli", "backup", ledger, str(tmp_path / "backup.db")],

@@ -21,11 +21,13 @@ from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError, LedgerReplaced
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.files import refuse_foreign_wal
+from pmm_shm.remedies import remedy_for
 from pmm_shm.wire.protocol import COUNTERS
 from pmm_shm_cli.charts import curve, spark
 from pmm_shm_cli.commands.status import duration, size
-from pmm_shm_cli.remedies import _REMEDIES, remedy_for
+from pmm_shm_cli.main import cli
 from pmm_shm_cli.sampling import Sample, Series
+from pmm_shm_cli.state import with_remedies
 from pmm_shm_client import commands, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
@@ -139,17 +141,24 @@ def test_known_problems_as_the_code_says_them(ledger: str, start_daemon: StartDa
     instance = Instance.of(ledger)
     with pytest.raises(DaemonAbsentError) as absent:
         commands.call(instance, "ping", {}, 1.0)
-    assert remedy_for(str(absent.value), instance, None) == f"pmm-cached {ledger} &"
+    assert typed(absent.value, instance) == f"pmm-cached {ledger} &"
     daemon = start_daemon(ledger)
     daemon.freeze()
     with pytest.raises(DaemonTimeoutError) as stopped:
         commands.call(instance, "ping", {}, 0.2)
-    remedy = remedy_for(str(stopped.value), instance, daemon.pid)
+    remedy = typed(stopped.value, instance)
     assert remedy is not None
-    assert remedy.startswith(f"kill -CONT {daemon.pid};")
-    # The remedy does it.
-    subprocess.run(shlex.split(remedy.split(";")[0]), check=True)
+    assert remedy.startswith(f"kill -CONT {daemon.pid}  # ")
+    # The remedy does it, typed as it is printed.
+    subprocess.run(["bash", "-c", remedy], check=True)
     assert daemon.stats()["health"] == "healthy"
+
+
+def typed(problem: str | Exception, instance: Instance) -> str | None:
+    """What `status` and `top` say to type."""
+    (found,) = with_remedies(instance, [problem])
+    assert found["problem"] == str(problem)
+    return found["command"]
 
 
 def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
@@ -157,9 +166,20 @@ def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
     assert "replaced beside the -wal" in source
     ledger = str(tmp_path / "a b.db")
     error = LedgerReplacedError(f"{ledger}: replaced beside the -wal of the file it replaced; ...")
-    remedy = remedy_for(str(error), Instance.of(ledger), None)
+    remedy = typed(error, Instance.of(ledger))
     assert remedy is not None
-    assert shlex.split(remedy.split(";")[0]) == ["mv", f"{ledger}-wal", f"{ledger}-wal.old"]
+    move = ["mv", "--backup=numbered"]
+    moves = [*move, f"{ledger}-wal", f"{ledger}-wal.old", "&&", *move, f"{ledger}-shm", f"{ledger}-shm.old"]
+    assert shlex.split(remedy, comments=True) == moves
+    for turn in range(2):
+        for suffix in ("-wal", "-shm"):
+            Path(ledger + suffix).write_text(f"{turn}", encoding="utf-8")
+        subprocess.run(["bash", "-c", remedy], check=True)
+    # The second turn keeps what the first one moved.
+    kept = {name: (tmp_path / name).read_text(encoding="utf-8") for name in os.listdir(tmp_path)}
+    assert kept == {
+        "a b.db-wal.old": "1", "a b.db-wal.old.~1~": "0", "a b.db-shm.old": "1", "a b.db-shm.old.~1~": "0",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -168,21 +188,41 @@ def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
         ("/x-cache: No space left on device", "df -h"),
         ("verification failed: events 1 to 9 were edited", "pmm-shm verify"),
         ("a rebuild waits for process 77, which holds an old snapshot: stop it, or let it go on", "kill -CONT 77"),
-        ("the follower has not moved for 9,000 ms: if that lasts, restart the daemon", "kill 4711"),
+        ("the follower has not moved for 9,000 ms: if that lasts, restart the daemon", "kill -TERM 4711 && "),
         ("12 events behind the head of the log, for 2,000 ms", "pmm-shm top"),
         ("/x.db: no such file", "ls -l"),
     ],
 )
 def test_other_known_problems(ledger: str, problem: str, command: str) -> None:
-    assert (remedy_for(problem, Instance.of(ledger), 4711) or "").startswith(command)
+    found = remedy_for(problem, ledger=ledger, directory=Instance.of(ledger).directory, daemon=4711)
+    assert found is not None
+    assert found.command.startswith(command)
 
 
-def test_what_is_not_known_gets_no_advice_and_every_remedy_can_be_written(ledger: str) -> None:
-    assert remedy_for("the moon is full", Instance.of(ledger), None) is None
-    sample = dict.fromkeys(("ledger", "wal", "shm", "directory", "daemon", "pid"), "x")
-    for pattern, command in _REMEDIES:
-        assert "{" not in command.format(**sample)
-        assert ("{pid}" in command) <= ("?P<pid>" in pattern)
+def test_what_is_not_known_gets_no_advice(ledger: str) -> None:
+    assert typed("the moon is full", Instance.of(ledger)) is None
+
+
+def test_the_remedy_of_a_damaged_ledger_restores_it_and_keeps_the_backup(tmp_path: Path) -> None:
+    """BACKUP first, then LEDGER: the other way round it would overwrite the backup."""
+    ledger, backup = str(tmp_path / "agent.db"), str(tmp_path / "backup.db")
+    ledgers.build(ledger, 500, journal="delete")
+    assert run("backup", ledger, backup).returncode == 0
+    whole = ledgers.raw_rows(ledger)
+    with open(ledger, "r+b") as file:
+        file.seek(os.stat(ledger).st_size // 2 // 4_096 * 4_096)
+        file.write(b"\xff" * 4_096)
+    found = json.loads(run("top", ledger, "--json", "--interval", "0.1").stdout)
+    command = next(one["command"] for one in found["remedies"] if "malformed" in one["problem"])
+    assert command == f"pmm-shm restore BACKUP {ledger}"
+    given = cli.commands["restore"].make_context("restore", shlex.split(command)[2:]).params
+    assert (given["backup"], given["ledger"]) == ("BACKUP", ledger)
+    kept = ledgers.read_bytes(backup)
+    ran = run(*shlex.split(command.replace("BACKUP", backup))[1:], "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ledgers.raw_rows(ledger) == whole
+    assert ledgers.read_bytes(backup) == kept
+    assert b"\xff" * 4_096 in ledgers.read_bytes(json.loads(ran.stdout)["safety_copy"])
 
 
 @pytest.mark.parametrize(

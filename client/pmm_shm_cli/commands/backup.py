@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_timeout_option, ledger_and_word
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_and_word, ledger_timeout_option
 from pmm_shm_terminal.output import plain, print_json, progress
 
 
@@ -16,8 +16,8 @@ from pmm_shm_terminal.output import plain, print_json, progress
 def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """Copy LEDGER to the new file FILE, as of one moment; workers, readers and the daemon may run.
 
-    An existing FILE is refused. FILE has mode 0600, and `pmm-shm restore FILE LEDGER` puts it back. A ledger in WAL mode
-    stays writable meanwhile. With a rollback journal, appends wait until the copy is complete: about 0.4 s for 115 MiB.
+    An existing FILE is refused. FILE has mode 0600, and `pmm-shm restore FILE LEDGER` puts it back. In WAL mode nobody
+    waits. With a rollback journal, appends wait until the copy is complete: about 0.4 s for 115 MiB.
     """
     ledger, file = ledger_and_word(words, "FILE")
     from pmm_shm.ledger import backup as backing_up

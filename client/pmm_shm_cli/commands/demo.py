@@ -20,7 +20,7 @@ from pmm_shm_terminal.options import CONTEXT, Finite, json_option
 from pmm_shm_terminal.output import console, plain, print_json, show
 
 if TYPE_CHECKING:
-    from pmm_shm_cli.demo_run import Outcome, Run
+    from pmm_shm_cli.demo_run import DemoOutcome, Run
 
 _LINE_EVERY_S = 1.0
 
@@ -73,7 +73,7 @@ def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
         raise CommandFailed(f"a promise was broken: {broken}", exits.INTEGRITY)
 
 
-def _run_live(directory: Path, workers: int, seconds: float) -> Outcome:
+def _run_live(directory: Path, workers: int, seconds: float) -> DemoOutcome:
     from rich.live import Live
 
     from pmm_shm_cli.demo_view import live_view
@@ -89,7 +89,7 @@ def _run_live(directory: Path, workers: int, seconds: float) -> Outcome:
         return run.run()
 
 
-def _run_with_lines(directory: Path, workers: int, seconds: float, to_stderr: bool) -> Outcome:
+def _run_with_lines(directory: Path, workers: int, seconds: float, to_stderr: bool) -> DemoOutcome:
     from pmm_shm_cli.demo_view import status_line
 
     run: Run | None = None

@@ -14,7 +14,7 @@ from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, p
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pmm_shm_cli.explaining import Explanation, Step, Subject
+    from pmm_shm_cli.explaining import ExplainedEvent, Explanation, Subject
 
 _STEPS_SHOWN = 50
 _TEXT_SHOWN = 60
@@ -50,8 +50,8 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
-    from pmm_shm_cli.explaining import explain as explained
     from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.explaining import explain as explained
     from pmm_shm_cli.oracle import head_of
 
     connection = open_recovered(ledger, timeout)
@@ -89,7 +89,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
     """What the words may mean, the likeliest first."""
-    from pmm_shm_cli.explaining import Commitment, Metrics, Name, Trait
+    from pmm_shm_cli.explaining import Commitment, MetricsSubject, Name, Trait
 
     if subject == "commitment":
         number = _number(argument)
@@ -99,7 +99,7 @@ def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
         return [*texts, *([Commitment(number)] if number else [])] or [Commitment(0)]
     if subject == "trait":
         return [Trait(argument)]
-    return [Metrics() if subject == "metrics" else Name()]
+    return [MetricsSubject() if subject == "metrics" else Name()]
 
 
 def _number(word: str) -> int | None:
@@ -131,7 +131,7 @@ def _shown(answer: Explanation) -> list[RenderableType]:
 _METRICS = ("IAS +/-", "GAS +/-", "IAS", "GAS")
 
 
-def _scores(step: Step) -> list[Any]:
+def _scores(step: ExplainedEvent) -> list[Any]:
     delta, (ias, gas) = step.details["delta"], step.after["read"]
     changes = [cell(f"{delta[score]:+.6f}" if delta[score] else "") for score in ("ias", "gas")]
     return [*changes, cell(f"{ias:.6f}"), cell(f"{gas:.6f}")]

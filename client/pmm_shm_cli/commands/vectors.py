@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pmm_shm.instance.paths import Instance
     from pmm_shm_client.searching import Hits
 
-Numbers = Mapping[str, Any]
+DaemonNumbers = Mapping[str, Any]
 """What the daemon answers to stats."""
 
 _CONTENT_SHOWN = 200
@@ -234,8 +234,8 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.wire import protocol
     from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.wire import protocol
     from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
@@ -308,16 +308,16 @@ class _Indexing(threading.Thread):
         return done
 
 
-def _numbers(instance: Instance) -> Numbers:
+def _numbers(instance: Instance) -> DaemonNumbers:
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    numbers: Numbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
+    numbers: DaemonNumbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
     return numbers
 
 
 @contextmanager
-def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
+def _bars(head: int) -> Iterator[Callable[[DaemonNumbers], None] | None]:
     """Progress bars on stderr, one for each table that is behind; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -341,7 +341,7 @@ def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
                 tasks[name] = bars.add_task(printable(name), count="")
             bars.update(tasks[name], completed=done, total=total, count=f"{done:,}/{total:,}")
 
-        def update(numbers: Numbers) -> None:
+        def update(numbers: DaemonNumbers) -> None:
             embeddings = numbers["embeddings"]
             if embeddings["importing"]:
                 put(_IMPORT, *embeddings["importing"])
@@ -353,7 +353,7 @@ def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
         yield update
 
 
-def shown_tables(tables: Mapping[str, Numbers], as_of: int | None = None) -> RenderableType:
+def shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int | None = None) -> RenderableType:
     """The daemon's tables of event vectors."""
     made = table("model", "rows", "dimension", "as of event", "kinds")
     for model, found in sorted(tables.items()):

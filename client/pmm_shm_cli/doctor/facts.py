@@ -46,7 +46,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowFacts:
     """What SQLite says of the ledger.
 
     Attributes:
@@ -69,7 +69,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class LedgerFacts:
     """The ledger and what lies beside it.
 
     Attributes:
@@ -84,7 +84,7 @@ class Ledger:
     directory: File | None
     disk: Disk
     side_files: Mapping[str, File] = field(default_factory=dict)
-    rows: Rows | None = None
+    rows: RowFacts | None = None
     problem: LedgerError | None = None
     left_unread: bool = False
     leftovers: tuple[File, ...] = ()
@@ -99,7 +99,7 @@ class Socket:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReaderSlot:
     """A slot in LMDB's table of readers.
 
     Attributes:
@@ -113,17 +113,17 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Store:
+class StoreFacts:
     """LMDB's own numbers, as somebody who has it open sees them."""
 
     map_bytes: int
     used_bytes: int
     readers_max: int
-    readers: tuple[Reader, ...]
+    readers: tuple[ReaderSlot, ...]
 
 
 @dataclass(frozen=True)
-class State:
+class StateFacts:
     """The instance directory and the daemon.
 
     Attributes:
@@ -155,7 +155,7 @@ class State:
     failure: DaemonError | None = None
     daemon_pid: int | None = None
     daemon_state: str | None = None
-    store: Store | None = None
+    store: StoreFacts | None = None
     store_problem: str | None = None
 
 
@@ -211,7 +211,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """This process and the machine it runs on.
 
     Attributes:
@@ -241,12 +241,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SystemFacts:
     """Everything; without a ledger, only the machine."""
 
-    machine: Machine
-    ledger: Ledger | None = None
-    state: State | None = None
+    machine: MachineFacts
+    ledger: LedgerFacts | None = None
+    state: StateFacts | None = None
     users: tuple[User, ...] = ()
 
     @property

@@ -20,7 +20,7 @@ from pathlib import Path
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
 from pmm_shm.store.boot import boot_id
-from pmm_shm_cli.doctor.facts import Limits, Machine, Package, Service
+from pmm_shm_cli.doctor.facts import Limits, MachineFacts, Package, Service
 
 SETTINGS = Path("/etc/pmm-cached")
 """Where the unit's settings lie, one file for each ledger."""
@@ -31,7 +31,7 @@ _SYSTEMCTL_S = 2.0
 _EMBEDDER_PACKAGES = {"wordllama": "wordllama", "openai": "openai"}
 
 
-def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) -> Machine:
+def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) -> MachineFacts:
     """The facts; whatever is there, this does not raise."""
     libzmq, has_peer_filter = _libzmq()
     own = Limits(
@@ -40,7 +40,7 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
         _limit(resource.RLIMIT_FSIZE),
         _limit(resource.RLIMIT_NOFILE),
     )
-    return Machine(
+    return MachineFacts(
         versions.of_this_process(),
         sys.version_info[:3],
         packages(),

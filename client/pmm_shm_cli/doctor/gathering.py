@@ -28,7 +28,18 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening
-from pmm_shm_cli.doctor.facts import Disk, File, FileKind, Ledger, Reader, Rows, Socket, SocketState, State, Store
+from pmm_shm_cli.doctor.facts import (
+    Disk,
+    File,
+    FileKind,
+    LedgerFacts,
+    ReaderSlot,
+    RowFacts,
+    Socket,
+    SocketState,
+    StateFacts,
+    StoreFacts,
+)
 from pmm_shm_cli.doctor.processes import process_state
 
 NEWEST_ROWS = 1_000
@@ -45,7 +56,7 @@ _KINDS: dict[int, FileKind] = {
 }
 
 
-def look_at_ledger(path: str, timeout_s: float) -> Ledger:
+def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     """The facts of the ledger at a real path; whatever is there, this does not raise."""
     directory = os.path.dirname(path)
     sides = {suffix: found for suffix in _SIDE_FILES if (found := file_at(path + suffix)) is not None}
@@ -57,7 +68,9 @@ def look_at_ledger(path: str, timeout_s: float) -> Ledger:
         left_unread = rows is None
     except LedgerError as error:
         problem = error
-    return Ledger(file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers)
+    return LedgerFacts(
+        file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers
+    )
 
 
 def is_leftover(ledger: str, path: str) -> bool:
@@ -66,7 +79,7 @@ def is_leftover(ledger: str, path: str) -> bool:
     return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(_SIDE_FILES)
 
 
-def look_at_state(instance: Instance, timeout_s: float) -> State:
+def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
     """The facts of the instance directory and of the daemon; whatever is there, this does not raise."""
     directory, distrust, is_closed = file_at(str(instance.directory)), None, False
     entries: tuple[File, ...] = ()
@@ -96,7 +109,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> State:
             store = _look_at_store(instance)
         except PermissionError:
             store_problem = f"no permission for {instance.directory / LOCK_TABLE_FILE}"
-    return State(
+    return StateFacts(
         instance,
         disk_of(file_systems.existing_part(instance.directory)),
         directory,
@@ -155,7 +168,7 @@ def disk_of(directory: str) -> Disk:
 # The rows.
 
 
-def _read(path: str, timeout_s: float) -> Rows | None:
+def _read(path: str, timeout_s: float) -> RowFacts | None:
     """What SQLite says; None where it would have to make an index first.
 
     Raises:
@@ -182,7 +195,7 @@ def _read(path: str, timeout_s: float) -> Rows | None:
 
 
 def _mode_for(path: str) -> Mode | None:
-    if any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
+    if not os.path.exists(path) or any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
         return "ro"
     if _bytes_of(path + "-wal"):
         return None
@@ -205,7 +218,7 @@ def _status(path: str) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *sides
 
 
-def _rows(connection: Connection) -> Rows:
+def _rows(connection: Connection) -> RowFacts:
     with connection.lock:
         handle = connection.handle()
 
@@ -228,7 +241,7 @@ def _rows(connection: Connection) -> Rows:
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
     bad = first_bad_id(connection, first_id, head_id) if newest else None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
-    return Rows(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+    return RowFacts(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
 
 
 def _is_in_wal_mode(path: str) -> bool:
@@ -292,15 +305,15 @@ def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, D
         return None, error
 
 
-def _look_at_store(instance: Instance) -> Store | None:
+def _look_at_store(instance: Instance) -> StoreFacts | None:
     sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
     if sizes is None or table is None:
         return None
     readers = tuple(
-        Reader(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
+        ReaderSlot(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
         for pid, txn in table.slots
     )
-    return Store(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
+    return StoreFacts(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
 
 
 assert NEWEST_ROWS <= limits.TAIL_ROWS_MAX
