@@ -59,7 +59,7 @@ class WorkerProcess:
 
 @dataclass
 class Picture:
-    """What the view shows; written by the run, read by the view."""
+    """The content of the view; the run writes it, the view reads it."""
 
     seconds: float
     workers: list[WorkerProcess] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Picture:
 
     @property
     def lag(self) -> int:
-        """Events that are not published: as the daemon says, or counted from what it had published when it went."""
+        """Unpublished events: by the daemon's count, or since its last publication if it is gone."""
         return self.daemon_lag if self.daemon_state == "running" else max(0, self.head - self.published)
 
     @property
@@ -223,7 +223,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for the demo alone, which then ends its children in order.
+                # Only the demo receives Ctrl-C; it then ends its children in order.
                 start_new_session=True,
             )
         self.picture.daemon_pid = self._daemon.pid
@@ -265,7 +265,7 @@ class Run:
             self.picture.workers.append(worker)
 
     def _wait_for_workers(self) -> None:
-        """Starting Python is not what the demo measures."""
+        """Wait until the workers run: the demo does not measure the start of Python."""
         deadline = time.monotonic() + _WORKERS_START_S
         while not all(worker.report["reads"] for worker in self.picture.workers):
             if time.monotonic() >= deadline:
@@ -395,5 +395,5 @@ class Run:
 
 
 def _middle(values: list[float]) -> float:
-    """The median, without a module for it."""
+    """The median."""
     return round(sorted(values)[len(values) // 2], 3) if values else 0.0

@@ -24,7 +24,7 @@ def status_line(picture: Picture) -> str:
 
 
 def live_view(picture: Picture) -> RenderableType:
-    """The picture on a terminal; its height stays the same but for new lines of the timeline."""
+    """The picture on a terminal; its height changes only with new lines of the timeline."""
     from rich.console import Group
 
     return Group(_header(picture), _workers(picture), *_timeline(picture))

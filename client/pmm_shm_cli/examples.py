@@ -1,4 +1,4 @@
-"""What `--help` and the manual pages show as examples. The tests run them, in this order, in one directory."""
+"""The examples of `--help` and the manual pages. The tests run them, in this order, in one directory."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "completion": ("source <(pmm-shm completion bash)",),
 }
-"""Of each command the lines for a shell, bash where it matters."""
+"""By command: lines for a shell (bash, if it matters)."""
 
 
 def epilog(lines: tuple[str, ...]) -> str:
-    """Examples as click puts them under the options, none of them wrapped."""
+    """The examples in the form that click prints below the options without wrapping."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,7 +1,7 @@
-"""Which events made a value what it is.
+"""Finds the events that led to a value.
 
-The folds themselves run over the log, event by event, and the value is looked at before and after each event that may
-concern it. What an event does is seen, not known: no rule of a fold is written here a second time.
+The folds themselves run over the log, event by event, and the value is compared before and after each event that may
+concern it. So the effect of an event is observed; no rule of a fold is repeated here.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class ExplainedEvent(NamedTuple):
     """One event that concerned the value.
 
     Attributes:
-        effect: what it did, in words; it begins with "without effect" where `before` is `after`.
-        has_effect: whether the value is another after it.
-        before, after: the value.
-        details: what else there is to say, by subject.
+        effect: in words; begins with "without effect" if `before` equals `after`.
+        has_effect: whether the value changed.
+        before, after: the value around the event.
+        details: more facts, depending on the subject.
     """
 
     event_id: int
@@ -68,8 +68,8 @@ class Explanation:
     Attributes:
         subject: the value's name, as the command line has it.
         value: as it reads at `as_of`.
-        events: how many there were; `steps` are the newest of them.
-        totals: of the metrics, by kind of event; empty for other subjects.
+        events: their number; `steps` are the newest of them.
+        totals: changes of the metrics by kind of event; empty for other subjects.
     """
 
     subject: str
@@ -81,7 +81,7 @@ class Explanation:
 
 
 class Subject(ABC):
-    """A value that can be explained: which events concern it, and how it looks in the state of its fold."""
+    """A value that can be explained: the events that concern it, and its form in the state of its fold."""
 
     name: str
 
@@ -91,7 +91,7 @@ class Subject(ABC):
 
     @abstractmethod
     def concerns(self, event: Event) -> bool:
-        """Whether the event may have to do with it."""
+        """Whether the event may change it."""
 
     @abstractmethod
     def value(self, state: State) -> Any:
@@ -99,7 +99,7 @@ class Subject(ABC):
 
     @abstractmethod
     def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
-        """(what the event did in words, details)."""
+        """(effect of the event in words, details)."""
 
     @abstractmethod
     def final(self, view: Any, state: State) -> Any:
@@ -111,7 +111,7 @@ class Subject(ABC):
 
 
 class Observation(NamedTuple):
-    """One event, and what was seen of the state around it."""
+    """One event, and the state before and after it."""
 
     event: Event
     before: Any
@@ -148,7 +148,7 @@ class _OfSelfModel(Subject):
 
 
 class Name(_OfSelfModel):
-    """The name: adoptions, changes, clears, and those that came to nothing."""
+    """The name: adoptions, changes, clears, and events without effect."""
 
     name = "identity.name"
 
@@ -172,7 +172,7 @@ class Name(_OfSelfModel):
 
 
 class Trait(_OfSelfModel):
-    """One trait: every update of it, and where it was clamped.
+    """One trait: every update, and whether it was clamped.
 
     Raises:
         ConfigError: there is no such trait.
@@ -209,7 +209,7 @@ class Trait(_OfSelfModel):
 
 
 class Commitment(_OfSelfModel):
-    """One commitment: opened, evidence, snoozed, closed or expired. The value is what the self-model holds of it.
+    """One commitment: opened, evidence, snoozed, closed or expired. The value is its entry in the self-model.
 
     Raises:
         ConfigError: no commitment can have this id.
@@ -322,8 +322,8 @@ def explain(
     """Explain a value at the head of the log, or at event `until_id`, by a full replay of its fold.
 
     Parameters:
-        limit: how many of the newest steps to keep; None for all.
-        advance: called with how far the replay is.
+        limit: number of steps to keep, the newest; None for all.
+        advance: called with the position of the replay.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -342,7 +342,7 @@ def explain(
 
 
 class _Recorder:
-    """Looks at a value around each event that concerns it."""
+    """Compares a value before and after each event that concerns it."""
 
     def __init__(self, subject: Subject, limit: int | None) -> None:
         self._subject = subject
@@ -352,7 +352,7 @@ class _Recorder:
         self.totals: dict[str, dict[str, float]] = {}
 
     def begin(self, state: State) -> None:
-        """Forget what was seen of another state: a replay that has to begin anew makes a new one."""
+        """Drop observations of another state: a replay that starts again makes a new one."""
         if state is not self._state:
             self._state = state
             self.events = 0

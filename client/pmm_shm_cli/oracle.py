@@ -1,4 +1,4 @@
-"""A full replay for the command line: reads the ledger and nothing else, no snapshot and no instance directory."""
+"""A full replay for the command line. Reads only the ledger: no snapshot, no instance directory."""
 
 from __future__ import annotations
 

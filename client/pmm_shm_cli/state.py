@@ -1,4 +1,4 @@
-"""What `status` and `top` know of a ledger and its daemon, whether there is one or not."""
+"""The facts that `status` and `top` show of a ledger and its daemon, if one runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pmm_shm.errors import DaemonAbsentError, DaemonError, StoreError
 from pmm_shm.instance.paths import Instance
 
 DAEMON_ANSWERS_S = 2.0
-# A daemon is some hundred microseconds behind by nature: look again before calling that lagging.
+# A healthy daemon is some hundred microseconds behind: ask again before reporting a lag.
 _LOOKS = 5
 _LOOK_AGAIN_S = 0.05
 _ENTRIES_MAX = 20_000
 
 
 class Asked(NamedTuple):
-    """The daemon's numbers, or why there are none."""
+    """The daemon's numbers, or the failure to ask it."""
 
     numbers: dict[str, Any] | None
     failure: DaemonError | None
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 
 def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
-    """Ask the daemon; again, where it is not at `head` yet."""
+    """Ask the daemon, and again while it has not reached `head`."""
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
@@ -56,7 +56,7 @@ def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
 
 
 def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> list[dict[str, str | None]]:
-    """Each problem as a dict of `problem` and `command`: what to type, None where nothing is known to help."""
+    """Each problem as a dict of `problem` and `command`: what to type, None without a known remedy."""
     from pmm_shm.remedies import remedy_for
 
     pid = recorded_pid(instance)
@@ -68,10 +68,10 @@ def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> li
 
 
 class Published(NamedTuple):
-    """What lies in the store.
+    """The content of the store.
 
     Attributes:
-        as_of: None for nothing.
+        as_of: the newest event in it; None if nothing is published.
         folds: name to {"version", "entries", "bytes", "is_complete"}: counted up to a number of entries.
     """
 
@@ -80,7 +80,7 @@ class Published(NamedTuple):
 
 
 def published(instance: Instance) -> Published:
-    """What is published, or what a daemon that is gone has left behind."""
+    """The published state, also that of a daemon that has ended."""
     from pmm_shm.store.snapshot import SnapshotReader
 
     reader = SnapshotReader(instance)
@@ -106,7 +106,7 @@ def published(instance: Instance) -> Published:
 
 
 def recorded_pid(instance: Instance) -> int | None:
-    """The pid of the last daemon; None where there is no record."""
+    """The pid of the last daemon; None without a record."""
     from pmm_shm.wire.endpoints import recorded_endpoints
 
     try:
@@ -116,7 +116,7 @@ def recorded_pid(instance: Instance) -> int | None:
 
 
 def command_of(pid: int) -> str | None:
-    """What a process was started as, without the path; None where that is not to be read."""
+    """The command line of a process, without paths; None if it cannot be read."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
@@ -126,7 +126,7 @@ def command_of(pid: int) -> str | None:
 
 
 def length_of(path: str) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """The size of a file in bytes; None if it does not exist."""
     try:
         return os.stat(path).st_size
     except OSError:

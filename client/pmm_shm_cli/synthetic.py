@@ -1,4 +1,4 @@
-"""Synthetic ledgers: what a talkative agent would have written, from a seed, with a correct `full` hash chain.
+"""Synthetic ledgers: the log of a talkative agent, made from a seed, with a correct `full` hash chain.
 
 The same seed always gives the same events, and a longer ledger begins with the shorter one's. At every prefix at most
 `OPEN_MAX` commitments are open, `EXPIRED_MAX` cids have expired in all and `DIRECTIVES_MAX` directive texts occur. From
@@ -32,7 +32,7 @@ DIRECTIVES_MAX = 50
 
 Journal = Literal["wal", "delete"]
 RawEvent = tuple[str, str, dict[str, Any]]
-"""(kind, content, meta) of an event without a place in a log."""
+"""(kind, content, meta) of an event that is not yet in a log."""
 RawRow = tuple[int, str, str, str, str, str | None, str]
 """(id, ts, kind, content, meta, prev_hash, hash)"""
 
@@ -96,7 +96,7 @@ DIRECTIVES = tuple(
 
 
 class _Story:
-    """The life of one agent: each method is something that happens, as one event or several."""
+    """The life of one agent; each method yields one thing that happens, as one event or several."""
 
     def __init__(self, seed: int) -> None:
         # `random()` alone: its sequence is the same on every Python version, and it is the fastest.
@@ -112,12 +112,12 @@ class _Story:
         self._event_id = 0
 
     def events(self) -> Iterator[RawEvent]:
-        """What happens, without end."""
+        """An endless stream of events."""
         chance = self._random
         for draft in self._turns():
             self._event_id += 1
             yield draft
-            # Work in the background, between any two events of a conversation.
+            # Background work, between any two events of a conversation.
             if chance() < 0.02:
                 self._event_id += 1
                 yield self._policy() if chance() < 0.1 else self._violation()
@@ -128,7 +128,7 @@ class _Story:
             yield from self._exchange()
             if chance() < 0.45:
                 yield self._autonomy_tick()
-            # More than are settled while there are few, and fewer while there are many.
+            # Few open commitments: open more than are settled; many: fewer.
             if chance() < (0.6 if len(self._open) < OPEN_USUAL else 0.1):
                 yield from self._open_commitment()
             if chance() < 0.22:
@@ -160,7 +160,7 @@ class _Story:
     def _autonomy_tick(self) -> RawEvent:
         chance = self._random
         self._tick += 1
-        # Noise with a slow pull: a young agent stands at S0, an old one moves between S1 and S4.
+        # Noise with a slow trend: a young agent is at S0, an old one moves between S1 and S4.
         self._ias = min(1.0, max(0.0, self._ias + 0.002 * (0.68 - self._ias) + 0.03 * (chance() - 0.5)))
         self._gas = min(1.0, max(0.0, self._ias - 0.15 + 0.04 * (chance() - 0.5)))
         telemetry = {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4)}
@@ -189,7 +189,7 @@ class _Story:
         if not self._open:
             return
         chance = self._random()
-        # The older, the likelier: squaring favours the front of the list.
+        # Older entries are likelier: squaring favours the front of the list.
         index = int(self._random() ** 2 * len(self._open))
         cid = self._open[index][0]
         if chance < 0.12:
@@ -260,13 +260,13 @@ class _Story:
 
 
 def synthetic_events(seed: int) -> Iterator[RawEvent]:
-    """Events as (kind, content, meta), without end; the same for the same seed."""
+    """An endless stream of (kind, content, meta); the same seed gives the same events."""
     return _Story(seed).events()
 
 
 def synthetic_rows(seed: int) -> Iterator[RawRow]:
-    """Rows of a ledger as they lie in its columns, from id 1, chained with the formula `full`."""
-    # Another sequence than the story's: seconds between events must not hang on what happens.
+    """Rows with the values of all columns, from id 1, chained with the formula `full`."""
+    # A separate random sequence: the seconds between events must not depend on the story.
     chance = random.Random(seed ^ 0x5EED).random
     now_us = 0
     minute, prefix = -1, ""
@@ -277,7 +277,7 @@ def synthetic_rows(seed: int) -> Iterator[RawRow]:
             minute = now_us // _MINUTE_US
             prefix = _minute_text(minute)
         ts = f"{prefix}{now_us // 1_000_000 % 60:02d}.{now_us % 1_000_000:06d}+00:00"
-        # Canonical in the column too: what is hashed is what is stored, and it is serialised once.
+        # Canonical in the column, too: the stored text is the hashed one, and is serialised once.
         text = canonical_json(meta)
         digest = hash_of_parts("full", event_id, f'"{ts}"', f'"{kind}"', canonical_json(content), text, previous_json)
         yield event_id, ts, kind, content, text, previous, digest
@@ -299,7 +299,7 @@ def generate(
     """Write a synthetic ledger of `events` events; returns its real path.
 
     Parameters:
-        path: where nothing may stand yet.
+        path: a file that does not exist yet.
         progress: called with the number of events written so far.
 
     Raises:
@@ -320,7 +320,7 @@ def generate(
 
 def _write(path: str, rows: Iterator[RawRow], journal: Journal, progress: Callable[[int], None]) -> None:
     with contextlib.closing(sqlite3.connect(os.fsencode(path), isolation_level=None)) as connection:
-        # Nobody else knows the file, and it is thrown away if this fails: no journal, no syncing until the end.
+        # No other process knows the file, and it is removed on failure: no journal, and one sync at the end.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute("BEGIN")

@@ -1,4 +1,4 @@
-"""What a shell is offered for each argument and option. Opens no ledger and loads no fold."""
+"""Completions for the shell, by argument and option. Opens no ledger and loads no fold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ledger_and_file(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def ledger_and_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
-    """`[LEDGER] TEXT`: the text is nobody's to guess."""
+    """`[LEDGER] TEXT`: a text cannot be completed."""
     return _ledger_then(ctx, param, incomplete, ())
 
 
@@ -64,7 +64,7 @@ def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Co
 def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, words: Sequence[str]) -> Completions:
     given = ctx.params.get(param.name or "") or ()
     if not given:
-        # Words that stand alone mean the ledger in PMM_DB; where none fits, the shell shows files.
+        # A single word refers to the ledger in PMM_DB; if none fits, the shell shows files.
         return files(ctx, param, incomplete) + (_beginning(incomplete, words) if os.environ.get("PMM_DB") else [])
     return _beginning(incomplete, words) if len(given) == 1 else []
 
@@ -74,7 +74,7 @@ def _beginning(incomplete: str, words: Sequence[str]) -> Completions:
 
 
 def _registered() -> list[str]:
-    """Names of users' folds by their entry points, without loading them."""
+    """Names of registered folds, by their entry points; loads none of them."""
     from importlib.metadata import entry_points
 
     from pmm_shm.folds.registry import GROUP

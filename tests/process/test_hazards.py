@@ -164,7 +164,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     # data.mdb, and lock.mdb, which a process that has LMDB's environment open does not open so.
     "pmm_shm/store/inspection.py": {"open": 1, "(directory / LOCK_TABLE_FILE).read_bytes": 1},
     # The ledger, by SQLite; its name for the mode keeps it from locks, not from minding the others' of its process.
-    "client/pmm_shm_cli/doctor/look.py": {
+    "client/pmm_shm_cli/doctor/gathering.py": {
         "sqlite3.connect": 1,
         "instance.endpoints_file.read_text": 1,
         "probe.connect": 1,

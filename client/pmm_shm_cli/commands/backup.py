@@ -14,10 +14,11 @@ from pmm_shm_terminal.output import plain, print_json, progress
 @ledger_timeout_option
 @json_option
 def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Copy LEDGER to the new file FILE, as of one moment; workers, readers and the daemon may run.
+    """Copy LEDGER to the new file FILE.
 
-    An existing FILE is refused. FILE has mode 0600, and `pmm-shm restore FILE LEDGER` puts it back. In WAL mode nobody
-    waits. With a rollback journal, appends wait until the copy is complete: about 0.4 s for 115 MiB.
+    The copy shows one moment; workers, readers and the daemon may run. An existing FILE is refused. FILE has mode 0600,
+    and `pmm-shm restore FILE LEDGER` puts it back. In WAL mode nobody waits. With a rollback journal, appends wait
+    until the copy is complete: about 0.4 s for 115 MiB.
     """
     ledger, file = ledger_and_word(words, "FILE")
     from pmm_shm.ledger import backup as backing_up

@@ -32,7 +32,7 @@ _LINE_EVERY_S = 1.0
     default=4,
     show_default=True,
     metavar="N",
-    help="How many of them there are.",
+    help="Number of workers.",
 )
 @click.option(
     "--seconds",
@@ -40,17 +40,19 @@ _LINE_EVERY_S = 1.0
     default=6.0,
     show_default=True,
     metavar="S",
-    help="How long they append and read.",
+    help="Duration of the run.",
 )
 @click.option(
     "--keep",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Work in this new or empty directory, and leave everything there.",
+    help="Work in this new or empty directory, and keep it.",
 )
 @json_option
 def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
-    """See it work: a ledger, a daemon that is killed and started again, workers that append and read meanwhile.
+    """Show pmm-shm at work in a temporary directory.
+
+    Workers append and read while the daemon is killed and started again.
 
     Ends with a comparison of every answer with a full replay; exit code 5 where they differ.
     """

@@ -26,14 +26,14 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.subjects)
-@click.option("--integer", is_flag=True, help="CID is an integer; otherwise it is one only where no text has it.")
+@click.option("--integer", is_flag=True, help="CID is an integer. Without this, a text with these digits is preferred.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
     default=_STEPS_SHOWN,
     show_default=True,
     metavar="N",
-    help="How many of the newest events to list; 0 for all.",
+    help="Number of events to list, the newest; 0 for all.",
 )
 @click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Explain the value at this event.")
 @ledger_timeout_option
@@ -41,7 +41,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 def explain(
     words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: float, as_json: bool
 ) -> None:
-    """List the events that made a value what it is, with the value before and after each.
+    """List the events that led to a value, each with the change.
 
     WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics. It is a full replay, event by
     event: no cache, no daemon. Of metrics, the changes are those before feedback and clamping.
@@ -88,7 +88,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
-    """What the words may mean, the likeliest first."""
+    """The possible meanings of the words, the likeliest first."""
     from pmm_shm_cli.explaining import Commitment, MetricsSubject, Name, Trait
 
     if subject == "commitment":
@@ -154,7 +154,7 @@ def _value(value: Any) -> Any:
 
 
 def _commitment(value: Mapping[str, Any]) -> str:
-    """A commitment's state in a word or two; its entry stands above."""
+    """A commitment's state in a word or two; its entry is printed above."""
     status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"
     return f"{status}, evidence" if value["has_evidence"] else status
 

@@ -31,10 +31,10 @@ StatusNumbers = dict[str, Any]
 @timeout_option(DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
 @json_option
 def status(ledger: str | None, timeout: float, as_json: bool) -> None:
-    """Show how LEDGER's daemon is (healthy, lagging, degraded or absent), how far it is, its numbers, and what to type
-    where something is wrong.
+    """Show health and position of the daemon.
 
-    Exit codes: 0 what is published follows the log, 3 no daemon, 4 it lags, does not come on, or does not answer.
+    Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Exit codes: 0 the
+    published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance

@@ -1,6 +1,6 @@
 """`pmm-shm top`: a ledger and its daemon, live in the terminal.
 
-Owns the terminal while it runs, and gives it back as it was, however it ends.
+Owns the terminal while it runs, and restores its settings however it ends.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _PIPE_LINES = 24
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between looks.",
+    help="Time between two samples.",
 )
-@click.option("--once", is_flag=True, help="Look twice, print one frame, and exit; so does what is no terminal.")
+@click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
 @json_option
 def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
-    """Watch LEDGER and its daemon: rates, lag, memory, readers, and how IAS and GAS go. q leaves.
+    """Watch a ledger and its daemon live. Press q to quit.
 
-    With --json, one look as one value.
+    Shows rates, lag, memory, readers, and the course of IAS and GAS. With --json, prints one sample as one value.
     """
     path = the_ledger(ledger)
     watch = _Monitor(path)
@@ -68,10 +68,10 @@ def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
 
 
 class _Monitor:
-    """Looks at a ledger and its daemon.
+    """Takes samples of a ledger and its daemon.
 
     Raises:
-        LedgerError: there is no usable ledger to begin with.
+        LedgerError: no usable ledger.
     """
 
     def __init__(self, path: str) -> None:
@@ -85,7 +85,7 @@ class _Monitor:
         self._own_commands = 0
 
     def look(self) -> dict[str, Any]:
-        """What is to be seen now; also taken into the rates."""
+        """Take a sample; the rates include it."""
         from pmm_shm_cli import state
         from pmm_shm_cli.sampling import Sample
 
@@ -121,7 +121,7 @@ class _Monitor:
         }
 
     def rates(self) -> dict[str, float | None]:
-        """Per second, as of the last look."""
+        """Rates per second, as of the last sample."""
         names = ("events", "reads", "commands", "commits")
         return {**{name: getattr(self._series, name)[-1] for name in names}, "hit_rate": self._series.hit_rate}
 
@@ -155,7 +155,7 @@ def _run(watch: _Monitor, interval_s: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """A function that waits for a key, up to some seconds; the terminal's settings are put back at the end."""
+    """A function that waits some seconds for a key. The terminal's settings are restored at the end."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     changed = termios.tcgetattr(descriptor)

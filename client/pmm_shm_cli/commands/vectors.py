@@ -47,7 +47,7 @@ _LOOK_ANSWERS_S = 0.5
 _model_option = click.option(
     "--model",
     metavar="NAME",
-    help="The embedder, by its name; the one in PMM_EMBEDDER, or else local-bow, unless told.",
+    help="Name of the embedder.  [default: the one in PMM_EMBEDDER, or local-bow]",
     shell_complete=completers.embedders,
 )
 
@@ -62,11 +62,11 @@ _model_option = click.option(
     default=5,
     show_default=True,
     metavar="N",
-    help="How many events to find.",
+    help="Number of events to find.",
 )
 @_model_option
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
-@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not their ids only.")
+@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not only their ids.")
 @ledger_timeout_option
 @json_option
 def search(
@@ -79,7 +79,7 @@ def search(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Find the events of LEDGER that are nearest to TEXT, by the cosine similarity of their vectors.
+    """Find the events nearest to TEXT, by cosine similarity.
 
     pmm-cached publishes the vectors; what it has not taken in yet is embedded here. Vectors out of the ledger's table
     event_embeddings are those of the model imported-DIMENSION, which takes --vector only.
@@ -199,7 +199,7 @@ def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
 )
 @json_option
 def embed(ledger: str | None, text: str | None, model: str | None, timeout: float, as_json: bool) -> None:
-    """Bring the vectors of LEDGER's events up to date and show their tables; with --text, embed a text.
+    """Update the vectors of all events. With --text, embed a text.
 
     The daemon reads the table event_embeddings, where the ledger has one, and embeds what it has not embedded yet.
     """

@@ -1,8 +1,8 @@
 """Gathers the facts of one ledger: its files, its rows, its instance directory, its daemon.
 
-Writes nothing and makes no file; only the index that SQLite keeps in a `-shm` file that is there bears its marks. The
-ledger's files are opened by SQLite alone, and a ledger in WAL mode that nobody has open is read without the index that
-SQLite would make beside it. LMDB's files are read without LMDB.
+Writes nothing and makes no file. Reading leaves marks only in an existing `-shm` file, SQLite's index. The ledger's
+files are opened only by SQLite. A ledger in WAL mode that nobody has open is read without the index that SQLite would
+make beside it. LMDB's files are read without LMDB.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pmm_shm_cli.doctor.facts import (
 from pmm_shm_cli.doctor.processes import process_state
 
 NEWEST_ROWS = 1_000
-"""So many rows at the end of the ledger are checked; all of them are for `verify`."""
+"""Number of rows checked, the newest; `verify` checks all."""
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _MEMORY = frozenset({0x01021994, 0x858458F6})
@@ -57,7 +57,7 @@ _KINDS: dict[int, FileKind] = {
 
 
 def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
-    """The facts of the ledger at a real path; whatever is there, this does not raise."""
+    """The facts of the ledger at a real path. Raises nothing, whatever it meets."""
     directory = os.path.dirname(path)
     sides = {suffix: found for suffix in _SIDE_FILES if (found := file_at(path + suffix)) is not None}
     kept = [file_at(name) for name in sorted(glob.glob(glob.escape(path) + ".*"))]
@@ -74,13 +74,13 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
 
 
 def is_leftover(ledger: str, path: str) -> bool:
-    """Whether a restore made the file: a safety copy, or a copy it had no time to remove."""
+    """Whether a restore made the file: a safety copy, or a temporary one of a restore that was killed."""
     suffix = path.removeprefix(ledger)
     return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(_SIDE_FILES)
 
 
 def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
-    """The facts of the instance directory and of the daemon; whatever is there, this does not raise."""
+    """The facts of the instance directory and of the daemon. Raises nothing, whatever it meets."""
     directory, distrust, is_closed = file_at(str(instance.directory)), None, False
     entries: tuple[File, ...] = ()
     if directory is not None:
@@ -131,7 +131,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
 
 
 def file_at(path: str) -> File | None:
-    """What stands at a path; None where nothing does, or nobody may look."""
+    """The file at a path; None if it does not exist or may not be seen."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
@@ -150,7 +150,7 @@ def file_at(path: str) -> File | None:
 
 
 def disk_of(directory: str) -> Disk:
-    """On what a directory lies, and how much room there is."""
+    """The file system of a directory, and its free room."""
     try:
         numbers = os.statvfs(directory)
     except OSError:
@@ -160,7 +160,7 @@ def disk_of(directory: str) -> Disk:
         file_systems.network_file_system(directory),
         file_systems.type_number(directory) in _MEMORY,
         numbers.f_bavail * numbers.f_frsize,
-        # Some file systems do not count files, and say 0 of 0.
+        # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
     )
 
@@ -169,7 +169,7 @@ def disk_of(directory: str) -> Disk:
 
 
 def _read(path: str, timeout_s: float) -> RowFacts | None:
-    """What SQLite says; None where it would have to make an index first.
+    """The facts that SQLite reads; None if it would have to make an index first.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -188,7 +188,7 @@ def _read(path: str, timeout_s: float) -> RowFacts | None:
             continue
         finally:
             connection.close()
-        # Without locks: what was written meanwhile may have been read in halves.
+        # Read without locks: a concurrent write may have been read in part.
         if mode == "ro" or _status(path) == before:
             return rows
     raise LedgerBusyError(f"{path}: written again and again while it was read")
@@ -226,7 +226,7 @@ def _rows(connection: Connection) -> RowFacts:
             rows = connection.retry(lambda: handle.execute(sql, parameters).fetchall())
             return rows[0][0] if rows else None
 
-        # SQLite tells none of an immutable file.
+        # SQLite reports none for an immutable file.
         journal = "wal" if connection.mode == "immutable" else str(one("PRAGMA journal_mode"))
         head_id = one("SELECT max(id) FROM events") or 0
         first_id = one("SELECT min(id) FROM (SELECT id FROM events ORDER BY id DESC LIMIT ?)", NEWEST_ROWS) or 0
@@ -245,8 +245,9 @@ def _rows(connection: Connection) -> RowFacts:
 
 
 def _is_in_wal_mode(path: str) -> bool:
-    """Whether a ledger that nobody has open is in WAL mode: without locks SQLite refuses to read one, before it makes
-    any other file.
+    """Whether a ledger that nobody has open is in WAL mode.
+
+    Without locks SQLite refuses to read one, before it makes any other file.
     """
     uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
     try:
@@ -256,7 +257,7 @@ def _is_in_wal_mode(path: str) -> bool:
     except sqlite3.OperationalError:
         return True
     except sqlite3.DatabaseError:
-        # No database, or written in between: whoever opens it in order says which.
+        # No database, or written meanwhile: opening it in the normal way reports which.
         return False
 
 
@@ -284,7 +285,7 @@ def _socket_state(path: str) -> SocketState:
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
-            # The socket of the workers' reports takes datagrams.
+            # The socket for the workers' reports is one for datagrams.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
                 probe.connect(path)
     except PermissionError:
