@@ -23,7 +23,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "client")]  # this checkout, whatever is installed
-_NOTE = "<!-- Written by tools/reference.py out of the code: `make docs`. -->"
+_NOTE = "<!-- Written by tools/reference.py from the code: `make docs`. -->"
 _WIDTH = 120
 
 # What users meet, in that order. None stands for everything public that a module defines.
