@@ -36,7 +36,7 @@ _FIRST_BUILD_S = 120.0
 WORKER = """
 import json, sys
 from pmm_shm_client import connect
-from pmm_shm_chat.responders import OfflineResponder
+from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.turn import Chat
 
 ledger, name, turns, recall = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -36,7 +36,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import text_key
-from pmm_shm.vectors.event_table import TableRecord, TableView, table_key
+from pmm_shm.vectors.event_table import EventTableRecord, EventTableView, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS
 from pmm_shm.vectors.nearest import nearest
 from pmm_shm.vectors.text_table import model_tag, text_vector_key
@@ -218,13 +218,13 @@ def mapped_search(ledger: Path, model: str) -> Iterator[Callable[[np.ndarray], F
         with environment.read_mapped() as records:
             data = records.get(table_key(model))
             assert data is not None
-            table = TableView(records, TableRecord.unpack(bytes(data)))
+            table = EventTableView(records, EventTableRecord.unpack(bytes(data)))
             return nearest([*table.blocks(), tail], query, K)
 
     with environment.read_mapped() as records:
         data = records.get(table_key(model))
         assert data is not None
-        tail = TableView(records, TableRecord.unpack(bytes(data))).tail()
+        tail = EventTableView(records, EventTableRecord.unpack(bytes(data))).tail()
     try:
         yield search
     finally:

@@ -1,6 +1,6 @@
 """Values as bytes, without loss: msgpack with two extensions.
 
-| extension | holds | as |
+| extension | value | stored as |
 | --- | --- | --- |
 | 1 | an integer over 64 bits | signed, big-endian, two's complement |
 | 2 | a tuple | the packed list of its items |
@@ -23,7 +23,7 @@ _BIG_INTEGER = 1
 _TUPLE = 2
 
 Key = str | int | tuple["Key", ...]
-"""A table's key. `True` and `1.0` are no keys: they would be equal to 1 in memory and not in the store."""
+"""A table's key. `True` and `1.0` are not allowed: they equal 1 in memory, but not in the store."""
 
 
 def _pack_extension(value: Any) -> msgpack.ExtType:
@@ -50,7 +50,7 @@ def pack(value: Any) -> bytes:
     """
     global _plain
     try:
-        # A packer that calls nobody back cannot be entered twice; a new one for each value costs six times as much.
+        # Without a callback, a packer cannot be re-entered; a new one for each value costs six times as much.
         packed: bytes = _plain.pack(value)
     except (TypeError, OverflowError):
         return _pack_any(value)
@@ -65,7 +65,7 @@ def _pack_any(value: Any) -> bytes:
 
 
 def _plain_packer() -> msgpack.Packer:
-    """Packs what needs no extension. Keeps a buffer of the largest value it has seen."""
+    """A packer for values that need no extension. It keeps a buffer as large as the largest value it has packed."""
     return msgpack.Packer(strict_types=True, unicode_errors="surrogatepass")
 
 
@@ -73,10 +73,10 @@ _plain = _plain_packer()
 
 
 def unpack(data: bytes) -> Any:
-    """The value that `pack` made `data` of.
+    """The value that was packed.
 
     Raises:
-        ValueError: not such bytes.
+        ValueError: `pack` does not make such bytes.
     """
     return msgpack.unpackb(data, ext_hook=_unpack_extension, strict_map_key=False, unicode_errors="surrogatepass")
 
@@ -92,12 +92,12 @@ def pack_key(key: Key) -> bytes:
     packed = pack(key)
     if len(packed) <= limits.KEY_BYTES_MAX - 64:
         return packed
-    # 0xc1 never begins a msgpack value, so no short key is taken for a long one.
+    # No msgpack value begins with 0xc1, so a short key never looks like a long one.
     return b"\xc1" + blake2b(packed, digest_size=32).digest()
 
 
 def check_key(key: object) -> None:
-    """Raise `TypeError` for what cannot be a table's key."""
+    """Raise `TypeError` if `key` cannot be a table's key."""
     if type(key) is tuple:
         for item in key:
             check_key(item)

@@ -1,7 +1,7 @@
-"""Whether colours are wanted: one answer for daemon, command line and chat.
+"""Whether to use colours: one rule for daemon, command line and chat.
 
-NO_COLOR (https://no-color.org) goes before FORCE_COLOR, and that before what the stream is. A terminal that says it is
-a dumb one gets none.
+NO_COLOR (https://no-color.org) wins over FORCE_COLOR, which wins over the kind of stream. With TERM=dumb there are no
+colours.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TextIO
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether control sequences for colours and styles go to this stream."""
+    """Whether to write control sequences for colours and styles to this stream."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()

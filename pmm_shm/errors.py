@@ -1,7 +1,7 @@
 """Every error that pmm-shm raises on purpose: one class per reaction of the caller.
 
-All derive from `PmmShmError`. A message is one line that names the file or value concerned and, where there is one,
-the remedy.
+All derive from `PmmShmError`. A message is one line that names the file or value concerned and, if one is known, the
+remedy; `pmm_shm.remedies` has what to type.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ class PmmShmError(Exception):
 
 
 class ConfigError(PmmShmError, ValueError):
-    """A flag, option or environment variable has a value that means nothing: correct it."""
+    """The value of a flag, option or environment variable is invalid: correct it."""
 
 
 class LedgerError(PmmShmError):
-    """Base of what can be wrong with a ledger file."""
+    """Base of all errors about a ledger file."""
 
 
 class LedgerNotFoundError(LedgerError, FileNotFoundError):
-    """There is no file at the ledger's path."""
+    """No file exists at the ledger's path."""
 
 
 class NotALedgerError(LedgerError):
-    """The file is there and is not a ledger: not a database, empty, or without a usable `events` table."""
+    """The file is not a ledger: not a database, empty, or without a usable `events` table."""
 
 
 class LedgerUnreadableError(LedgerError):
-    """The ledger cannot be read from this process: permissions, a failing disk, a network file system, a journal that
-    nobody rolled back.
+    """The ledger cannot be read from this process: permissions, a failing disk, a network file system, or a journal
+    that was not rolled back.
     """
 
 
@@ -40,40 +40,40 @@ class LedgerUnwritableError(LedgerError):
 class LedgerBusyError(LedgerError, TimeoutError):
     """Another process held the ledger until the deadline, or this thread is within a call; nothing was written.
 
-    Trying again is safe.
+    A retry is safe.
     """
 
 
 class LedgerReplacedError(LedgerError):
-    """The non-empty `-wal` of a predecessor lies beside the ledger's path: opening it would destroy data."""
+    """The ledger was replaced beside the non-empty `-wal` of the former file: opening it would destroy data."""
 
 
 class LockLostError(LedgerError):
-    """SQLite believes that it holds a lock which the system does not know: this process must not touch the ledger."""
+    """SQLite has lost its lock on the ledger without noticing: this process must not touch the ledger."""
 
 
 class ChainError(LedgerError):
-    """The hash chain is broken where it must not be: nothing can be appended after it, or it is a backup's."""
+    """The hash chain is broken: of a ledger to append to, or of a backup to restore."""
 
 
 class InvalidEventError(LedgerError, ValueError):
-    """An event that could not be stored and read back as it is; nothing was written."""
+    """An event that could not be stored and read back unchanged; nothing was written."""
 
 
 class StoreError(PmmShmError):
-    """The shared snapshot cannot be opened or used; exact reads do without it."""
+    """The shared snapshot cannot be opened or used; exact reads work without it."""
 
 
 class InstanceDirectoryError(StoreError):
-    """The instance directory is not one to trust: its owner, its mode, or what it is; nothing in it is used."""
+    """The instance directory cannot be trusted, because of its owner, mode or kind; nothing in it is used."""
 
 
 class SnapshotUnavailableError(StoreError):
-    """Nothing is published yet, and the caller asked for what is published."""
+    """The caller asked for the published state, and nothing is published yet."""
 
 
 class DaemonError(PmmShmError):
-    """Base of what can go wrong between a client and the daemon."""
+    """Base of all errors between a client and the daemon."""
 
 
 class DaemonAbsentError(DaemonError):
@@ -89,7 +89,7 @@ class DaemonRunningError(DaemonError):
 
 
 class CommandError(DaemonError):
-    """The daemon refused a command or failed at it; the message is the daemon's."""
+    """The daemon refused a command, or failed to execute it; the message is the daemon's."""
 
 
 class UnknownFoldError(PmmShmError, KeyError):
@@ -108,7 +108,7 @@ class InvalidTextError(PmmShmError, ValueError):
 
 
 class InvalidVectorError(PmmShmError, ValueError):
-    """A vector that cannot be used: not finite, not one row of numbers, or of another dimension than the table."""
+    """A vector that cannot be used: not finite, not one row of numbers, or with another dimension than the table."""
 
 
 class UnknownModelError(PmmShmError, KeyError):
@@ -119,7 +119,7 @@ class UnknownModelError(PmmShmError, KeyError):
 
 
 class EmbedderError(PmmShmError):
-    """An embedder failed, is not installed, or returned what are no vectors; trying again later may help."""
+    """An embedder failed, is not installed, or returned no vectors; a later retry may help."""
 
 
 class MissingExtraError(PmmShmError):

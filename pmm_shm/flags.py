@@ -1,8 +1,8 @@
-"""The environment variables, read in this one place.
+"""The environment variables; only this module reads them.
 
 `PMM_USE_PROJECTION_CACHE` and `PMM_USE_METRICS_CACHE` have three states: `Flag.ON` is the shared cache, `Flag.OFF` is a
-plain full replay everywhere, and `Flag.UNSET` leaves it to the entry point (a replay for the drop-in functions, the
-cache for `connect`).
+plain full replay everywhere, and with `Flag.UNSET` the entry point decides (a replay for the drop-in
+functions, the cache for `connect`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES = frozenset(
         "PMM_USE_PROJECTION_CACHE",
     }
 )
-"""Every variable that means something."""
+"""Every variable that the project reads."""
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
@@ -49,12 +49,12 @@ def _flag(name: str) -> Flag:
 
 
 def projection_cache() -> Flag:
-    """`PMM_USE_PROJECTION_CACHE`: where self-model, identity, commitments, directives, recent and your own folds come
-    from.
+    """`PMM_USE_PROJECTION_CACHE`: the source of self-model, identity, commitments, directives, recent and your own
+    folds.
 
     True (`true`, `1`, `yes`, `on`): the shared cache. False (`false`, `0`, `no`, `off`): a plain full replay for each
     read. Unset or empty: a replay for `build_self_model_cached`, the shared cache for a cache made by `connect`. Case
-    and surrounding white space do not count.
+    and surrounding white space are ignored.
 
     Raises:
         ConfigError: anything else.
@@ -72,8 +72,7 @@ def metrics_cache() -> Flag:
 
 
 def embedding_cache() -> Flag:
-    """`PMM_USE_EMBEDDING_CACHE`: false lets `embed` and `embed_many` compute each vector, and look nothing up; unset is
-    true.
+    """`PMM_USE_EMBEDDING_CACHE`: with false, `embed` and `embed_many` compute every vector anew; unset means true.
 
     Raises:
         ConfigError: neither true nor false nor empty.
@@ -83,20 +82,20 @@ def embedding_cache() -> Flag:
 
 
 def embedder() -> str | None:
-    """`PMM_EMBEDDER`: the embedder of daemon and workers where none is named: `wordllama`, `openai:MODEL`,
-    `openai:MODEL/DIMENSION`, `package.module:attribute`, or `local-bow`, which it is where it is unset.
+    """`PMM_EMBEDDER`: the default embedder of daemon and workers: `local-bow` (if unset), `wordllama`, `openai:MODEL`,
+    `openai:MODEL/DIMENSION` or `package.module:attribute`.
     """
     return os.environ.get("PMM_EMBEDDER", "").strip() or None
 
 
 def default_ledger() -> str | None:
-    """`PMM_DB`: the ledger of `connect()` without a path, of `pmm-shm` and of `pmm-cached`, where none is named."""
+    """`PMM_DB`: the default ledger of `connect()`, `pmm-shm` and `pmm-cached`."""
     return os.environ.get("PMM_DB") or None
 
 
 def shm_dir() -> Path | None:
-    """`PMM_SHM_DIR`: the base of the instance directories; the same for a daemon and its workers. Where it is unset or
-    empty, the state of a ledger lies beside it, in `<ledger>-cache`.
+    """`PMM_SHM_DIR`: the base of the instance directories; the same for a daemon and its workers. If it is unset or
+    empty, the state of a ledger is beside the ledger, in `<ledger>-cache`.
     """
     value = os.environ.get("PMM_SHM_DIR")
     return Path(os.path.abspath(value)) if value else None

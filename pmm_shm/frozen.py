@@ -1,6 +1,4 @@
-"""Immutable copies of JSON values that still are dicts and lists: comparable, serialisable, read-only all the way
-down.
-"""
+"""Immutable copies of JSON values: still dicts and lists, comparable, serialisable, and read-only at every depth."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ def thawed(value: Any) -> Any:
         for item in value.values():
             if item.__class__ not in _SCALARS:
                 return {key: thawed(item) for key, item in value.items()}
-        # Nearly every entry is flat, and a read of the self-model thaws hundreds: copied whole, four times as fast.
+        # Nearly every entry is flat, and a read of the self-model thaws hundreds: `dict.copy` is four times as fast.
         return dict.copy(value)
     if isinstance(value, list):
         return [thawed(item) for item in value]

@@ -1,23 +1,9 @@
-"""Names that users give: which text may be the name of a fold or of a model."""
+"""Which text may be the name of a model."""
 
 from __future__ import annotations
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError, UnknownFoldError
-
-
-def checked_fold_name(name: object) -> None:
-    """Let what may be the name of a fold pass.
-
-    Raises:
-        UnknownFoldError: no fold can have this name.
-    """
-    try:
-        is_name = isinstance(name, str) and 0 < len(name.encode()) <= 64
-    except UnicodeEncodeError:
-        is_name = False
-    if not is_name:
-        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to 64 bytes")
+from pmm_shm.errors import ConfigError
 
 
 def checked_model_name(name: object) -> str:

@@ -1,4 +1,4 @@
-"""Which versions this process is made of: of the distribution, of what it stores and says, and of what it stands on."""
+"""The versions of this process: of pmm-shm, its store format, its protocol, Python and SQLite."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pmm_shm.wire import protocol
 
 DISTRIBUTION = "pmm-shm"
 UNKNOWN = "unknown"
-"""The version of a checkout that is not installed, or that cannot be looked up."""
+"""The version where pmm-shm is not installed, or its version cannot be read."""
 
 
 def distribution_version() -> str:
-    """The version of pmm-shm as it is installed."""
+    """The version of the installed pmm-shm."""
     try:
         return version(DISTRIBUTION)
     except (PackageNotFoundError, ImportError):
-        # The interpreter's own files may lie where a process that gave up its privileges cannot read any more.
+        # A process that gave up its privileges may no longer be able to read the interpreter's own files.
         return UNKNOWN
 
 
 def of_this_process() -> dict[str, str | int]:
-    """What the daemon says of itself, and what a client compares it with."""
+    """The versions that the daemon reports, and a client compares with its own."""
     return {
         "version": distribution_version(),
         "format": FORMAT,

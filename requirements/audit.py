@@ -1,4 +1,4 @@
-"""`make audit`: known vulnerabilities of what is locked. Where there is no network it says so, and succeeds."""
+"""`make audit`: known vulnerabilities of the locked packages. Without a network it says so, and succeeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NO_NETWORK = re.compile(r"ConnectionError|ProxyError|Max retries|ConnectTimeout
 
 
 def audit(program: str, locks: list[str]) -> int:
-    """Run pip-audit over locks, tell what it found in a line each, and return the exit code."""
+    """Run pip-audit on lock files, print each finding on a line, and return the exit code."""
     options = ["--progress-spinner=off", "--disable-pip", "--require-hashes", "--format=json", "--timeout=15"]
     for lock in locks:
         options += ["-r", lock]
@@ -30,14 +30,14 @@ def audit(program: str, locks: list[str]) -> int:
     audited = sum("skip_reason" not in package for package in packages)
     for line in findings:
         print(f"audit: {line}")
-    why = "" if audited == len(packages) else "; of the others, the index tells nothing here"
+    why = "" if audited == len(packages) else "; the index has no data about the others"
     print(f"audit: {audited} of {len(packages)} packages audited, {len(findings)} findings{why}")
     return 1 if findings else 0
 
 
 def _findings(package: dict[str, Any]) -> list[str]:
     return [
-        f"{package['name']} {package['version']}: {one['id']}; mended in {', '.join(one['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {one['id']}; fixed in {', '.join(one['fix_versions']) or 'none'}"
         for one in package.get("vulns", [])
     ]
 

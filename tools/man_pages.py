@@ -1,6 +1,6 @@
-"""Writes the manual pages of `pmm-shm`, each of its commands, and `pmm-cached` into a directory.
+"""Writes manual pages for `pmm-shm`, each of its commands, and `pmm-cached` into a directory.
 
-The source is what `--help` shows: click's own structures. Writes nothing but the pages; `make man` runs it.
+The source is the same as that of `--help`: click's own structures. `make man` runs it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pmm_shm_cli.main import cli as pmm_shm
 
 _SPECIAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti"}
 _ENVIRONMENT = (
-    ("PMM_DB", "The ledger where none is named."),
+    ("PMM_DB", "The ledger, if none is named."),
     ("PMM_SHM_DIR", "Base of the instance directories, instead of beside the ledger; the same for daemon and workers."),
-    ("PMM_EMBEDDER", "The embedder where none is named."),
-    ("PMM_USE_PROJECTION_CACHE, PMM_USE_METRICS_CACHE, PMM_USE_EMBEDDING_CACHE", "false: do without the shared state."),
-    ("NO_COLOR, FORCE_COLOR", "No colours; colours where there is no terminal, too."),
+    ("PMM_EMBEDDER", "The embedder, if none is named."),
+    ("PMM_USE_PROJECTION_CACHE, PMM_USE_METRICS_CACHE, PMM_USE_EMBEDDING_CACHE", "false: do not use the shared state."),
+    ("NO_COLOR, FORCE_COLOR", "No colours; colours in files and pipes, too."),
 )
 
 
@@ -75,12 +75,12 @@ def _page(name: str, command: click.Command, context: click.Context, names: Sequ
 
 
 def _help_of(command: click.Command) -> str:
-    # As click does: what follows a form feed is not for users.
+    # Like click, cut at a form feed: the rest is not for users.
     return (command.help or "").partition("\f")[0].strip()
 
 
 def _summary(about: str) -> str:
-    """The first sentence, without the dot at its end."""
+    """The first sentence, without its full stop."""
     first = " ".join(about.split("\n\n")[0].split())
     return re.split(r"(?<=[^.])\.(?:\s|$)", first)[0]
 
@@ -91,14 +91,14 @@ def _paragraphs(about: str) -> Iterator[str]:
         if number and rows[0] != "\b":
             yield ".PP"
         if rows[0] == "\b":
-            # Lines as they are, which click does not wrap either.
+            # Lines that click does not wrap either.
             yield from (".PP", ".nf", *map(_text, rows[1:]), ".fi")
         else:
             yield _text(" ".join(rows))
 
 
 def _text(text: str) -> str:
-    """Text in roff: nothing in it is a request or an escape, and all of it is ASCII."""
+    """Text in roff: pure ASCII, without requests or escapes."""
     shown = "".join(
         _SPECIAL.get(char) or (char if char.isascii() else rf"\[u{ord(char):04X}]") for char in text.strip("\b")
     )
@@ -110,7 +110,7 @@ def _quoted(text: str) -> str:
 
 
 def _date() -> str:
-    """Today, or the day that a build which is to be repeatable names."""
+    """Today, or the day in SOURCE_DATE_EPOCH, for reproducible builds."""
     epoch_s = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     return time.strftime("%Y-%m-%d", time.gmtime(epoch_s))
 

@@ -1,7 +1,7 @@
-"""Writes `docs/reference` (API.md, CLI.md, SETTINGS.md) out of the code: its docstrings, signatures and click commands.
+"""Writes `docs/reference` (API, CLI, MODULES, SETTINGS) from the code: docstrings, signatures and click commands.
 
-`make docs` runs it. With `--check` nothing is written, and the exit code is 1 where a page is not what it would write.
-What is wrong on a page is put right in the code.
+`make docs` runs it. With `--check` it writes nothing, and exits with 1 if a page is out of date. To correct a page,
+correct the code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "client")]  # this checkout, whatever is installed
-_NOTE = "<!-- Written by tools/reference.py out of the code: `make docs`. -->"
+_NOTE = "<!-- Written by tools/reference.py from the code: `make docs`. -->"
 _WIDTH = 120
 
-# What users meet, in the order in which they do. Of a module with None: everything public that it defines.
+# What users meet, in that order. None stands for everything public that a module defines.
 _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...] = (
     (
         "Opening",
@@ -40,7 +40,7 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
     ("The ledger", "", (("pmm_shm_client", ("EventLog",)), ("pmm_shm.ledger.chain", ("ChainReport",)))),
     (
         "Results",
-        "All of them are immutable. `as_of` is the id of the event that an answer stands at.",
+        "All of them are immutable. `as_of` is the id of the newest event that an answer includes.",
         (
             ("pmm_shm_client", ("Identity", "Commitments", "Metrics", "Stage", "Recent")),
             ("pmm_shm.folds.recent", ("Entry", "Telemetry")),
@@ -75,31 +75,35 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
     ),
     (
         "Errors",
-        "Each says in one line which file or value it is about and, where there is one, the remedy; see also "
+        "Each message is one line with the file or value concerned and, if one is known, the remedy; see also "
         "[troubleshooting](../TROUBLESHOOTING.md).",
         (("pmm_shm.errors", None),),
     ),
 )
-# Of these, only what users call.
+# Classes of which only these methods are for users.
 _METHODS: dict[str, tuple[str, ...]] = {"State": ("get", "table", "quarantine"), "Touched": (), "Announcement": ()}
-# Of others, and read by our code: each with where, for the page must not speak of what is not there.
+# Variables of other programs that our code reads, each with the file that reads it: checked, so that none is stale.
 _OTHERS_VARIABLES: tuple[tuple[str, str, str], ...] = (
-    ("NO_COLOR", "client/pmm_shm_terminal/output.py", "where it is set, the command line prints no colours"),
+    ("NO_COLOR", "client/pmm_shm_terminal/output.py", "if set, the command line prints no colours"),
     (
         "FORCE_COLOR",
         "client/pmm_shm_terminal/output.py",
-        "where it is set, it prints colours into files and pipes, too",
+        "if set, it prints colours to files and pipes, too",
     ),
-    ("OPENAI_API_KEY", "pmm_shm/vectors/openai.py", "the key for an OpenAI-compatible endpoint"),
-    ("OPENAI_BASE_URL", "pmm_shm/vectors/openai.py", "that endpoint, where it is not OpenAI's own"),
-    ("NOTIFY_SOCKET", "server/pmm_cached/notify.py", "set by a service manager: where the daemon says how it is"),
-    ("WATCHDOG_USEC", "server/pmm_cached/notify.py", "set by a service manager: how often it wants a sign of life"),
+    ("OPENAI_API_KEY", "pmm_shm/openai_client.py", "the key for an OpenAI-compatible endpoint"),
+    ("OPENAI_BASE_URL", "pmm_shm/openai_client.py", "that endpoint, if it is not OpenAI's own"),
+    (
+        "NOTIFY_SOCKET",
+        "server/pmm_cached/notify.py",
+        "set by a service manager: the socket to which the daemon reports its status",
+    ),
+    ("WATCHDOG_USEC", "server/pmm_cached/notify.py", "set by a service manager: how often it expects a sign of life"),
 )
 
 
 def pages() -> dict[str, str]:
-    """File name to what it should hold."""
-    return {"API.md": api(), "CLI.md": cli(), "SETTINGS.md": settings()}
+    """File name to its up-to-date text."""
+    return {"API.md": api(), "CLI.md": cli(), "MODULES.md": modules(), "SETTINGS.md": settings()}
 
 
 # API.md
@@ -146,7 +150,7 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
 
 
 def members(kind: type) -> Iterator[str]:
-    """The methods that a class makes public, its own and those of bases that are not public."""
+    """The public methods of a class: its own, and those of bases that are not documented themselves."""
     for member, owner in public_methods(kind):
         function = inspect.getattr_static(owner, member)
         if isinstance(function, property):
@@ -170,14 +174,14 @@ def public_methods(kind: type) -> list[tuple[str, type]]:
             continue
         for name, value in vars(owner).items():
             if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property)):
-                # Where a base only asks for it, it comes where it is answered.
+                # An override is listed where it is implemented.
                 result.pop(name, None)
                 result[name] = owner
     return [(name, owner) for name, owner in result.items() if name in _METHODS.get(kind.__name__, result)]
 
 
 def has_signature(found: Any) -> bool:
-    """Functions, records with their fields, and what users make themselves; the rest is made for them."""
+    """Whether users call it: functions, records, and the classes that users construct themselves."""
     if inspect.isfunction(found):
         return True
     is_record = is_dataclass(found) or hasattr(found, "_fields")
@@ -185,7 +189,7 @@ def has_signature(found: Any) -> bool:
 
 
 def signature(found: Callable[..., Any]) -> str:
-    """As it is written, with `self` left out and defaults as numbers."""
+    """The signature as written, without `self`, with numbers for constants."""
     own = inspect.signature(found)
     parameters = [one for one in own.parameters.values() if one.name != "self"]
     text = str(own.replace(parameters=parameters))
@@ -199,7 +203,7 @@ def signature(found: Callable[..., Any]) -> str:
 
 
 def folded(head: str) -> str:
-    """A long signature with a line for each parameter."""
+    """A long signature with one line per parameter."""
     name, _, rest = head.partition("(")
     inner, _, result = rest.rpartition(")")
     depth, start, found = 0, 0, []
@@ -214,7 +218,7 @@ def folded(head: str) -> str:
 
 def own_doc(found: Any) -> str:
     text = inspect.getdoc(found) or ""
-    # A record without one has what `dataclass` or `NamedTuple` made up.
+    # Without a docstring, `dataclass` and `NamedTuple` generate one from the signature.
     assert text.partition("(")[0] != getattr(found, "__name__", ""), f"{found} has no docstring"
     assert text, f"{found} has no docstring"
     return text
@@ -224,7 +228,7 @@ _SECTION = re.compile(r"^(Parameters|Raises|Attributes|Returns):(?: (.+))?$")
 
 
 def dressed(text: str) -> str:
-    """A docstring in Markdown: its sections as lists, its indented examples as they are."""
+    """A docstring in Markdown: sections become lists, indented examples stay as they are."""
     parts: list[str] = []
     for paragraph in re.split(r"\n\n+", text.strip()):
         lines = paragraph.splitlines()
@@ -239,7 +243,7 @@ def dressed(text: str) -> str:
 
 
 def entries(text: str) -> str:
-    """`name: what it is` lines, those that go on joined, as a list."""
+    """Lines of `name: meaning` as a list; continuation lines are joined."""
     result: list[str] = []
     for line in dedent(text).splitlines():
         if line.startswith("    ") or not re.match(r"[\w, ]+: ", line):
@@ -293,7 +297,7 @@ def command_page(command: click.Command, path: str) -> Iterator[str]:
 
 
 def help_text(command: click.Command) -> str:
-    """A help text in Markdown; what click must not wrap, as it is."""
+    """A help text in Markdown; paragraphs that click must not wrap stay as they are."""
     result = []
     for paragraph in re.split(r"\n\n+", inspect.cleandoc(command.help or "")):
         if paragraph.startswith("\b"):
@@ -325,7 +329,7 @@ def option_row(option: click.Option) -> tuple[str, str, str] | None:
 
 
 def value_of(option: click.Option) -> str:
-    """What follows the option; not click's, which differs between its versions."""
+    """The value's placeholder; not click's own, which differs between its versions."""
     if option.metavar is not None:
         return option.metavar
     if isinstance(option.type, click.Choice):
@@ -362,6 +366,47 @@ def other(code: int) -> str:
     return "all others" if code == exits.FAILURE else ""
 
 
+# MODULES.md
+
+_PRODUCT = ("pmm_shm", "server", "client")
+
+
+def modules() -> str:
+    """Every package with its modules: the first sentence of each docstring, and its invariants."""
+    parts = [
+        "# Modules",
+        _NOTE,
+        "Every module of the product, by package, with its purpose and its invariants. "
+        "[The architecture](../ARCHITECTURE.md#code-map) says where to begin.",
+    ]
+    for package in sorted(path.parent for top in _PRODUCT for path in (ROOT / top).rglob("__init__.py")):
+        lines = []
+        for module in sorted(package.glob("*.py")):
+            text = docstring_of(module)
+            if module.stem not in ("__init__", "__main__"):
+                assert text, f"{module} has no docstring"
+                lines.append(f"- `{module.name}`: {first_sentence(text)}")
+            lines += [f"  - Invariant: {invariant}" for invariant in invariants(text)]
+        parts += [f"## {package.relative_to(ROOT)}", first_sentence(docstring_of(package / "__init__.py"))]
+        parts += ["\n".join(lines)] if lines else []
+    return "\n\n".join(parts) + "\n"
+
+
+def docstring_of(module: Path) -> str:
+    """The docstring of a module's file; nothing is imported."""
+    return ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop, in one line."""
+    return re.split(r"(?<=[^.]\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
+
+
+def invariants(text: str) -> list[str]:
+    """What follows each "Invariant: " of a docstring, in one line each."""
+    return [" ".join(part.split("\n\n")[0].split()) for part in text.split("Invariant: ")[1:]]
+
+
 # SETTINGS.md
 
 
@@ -372,10 +417,10 @@ def settings() -> str:
     parts += ["## Options of the daemon", table(("option", "default", "meaning"), [one for one in options if one])]
     parts += [
         "## Settings of the service",
-        "Of each instance in `/etc/pmm-cached/NAME.env` ([how to](../howto/service.md)):",
+        "One file per instance, `/etc/pmm-cached/NAME.env` ([how to](../howto/service.md)):",
         service_settings(),
         "## Limits",
-        "They stand in `pmm_shm/limits.py`, and cannot be set but where an option above does so.",
+        "They are defined in `pmm_shm/limits.py`. Only those with an option above can be changed.",
         table(("limit", "value", "what it bounds"), limits()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -443,7 +488,7 @@ def main() -> int:
     stale = [name for name, text in pages().items() if not _holds(PAGES / name, text)]
     if "--check" in sys.argv[1:]:
         for name in stale:
-            print(f"docs/reference/{name} is not what the code says: make docs", file=sys.stderr)
+            print(f"docs/reference/{name} is out of date: make docs", file=sys.stderr)
         return 1 if stale else 0
     for name, text in pages().items():
         (PAGES / name).write_text(text, encoding="utf-8")

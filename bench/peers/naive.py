@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pmm_shm.folds.contract import BatchFold
 from pmm_shm.folds.directives import DirectivesFold
@@ -20,9 +20,8 @@ from pmm_shm.folds.stage import StageFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
-from pmm_shm_client.context import Context, Wanted, make_context
-from pmm_shm_client.frame import Frame
-from pmm_shm_client.reads import Reads
+from pmm_shm_client.context import Context, ContextRequest, make_context
+from pmm_shm_client.frame import Frame, Replays
 from pmm_shm_client.results import Metrics, self_model_dict
 from pmm_shm_client.warnings_log import Warnings
 
@@ -50,8 +49,8 @@ class Naive:
         folds = [make() for make in _ALL]
         views, as_of = self._views(folds)
         named = {fold.name: view for fold, view in zip(folds, views, strict=True)}
-        frame = Frame(cast(Reads, None), named, Warnings([], 0), as_of)
-        return make_context(frame, Wanted.of(user_text, reflections, 0, 0), _never, _never)
+        frame = Frame(Replays(_never, _never, _never), named, Warnings([], 0), as_of)
+        return make_context(frame, ContextRequest.of(user_text, reflections, 0, 0), _never, _never)
 
     def close(self) -> None:
         self._log.close()

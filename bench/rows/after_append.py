@@ -23,7 +23,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import HEADER_KEY, Header, state_prefix
 from pmm_shm_cli.benchmark import TURN_EVENTS
-from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_cli.timing import RoundTimer, ratio
 from pmm_shm_client import Cache, connect
 
 READS = ("metrics", "identity", "commitments")
@@ -119,7 +119,7 @@ def _stopped(daemon: Daemon) -> Iterator[None]:
 
 def _dead_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int) -> None:
     """Rounds of many appends each: a daemon takes its time to start."""
-    watch = Stopwatch()
+    watch = RoundTimer()
     for _ in range(bench.scale.slow_rounds):
         for state in (APPLIED, DEAD):
             site.start()
@@ -142,7 +142,13 @@ class _Measuring:
     """One cache that reads, another process that appends, and the bare calls."""
 
     def __init__(
-        self, cache: Cache, read: str, appender: Child, published: Cache, bare_read: Callable[[], Any], watch: Stopwatch
+        self,
+        cache: Cache,
+        read: str,
+        appender: Child,
+        published: Cache,
+        bare_read: Callable[[], Any],
+        watch: RoundTimer,
     ) -> None:
         self.watch = watch
         self._cache = cache
@@ -180,7 +186,7 @@ class _Measuring:
 
 
 @contextlib.contextmanager
-def _measuring(site: Site, read: str, watch: Stopwatch | None = None) -> Iterator[_Measuring]:
+def _measuring(site: Site, read: str, watch: RoundTimer | None = None) -> Iterator[_Measuring]:
     with (
         connect(site.ledger) as cache,
         connect(site.ledger, consistency="snapshot") as snapshot,
@@ -192,7 +198,7 @@ def _measuring(site: Site, read: str, watch: Stopwatch | None = None) -> Iterato
         appender.ask()
         require(f"{read}, at first", getattr(cache, read)(), getattr(oracle, read)())
         bare_read()
-        yield _Measuring(cache, read, appender, snapshot, bare_read, watch or Stopwatch())
+        yield _Measuring(cache, read, appender, snapshot, bare_read, watch or RoundTimer())
         require(f"{read}, at last", getattr(cache, read)(), getattr(oracle, read)())
 
 

@@ -8,7 +8,7 @@ from bench.peers import require
 from bench.report import Row, at_most
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.benchmark import turn_events
-from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_cli.timing import RoundTimer, ratio
 
 OURS, BARE = "EventLog.append", "BEGIN IMMEDIATE, last hash, SHA-256, INSERT, COMMIT"
 _PER_ROUND = 50
@@ -20,7 +20,7 @@ def append_alone(bench: Bench) -> Row:
         bench.say(f"row 5: {events:,} events")
         # Each side has its own copy: appends to one file would make the other side look again at what it knows.
         with bench.sites.site(events, fresh=True) as mine, bench.sites.site(events, fresh=True) as other:
-            watch = Stopwatch()
+            watch = RoundTimer()
             with EventLog(mine.ledger, create=False) as log, bare.connection(other.ledger) as handle:
                 appender = bare.Appender(handle)
                 sides = {OURS: log.append, BARE: appender.append}

@@ -14,7 +14,7 @@ from bench.report import Row, at_least, at_most
 from bench.sites import Site
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.benchmark import TURN_EVENTS, require_equal, turn_event, turn_events
-from pmm_shm_cli.timing import Stopwatch, Timing, ratio
+from pmm_shm_cli.timing import RoundTimer, Timing, ratio
 from pmm_shm_client import Cache, connect
 
 OURS, NAIVE, REPLAY, IN_PROCESS = "pmm-shm", "naive replay", "pmm-shm without caches", "in-process cache"
@@ -71,7 +71,7 @@ def _against_log_size(bench: Bench, row: Row) -> None:
 
 
 def _in_turns(bench: Bench, caches: dict[str, Cache]) -> dict[str, Timing]:
-    watch, number = Stopwatch(), 0
+    watch, number = RoundTimer(), 0
     for cache in caches.values():
         for warm in range(8):
             append_and_read_back(cache, warm)
@@ -93,7 +93,7 @@ def _against_replay(bench: Bench, row: Row) -> None:
             for name, other in ((NAIVE, naive), (REPLAY, oracle)):
                 require(f"self-model, {name}", other.self_model(), ours.self_model())
                 require(f"metrics, {name}", other.metrics(), ours.metrics())
-            watch = Stopwatch()
+            watch = RoundTimer()
             for number in range(bench.scale.slow_rounds):
                 for place in range(min(_PER_ROUND, bench.scale.appends)):
                     watch.time(OURS, append_and_read_back, ours, number * TURN_EVENTS + place)
@@ -168,7 +168,7 @@ def _against_open_commitments(bench: Bench, row: Row) -> None:
 
 def _views_in_turns(bench: Bench, caches: dict[int, Cache]) -> dict[str, Timing]:
     """The same with the view instead of the fresh dict, which costs what it is large."""
-    watch = Stopwatch()
+    watch = RoundTimer()
 
     def step(cache: Cache, number: int) -> None:
         event_id = cache.append(*turn_events(number // 8)[number % 8])

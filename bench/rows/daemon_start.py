@@ -8,7 +8,7 @@ import pstats
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from pmm_cached.follower import all_folds
 from pmm_cached.main import GC_OBJECTS
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import DECODE, Engine, _apply_all
+from pmm_shm.folds.engine import Engine, States, apply_events
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import TailReader
-from pmm_shm.projection.replay import tails
+from pmm_shm.ledger.rows import RawRow
+from pmm_shm.ledger.tail import START, Tail, TailReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm_cli.benchmark import require_equal
-from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_cli.timing import RoundTimer, ratio
 from pmm_shm_client import connect
 
 OURS, BARE = "daemon, from its start to all published", "fetch id, kind, content, meta of all rows"
@@ -45,7 +45,7 @@ def daemon_start(bench: Bench) -> Row:
         "at 1,000,000 events at most 3 × fetching id, kind, content, meta of all rows with sqlite3 in Python",
     )
     for events in bench.scale.events:
-        watch = Stopwatch()
+        watch = RoundTimer()
         for number in range(bench.scale.starts):
             bench.say(f"row 6: {events:,} events, start {number + 1}")
             with bench.sites.site(events, fresh=True) as site:
@@ -114,25 +114,47 @@ def _collecting_as_the_daemon() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _tails(reader: TailReader, connection: Connection) -> Iterator[Tail]:
+    position = START
+    while True:
+        with connection.lock:
+            tail = reader.read(position)
+        yield tail
+        if tail.is_complete:
+            return
+        position = tail.position
+
+
+class _TimedEngine(Engine):
+    """Adds up the seconds of each of its steps in `spent`."""
+
+    def __init__(self, folds: list[Fold], spent: dict[str, float]) -> None:
+        super().__init__(folds)
+        self._spent = spent
+
+    def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
+        began = time.perf_counter()
+        decoded = super()._decode(rows, decode_state)
+        self._spent["decode"] += time.perf_counter() - began
+        return decoded
+
+    def _fold(self, states: States) -> None:
+        for name, events in self._queues.items():
+            began = time.perf_counter()
+            if events:
+                apply_events(self.folds[name], events, states[name])
+            self._spent[f"fold {name}"] += time.perf_counter() - began
+
+
 def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold], spent: dict[str, float]) -> None:
-    engine = Engine(folds)
+    engine = _TimedEngine(folds, spent)
     states = {fold.name: State() for fold in folds}
     generations = {fold: writer.begin_generation(fold) for fold in folds}
     clock = time.perf_counter
     began = clock()
-    for tail in tails(TailReader(connection, engine.kinds).read, connection):
-        fetched = clock()
-        spent["fetch and anchor"] += fetched - began
-        # What `Engine.apply` does, step by step.
-        engine._decode(tail.rows, states[DECODE])
-        decoded = clock()
-        spent["decode"] += decoded - fetched
-        for name, events in engine._queues.items():
-            began = clock()
-            if events:
-                _apply_all(engine.folds[name], events, states[name])
-            spent[f"fold {name}"] += clock() - began
-        engine._forget()
+    for tail in _tails(TailReader(connection, engine.kinds), connection):
+        spent["fetch and anchor"] += clock() - began
+        engine.apply(tail.rows, states)
         began = clock()
     began = clock()
     writer.flush_shadow({generation: states[fold.name] for fold, generation in generations.items()})
@@ -150,7 +172,7 @@ def _profile(bench: Bench, row: Row) -> None:
         profile = cProfile.Profile()
         try:
             profile.enable()
-            for tail in tails(TailReader(connection, engine.kinds).read, connection):
+            for tail in _tails(TailReader(connection, engine.kinds), connection):
                 engine.apply(tail.rows, states)
             profile.disable()
         finally:

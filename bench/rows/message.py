@@ -11,7 +11,7 @@ from bench.peers import require
 from bench.peers.naive import Naive
 from bench.report import Row, at_least
 from pmm_shm_cli.benchmark import assemble, require_equal, turn_events
-from pmm_shm_cli.timing import Stopwatch, ratio
+from pmm_shm_cli.timing import RoundTimer, ratio
 from pmm_shm_client import connect
 from pmm_shm_client.cache import Cache
 
@@ -47,7 +47,7 @@ def message(bench: Bench) -> Row:
 
 
 def _measure(bench: Bench, row: Row, ours: Cache, others: Mapping[str, Cache | Naive], events: int) -> None:
-    watch, parts = Stopwatch(), Stopwatch()
+    watch, parts = RoundTimer(), RoundTimer()
     rounds = bench.scale.slow_rounds
     for number in range(rounds):
         for turn in range(max(1, bench.scale.turns // rounds)):
@@ -69,7 +69,7 @@ def _measure(bench: Bench, row: Row, ours: Cache, others: Mapping[str, Cache | N
         row.figure(f"{events:,} events: {name} / ours", measured.p50, goal=goal, p99=measured.p99)
 
 
-def _in_parts(cache: Cache, number: int, watch: Stopwatch) -> None:
+def _in_parts(cache: Cache, number: int, watch: RoundTimer) -> None:
     watch.time("context, once", cache.context, None, 3)
     for event in turn_events(number):
         watch.time("append, 8 of them, each", cache.append, *event)

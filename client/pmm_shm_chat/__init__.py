@@ -1,4 +1,4 @@
-"""A chat worker on the shared state: turns that append to the ledger, who answers them, and a terminal for them.
+"""A chat worker on the shared state: turns that append to the ledger, responders, and a terminal interface.
 
-Whatever is remembered stands in the ledger; nothing here keeps state of its own between two turns.
+All memory is in the ledger; nothing here keeps state between two turns.
 """

@@ -1,7 +1,7 @@
-"""Autonomy: what an agent does by itself, by one of its workers: ticks, and reflections now and then.
+"""Autonomy: ticks and occasional reflections, which one worker of an agent appends without a user.
 
-The worker is elected by a lease of the daemon, so that N workers do not tick N times; without a daemon nobody ticks. A
-process that is stopped between the look at its lease and the append may append one tick too late.
+The daemon elects the worker by a lease, so that N workers do not tick N times; without a daemon no worker ticks. A
+process that is suspended between checking its lease and the append may append one tick too late.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _CLAIM_EVERY_S = limits.ROLE_LEASE_S / 4
 
 
 class Autonomy:
-    """A thread that ticks while this process is the elected one.
+    """A thread that ticks while this process is elected.
 
     Parameters:
         cache: of the ledger.
-        tick_seconds: from one tick to the next.
-        reflection_events: a reflection follows a tick when so many events came since the newest one; 0 for never.
+        tick_seconds: the interval between ticks.
+        reflection_events: a reflection follows a tick once this many events came since the last one; 0 for never.
 
     Raises:
-        ConfigError: a parameter means nothing.
+        ConfigError: a parameter is out of range.
     """
 
     def __init__(self, cache: Cache, tick_seconds: float, reflection_events: int = REFLECTION_EVENTS) -> None:
@@ -50,18 +50,18 @@ class Autonomy:
         self._thread = threading.Thread(target=self._run, name="autonomy", daemon=True)
         self.ticks = 0
         self.problem: str | None = None
-        """Why the last tick failed; None where it did not."""
+        """Why the last tick failed; None if it did not."""
 
     @property
     def is_elected(self) -> bool:
-        """Whether this process is the one that ticks."""
+        """Whether this process is elected."""
         return self._role.is_held()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and let another worker tick."""
+        """End the thread, and let another worker be elected."""
         self._is_stopping.set()
         self._thread.join()
 
@@ -85,7 +85,7 @@ class Autonomy:
             self._tick()
             self.problem = None
         except PmmShmError as error:
-            # The ledger may be busy or away for a while; the next tick tries again.
+            # The ledger may be unavailable for a while; the next tick tries again.
             self.problem = str(error)
 
     def _tick(self) -> None:
@@ -107,7 +107,7 @@ def _meta(frame: Frame) -> dict[str, object]:
 
 
 def reflection_text(frame: Frame) -> str:
-    """What the agent says of itself: its name, its open commitments, its scores."""
+    """The agent's description of itself: its name, its open commitments, its scores."""
     name, metrics = frame.identity().name, frame.metrics()
     who = f"I am {name}" if isinstance(name, str) and name else "I have no name yet"
     count = len(frame.commitments().open)

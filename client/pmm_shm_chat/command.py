@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from pmm_shm.errors import DaemonError
 from pmm_shm_terminal.options import CONTEXT, Finite, ledger_argument, ledger_timeout_option, the_ledger
 
 if TYPE_CHECKING:
+    from pmm_shm_chat.responder import Responder
     from pmm_shm_client.cache import Cache
 
 _RESPONDERS = ("offline", "openai")
@@ -23,13 +24,13 @@ _MESSAGES_MAX = 63
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
-@click.option("--create", is_flag=True, help="Make the ledger where there is none.")
+@click.option("--create", is_flag=True, help="Create the ledger if it does not exist.")
 @click.option(
     "--responder",
     type=click.Choice(_RESPONDERS),
     default="offline",
     show_default=True,
-    help="Who answers: offline needs no model; openai is any endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name.",
+    help="The source of answers: offline needs no model; openai is the endpoint in OPENAI_BASE_URL and OPENAI_API_KEY.",
 )
 @click.option("--model", metavar="NAME", help="The model of --responder openai.")
 @click.option(
@@ -38,7 +39,7 @@ _MESSAGES_MAX = 63
     default=3,
     show_default=True,
     metavar="K",
-    help="How many similar past messages are recalled for each answer.",
+    help="Similar past messages that are recalled for each answer.",
 )
 @click.option(
     "--reflections",
@@ -46,7 +47,7 @@ _MESSAGES_MAX = 63
     default=3,
     show_default=True,
     metavar="N",
-    help="How many of the newest reflections are known to the answer.",
+    help="Newest reflections that the responder receives.",
 )
 @click.option(
     "--messages",
@@ -54,19 +55,19 @@ _MESSAGES_MAX = 63
     default=16,
     show_default=True,
     metavar="M",
-    help="How many of the messages before are known to the answer.",
+    help="Previous messages that the responder receives.",
 )
 @click.option(
     "--tick-seconds",
     type=Finite(min=0, min_open=True),
     metavar="S",
-    help="Let the agent tick every S seconds, and reflect now and then, where pmm-cached elects this worker for it.",
+    help="Let the agent tick every S seconds, and reflect now and then, if pmm-cached elects this worker.",
 )
 @click.option(
     "--autostart/--no-autostart",
     default=True,
     show_default=True,
-    help="Start pmm-cached where none serves the ledger; it goes on afterwards.",
+    help="Start pmm-cached if none serves the ledger; it keeps running.",
 )
 @ledger_timeout_option
 def chat(
@@ -81,28 +82,23 @@ def chat(
     autostart: bool,
     timeout: float,
 ) -> None:
-    """Talk with the agent whose memory LEDGER is.
+    """Talk with the agent whose memory is LEDGER.
 
-    Every message and answer is appended to it, and what follows from them: "I will ..." and "I must ..." of the agent,
-    "Your name is ..." of yours, "Done: ..." of either. Commands begin with a slash; /help lists them. Without a
-    terminal each line of the input is a message, and the answers go to the output.
+    Every message and answer is appended to LEDGER, and so are the statements in them: "I will ..." and "I must ..." by
+    the agent, "Your name is ..." by you, "Done: ..." by either. Commands begin with a slash; /help lists them. Without
+    a terminal each line of the input is a message, and the answers go to the output.
     """
     path = the_ledger(ledger)
-    from pmm_shm_chat.responders import responder_named
     from pmm_shm_chat.terminal import converse
     from pmm_shm_chat.turn import Chat
     from pmm_shm_client.cache import Cache
 
-    if responder == "openai" and not model:
-        raise click.UsageError("--responder openai needs --model")
-    if responder == "offline" and model is not None:
-        raise click.UsageError("--model means something with --responder openai only")
     answering = responder_named(responder, model)
     if create:
         from pmm_shm.ledger.eventlog import EventLog
 
         EventLog(path, timeout=timeout).close()
-    # Text that is no text: better an odd character than no conversation.
+    # Undecodable bytes should show as an odd character, not end the conversation.
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     with Cache(path, timeout=timeout) as cache:
@@ -112,6 +108,26 @@ def chat(
             converse(Chat(cache, answering, reflections=reflections, recall=recall, messages=messages))
 
 
+def responder_named(name: str, model: str | None) -> Responder:
+    """The responder of this name.
+
+    Raises:
+        click.UsageError: `model` is missing, or this responder has none.
+        ResponderError: the responder cannot be used.
+    """
+    if name == "offline":
+        if model is not None:
+            raise click.UsageError("--model is for --responder openai only")
+        from pmm_shm_chat.offline import OfflineResponder
+
+        return OfflineResponder()
+    if not model:
+        raise click.UsageError("--responder openai needs --model")
+    from pmm_shm_chat.provider import OpenAIResponder
+
+    return OpenAIResponder(model)
+
+
 def _start_daemon(path: str) -> None:
     from pmm_shm_client.autostart import start_daemon
     from pmm_shm_terminal.output import printable
@@ -119,19 +135,19 @@ def _start_daemon(path: str) -> None:
     try:
         start_daemon(path)
     except DaemonError as error:
-        # The same answers, only slower.
+        # Answers are the same without a daemon, only slower.
         click.echo(f"pmm-shm: no daemon: {printable(' '.join(str(error).split()))}", err=True)
 
 
 @contextlib.contextmanager
 def _autonomy(cache: Cache, tick_seconds: float | None) -> Iterator[None]:
-    """What the agent does between the turns, while the block runs."""
+    """Ticks of the agent while the block runs, if they were asked for."""
     if tick_seconds is None:
         yield
         return
-    import importlib
+    from pmm_shm_chat.autonomy import Autonomy
 
-    autonomy: Any = importlib.import_module("pmm_shm_chat.autonomy").Autonomy(cache, tick_seconds)
+    autonomy = Autonomy(cache, tick_seconds)
     autonomy.start()
     try:
         yield

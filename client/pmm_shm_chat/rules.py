@@ -1,18 +1,18 @@
-"""What a message states, as the events that follow from it.
+"""The events that follow from the statements in a message.
 
-| statement       | who may say it | events                                          |
+| statement       | speaker        | events                                          |
 | --------------- | -------------- | ----------------------------------------------- |
 | I will ...      | the assistant  | `commitment_open`                               |
 | I must ...      | the assistant  | `autonomy_directive`                            |
 | Your name is X  | the user       | `identity_adopt`                                |
-| Done: WHAT      | both           | `evidence_candidate`, then `commitment_close`   |
+| Done: TEXT      | both           | `evidence_candidate`, then `commitment_close`   |
 
-Only the assistant can bind itself, and only the user can name it: a user who says "I will ..." promises nothing on the
-assistant's behalf, and an assistant that says "your name is ..." speaks of the user. What is done, either knows.
+Only the assistant can commit itself, and only the user can name it: "I will ..." from the user promises nothing on the
+assistant's behalf, and "your name is ..." from the assistant is about the user. Both may say that something is done.
 
-A statement begins its sentence, which is no question and no quotation (`sentences`); a promise or a name that is
-negated is none. "I must not ..." is a directive like any other: it obliges. A promise whose text is that of an open
-commitment is that commitment. Nothing here raises, whatever the text, and every event can be appended.
+A statement begins a sentence that is neither a question nor a quotation (`sentences`). A negated promise or name does
+not count, but "I must not ..." is a directive. A promise with the text of an open commitment does not open another one.
+No text makes these functions raise, and every event can be appended.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from pmm_shm.folds.self_model import Cid
 from pmm_shm_chat.sentences import Sentence, sentences, storable
-from pmm_shm_client.results import Cid
 
 Speaker = Literal["user", "assistant"]
-Draft = tuple[str, str, dict[str, Any]]
+EventDraft = tuple[str, str, dict[str, Any]]
 """(kind, content, meta)"""
 LoadOpen = Callable[[], Mapping[Cid, Mapping[str, Any]]]
-"""Gives the open commitments, cid to meta, in order; called only for a text that says something of them."""
+"""Returns the open commitments, cid to meta, in order; called only if a statement is about commitments."""
 
 STATEMENTS_MAX = 16
-"""So many statements of a message count."""
+"""Further statements of a message are ignored."""
 NAME_CONFIDENCE = 0.95
-"""Of a name that a user gives in so many words: 0.9 and above makes an adoption a confident one."""
+"""Of a name that the user states explicitly; adoptions of 0.9 and above count as confident."""
 
 _SOURCES: Mapping[Speaker, str] = {"user": "user", "assistant": "reply"}
 _NAME_CHARS_MAX = 64
@@ -59,7 +59,7 @@ _NO_NAMES = frozenset(
         yes yours""",
     )
 )
-"""Words that follow "your name is" without being one."""
+"""Words after "your name is" that are not names."""
 _DONE = re.compile(r"done\s*:\s*", re.IGNORECASE)
 _FILLERS = frozenset(
     {
@@ -83,18 +83,18 @@ _FILLERS = frozenset(
         "you",
     }
 )
-"""Words that name nothing."""
+"""Words that do not identify a commitment."""
 _QUOTES = " \t.,;:!#'\"’‘“”`«»"  # noqa: RUF001
 
 
 class Origin(NamedTuple):
-    """The message that a statement stands in."""
+    """The message that contains a statement."""
 
     event_id: int
     speaker: Speaker
 
     def meta(self, **more: Any) -> dict[str, Any]:
-        """What the meta of every event of a rule holds, and more."""
+        """The meta of an event: the common keys, and `more`."""
         return {**more, "origin_eid": self.event_id, "source": _SOURCES[self.speaker]}
 
 
@@ -104,29 +104,29 @@ class _Known(NamedTuple):
 
 
 class OpenCommitments:
-    """The open commitments as they stand after the statements so far."""
+    """The open commitments after the statements so far."""
 
     def __init__(self, load: LoadOpen) -> None:
         self._load = load
         self._loaded: dict[Cid, _Known] | None = None
 
     def add(self, cid: Cid, text: str) -> None:
-        """A commitment that is opened now."""
+        """Add a commitment that was just opened."""
         self._all()[cid] = _Known(text, _words(text))
 
     def pop(self, cid: Cid) -> str:
-        """The text of a commitment that is closed now."""
+        """Remove a commitment that was just closed; returns its text."""
         return self._all().pop(cid).text
 
     def has(self, text: str) -> bool:
-        """Whether a commitment of the same words is open."""
+        """Whether a commitment with the same words is open."""
         words = _words(text)
         return any(known.words == words for known in self._all().values())
 
     def named(self, reference: str) -> Cid | None:
-        """The commitment that a text names: by its cid, by its words, or by most of them; None where several would do.
+        """The commitment that a text refers to by its cid, its words, or most of them; None if several fit.
 
-        Of several with the same words it is the oldest.
+        Of several with the same words, the oldest.
         """
         return _by_cid(reference, self._all()) or _by_words(_words(reference), self._all())
 
@@ -137,14 +137,14 @@ class OpenCommitments:
         return self._loaded
 
 
-def events_of(text: str, speaker: Speaker, event_id: int, load_open: LoadOpen) -> list[Draft]:
-    """The events that follow from a message, in the order in which they are to be appended.
+def events_of(text: str, speaker: Speaker, event_id: int, load_open: LoadOpen) -> list[EventDraft]:
+    """The events that follow from a message, in the order to append them.
 
     Parameters:
         event_id: of the message.
     """
     origin, open_ones = Origin(event_id, speaker), OpenCommitments(load_open)
-    made: list[Draft] = []
+    made: list[EventDraft] = []
     statements = 0
     for sentence in sentences(storable(text)):
         for rule in _RULES[speaker]:
@@ -158,15 +158,15 @@ def events_of(text: str, speaker: Speaker, event_id: int, load_open: LoadOpen) -
 
 
 def cid_of(text: str, event_id: int) -> str:
-    """The cid of a commitment: the same text of the same event has the same one, and no other event has it."""
+    """The cid of a commitment, determined by its event and its text, and unique to both."""
     return f"{event_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-# The rules. Each looks at one sentence: its events, none where nothing follows, None where it is no such statement.
+# The rules. Each returns the events of one sentence, an empty list if nothing follows, or None if it does not apply.
 
 
-def commitment(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[Draft] | None:
-    """Opens a commitment where it says "I will ..."; its text is what follows."""
+def commitment(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[EventDraft] | None:
+    """Opens a commitment for "I will ..."; its text is the rest of the sentence."""
     text = _rest(_WILL, sentence)
     if text is None or _NOT.match(text):
         return None
@@ -177,16 +177,16 @@ def commitment(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -
     return [("commitment_open", f"COMMIT: {text}", origin.meta(cid=cid, text=text))]
 
 
-def directive(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[Draft] | None:
-    """A directive is "I must ..." and "I must not ..."; its text begins with "I must"."""
+def directive(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[EventDraft] | None:
+    """Makes "I must ..." and "I must not ..." a directive; its text begins with "I must"."""
     text = _rest(_MUST, sentence)
     if text is None or _MERE_PHRASE.match(text):
         return None
     return [("autonomy_directive", f"I must {text}", origin.meta())]
 
 
-def adoption(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[Draft] | None:
-    """Adopts the X of "Your name is X": capitalised words, a text in quotes, or one word that can only be a name."""
+def adoption(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[EventDraft] | None:
+    """Adopts the X of "Your name is X": capitalised words, a text in quotes, or one word that must be a name."""
     rest = _rest(_NAME, sentence)
     name = None if rest is None else _name(rest)
     if name is None:
@@ -194,8 +194,8 @@ def adoption(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> 
     return [("identity_adopt", name, origin.meta(name=name, confidence=NAME_CONFIDENCE))]
 
 
-def completion(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[Draft] | None:
-    """Closes the open commitment that "Done: WHAT" names, with the evidence before the close."""
+def completion(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -> list[EventDraft] | None:
+    """Closes the open commitment that "Done: TEXT" refers to, with the evidence before the close."""
     reference = _rest(_DONE, sentence)
     if reference is None:
         return None
@@ -210,7 +210,7 @@ def completion(sentence: Sentence, origin: Origin, open_ones: OpenCommitments) -
     ]
 
 
-Rule = Callable[[Sentence, Origin, OpenCommitments], list[Draft] | None]
+Rule = Callable[[Sentence, Origin, OpenCommitments], list[EventDraft] | None]
 _RULES: Mapping[Speaker, tuple[Rule, ...]] = {
     "user": (adoption, completion),
     "assistant": (commitment, directive, completion),
@@ -218,7 +218,7 @@ _RULES: Mapping[Speaker, tuple[Rule, ...]] = {
 
 
 def _rest(pattern: re.Pattern[str], sentence: Sentence) -> str | None:
-    """What follows the words that a sentence must begin with; None where it does not, or nothing follows."""
+    """The rest of a sentence after the words that it must begin with; None if it does not, or nothing follows."""
     match = pattern.match(sentence.masked)
     rest = sentence.text[match.end() :] if match else ""
     return rest if any(map(str.isalnum, rest)) else None
@@ -249,13 +249,13 @@ def _name(rest: str) -> str | None:
 
 
 def _is_capitalised(word: str) -> bool:
-    """Whether it begins as names do; of scripts without capitals every word does."""
+    """Whether a word begins as names do; in scripts without capitals, every word does."""
     return word[:1].isalpha() and not word[0].islower() and word.replace("-", "").replace("’", "").isalnum()
 
 
 def _text_of(meta: Mapping[str, Any]) -> str:
     text = meta.get("text")
-    # JSON can hold halves of surrogate pairs; a content cannot.
+    # JSON can contain lone surrogates; the content of an event cannot.
     return storable(text[:_COMPARED_CHARS_MAX]) if isinstance(text, str) else ""
 
 
@@ -268,7 +268,7 @@ def _words(text: str) -> tuple[str, ...]:
 def _by_cid(reference: str, known: Mapping[Cid, _Known]) -> Cid | None:
     whole = reference.strip(_QUOTES).casefold()
     first = whole.split(maxsplit=1)[0].strip(_QUOTES) if whole else ""
-    # A word that begins a text is a cid only where it looks like one.
+    # The first word of a text is a cid only if it has digits.
     wanted = {whole, first if any(map(str.isdigit, first)) else whole}
     return next((cid for cid in known if _cid_text(cid) in wanted), None)
 
@@ -276,7 +276,7 @@ def _by_cid(reference: str, known: Mapping[Cid, _Known]) -> Cid | None:
 def _cid_text(cid: Cid) -> str:
     if isinstance(cid, str):
         return cid.strip().casefold()
-    # Python refuses to write out integers of several thousand digits.
+    # Python refuses to convert integers of several thousand digits.
     return str(cid) if cid.bit_length() <= 64 else ""
 
 

@@ -1,7 +1,6 @@
-"""What a conversation looks like: on a terminal with names, colours and words that are not torn; elsewhere the bare
-answers.
+"""The output of a conversation: on a terminal with names, colours and wrapped words; elsewhere the answers alone.
 
-Invariant: no control character of an answer, a name or a commitment reaches the terminal, but its line breaks.
+Invariant: of the control characters in answers, names and commitments, only line breaks reach the terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pmm_shm_terminal.output import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pmm_shm_chat.turn import Made
+    from pmm_shm_chat.turn import FollowUp
 
 _MARKS = {
     "commitment_open": "+",
@@ -30,17 +29,17 @@ _WIDTH_MIN = 20
 
 
 def readable(text: str) -> str:
-    """The text with everything but its line breaks printable."""
+    """The text with all characters but line breaks made printable."""
     lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
     return "\n".join(map(printable, lines))
 
 
-class Flow:
-    """Breaks a text that comes in pieces into lines of at most `width` cells, at its spaces.
+class LineWrapper:
+    """Wraps a text that arrives in pieces at its spaces, into lines of at most `width` cells.
 
     Parameters:
-        write: gets what is to be shown.
-        indent: cells before the first line's text; the other lines begin below it.
+        write: called with the output.
+        indent: cells before the text of the first line; all other lines are indented by as many.
     """
 
     def __init__(self, write: Callable[[str], None], width: int, indent: int) -> None:
@@ -55,7 +54,7 @@ class Flow:
         self._spaces = ""
 
     def add(self, text: str) -> None:
-        """More of the text."""
+        """Add a piece of the text."""
         for char in text:
             if char == "\n":
                 self._flush()
@@ -66,11 +65,11 @@ class Flow:
             else:
                 self._word += char
                 if self._cells(self._word) >= self._width or self._cells(char) > 1:
-                    # One that fits nowhere, or a script that has no spaces.
+                    # Longer than a line, or of a script without spaces.
                     self._flush()
 
     def end(self) -> None:
-        """The end of the text."""
+        """End the text."""
         self._flush()
 
     def _flush(self) -> None:
@@ -90,34 +89,34 @@ class Flow:
 
 
 class PlainScreen:
-    """Answers on stdout, one after the other, and nothing else; messages on stderr."""
+    """Answers on stdout and nothing else; notes on stderr."""
 
     is_terminal = False
 
     def welcome(self, lines: Sequence[str]) -> None:
-        """Nothing: whoever reads a pipe wants answers."""
+        """Shows nothing: the reader of a pipe expects answers."""
 
     def begin(self, name: str) -> None:
-        """An answer begins."""
+        """Begin an answer."""
 
     def piece(self, text: str) -> None:
-        """More of it."""
+        """Show a piece of the answer."""
         click.echo(readable(text), nl=False)
 
     def end(self, is_interrupted: bool) -> None:
-        """It ended."""
+        """End the answer."""
         click.echo("")
 
-    def made(self, events: Sequence[Made]) -> None:
-        """What followed from a turn."""
+    def follow_ups(self, events: Sequence[FollowUp]) -> None:
+        """Shows nothing."""
 
     def note(self, text: str) -> None:
-        """What the user should know."""
+        """Show a note."""
         click.echo(f"pmm-shm: {printable(' '.join(text.split()))}", err=True)
 
 
 class TerminalScreen:
-    """A conversation for people."""
+    """A conversation with a person at a terminal."""
 
     is_terminal = True
 
@@ -126,45 +125,45 @@ class TerminalScreen:
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
         self._is_utf8 = encoding.replace("-", "") == "utf8"
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
-        self._flow: Flow | None = None
+        self._flow: LineWrapper | None = None
 
     @property
     def prompt(self) -> str:
-        """As `input` takes it: readline must not count what has no width."""
+        """The prompt for `input`, with its colours marked as having no width for readline."""
         text = f"you {self._mark} "
         if self._console.color_system is None:
             return text
         return f"\001\033[1;32m\002{text}\001\033[0m\002"
 
     def welcome(self, lines: Sequence[str]) -> None:
-        """Above the first prompt."""
+        """Show lines above the first prompt."""
         for number, line in enumerate(lines):
             self._print(printable(line) + "\n", "bold" if number == 0 else "dim")
 
     def begin(self, name: str) -> None:
-        """An answer begins, by whom."""
+        """Begin an answer, with the name of the speaker."""
         from rich.cells import cell_len
 
         head = f"{printable(name)} {self._mark} "
         self._print(head, "bold cyan")
-        self._flow = Flow(self._print, self._console.width, cell_len(head))
+        self._flow = LineWrapper(self._print, self._console.width, cell_len(head))
 
     def piece(self, text: str) -> None:
-        """More of it."""
+        """Show a piece of the answer."""
         if self._flow is not None:
             self._flow.add(readable(text))
 
     def end(self, is_interrupted: bool) -> None:
-        """It ended."""
+        """End the answer."""
         if self._flow is not None:
             self._flow.end()
             self._flow = None
         self._print("\n")
         if is_interrupted:
-            self._print("  (interrupted; kept as far as it came)\n", "dim")
+            self._print("  (interrupted; the beginning is kept)\n", "dim")
 
-    def made(self, events: Sequence[Made]) -> None:
-        """What followed from a turn, one line for each."""
+    def follow_ups(self, events: Sequence[FollowUp]) -> None:
+        """Show the events that followed from a turn, one line each."""
         for event in events:
             mark = _MARKS.get(event.kind)
             if mark is not None:
@@ -172,7 +171,7 @@ class TerminalScreen:
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
 
     def note(self, text: str) -> None:
-        """What the user should know."""
+        """Show a note."""
         self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
 
     def _cut(self, line: str) -> str:
@@ -192,10 +191,10 @@ class TerminalScreen:
 Screen = PlainScreen | TerminalScreen
 
 
-def _said(event: Made) -> str:
+def _said(event: FollowUp) -> str:
     if event.kind == "identity_adopt":
         return f"name adopted: {event.content}"
     if event.kind == "autonomy_directive":
         return f"directive: {event.content}"
-    what = "opened" if event.kind == "commitment_open" else "closed"
-    return f"commitment {what} ({str(event.meta['cid'])[:_CID_CHARS_MAX]}): {event.content.partition(': ')[2]}"
+    change = "opened" if event.kind == "commitment_open" else "closed"
+    return f"commitment {change} ({str(event.meta['cid'])[:_CID_CHARS_MAX]}): {event.content.partition(': ')[2]}"

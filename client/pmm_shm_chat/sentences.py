@@ -1,6 +1,6 @@
-"""The sentences that a text states in its own voice: no code, no quotations, no block quotes.
+"""The sentences of a text that are its author's own statements: without code, quotations and block quotes.
 
-Invariant: when in doubt a sentence is left out; nothing here raises, whatever the text.
+Invariant: doubtful sentences are left out; no text makes these functions raise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SENTENCE_CHARS_MAX = 500
-"""A longer sentence states nothing plainly."""
+"""Longer sentences are ignored."""
 
 _TEXT_CHARS_MAX = 1 << 16
 _FENCES = ("```", "~~~")
@@ -27,8 +27,8 @@ _TRAILING = " \t.!?…。！？*_"  # noqa: RUF001
 
 
 class Sentence(NamedTuple):
-    """One sentence without its marks: `text` as it was written, white space collapsed; in `masked`, of the same
-    length, what is quoted within it is blotted out."""
+    """One sentence without its end marks: `text` with white space collapsed, and `masked`, of the same length, with
+    quotations replaced by NUL."""
 
     text: str
     masked: str
@@ -39,7 +39,7 @@ def sentences(text: str) -> Iterator[Sentence]:
     for block in _blocks(text[:_TEXT_CHARS_MAX]):
         masked = _QUOTED.sub(lambda match: "\0" * len(match.group()), block)
         if _QUOTE_LEFT.search(masked):
-            # A quotation that begins or ends elsewhere: nobody knows what of this is within it.
+            # A quotation begins or ends elsewhere, so that its extent is unknown.
             continue
         for start, end, is_question in _spans(masked):
             found = _trimmed(block[start:end], masked[start:end])
@@ -48,14 +48,14 @@ def sentences(text: str) -> Iterator[Sentence]:
 
 
 def storable(text: str) -> str:
-    """The text as a ledger can hold it: two halves of a surrogate pair as their character, a lone one as U+FFFD."""
+    """The text as a ledger can store it: a pair of surrogates becomes its character, a lone one U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Paragraphs, list items and headings as one line each; no code and no block quotes."""
+    """Paragraphs, list items and headings as one line each, without code and block quotes."""
     fence: str | None = None
     lines: list[str] = []
     for raw in text.splitlines():
@@ -80,7 +80,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _spans(masked: str) -> Iterator[tuple[int, int, bool]]:
     """(start, end, whether it is a question) of each sentence of a block."""
-    # What stands before the first sentence of a list item is no sentence that ends in a full stop.
+    # The marker of a list item, for example "1.", is not a sentence.
     start, marker = 0, _LEADING.match(masked)
     for end in _END.finditer(masked, marker.end() if marker else 0):
         if end.group()[0] == "." and _ABBREVIATION.search(masked, max(0, end.start() - 8), end.start()):

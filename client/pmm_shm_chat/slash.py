@@ -1,4 +1,4 @@
-"""The commands within a conversation, `/name`: they look at the state and change nothing."""
+"""The commands within a conversation, `/name`: they show the state and change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAEMON_ROWS = ("pid", "uptime_ms", "as_of", "head_id", "lag_events", "events_fo
 
 
 class Session(NamedTuple):
-    """What a command may look at: `timings` are those of the last turn."""
+    """The data of commands; `timings` are those of the last turn."""
 
     cache: Cache
     timings: Timings | None
@@ -37,17 +37,17 @@ class _Command(NamedTuple):
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is a command, known or not, and no message."""
+    """Whether a line is a command, known or unknown, rather than a message."""
     return line.startswith("/")
 
 
 def run_command(line: str, session: Session) -> None:
-    """Run a command and show what it says.
+    """Run a command and show its result.
 
     Raises:
-        EOFError: it ends the conversation.
-        ConfigError: there is no such command, or its argument is missing or too much.
-        PmmShmError: what the command asks for cannot be had.
+        EOFError: the command ends the conversation.
+        ConfigError: unknown command, or a missing or superfluous argument.
+        PmmShmError: the command failed.
     """
     word, _, argument = line[1:].strip().partition(" ")
     name, argument = word.lower(), argument.strip()
@@ -59,12 +59,12 @@ def run_command(line: str, session: Session) -> None:
     command.run(session, argument)
 
 
-def _read(*whats: str) -> Callable[[Session, str], None]:
-    """A command that shows answers of the cache, as `pmm-shm read` does."""
+def _read(*names: str) -> Callable[[Session, str], None]:
+    """A command that shows the same answers as `pmm-shm read`."""
 
     def run(session: Session, argument: str) -> None:
-        for what in whats:
-            show(*shown(what, answer_of_cache(what, session.cache, "exact", False, 0.05)))
+        for name in names:
+            show(*shown(name, answer_of_cache(name, session.cache, "exact", False, 0.05)))
 
     return run
 
@@ -88,13 +88,13 @@ def _recall(session: Session, text: str) -> None:
 
 
 def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table whose last column is a text of any length: as much of it as there is room for."""
+    """A table whose last column is a text of any length, cut to the room that is left."""
     made = table(*columns)
     for column in made.columns[:-1]:
         column.no_wrap = True
     for row in rows:
         cells = [cell(value[:_CONTENT_SHOWN] if isinstance(value, str) else value) for value in row]
-        # Of its cells, not of the column: that would make way like any other.
+        # Set on the cells, because a column with this setting would shrink like the others.
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         made.add_row(*cells)
     show(titled(title, made))
@@ -143,12 +143,12 @@ def _usage(name: str, command: _Command) -> str:
 
 COMMANDS: Mapping[str, _Command] = {
     "metrics": _Command(_read("metrics", "stage"), "IAS, GAS and the stage"),
-    "commitments": _Command(_read("commitments"), "what is promised, and what has expired"),
+    "commitments": _Command(_read("commitments"), "open and expired commitments"),
     "identity": _Command(_read("identity"), "the name and the five traits"),
     "directives": _Command(_directives, "the active directives, best first"),
-    "recall": _Command(_recall, "the past events nearest to a text", "TEXT"),
+    "recall": _Command(_recall, "the past events most similar to a text", "TEXT"),
     "stats": _Command(_stats, "numbers of this worker, of the daemon, and of the last turn"),
-    "verify": _Command(_verify, "check the hash chain, and what is published"),
+    "verify": _Command(_verify, "check the hash chain and the published state"),
     "help": _Command(_help, "this list"),
     "quit": _Command(_quit, "end, as Ctrl-D does"),
 }

@@ -1,8 +1,8 @@
-"""The loop of a conversation: a line, a turn, until the lines end.
+"""The loop of a conversation: one turn per line, until the input ends.
 
-With a person at a terminal, an error is told and the conversation goes on, and Ctrl-C ends an answer or a command, at
-the prompt the conversation. Otherwise each line of the input is a turn, the answers alone go to the output, and the
-first error ends it all.
+At a terminal, an error is shown and the conversation continues; Ctrl-C ends the current answer or command, and at the
+prompt the conversation. Otherwise each line of the input is a turn, only answers go to the output, and the first error
+ends the conversation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pmm_shm_chat.turn import Chat, Timings
 from pmm_shm_terminal.exits import CommandFailed
 
 UNNAMED = "assistant"
-"""Who answers before it has a name."""
+"""The agent's name before it has one."""
 
 _HISTORY_CHARS_MAX = 1_000
 _NAME_CHARS_MAX = 40
@@ -34,8 +34,8 @@ def converse(chat: Chat) -> None:
     """Talk until the input ends.
 
     Raises:
-        PmmShmError: without a terminal, what a line came to.
-        click.Abort: without a terminal, and interrupted.
+        PmmShmError: without a terminal: the failure of a line.
+        click.Abort: without a terminal: interrupted.
     """
     if sys.stdin.isatty() and sys.stdout.isatty():
         screen = TerminalScreen()
@@ -54,7 +54,7 @@ class _Conversation:
         self._recall_problem: str | None = None
 
     def run(self, lines: Iterator[str]) -> None:
-        """One line after the other."""
+        """Handle all lines."""
         with self._interruptible():
             try:
                 self._welcome()
@@ -98,11 +98,11 @@ class _Conversation:
             self._in_turn = False
             screen.end(is_interrupted)
         self._timings = turn.timings
-        screen.made(turn.made)
+        screen.follow_ups(turn.follow_ups)
         if turn.is_interrupted and not screen.is_terminal:
             raise KeyboardInterrupt
         if turn.context.recall_problem not in (None, self._recall_problem):
-            # Once, not below every answer.
+            # Once, not after every answer.
             screen.note(f"nothing recalled: {turn.context.recall_problem}")
         self._recall_problem = turn.context.recall_problem
 
@@ -119,7 +119,7 @@ class _Conversation:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C is for the conversation: never within an append."""
+        """Let Ctrl-C interrupt the conversation, but never an append."""
 
         def interrupt(*_: object) -> None:
             if self._in_turn:
@@ -152,14 +152,14 @@ def _typed(screen: TerminalScreen) -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
-    # Not `for line in sys.stdin`: another program may wait for the answer before it says more.
+    # Not `for line in sys.stdin`, which reads ahead: another program may wait for the answer before its next line.
     while line := sys.stdin.readline():
         yield line
 
 
 @contextlib.contextmanager
 def _line_editing(chat: Chat) -> Iterator[None]:
-    """Line history, with what was said to this agent before, and completion of commands, where there is a readline."""
+    """Line history, including earlier messages to this agent, and completion of commands, if readline is available."""
     readline = _readline()
     if readline is None:
         yield

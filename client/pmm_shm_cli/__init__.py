@@ -1,1 +1,1 @@
-"""The command `pmm-shm`: a program above the client library, which does not know it."""
+"""The command `pmm-shm`, a program on top of the client library."""

@@ -1,6 +1,6 @@
-"""What the caches are worth on a ledger: the same answers with caches and without, side by side.
+"""Compares the speed of the same answers with caches and without.
 
-Without caches every answer is a plain full replay of what it needs, as `PMM_USE_PROJECTION_CACHE=false` and
+Without caches every answer is a full replay of the folds that it needs, as `PMM_USE_PROJECTION_CACHE=false` and
 `PMM_USE_METRICS_CACHE=false` have it. Nothing is timed before both sides have given the same answers.
 
 Invariant: the ledger itself is only read; what is measured is a copy.
@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
-from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.drafts import EventInput
-from pmm_shm_cli.timing import Ratio, Stopwatch, Timing, interleaved, ratio
+from pmm_shm.ledger.backup import backup
+from pmm_shm.ledger.files import bytes_of
+from pmm_shm.ledger.new_events import EventInput
+from pmm_shm_cli.spectator import SpectatorCache
+from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
 from pmm_shm_client.autostart import daemon_command, is_running, last_line
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import Frame
@@ -35,18 +37,17 @@ ON, OFF = "caches on", "caches off"
 _FLAGS = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE")
 _ROUNDS_MAX, _CALLS = 30, 2_000
 _BUILD_S = 3_600.0
-_PAGES_PER_STEP = 4_096
 _VIEWS = ("metrics", "identity", "commitments")
 Say = Callable[[str], None]
 
 
 class WrongAnswerError(PmmShmError):
-    """Two sides of a comparison gave different answers: there is nothing to time."""
+    """The two sides of a comparison gave different answers, so timing them is pointless."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing that a user sees, with caches and without."""
+    """The timing of one answer, with caches and without."""
 
     what: str
     on: Timing
@@ -58,7 +59,7 @@ class Comparison:
 
 
 class Report(NamedTuple):
-    """What was measured on a ledger of so many events."""
+    """The measurements of one ledger."""
 
     events: int
     open_commitments: int
@@ -70,7 +71,7 @@ def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: No
     """Measure a copy of `ledger`, made in `directory`.
 
     Parameters:
-        seconds: about how long each of the comparisons may take; one that takes longer once is made once.
+        seconds: approximate duration of each comparison; a longer one runs once.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -100,35 +101,26 @@ def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: No
 
 
 def copy_ledger(ledger: str, target: Path) -> None:
-    """A copy by SQLite's backup interface, whose source is opened read-only; in WAL mode, as a ledger of `EventLog`.
+    """A backup in WAL mode, as `EventLog` makes ledgers.
 
     Raises:
-        LedgerError: the ledger cannot be read.
-        OSError: there is no room for it.
+        LedgerError: the ledger cannot be read, or the copy not written.
+        OSError: the disk has too little room for it.
     """
-    source = Connection(ledger, "ro")
-    try:
-        with source.lock:
-            handle = source.handle()
-            needed = os.path.getsize(source.path) * 2
-            free = shutil.disk_usage(target.parent).free
-            if needed > free:
-                raise OSError(
-                    f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR"
-                )
-            with contextlib.closing(sqlite3.connect(os.fsencode(target))) as copy:
-                source.retry(lambda: handle.backup(copy, pages=_PAGES_PER_STEP))
-                copy.execute("PRAGMA journal_mode = WAL").fetchall()
-    finally:
-        source.close()
+    needed, free = 2 * bytes_of(os.path.realpath(ledger)), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OSError(f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR")
+    backup(ledger, target)
+    with contextlib.closing(sqlite3.connect(os.fsencode(target))) as copy:
+        copy.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
 @contextlib.contextmanager
 def serving(ledger: Path) -> Iterator[None]:
-    """A daemon of its own for the ledger, and everything published.
+    """Run a daemon for the ledger; at the beginning everything is published.
 
     Raises:
-        DaemonError: it does not come up.
+        DaemonError: it does not start.
     """
     log_file = ledger.with_suffix(".log")
     with open(log_file, "wb") as log:
@@ -152,9 +144,8 @@ def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> boo
     deadline = time.monotonic() + _BUILD_S
     while process.poll() is None and time.monotonic() < deadline:
         if is_running(Instance.of(ledger)):
-            with Cache(ledger) as cache:
-                # On the copy nobody else appends.
-                if cache._published_as_of() == cache._head():
+            with contextlib.closing(SpectatorCache(ledger)) as cache:
+                if cache.is_published_to_head():
                     return True
         time.sleep(0.02)
     return False
@@ -162,7 +153,7 @@ def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> boo
 
 @contextlib.contextmanager
 def caches(ledger: Path) -> Iterator[tuple[Cache, Cache]]:
-    """The two sides: with caches, and with none."""
+    """The two sides: with caches and without."""
     with contextlib.ExitStack() as stack:
         with _flags("true"):
             on = stack.enter_context(Cache(ledger))
@@ -186,7 +177,7 @@ def _flags(value: str) -> Iterator[None]:
 
 
 def answers(source: Cache | Frame) -> dict[str, Any]:
-    """Every answer, comparable, in order and to the last bit."""
+    """Every answer in a form that compares order and the last bit."""
     commitments = source.commitments()
     return {
         "self_model": repr(source.self_model()),
@@ -197,7 +188,7 @@ def answers(source: Cache | Frame) -> dict[str, Any]:
 
 
 def require_equal(on: Cache, off: Cache) -> None:
-    """Raise `WrongAnswerError` where the two sides differ, in any answer."""
+    """Raise `WrongAnswerError` if any answer of the two sides differs."""
     # One frame is one replay.
     wanted = answers(off.frame())
     wrong = {name for got in (answers(on), answers(on.frame())) for name, value in wanted.items() if got[name] != value}
@@ -220,9 +211,9 @@ def _after_append(on: Cache, off: Cache, name: str, seconds: float, say: Say) ->
     what = f"{name} after an append"
     say(what)
     sides = {ON: getattr(on, name), OFF: getattr(off, name)}
-    watch = Stopwatch()
+    watch = RoundTimer()
     for number in range(_affordable(sides[OFF], seconds)):
-        # By another connection: an own append would be no different, but this is what the other workers do.
+        # By another connection, as other workers append; an append of ours takes as long.
         off.append(*TICK)
         values = {side: watch.time(side, sides[side]) for side in ((ON, OFF) if number % 2 else (OFF, ON))}
         if repr(values[ON]) != repr(values[OFF]):
@@ -235,7 +226,7 @@ def _after_append(on: Cache, off: Cache, name: str, seconds: float, say: Say) ->
 def _messages(on: Cache, off: Cache, seconds: float, say: Say) -> Comparison:
     what = "one user message: context, 8 appends, 16 reads"
     say(what)
-    watch = Stopwatch()
+    watch = RoundTimer()
     began, number = time.monotonic(), 0
     while number == 0 or (number < _ROUNDS_MAX and time.monotonic() - began < seconds):
         for side, cache in ((ON, on), (OFF, off)):
@@ -247,18 +238,18 @@ def _messages(on: Cache, off: Cache, seconds: float, say: Say) -> Comparison:
 
 
 def _affordable(action: Callable[[], Any], seconds: float) -> int:
-    """How many rounds of this fit, at least one."""
+    """The number of rounds that fit into the time, at least one."""
     began = time.monotonic()
     action()
     return max(1, min(_ROUNDS_MAX, int(seconds / max(time.monotonic() - began, 1e-6))))
 
 
 TICK = ("autonomy_tick", "idle", {"stage": "S1", "telemetry": {"GAS": 0.5, "IAS": 0.5}, "tick": 1})
-"""One event that most folds look at, and that lets no view grow."""
+"""An event that most folds read and that makes no view grow."""
 
 
 def turn_events(number: int) -> list[tuple[str, str, dict[str, Any]]]:
-    """Eight events as a chat turn makes them; what it opens it closes, so that no view grows."""
+    """Eight events like those of a chat turn; each commitment is closed again, so that no view grows."""
     cid = f"bench-{number}"
     text = f"review the garden plan {number}"
     return [
@@ -284,7 +275,7 @@ def turn_event(number: int) -> tuple[str, str, dict[str, Any]]:
 
 def assemble(cache: Cache, number: int) -> list[Any]:
     """The state that a worker needs for one user message: the full context with three reflections, and after each of
-    the eight appends of a turn a self-model and metrics. Returns all that was read."""
+    the eight appends of a turn a self-model and metrics. Returns everything read."""
     read: list[Any] = [cache.context(reflections=3)]
     events: list[EventInput] = list(turn_events(number))
     for event in events:
@@ -298,7 +289,7 @@ def assemble(cache: Cache, number: int) -> list[Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hang on: processor, cores, versions, load; nothing that tells whose machine it is."""
+    """The conditions of the measurement: processor, cores, versions, load; nothing that identifies the machine."""
     versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     for name in ("pmm-shm", "lmdb", "msgpack", "numpy", "pyzmq"):
         with contextlib.suppress(PackageNotFoundError):

@@ -20,7 +20,7 @@ def spark(values: Sequence[Value], width: int, *, plain: bool = False) -> str:
     cells = []
     for value in shown:
         level = 0 if value is None or largest <= 0 else math.ceil(max(0.0, value) / largest * 8)
-        # What is not unknown stands on the ground.
+        # A known value has at least the lowest bar.
         cells.append(" " if value is None else bars[max(1, min(8, level))])
     return "".join(cells).rjust(max(0, width))
 

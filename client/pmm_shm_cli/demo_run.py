@@ -20,9 +20,10 @@ from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm_cli.oracle import head_of, opened, replayed_views
+from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_client.cache import Cache
@@ -41,7 +42,7 @@ _STATS_TIMEOUT_S = 0.5
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One worker process, and its newest report."""
 
     process: subprocess.Popen[str]
@@ -58,10 +59,10 @@ class Worker:
 
 @dataclass
 class Picture:
-    """What the view shows; written by the run, read by the view."""
+    """The content of the view; the run writes it, the view reads it."""
 
     seconds: float
-    workers: list[Worker] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
     timeline: list[tuple[float, str]] = field(default_factory=list)
     elapsed_s: float = 0.0
     daemon_state: str = "not started"
@@ -80,7 +81,7 @@ class Picture:
 
     @property
     def lag(self) -> int:
-        """Events that are not published: as the daemon says, or counted from what it had published when it went."""
+        """Unpublished events: by the daemon's count, or since its last publication if it is gone."""
         return self.daemon_lag if self.daemon_state == "running" else max(0, self.head - self.published)
 
     @property
@@ -90,7 +91,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Check:
+class DemoCheck:
     """One promise, and whether it was kept."""
 
     name: str
@@ -99,10 +100,10 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """How the demo ended; `numbers` are plain values."""
 
-    checks: list[Check]
+    checks: list[DemoCheck]
     numbers: dict[str, Any]
 
     @property
@@ -139,7 +140,7 @@ class Run:
         self._restarted_s: float | None = None
         self._numbers: dict[str, Any] = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> DemoOutcome:
         """The whole demo.
 
         Raises:
@@ -222,7 +223,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for the demo alone, which then ends its children in order.
+                # Only the demo receives Ctrl-C; it then ends its children in order.
                 start_new_session=True,
             )
         self.picture.daemon_pid = self._daemon.pid
@@ -258,13 +259,13 @@ class Run:
                 start_new_session=True,
             )
             none = {"appends": 0, "reads": 0, "hits": 0, "as_of": 0, "p50_us": 0.0, "p99_us": 0.0, "violations": []}
-            worker = Worker(process, {**none, "is_final": False})
+            worker = WorkerProcess(process, {**none, "is_final": False})
             worker.reader = threading.Thread(target=worker.listen, daemon=True)
             worker.reader.start()
             self.picture.workers.append(worker)
 
     def _wait_for_workers(self) -> None:
-        """Starting Python is not what the demo measures."""
+        """Wait until the workers run: the demo does not measure the start of Python."""
         deadline = time.monotonic() + _WORKERS_START_S
         while not all(worker.report["reads"] for worker in self.picture.workers):
             if time.monotonic() >= deadline:
@@ -297,7 +298,7 @@ class Run:
 
     # The end of it.
 
-    def _compare(self) -> Outcome:
+    def _compare(self) -> DemoOutcome:
         picture = self.picture
         self._say("comparing every answer with a full replay")
         checks = [self._check_workers(), self._check_count()]
@@ -307,14 +308,14 @@ class Run:
                 checks += self._check_answers(cache, consistency)
             report = cache.verify()
             detail = report.difference or f"{report.events:,} events replayed by the daemon"
-            checks.append(Check("the daemon's own verification", report.ok, detail))
+            checks.append(DemoCheck("the daemon's own verification", report.ok, detail))
         with EventLog(self.ledger, create=False) as log:
             chain = log.verify_chain()
         detail = f"{chain.rows_checked:,} rows" if chain.ok else f"broken at event {chain.first_bad_id}"
-        checks.append(Check("the hash chain is linear", chain.ok, detail))
+        checks.append(DemoCheck("the hash chain is linear", chain.ok, detail))
         seconds = self._numbers.get("work_seconds") or 1.0
         reads = picture.total("reads")
-        return Outcome(
+        return DemoOutcome(
             checks,
             {
                 "ledger": self.ledger,
@@ -332,17 +333,17 @@ class Run:
             },
         )
 
-    def _check_workers(self) -> Check:
+    def _check_workers(self) -> DemoCheck:
         broken = [
             f"worker {number}: {text}"
             for number, worker in enumerate(self.picture.workers)
             for text in worker.report["violations"] or ([] if worker.report["is_final"] else ["did not finish"])
         ]
         detail = broken[0] if broken else f"{self.picture.total('reads'):,} reads checked"
-        return Check("reads never go back, own appends are seen at once", not broken, detail)
+        return DemoCheck("reads never go back, own appends are seen at once", not broken, detail)
 
-    def _check_count(self) -> Check:
-        connection = opened(self.ledger, 10.0)
+    def _check_count(self) -> DemoCheck:
+        connection = open_recovered(self.ledger, 10.0)
         try:
             with connection.lock:
                 handle = connection.handle()
@@ -350,14 +351,14 @@ class Run:
         finally:
             connection.close()
         appends = self.picture.total("appends")
-        return Check(
+        return DemoCheck(
             "no append was lost",
             count == INITIAL_EVENTS + appends,
             f"{count:,} events are {INITIAL_EVENTS:,} and {appends:,} appended",
         )
 
-    def _check_published(self, cache: Cache) -> Check:
-        connection = opened(self.ledger, 10.0)
+    def _check_published(self, cache: Cache) -> DemoCheck:
+        connection = open_recovered(self.ledger, 10.0)
         try:
             head = head_of(connection)
         finally:
@@ -365,12 +366,12 @@ class Run:
         try:
             published = cache.wait_for(head, timeout=10.0)
         except DaemonError as error:
-            return Check("the daemon has published everything", False, str(error))
+            return DemoCheck("the daemon has published everything", False, str(error))
         self.picture.published = published
-        return Check("the daemon has published everything", published >= head, f"as of event {published:,}")
+        return DemoCheck("the daemon has published everything", published >= head, f"as of event {published:,}")
 
-    def _check_answers(self, cache: Cache, consistency: Consistency) -> list[Check]:
-        connection = opened(self.ledger, 10.0)
+    def _check_answers(self, cache: Cache, consistency: Consistency) -> list[DemoCheck]:
+        connection = open_recovered(self.ledger, 10.0)
         try:
             as_of, views = replayed_views(connection, folds_for("frame", None))
         finally:
@@ -383,7 +384,7 @@ class Run:
         ]
         title = "exact reads equal a full replay" if consistency == "exact" else "the snapshot equals a full replay"
         detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {as_of:,}"
-        return [Check(title, not wrong, detail)]
+        return [DemoCheck(title, not wrong, detail)]
 
     def _say(self, text: str) -> None:
         at_s = time.monotonic() - self._start_s
@@ -394,5 +395,5 @@ class Run:
 
 
 def _middle(values: list[float]) -> float:
-    """The median, without a module for it."""
+    """The median."""
     return round(sorted(values)[len(values) // 2], 3) if values else 0.0

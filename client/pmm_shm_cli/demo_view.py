@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from pmm_shm_cli.demo_run import Outcome, Picture
+    from pmm_shm_cli.demo_run import DemoOutcome, Picture
 
 _STATES = {"running": "bold green", "killed": "bold red", "starting": "bold yellow"}
 
@@ -24,7 +24,7 @@ def status_line(picture: Picture) -> str:
 
 
 def live_view(picture: Picture) -> RenderableType:
-    """The picture on a terminal; its height stays the same but for new lines of the timeline."""
+    """The picture on a terminal; its height changes only with new lines of the timeline."""
     from rich.console import Group
 
     return Group(_header(picture), _workers(picture), *_timeline(picture))
@@ -71,7 +71,7 @@ def _timeline(picture: Picture) -> list[Text]:
     ]
 
 
-def verdict(outcome: Outcome) -> list[RenderableType]:
+def verdict(outcome: DemoOutcome) -> list[RenderableType]:
     """The end of the demo, for people."""
     from rich.text import Text
 

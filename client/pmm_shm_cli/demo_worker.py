@@ -1,4 +1,4 @@
-"""One worker of `pmm-shm demo`, a process of its own: appends and reads at once, and checks what it reads.
+"""One worker process of `pmm-shm demo`: appends, reads at once, and checks the answers.
 
 Arguments: ledger, seed. Prints a report as one line of JSON several times a second, and a last one when its stdin ends,
 which it also does when the parent dies.
@@ -24,7 +24,7 @@ _SAMPLES_MAX = 20_000
 _MESSAGES = frozenset({"user", "response"})
 
 
-class Worker:
+class DemoWorker:
     """Counts what one worker does; `violations` are the promises that were broken, at most ten."""
 
     def __init__(self, ledger: str, seed: int) -> None:
@@ -58,7 +58,7 @@ class Worker:
         result = read()
         elapsed_ns = time.perf_counter_ns() - start
         self.reads += 1
-        # A hit is the very object of the read before: nothing was looked up and nothing was built.
+        # A hit returns the same object as the read before: nothing was looked up or built.
         name = read.__name__
         self.hits += result is self._last.get(name)
         self._last[name] = result
@@ -93,7 +93,7 @@ class Worker:
 
 def main(ledger: str, seed: str) -> None:
     """Work until stdin ends."""
-    worker = Worker(ledger, int(seed))
+    worker = DemoWorker(ledger, int(seed))
     next_report = 0.0
     try:
         while not select.select([sys.stdin], [], [], 0)[0]:

@@ -1,4 +1,4 @@
-"""What `--help` and the manual pages show as examples. The tests run them, in this order, in one directory."""
+"""The examples of `--help` and the manual pages. The tests run them, in this order, in one directory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "search": ("pmm-shm search agent.db 'a longer text' -k 2", "pmm-shm search agent.db hello --scope 1,2 --json"),
     "verify": ("pmm-shm verify agent.db", "pmm-shm verify agent.db --fold metrics --no-chain"),
     "invalidate": ("pmm-shm invalidate agent.db --fold stage",),
+    "backup": ("pmm-shm backup agent.db backup.db",),
     "restore": (
-        "pmm-shm generate backup.db --events 100",
         "pmm-shm restore backup.db agent.db",
         "pmm-shm restore backup.db agent.db --no-keep --json",
     ),
@@ -40,9 +40,9 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "completion": ("source <(pmm-shm completion bash)",),
 }
-"""Of each command the lines for a shell, bash where it matters."""
+"""By command: lines for a shell (bash, if it matters)."""
 
 
 def epilog(lines: tuple[str, ...]) -> str:
-    """Examples as click puts them under the options, none of them wrapped."""
+    """The examples in the form that click prints below the options without wrapping."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

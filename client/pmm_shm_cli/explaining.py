@@ -1,7 +1,7 @@
-"""Which events made a value what it is.
+"""Finds the events that led to a value.
 
-The folds themselves run over the log, event by event, and the value is looked at before and after each event that may
-concern it. What an event does is seen, not known: no rule of a fold is written here a second time.
+The folds themselves run over the log, event by event, and the value is compared before and after each event that may
+concern it. So the effect of an event is observed; no rule of a fold is repeated here.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _COMMITMENT_KINDS = frozenset(
 )
 
 
-class Step(NamedTuple):
+class ExplainedEvent(NamedTuple):
     """One event that concerned the value.
 
     Attributes:
-        effect: what it did, in words; it begins with "without effect" where `before` is `after`.
-        has_effect: whether the value is another after it.
-        before, after: the value.
-        details: what else there is to say, by subject.
+        effect: in words; begins with "without effect" if `before` equals `after`.
+        has_effect: whether the value changed.
+        before, after: the value around the event.
+        details: more facts, depending on the subject.
     """
 
     event_id: int
@@ -68,20 +68,20 @@ class Explanation:
     Attributes:
         subject: the value's name, as the command line has it.
         value: as it reads at `as_of`.
-        events: how many there were; `steps` are the newest of them.
-        totals: of the metrics, by kind of event; empty for other subjects.
+        events: their number; `steps` are the newest of them.
+        totals: changes of the metrics by kind of event; empty for other subjects.
     """
 
     subject: str
     value: Any
     events: int
-    steps: tuple[Step, ...]
+    steps: tuple[ExplainedEvent, ...]
     totals: Mapping[str, Mapping[str, float]]
     as_of: int
 
 
 class Subject(ABC):
-    """A value that can be explained: which events concern it, and how it looks in the state of its fold."""
+    """A value that can be explained: the events that concern it, and its form in the state of its fold."""
 
     name: str
 
@@ -91,27 +91,27 @@ class Subject(ABC):
 
     @abstractmethod
     def concerns(self, event: Event) -> bool:
-        """Whether the event may have to do with it."""
+        """Whether the event may change it."""
 
     @abstractmethod
     def value(self, state: State) -> Any:
         """The value in the fold's state."""
 
     @abstractmethod
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
-        """(what the event did in words, details)."""
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
+        """(effect of the event in words, details)."""
 
     @abstractmethod
     def final(self, view: Any, state: State) -> Any:
         """The value as it reads in the end; `view` is the fold's."""
 
-    def is_listed(self, seen: Seen) -> bool:
+    def is_listed(self, seen: Observation) -> bool:
         """Whether an event that concerns it is listed."""
         return True
 
 
-class Seen(NamedTuple):
-    """One event, and what was seen of the state around it."""
+class Observation(NamedTuple):
+    """One event, and the state before and after it."""
 
     event: Event
     before: Any
@@ -148,7 +148,7 @@ class _OfSelfModel(Subject):
 
 
 class Name(_OfSelfModel):
-    """The name: adoptions, changes, clears, and those that came to nothing."""
+    """The name: adoptions, changes, clears, and events without effect."""
 
     name = "identity.name"
 
@@ -161,7 +161,7 @@ class Name(_OfSelfModel):
     def final(self, view: Any, state: State) -> Any:
         return view.name
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         if not seen.wrote:
             return f"{_NOTHING}: it holds no name", {}
         if seen.is_same:
@@ -172,7 +172,7 @@ class Name(_OfSelfModel):
 
 
 class Trait(_OfSelfModel):
-    """One trait: every update of it, and where it was clamped.
+    """One trait: every update, and whether it was clamped.
 
     Raises:
         ConfigError: there is no such trait.
@@ -194,7 +194,7 @@ class Trait(_OfSelfModel):
     def final(self, view: Any, state: State) -> Any:
         return view.traits[TRAITS[self._index]]
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         deltas = [delta for index, delta in trait_deltas(seen.event.meta) if index == self._index]
         unclamped = seen.before
         for delta in deltas:
@@ -209,7 +209,7 @@ class Trait(_OfSelfModel):
 
 
 class Commitment(_OfSelfModel):
-    """One commitment: opened, evidence, snoozed, closed or expired. The value is what the self-model holds of it.
+    """One commitment: opened, evidence, snoozed, closed or expired. The value is its entry in the self-model.
 
     Raises:
         ConfigError: no commitment can have this id.
@@ -242,10 +242,10 @@ class Commitment(_OfSelfModel):
             "closes_without_evidence": sum(self._is(cid) for cid, _ in warnings_since(state, 0)),
         }
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         return self._words(seen), {}
 
-    def _words(self, seen: Seen) -> str:
+    def _words(self, seen: Observation) -> str:
         before, after, kind = seen.before, seen.after, seen.event.kind
         if seen.refusal is not None:
             return f"{_NOTHING}: {seen.refusal}"
@@ -263,7 +263,7 @@ class Commitment(_OfSelfModel):
         return f"snoozed until tick {after['open']['snoozed_until']}"
 
     @staticmethod
-    def _why(seen: Seen) -> str:
+    def _why(seen: Observation) -> str:
         if seen.wrote:
             return "everything as before"
         if seen.event.kind == "commitment_open":
@@ -273,7 +273,7 @@ class Commitment(_OfSelfModel):
         return "the commitment was not open"
 
 
-class Metrics(Subject):
+class MetricsSubject(Subject):
     """IAS and GAS: every event that changed the scores, before feedback and clamping."""
 
     name = "metrics"
@@ -288,10 +288,10 @@ class Metrics(Subject):
         scores = raw_scores(state)
         return {"read": read_scores(*scores), "scores": scores}
 
-    def is_listed(self, seen: Seen) -> bool:
+    def is_listed(self, seen: Observation) -> bool:
         return not seen.is_same
 
-    def effect(self, seen: Seen) -> tuple[str, Mapping[str, Any]]:
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         deltas = [after - before for before, after in zip(seen.before["scores"], seen.after["scores"], strict=True)]
         unseen = seen.before["read"] == seen.after["read"]
         words = f"{_NOTHING} on what is read: clamped" if unseen else _METRICS_WORDS[seen.event.kind]
@@ -322,13 +322,13 @@ def explain(
     """Explain a value at the head of the log, or at event `until_id`, by a full replay of its fold.
 
     Parameters:
-        limit: how many of the newest steps to keep; None for all.
-        advance: called with how far the replay is.
+        limit: number of steps to keep, the newest; None for all.
+        advance: called with the position of the replay.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    watch = _Watch(subject, limit)
+    watch = _Recorder(subject, limit)
     fold = subject.fold(watch)
 
     def progress(position: Position) -> None:
@@ -341,18 +341,18 @@ def explain(
     return Explanation(subject.name, value, watch.events, tuple(watch.steps), watch.totals, position.as_of)
 
 
-class _Watch:
-    """Looks at a value around each event that concerns it."""
+class _Recorder:
+    """Compares a value before and after each event that concerns it."""
 
     def __init__(self, subject: Subject, limit: int | None) -> None:
         self._subject = subject
         self._state: State | None = None
         self.events = 0
-        self.steps: deque[Step] = deque(maxlen=limit)
+        self.steps: deque[ExplainedEvent] = deque(maxlen=limit)
         self.totals: dict[str, dict[str, float]] = {}
 
     def begin(self, state: State) -> None:
-        """Forget what was seen of another state: a replay that has to begin anew makes a new one."""
+        """Drop observations of another state: a replay that starts again makes a new one."""
         if state is not self._state:
             self._state = state
             self.events = 0
@@ -370,16 +370,16 @@ class _Watch:
         after = self._subject.value(state)
         wrote = bool(state.take_touched())
         refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
-        self._note(Seen(event, before, after, wrote, refusal, pack(before) == pack(after)))
+        self._note(Observation(event, before, after, wrote, refusal, pack(before) == pack(after)))
 
-    def _note(self, seen: Seen) -> None:
+    def _note(self, seen: Observation) -> None:
         if not self._subject.is_listed(seen):
             return
         effect, details = self._subject.effect(seen)
         event = seen.event
         self.events += 1
         self.steps.append(
-            Step(event.id, event.ts, event.kind, effect, not seen.is_same, seen.before, seen.after, details)
+            ExplainedEvent(event.id, event.ts, event.kind, effect, not seen.is_same, seen.before, seen.after, details)
         )
         if "delta" in details:
             self._add_up(event.kind, details["delta"])

@@ -12,6 +12,7 @@ import click
 
 from pmm_shm_chat.command import chat
 from pmm_shm_cli.commands.admin import append, invalidate, verify
+from pmm_shm_cli.commands.backup import backup
 from pmm_shm_cli.commands.bench import bench
 from pmm_shm_cli.commands.completion import completion
 from pmm_shm_cli.commands.demo import demo
@@ -30,7 +31,7 @@ from pmm_shm_terminal.program import run_program
 
 
 class _InOrder(click.Group):
-    """Lists the commands in the order in which one meets them."""
+    """Lists the commands in the order of first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -41,7 +42,7 @@ class _InOrder(click.Group):
 def cli() -> None:
     """Exact, constant-time reads of an event-sourced agent's state, from shared memory.
 
-    LEDGER is the SQLite event log; where it is left out, it is the one in PMM_DB.
+    LEDGER is the SQLite event log. Without it, commands use the one in PMM_DB.
 
     \b
     Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 no daemon,
@@ -62,6 +63,7 @@ _COMMANDS = (
     append,
     verify,
     invalidate,
+    backup,
     restore,
     replay,
     explain,

@@ -1,4 +1,4 @@
-"""A full replay for the command line: reads the ledger and nothing else, no snapshot and no instance directory."""
+"""A full replay for the command line. Reads only the ledger: no snapshot, no instance directory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.replay import replay
 
 
@@ -18,23 +16,6 @@ def head_of(connection: Connection) -> int:
         handle = connection.handle()
         rows = connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
     return int(rows[0][0] or 0)
-
-
-def opened(ledger: str, timeout_s: float) -> Connection:
-    """A connection that reads the ledger; what a dead writer left behind has been rolled back.
-
-    Raises:
-        LedgerError: there is no usable ledger.
-    """
-    connection = Connection(ledger, "ro", timeout_s)
-    try:
-        head_of(connection)
-    except HotJournalError:
-        # A reader may not repair it; an append would, and so every worker does.
-        with EventLog(ledger, timeout=timeout_s, create=False) as log:
-            log.recover()
-        head_of(connection)
-    return connection
 
 
 def replayed_views(

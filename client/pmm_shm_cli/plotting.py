@@ -65,13 +65,13 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
     """The figure as the bytes of a file.
 
     Parameters:
-        title: above the figure; None for none.
-        names: whether the names stand beside their changes.
+        title: printed above the figure; None for none.
+        names: whether to print the names beside their changes.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    # Its own messages (where it keeps its cache of fonts) are nothing to the caller.
+    # Messages of the library, such as the place of its font cache, do not concern the caller.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib
@@ -85,7 +85,7 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
         figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, hspace=0.0))
         _draw(figure, history, title, names)
         out = io.BytesIO()
-        # Neither a date nor the version of the library: a figure changes when what it shows does.
+        # Without date and version of the library, the file changes only with its content.
         metadata = {"Creator": "pmm-shm", "Date": None} if file_format == "svg" else {"Software": "pmm-shm"}
         figure.savefig(out, format=file_format, dpi=_PNG_DPI, metadata=metadata)
     return out.getvalue()
@@ -109,7 +109,7 @@ def bands(history: History) -> list[Band]:
 
 
 def _ends(history: History) -> tuple[float, float]:
-    """The ids between which there is something to see; never the same."""
+    """The first and last id of the axis; never equal."""
     ids = [point.first_id for point in history.points[:1]]
     ids += [change.event_id for change in history.stages[:1]] + [change.event_id for change in history.names[:1]]
     first = float(min([*ids, history.as_of]))
@@ -149,7 +149,7 @@ def _draw_stages(strip: Axes, history: History, span: float) -> None:
 
 
 def _draw_names(strip: Axes, history: History, names: bool, first: float, last: float) -> None:
-    """A stroke where the name changed, and the new name behind it where there is room."""
+    """A line at each change of the name, and the new name beside it if it fits."""
     strip.axvspan(first, last, facecolor=_STAGE_COLOURS[FIRST_STAGE], edgecolor="none", linewidth=0)
     ends = [*(change.event_id for change in history.names[1:]), last]
     for (event_id, name), end in zip(history.names, ends, strict=False):
@@ -178,7 +178,7 @@ def _curve(points: tuple[Point, ...], score: str, first: float, last: float) -> 
         low, high = getattr(point, f"{score}_min"), getattr(point, f"{score}_max")
         ids += [point.first_id, point.last_id] if point.samples > 1 else [point.first_id]
         ends = [getattr(point, f"{score}_first"), getattr(point, f"{score}_last")][2 - min(point.samples, 2) :]
-        # Behind its last sample, a point's range is over.
+        # After its last sample, the range of a point ends.
         lows += [low, ends[-1]][2 - len(ends) :]
         highs += [high, ends[-1]][2 - len(ends) :]
         values += ends

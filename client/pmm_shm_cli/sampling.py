@@ -1,4 +1,4 @@
-"""Rates, from numbers that are looked at again and again. Pure: the clock is a parameter."""
+"""Rates from repeated samples. Pure: the clock is a parameter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _HITS = ("projection_hits", "metrics_hits")
 
 @dataclass(frozen=True)
 class Sample:
-    """One look.
+    """One sample.
 
     Attributes:
         at: monotonic seconds.
-        head_id: the newest event; None where the ledger cannot be read.
+        head_id: the newest event; None if the ledger cannot be read.
         scores: (IAS, GAS), as of the head.
         daemon: its numbers; None without one.
-        own_commands: how many commands this program has given the daemon so far.
+        own_commands: number of commands that this program has sent to the daemon so far.
     """
 
     at: float
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass
 class Series:
-    """What was seen since the start, bounded: rates per second, and the scores. None is unknown."""
+    """The newest samples, bounded: rates per second, and the scores. None is unknown."""
 
     events: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     reads: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
@@ -58,7 +58,7 @@ class Series:
     _window: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
 
     def add(self, sample: Sample) -> None:
-        """Take in the next look."""
+        """Add the next sample."""
         before = self.last
         self.ias.append(None if sample.scores is None else sample.scores[0])
         self.gas.append(None if sample.scores is None else sample.scores[1])
@@ -94,7 +94,7 @@ class Series:
 def _is_same_daemon(before: Sample, sample: Sample) -> bool:
     if before.daemon is None or sample.daemon is None:
         return False
-    # A pid comes again; a life that is shorter than before is another one.
+    # A pid can be reused: a shorter uptime than before belongs to another process.
     same_pid = before.daemon["pid"] == sample.daemon["pid"]
     return bool(same_pid and before.daemon["uptime_ms"] <= sample.daemon["uptime_ms"])
 

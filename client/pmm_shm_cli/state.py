@@ -1,9 +1,10 @@
-"""What `status` and `top` know of a ledger and its daemon, whether there is one or not."""
+"""The facts that `status` and `top` show of a ledger and its daemon, if one runs."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,14 @@ from pmm_shm.errors import DaemonAbsentError, DaemonError, StoreError
 from pmm_shm.instance.paths import Instance
 
 DAEMON_ANSWERS_S = 2.0
-# A daemon is some hundred microseconds behind by nature: look again before calling that lagging.
+# A healthy daemon is some hundred microseconds behind: ask again before reporting a lag.
 _LOOKS = 5
 _LOOK_AGAIN_S = 0.05
 _ENTRIES_MAX = 20_000
 
 
 class Asked(NamedTuple):
-    """The daemon's numbers, or why there are none."""
+    """The daemon's numbers, or the failure to ask it."""
 
     numbers: dict[str, Any] | None
     failure: DaemonError | None
@@ -31,13 +32,15 @@ class Asked(NamedTuple):
         return "absent" if isinstance(self.failure, DaemonAbsentError) else "degraded"
 
     @property
-    def reasons(self) -> list[str]:
-        """A line for each reason why it is not healthy."""
-        return [str(self.failure)] if self.numbers is None else list(self.numbers["health_reasons"])
+    def problems(self) -> list[str | Exception]:
+        """Why it is not healthy: the daemon's reasons, or the failure to ask it."""
+        if self.numbers is not None:
+            return list(self.numbers["health_reasons"])
+        return [] if self.failure is None else [self.failure]
 
 
 def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
-    """Ask the daemon; again, where it is not at `head` yet."""
+    """Ask the daemon, and again while it has not reached `head`."""
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
@@ -52,11 +55,23 @@ def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
     return Asked(numbers, None)
 
 
+def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> list[dict[str, str | None]]:
+    """Each problem as a dict of `problem` and `command`: what to type, None without a known remedy."""
+    from pmm_shm.remedies import remedy_for
+
+    pid = recorded_pid(instance)
+    found = []
+    for problem in problems:
+        remedy = remedy_for(problem, ledger=instance.ledger, directory=instance.directory, daemon=pid)
+        found.append({"problem": str(problem), "command": remedy.command if remedy and remedy.command else None})
+    return found
+
+
 class Published(NamedTuple):
-    """What lies in the store.
+    """The content of the store.
 
     Attributes:
-        as_of: None for nothing.
+        as_of: the newest event in it; None if nothing is published.
         folds: name to {"version", "entries", "bytes", "is_complete"}: counted up to a number of entries.
     """
 
@@ -65,7 +80,7 @@ class Published(NamedTuple):
 
 
 def published(instance: Instance) -> Published:
-    """What is published, or what a daemon that is gone has left behind."""
+    """The published state, also that of a daemon that has ended."""
     from pmm_shm.store.snapshot import SnapshotReader
 
     reader = SnapshotReader(instance)
@@ -91,7 +106,7 @@ def published(instance: Instance) -> Published:
 
 
 def recorded_pid(instance: Instance) -> int | None:
-    """The pid of the last daemon; None where there is no record."""
+    """The pid of the last daemon; None without a record."""
     from pmm_shm.wire.endpoints import recorded_endpoints
 
     try:
@@ -100,8 +115,17 @@ def recorded_pid(instance: Instance) -> int | None:
         return None
 
 
+def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The other processes that read the published state, each with the number of commits it is behind."""
+    return [
+        {"pid": pid, "behind_txns": behind, "command": command_of(pid)}
+        for pid, behind in (daemon or {}).get("reader_processes", ())
+        if pid != os.getpid()
+    ]
+
+
 def command_of(pid: int) -> str | None:
-    """What a process was started as, without the path; None where that is not to be read."""
+    """The command line of a process, without paths; None if it cannot be read."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
@@ -111,7 +135,7 @@ def command_of(pid: int) -> str | None:
 
 
 def length_of(path: str) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """The size of a file in bytes; None if it does not exist."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Synthetic ledgers: what a talkative agent would have written, from a seed, with a correct `full` hash chain.
+"""Synthetic ledgers: the log of a talkative agent, made from a seed, with a correct `full` hash chain.
 
 The same seed always gives the same events, and a longer ledger begins with the shorter one's. At every prefix at most
 `OPEN_MAX` commitments are open, `EXPIRED_MAX` cids have expired in all and `DIRECTIVES_MAX` directive texts occur. From
@@ -17,11 +17,11 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
 from pmm_shm.ledger.chain import canonical_json, hash_of_parts
+from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.vectors.local_bow import digest as embedding_digest
 
@@ -31,9 +31,9 @@ EXPIRED_MAX = 20
 DIRECTIVES_MAX = 50
 
 Journal = Literal["wal", "delete"]
-Draft = tuple[str, str, dict[str, Any]]
-"""(kind, content, meta) of an event without a place in a log."""
-Row = tuple[int, str, str, str, str, str | None, str]
+RawEvent = tuple[str, str, dict[str, Any]]
+"""(kind, content, meta) of an event that is not yet in a log."""
+RawRow = tuple[int, str, str, str, str, str | None, str]
 """(id, ts, kind, content, meta, prev_hash, hash)"""
 
 _CHUNK_EVENTS = 20_000
@@ -96,7 +96,7 @@ DIRECTIVES = tuple(
 
 
 class _Story:
-    """The life of one agent: each method is something that happens, as one event or several."""
+    """The life of one agent; each method yields one thing that happens, as one event or several."""
 
     def __init__(self, seed: int) -> None:
         # `random()` alone: its sequence is the same on every Python version, and it is the fastest.
@@ -111,24 +111,24 @@ class _Story:
         self._name: str | None = None
         self._event_id = 0
 
-    def events(self) -> Iterator[Draft]:
-        """What happens, without end."""
+    def events(self) -> Iterator[RawEvent]:
+        """An endless stream of events."""
         chance = self._random
         for draft in self._turns():
             self._event_id += 1
             yield draft
-            # Work in the background, between any two events of a conversation.
+            # Background work, between any two events of a conversation.
             if chance() < 0.02:
                 self._event_id += 1
                 yield self._policy() if chance() < 0.1 else self._violation()
 
-    def _turns(self) -> Iterator[Draft]:
+    def _turns(self) -> Iterator[RawEvent]:
         chance = self._random
         while True:
             yield from self._exchange()
             if chance() < 0.45:
                 yield self._autonomy_tick()
-            # More than are settled while there are few, and fewer while there are many.
+            # Few open commitments: open more than are settled; many: fewer.
             if chance() < (0.6 if len(self._open) < OPEN_USUAL else 0.1):
                 yield from self._open_commitment()
             if chance() < 0.22:
@@ -147,7 +147,7 @@ class _Story:
     def _pick(self, options: tuple[str, ...]) -> str:
         return options[int(self._random() * len(options))]
 
-    def _exchange(self) -> Iterator[Draft]:
+    def _exchange(self) -> Iterator[RawEvent]:
         pick, chance = self._pick, self._random
         question = f"{pick(_OPENERS)} {pick(_VERBS)} {pick(_TOPICS)} {pick(_QUALIFIERS)}?"
         asked_id = self._event_id + 1
@@ -157,10 +157,10 @@ class _Story:
         answer = f"{pick(_ANSWERS)} {pick(_TOPICS)}, {pick(_REASONS)}. {pick(_OPENERS)} {pick(_VERBS)} it next?"
         yield "response", answer, {"model": pick(_MODELS), "tokens": 20 + int(chance() * 400)}
 
-    def _autonomy_tick(self) -> Draft:
+    def _autonomy_tick(self) -> RawEvent:
         chance = self._random
         self._tick += 1
-        # Noise with a slow pull: a young agent stands at S0, an old one moves between S1 and S4.
+        # Noise with a slow trend: a young agent is at S0, an old one moves between S1 and S4.
         self._ias = min(1.0, max(0.0, self._ias + 0.002 * (0.68 - self._ias) + 0.03 * (chance() - 0.5)))
         self._gas = min(1.0, max(0.0, self._ias - 0.15 + 0.04 * (chance() - 0.5)))
         telemetry = {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4)}
@@ -174,7 +174,7 @@ class _Story:
                 return stage
         return "S0"
 
-    def _open_commitment(self) -> Iterator[Draft]:
+    def _open_commitment(self) -> Iterator[RawEvent]:
         if len(self._open) >= OPEN_MAX:
             yield from self._close(0)
             return
@@ -185,11 +185,11 @@ class _Story:
         self._open.append((cid, text))
         yield "commitment_open", f"COMMIT: {text}", {"cid": cid, "source": self._pick(_SOURCES), "text": text}
 
-    def _settle_commitment(self) -> Iterator[Draft]:
+    def _settle_commitment(self) -> Iterator[RawEvent]:
         if not self._open:
             return
         chance = self._random()
-        # The older, the likelier: squaring favours the front of the list.
+        # Older entries are likelier: squaring favours the front of the list.
         index = int(self._random() ** 2 * len(self._open))
         cid = self._open[index][0]
         if chance < 0.12:
@@ -203,7 +203,7 @@ class _Story:
         else:
             yield from self._close(index)
 
-    def _close(self, index: int) -> Iterator[Draft]:
+    def _close(self, index: int) -> Iterator[RawEvent]:
         cid, text = self._open[index]
         if self._random() < 0.97:
             snippet = f"{self._pick(_ANSWERS)} it."
@@ -211,22 +211,22 @@ class _Story:
         del self._open[index]
         yield "commitment_close", f"CLOSE: {text}", {"cid": cid}
 
-    def _reflection(self) -> Draft:
+    def _reflection(self) -> RawEvent:
         meta: dict[str, Any] = {"source": "autonomy" if self._random() < 0.6 else "user_turn"}
         if self._random() < 0.5:
             meta["telemetry"] = {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4)}
         content = f"After {self._pick(_TOPICS)}: {self._pick(_INSIGHTS)}; next I {self._pick(_VERBS)} less."
         return "reflection", content, meta
 
-    def _directive(self) -> Draft:
+    def _directive(self) -> RawEvent:
         # Squared: a few are repeated all the time, so that the active set is not arbitrary.
         text = DIRECTIVES[int(self._random() ** 2 * len(DIRECTIVES))]
         return "autonomy_directive", text, {"origin_eid": self._event_id, "source": self._pick(_SOURCES)}
 
-    def _metrics_update(self) -> Draft:
+    def _metrics_update(self) -> RawEvent:
         return "metrics_update", "", {"GAS": round(self._gas, 4), "IAS": round(self._ias, 4), "tick": self._tick}
 
-    def _trait_update(self) -> Draft:
+    def _trait_update(self) -> RawEvent:
         chance = self._random
         if chance() < 0.3:
             changes = {self._pick(_TRAITS)[0]: round(chance() * 0.04 - 0.02, 3) for _ in range(2)}
@@ -234,7 +234,7 @@ class _Story:
         delta = round(chance() * 0.06 - 0.03, 3)
         return "trait_update", "", {"delta": delta, "reason": "reflection", "trait": self._pick(_TRAITS)}
 
-    def _identity(self) -> Iterator[Draft]:
+    def _identity(self) -> Iterator[RawEvent]:
         chance = self._random()
         if self._name is not None and chance < 0.1:
             self._name = None
@@ -248,25 +248,25 @@ class _Story:
         confidence = round(0.75 + 0.25 * self._random(), 2)
         yield "identity_adopt", self._name, {"confidence": confidence, "name": self._name}
 
-    def _policy(self) -> Draft:
+    def _policy(self) -> RawEvent:
         value = 1 + int(self._random() * 50)
         return "policy_update", f"{self._pick(_POLICIES)} = {value}", {"source": self._pick(_SOURCES), "value": value}
 
-    def _violation(self) -> Draft:
+    def _violation(self) -> RawEvent:
         details: dict[str, Any] = {"tick": self._tick}
         if self._open and self._random() < 0.5:
             details["commitment_id"] = self._open[0][0]
         return "invariant_violation", "", {"code": self._pick(_VIOLATIONS), "details": details}
 
 
-def synthetic_events(seed: int) -> Iterator[Draft]:
-    """Events as (kind, content, meta), without end; the same for the same seed."""
+def synthetic_events(seed: int) -> Iterator[RawEvent]:
+    """An endless stream of (kind, content, meta); the same seed gives the same events."""
     return _Story(seed).events()
 
 
-def synthetic_rows(seed: int) -> Iterator[Row]:
-    """Rows of a ledger as they lie in its columns, from id 1, chained with the formula `full`."""
-    # Another sequence than the story's: seconds between events must not hang on what happens.
+def synthetic_rows(seed: int) -> Iterator[RawRow]:
+    """Rows with the values of all columns, from id 1, chained with the formula `full`."""
+    # A separate random sequence: the seconds between events must not depend on the story.
     chance = random.Random(seed ^ 0x5EED).random
     now_us = 0
     minute, prefix = -1, ""
@@ -277,7 +277,7 @@ def synthetic_rows(seed: int) -> Iterator[Row]:
             minute = now_us // _MINUTE_US
             prefix = _minute_text(minute)
         ts = f"{prefix}{now_us // 1_000_000 % 60:02d}.{now_us % 1_000_000:06d}+00:00"
-        # Canonical in the column too: what is hashed is what is stored, and it is serialised once.
+        # Canonical in the column, too: the stored text is the hashed one, and is serialised once.
         text = canonical_json(meta)
         digest = hash_of_parts("full", event_id, f'"{ts}"', f'"{kind}"', canonical_json(content), text, previous_json)
         yield event_id, ts, kind, content, text, previous, digest
@@ -299,50 +299,28 @@ def generate(
     """Write a synthetic ledger of `events` events; returns its real path.
 
     Parameters:
-        path: where nothing may stand yet.
+        path: a file that does not exist yet.
         progress: called with the number of events written so far.
 
     Raises:
         ConfigError: the path is not that of a file, or a number is negative.
         LedgerUnwritableError: something is there already, or the ledger cannot be made; nothing was changed.
     """
-    target = _target(path)
+    target = new_path(path)
     if events < 0 or seed < 0:
         raise ConfigError(f"events and seed: expected 0 or more, got {events} and {seed}")
-    temporary = f"{target.parent}/.{target.name[:150]}.{os.getpid()}.new"
     try:
-        _write(temporary, islice(synthetic_rows(seed), events), journal, progress)
-        _publish(temporary, target)
+        with staged(target) as temporary:
+            _write(temporary, islice(synthetic_rows(seed), events), journal, progress)
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerUnwritableError(f"{target}: cannot be made: {text}; nothing was written") from error
-    finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                os.unlink(temporary + suffix)
-    return str(target)
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """The ledger's real path, if it can be made there."""
-    name = os.fsdecode(path)
-    if not name or name == ":memory:" or name.startswith("file:") or "\0" in name or name.endswith("/"):
-        raise ConfigError(f"{name!r}: give the path of a file")
-    target = Path(os.path.realpath(name))
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        # A journal that was left behind would be replayed into the new ledger.
-        if os.path.lexists(f"{target}{suffix}"):
-            raise LedgerUnwritableError(f"{target}{suffix}: exists already; remove it or choose another path")
-    if not target.parent.is_dir():
-        raise LedgerUnwritableError(f"{target.parent}: no such directory; make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise LedgerUnwritableError(f"{target.parent}: no permission to write; nothing was written")
     return target
 
 
-def _write(path: str, rows: Iterator[Row], journal: Journal, progress: Callable[[int], None]) -> None:
+def _write(path: str, rows: Iterator[RawRow], journal: Journal, progress: Callable[[int], None]) -> None:
     with contextlib.closing(sqlite3.connect(os.fsencode(path), isolation_level=None)) as connection:
-        # Nobody else knows the file, and it is thrown away if this fails: no journal, no syncing until the end.
+        # No other process knows the file, and it is removed on failure: no journal, and one sync at the end.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute("BEGIN")
@@ -360,18 +338,3 @@ def _write(path: str, rows: Iterator[Row], journal: Journal, progress: Callable[
         connection.execute("COMMIT")
         connection.execute("PRAGMA locking_mode = NORMAL").fetchall()
         connection.execute(f"PRAGMA journal_mode = {journal}").fetchall()
-
-
-def _publish(temporary: str, target: Path) -> None:
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
-        # A link, where there can be one: unlike a rename it never replaces what somebody has put there meanwhile.
-        os.link(temporary, target)
-    except FileExistsError:
-        raise LedgerUnwritableError(f"{target}: exists already; remove it or choose another path") from None
-    except OSError:
-        os.rename(temporary, target)

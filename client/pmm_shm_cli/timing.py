@@ -1,7 +1,7 @@
-"""Timing of things side by side, in turns within one run: what else the machine does then hits all sides alike.
+"""Interleaved timing: the sides take turns within one run, so that other load on the machine affects all alike.
 
-Owns: samples, their medians and p99, and ratios of two sides. Every figure of `pmm-shm bench` and of `make bench` is
-made of these. Times are microseconds.
+Owns: samples, their medians and p99, and ratios of two sides. `pmm-shm bench` and `make bench` use nothing else. Times
+are in microseconds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Action = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one side took.
+    """The durations of one side.
 
     Attributes:
         rounds_us: one number for each round: the median of its calls, or the mean of its loop.
         p50_us: the median of `rounds_us`.
-        p99_us: of all calls that were timed one by one; what reading the clock costs (0.05 µs or so) is in it.
-        calls: how many those were.
+        p99_us: of all calls that were timed one by one, including about 0.05 µs for reading the clock.
+        calls: the number of those calls.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Timing:
     calls: int
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it, without the single rounds."""
+        """As a JSON object, without the single rounds."""
         return {"name": self.name, "p50_us": self.p50_us, "p99_us": self.p99_us, "calls": self.calls}
 
 
@@ -46,7 +46,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(over: Timing, under: Timing) -> Ratio:
-    """How many times as long as `under` the other side took, round by round."""
+    """The durations of `over` divided by those of `under`, round by round."""
     pairs = zip(over.rounds_us, under.rounds_us, strict=True)
     return Ratio(statistics.median(one / other for one, other in pairs), over.p99_us / under.p99_us)
 
@@ -56,7 +56,7 @@ def p99(samples: Sequence[float]) -> float:
     return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
 
 
-class Stopwatch:
+class RoundTimer:
     """Samples of several sides, taken one by one, in rounds."""
 
     def __init__(self) -> None:
@@ -72,32 +72,32 @@ class Stopwatch:
         return value
 
     def add(self, name: str, sample_us: float) -> None:
-        """A sample that was taken elsewhere."""
+        """Add a sample that was taken elsewhere."""
         self._now.setdefault(name, []).append(sample_us)
 
     def end_round(self) -> None:
-        """What was sampled since the last call is one round; every side has to be in it."""
+        """Close a round: the samples since the last call, at least one of every side."""
         for name, samples in self._now.items():
             self._all.setdefault(name, []).extend(samples)
             self._rounds.setdefault(name, []).append(statistics.median(samples))
         self._now = {}
 
     def timings(self) -> dict[str, Timing]:
-        """Side to its timing."""
+        """The timing of each side."""
         return {name: timing(name, self._rounds[name], samples) for name, samples in self._all.items()}
 
 
 def timing(name: str, rounds_us: Sequence[float], samples_us: Sequence[float]) -> Timing:
-    """Of one side: a number for each round, and every call that was timed by itself."""
+    """The timing of one side, from one number per round and all calls timed one by one."""
     return Timing(name, tuple(rounds_us), statistics.median(rounds_us), p99(samples_us), len(samples_us))
 
 
 def interleaved(sides: Mapping[str, Action], rounds: int, calls: int | Mapping[str, int]) -> dict[str, Timing]:
     """Each side's calls, round by round in turns; each round begins with another side.
 
-    In a round a side first runs in a plain loop, of which the mean counts for the median, for reading the clock would
-    be a large part of a short call; then the same calls are timed one by one, for p99. A side that has one call a round
-    is timed once.
+    In a round a side first runs in a plain loop. Its mean counts for the median, because reading the clock would be a
+    large part of a short call. Then the same calls are timed one by one, for p99. A side with one call per round is
+    timed once.
 
     Parameters:
         calls: per side and round.

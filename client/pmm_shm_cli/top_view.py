@@ -1,4 +1,4 @@
-"""How a frame of `pmm-shm top` looks, at any size of the terminal."""
+"""The layout of a frame of `pmm-shm top`, at any size of the terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 _LABEL, _FIGURE = 12, 12
 _CURVE_LINES_MAX = 6
 _NOTE_COLUMNS = 60
-# Lines that are there whatever the height: headline, blank, four rates, blank, four facts.
+# Lines at any height: headline, blank, four rates, blank, four facts.
 _FIXED_LINES = 12
 
 
 def frame(
     found: dict[str, Any], series: Series, width: int, height: int, *, hint: str = "", plain: bool = False
 ) -> RenderableType:
-    """One frame; `found` is what `top` knows of the daemon, `plain` a terminal without Unicode."""
+    """One frame; `found` is a sample of `top`, `plain` means a terminal without Unicode."""
     from rich.console import Group
     from rich.text import Text
 

@@ -1,28 +1,25 @@
-"""The asyncio client: what waits is awaited, and reads stay plain calls, for they do not wait."""
+"""The asyncio client: calls that may block have awaitable twins; reads are synchronous, because they rarely block."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 import zmq.asyncio
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.errors import DaemonAbsentError
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.vectors.embedder import Embedder
-from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import address_of, find_endpoints
-from pmm_shm.wire.protocol import Announcement, ProtocolError, Request, unpack_announcement, unpack_reply
+from pmm_shm.wire.protocol import Announcement, ProtocolError, unpack_announcement
 from pmm_shm_client import commands
-from pmm_shm_client.cache import Cache, checked_event_id, checked_timeout
-from pmm_shm_client.commands import checked_wait, report_of, wait_args
+from pmm_shm_client.cache import Cache
+from pmm_shm_client.commands import CommandConnection, DaemonCommand, invalidate_command, verify_command, wait_command
 from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
 
@@ -31,11 +28,11 @@ if TYPE_CHECKING:
     from pmm_shm_client.context import Context
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
 
-_ids = itertools.count(1)
+_T = TypeVar("_T")
 
 
 class AsyncCache(Cache):
-    """A `Cache` whose waiting calls have awaitable twins; made by `connect_async`."""
+    """A `Cache` whose blocking calls have awaitable twins; made by `connect_async`."""
 
     async def __aenter__(self) -> AsyncCache:
         return self
@@ -48,9 +45,9 @@ class AsyncCache(Cache):
         return await asyncio.to_thread(self.append, kind, content, meta)
 
     async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
-        """As `embed`; what has to be computed or waited for runs in a thread."""
+        """As `embed`; a vector that is not at hand is computed or waited for in a thread."""
         self._check_open()
-        vector = self._embeddings.seen(text, model) if self._embeddings is not None else None
+        vector = self._embeddings.known(text, model) if self._embeddings is not None else None
         return await asyncio.to_thread(self.embed, text, model) if vector is None else vector
 
     async def embed_many_async(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
@@ -77,19 +74,23 @@ class AsyncCache(Cache):
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""
-        checked_event_id(event_id), checked_timeout(timeout)
+        self._check_open()
+        command = wait_command(self.path, event_id, timeout)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published
-        result = await self._call_async(protocol.WAIT, wait_args(event_id, timeout), timeout)
-        return checked_wait(result, self.path, event_id, timeout)
+        return await self._give_async(command)
 
     async def verify_async(
         self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S
     ) -> VerifyReport:
         """As `verify`; without a daemon the comparison runs in a thread."""
+        self._check_open()
+        command = verify_command(fold, timeout)
+        if fold is not None:
+            self._know(fold)
         try:
-            report = report_of(await self._call_async(protocol.VERIFY, {"fold": fold}, timeout))
+            report = await self._give_async(command)
         except DaemonAbsentError:
             return await asyncio.to_thread(self.verify, fold, timeout)
         self._verifications[report.ok] += 1
@@ -97,16 +98,17 @@ class AsyncCache(Cache):
 
     async def invalidate_async(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> int:
         """As `invalidate`."""
-        return int((await self._call_async(protocol.INVALIDATE, {"fold": fold}, timeout))["as_of"])
+        self._check_open()
+        return await self._give_async(invalidate_command(fold, timeout))
 
     async def stats_async(self) -> dict[str, Any]:
         """As `stats`."""
         return await asyncio.to_thread(self.stats)
 
     async def announcements(self) -> AsyncIterator[Announcement]:
-        """New positions as the daemon announces them; the newest only, where the reader is slow.
+        """New positions as the daemon announces them; a slow reader gets only the newest.
 
-        A hint: none may come for a while, and a read is exact without it.
+        They are hints: none may arrive for a while, and reads are exact without them.
 
         Raises:
             DaemonAbsentError: no daemon serves this ledger.
@@ -126,28 +128,21 @@ class AsyncCache(Cache):
                     continue
                 yield announcement
 
-    async def _call_async(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
-        self._check_open()
-        deadline = time.monotonic() + timeout_s
-        request = Request(next(_ids), command, args)
+    async def _give_async(self, command: DaemonCommand[_T]) -> _T:
         with _context().socket(zmq.DEALER) as socket:
-            commands.bound(socket)
-            address, pid = commands.endpoint_for(self._instance, command)
-            socket.connect(address)
-            # The first message on a socket has room, whatever the daemon does.
-            await socket.send(request.pack())
-            while True:
-                remaining_s = deadline - time.monotonic()
-                if remaining_s < 0:
-                    raise DaemonTimeoutError(f"{self.path}: the daemon did not answer {command} within {timeout_s:g} s")
-                if not await socket.poll(commands.poll_ms(remaining_s)):
-                    if remaining_s > limits.DAEMON_CHECK_S:
-                        await asyncio.to_thread(commands.check_alive, self._instance, pid, command)
-                    continue
-                try:
-                    return unpack_reply(await socket.recv(), request.id)
-                except ProtocolError:
-                    continue
+            # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
+            connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))
+            exchange = connection.exchange(command.name, command.args, command.timeout_s)
+            try:
+                timeout_ms, events = next(exchange)
+                while True:
+                    if await socket.poll(timeout_ms, events):  # type: ignore[call-arg]
+                        timeout_ms, events = exchange.send(True)
+                    else:
+                        # In a thread: to look for a stopped daemon may take a second. The exchange never ends here.
+                        timeout_ms, events = await asyncio.to_thread(exchange.send, False)
+            except StopIteration as end:
+                return command.read(end.value)
 
 
 def _context() -> zmq.asyncio.Context:

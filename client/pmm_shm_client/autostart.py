@@ -1,4 +1,4 @@
-"""Starts the daemon as a program of its own; it outlives the client."""
+"""Starts the daemon as a separate program, which outlives the client."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 
-_MANAGERS_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def daemon_command() -> list[str]:
-    """How to start `pmm-cached` of the same installation."""
+    """The command line of this installation's `pmm-cached`."""
     script = Path(sys.executable).with_name("pmm-cached")
     return [str(script)] if script.exists() else [sys.executable, "-m", "pmm_cached"]
 
@@ -28,7 +28,7 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
     try:
         commands.call(instance, protocol.PING, {}, timeout_s)
     except CommandError:
-        # One of another version: it serves the ledger all the same.
+        # It has another version, but it serves the ledger.
         return True
     except DaemonError:
         return False
@@ -36,10 +36,9 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
 
 
 def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
-    """Start a daemon for the ledger where none answers, and wait until it does.
+    """Start a daemon for the ledger, if none answers, and wait until it does.
 
-    Several clients may start one at once: the others' exit by themselves. Its log goes to `daemon.log` in the instance
-    directory.
+    If several clients start one at once, all but one exit. The log goes to `daemon.log` in the instance directory.
 
     Raises:
         DaemonTimeoutError: it did not answer in time; the message ends with the last line of its log.
@@ -59,15 +58,15 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
         if time.monotonic() >= deadline or process.poll() not in (None, 0, 1):
             raise DaemonTimeoutError(f"{instance.ledger}: the daemon did not start: {last_line(instance.log_file)}")
         time.sleep(0.02)
-    # The daemon is on its own: forget the handle without waiting, and without a complaint at exit.
+    # The daemon goes on alone: drop the handle without waiting, and without a ResourceWarning at exit.
     process.returncode = process.poll() or 0
 
 
 def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
-    # A service manager that started this process would take the daemon's messages for this process's own.
-    environment = {name: value for name, value in os.environ.items() if name not in _MANAGERS_VARIABLES}
+    # A service manager that started this process would take the daemon's notifications for this process's.
+    environment = {name: value for name, value in os.environ.items() if name not in _NOTIFY_VARIABLES}
     os.close(make_file(instance.log_file, PRIVATE_MODE))
-    # Opened anew to append: another daemon that is started at the same time writes there, too.
+    # Opened again to append, because a daemon that is started at the same time writes to it, too.
     with open(instance.log_file, "ab") as log:
         return subprocess.Popen(
             [*daemon_command(), "--log-format", "json", instance.ledger],
@@ -80,7 +79,7 @@ def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
 
 
 def last_line(path: Path) -> str:
-    """Of a log, to say why a program ended."""
+    """The last line of a log, to say why a program ended."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

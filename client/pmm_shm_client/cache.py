@@ -1,37 +1,36 @@
 """`Cache`: one ledger's shared state, as a chat worker sees it.
 
-Reads are exact unless asked otherwise, with or without a daemon (`reads`); what is here appends, embeds texts
-(`embeddings`), and gives the daemon commands.
+Reads are exact unless asked otherwise, with or without a daemon (module `reads`). This module appends, embeds texts
+(`embeddings`), and sends commands to the daemon.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.drafts import EventInput
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.names import checked_fold_name
+from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.reads import Consistency, Memo, Reads, checked_consistency
-from pmm_shm_client.shared_texts import SharedTexts
+from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
+    from pmm_shm.vectors.text_table_reader import TextTableReader
+    from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
 
-_WAIT_S_MAX = 24 * 3_600
-"""The longest wait that the protocol has a number for."""
+_T = TypeVar("_T")
 
 
 class Cache(Reads):
@@ -39,8 +38,8 @@ class Cache(Reads):
 
     Parameters:
         path: the ledger; it must exist.
-        consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: whatever the daemon
-            has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
+        consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
+            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
@@ -50,6 +49,7 @@ class Cache(Reads):
     """
 
     # An attribute of the instance once a text was embedded.
+    _texts: TextTableReader | None = None
     _embeddings: Embeddings | None = None
     _searching: Searching | None = None
 
@@ -70,11 +70,10 @@ class Cache(Reads):
         flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=False)
-        memos: dict[str, Memo] = {}
-        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.clear)
+        memos = Memos()
+        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
-        self._texts = SharedTexts(self._instance, reader.connection)
         self._verifications = {True: 0, False: 0}
         self._reader.with_ledger(self._freshness.take)
 
@@ -90,7 +89,8 @@ class Cache(Reads):
             self._reporter.report(is_last=True)
         self._is_closed = True
         self._reader.close()
-        self._texts.close()
+        if self._texts is not None:
+            self._texts.close()
         self._log.close()
 
     # Embeddings.
@@ -104,7 +104,7 @@ class Cache(Reads):
 
         Raises:
             InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
-            UnknownModelError: there is no embedder of this name.
+            UnknownModelError: no embedder has this name.
             EmbedderError: the embedder failed; trying again later may help.
         """
         self._check_open()
@@ -139,7 +139,7 @@ class Cache(Reads):
         Raises:
             ConfigError: `k` or `scope` means nothing.
             InvalidTextError, InvalidVectorError: the query cannot be used, or has another dimension than the table.
-            UnknownModelError: a text, and there is no embedder of this name.
+            UnknownModelError: the query is a text, and no embedder has this name.
             EmbedderError: the embedder failed.
             SnapshotUnavailableError: no vectors of this model are published.
         """
@@ -155,10 +155,10 @@ class Cache(Reads):
     def context(
         self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
     ) -> Context:
-        """What to read before answering a user, all at one position; `str()` of it is a block for a system prompt.
+        """The context for answering a user, all at one position; `str()` of it is a block for a system prompt.
 
         Parameters:
-            user_text: what is to be answered; without it, nothing is recalled.
+            user_text: the message to answer; without it, nothing is recalled.
             reflections: how many of the newest, 0 to 32.
             recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
                 published, the embedder fails), `recall_problem` of the context says so.
@@ -167,27 +167,36 @@ class Cache(Reads):
         Raises:
             ConfigError: one of the numbers is none, or out of its range.
             InvalidTextError: `user_text` is no text, or longer than any that is embedded.
-            UnknownModelError: `recall`, and there is no embedder of this cache's name.
+            UnknownModelError: `recall` is used, and this cache's embedder does not exist.
         """
         with late_imports:
-            from pmm_shm_client.context import Wanted, make_context
+            from pmm_shm_client.context import ContextRequest, make_context
 
-        wanted = Wanted.of(user_text, reflections, recall, messages)
-        return make_context(self.frame(), wanted, self.search, self._log.get_event)
+        request = ContextRequest.of(user_text, reflections, recall, messages)
+        return make_context(self.frame(), request, self.search, self._log.get_event)
 
     def _open_searching(self) -> Searching:
         with late_imports:
             from pmm_shm_client.searching import Searching
 
-        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._texts)
+        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._open_texts())
         result: Searching = vars(self).setdefault("_searching", made)
         return result
+
+    def _open_texts(self) -> TextTableReader:
+        with late_imports:
+            from pmm_shm.vectors.text_table_reader import TextTableReader
+
+        with self._reader.connection.lock:
+            if self._texts is None:
+                self._texts = TextTableReader(self._instance, self._reader.connection)
+            return self._texts
 
     def _open_embeddings(self) -> Embeddings:
         with late_imports:
             from pmm_shm_client.embeddings import Embeddings
 
-        shared = self._texts if self._embeds_shared else None
+        shared = self._open_texts() if self._embeds_shared else None
         made = Embeddings(self._instance, self._embedder, shared, self._reporter)
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
@@ -223,76 +232,70 @@ class Cache(Reads):
             DaemonTimeoutError: not within `timeout` seconds, of which more than a day counts as a day.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import WAIT
-            from pmm_shm_client.commands import checked_wait, wait_args
+            from pmm_shm_client.commands import wait_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
-        checked_event_id(event_id)
+        command = wait_command(self.path, event_id, timeout)
         published = self._published_as_of()
         if published is not None and published >= event_id:
             return published
-        return checked_wait(self._call(WAIT, wait_args(event_id, timeout), timeout), self.path, event_id, timeout)
+        return self._give(command)
 
     def verify(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> VerifyReport:
-        """Compare what is published (all folds, or one) with a full replay; true when they are equal.
+        """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
-        The daemon does it, and rebuilds what is wrong; without one, this process does, with the snapshot at rest, and
-        does without what is wrong until a daemon has rebuilt it. Where nothing is published there is nothing to be
-        wrong, and `folds` is empty.
+        The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
+        wrong state until a daemon has rebuilt it. If nothing is published, the report is true, with no `folds`.
 
         Raises:
-            UnknownFoldError: there is no such fold.
+            UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import VERIFY
-            from pmm_shm_client.commands import report_of
+            from pmm_shm_client.commands import verify_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
+        command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
         try:
-            report = report_of(self._call(VERIFY, {"fold": fold}, timeout))
+            report = self._give(command)
         except DaemonAbsentError:
             report = self._verify_here(fold)
         self._verifications[report.ok] += 1
         return report
 
     def invalidate(self, fold: str | None = None, timeout: float = limits.LONG_COMMAND_TIMEOUT_S) -> int:
-        """Have the daemon rebuild all folds, or one, from the ledger. Returns the event id it stands at afterwards.
+        """Have the daemon rebuild all folds, or one, from the ledger. Returns the position afterwards, an event id.
 
         Raises:
-            UnknownFoldError: what cannot be the name of a fold.
+            UnknownFoldError: no fold can have this name.
             DaemonAbsentError: no daemon serves this ledger.
             CommandError: the daemon does not know the fold.
             DaemonTimeoutError: not within `timeout` seconds.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import INVALIDATE
+            from pmm_shm_client.commands import invalidate_command
 
         self._check_open()
-        timeout = checked_timeout(timeout)
-        if fold is not None:
-            checked_fold_name(fold)
-        return int(self._call(INVALIDATE, {"fold": fold}, timeout)["as_of"])
+        return self._give(invalidate_command(fold, timeout))
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
-        Of `embeddings`, the leases are the daemon's, and the sizes are those of its table, where there is a daemon.
+        In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
         """
         with late_imports:
-            from pmm_shm.wire.protocol import STATS
+            from pmm_shm_client.commands import stats_command
 
         self._check_open()
+        daemon: dict[str, Any] | None
         try:
-            daemon = self._call(STATS, {}, 1.0)
+            daemon = self._give(stats_command())
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]
-        last = self._built.get("metrics")
+        last = self._last_memo("metrics")
         events = self._reader.events_folded
         return {
             "projection": {
@@ -301,7 +304,7 @@ class Cache(Reads):
                 "last_id": projection.last_id,
                 "verifications_passed": self._verifications[True],
                 "verifications_failed": self._verifications[False],
-                "cached": "self_model" in self._built,
+                "cached": self._last_memo("self_model") is not None,
             },
             "metrics": {
                 **metrics.as_dict(),
@@ -363,17 +366,17 @@ class Cache(Reads):
         if copy is None:
             return VerifyReport(True, 0, (), 0, 0, None)
         self._reader.with_ledger(self._freshness.take)
-        report = verify(self._reader.connection, copy).report
+        report = verify(self._reader.connection, copy)[0]
         if not report.ok and everything is not None:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)
         return report
 
-    def _call(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
+    def _give(self, command: DaemonCommand[_T]) -> _T:
         with late_imports:
             from pmm_shm_client import commands
 
-        return commands.call(self._instance, command, args, timeout_s)
+        return commands.give(self._instance, command)
 
 
 def _checked_default(embedder: object) -> Embedder | str | None:
@@ -385,25 +388,3 @@ def _checked_default(embedder: object) -> Embedder | str | None:
         from pmm_shm.vectors.embedder import Embedder, checked_embedder
 
     return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)
-
-
-def checked_timeout(timeout: object) -> float:
-    """Seconds to wait for the daemon, at most what the protocol allows.
-
-    Raises:
-        ConfigError: not a number.
-    """
-    if not isinstance(timeout, (int, float)) or timeout != timeout:
-        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
-    return min(timeout, _WAIT_S_MAX)
-
-
-def checked_event_id(event_id: object) -> int:
-    """The id of an event, there or not.
-
-    Raises:
-        ConfigError: no integer of 64 bits.
-    """
-    if not isinstance(event_id, int) or not -(1 << 63) <= event_id < 1 << 63:
-        raise ConfigError(f"event_id: {event_id!r:.80} is not an integer of 64 bits")
-    return event_id

@@ -1,6 +1,9 @@
-"""Commands to the daemon over ZeroMQ: each within its deadline, and none that a read depends on.
+"""Commands to the daemon over ZeroMQ, each with a deadline. No read depends on one.
 
-ZeroMQ is imported with the first command: a worker that only reads does not need it.
+`wait_command` and its like say how a command is asked and how its result is read; `CommandConnection` exchanges
+messages. The asyncio client (`aio`) uses both.
+
+ZeroMQ is imported with the first command, because a worker that only reads does not need it.
 """
 
 from __future__ import annotations
@@ -8,64 +11,119 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.folds.registry import checked_fold_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import address_of, check_listening, find_endpoints
 from pmm_shm.wire.protocol import ProtocolError, Request, unpack_reply
+from pmm_shm.wire.results import WaitResult, read_result
 
 if TYPE_CHECKING:
     import zmq
 
+_STATS_S = 1.0
+_WAIT_MARGIN_MS = 50
+_T = TypeVar("_T")
 _ids = itertools.count(1)
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
-def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """This process's ZeroMQ context; that of a parent is left to it."""
-    with late_imports:
-        import zmq
-
-    pid = os.getpid()
-    found = _contexts.get(pid)
-    if found is None:
-        found = _contexts[pid] = zmq.Context()
-    return found
+# What can be asked.
 
 
-def endpoint_for(instance: Instance, command: str) -> tuple[str, int]:
-    """The socket that takes a command, and the pid of its daemon.
+@dataclass(frozen=True)
+class DaemonCommand(Generic[_T]):
+    """A command, its deadline, and the function that reads its result."""
 
-    Raises:
-        DaemonAbsentError: no daemon serves this ledger.
-        CommandError: this user may not give the command.
-    """
-    endpoints = find_endpoints(instance)
-    if command in protocol.ORDINARY:
-        return address_of(endpoints.commands), endpoints.pid
-    try:
-        check_listening(endpoints.admin)
-    except PermissionError:
-        raise CommandError(f"{command} is for the daemon's own user; no permission for {endpoints.admin}") from None
-    except OSError as error:
-        raise DaemonAbsentError(f"{instance.ledger}: {endpoints.admin}: {error.strerror}") from None
-    return address_of(endpoints.admin), endpoints.pid
+    name: str
+    args: Mapping[str, Any]
+    timeout_s: float
+    read: Callable[[Any], _T]
 
 
-def check_alive(instance: Instance, pid: int, command: str) -> None:
-    """See that the daemon which was given a command still serves the ledger.
+def wait_command(ledger: str, event_id: int, timeout: float) -> DaemonCommand[int]:
+    """Wait until an event is published. Result: the event id up to which is published.
 
     Raises:
-        DaemonAbsentError: it does not, and will never answer.
+        ConfigError: `event_id` or `timeout` is not a usable number.
+        DaemonTimeoutError: from `read`; the event was not published in time.
     """
-    if find_endpoints(instance).pid != pid:
-        raise DaemonAbsentError(f"{instance.ledger}: the daemon (pid {pid}) ended before it answered {command}")
+    timeout_s = checked_timeout(timeout)
+    # The daemon gives up a little before the client does.
+    timeout_ms = max(0, int(timeout_s * 1_000) - _WAIT_MARGIN_MS)
+
+    def read(result: Any) -> int:
+        reached, as_of = read_result(WaitResult, result)
+        if not reached:
+            raise DaemonTimeoutError(f"{ledger}: event {event_id} was not published within {timeout_s:g} s")
+        return as_of
+
+    args = {"event_id": checked_event_id(event_id), "timeout_ms": timeout_ms}
+    return DaemonCommand(protocol.WAIT, args, timeout_s, read)
+
+
+def verify_command(fold: str | None, timeout: float) -> DaemonCommand[VerifyReport]:
+    """Compare what is published with a full replay. Raises `ConfigError`."""
+    return DaemonCommand(
+        protocol.VERIFY, {"fold": fold}, checked_timeout(timeout), lambda result: read_result(VerifyReport, result)
+    )
+
+
+def invalidate_command(fold: str | None, timeout: float) -> DaemonCommand[int]:
+    """Rebuild what is published. Result: the event id up to which it was rebuilt.
+
+    Raises:
+        ConfigError: `timeout` is not a number.
+        UnknownFoldError: `fold` cannot be the name of a fold.
+    """
+    if fold is not None:
+        checked_fold_name(fold)
+    return DaemonCommand(
+        protocol.INVALIDATE, {"fold": fold}, checked_timeout(timeout), lambda result: int(result["as_of"])
+    )
+
+
+def stats_command() -> DaemonCommand[dict[str, Any]]:
+    """The daemon's numbers."""
+    return DaemonCommand(protocol.STATS, {}, _STATS_S, dict)
+
+
+def checked_timeout(timeout: object) -> float:
+    """Seconds to wait for the daemon, at most what the protocol allows.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    if not isinstance(timeout, (int, float)) or timeout != timeout:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
+    return min(timeout, protocol.WAIT_MS_MAX / 1_000)
+
+
+def checked_event_id(event_id: object) -> int:
+    """The id of an event, whether the event exists or not.
+
+    Raises:
+        ConfigError: not an integer of 64 bits.
+    """
+    if not isinstance(event_id, int) or not -(1 << 63) <= event_id < 1 << 63:
+        raise ConfigError(f"event_id: {event_id!r:.80} is not an integer of 64 bits")
+    return event_id
+
+
+# How it is asked.
+
+
+def give(instance: Instance, command: DaemonCommand[_T]) -> _T:
+    """Give the daemon a command and return its result. Raises as `call`, and what the command's `read` raises."""
+    return command.read(call(instance, command.name, command.args, command.timeout_s))
 
 
 def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
@@ -76,36 +134,58 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
         DaemonTimeoutError: no answer within `timeout_s`.
         CommandError: the daemon refused or failed.
     """
-    with Line(instance, command) as line:
-        return line.ask(command, args, timeout_s)
+    with CommandConnection(instance, command) as connection:
+        return connection.ask(command, args, timeout_s)
 
 
-class Line:
-    """A socket to the daemon that takes a command, for one or several of its kind; for one thread.
+class CommandConnection:
+    """A connection to the daemon's socket that takes `command`, and others of its kind; for one thread.
+
+    Parameters:
+        socket: a new DEALER, which the caller closes; None to make one.
 
     Raises:
         DaemonAbsentError: no daemon serves this ledger.
         CommandError: this user may not give the command.
     """
 
-    def __init__(self, instance: Instance, command: str) -> None:
+    def __init__(self, instance: Instance, command: str, socket: zmq.Socket[bytes] | None = None) -> None:
         with late_imports:
             import zmq
 
         self._instance = instance
-        address, self._pid = endpoint_for(instance, command)
-        socket = self._socket = context().socket(zmq.DEALER)
-        bound(socket)
-        socket.connect(address)
+        address, self._pid = _endpoint_for(instance, command)
+        self._socket = context().socket(zmq.DEALER) if socket is None else socket
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
+        self._socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
+        self._socket.setsockopt(zmq.RCVHWM, limits.REPLIES_WAITING_MAX)
+        self._socket.connect(address)
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> CommandConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
     def ask(self, command: str, args: Mapping[str, Any], timeout_s: float) -> Any:
-        """As `call`."""
+        """As `call`, over this connection."""
+        exchange = self.exchange(command, args, timeout_s)
+        try:
+            timeout_ms, events = next(exchange)
+            while True:
+                timeout_ms, events = exchange.send(self._socket.poll(timeout_ms, events) != 0)
+        except StopIteration as end:
+            return end.value
+
+    def exchange(
+        self, command: str, args: Mapping[str, Any], timeout_s: float
+    ) -> Generator[tuple[int, int], bool, Any]:
+        """Ask without polling: yields (timeout_ms, events), takes whether the socket is ready, returns the result.
+
+        It never waits for the socket. When the socket was not ready, it may look for the daemon for up to a second.
+        Raises as `call`.
+        """
         import zmq
 
         deadline = time.monotonic() + timeout_s
@@ -117,66 +197,47 @@ class Line:
                 raise DaemonTimeoutError(
                     f"{self._instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
                 )
-            if not self._socket.poll(poll_ms(remaining_s), zmq.POLLIN if is_sent else zmq.POLLOUT):
+            poll_ms = max(1, int(min(remaining_s, limits.DAEMON_CHECK_S) * 1_000))
+            if not (yield poll_ms, zmq.POLLIN if is_sent else zmq.POLLOUT):
                 if remaining_s > limits.DAEMON_CHECK_S:
-                    check_alive(self._instance, self._pid, command)
-            elif is_sent:
-                try:
+                    self._check_alive(command)
+                continue
+            try:
+                if is_sent:
                     return unpack_reply(self._socket.recv(zmq.NOBLOCK), request.id)
-                except (ProtocolError, zmq.Again):
-                    continue
-            else:
-                is_sent = self._send(data)
+                self._socket.send(data, zmq.NOBLOCK)
+                is_sent = True
+            except (ProtocolError, zmq.Again):
+                continue
 
-    def _send(self, data: bytes) -> bool:
-        """Send without waiting: a daemon that stands still lets nothing through. Returns whether it is sent."""
+    def _check_alive(self, command: str) -> None:
+        if find_endpoints(self._instance).pid != self._pid:
+            raise DaemonAbsentError(
+                f"{self._instance.ledger}: the daemon (pid {self._pid}) ended before it answered {command}"
+            )
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's ZeroMQ context; a forked child makes its own."""
+    with late_imports:
         import zmq
 
-        try:
-            self._socket.send(data, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+    pid = os.getpid()
+    found = _contexts.get(pid)
+    if found is None:
+        found = _contexts[pid] = zmq.Context()
+    return found
 
 
-def bound(socket: zmq.Socket[Any]) -> None:
-    """Limit what a new socket to the daemon keeps and lets in."""
-    import zmq
-
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
-    socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
-    socket.setsockopt(zmq.RCVHWM, limits.REPLIES_WAITING_MAX)
-
-
-def poll_ms(remaining_s: float) -> int:
-    """How long to wait for an answer before one looks whether the daemon lives."""
-    return max(1, int(min(remaining_s, limits.DAEMON_CHECK_S) * 1_000))
-
-
-def wait_args(event_id: int, timeout_s: float) -> dict[str, int]:
-    """Arguments of the wait command: the daemon gives up a little before the client does."""
-    return {"event_id": event_id, "timeout_ms": max(0, int(timeout_s * 1_000) - 50)}
-
-
-def checked_wait(result: Mapping[str, Any], path: str, event_id: int, timeout_s: float) -> int:
-    """The event id up to which is published, from the daemon's answer.
-
-    Raises:
-        DaemonTimeoutError: it did not get there.
-    """
-    if not result["reached"]:
-        raise DaemonTimeoutError(f"{path}: event {event_id} was not published within {timeout_s:g} s")
-    return int(result["as_of"])
-
-
-def report_of(result: Mapping[str, Any]) -> VerifyReport:
-    """The report in the daemon's answer to verify."""
-    return VerifyReport(
-        bool(result["ok"]),
-        int(result["as_of"]),
-        tuple(result["folds"]),
-        int(result["events"]),
-        int(result["sealed_blocks"]),
-        result["difference"],
-    )
+def _endpoint_for(instance: Instance, command: str) -> tuple[str, int]:
+    """The address of the socket that takes a command, and the pid of its daemon."""
+    endpoints = find_endpoints(instance)
+    if command in protocol.ORDINARY:
+        return address_of(endpoints.commands), endpoints.pid
+    try:
+        check_listening(endpoints.admin)
+    except PermissionError:
+        raise CommandError(f"{command} is for the daemon's own user; no permission for {endpoints.admin}") from None
+    except OSError as error:
+        raise DaemonAbsentError(f"{instance.ledger}: {endpoints.admin}: {error.strerror}") from None
+    return address_of(endpoints.admin), endpoints.pid

@@ -16,12 +16,13 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency, checked_trait_delta
-from pmm_shm_client.replaying import replayed
 from pmm_shm_client.results import self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, warn
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.vectors.embedder import Embedder
+    from pmm_shm_client.replaying import ReplayReading
 
 _C = TypeVar("_C", bound=Cache)
 _caches: weakref.WeakKeyDictionary[EventLog, Cache] = weakref.WeakKeyDictionary()
@@ -44,8 +45,8 @@ def connect(
         consistency, timeout, freshness, embedder: see `Cache`.
 
     Raises:
-        LedgerError: there is no usable ledger at `path`.
-        ConfigError: an argument or an environment variable means nothing.
+        LedgerError: no usable ledger at `path`.
+        ConfigError: an argument or an environment variable has no meaning.
         DaemonError: `autostart`, and the daemon does not start.
     """
     return open_cache(
@@ -69,7 +70,7 @@ def open_cache(
     freshness: Choice,
     embedder: Embedder | str | None = None,
 ) -> _C:
-    """What `connect` does, for any kind of `Cache`."""
+    """`connect` for any kind of `Cache`."""
     ledger = path if path is not None else flags.default_ledger()
     if ledger is None:
         raise ConfigError("no ledger: name one, or set PMM_DB")
@@ -102,8 +103,7 @@ def build_self_model_cached(
     if flags.projection_cache() is Flag.ON:
         return cache_of(eventlog).self_model(strict, max_trait_delta, on_warn)
     fold = SelfModelFold(checked_trait_delta(max_trait_delta) if strict else MAX_TRAIT_DELTA)
-    with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
-        reading = replayed(cache._reader, [fold])
+    reading = _replayed(eventlog, fold)
     if on_warn is not None:
         for cid, event_id in warnings_since(reading.state("self_model"), 0):
             warn(cid, event_id, on_warn)
@@ -120,9 +120,19 @@ def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
     if flags.metrics_cache() is Flag.ON:
         metrics = cache_of(eventlog).metrics()
         return metrics.ias, metrics.gas
-    with Cache(eventlog.path, timeout=eventlog.timeout) as cache:
-        scores = replayed(cache._reader, [MetricsFold()]).view("metrics")
+    scores = _replayed(eventlog, MetricsFold()).view("metrics")
     return scores.ias, scores.gas
+
+
+def _replayed(eventlog: EventLog, fold: Fold) -> ReplayReading:
+    with late_imports:
+        from pmm_shm_client.replaying import opened, replayed
+
+    connection = opened(eventlog.path, eventlog.timeout)
+    try:
+        return replayed(connection, [fold])
+    finally:
+        connection.close()
 
 
 def cache_of(eventlog: EventLog) -> Cache:

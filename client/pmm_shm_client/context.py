@@ -1,7 +1,7 @@
-"""`Context`: what a chat worker reads before it answers, all of it at one position, and the block of text it makes.
+"""`Context`: the state that a chat worker reads before it answers, all at one position, and its block of text.
 
-The rules and the layout stand in `docs/CONTEXT.md`. Nothing here depends on the process: not on its locale, time zone,
-hash seed, nor on what it has read before.
+`docs/CONTEXT.md` has the rules and the layout. The result does not depend on the process: on its locale, time zone,
+hash seed or earlier reads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.searching import Hit, Hits
 
 LAYOUT = 1
-"""Version of the block: any change of its bytes for the same facts is a new one."""
+"""Version of the block, incremented when the same facts give other bytes."""
 RECALL_MAX = 100
 COMMITMENTS_MAX = 5
 COMMITMENT_CHARS_MAX = 80
@@ -44,14 +44,15 @@ _EPOCH = datetime(1970, 1, 1)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROLS_AND_MARKUP = re.compile(r"[\x00-\x1f\x7f-\x9f`*_#>]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
-# At the beginning of collapsed text. A bullet is never anything else; the others may be a sign, a decimal or a name.
+# At the beginning of collapsed text. A bullet is always a marker; without a space, the others may be a sign, a decimal
+# or a name.
 _MARKER = re.compile(r"• ?|(?:-|[0-9]{1,9}\.|\([0-9]{1,9}\)|[A-Za-z]\))(?: |\Z)")
 _MARKER_CHARS_MAX = 12
 _SENTENCE_END = re.compile(r"[.!?](?= )")
 
 
 class Reflection(NamedTuple):
-    """A reflection as it is shown: the time to the second in UTC, and at most 120 characters on one line."""
+    """A reflection as shown: the time to the second in UTC, and at most 120 characters on one line."""
 
     event_id: int
     time: str
@@ -59,7 +60,7 @@ class Reflection(NamedTuple):
 
 
 class Recalled(NamedTuple):
-    """A past message, whole, and how similar it is to the user's text: -1.0 to 1.0."""
+    """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0."""
 
     id: int
     ts: str
@@ -70,21 +71,21 @@ class Recalled(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a chat worker reads before it answers; `str(context)` is the block for a system prompt.
+    """The state that a chat worker reads before it answers; `str(context)` is the block for a system prompt.
 
     Attributes:
         layout: version of the block.
-        as_of: the event at which all of it stands.
+        as_of: the event up to which all parts are exact.
         name: the adopted name on one line, or `Unknown`.
         traits: name to float, in the order O C E A N.
-        telemetry: the newest tick with telemetry (event id, IAS, GAS, stage, as they stand in its meta), or None.
+        telemetry: the newest tick with telemetry (event id, IAS, GAS and stage from its meta), or None.
         ias, gas, stage: the current ones.
-        commitments: up to 5 open ones, each as one line.
+        commitments: up to 5 open ones, one line each.
         reflections: the newest ones, oldest first.
-        directives: the active ones, best first, whole.
-        recalled: past messages similar to the user's text, the most similar first, whole.
-        messages: the last ones of the conversation, oldest first, whole.
-        recall_problem: why `recalled` lacks what it should have; None where it does not.
+        directives: the active ones, best first, uncut.
+        recalled: past messages similar to the user's text, the most similar first, uncut.
+        messages: the last ones of the conversation, oldest first, uncut.
+        recall_problem: why `recalled` is incomplete; None if it is complete.
     """
 
     layout: int
@@ -106,8 +107,8 @@ class Context:
         return "\n".join(_block(self))
 
 
-class Wanted(NamedTuple):
-    """What a context is to hold, checked."""
+class ContextRequest(NamedTuple):
+    """Checked parameters of a context."""
 
     user_text: str
     reflections: int
@@ -115,8 +116,8 @@ class Wanted(NamedTuple):
     messages: int
 
     @classmethod
-    def of(cls, user_text: object, reflections: object, recall: object, messages: object) -> Wanted:
-        """Raises `ConfigError` for a number that is none or out of its range, `InvalidTextError` for the text."""
+    def of(cls, user_text: object, reflections: object, recall: object, messages: object) -> ContextRequest:
+        """Raises `ConfigError` for a number of the wrong type or out of range, `InvalidTextError` for the text."""
         return cls(
             checked_text(user_text),
             _checked_count("reflections", reflections, REFLECTIONS_MAX),
@@ -129,16 +130,16 @@ Search = Callable[[str, int], "Hits[Hit]"]
 EventOf = Callable[[int], "dict[str, Any] | None"]
 
 
-def make_context(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf) -> Context:
-    """The context of a frame; `search` and `event_of` are for recall, and are not called without."""
+def make_context(frame: Frame, request: ContextRequest, search: Search, event_of: EventOf) -> Context:
+    """The context of a frame; `search` and `event_of` are called only for recall."""
     identity, metrics, recent = frame.identity(), frame.metrics(), frame.recent()
     recalled: tuple[Recalled, ...] = ()
     problem = None
-    if wanted.recall and wanted.user_text.strip():
+    if request.recall and request.user_text.strip():
         try:
-            recalled, problem = _recall(frame, wanted, search, event_of)
+            recalled, problem = _recall(frame, request, search, event_of)
         except (StoreError, EmbedderError, InvalidTextError, InvalidVectorError) as error:
-            # What is missing is a help; the answer must not wait for it.
+            # Recall is only a help: its failure must not prevent the answer.
             problem = str(error)
     return Context(
         layout=LAYOUT,
@@ -150,10 +151,10 @@ def make_context(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf
         gas=metrics.gas,
         stage=frame.stage().stage,
         commitments=_commitment_lines(frame.commitments().open),
-        reflections=tuple(map(_reflection, _last(recent.reflections, wanted.reflections))),
+        reflections=tuple(map(_reflection, _last(recent.reflections, request.reflections))),
         directives=tuple(row["content"] for row in frame.active_directives()),
         recalled=recalled,
-        messages=_last(recent.messages, wanted.messages),
+        messages=_last(recent.messages, request.messages),
         recall_problem=problem,
     )
 
@@ -161,14 +162,16 @@ def make_context(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf
 # Recall.
 
 
-def _recall(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf) -> tuple[tuple[Recalled, ...], str | None]:
-    """Searches again for more where other events than messages are nearer; the last search alone counts."""
+def _recall(
+    frame: Frame, request: ContextRequest, search: Search, event_of: EventOf
+) -> tuple[tuple[Recalled, ...], str | None]:
+    """Repeats the search for more hits while too few of them are messages; only the last search counts."""
     last = frame.recent().messages[-1:]
-    answered = [one.id for one in last if _ROLES[one.kind] == "user" and one.content == wanted.user_text]
+    answered = [one.id for one in last if _ROLES[one.kind] == "user" and one.content == request.user_text]
     events: dict[int, dict[str, Any] | None] = {}
-    k = wanted.recall + _SEARCH_MARGIN
+    k = request.recall + _SEARCH_MARGIN
     while True:
-        hits = search(wanted.user_text, k)
+        hits = search(request.user_text, k)
         found: list[Recalled] = []
         for event_id, similarity in hits:
             if event_id > frame.as_of or event_id in answered:
@@ -178,14 +181,14 @@ def _recall(frame: Frame, wanted: Wanted, search: Search, event_of: EventOf) -> 
             event = events[event_id]
             if event is not None and event["kind"] in _ROLES:
                 found.append(Recalled(event_id, event["ts"], event["kind"], event["content"], similarity))
-                if len(found) == wanted.recall:
+                if len(found) == request.recall:
                     break
-        if len(found) == wanted.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
+        if len(found) == request.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
             break
         k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
     if not hits.is_complete and hits.as_of < frame.as_of:
         return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached"
-    if len(found) < wanted.recall and len(hits) == limits.SEARCH_K_MAX:
+    if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:
         return tuple(found), f"of the {len(hits)} nearest events, {len(found)} are messages"
     return tuple(found), None
 
@@ -220,7 +223,7 @@ def _scores(ias: Any, gas: Any, stage: Any) -> str:
 
 def _number(value: Any) -> str:
     if type(value) is float or type(value) is int:
-        # Neither what `.3f` makes three hundred digits of, nor NaN.
+        # `.3f` would write three hundred digits of a large number, and NaN is outside, too.
         return f"{value:.3f}" if -1e6 < value < 1e6 else one_line(_spelled(value), VALUE_CHARS_MAX)
     return one_line(_spelled(value), VALUE_CHARS_MAX)
 
@@ -233,7 +236,7 @@ def _message_line(message: Entry | Recalled) -> str:
 
 
 def _commitment_lines(entries: Mapping[str | int, Any]) -> tuple[str, ...]:
-    # Stable: where 7 and "7" are both open, the one that was opened first comes first.
+    # Stable: if both 7 and "7" are open, the one opened first comes first.
     first = heapq.nsmallest(COMMITMENTS_MAX, entries.items(), key=lambda item: _spelled(item[0]))
     return tuple(commitment_line(_spelled(entry["text"])) for _, entry in first)
 
@@ -258,8 +261,8 @@ def one_line(text: str, chars_max: int) -> str:
 
 
 def _collapsed(text: str, spaces: re.Pattern[str], chars: int) -> str:
-    """The text with every run of white space, and of what counts as it, as one space: whole where it has no more than
-    `chars` characters then, otherwise more than `chars` characters from its beginning."""
+    """The text with every run of matches and white space as one space. Of a long text, only a beginning of more than
+    `chars` characters."""
     size = 4 * chars
     while True:
         head = " ".join(_SURROGATES.sub("\ufffd", spaces.sub(" ", text[:size])).split())
@@ -269,7 +272,7 @@ def _collapsed(text: str, spaces: re.Pattern[str], chars: int) -> str:
 
 
 def _cut(text: str, chars_max: int) -> str:
-    """Collapsed text, if need be up to its last word of which all fits with the ellipsis; one long word is cut hard."""
+    """Collapsed text, cut after the last word that fits with an ellipsis; a single long word is cut within."""
     if len(text) <= chars_max:
         return text
     head = text[: chars_max - 1]
@@ -279,7 +282,7 @@ def _cut(text: str, chars_max: int) -> str:
 
 
 def shown_time(ts: str) -> str:
-    """`2026-01-02T03:04:05Z`: to the second, in UTC; text that is no time is shown as it is, and none as `?`."""
+    """`2026-01-02T03:04:05Z`: to the second, in UTC; other text is shown unchanged, and empty text as `?`."""
     instant = instant_us(ts)
     if instant is not None:
         try:
@@ -290,7 +293,7 @@ def shown_time(ts: str) -> str:
 
 
 def _spelled(value: Any) -> str:
-    """`str(value)` of a JSON value, whatever limit on the digits of an integer the host program has set."""
+    """`str(value)` of a JSON value, independent of the host program's limit on the digits of an integer."""
     if isinstance(value, str):
         return value
     try:

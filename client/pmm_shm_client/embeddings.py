@@ -1,6 +1,6 @@
 """Texts to vectors: from shared memory, from this process's own memory, or computed once for all workers.
 
-Imported with the first text that is embedded, for numpy takes its time.
+Imported with the first text that is embedded, because numpy is slow to import.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pmm_shm.names import checked_model_name
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
 from pmm_shm.vectors.registry import find_embedder
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
 from pmm_shm_client.reporting import Reporter
-from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
@@ -31,38 +31,38 @@ class Embeddings:
     """The vectors of a cache's texts. Thread-safe; usable on both sides of a fork.
 
     Parameters:
-        embedder: the default model, or its name; None for the one of the environment.
-        shared: the table of all workers; None to compute everything, and to look nothing up.
-        reporter: is asked to report after a miss.
+        embedder: the default model, or its name; None for `PMM_EMBEDDER`.
+        shared: the text table; None to compute everything, without look-ups.
+        reporter: reports to the daemon after a miss.
     """
 
     def __init__(
-        self, instance: Instance, embedder: Embedder | str | None, shared: SharedTexts | None, reporter: Reporter
+        self, instance: Instance, embedder: Embedder | str | None, shared: TextTableReader | None, reporter: Reporter
     ) -> None:
         self._reporter = reporter
         self._default = embedder
         self.names_default = embedder is not None or flags.embedder() is not None
-        """Whether anybody has said what the default model is."""
+        """Whether a default model was chosen, by parameter or environment."""
         self._shared = shared
         self._leasing = None if shared is None else Leasing(instance, shared)
         self._models: dict[str | None, Model] = {}
-        self.local = LocalTexts()
+        self.local = LocalVectors()
         self.hits = 0
         self.misses = 0
 
     def embed(self, text: str | None, model: str | None = None) -> Vector:
-        """The vector of a text, (dimension,) float32; the caller's own.
+        """The vector of a text, (dimension,) float32; the caller may change it.
 
         Raises:
-            InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
-            UnknownModelError: there is no embedder of this name.
+            InvalidTextError: not a text, too long, or empty and the embedder has no vector for it.
+            UnknownModelError: no embedder has this name.
             EmbedderError: the embedder failed.
         """
-        vector = self.seen(text, model)
+        vector = self.known(text, model)
         return self.embed_many((text,), model)[0] if vector is None else vector
 
-    def seen(self, text: str | None, model: str | None = None) -> Vector | None:
-        """As `embed`, where the vector is there already; None where it is not."""
+    def known(self, text: str | None, model: str | None = None) -> Vector | None:
+        """The vector if it is known already; None if it would have to be computed. Raises as `embed`."""
         shared = self._shared
         if shared is None:
             return None
@@ -79,7 +79,7 @@ class Embeddings:
             if data is None or len(data) != found.size_bytes:
                 return None
         self.hits += 1
-        # Of bytes it would be read-only, and a copy of the array costs more.
+        # An array over bytes would be read-only, and copying the array costs more.
         return np.frombuffer(bytearray(data), FLOAT)
 
     def embed_many(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
@@ -105,7 +105,7 @@ class Embeddings:
         rows = bytearray().join([vectors[key] for key in keys])
         return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
 
-    def _look_up(self, shared: SharedTexts, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}
         for key in keys:
             for table in (shared, self.local):
@@ -133,7 +133,7 @@ class Embeddings:
         return model
 
     def embedder(self, name: str | None) -> Embedder | None:
-        """The embedder of this name, or the default one; None where there is none of this name."""
+        """The embedder of this name, or the default one; None if no embedder has this name."""
         try:
             return self._found(name).embedder
         except UnknownModelError:
@@ -148,15 +148,15 @@ class Embeddings:
         try:
             return find_embedder(name)
         except UnknownModelError:
-            # The default's own name may be another than the one by which it is found.
+            # The default embedder may have another name than the one that finds it.
             default = self._found(None).embedder
             if default.name != name:
                 raise
             return default
 
 
-class LocalTexts:
-    """The vectors that this process used last, for when there is no table. Thread-safe, without a lock."""
+class LocalVectors:
+    """The vectors that this process used last, for lack of a text table. Thread-safe, without a lock."""
 
     def __init__(self, vectors_max: int = limits.LOCAL_TEXT_VECTORS_MAX) -> None:
         self.vectors_max = vectors_max
@@ -166,18 +166,18 @@ class LocalTexts:
         return len(self._vectors)
 
     def get(self, key: bytes) -> bytes | None:
-        """The vector of a key; None where there is none."""
+        """The vector of a key, or None."""
         data = self._vectors.get(key)
         if data is not None:
             try:
                 self._vectors.move_to_end(key)
             except KeyError:
-                # Another thread has just put so many that this one had to go.
+                # Evicted meanwhile by another thread.
                 pass
         return data
 
     def put(self, key: bytes, vector: bytes) -> None:
-        """Keep a vector; what was used longest ago goes."""
+        """Keep a vector, and evict those used least recently."""
         self._vectors[key] = vector
         while len(self._vectors) > self.vectors_max:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from pmm_shm.folds.directives import Directives
 from pmm_shm.folds.history import HistoryView
@@ -13,10 +13,7 @@ from pmm_shm.folds.stage import StageView
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings
 
-if TYPE_CHECKING:
-    from pmm_shm_client.reads import Reads
-
-SourceFor: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
+FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
 """The fold behind a read method, where it has another name."""
 
 
@@ -55,20 +52,34 @@ RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
 """Read method to the result it makes of its fold's view."""
 
 
+class Replays(NamedTuple):
+    """Replays for answers that a frame was made without, all up to its position.
+
+    Attributes:
+        model: (trait limit, on_warn, event id) to the strict self-model with this limit.
+        view: (fold name, event id) to the view of a fold.
+        report: hands warnings that are new to `on_warn`.
+    """
+
+    model: Callable[[float, OnWarn | None, int], dict[str, Any]]
+    view: Callable[[str, int], Any]
+    report: Callable[[Warnings, OnWarn], None]
+
+
 class Frame:
     """Immutable answers, all at `as_of`, made by `Cache.frame`; the methods are those of `Cache`, and read nothing."""
 
-    __slots__ = ("_cache", "_results", "_views", "_warnings", "as_of")
-    _cache: Reads
+    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of")
+    _replays: Replays
     _results: Mapping[str, Any]
     _views: dict[str, Any]
     _warnings: Warnings
     as_of: int
 
-    def __init__(self, cache: Reads, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
-        results = {name: make(views[SourceFor.get(name, name)], as_of) for name, make in RESULTS.items()}
+    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
+        results = {name: make(views[FOLD_BEHIND.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
-            ("_cache", cache),
+            ("_replays", replays),
             ("_views", dict(views)),
             ("_results", results),
             ("_warnings", warnings),
@@ -87,9 +98,9 @@ class Frame:
     ) -> dict[str, Any]:
         """As `Cache.self_model`; another limit than 0.05 is a full replay up to the frame's position."""
         if strict and max_trait_delta != MAX_TRAIT_DELTA:
-            return self._cache._replayed_model(max_trait_delta, on_warn, self.as_of)
+            return self._replays.model(max_trait_delta, on_warn, self.as_of)
         if on_warn is not None:
-            self._cache._warnings.report(self._warnings, on_warn)
+            self._replays.report(self._warnings, on_warn)
         return self_model_dict(self._views["self_model"], strict=strict)
 
     def identity(self) -> Identity:
@@ -130,8 +141,8 @@ class Frame:
         """The view of any fold; one that its cache had not read before is replayed up to the frame's position.
 
         Raises:
-            UnknownFoldError: there is none of this name.
+            UnknownFoldError: no fold has this name.
         """
         if name not in self._views:
-            self._views[name] = self._cache._frame_fold(name, self.as_of)
+            self._views[name] = self._replays.view(name, self.as_of)
         return self._views[name]

@@ -1,17 +1,17 @@
-"""Computing texts that nobody has embedded yet, each by one worker: the client's side of the leases.
+"""Embeds texts that have no vector yet, each in one worker: the client's side of the leases.
 
-The daemon helps and is never needed: without an answer of use, a vector is computed here. Only what the embedder raises
-is raised.
+The daemon is never needed: without a usable answer from it, a vector is computed here. Only the embedder's errors are
+raised.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import zmq
@@ -21,26 +21,27 @@ from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonT
 from pmm_shm.instance.paths import Instance
 from pmm_shm.vectors.embedder import Embedder, embedded
 from pmm_shm.vectors.text_table import model_tag, text_vector_key
+from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm.wire import protocol
-from pmm_shm_client.commands import Line, call
-from pmm_shm_client.shared_texts import SharedTexts
+from pmm_shm.wire.results import LeaseResult, PutResult, read_result
+from pmm_shm_client.commands import CommandConnection, call
 
 FLOAT = np.dtype("<f4")
 _ANSWER_S = 2.0
-_QUIET_S = 5.0
+_ASK_AGAIN_S = 5.0
 _ENTRY_BYTES = 64
 _ENVELOPE_BYTES = 1_024
-_NO_HELP = (DaemonError, OSError, zmq.ZMQError)
+_NO_DAEMON = (DaemonError, OSError, zmq.ZMQError)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Model:
-    """An embedder, with what is looked up for each of its texts.
+    """An embedder, with values that are needed for each of its texts.
 
     Attributes:
-        prefix: of the keys of its vectors.
-        size_bytes: of a vector.
+        prefix: of the keys of its vectors in the table.
+        size_bytes: size of a vector.
     """
 
     embedder: Embedder
@@ -52,31 +53,38 @@ class Model:
         return cls(embedder, text_vector_key(model_tag(embedder.name), b""), embedder.dimension * FLOAT.itemsize)
 
 
-class _Answer:
-    """The daemon's answer to a lease, checked."""
+class _LeasedKeys(NamedTuple):
+    """A result of `lease`, with keys in place of their indices."""
 
-    def __init__(self, result: Any, keys: Sequence[bytes]) -> None:
+    tokens: dict[bytes, int]
+    ready: list[bytes]
+    held: list[bytes]
+    failed: list[bytes]
+
+    @classmethod
+    def of(cls, result: LeaseResult, keys: Sequence[bytes]) -> _LeasedKeys:
+        """Raises `CommandError` if an index is not one of a key."""
         try:
-            self.tokens = {keys[index]: int(token) for index, token in result["granted"]}
-            self.ready = [keys[index] for index in result["ready"]]
-            self.held = [keys[index] for index in result["held"]]
-            self.failed = [keys[index] for index in result["failed"]]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DaemonError(f"an answer to lease that is none: {error!r}") from None
+            tokens = {keys[index]: int(token) for index, token in result.granted}
+            ready, held, failed = ([keys[index] for index in indices] for indices in result[1:])
+        except (TypeError, ValueError, IndexError) as error:
+            raise CommandError(f"the daemon's answer to lease is not usable: {error!r}") from None
+        return cls(tokens, ready, held, failed)
 
 
 class Leasing:
-    """Vectors of missing texts. Thread-safe.
+    """Computes missing vectors, under leases where the daemon grants them. Thread-safe.
 
     Parameters:
-        shared: where the vectors are that others have computed.
+        shared: the table with the vectors that others have stored.
     """
 
-    def __init__(self, instance: Instance, shared: SharedTexts) -> None:
+    def __init__(self, instance: Instance, shared: TextTableReader) -> None:
         self._instance = instance
         self._shared = shared
-        self._quiet_until = 0.0
-        # (thread, key in the table) of what is being computed here.
+        # After a time-out the daemon is not asked again until then.
+        self._asks_again_at = 0.0
+        # (thread, key in the table) of the texts that are being computed here.
         self._computing: set[tuple[int, bytes]] = set()
 
     def vectors(self, model: Model, texts: Mapping[bytes, str]) -> dict[bytes, bytes]:
@@ -86,53 +94,56 @@ class Leasing:
             EmbedderError: the embedder failed; no lease is held.
         """
         found: dict[bytes, bytes] = {}
-        if monotonic() >= self._quiet_until:
+        if monotonic() >= self._asks_again_at:
             try:
-                with Line(self._instance, protocol.LEASE) as line:
-                    self._compute_together(line, model, texts, found)
-            except _NO_HELP:
+                with CommandConnection(self._instance, protocol.LEASE) as connection:
+                    self._compute_together(connection, model, texts, found)
+            except _NO_DAEMON:
                 pass
-        left = {key: text for key, text in texts.items() if key not in found}
-        found.update(computed(model, left))
+        missing = {key: text for key, text in texts.items() if key not in found}
+        found.update(computed(model, missing))
         return found
 
     def _compute_together(
-        self, line: Line, model: Model, texts: Mapping[bytes, str], found: dict[bytes, bytes]
+        self, connection: CommandConnection, model: Model, texts: Mapping[bytes, str], found: dict[bytes, bytes]
     ) -> None:
-        """Compute what is granted, read what is ready, wait for what is held, until nothing is; all into `found`."""
+        """Compute the granted texts, read the stored ones, and wait while others are held; all into `found`."""
         batch_max = model.embedder.batch_max
-        pending, has_news = list(texts), len(texts) > batch_max
+        pending, has_progress = list(texts), len(texts) > batch_max
         while pending:
-            # To wait for one batch is right only when nothing can be had of the others.
-            wait_s = 0.0 if has_news else limits.LEASE_WAIT_S
-            has_news, held = False, []
+            # Wait for a batch only if nothing can be done for the others.
+            wait_s = 0.0 if has_progress else limits.LEASE_WAIT_S
+            has_progress, held = False, []
             for keys in _batches(pending, batch_max):
-                answer = self._lease(line, model, keys, wait_s)
+                leased = self._acquire(connection, model, keys, wait_s)
                 wait_s = 0.0
-                if answer.tokens:
-                    self._compute_granted(line, model, answer.tokens, texts, found)
-                for key in answer.ready:
+                if leased.tokens:
+                    self._compute_granted(connection, model, leased.tokens, texts, found)
+                for key in leased.ready:
                     self._read(model, key, found)
-                if answer.failed:
-                    # Who computed them could not. Each tries by itself now, and none waits for another.
-                    found.update(computed(model, {key: texts[key] for key in answer.failed}))
-                # A signal handler must not wait for what its own thread is in the middle of.
-                held += [key for key in answer.held if (get_ident(), model.prefix + key) not in self._computing]
-                has_news = has_news or len(answer.held) < len(keys)
+                if leased.failed:
+                    # Their holder could not compute them. Each waiter tries now by itself, and none waits for another.
+                    found.update(computed(model, {key: texts[key] for key in leased.failed}))
+                # A signal handler must not wait for a text that its own thread is computing.
+                held += [key for key in leased.held if (get_ident(), model.prefix + key) not in self._computing]
+                has_progress = has_progress or len(leased.held) < len(keys)
             pending = held
 
-    def _lease(self, line: Line, model: Model, keys: Sequence[bytes], wait_s: float) -> _Answer:
+    def _acquire(
+        self, connection: CommandConnection, model: Model, keys: Sequence[bytes], wait_s: float
+    ) -> _LeasedKeys:
         args = {"model": model.embedder.name, "keys": list(keys), "wait_ms": int(wait_s * 1_000)}
         try:
-            return _Answer(line.ask(protocol.LEASE, args, max(_ANSWER_S, wait_s + 1.0)), keys)
+            result = connection.ask(protocol.LEASE, args, max(_ANSWER_S, wait_s + 1.0))
         except DaemonTimeoutError:
-            # Stopped, or worse. To ask it again with each text would be to wait each time.
-            self._quiet_until = monotonic() + _QUIET_S
+            # It is stopped, or worse. To ask it again for each text would mean a time-out for each.
+            self._asks_again_at = monotonic() + _ASK_AGAIN_S
             raise
+        return _LeasedKeys.of(read_result(LeaseResult, result), keys)
 
     def _compute_granted(
         self,
-        line: Line,
+        connection: CommandConnection,
         model: Model,
         tokens: Mapping[bytes, int],
         texts: Mapping[bytes, str],
@@ -141,16 +152,16 @@ class Leasing:
         computing = {(get_ident(), model.prefix + key) for key in tokens}
         try:
             self._computing |= computing
-            with _Renewal(self._instance, list(tokens.values())):
+            with _LeaseRenewal(self._instance, list(tokens.values())):
                 vectors = computed(model, {key: texts[key] for key in tokens})
                 found.update(vectors)
-                self._put(line, model, tokens, vectors, found)
-        except _NO_HELP:
+                self._put(connection, model, tokens, vectors, found)
+        except _NO_DAEMON:
             raise
         except BaseException:
             try:
-                line.ask(protocol.RELEASE, {"tokens": list(tokens.values())}, _ANSWER_S)
-            except _NO_HELP:
+                connection.ask(protocol.RELEASE, {"tokens": list(tokens.values())}, _ANSWER_S)
+            except _NO_DAEMON:
                 pass
             raise
         finally:
@@ -158,7 +169,7 @@ class Leasing:
 
     def _put(
         self,
-        line: Line,
+        connection: CommandConnection,
         model: Model,
         tokens: Mapping[bytes, int],
         vectors: Mapping[bytes, bytes],
@@ -167,28 +178,30 @@ class Leasing:
         room = (limits.MESSAGE_BYTES_MAX - _ENVELOPE_BYTES) // (model.size_bytes + _ENTRY_BYTES)
         for keys in _batches(list(vectors), room):
             entries = [[key, tokens[key], vectors[key]] for key in keys]
+            args = {"model": model.embedder.name, "vectors": entries}
             try:
-                result = line.ask(protocol.PUT, {"model": model.embedder.name, "vectors": entries}, _ANSWER_S)
+                result = read_result(PutResult, connection.ask(protocol.PUT, args, _ANSWER_S))
             except CommandError:
-                # A full disk, or a model with vectors of another dimension: what was computed is good all the same.
+                # A full disk, or a table with vectors of another dimension: the computed vectors are right all the
+                # same.
                 continue
-            if not isinstance(result, dict) or result.get("refused"):
-                # Too late: what another worker has stored meanwhile is the vector of the text, for all.
+            if result.refused:
+                # The leases had expired: all workers use the vectors that another worker has stored meanwhile.
                 for key in keys:
                     self._read(model, key, found)
 
     def _read(self, model: Model, key: bytes, found: dict[bytes, bytes]) -> None:
-        """Read what the daemon has just stored; what cannot be read stays missing."""
+        """Read a vector that was just stored; if it cannot be read, it stays missing."""
         data = self._shared.get(model.prefix + key)
         if data is None:
-            self._shared.look()
+            self._shared.refresh()
             data = self._shared.get(model.prefix + key)
         if data is not None and len(data) == model.size_bytes:
             found[key] = data
 
 
-class _Renewal:
-    """Keeps leases alive while they are used: a thread that ends with the `with` block."""
+class _LeaseRenewal:
+    """Renews leases in a thread, which ends with the `with` block."""
 
     def __init__(self, instance: Instance, tokens: list[int]) -> None:
         self._instance = instance
@@ -200,7 +213,7 @@ class _Renewal:
         try:
             self._thread.start()
         except RuntimeError:
-            # No more threads. Most computations are over long before a lease is.
+            # No more threads. Most computations end long before a lease expires.
             self._is_over.set()
 
     def __exit__(self, *_: object) -> None:
@@ -214,22 +227,17 @@ class _Renewal:
                 call(self._instance, protocol.RENEW, {"tokens": self._tokens}, limits.LEASE_RENEWAL_S)
             except DaemonAbsentError:
                 return
-            except _NO_HELP:
+            except _NO_DAEMON:
                 continue
 
 
 def computed(model: Model, texts: Mapping[bytes, str]) -> dict[bytes, bytes]:
-    """The vectors of texts, computed here. Raises `EmbedderError`."""
+    """The vectors of texts, computed in this process. Raises `EmbedderError`."""
     vectors: dict[bytes, bytes] = {}
     for keys in _batches(list(texts), model.embedder.batch_max):
         matrix = embedded(model.embedder, [texts[key] for key in keys])
-        vectors.update(zip(keys, rows_of(matrix), strict=True))
+        vectors.update(zip(keys, (row.tobytes() for row in matrix.astype(FLOAT, copy=False)), strict=True))
     return vectors
-
-
-def rows_of(matrix: np.ndarray[Any, np.dtype[np.float32]]) -> Iterable[bytes]:
-    """The rows of a matrix as they are stored."""
-    return (row.tobytes() for row in matrix.astype(FLOAT, copy=False))
 
 
 def _batches(items: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:

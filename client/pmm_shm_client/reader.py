@@ -2,7 +2,7 @@
 
 Every answer equals a full replay of the ledger as it is when the read begins, whether a daemon runs or not. The
 daemon's snapshot only makes it cheap: where there is none, or none that fits, the log is folded in memory from its
-first event, and that is kept and extended.
+first event, and the result is kept and extended.
 
 Invariant: from the mark to the last row one lock is held, and no statement stays open.
 Invariant: no read transaction outlives the call.
@@ -20,10 +20,11 @@ from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.freshness import Choice, Freshness, LedgerMoved, Mark
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.projection.cursor import Track
+from pmm_shm.projection.read_model import ReadModel
 from pmm_shm.store.environment import DamagedStoreError, FileId
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 
@@ -36,37 +37,37 @@ _BUILT_IN = "built-in"
 class Reading:
     """Views of one position; valid only within the read that made it."""
 
-    __slots__ = ("_tracks", "as_of", "mark")
+    __slots__ = ("_read_models", "as_of", "mark")
 
-    def __init__(self, tracks: Collection[Track], mark: Mark | None = None) -> None:
-        self._tracks = tracks
-        self.as_of = next(iter(tracks)).position.as_of
+    def __init__(self, read_models: Collection[ReadModel], mark: Mark | None = None) -> None:
+        self._read_models = read_models
+        self.as_of = next(iter(read_models)).position.as_of
         self.mark = mark
 
     def view(self, name: str) -> Any:
         """The view of a fold."""
-        return self._track_of(name).view(name)
+        return self._read_model_of(name).view(name)
 
     def state(self, name: str) -> State:
         """The state of a fold."""
-        return self._track_of(name).state(name)
+        return self._read_model_of(name).state(name)
 
-    def _track_of(self, name: str) -> Track:
-        for track in self._tracks:
-            if name in track.folds:
-                return track
+    def _read_model_of(self, name: str) -> ReadModel:
+        for read_model in self._read_models:
+            if name in read_model.folds:
+                return read_model
         raise KeyError(name)
 
 
 class Reader:
-    """Exact reads, and reads of what is published, for one ledger.
+    """Exact reads, and reads of the published state, for one ledger.
 
     Parameters:
         path: the ledger.
         timeout_s: how long to wait for a busy ledger.
         freshness: which mark to use.
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
-        on_reset: called when what was read before counts for nothing any more; memos have to go.
+        on_reset: called when earlier reads are void; memos must expire.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class Reader:
         self._on_reset = on_reset
         self._folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
         self._built_in = frozenset(self._folds)
-        self._groups: dict[str, Track] = {}
-        self._grouped_for: tuple[FileId, object] | None = None
-        self._snapshot_track: Track | None = None
+        self._read_models: dict[str, ReadModel] = {}
+        # The environment and the folds of the header for which `_read_models` were arranged.
+        self._arranged_for: tuple[FileId, object] | None = None
+        self._snapshot_read_model: ReadModel | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
         self._events_folded = 0
@@ -100,7 +102,7 @@ class Reader:
     @property
     def events_folded(self) -> int:
         """How many events this process has folded for its reads."""
-        return self._events_folded + sum(track.events_folded for track in list(self._groups.values()))
+        return self._events_folded + sum(one.events_folded for one in list(self._read_models.values()))
 
     def knows(self, name: str) -> bool:
         """Whether the fold takes part in reads."""
@@ -110,7 +112,7 @@ class Reader:
         """Let a registered fold take part in reads from now on."""
         with self.connection.lock:
             self._folds[fold.name] = fold
-            self._grouped_for = None
+            self._arranged_for = None
 
     def fold_names(self) -> tuple[str, ...]:
         """The folds that take part in reads, the built-in ones first."""
@@ -121,7 +123,7 @@ class Reader:
         return self._folds[name]
 
     def exact(self, make: Callable[[Reading], _T]) -> _T:
-        """What `make` makes of the ledger as it is; it runs with the lock held, and knows the mark that it stands for.
+        """The result of `make` for the ledger as it is. `make` runs with the lock held; its argument has the mark.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -131,16 +133,16 @@ class Reader:
             mark = self.freshness.take()
             with self.snapshots.begin() as snapshot:
                 try:
-                    return make(self._settle(snapshot, mark))
+                    return make(self._at_head(snapshot, mark))
                 except LedgerError:
                     raise
                 except BaseException:
-                    # Wherever it came from, it may have come between two steps that belong together.
-                    self._drop_groups()
+                    # It may have struck between two steps that belong together.
+                    self._drop_read_models()
                     raise
                 finally:
-                    for track in self._groups.values():
-                        track.release()
+                    for read_model in self._read_models.values():
+                        read_model.detach()
 
         return self.with_ledger(read)
 
@@ -150,11 +152,11 @@ class Reader:
             try:
                 return not self._is_inside and self.freshness.is_trusted() and self.freshness.take() == mark
             except (LedgerError, LedgerMoved):
-                # What is wrong with it the whole read finds out, and repairs where it can.
+                # The full read finds out the reason, and repairs it if it can.
                 return False
 
     def published(self, make: Callable[[Reading], _T], names: tuple[str, ...], at_least: int | None = None) -> _T:
-        """What `make` makes of the snapshot as it is published; the ledger is not looked at.
+        """The result of `make` for the published snapshot; the ledger is not read.
 
         Raises:
             SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
@@ -166,24 +168,25 @@ class Reader:
                 raise SnapshotUnavailableError(self._why_no_snapshot())
             if at_least is not None and snapshot.header.position.as_of < at_least:
                 raise SnapshotUnavailableError(f"event {at_least} is not published yet")
-            track = self._snapshot_track
-            if track is None or track.lineage != lineage or list(track.folds) != list(names):
-                track = self._snapshot_track = Track(folds, lineage, self.connection, follows_log=False)
+            read_model = self._snapshot_read_model
+            if read_model is None or read_model.lineage != lineage or list(read_model.folds) != list(names):
+                read_model = ReadModel(folds, lineage, self.connection, follows_log=False)
+                self._snapshot_read_model = read_model
             try:
-                track.bind(snapshot)
-                return make(Reading((track,)))
+                read_model.attach(snapshot)
+                return make(Reading((read_model,)))
             except BaseException:
-                self._snapshot_track = None
+                self._snapshot_read_model = None
                 raise
             finally:
-                track.release()
+                read_model.detach()
 
     def distrust(self, lineage: Lineage) -> None:
-        """What is published of this lineage was found wrong: reads do without its generations until a rebuild."""
+        """The published state of this lineage was found wrong: reads ignore its generations until a rebuild."""
         with self.connection.lock:
             self._distrusted = lineage
-            self._drop_groups()
-            self._snapshot_track = None
+            self._drop_read_models()
+            self._snapshot_read_model = None
 
     def with_ledger(self, action: Callable[[], _T]) -> _T:
         """Run `action` with the connection's lock; again after the ledger was replaced or repaired.
@@ -205,7 +208,7 @@ class Reader:
             except LedgerMoved:
                 close_replaced(self.connection.path)
             except DamagedStoreError as error:
-                # What is published cannot be read after all: from now on it counts for nothing, and the log is folded.
+                # The published state cannot be read after all: from now on it is ignored, and the log is folded.
                 if failure is not None:
                     raise
                 failure = error
@@ -218,13 +221,13 @@ class Reader:
 
     @contextmanager
     def transaction(self) -> Iterator[Snapshot | None]:
-        """What is published, with the reader's lock held."""
+        """The published snapshot, with the reader's lock held."""
         with self._entered(), self.snapshots.begin() as snapshot:
             yield snapshot
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
-        """The lock, for one read at a time: a signal handler may come in the middle of its own thread's."""
+        """The lock, for one read at a time: a signal handler may run within a read of the same thread."""
         with self.connection.lock:
             self._check_may_enter()
             try:
@@ -239,12 +242,12 @@ class Reader:
         if self._is_inside:
             raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
 
-    def _drop_groups(self) -> None:
-        for track in self._groups.values():
-            track.release()
-            self._events_folded += track.events_folded
-        self._groups.clear()
-        self._grouped_for = None
+    def _drop_read_models(self) -> None:
+        for read_model in self._read_models.values():
+            read_model.detach()
+            self._events_folded += read_model.events_folded
+        self._read_models.clear()
+        self._arranged_for = None
         self._on_reset()
 
     def _close_snapshots(self) -> None:
@@ -254,68 +257,65 @@ class Reader:
         """Give back the snapshot and close the connection."""
         with self.connection.lock:
             self._is_closed = True
-            self._groups.clear()
-            self._grouped_for = None
-            self._snapshot_track = None
+            self._read_models.clear()
+            self._arranged_for = None
+            self._snapshot_read_model = None
             self.connection.close()
 
     def _why_no_snapshot(self) -> str:
-        if self.snapshots.failure is not None:
-            return str(self.snapshots.failure)
-        if not self.snapshots.may_enter():
-            return f"{self.connection.path}: no permission for the directory of what is published; share a group"
+        if self.snapshots.locator.failure is not None:
+            return str(self.snapshots.locator.failure)
+        if not self.snapshots.locator.may_enter():
+            return f"{self.connection.path}: no permission for the instance directory; share a group"
         if self._distrusted is not None:
-            return f"{self.connection.path}: what is published for it was found wrong; start pmm-cached"
+            return f"{self.connection.path}: the published state was found wrong; start pmm-cached"
         return f"{self.connection.path}: nothing is published for it; start pmm-cached"
 
-    def _settle(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
+    def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
-        if not self._is_grouped_for(snapshot):
-            self._regroup(snapshot)
-        for key in list(self._groups):
-            if key in self._groups and not self._groups[key].bind(snapshot):
+        if not self._is_arranged_for(snapshot):
+            self._arrange(snapshot)
+        for key in list(self._read_models):
+            if key in self._read_models and not self._read_models[key].attach(snapshot):
                 self._reject(key, snapshot)
         self._all_to_head(snapshot)
-        if len(self._groups) > 1 and len({track.position for track in self._groups.values()}) > 1:
-            self._align(snapshot)
-        return Reading(self._groups.values(), mark)
-
-    def _align(self, snapshot: Snapshot | None) -> None:
-        """Several tracks came to different heads: let all of them see the same one."""
-        with self.connection.one_snapshot():
-            self._all_to_head(snapshot)
+        if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
+            # They came to different heads: let all of them see the same one.
+            with self.connection.one_snapshot():
+                self._all_to_head(snapshot)
+        return Reading(self._read_models.values(), mark)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
         while True:
-            for key in list(self._groups):
-                if not self._is_led_to_head(key, snapshot):
+            for key in list(self._read_models):
+                if not self._catch_up(key, snapshot):
+                    # The read models are others now.
                     break
             else:
                 return
 
-    def _is_led_to_head(self, key: str, snapshot: Snapshot | None) -> bool:
-        """False when the log does not continue the track: the groups are others then."""
-        track, is_complete = self._groups[key], False
-        while not is_complete:
-            is_anchored, is_complete = track.advance()
-            if not is_anchored and not track.fall_back(snapshot):
+    def _catch_up(self, key: str, snapshot: Snapshot | None) -> bool:
+        """Bring a read model to the head; False where the log does not continue it, and others have taken its place."""
+        read_model = self._read_models[key]
+        while not read_model.catch_up():
+            if not read_model.fall_back(snapshot):
                 self._reject(key, snapshot)
                 return False
         return True
 
     def _reject(self, key: str, snapshot: Snapshot | None) -> None:
-        """The log does not continue this track: fold it anew, from the first event."""
-        track = self._groups[key]
-        if snapshot is not None and track.lineage is not None:
-            self._rejected = (track.lineage, snapshot.header.position)
-            # At once into the groups that later reads want: what is replayed now must serve them, too.
-            self._regroup(snapshot)
+        """The log does not continue this read model: fold it anew, from the first event."""
+        read_model = self._read_models[key]
+        if snapshot is not None and read_model.lineage is not None:
+            self._rejected = (read_model.lineage, snapshot.header.position)
+            # Arranged at once as later reads need it: they must be able to use this replay, too.
+            self._arrange(snapshot)
         else:
-            self._replace(key, Track(list(track.folds.values()), None, self.connection))
+            self._replace(key, ReadModel(list(read_model.folds.values()), None, self.connection))
 
-    def _is_grouped_for(self, snapshot: Snapshot | None) -> bool:
-        """Whether the groups are surely those that `_regroup` would make of this snapshot."""
-        known = self._grouped_for
+    def _is_arranged_for(self, snapshot: Snapshot | None) -> bool:
+        """Whether the read models are surely those that `_arrange` would make of this snapshot."""
+        known = self._arranged_for
         return (
             known is not None
             and snapshot is not None
@@ -323,22 +323,23 @@ class Reader:
             and known[0] == snapshot.identity
         )
 
-    def _regroup(self, snapshot: Snapshot | None) -> None:
-        """Folds that are published stand on one base; the others are folded in memory, the built-in ones together."""
-        wanted = self._wanted_groups(snapshot)
-        for key in self._groups.keys() - wanted.keys():
-            self._events_folded += self._groups.pop(key).events_folded
+    def _arrange(self, snapshot: Snapshot | None) -> None:
+        """Folds that are published share one read model; of the others, which are folded in memory, the built-in ones
+        share one."""
+        wanted = self._wanted_read_models(snapshot)
+        for key in self._read_models.keys() - wanted.keys():
+            self._events_folded += self._read_models.pop(key).events_folded
             self._on_reset()
         for key, (folds, lineage) in wanted.items():
-            track = self._groups.get(key)
-            if track is None or track.lineage != lineage or list(track.folds.values()) != folds:
-                self._replace(key, Track(folds, lineage, self.connection))
-        self._grouped_for = None
+            read_model = self._read_models.get(key)
+            if read_model is None or read_model.lineage != lineage or list(read_model.folds.values()) != folds:
+                self._replace(key, ReadModel(folds, lineage, self.connection))
+        self._arranged_for = None
         if snapshot is not None and self._rejected is None:
-            # What is rejected is so at one position only.
-            self._grouped_for = (snapshot.identity, snapshot.header.folds)
+            # A rejection holds for one position only.
+            self._arranged_for = (snapshot.identity, snapshot.header.folds)
 
-    def _wanted_groups(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
+    def _wanted_read_models(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
         published: list[Fold] = []
         if snapshot is not None:
             published = [fold for fold in self._folds.values() if snapshot.header.generation_of(fold) is not None]
@@ -347,26 +348,26 @@ class Reader:
                 self._rejected = None
             if lineage is not None and (self._rejected is not None or self._is_distrusted(lineage)):
                 published = []
-        groups: dict[str, tuple[list[Fold], Lineage | None]] = {}
+        wanted: dict[str, tuple[list[Fold], Lineage | None]] = {}
         if published:
             assert snapshot is not None
-            groups[_PUBLISHED] = (published, snapshot.lineage(published))
+            wanted[_PUBLISHED] = (published, snapshot.lineage(published))
         for fold in self._folds.values():
             if fold not in published:
                 key = _BUILT_IN if fold.name in self._built_in else fold.name
-                groups.setdefault(key, ([], None))[0].append(fold)
-        return groups
+                wanted.setdefault(key, ([], None))[0].append(fold)
+        return wanted
 
     def _is_distrusted(self, lineage: Lineage) -> bool:
         """Whether one of its generations was found wrong; the same edit may be in every other of them."""
         wrong = self._distrusted
         return wrong is not None and wrong[:2] == lineage[:2] and bool(set(wrong[2]) & set(lineage[2]))
 
-    def _replace(self, key: str, track: Track) -> None:
-        before = self._groups.get(key)
+    def _replace(self, key: str, read_model: ReadModel) -> None:
+        before = self._read_models.get(key)
         if before is not None:
             self._events_folded += before.events_folded
-        if track.lineage is None:
+        if read_model.lineage is None:
             self.replays += 1
-        self._groups[key] = track
+        self._read_models[key] = read_model
         self._on_reset()

@@ -5,22 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
-from pmm_shm.folds.registry import find_fold
+from pmm_shm.folds.registry import checked_fold_name, find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
 from pmm_shm.instance.paths import Instance
-from pmm_shm.names import checked_fold_name
-from pmm_shm_client.counters import ReadCounter
-from pmm_shm_client.frame import RESULTS, Frame, SourceFor
+from pmm_shm.late import late_imports
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, Frame, Replays
 from pmm_shm_client.reader import Reader, Reading
-from pmm_shm_client.replaying import ReplayReading, replayed
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
+
+if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
+    from pmm_shm_client.replaying import ReplayReading
 
 Consistency = Literal["exact", "snapshot", "wait"]
 _CONSISTENCIES = ("exact", "snapshot", "wait")
@@ -29,34 +31,65 @@ _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
 
 
+class ReadCounter:
+    """Reads of one group of methods, as this process sees them."""
+
+    __slots__ = ("hits", "last_id", "misses", "recomputations")
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.recomputations = 0
+        self.last_id = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        total = self.hits + self.misses
+        return {
+            "cache_hits": self.hits,
+            "cache_misses": self.misses,
+            "hit_rate": self.hits / total if total else 0.0,
+        }
+
+
 class Memo(NamedTuple):
-    """An answer and the mark it stands for; swapped whole, never changed."""
+    """The last answer of a method; swapped whole, never changed.
+
+    Attributes:
+        header: the mapped wal-index header that is compared with `mark`; None where the mark is another.
+        mark: as of which mark of the ledger the answer is exact; None where it is not known to be.
+        view, as_of: the source of the answer; the answer is reused while they are the same.
+        value: the answer.
+        counter: counts the hits.
+    """
 
     header: Any
     mark: Any
+    view: Any
+    as_of: int
     value: Any
     counter: ReadCounter
 
 
-class _Built(NamedTuple):
-    """The last answer of a method, to be handed out again while view and position are the same."""
+class Memos(dict[str | tuple[str, str], Memo]):
+    """Method to the memo of its exact reads; (mode, method) to that of its other reads, which have no mark."""
 
-    view: Any
-    as_of: int
-    value: Any
+    def expire(self) -> None:
+        """The marks count for nothing any more."""
+        for name, memo in list(self.items()):
+            self[name] = memo._replace(header=None, mark=None)
 
 
 class Reads(ABC):
     """The read methods of `Cache`, over a `Reader`.
 
     Parameters:
-        reader: makes the readings; it clears `memos` whenever they count for nothing any more.
+        reader: makes the readings; it expires `memos` whenever their marks count for nothing any more.
         memos: where the answers of repeated reads are kept.
         consistency: of reads that do not say otherwise.
         timeout_s: how long a read with consistency `"wait"` waits.
     """
 
-    def __init__(self, reader: Reader, memos: dict[str, Memo], consistency: Consistency, timeout_s: float) -> None:
+    def __init__(self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float) -> None:
         self.path = reader.connection.path
         self._reader = reader
         self._freshness = reader.freshness
@@ -65,7 +98,6 @@ class Reads(ABC):
         self._timeout_s = timeout_s
         self._projection_off = flags.projection_cache() is Flag.OFF
         self._metrics_off = flags.metrics_cache() is Flag.OFF
-        self._built: dict[str, _Built] = {}
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter()}
         self._warnings = WarningsLog()
         self._is_closed = False
@@ -73,7 +105,7 @@ class Reads(ABC):
 
     @abstractmethod
     def _counted(self) -> dict[str, int]:
-        """What is reported of this cache, by the names in `protocol.COUNTERS`."""
+        """The counters to report of this cache, by the names in `protocol.COUNTERS`."""
 
     @abstractmethod
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
@@ -142,7 +174,7 @@ class Reads(ABC):
         """The view of any fold, built in or registered.
 
         Raises:
-            UnknownFoldError: there is none of this name.
+            UnknownFoldError: no fold has this name.
         """
         self._know(name)
         return self._get("fold:" + name, consistency)
@@ -165,7 +197,7 @@ class Reads(ABC):
             and (
                 (monotonic() < self._freshness.trusted_until and memo.header.raw == memo.mark)
                 if memo.header is not None
-                else self._reader.is_unchanged(memo.mark)
+                else memo.mark is not None and self._reader.is_unchanged(memo.mark)
             )
         ):
             memo.counter.hits += 1
@@ -174,38 +206,44 @@ class Reads(ABC):
 
     def _read(self, name: str, consistency: Consistency | None) -> Any:
         self._check_open()
-        source = SourceFor.get(name, name.removeprefix("fold:"))
+        source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
         mode = self._mode(source, consistency)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
-        if mode != "exact":
-            value = self._run(mode, lambda reading: self._build(name, source, reading, counter), (source,))
-        else:
-            value = self._reader.exact(lambda reading: self._build_and_memoise(name, source, reading, counter))
+
+        def build(reading: Reading | ReplayReading) -> Any:
+            return self._build(name, source, mode, reading, counter)
+
+        value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return value
 
-    def _build_and_memoise(self, name: str, source: str, reading: Reading, counter: ReadCounter) -> Any:
-        """Runs with the reader's lock held, so that no memo of a closed connection is left behind."""
-        value = self._build(name, source, reading, counter)
-        if self._consistency == "exact":
-            self._memos[name] = Memo(self._freshness.header, reading.mark, value, counter)
+    def _build(self, name: str, source: str, mode: str, reading: Reading | ReplayReading, counter: ReadCounter) -> Any:
+        """The answer, memoised. An exact read runs it with the reader's lock held, so that no memo of a closed
+        connection is left behind.
+        """
+        view, as_of = reading.view(source), reading.as_of
+        header = mark = None
+        key: str | tuple[str, str] = (mode, name)
+        if mode == "exact" == self._consistency:
+            key, header, mark = name, self._freshness.header, reading.mark
+        before = self._memos.get(key)
+        counter.last_id = as_of
+        if before is not None and before.view is view and before.as_of == as_of:
+            counter.hits += 1
+            value = before.value
+        else:
+            if before is None or before.view is not view:
+                counter.recomputations += 1
+            counter.misses += 1
+            value = RESULTS[name](view, as_of) if name in RESULTS else view
+        self._memos[key] = Memo(header, mark, view, as_of, value, counter)
         return value
 
-    def _build(self, name: str, source: str, reading: Reading | ReplayReading, counter: ReadCounter) -> Any:
-        view = reading.view(source)
-        before = self._built.get(name)
-        counter.last_id = reading.as_of
-        if before is not None and before.view is view:
-            if before.as_of == reading.as_of:
-                counter.hits += 1
-                return before.value
-        else:
-            counter.recomputations += 1
-        counter.misses += 1
-        value = RESULTS[name](view, reading.as_of) if name in RESULTS else view
-        self._built[name] = _Built(view, reading.as_of, value)
-        return value
+    def _last_memo(self, name: str) -> Memo | None:
+        """The memo of a method, whichever way it was read."""
+        keys: list[str | tuple[str, str]] = [name, *((mode, name) for mode in (*_CONSISTENCIES, _REPLAY))]
+        return next((self._memos[key] for key in keys if key in self._memos), None)
 
     def _mode(self, source: str, consistency: Consistency | None) -> str:
         if self._metrics_off if source in _METRICS_GROUP else self._projection_off:
@@ -217,7 +255,7 @@ class Reads(ABC):
         if mode == "exact":
             return self._reader.exact(make)
         if mode == _REPLAY:
-            return make(replayed(self._reader, [self._reader.fold_named(name) for name in names]))
+            return make(self._replayed([self._reader.fold_named(name) for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
         head = self._head()
@@ -226,9 +264,7 @@ class Reads(ABC):
 
     def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
         self._check_open()
-        model, closes = self._with_warnings(
-            replayed(self._reader, [SelfModelFold(checked_trait_delta(limit))], until_id)
-        )
+        model, closes = self._with_warnings(self._replayed([SelfModelFold(checked_trait_delta(limit))], until_id))
         if on_warn is not None:
             self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=True)
@@ -238,12 +274,19 @@ class Reads(ABC):
 
     def _make_frame(self, reading: Reading | ReplayReading, names: tuple[str, ...]) -> Frame:
         views = {name: reading.view(name) for name in names}
-        return Frame(self, views, self._warnings.of(reading.state("self_model")), reading.as_of)
+        # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
+        replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
 
-    def _frame_fold(self, name: str, as_of: int) -> Any:
-        """A fold that the frame was made without: replayed up to the frame's position."""
-        fold = find_fold(name)
-        return replayed(self._reader, [fold], as_of).view(name)
+    def _replayed_view(self, name: str, as_of: int) -> Any:
+        return self._replayed([find_fold(name)], as_of).view(name)
+
+    def _replayed(self, folds: list[Fold], until_id: int | None = None) -> ReplayReading:
+        with late_imports:
+            from pmm_shm_client.replaying import replayed
+
+        self._reader.with_ledger(self._freshness.take)
+        return replayed(self._reader.connection, folds, until_id)
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)

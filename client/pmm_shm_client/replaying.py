@@ -1,20 +1,24 @@
-"""Reads by a plain full replay: what the flags' `false` asks for, and what no cache can answer."""
+"""Reads by a plain full replay, for the flags' `false` and for answers that no cache holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
-from pmm_shm.projection.replay import replay
-from pmm_shm_client.reader import Reader
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.sqlite_errors import HotJournalError
+from pmm_shm.projection.replay import Progress, replay
 
 
 class ReplayReading:
-    """Views of a full replay; what `Reading` is for the shared state."""
+    """Views of a full replay; the counterpart of `Reading`, which has those of the shared state."""
 
-    def __init__(self, folds: list[Fold], states: Mapping[str, State], as_of: int) -> None:
+    mark = None
+
+    def __init__(self, folds: Sequence[Fold], states: Mapping[str, State], as_of: int) -> None:
         self._folds = {fold.name: fold for fold in folds}
         self._states = states
         self.as_of = as_of
@@ -26,12 +30,31 @@ class ReplayReading:
         return self._states[name]
 
 
-def replayed(reader: Reader, folds: list[Fold], until_id: int | None = None) -> ReplayReading:
+def opened(path: str, timeout_s: float) -> Connection:
+    """A connection that reads the ledger; the journal of a dead writer has been rolled back.
+
+    Raises:
+        LedgerError: no usable ledger at `path`.
+    """
+    connection = Connection(path, "ro", timeout_s)
+    with connection.lock:
+        try:
+            connection.handle()
+        except HotJournalError:
+            # A reader may not repair it; an append would, and so every worker does.
+            with EventLog(path, timeout=timeout_s, create=False) as log:
+                log.recover()
+            connection.handle()
+    return connection
+
+
+def replayed(
+    connection: Connection, folds: Sequence[Fold], until_id: int | None = None, progress: Progress | None = None
+) -> ReplayReading:
     """The folds at the head of the log, or at event `until_id`, from the first event on.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    reader.with_ledger(reader.freshness.take)
-    position, states = replay(reader.connection, folds, until_id=until_id)
+    position, states = replay(connection, folds, progress, until_id)
     return ReplayReading(folds, states, position.as_of)

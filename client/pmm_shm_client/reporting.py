@@ -1,7 +1,7 @@
-"""Tells the daemon now and then what a cache has counted, for those who watch over all workers.
+"""Reports a cache's counters to the daemon, which shows the sums of all workers.
 
-Hints: one datagram that never waits, sent after a miss or at the end, and no more often than every
-`limits.REPORT_EVERY_S`. A hit sends nothing, and looks at no clock for it. Without a daemon, nothing happens.
+A report is a hint: one datagram that never blocks, sent after a miss or at the end, at most every
+`limits.REPORT_EVERY_S`. A hit sends nothing and reads no clock. Without a daemon nothing happens.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
 
 
 class Reporter:
-    """The reports of one cache. In the child of a fork it is another worker, which has done nothing yet.
+    """The reports of one cache. In a forked child it is a new worker, whose counters begin at 0.
 
     Parameters:
-        count: what the cache has counted since it was made, by the names in `protocol.COUNTERS`.
+        count: returns the cache's counters, by the names in `protocol.COUNTERS`.
 
     Attributes:
-        due: the monotonic instant from which on the next miss reports.
+        due: the monotonic instant after which the next miss reports.
     """
 
     def __init__(self, instance: Instance, count: Callable[[], Counters]) -> None:
         self._instance = instance
-        # The cache has this reporter: a cycle would keep its connections open until the collector comes.
+        # The cache refers to its reporter: a cycle would keep its connections open until the next garbage collection.
         self._count = weakref.WeakMethod(count)
         self._start_as({})
         self._is_silent = False
@@ -47,25 +47,25 @@ class Reporter:
         self.due = time.monotonic() + limits.REPORT_EVERY_S
 
     def silence(self) -> None:
-        """Report nothing from now on: who only watches is no worker."""
+        """Report nothing from now on: this process only displays, and is not a worker."""
         _reporters.discard(self)
         self._is_silent, self.due = True, math.inf
 
     def report(self, *, is_last: bool = False) -> None:
-        """Report what was counted, where anything was since the last report."""
+        """Report the counters, if they have changed since the last report."""
         found = self._counted()
         if self._is_silent or found is None:
             return
         self.due = time.monotonic() + limits.REPORT_EVERY_S
         counters = {name: max(0, count - self._before.get(name, 0)) for name, count in found.items()}
-        # That it ends is worth telling only of a worker that has been heard of.
+        # The end of a worker matters only if it has reported before.
         if counters == (self._reported or dict.fromkeys(counters, 0)) and not (is_last and any(counters.values())):
             return
         if _is_sent(self._instance, {"worker": self._worker, "counters": counters, "is_last": is_last}):
             self._reported = counters
 
     def after_fork(self) -> None:
-        """This is the child's side: what was counted so far is the parent's."""
+        """Called in the child: the counts so far belong to the parent."""
         found = self._counted()
         if found is not None:
             self._start_as(found)
@@ -89,8 +89,8 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
             sender.sendto(Request(0, REPORT, report).pack(), path)
     except (DaemonError, OSError, ValueError, ImportError):
-        # No daemon, one that is stopped, a directory that is not to be trusted, a damaged record: the next one may do.
-        # Or the interpreter ends, and imports nothing any more.
+        # No daemon, a stopped one, an untrusted directory, a damaged record: the next report may arrive. Or the
+        # interpreter is ending, and imports fail.
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What the read methods return: immutable, each with the event it stands at."""
+"""The results of the read methods: immutable, each with `as_of`, the newest event it includes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
-from pmm_shm.folds.self_model import SelfModel
+from pmm_shm.folds.self_model import Cid, SelfModel
 from pmm_shm.frozen import thawed
-
-Cid = str | int
 
 
 class Identity(NamedTuple):
-    """The adopted name (None where there is none) and the five traits (name to float, in the order O C E A N)."""
+    """The adopted name (None if there is none) and the five traits (name to float, in the order O C E A N)."""
 
     name: Any
     traits: Mapping[str, float]
@@ -57,9 +55,9 @@ class Recent(NamedTuple):
 class History(NamedTuple):
     """IAS and GAS over the life of the ledger, in bounded space: oldest first.
 
-    A sample is an event behind which IAS or GAS reads otherwise than before; a point is those of `stride` event ids,
-    where there are any. Between two samples the scores stay what they were. `stages` and `names`
-    are the newest 256 changes, `stage_changes` and `name_changes` say how many there were.
+    A sample is taken after each event that changes IAS or GAS; between two samples the scores are constant. A point
+    summarises the samples of `stride` event ids. `stages` and `names` are the newest 256 changes, `stage_changes` and
+    `name_changes` count all.
     """
 
     points: tuple[Point, ...]
@@ -72,14 +70,14 @@ class History(NamedTuple):
 
 
 def self_model_dict(model: SelfModel, *, strict: bool) -> dict[str, Any]:
-    """The self-model as a fresh dict that shares nothing with the view.
+    """The self-model as a new dict that shares nothing with the view.
 
     Raises:
-        ProjectionInvariantError: `strict`, and the state violates an invariant.
+        ProjectionInvariantError: with `strict`, if the state violates an invariant.
     """
     if strict and model.violation is not None:
         violation = model.violation
-        # A fresh one: a raised exception carries the traceback of its reader.
+        # A new one: a raised exception keeps the traceback of its reader.
         raise type(violation)(violation.violation, violation.cid, violation.event_id)
     return {
         "identity": {

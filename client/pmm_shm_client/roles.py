@@ -1,7 +1,7 @@
-"""A role that one process at a time holds, by the daemon's word.
+"""A role that one process at a time holds, under a lease from the daemon.
 
-Without a daemon nobody holds it. What the holder knows of its lease ends before the daemon's does: it counts from
-before the question.
+Without a daemon no process holds it. The holder's time on its lease ends before the daemon's, because it counts from
+before the request.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from pmm_shm import limits
 from pmm_shm.errors import DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
-from pmm_shm_client import commands
+from pmm_shm.wire.results import ClaimResult, read_result
+from pmm_shm_client.commands import call
 
 _ANSWER_S = 1.0
 
 
 class Role:
-    """One process's claim to a role. Not thread-safe.
+    """One process's lease on a role. Not thread-safe.
 
     Parameters:
-        instance: of the ledger whose daemon gives the role.
+        instance: the instance of the daemon that grants the role.
         name: 1 to 64 characters.
         clock: monotonic seconds.
     """
@@ -32,31 +33,30 @@ class Role:
         self._name = name
         self._clock = clock
         self._token: int | None = None
-        self._until = 0.0
+        self._expires_at = 0.0
 
     def is_held(self, for_s: float = 0.0) -> bool:
         """Whether this process surely holds the role now and for the next `for_s` seconds."""
-        return self._token is not None and self._clock() + for_s < self._until
+        return self._token is not None and self._clock() + for_s < self._expires_at
 
     def claim(self) -> bool:
-        """Take the role, or renew it. Returns whether it is held; False where no daemon answers."""
+        """Acquire the role, or renew the lease. Returns whether this process holds it; without a daemon it cannot."""
         asked = self._clock()
         try:
-            answer = commands.call(
-                self._instance, protocol.CLAIM, {"role": self._name, "token": self._token}, _ANSWER_S
-            )
+            args = {"role": self._name, "token": self._token}
+            result = read_result(ClaimResult, call(self._instance, protocol.CLAIM, args, _ANSWER_S))
         except (DaemonError, OSError):
-            # What is left of the lease still counts.
+            # The rest of the lease still counts.
             return self.is_held()
-        self._token = answer["token"]
-        self._until = asked + limits.ROLE_LEASE_S if self._token is not None else 0.0
+        self._token = result.token
+        self._expires_at = asked + limits.ROLE_LEASE_S if self._token is not None else 0.0
         return self.is_held()
 
     def resign(self) -> None:
-        """Give the role back, so that another need not wait for the end of the lease."""
+        """End the lease, so that another process need not wait until it expires."""
         token, self._token = self._token, None
         if token is not None:
             try:
-                commands.call(self._instance, protocol.RESIGN, {"role": self._name, "token": token}, _ANSWER_S)
+                call(self._instance, protocol.RESIGN, {"role": self._name, "token": token}, _ANSWER_S)
             except (DaemonError, OSError):
                 pass

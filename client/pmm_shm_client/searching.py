@@ -1,4 +1,4 @@
-"""Semantic search: the published table of a model's event vectors, and the events that came since, embedded here.
+"""Semantic search: a model's published event table, and newer events, which are embedded in this process.
 
 Invariant: a table that the log does not continue is not searched.
 """
@@ -19,30 +19,29 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.store.environment import FileId, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
-from pmm_shm.vectors.event_table import SERVED_KEY, TableRecord, TableView, table_key
-from pmm_shm.vectors.events import EventTexts, Item
+from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, table_key
+from pmm_shm.vectors.events import EventText
 from pmm_shm.vectors.local_bow import LocalBow
-from pmm_shm.vectors.nearest import Rows, nearest
+from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
+from pmm_shm.vectors.text_table_reader import TextTableReader
+from pmm_shm_client.new_events import NewEvents, Vectors, read_new_events
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.shared_texts import SharedTexts
 
 if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
 
-Ids = NDArray[np.int64]
-Vectors = dict[str, NDArray[np.float32] | None]
 Query = str | Sequence[float] | NDArray[Any]
 
 
 class Hit(NamedTuple):
-    """An event, and how similar it is to what was searched for: -1.0 to 1.0."""
+    """An event and its similarity to the query, -1.0 to 1.0."""
 
     event_id: int
     similarity: float
 
 
 class Recollection(NamedTuple):
-    """As `Hit`, with the event itself as `EventLog.get_event` has it."""
+    """As `Hit`, with the event as returned by `EventLog.get_event`."""
 
     event_id: int
     similarity: float
@@ -53,12 +52,12 @@ _H = TypeVar("_H", bound="Hit | Recollection")
 
 
 class Hits(tuple[_H, ...]):
-    """What a search found, best first, ties by ascending event id; immutable.
+    """The result of a search, best first, ties by ascending event id; immutable.
 
     Attributes:
         as_of: every event up to this one was taken into account.
-        is_complete: whether that was the head of the log when the search looked at it.
-        embedded_here: how many events were not in the published table, and were embedded in this process.
+        is_complete: whether that was the head of the log when the search read it.
+        embedded_here: the number of events that the published table did not have, and that this process embedded.
         model: whose vectors were compared.
     """
 
@@ -73,77 +72,60 @@ class Hits(tuple[_H, ...]):
         return made
 
     def with_events(self, event_of: Callable[[int], dict[str, Any] | None]) -> Hits[Recollection]:
-        """The same with the events; one that is not in the log any more is left out."""
+        """The same with the events, without those that are no longer in the log."""
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
         kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)
         return Hits(kept, self.as_of, self.is_complete, self.embedded_here, self.model)
 
 
-class _Since(NamedTuple):
-    """What came behind a table in one state of it, as far as it is known.
-
-    Attributes:
-        identity, record: of the environment and of the table: the state.
-        end: how far the log was read.
-        mark: of the ledger, where that was the head.
-        rows: the events that are not in the table.
-    """
-
-    identity: FileId
-    record: TableRecord
-    end: Position
-    mark: Mark | None
-    rows: Rows
-
-
-class _Look(NamedTuple):
-    """What one look at table and log found.
-
-    Attributes:
-        read_to: how far the log was read.
-        as_of: up to where every event was taken into account.
-        unknown: texts whose vectors are needed first; there are no hits then.
-    """
-
-    hits: list[tuple[int, float]]
-    read_to: Position
-    as_of: int
-    is_complete: bool
-    embedded_here: int
-    unknown: list[str]
-
-
-class _Wanted(NamedTuple):
-    """What is searched for, checked. `embedder` is None where the model has none in this process."""
+class _SearchRequest(NamedTuple):
+    """A checked request. `embedder` is None if this process has none for the model."""
 
     model: str
     embedder: Embedder | None
     vector: NDArray[np.float64]
     k: int
-    scope: Ids | None
+    scope: EventIds | None
+
+
+class _SearchPass(NamedTuple):
+    """The result of one pass over table and log.
+
+    Attributes:
+        end: the last event that was read.
+        as_of: every event up to this one was taken into account.
+        missing: texts whose vectors are needed first; without hits then.
+    """
+
+    hits: list[tuple[int, float]]
+    end: Position
+    as_of: int
+    is_complete: bool
+    embedded_here: int
+    missing: list[str]
 
 
 class Searching:
     """The searches of one cache. Thread-safe.
 
-    Table and log are looked at together, with the reader's lock held. Texts that turn out to have no vector yet are
-    embedded without it, and then the same part of the log is looked at again.
+    A pass reads table and log together, with the reader's lock held. If it needs vectors of new texts, they are
+    computed without the lock, and another pass reads the same part of the log.
 
     Parameters:
         reader: of the ledger and of the environment.
         embeddings: turns texts into vectors, once for all workers.
-        shared: single values of the environment.
+        shared: reads single values of the environment.
     """
 
-    def __init__(self, reader: Reader, embeddings: Embeddings, shared: SharedTexts) -> None:
+    def __init__(self, reader: Reader, embeddings: Embeddings, shared: TextTableReader) -> None:
         self._reader = reader
         self._embeddings = embeddings
         self._shared = shared
-        self._records: dict[str, tuple[bytes, TableRecord]] = {}
-        self._since: dict[str, _Since] = {}
-        self._tails: dict[str, tuple[FileId, TableRecord, Rows]] = {}
-        # A mark of one connection says nothing of another's, and the environment closes with it.
-        reader.connection.on_close(self._since.clear)
+        self._records: dict[str, tuple[bytes, EventTableRecord]] = {}
+        self._new_events: dict[str, NewEvents] = {}
+        self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
+        # A mark is valid for one connection only, and the environment closes with the connection.
+        reader.connection.on_close(self._new_events.clear)
         reader.connection.on_close(self._tails.clear)
 
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
@@ -153,19 +135,19 @@ class Searching:
             model = self._served()
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
-        wanted = _Wanted(name, embedder, self._vector(query, embedder, model), k, ids)
+        request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
         vectors: Vectors = {}
-        first = look = self._look(wanted, vectors, None)
-        while look.unknown:
-            vectors.update(self._vectors(look.unknown, embedder, model))
-            look = self._look(wanted, vectors, first.read_to.event_id)
-        hits = (Hit(*pair) for pair in look.hits)
-        # The first look's end may be an event without a vector, which the last one had no need to come to.
-        as_of = max(first.as_of, look.as_of) if look.is_complete else look.as_of
-        return Hits(hits, as_of, first.is_complete and look.is_complete, look.embedded_here, name)
+        first = last = self._pass(request, vectors, None)
+        while last.missing:
+            vectors.update(self._vectors(last.missing, embedder, model))
+            last = self._pass(request, vectors, first.end.event_id)
+        hits = (Hit(*pair) for pair in last.hits)
+        # The first pass may end with an event without a vector, which the last one did not need to read.
+        as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
+        return Hits(hits, as_of, first.is_complete and last.is_complete, last.embedded_here, name)
 
     def _served(self) -> str | None:
-        """The model with which the daemon embeds events; None where it does not say."""
+        """The model with which the daemon embeds events; None if it is unknown."""
         data = self._shared.get(SERVED_KEY)
         return None if data is None else str(unpack(data))
 
@@ -177,7 +159,7 @@ class Searching:
         return checked_vector(self._embedded([query], embedder, model)[0])
 
     def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> Vectors:
-        """The vector of each text; None for one that has none, as it has none in the table."""
+        """The vector of each text; None for a text that has none, neither in the table."""
         try:
             return dict(zip(texts, self._embedded(texts, embedder, model), strict=True))
         except InvalidTextError:
@@ -188,60 +170,73 @@ class Searching:
 
     def _embedded(self, texts: list[str], embedder: Embedder | None, model: str | None) -> NDArray[np.float32]:
         if isinstance(embedder, LocalBow):
-            # Sooner computed than looked up, and without a daemon that may stand still.
+            # Computing is faster than a look-up, and does not wait for a daemon that may be stopped.
             return embedded(embedder, [checked_text(text) for text in texts])
         return self._embeddings.embed_many(texts, model)
 
-    def _look(self, wanted: _Wanted, vectors: Vectors, until_id: int | None) -> _Look:
-        """Search what is published and what came since, up to `until_id` where it is given."""
-        return self._reader.with_ledger(lambda: self._looked(wanted, vectors, until_id))
+    def _pass(self, request: _SearchRequest, vectors: Vectors, until_id: int | None) -> _SearchPass:
+        """Search the published table and the new events, up to `until_id` if given."""
+        return self._reader.with_ledger(lambda: self._locked_pass(request, vectors, until_id))
 
-    def _looked(self, wanted: _Wanted, vectors: Vectors, until_id: int | None) -> _Look:
-        # The mark first: it must not stand for more than was read.
+    def _locked_pass(self, request: _SearchRequest, vectors: Vectors, until_id: int | None) -> _SearchPass:
+        # The mark first: it must not include commits after the read.
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
-            record = None if found is None else self._record(found[0], wanted.model)
+            record = None if found is None else self._record(found[0], request.model)
             if found is None or record is None:
-                raise SnapshotUnavailableError(self._no_table(wanted.model))
-            if len(wanted.vector) != record.dimension:
-                checked_vector(wanted.vector, record.dimension)
-            table = TableView(found[0], record)
+                raise SnapshotUnavailableError(self._no_table(request.model))
+            if len(request.vector) != record.dimension:
+                checked_vector(request.vector, record.dimension)
+            table = EventTableView(found[0], record)
             parts = [*table.blocks(), self._tail(table, found[1])]
-            since = self._known_since(found[1], record)
-            items: list[Item] = []
-            is_complete = since.mark == mark
+            new = self._new_events.get(record.name)
+            if new is None or (new.identity, new.record) != (found[1], record):
+                new = NewEvents.none(found[1], record)
+            texts: list[EventText] = []
+            is_complete = new.mark == mark
             if not is_complete:
-                most = limits.SEARCH_EVENTS_MAX
-                if not isinstance(wanted.embedder, LocalBow):
-                    # Each of them may cost money, and time on the network.
-                    most = min(most, len(since.rows) + limits.SEARCH_TEXTS_MAX)
-                items, since, is_complete = self._read(since, mark, parts, until_id, most)
-                if wanted.embedder is None:
-                    if items:
-                        # Searched by vector, the table of an embedder that is not here counts as far as it goes.
-                        since, items, is_complete = _nothing_since(since.identity, record), [], False
-                else:
-                    items = _embeddable(items, wanted.embedder, record)
-            unknown = {item.text for item in items if item.vector is None} - vectors.keys()
-            if unknown:
-                return _Look([], since.end, _as_of(since), is_complete, 0, sorted(unknown))
-            rows = _merged(since.rows, items, vectors)
-            self._since[wanted.model] = since._replace(rows=rows)
-            hits = nearest([*parts, rows], wanted.vector, wanted.k, wanted.scope)
-        return _Look(hits, since.end, _as_of(since), is_complete and record.ahead is None, len(rows), [])
+                texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
+            missing = {one.text for one in texts if one.vector is None} - vectors.keys()
+            if missing:
+                return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
+            new = self._new_events[request.model] = new.with_rows(texts, vectors)
+            hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
+        return _SearchPass(hits, new.end, new.as_of, is_complete and record.newer is None, len(new.rows), [])
 
-    def _record(self, records: MappedTransaction, name: str) -> TableRecord | None:
-        """What is published of the table; None where there is none, or one of another history."""
+    def _read_new(
+        self, known: NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None
+    ) -> tuple[list[EventText], NewEvents, bool]:
+        """As `read_new_events`, within the limits of the embedder."""
+        rows_max, embedder, record = limits.SEARCH_EVENTS_MAX, request.embedder, known.record
+        if not isinstance(embedder, LocalBow):
+            # Each text may cost money, and time on the network.
+            rows_max = min(rows_max, len(known.rows) + limits.SEARCH_TEXTS_MAX)
+        try:
+            texts, new, is_complete = read_new_events(self._reader.connection, known, mark, parts, until_id, rows_max)
+        except SnapshotUnavailableError:
+            self._new_events.pop(record.name, None)
+            raise
+        if embedder is None:
+            # New events cannot be embedded here, so a search by vector covers only the table.
+            return ([], NewEvents.none(known.identity, record), False) if texts else ([], new, is_complete)
+        if texts and embedder.dimension != record.dimension:
+            raise InvalidVectorError(
+                f"model {record.name!r}: dimension {embedder.dimension} here, and the table has {record.dimension}"
+            )
+        return [one for one in texts if one.text or embedder.takes_empty], new, is_complete
+
+    def _record(self, records: MappedTransaction, name: str) -> EventTableRecord | None:
+        """The published record of the table; None if there is none, or the log has another history."""
         data = records.get(table_key(name))
         if data is None or records.get(OTHER_HISTORY_KEY) is not None:
             return None
         raw = bytes(data)
         known = self._records.get(name)
         if known is None or known[0] != raw:
-            known = self._records[name] = (raw, TableRecord.unpack(raw))
+            known = self._records[name] = (raw, EventTableRecord.unpack(raw))
         return known[1]
 
-    def _tail(self, table: TableView, identity: FileId) -> Rows:
+    def _tail(self, table: EventTableView, identity: FileId) -> SearchRows:
         record = table.record
         known = self._tails.get(record.name)
         if known is not None and known[:2] == (identity, record):
@@ -250,85 +245,10 @@ class Searching:
         self._tails[record.name] = (identity, record, rows)
         return rows
 
-    # What came behind the table.
-
-    def _known_since(self, identity: FileId, record: TableRecord) -> _Since:
-        known = self._since.get(record.name)
-        if known is not None and (known.identity, known.record) == (identity, record):
-            return known
-        return _nothing_since(identity, record)
-
-    def _read(
-        self, since: _Since, mark: Mark, parts: list[Rows], until_id: int | None, most: int
-    ) -> tuple[list[Item], _Since, bool]:
-        """The events that came behind what is known, as many as are embedded here; where that ends; whether it is the
-        head of the log, or `until_id`.
-
-        Raises:
-            SnapshotUnavailableError: the log does not continue the table.
-        """
-        record, end = since.record, since.end
-        texts = EventTexts(self._reader.connection, record.kinds, record.name)
-        items: dict[int, Item] = {}
-        while True:
-            room = most - len(since.rows) - len(items)
-            # Without room, too: the log may have lost what was read before.
-            read = texts.read(end, min(room, limits.TAIL_ROWS_MAX), until_id)
-            if not read.is_anchored:
-                self._since.pop(record.name, None)
-                raise SnapshotUnavailableError(
-                    f"{self._reader.connection.path}: the log does not continue the published table of model "
-                    f"{record.name!r}; pmm-cached makes it anew"
-                )
-            end = read.position
-            items.update((item.event_id, item) for item in _not_in([*parts, since.rows], read.items))
-            if read.is_complete or len(since.rows) + len(items) >= most:
-                break
-        is_head = read.is_complete and until_id is None
-        return list(items.values()), since._replace(end=end, mark=mark if is_head else None), read.is_complete
-
     def _no_table(self, name: str) -> str:
-        failure = self._reader.snapshots.failure
+        failure = self._reader.snapshots.locator.failure
         why = f" ({failure})" if failure is not None else ""
         return f"{self._reader.connection.path}: no vectors of model {name!r} are published{why}; start pmm-cached"
-
-
-def _nothing_since(identity: FileId, record: TableRecord) -> _Since:
-    none = Rows.of(np.empty(0, np.int64), np.empty((0, record.dimension), np.float32))
-    return _Since(identity, record, record.reached, None, none)
-
-
-def _as_of(since: _Since) -> int:
-    """Up to where every event is taken into account: where there is a backlog, not beyond it."""
-    return since.end.as_of if since.record.ahead is None else since.record.position.as_of
-
-
-def _embeddable(items: list[Item], embedder: Embedder, record: TableRecord) -> list[Item]:
-    if items and embedder.dimension != record.dimension:
-        raise InvalidVectorError(
-            f"model {record.name!r}: dimension {embedder.dimension} here, and the table has {record.dimension}"
-        )
-    return [item for item in items if item.text or embedder.takes_empty]
-
-
-def _merged(rows: Rows, items: list[Item], vectors: Vectors) -> Rows:
-    """The rows, and those of other events, in order."""
-    items = [item for item in items if item.vector is not None or vectors[item.text] is not None]
-    if not items:
-        return rows
-    ids = np.concatenate((rows.ids, np.array([item.event_id for item in items], np.int64)))
-    found = [vectors[item.text] if item.vector is None else item.vector for item in items]
-    order = np.argsort(ids)
-    return Rows.of(ids[order], np.concatenate((rows.vectors, np.array(found, np.float32)))[order])
-
-
-def _not_in(parts: Iterable[Rows], items: list[Item]) -> list[Item]:
-    """Those that have no row: the table may be ahead of its position, and later events name earlier ones."""
-    ids = np.array([item.event_id for item in items], np.int64)
-    is_missing = np.ones(len(items), bool)
-    for rows in parts if items else ():
-        is_missing &= ~rows.living(ids)
-    return [item for item, is_wanted in zip(items, is_missing.tolist(), strict=True) if is_wanted]
 
 
 def _checked_k(k: object) -> int:
@@ -337,7 +257,7 @@ def _checked_k(k: object) -> int:
     return k
 
 
-def _checked_scope(scope: object) -> Ids | None:
+def _checked_scope(scope: object) -> EventIds | None:
     """Event ids, ascending and each once; None for all events."""
     if scope is None:
         return None

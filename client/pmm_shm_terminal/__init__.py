@@ -1,1 +1,1 @@
-"""What programs at a terminal share: arguments, exit codes, and answers as JSON or for people."""
+"""Shared by programs at a terminal: arguments, exit codes, and answers as JSON or for people."""

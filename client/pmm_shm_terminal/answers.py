@@ -1,4 +1,4 @@
-"""WHAT a command line can ask for, and how each answer looks as JSON and for people.
+"""The answers that a command line can ask for (WHAT), as JSON and for people.
 
 Invariant: `read` and `replay` print the same for the same position.
 """
@@ -31,13 +31,13 @@ NAMES = (
     "history",
     "frame",
 )
-"""Every WHAT but the names of registered folds."""
+"""Every WHAT except the names of registered folds."""
 
 _FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
-"""What `frame` prints: all but the history, which is long and has a command of its own."""
+"""The parts of `frame`: all except the history, which is long and can be read alone."""
 
 STRICT = frozenset({"self-model", "frame"})
-"""Where `--strict` means something."""
+"""The answers for which `--strict` has a meaning."""
 
 _TEXT_SHOWN = 100
 _POINTS_SHOWN = 20
@@ -45,7 +45,7 @@ _RANGES = (("ias_min", "ias_max"), ("gas_min", "gas_max"))
 
 
 def checked_what(what: str) -> str:
-    """The canonical name: of `NAMES`, or that of a registered fold.
+    """The canonical name, one of `NAMES` or of a registered fold.
 
     Raises:
         UnknownFoldError: neither.
@@ -62,7 +62,7 @@ def checked_what(what: str) -> str:
 
 
 def folds_for(what: str, limit: float | None) -> list[Fold]:
-    """Fresh folds that a replay needs; `limit` is that of trait deltas, None for the usual one."""
+    """New folds for a replay; `limit` is that of trait deltas, None for the default."""
     from pmm_shm.folds.registry import built_in_folds, find_fold
     from pmm_shm.folds.self_model import SelfModelFold
 
@@ -73,7 +73,7 @@ def folds_for(what: str, limit: float | None) -> list[Fold]:
 
 
 def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: bool = False) -> Any:
-    """The answer of a replay, as JSON knows it, from the views of its folds.
+    """The answer of a replay as a JSON value, from the views of its folds.
 
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
@@ -94,7 +94,7 @@ def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: boo
 
 
 def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:
-    """The answer of the shared state, as JSON knows it.
+    """The answer of the shared state as a JSON value.
 
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
@@ -116,7 +116,7 @@ def _of_methods(what: str, source: Cache | Frame, **options: Any) -> Any:
 
 
 def _source(what: str) -> str:
-    """The name of the fold behind it."""
+    """The name of the fold that computes it."""
     known = {"self-model": "self_model", "identity": "self_model", "commitments": "self_model"}
     return known.get(what, "directives" if what == "active-directives" else what)
 
@@ -126,7 +126,7 @@ def shown(what: str, answer: Any) -> list[RenderableType]:
     if what == "frame":
         parts: list[RenderableType] = [pairs("frame", {"as of event": answer["as_of"]})]
         for name, part in answer.items():
-            # Both stand in the self-model already.
+            # Both are parts of the self-model.
             if name not in ("as_of", "identity", "commitments"):
                 parts += shown(name, part)
         return parts

@@ -1,4 +1,4 @@
-"""What a shell is offered for each argument and option. Opens no ledger and loads no fold."""
+"""Completions for the shell, by argument and option. Opens no ledger and loads no fold."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
-Items = list[CompletionItem]
+Completions = list[CompletionItem]
 _SUBJECTS = ("identity.name", "commitment", "trait", "metrics")
 _EMBEDDERS = ("local-bow", "wordllama", "openai:")
 
 
-def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """The shell's own completion of file names."""
     return [CompletionItem(incomplete, type="file")]
 
 
-def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] WHAT` of `read` and `replay`."""
     from pmm_shm_terminal.answers import NAMES
 
     return _ledger_then(ctx, param, incomplete, (*NAMES, *_registered()))
 
 
-def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] WHAT` of `explain`."""
     return _ledger_then(ctx, param, incomplete, _SUBJECTS)
 
 
-def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] KIND [CONTENT]` of `append`: the kinds that the built-in folds know."""
     from pmm_shm.folds.registry import BUILT_IN
 
@@ -38,37 +38,43 @@ def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     return _ledger_then(ctx, param, incomplete, sorted(known))
 
 
-def ledger_and_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """`[LEDGER] TEXT`: the text is nobody's to guess."""
+def ledger_and_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
+    """`[LEDGER] FILE`: two files."""
+    given = ctx.params.get(param.name or "") or ()
+    return files(ctx, param, incomplete) if len(given) < 2 else []
+
+
+def ledger_and_text(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
+    """`[LEDGER] TEXT`: a text cannot be completed."""
     return _ledger_then(ctx, param, incomplete, ())
 
 
-def folds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def folds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """Names of folds, built in and registered."""
     from pmm_shm.folds.registry import BUILT_IN_NAMES
 
     return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *_registered()}))
 
 
-def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """Names of the embedders that come with pmm-shm."""
     return _beginning(incomplete, _EMBEDDERS)
 
 
-def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, words: Sequence[str]) -> Items:
+def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, words: Sequence[str]) -> Completions:
     given = ctx.params.get(param.name or "") or ()
     if not given:
-        # Words that stand alone mean the ledger in PMM_DB; where none fits, the shell shows files.
+        # A single word refers to the ledger in PMM_DB; if none fits, the shell shows files.
         return files(ctx, param, incomplete) + (_beginning(incomplete, words) if os.environ.get("PMM_DB") else [])
     return _beginning(incomplete, words) if len(given) == 1 else []
 
 
-def _beginning(incomplete: str, words: Sequence[str]) -> Items:
+def _beginning(incomplete: str, words: Sequence[str]) -> Completions:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 def _registered() -> list[str]:
-    """Names of users' folds by their entry points, without loading them."""
+    """Names of registered folds, by their entry points; loads none of them."""
     from importlib.metadata import entry_points
 
     from pmm_shm.folds.registry import GROUP

@@ -1,4 +1,4 @@
-"""Exit codes of `pmm-shm`, and which error gives which."""
+"""Exit codes of `pmm-shm`, and the errors that give them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exit_code(error: BaseException) -> int:
 class CommandFailed(Exception):
     """Ends a command with one line on stderr and an exit code.
 
-    For what is no error of the library: a verification that found a difference, a daemon that lags.
+    For failures that are no error of the library: a verification that found a difference, a daemon that lags.
     """
 
     def __init__(self, message: str, code: int) -> None:

@@ -50,11 +50,11 @@ fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", she
 
 
 def the_ledger(ledger: str | None) -> str:
-    """The ledger that was named, or the one in `PMM_DB`.
+    """The named ledger, or the one in `PMM_DB`.
 
     Raises:
         click.UsageError: neither.
-        ConfigError: an environment variable means nothing; better said before anything is done.
+        ConfigError: the value of an environment variable is invalid; reported before anything is done.
     """
     flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
     if ledger is None:

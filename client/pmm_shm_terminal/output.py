@@ -1,4 +1,4 @@
-"""What the commands print: data on stdout, as JSON or for people; messages and progress on stderr."""
+"""The output of commands: data on stdout, as JSON or for people; messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PIPE_COLUMNS = 160
 Advance = Callable[[int], None]
-"""Called with how much is done."""
+"""Called with the amount done."""
 
 
 def plain(value: Any) -> Any:
@@ -46,18 +46,18 @@ def _key(key: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on one line; what is not ASCII is escaped, so that every terminal and encoding takes it."""
+    """Print a JSON value on one line, in ASCII, so that every terminal and encoding can show it."""
     click.echo(json.dumps(value))
 
 
 def console(stderr: bool = False) -> Console:
-    """Where tables go; without colours where it is no terminal (unless FORCE_COLOR is set) or NO_COLOR is set."""
+    """The console for tables. No colours with NO_COLOR, or without a terminal (unless FORCE_COLOR is set)."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         file=stream,
-        # A pipe has no width: room enough that a program which reads it meets few wrapped cells.
+        # A pipe has no width: wide enough that few cells wrap.
         width=None if stream.isatty() else _PIPE_COLUMNS,
         color_system="auto" if wants_colour(stream) else None,
         highlight=False,
@@ -66,12 +66,12 @@ def console(stderr: bool = False) -> Console:
 
 
 def show(*renderables: RenderableType, wraps: bool = True) -> None:
-    """Print for people, on stdout; `wraps` False leaves lines as long as they are."""
+    """Print for people, on stdout; `wraps=False` keeps long lines."""
     out = console()
     with out.capture() as capture:
         for one in renderables:
             out.print(one, soft_wrap=not wraps)
-    # Whether there are colours is decided: click would take away what FORCE_COLOR asked for.
+    # The console has decided about colours; click would remove those that FORCE_COLOR asked for.
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=True)
 
 
@@ -87,7 +87,7 @@ def table(*columns: str) -> Table:
 
 
 def titled(title: str, body: RenderableType) -> RenderableType:
-    """A table under its title, which is literal text and as wide as it likes."""
+    """A table below its title, which is literal text of any width."""
     from rich.console import Group
     from rich.text import Text
 
@@ -95,7 +95,7 @@ def titled(title: str, body: RenderableType) -> RenderableType:
 
 
 def pairs(title: str, rows: Mapping[str, Any]) -> RenderableType:
-    """Names and their values under a title."""
+    """Names and values below a title."""
     from rich.table import Table
     from rich.text import Text
 
@@ -108,7 +108,7 @@ def pairs(title: str, rows: Mapping[str, Any]) -> RenderableType:
 
 
 def cell(value: Any) -> Any:
-    """A value as the text of a cell; nothing in it reaches the terminal as a control sequence."""
+    """A value as the text of a cell; control sequences are escaped."""
     from rich.text import Text
 
     if value is None:
@@ -125,7 +125,7 @@ def cell(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would act upon, or could not show, as escapes."""
+    """The text with control characters, and those that cannot be shown, as escapes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
@@ -133,7 +133,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def progress(what: str, total: int | None, enabled: bool = True) -> Iterator[Advance]:
-    """A progress bar on stderr while the block runs, where stderr is a terminal; `total` None: only that it runs."""
+    """A progress bar on stderr, if that is a terminal; without `total` it only shows activity."""
     if not (enabled and sys.stderr.isatty()):
         yield lambda done: None
         return

@@ -35,7 +35,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
 
 
 def run_command(command: click.Command, name: str) -> int:
-    """Run `command` with the arguments of this process. Returns its exit code; what went wrong is said on stderr."""
+    """Run `command` with the arguments of this process. Returns its exit code; reports errors on stderr."""
     try:
         result = command.main(prog_name=name, standalone_mode=False)
     except BrokenPipeError:
@@ -53,7 +53,7 @@ def run_command(command: click.Command, name: str) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _complain(f"{where}{error.strerror or error}", exits.FAILURE)
-    # Click hands back the code of `--help` and `--version`, and what a command returns: nothing.
+    # Click returns the exit code of `--help` and `--version`, otherwise the result of the command: None.
     return result if isinstance(result, int) else exits.OK
 
 
@@ -71,17 +71,17 @@ def _with_hint(error: click.UsageError) -> str:
 
 
 def _leave_pipe() -> int:
-    # Nobody reads any more; click ends quietly with 1 where it meets this itself. The interpreter would flush once more
-    # at exit, and complain.
+    # The reader is gone. Click itself ends quietly with 1 then. Without this, the interpreter would flush again at exit
+    # and print an error.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exits.FAILURE
 
 
 def _end_in_order() -> None:
-    """Signals end the command by an exception, so that temporary files and child processes are cleared away.
+    """Let signals raise SystemExit, so that temporary files and child processes are removed.
 
-    Not by KeyboardInterrupt: click answers that with an empty line. What the caller had ignored stays ignored.
+    Not KeyboardInterrupt: click prints an empty line for that. Signals that the caller ignores stay ignored.
     """
 
     def end_with(code: int) -> Callable[..., NoReturn]:

@@ -1,4 +1,4 @@
-"""A verification as `pmm-shm verify` and the chat's `/verify` run it: the hash chain, and the published state."""
+"""The verification of `pmm-shm verify` and the chat's `/verify`: hash chain and published state."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DAEMON_ANSWERS_S = 2.0
 
 
 class Checked(NamedTuple):
-    """What was found: of the hash chain (None where it was not asked for), and of the published state."""
+    """The results: of the hash chain (None if not asked for) and of the published state."""
 
     path: str
     chain: ChainReport | None
     report: VerifyReport
 
     def problems(self) -> list[str]:
-        """What is wrong, a line each."""
+        """A line for each problem."""
         links, report = self.chain, self.report
         found = []
         said = (report.difference or "").split("; ")
@@ -34,7 +34,7 @@ class Checked(NamedTuple):
         return found
 
     def rows(self) -> dict[str, Any]:
-        """The verification for people, by the name of each row."""
+        """The rows of the table for people, by name."""
         links, report = self.chain, self.report
         rows: dict[str, Any] = {}
         if links is None:
@@ -58,11 +58,11 @@ class Checked(NamedTuple):
 
 
 def check(path: str, fold: str | None, chain: bool, timeout_s: float) -> Checked:
-    """Check the hash chain, and compare what is published with a full replay.
+    """Check the hash chain, and compare the published state with a full replay.
 
     Raises:
-        UnknownFoldError: there is no such fold.
-        DaemonTimeoutError: there is a daemon and it does not answer.
+        UnknownFoldError: no fold has this name.
+        DaemonTimeoutError: the daemon does not answer.
         LedgerError: the ledger cannot be read.
     """
     check_fold(fold)
@@ -89,10 +89,10 @@ def check_fold(fold: str | None) -> None:
 
 
 def daemon_answers(instance: Instance) -> bool:
-    """Whether there is a daemon.
+    """Whether a daemon answers.
 
     Raises:
-        DaemonTimeoutError: there is one and it is stopped; better said at once than after ten minutes.
+        DaemonTimeoutError: it is stopped; reported at once instead of after ten minutes.
     """
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pmm_shm import limits
 from pmm_shm.codec import pack
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.state import State, Touched
@@ -29,7 +30,7 @@ from pmm_shm.ledger.rows import Event
 
 Column = Literal["content", "meta"]
 Identity = tuple[str, int, bytes]
-"""(name, version, packed parameters): state folded under one identity is worth nothing under another."""
+"""(name, version, packed parameters): state folded under one identity is void under another."""
 
 
 class Fold(ABC):
@@ -40,12 +41,11 @@ class Fold(ABC):
         version: raise it with any change of `apply`: the daemon then rebuilds the fold.
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
-        parameters: whatever else the state depends on; part of the identity.
-        checks_values: whether each value is tried to be stored when its event is folded, so that one that cannot be is
-            that event's failure. The built-in folds put what their tests have seen stored.
-        shares_events: whether an event may come with columns that it has not declared, as another fold needs them: one
-            object for all is made sooner than one for each. The built-in folds look at no such column, as their tests
-            show.
+        parameters: everything else that the state depends on; part of the identity.
+        checks_values: whether each value is checked for storability when its event is folded, so that a bad value is
+            that event's failure. The built-in folds do without: their tests check it.
+        shares_events: whether an event may have columns that the fold has not declared, because another fold needs
+            them: one shared object is faster than one for each fold. The built-in folds ignore such columns.
     """
 
     name: ClassVar[str]
@@ -85,7 +85,7 @@ class Fold(ABC):
 class BatchFold(Fold):
     """A fold that takes many events at once, and one event as a batch of one; a replay costs a fraction of the time.
 
-    What it does must not depend on where a batch ends. A subclass that has to see events one by one sets
+    The result must not depend on the end of a batch. A subclass that has to see events one by one sets
     `takes_batches` to false.
 
     Attributes:
@@ -116,8 +116,8 @@ def check_fold(fold: Any) -> Fold:
     if not isinstance(fold, Fold):
         raise FoldError(f"{fold!r} is not a pmm_shm Fold")
     name = getattr(fold, "name", None)
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= 64:
-        raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to 64 bytes")
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.FOLD_NAME_BYTES_MAX:
+        raise FoldError(f"{type(fold).__name__}: `name` must be text of 1 to {limits.FOLD_NAME_BYTES_MAX} bytes")
     version = getattr(fold, "version", None)
     if type(version) is not int:
         raise FoldError(f"{name}: `version` must be an integer")

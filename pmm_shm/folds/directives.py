@@ -33,10 +33,10 @@ class _Record(NamedTuple):
 
 
 class Directives:
-    """All directives at one position: `rows()` and `active()` give fresh lists of fresh dicts."""
+    """All directives at one position; `rows()` and `active()` return new lists of new dicts."""
 
     def __init__(self, records: dict[str, _Record]) -> None:
-        # The records stand in the list's order; none of them changes its place once it is there.
+        # In the order of `rows()`, which an existing record never leaves.
         self._records = records
         self._best: list[tuple[str, _Record]] | None = None
 
@@ -67,7 +67,7 @@ class Directives:
         ]
 
     def active(self) -> list[dict[str, Any]]:
-        """The seven directives with the highest score, best first."""
+        """The seven directives with the highest scores, best first."""
         return [
             {
                 "content": text,
@@ -82,7 +82,7 @@ class Directives:
         ]
 
     def _best_records(self) -> list[tuple[str, _Record]]:
-        # Not `functools.cached_property`: before Python 3.12 it has a lock, which a fork in another thread leaves held.
+        # Not `functools.cached_property`: before Python 3.12 it has a lock, which a fork may leave held.
         if self._best is None:
             self._best = heapq.nsmallest(
                 ACTIVE_MAX, self._records.items(), key=lambda item: (-_score(item[1]), item[1].first_seen_id)

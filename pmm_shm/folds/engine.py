@@ -36,7 +36,7 @@ States = Mapping[str, State]
 class DecodeFold(Fold):
     """Holds the quarantine of decoding: ids of events whose meta or content had to be replaced.
 
-    What is decoded depends on what the folds need, so their needs are its parameters.
+    The columns to decode depend on the folds, so the folds' needs are its parameters.
     """
 
     name = DECODE
@@ -66,12 +66,12 @@ def _needs(folds: Iterable[Fold]) -> dict[str, tuple[Column, ...]] | None:
 
 
 class _Route(NamedTuple):
-    """What to do with the events of one kind.
+    """The way of the events of one kind to the folds.
 
     Attributes:
-        needs_meta, needs_content: what to decode.
+        needs_meta, needs_content: the columns to decode.
         takers: the queues of the folds that take them, by the columns that these see: (meta, content, queues).
-        newest: where rows wait of which only the newest make a difference; None where all do.
+        newest: holds rows of which only the newest make a difference; None if all rows do.
     """
 
     needs_meta: bool
@@ -156,7 +156,7 @@ class Engine:
         return decoded
 
     def _take_newest(self) -> None:
-        """Queue what waits, each event in its place."""
+        """Queue the rows that wait, each event in its place."""
         is_any = False
         for kind, route in self._waiting.items():
             for row in route.newest or ():
@@ -176,7 +176,7 @@ class Engine:
     def _fold(self, states: States) -> None:
         for name, events in self._queues.items():
             if events:
-                _apply_all(self.folds[name], events, states[name])
+                apply_events(self.folds[name], events, states[name])
 
     def _route(self, kind: str) -> _Route:
         takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
@@ -216,7 +216,7 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 
-def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:
+def apply_events(fold: Fold, events: Sequence[Event], state: State) -> None:
     """Fold events into the state of one fold, as a batch where it takes batches."""
     if not (isinstance(fold, BatchFold) and fold.takes_batches):
         for event in events:
@@ -231,7 +231,7 @@ def _apply_all(fold: Fold, events: Sequence[Event], state: State) -> None:
         state.rollback()
         failures = [_apply_one(fold, event, state) for event in events]
         if type(error) not in failures and not isinstance(error, RecursionError):
-            # No event's own: it came from outside.
+            # It recurs at no event: it came from outside.
             raise
 
 
@@ -242,21 +242,21 @@ def _run(fold: Fold, apply: Callable[[T, State], None], what: T, state: State) -
 
 
 def _apply_one(fold: Fold, event: Event, state: State) -> type[BaseException] | None:
-    """Fold one event; returns what it failed with, if it did: nothing of it is left then but its quarantine."""
+    """Fold one event. Returns the class of its failure, if any: then only its quarantine entry is left."""
     state.begin_event(event.id)
     try:
         _run(fold, fold.apply, event, state)
     except (MemoryError, StoreError):
         raise
     except BaseException as error:
-        # A fold may call `sys.exit`, too: a daemon that ended with it would end at each start.
+        # A fold may even call `sys.exit`: a daemon that ended with it would end at each start.
         state.rollback()
         return _apply_again(fold, event, state, error)
     return None
 
 
 def _apply_again(fold: Fold, event: Event, state: State, first: BaseException) -> type[BaseException] | None:
-    """Find out whose failure it was: on a fresh stack, where no signal handler runs, only the event's own comes again.
+    """Find out the cause of a failure: on a fresh stack, where no signal handler runs, only the event's own recurs.
 
     Raises:
         BaseException: `first`, when it came from outside: from a signal handler of the program that reads.
@@ -270,7 +270,7 @@ def _apply_again(fold: Fold, event: Event, state: State, first: BaseException) -
     except BaseException as error:
         state.rollback()
         if not isinstance(first, Exception) and type(error) is not type(first):
-            # The program is told to end, at an event that the fold fails at, too.
+            # The program is told to end, at an event at which the fold fails as well.
             raise first from None
         state.quarantine(f"{type(error).__name__}: {error}"[:200])
         return type(error)

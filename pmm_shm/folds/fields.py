@@ -1,4 +1,4 @@
-"""Readings of fields that several folds share: what `float`, `int` and a commitment id make of any JSON value."""
+"""Conversions that several folds share: any JSON value as a float, an integer, a commitment id, a pair of scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DIGITS = re.compile(r"\d(?:_?\d)*")
 
 
 def to_float(value: Any) -> float | None:
-    """`float(value)`; None where `float` refuses it."""
+    """`float(value)`; None if that fails."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -20,7 +20,7 @@ def to_float(value: Any) -> float | None:
 
 
 def to_int(value: Any) -> int | None:
-    """`int(value)`; None where `int` refuses it, or text has more digits than every Python converts."""
+    """`int(value)`; None if that fails, or if text has more digits than `limits.META_INTEGER_DIGITS_MAX`."""
     try:
         if isinstance(value, str) and len(value) > SHORT_INTEGER_DIGITS:
             return _long_text_to_int(value)
@@ -30,14 +30,14 @@ def to_int(value: Any) -> int | None:
 
 
 def _long_text_to_int(text: str) -> int | None:
-    """`int(text)` by the digits alone, which is what Python's limit counts, and whatever limit the host has set."""
+    """`int(text)`, independent of the host program's limit on the number of digits."""
     runs = _DIGITS.findall(text)
     if len(runs) != 1:
         return None
     digits = runs[0].replace("_", "")
     if len(digits) > limits.META_INTEGER_DIGITS_MAX:
         return None
-    sign = int(text.replace(runs[0], "1"))  # With one digit in place of all, `int` judges the rest.
+    sign = int(text.replace(runs[0], "1"))  # With one digit instead of all, `int` checks the rest.
     return sign * parse_integer(digits)
 
 
@@ -47,7 +47,7 @@ def is_cid(value: Any) -> bool:
 
 
 def score_pair(meta: dict[str, Any]) -> tuple[Any, Any] | None:
-    """(IAS, GAS) of `meta.telemetry`, as they stand there; None where it is not an object with both."""
+    """(IAS, GAS) of `meta.telemetry`, any JSON values; None if it is not an object with both."""
     telemetry = meta.get("telemetry")
     if isinstance(telemetry, dict) and "IAS" in telemetry and "GAS" in telemetry:
         return telemetry["IAS"], telemetry["GAS"]

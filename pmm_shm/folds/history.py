@@ -1,16 +1,14 @@
 """IAS and GAS over the life of the ledger, with the changes of stage and name, in bounded space.
 
-A sample is an event behind which IAS or GAS reads otherwise than before. The samples of each `stride` event ids make
-one point; when there are more than `HISTORY_POINTS_MAX` points, the stride doubles until there are not. So the curve is
-exact as long as it is short; when it is long, it keeps the first, last, lowest and highest value of each point. The
-scores are those of the log, computed by the steps of `metrics`; what ticks say of themselves (their telemetry) decides
-the stage alone, by the steps of `stage`.
+A sample is taken after each event that changes IAS or GAS. The samples of each `stride` event ids form one point; when
+there are more than `HISTORY_POINTS_MAX` points, the stride doubles until there are not. So a short curve is exact; a
+long one keeps the first, last, lowest and highest value of each point. The scores are computed from the log by the
+steps of `metrics`; the telemetry of ticks and reflections decides only the stage, by the steps of `stage`.
 
-What is bounded are the points and the changes. The steps of `metrics` also remember every violation that was seen, here
-as there.
+Points and changes are bounded. The steps of `metrics` also remember every violation, here as there.
 
-State, beside the cells and tables of these steps and of the name's (see `metrics`, `stage`, `self_model`):
-    cell `course`: [stride, how many points are full, stage, count of changes of the stage, and of the name, the newest
+State, besides the cells and tables of these steps and of the name's (see `metrics`, `stage`, `self_model`):
+    cell `course`: [stride, number of full points, stage, number of stage changes, number of name changes, the newest
     point, which still grows, or None];
     tables `points` (number to a full point), `stages` and `names` (ordinal to [event id, value], the newest ones).
 """
@@ -30,11 +28,11 @@ from pmm_shm.ledger.rows import Event
 
 FIRST_STAGE = "S0"
 NOT_TEXT = "(not text)"
-"""How a name appears here that is another JSON value than text."""
+"""The label of a name that is a JSON value other than text."""
 
 
 class Point(NamedTuple):
-    """Successive samples: the ids of the first and the last of them, how many they are, the stage behind the last."""
+    """Successive samples: their first and last event id, their number, the stage after the last one."""
 
     first_id: int
     last_id: int
@@ -51,14 +49,14 @@ class Point(NamedTuple):
 
 
 class StageChange(NamedTuple):
-    """The event behind which the stage was another."""
+    """The event that changed the stage, and the new stage."""
 
     event_id: int
     stage: str
 
 
 class NameChange(NamedTuple):
-    """The event behind which the name was another; at most 80 characters of it, None for no name."""
+    """The event that changed the name, and the new name: at most 80 characters of it, None for no name."""
 
     event_id: int
     name: str | None
@@ -71,7 +69,7 @@ class HistoryView(NamedTuple):
         points: oldest first, at most `HISTORY_POINTS_MAX`.
         stride: how many event ids one point may span; a power of two.
         stages, names: the newest changes, oldest first, at most `HISTORY_CHANGES_MAX` of each.
-        stage_count, name_count: how many changes there were.
+        stage_count, name_count: the number of all changes.
     """
 
     points: tuple[Point, ...]
@@ -105,19 +103,19 @@ class HistoryFold(BatchFold):
     }
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
-        course, scoring, window = _Course(state), Scoring(state), Window(state)
+        history, scoring, window = _HistoryWriter(state), Scoring(state), Window(state)
         for event in events:
             kind = event.kind
             if kind in IDENTITY_STEPS:
                 IDENTITY_STEPS[kind](event, state)
-                course.note_name(event.id, name_in(state))
+                history.note_name(event.id, name_in(state))
             if kind in StageFold.kinds and window.note(event):
-                course.note_stage(event.id, window.stage())
+                history.note_stage(event.id, window.stage())
             if kind in METRICS_KINDS:
-                # The last one, for the sample notes the stage.
+                # Last, because the sample records the stage.
                 scoring.apply(event)
-                course.sample(event.id, *scoring.read())
-        for part in (course, scoring, window):
+                history.sample(event.id, *scoring.read())
+        for part in (history, scoring, window):
             part.store()
 
     def view(self, state: State) -> HistoryView:
@@ -135,8 +133,8 @@ class HistoryFold(BatchFold):
         return _view(state, full, view.stages, view.stage_count, view.names, view.name_count)
 
 
-class _Course:
-    """The history in the middle of a batch: what the cell holds, unpacked, until `store` puts it back."""
+class _HistoryWriter:
+    """The history within a batch: the cell, unpacked, until `store` writes it back."""
 
     __slots__ = ("_count", "_is_changed", "_names", "_newest", "_stage", "_stages", "_state", "_stride")
 
@@ -145,7 +143,7 @@ class _Course:
         self._is_changed = False
         self._newest: list[Any]
         self._stride, self._count, self._stage, self._stages, self._names, newest = state.get(_CELL, _FIRST)
-        # In a copy the newest point grows in place; empty before the first sample.
+        # A copy, in which the newest point grows in place; empty before the first sample.
         self._newest = list(newest or ())
 
     def note_name(self, event_id: int, name: Any) -> None:
@@ -162,7 +160,7 @@ class _Course:
             self._stages += 1
 
     def sample(self, event_id: int, ias: float, gas: float) -> None:
-        """Note the scores behind an event, if they are others than before."""
+        """Record the scores after an event, if it changed them."""
         newest = self._newest
         if not newest:
             if ias == 0.0 == gas:
@@ -177,7 +175,7 @@ class _Course:
         self._is_changed = True
 
     def store(self) -> None:
-        """Put the cell back, if an event has changed it."""
+        """Write the cell back, if an event has changed it."""
         if self._is_changed:
             counts = (self._stride, self._count, self._stage, self._stages, self._names)
             self._state[_CELL] = [*counts, self._newest or None]
@@ -193,7 +191,7 @@ class _Course:
         return [event_id, event_id, 1, self._stage, ias, ias, ias, ias, gas, gas, gas, gas]
 
     def _begin_point(self, sample: list[Any]) -> None:
-        """The newest point joins the full ones; where there are too many, they are thinned out."""
+        """Add the newest point to the full ones, and merge points if there are too many."""
         table, count = self._state.table("points"), self._count
         if count + 1 < limits.HISTORY_POINTS_MAX:
             table[count] = self._newest
@@ -201,9 +199,9 @@ class _Course:
             return
         rows = [*(table[number] for number in range(count)), self._newest, sample]
         while len(rows) > limits.HISTORY_POINTS_MAX:
-            # Ids may be as far apart as they like, so this may take several steps; over the life of a log, at most 64.
+            # Ids may have gaps of any size, so this may take several steps; over the life of a log, at most 64.
             self._stride *= 2
-            rows = _thinned(rows, self._stride)
+            rows = _merged(rows, self._stride)
         self._newest = rows.pop()
         self._count = len(rows)
         for number, one in enumerate(rows):
@@ -212,29 +210,29 @@ class _Course:
             del table[number]
 
 
-def _thinned(rows: list[list[Any]], stride: int) -> list[list[Any]]:
-    """Neighbours that lie within the same `stride` ids become one."""
-    thinned: list[list[Any]] = []
+def _merged(rows: list[list[Any]], stride: int) -> list[list[Any]]:
+    """Merge neighbours within the same `stride` ids."""
+    merged: list[list[Any]] = []
     for row in rows:
-        if thinned and row[0] // stride == thinned[-1][0] // stride:
-            _grow(thinned[-1], row[1], row[2], row[3], row[5:8], row[9:12])
+        if merged and row[0] // stride == merged[-1][0] // stride:
+            _grow(merged[-1], row[1], row[2], row[3], row[5:8], row[9:12])
         else:
-            # A copy, for those in the state do not change in place.
-            thinned.append(list(row))
-    return thinned
+            # A copy: values in the state are never changed in place.
+            merged.append(list(row))
+    return merged
 
 
 def _grow(point: list[Any], last_id: int, samples: int, stage: str, ias: Sequence[float], gas: Sequence[float]) -> None:
-    """Let a point take in later samples; of IAS and GAS their last, lowest and highest values."""
+    """Extend a point by later samples, given their last, lowest and highest IAS and GAS."""
     point[1] = last_id
     point[2] += samples
     point[3] = stage
-    for place, (last, low, high) in ((5, ias), (9, gas)):
-        point[place] = last
-        if low < point[place + 1]:
-            point[place + 1] = low
-        if high > point[place + 2]:
-            point[place + 2] = high
+    for index, (last, low, high) in ((5, ias), (9, gas)):
+        point[index] = last
+        if low < point[index + 1]:
+            point[index + 1] = low
+        if high > point[index + 2]:
+            point[index + 2] = high
 
 
 def _full_points(state: State) -> tuple[Point, ...]:
@@ -250,7 +248,7 @@ def _view(
     names: tuple[NameChange, ...],
     names_known: int,
 ) -> HistoryView:
-    """The view, given the full points, and the changes up to some counts, which are not decoded again."""
+    """The view, given the full points and the known changes, which are not decoded again."""
     stride, _, _, stage_count, name_count, newest = state.get(_CELL, _FIRST)
     stages += tuple(StageChange(*row) for row in _changes_since(state, "stages", stages_known, stage_count))
     names += tuple(NameChange(*row) for row in _changes_since(state, "names", names_known, name_count))

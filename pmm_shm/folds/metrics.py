@@ -1,10 +1,10 @@
-"""IAS and GAS, incrementally: one event costs the same at event 10 and at event 10,000,000.
+"""IAS and GAS (Identity Autonomy Score, Goal Achievement Score), in constant time per event.
 
 State:
-    cell `scores`, a list of IAS, GAS, tick, tick and normalised name of the last adoption, tick of the last confident
-    one, head and tail of the queue (ordinals); None for a tick that is not there;
-    tables `penalties` (keys of violations seen), `opened` (text to the last tick it was opened at), `opened_queue`
-    (ordinal to [tick, text], the opens of the last 20 ticks, oldest first).
+    cell `scores`, a list: IAS, GAS, tick, tick and normalised name of the last adoption, tick of the last confident
+    adoption, head and tail of the queue (ordinals); a missing tick is None;
+    tables `penalties` (keys of violations seen), `opened` (text to the last tick at which it was opened),
+    `opened_queue` (ordinal to [tick, text]: the opens of the last 20 ticks, oldest first).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FIRST: tuple[Any, ...] = (0.0, 0.0, 0, None, "", None, 0, 0)
 
 
 class Scores(NamedTuple):
-    """IAS and GAS as they are read: with feedback, clamped to 0.0 to 1.0."""
+    """IAS and GAS as results report them: with feedback, clamped to 0.0 to 1.0."""
 
     ias: float
     gas: float
 
 
 class Scoring:
-    """The scores in the middle of a batch: what the cell holds, unpacked, until `store` puts it back.
+    """The scores within a batch: the cell, unpacked, until `store` writes it back.
 
     Attributes:
         ias, gas: before feedback and clamping.
@@ -63,15 +63,15 @@ class Scoring:
         self._adopted_tick, self._adopted_name, self._confident_tick = adoption
 
     def apply(self, event: Event) -> None:
-        """Go on by one event, of a kind in `METRICS_KINDS`."""
+        """Apply one event, of a kind in `METRICS_KINDS`."""
         _STEPS[event.kind](self, event)
 
     def read(self) -> tuple[float, float]:
-        """(IAS, GAS) as they are read: with feedback, clamped."""
+        """(IAS, GAS) with feedback, clamped."""
         return read_scores(self.ias, self.gas)
 
     def store(self) -> None:
-        """Put the cell back, if an event has changed it."""
+        """Write the cell back, if an event has changed it."""
         if self._is_changed:
             self._state[_CELL] = [
                 *(self.ias, self.gas, self._tick),
@@ -197,10 +197,10 @@ def raw_scores(state: State) -> tuple[float, float]:
 
 
 def read_scores(ias: float, gas: float) -> tuple[float, float]:
-    """(IAS, GAS) as they are read, of those before feedback and clamping."""
+    """(IAS, GAS) with feedback, clamped, given those without."""
     ias_feedback = (ias - 0.5) * 0.1
     gas_feedback = (gas - 0.5) * 0.05
     gas = gas + ias_feedback
     ias = ias + gas_feedback
-    # As `max(0.0, min(x, 1.0))`, at a third of its cost.
+    # The same as `max(0.0, min(x, 1.0))`, in a third of the time.
     return (1.0 if ias > 1.0 else ias if ias > 0.0 else 0.0), (1.0 if gas > 1.0 else gas if gas > 0.0 else 0.0)

@@ -1,7 +1,7 @@
-"""What happened last: the newest reflections and messages, and the newest tick with telemetry.
+"""The newest reflections and messages, and the newest tick with telemetry.
 
 State: cells `reflections`, `messages` (lists of event ids, oldest first), `telemetry` ([id, IAS, GAS, stage]); tables
-of the same first two names (event id to [ts, kind, content]), so that one more message does not write sixty-four.
+`reflections` and `messages` (event id to [ts, kind, content]), so that a new message does not rewrite all sixty-four.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REFLECTIONS_MAX = 32
 
 
 class Entry(NamedTuple):
-    """One event as `recent` shows it."""
+    """An event in `recent`."""
 
     id: int
     ts: str
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class Telemetry(NamedTuple):
-    """The newest tick with telemetry; the three values as they stand in its meta."""
+    """The newest tick with telemetry, and three values of its meta, unchanged."""
 
     id: int
     ias: Any
@@ -40,7 +40,7 @@ class Telemetry(NamedTuple):
 
 
 class RecentView(NamedTuple):
-    """Oldest first, at most 32 reflections and 64 messages; `telemetry` is None where no tick had any."""
+    """At most 32 reflections and 64 messages, oldest first; `telemetry` is None if no tick had any."""
 
     reflections: tuple[Entry, ...]
     messages: tuple[Entry, ...]
@@ -89,7 +89,7 @@ class RecentFold(BatchFold):
 
 def _push(state: State, ring: str, events: list[Event], size_max: int) -> None:
     table, before = state.table(ring), state.get(ring, ())
-    # Of a long batch, only the newest ever come into the table.
+    # Of a long batch, only the newest enter the table.
     newest = events[-size_max:]
     for event in newest:
         table[event.id] = [event.ts, event.kind, event.content]
@@ -100,7 +100,7 @@ def _push(state: State, ring: str, events: list[Event], size_max: int) -> None:
 
 
 def _entries(state: State, ring: str, known: dict[int, Entry]) -> tuple[Entry, ...]:
-    # An id never gets another content within one history, so a known entry is still the right one.
+    # Within one history an event never changes, so a known entry is still right.
     table = state.table(ring)
     return tuple(known.get(event_id) or Entry(event_id, *table[event_id]) for event_id in state.get(ring, ()))
 

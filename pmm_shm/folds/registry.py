@@ -1,11 +1,12 @@
-"""Which folds there are: the built-in ones in one list, and those that users register.
+"""The known folds: a list of the built-in ones, and those that users register.
 
-A user's fold is an entry point of the group `pmm_shm.folds` whose object is a `Fold` subclass without arguments, or an
-instance.
+A user's fold is an entry point of the group `pmm_shm.folds`: an instance of `Fold`, or a subclass that takes no
+arguments.
 """
 
 from __future__ import annotations
 
+from pmm_shm import limits
 from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
 from pmm_shm.folds.directives import DirectivesFold
@@ -23,15 +24,15 @@ BUILT_IN_NAMES = frozenset(fold.name for fold in BUILT_IN)
 
 
 def built_in_folds() -> list[Fold]:
-    """Fresh instances of the built-in folds, in order."""
+    """New instances of the built-in folds, in order."""
     return [fold() for fold in BUILT_IN]
 
 
 def registered_folds() -> list[Fold]:
-    """The users' folds, by name. Costs 50 ms: not for the path of a read.
+    """The users' folds, by name. Takes 50 ms: not for the path of a read.
 
     Raises:
-        FoldError: one does not load, breaks the contract, or takes a name that is taken.
+        FoldError: one does not load, breaks the contract, or has the name of another.
     """
     with late_imports:
         from importlib.metadata import entry_points
@@ -66,3 +67,17 @@ def find_fold(name: str) -> Fold:
         if registered.name == name:
             return registered
     raise UnknownFoldError(f"no fold {name!r}: neither built in ({', '.join(sorted(BUILT_IN_NAMES))}) nor registered")
+
+
+def checked_fold_name(name: object) -> None:
+    """Check that a fold can have this name.
+
+    Raises:
+        UnknownFoldError: it cannot.
+    """
+    try:
+        is_name = isinstance(name, str) and 0 < len(name.encode()) <= limits.FOLD_NAME_BYTES_MAX
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise UnknownFoldError(f"no fold {name!r:.80}: a name is text of 1 to {limits.FOLD_NAME_BYTES_MAX} bytes")

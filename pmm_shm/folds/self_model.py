@@ -1,12 +1,12 @@
 """The self-model: identity, traits, commitments; strict and non-strict from one state.
 
 State:
-    cells `identity` ([name, whether adopted]), `traits` ([traits, strict traits], of five floats each, O C E A N),
-    `commitments` ([next place of an entry, count of warnings, [cid, event id] of the first]);
-    tables `open` (cid to [place, entry]), `expired` (likewise), `evidence` (cids with evidence of type `done`),
+    cells `identity` ([name, whether adopted]), `traits` ([traits, strict traits], five floats each, O C E A N),
+    `commitments` ([next ordinal of an entry, count of warnings, [cid, event id] of the first warning]);
+    tables `open` (cid to [ordinal, entry]), `expired` (likewise), `evidence` (cids with evidence of type `done`),
     `warnings` (ordinal to [cid, event id] of a close without evidence).
 
-An entry's place is a number that grows: sorting by it gives the order of insertion, as a dict would keep it.
+Sorted by their ordinals, entries are in the order of insertion, as a dict would keep it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Cid = str | int
 
 
 class Entries:
-    """An ordered, read-only mapping of cids to entries, with the places that order it."""
+    """An ordered, read-only mapping of cids to entries, with the ordinals that order it."""
 
-    __slots__ = ("_entries", "mapping", "places")
+    __slots__ = ("_entries", "mapping", "ordinals")
 
-    def __init__(self, places: dict[Cid, int], entries: dict[Cid, Any]) -> None:
-        self.places = places
+    def __init__(self, ordinals: dict[Cid, int], entries: dict[Cid, Any]) -> None:
+        self.ordinals = ordinals
         self._entries = entries
         self.mapping: Mapping[Cid, Any] = MappingProxyType(entries)
 
@@ -49,40 +49,40 @@ class Entries:
     def load(cls, table: Table) -> Entries:
         rows: list[tuple[int, Any, Any]] = [(value[0], cid, value[1]) for cid, value in table.items()]
         rows.sort(key=lambda row: row[0])
-        return cls({cid: place for place, cid, _ in rows}, {cid: frozen(entry) for _, cid, entry in rows})
+        return cls({cid: ordinal for ordinal, cid, _ in rows}, {cid: frozen(entry) for _, cid, entry in rows})
 
     def patched(self, table: Table, touched: set[Key]) -> Entries:
-        """The same after the keys in `touched` were written: the rest is not decoded again."""
-        # `copy` and not `dict`: of a mapping proxy, `dict` makes one item at a time.
-        places, entries = self.places.copy(), self._entries.copy()
+        """The mapping after the keys in `touched` were written; the rest is not decoded again."""
+        # `copy`, not `dict`: `dict` copies a mapping proxy item by item.
+        ordinals, entries = self.ordinals.copy(), self._entries.copy()
         moved: list[tuple[int, Cid, Any]] = []
         for cid in touched:
             assert not isinstance(cid, tuple)
             row = table.get(cid)
-            if row is not None and places.get(cid) == row[0]:
+            if row is not None and ordinals.get(cid) == row[0]:
                 entries[cid] = frozen(row[1])
                 continue
-            places.pop(cid, None)
+            ordinals.pop(cid, None)
             entries.pop(cid, None)
             if row is not None:
                 moved.append((row[0], cid, row[1]))
-        # A new place is greater than all before it, so what moved stands at the end.
-        for place, cid, entry in sorted(moved, key=lambda row: row[0]):
-            places[cid] = place
+        # A new ordinal is greater than all others, so moved entries are at the end.
+        for ordinal, cid, entry in sorted(moved, key=lambda row: row[0]):
+            ordinals[cid] = ordinal
             entries[cid] = frozen(entry)
-        return Entries(places, entries)
+        return Entries(ordinals, entries)
 
 
 class SelfModel(NamedTuple):
     """The self-model at one position.
 
     Attributes:
-        name: the adopted name; any JSON value where an event set it so, None where there is none.
+        name: the adopted name, as an event set it: any JSON value; None if there is none.
         traits, strict_traits: trait name to float, in the order O C E A N; the latter with each delta limited to 0.05.
         open: cid to the commitment's meta, in order.
         expired: cid to {"text", "expired_at", "reason"}, in order.
         warning_count: closes without evidence so far.
-        violation: what a strict read raises, or None.
+        violation: the error that a strict read raises, or None.
     """
 
     name: Any
@@ -194,7 +194,7 @@ def _violation(first_warning: Sequence[Any] | None, is_nameless: bool) -> Projec
 
 
 def name_in(state: State) -> Any:
-    """The name in the state of a fold that uses `IDENTITY_STEPS`: any JSON value, None where there is none."""
+    """The name in the state of a fold that uses `IDENTITY_STEPS`: any JSON value, None if there is none."""
     return state.get("identity", _NO_IDENTITY)[0]
 
 
@@ -205,13 +205,13 @@ def traits_in(state: State) -> Sequence[float]:
 
 
 def warning_count_in(state: State) -> int:
-    """How many closes without evidence there were, by the fold's state."""
+    """The number of closes without evidence in the fold's state."""
     count: int = state.get("commitments", _NO_COMMITMENTS)[1]
     return count
 
 
 def warnings_since(state: State, count: int) -> list[tuple[Cid, int]]:
-    """(cid, event id) of every close without evidence but the first `count`, in order."""
+    """(cid, event id) of every close without evidence after the first `count`, in order."""
     table = state.table("warnings")
     return [tuple(table[ordinal]) for ordinal in range(count, warning_count_in(state))]
 
@@ -229,7 +229,7 @@ def _identity_adopt(event: Event, state: State) -> None:
     candidate = event.meta.get("name") or event.content
     if isinstance(candidate, str) and candidate:
         name = candidate.strip()
-        # A blank name takes away the name, and not that one was adopted.
+        # A blank name clears the name, but not the fact that one was adopted.
         state["identity"] = [name, True] if name else [None, state.get("identity", _NO_IDENTITY)[1]]
 
 
@@ -242,7 +242,7 @@ IDENTITY_STEPS: Mapping[str, Callable[[Event, State], None]] = {
     "identity_adopt": _identity_adopt,
     "identity_clear": _identity_clear,
 }
-"""Event kind to what an event of it does to the cell `identity`; the one implementation."""
+"""Event kind to the function that applies such an event to the cell `identity`."""
 
 
 def _cid(event: Event, state: State) -> Cid | None:
@@ -255,11 +255,11 @@ def _cid(event: Event, state: State) -> Cid | None:
     return cid  # type: ignore[no-any-return]
 
 
-def _place(state: State) -> int:
-    place: int
-    place, *warnings = state.get("commitments", _NO_COMMITMENTS)
-    state["commitments"] = [place + 1, *warnings]
-    return place
+def _next_ordinal(state: State) -> int:
+    ordinal: int
+    ordinal, *warnings = state.get("commitments", _NO_COMMITMENTS)
+    state["commitments"] = [ordinal + 1, *warnings]
+    return ordinal
 
 
 def _commitment_open(event: Event, state: State) -> None:
@@ -268,7 +268,7 @@ def _commitment_open(event: Event, state: State) -> None:
         return
     table = state.table("open")
     present = table.get(cid)
-    table[cid] = [_place(state) if present is None else present[0], event.meta]
+    table[cid] = [_next_ordinal(state) if present is None else present[0], event.meta]
 
 
 def _evidence_candidate(event: Event, state: State) -> None:
@@ -279,7 +279,7 @@ def _evidence_candidate(event: Event, state: State) -> None:
     if not isinstance(evidence_type, str):
         state.quarantine("evidence_type is not text", event.id)
     elif evidence_type.strip().lower() == "done":
-        # Other types are remembered by nobody: only `done` ever decides anything.
+        # Other types have no effect and are not stored.
         evidence = state.table("evidence")
         if cid not in evidence:
             evidence[cid] = True
@@ -292,10 +292,10 @@ def _commitment_close(event: Event, state: State) -> None:
         return
     del table[cid]
     if cid not in state.table("evidence"):
-        place, count, first = state.get("commitments", _NO_COMMITMENTS)
+        ordinal, count, first = state.get("commitments", _NO_COMMITMENTS)
         warning = [cid, event.id]
         state.table("warnings")[count] = warning
-        state["commitments"] = [place, count + 1, warning if first is None else first]
+        state["commitments"] = [ordinal, count + 1, warning if first is None else first]
 
 
 def _commitment_expire(event: Event, state: State) -> None:
@@ -307,7 +307,7 @@ def _commitment_expire(event: Event, state: State) -> None:
     expired = state.table("expired")
     before = expired.get(cid)
     entry = {"text": present[1]["text"], "expired_at": event.id, "reason": event.meta.get("reason") or "timeout"}
-    expired[cid] = [_place(state) if before is None else before[0], entry]
+    expired[cid] = [_next_ordinal(state) if before is None else before[0], entry]
     del table[cid]
 
 

@@ -1,6 +1,6 @@
-"""The developmental stage, from the last telemetry pairs of ticks, filled up from reflections.
+"""The developmental stage: from the telemetry of the newest ticks and, if these are fewer than ten, of reflections.
 
-State: cell `pairs`, a list of two: IAS, GAS, IAS, GAS, ... of the last ten ticks with telemetry, oldest first, and the
+State: cell `pairs`, two lists: IAS, GAS, IAS, GAS, ... of the newest ten ticks with telemetry, oldest first, and the
 same of reflections.
 """
 
@@ -30,7 +30,7 @@ class StageView(NamedTuple):
 
 
 class Window:
-    """The last pairs in the middle of a batch: what the cell holds, unpacked, until `store` puts it back."""
+    """The newest pairs within a batch: the cell, unpacked, until `store` writes it back."""
 
     __slots__ = ("_is_changed", "_reflections", "_state", "_ticks")
 
@@ -42,7 +42,7 @@ class Window:
         self._is_changed = False
 
     def note(self, event: Event) -> bool:
-        """Take in the telemetry of a tick or a reflection; returns whether it had any."""
+        """Add the telemetry of a tick or a reflection; returns whether it had any."""
         pair = score_pair(event.meta)
         if pair is None:
             return False
@@ -61,7 +61,7 @@ class Window:
         return _stage(ias_mean, gas_mean)
 
     def store(self) -> None:
-        """Put the cell back, if an event has changed it."""
+        """Write the cell back, if an event has changed it."""
         if self._is_changed:
             self._state[_CELL] = [list(self._ticks), list(self._reflections)]
 
@@ -93,7 +93,7 @@ def _means(ticks: Collection[float], reflections: Collection[float]) -> tuple[fl
     values = ticks if not missing else [*ticks, *list(reflections)[-missing:]]
     if not values:
         return 0.0, 0.0, 0
-    # Not `sum`: from Python 3.12 on it compensates, and the last bit differs.
+    # Not `sum`: since Python 3.12 it compensates rounding errors, and the last bit differs.
     ias_total = gas_total = 0.0
     alternating = iter(values)
     for ias, gas in zip(alternating, alternating, strict=True):

@@ -1,7 +1,8 @@
 """The state of one fold: cells (one value) and tables (key to value), as an overlay over a base.
 
-Reads fall through to the base, writes stay on top. In the daemon the base is LMDB and the overlay is flushed with each
-batch; in a client the base is a read transaction and the overlay is the catch-up; in a full replay the base is empty.
+Reads fall through to the base, writes stay in the overlay. In the daemon the base is LMDB, and each batch flushes the
+overlay; in a client the base is a read transaction and the overlay is the catch-up; in a full replay the base is
+empty.
 
 Invariant: values handed out are never changed in place; a fold puts a new value.
 Invariant: an event that a fold fails at leaves no trace but its entry in the quarantine.
@@ -19,7 +20,7 @@ QUARANTINE = "quarantine"
 
 
 class Base(Protocol):
-    """Where an overlay's reads fall through to; keys are those of `cell_key` and `Table`."""
+    """The layer below an overlay; its keys are those of `cell_key` and `Table`."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
@@ -59,7 +60,7 @@ def table_prefix(name: str) -> bytes:
 
 
 class Table:
-    """A mapping of one fold; made by `State.table`. Iteration has no order."""
+    """A mapping of one fold, created by `State.table`; its items have no order."""
 
     __slots__ = ("_clean", "_dirty", "_prefix", "_state", "_touched", "_undo")
 
@@ -95,13 +96,13 @@ class Table:
         return value
 
     def __setitem__(self, key: Key, value: Any) -> None:
-        """Put a value; None is no value (use `del`)."""
+        """Set a value; None is not allowed (use `del`)."""
         if value is None:
             raise TypeError("a table holds no None; delete the key instead")
         self._put(key, value)
 
     def __delitem__(self, key: Key) -> None:
-        """Remove `key`, whether it is there or not."""
+        """Remove `key`, if it is in the table."""
         self._put(key, None)
 
     def items(self) -> Iterator[tuple[Key, Any]]:
@@ -124,7 +125,7 @@ class Table:
         dirty = self._dirty
         self._undo.append((dirty, key, dirty.get(key, _MISSING)))
         if value is None and self._state.base is EMPTY:
-            # There is nothing below that has to be hidden.
+            # The base has no value to hide.
             dirty.pop(key, None)
         else:
             dirty[key] = value
@@ -142,7 +143,7 @@ class Table:
 class State:
     """Cells and tables of one fold.
 
-    `state["ias"]` and `state["ias"] = 0.5` read and put a cell, `state.get("ias", 0.0)` reads with a default,
+    `state["ias"]` and `state["ias"] = 0.5` read and set a cell, `state.get("ias", 0.0)` reads with a default,
     `state.table("penalties")` is a table. Values are JSON values, bytes and tuples of these; keys are text, integers
     and tuples of these.
     """
@@ -159,7 +160,7 @@ class State:
         self._touched = False
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a cell, or `default` where it has none."""
+        """The value of a cell, or `default`."""
         value = self._dirty.get(name, _MISSING)
         if value is _MISSING:
             if self.base is EMPTY:
@@ -191,10 +192,10 @@ class State:
         return table
 
     def quarantine(self, reason: str, event_id: int | None = None) -> None:
-        """Note an event as one that could not be used; the newest 1,000 are kept, and the count of all.
+        """Record that an event could not be used. The newest 1,000 are kept, and the count of all.
 
         Parameters:
-            event_id: which; only in a batch of several, otherwise it is the current one.
+            event_id: the event; required within a batch of several, by default the current event.
         """
         count = self.get(QUARANTINE, 0)
         entries = self.table(QUARANTINE)
@@ -203,15 +204,15 @@ class State:
             del entries[count - limits.QUARANTINE_ENTRIES_MAX]
         self[QUARANTINE] = count + 1
 
-    # What follows is for those who move a state along the log, not for folds.
+    # The methods below are for code that moves a state along the log, not for folds.
 
     def begin_event(self, event_id: int) -> None:
-        """Before each event, or each batch: `rollback` goes back to here."""
+        """Call it before each event or batch: `rollback` returns to this point."""
         self.event_id = event_id
         self._undo.clear()
 
     def check_values(self) -> None:
-        """Raise `TypeError` for a value, put since `begin_event`, that no store can hold."""
+        """Raise `TypeError` if a value that was set since `begin_event` cannot be stored."""
         for target, key, _ in self._undo:
             pack(target.get(key))
 
@@ -225,7 +226,7 @@ class State:
                 target[key] = value
 
     def take_touched(self) -> Touched:
-        """What was written since the last call (a superset after a rollback)."""
+        """The parts that were written since the last call (or more, after a rollback)."""
         tables = {name: table._touched for name, table in self._tables.items() if table._touched}
         cells, self._touched = self._touched, False
         for name in tables:
@@ -233,18 +234,18 @@ class State:
         return Touched(cells, tables)
 
     def changes(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """Every (key, value) to write to the store, None for one to delete."""
+        """Every (key, value) to write to the store; the value None means delete."""
         for name, value in self._dirty.items():
             yield cell_key(name), None if value is None else pack(value)
         for table in self._tables.values():
             yield from table._changes()
 
     def key_count(self) -> int:
-        """How many keys lie on top of the base."""
+        """The number of keys in the overlay."""
         return len(self._dirty) + sum(len(table._dirty) for table in self._tables.values())
 
     def drop_overlay(self) -> None:
-        """Forget all that lies on top of the base."""
+        """Forget the overlay."""
         self._undo.clear()
         self._dirty.clear()
         for table in self._tables.values():
@@ -252,14 +253,14 @@ class State:
         self.forget_reads()
 
     def forget_reads(self) -> None:
-        """Forget what was read of the base: it may have moved on."""
+        """Forget what was read from the base: it may have changed."""
         self._clean.clear()
         for table in self._tables.values():
             table._clean.clear()
 
 
 class Touched:
-    """Which parts of one fold's state were written: `cells` (any cell), and the keys per table."""
+    """The parts of one fold's state that were written: `cells` (whether any cell was), and the keys per table."""
 
     __slots__ = ("cells", "tables")
 

@@ -1,9 +1,9 @@
-"""Who may use an instance directory: how the daemon makes it and its files, and what its users look at before they
+"""Permissions of an instance directory: how the daemon creates it and its files, and what clients check before they
 trust it.
 
-Whoever may write in the directory can put another state, other sockets or another mark there, so that is its owner
-alone. Nobody may read a state whose ledger he could not read. The group may enter where the ledger lets it: it needs to
-write `lock.mdb` and the ordinary socket, and nothing else.
+Anyone who can write in the directory could put a false state, sockets or marks there, so only its owner may. Only users
+who can read the ledger may read its state. The group may enter if it can read the ledger: it needs to write `lock.mdb`
+and the ordinary socket, and nothing else.
 
 Invariant: no file or socket of the daemon ever has, not even for a moment, a wider mode than it is meant to have.
 """
@@ -21,29 +21,29 @@ from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.late import late_imports
 
 DATA_MODE = 0o640
-"""What the group reads: the data file, the records beside it."""
+"""For files that the group reads: the data file, the records beside it."""
 
 LOCK_TABLE_MODE = 0o660
-"""LMDB's readers register in its lock file, so they write it."""
+"""For LMDB's lock file: its readers register there, so they write it."""
 
 PRIVATE_MODE = 0o600
-"""What only the daemon's user opens: its lock (whoever can open it can hold it), its log."""
+"""For files that only the daemon's user opens: its log, and its lock, which everyone who can open it could hold."""
 
 _OWNER = stat.S_IRWXU
 _GROUP = stat.S_IRGRP | stat.S_IXGRP
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_REMEDY = "remove it or move it away (it is a cache), or set PMM_SHM_DIR to a directory of your own"
+_REMEDY = "move it away, or set PMM_SHM_DIR to a directory of your own"
 
 
 def make_directory(instance: Instance) -> None:
-    """Make the instance directory, or take over the one that stands there where it is this user's alone to write.
+    """Create the instance directory, or take over an existing one of this user.
 
-    It gets the ledger's group where the system gave it none that was chosen, lets the group in only where the ledger
-    does, and hands its group on to what is made in it. One that stands there loses what is too much.
+    A new one gets the ledger's group, unless the folder or the user chose another. The group may enter only if it can
+    read the ledger, and new files inherit it. An existing directory loses permissions that are too wide.
 
     Raises:
-        StoreError: it cannot be made, or LMDB could not open it.
-        InstanceDirectoryError: it is a link, or something in it is, or is another user's.
+        StoreError: it cannot be created, or LMDB could not open it.
+        InstanceDirectoryError: it, or a file in it, is a link or belongs to another user.
     """
     directory = instance.directory
     _refuse_unreadable_name(directory)
@@ -66,14 +66,14 @@ def make_directory(instance: Instance) -> None:
 
 
 def make_socket_directory(directory: Path, instance: Instance) -> None:
-    """Make a directory for an instance's sockets elsewhere, for the same users, in a folder that is this user's own.
+    """Create a directory for an instance's sockets elsewhere, for the same users, in a folder of this user.
 
     Raises:
-        OSError: it cannot be made.
-        InstanceDirectoryError: what stands there is another user's, or no directory.
+        OSError: it cannot be created.
+        InstanceDirectoryError: one of the two exists and belongs to another user, or is not a directory.
     """
     wanted = os.stat(instance.directory)
-    # Others may pass through the folder; the directory in it says who may enter.
+    # Everybody may pass through the folder; the mode of the directory in it decides who may enter.
     for one, mode in ((directory.parent, 0o711), (directory, _OWNER)):
         one.mkdir(mode=mode, exist_ok=True)
         _refuse_foreign(one, {os.geteuid()})
@@ -84,44 +84,46 @@ def make_socket_directory(directory: Path, instance: Instance) -> None:
 
 
 def check_socket_directory(directory: Path, instance: Instance) -> None:
-    """Whether a client may trust the sockets in a directory elsewhere: it and the folder it lies in must be of the
-    instance directory's owner, who alone may write there. Who cleans up temporary files leaves both names to anybody.
+    """Check that a client may trust the sockets in a directory elsewhere.
+
+    It and its folder must belong to the instance directory's owner, and nobody else may write there. After a clean-up
+    of temporary files, anybody could create both again.
 
     Raises:
-        InstanceDirectoryError: it is not.
-        OSError: it is not there, or this user may not look.
+        InstanceDirectoryError: it may not.
+        OSError: it does not exist, or this user may not access it.
     """
     owner = os.stat(instance.directory).st_uid
     for one in (directory.parent, directory):
         _refuse_foreign(one, {owner})
         if os.lstat(one).st_mode & _OTHERS_WRITE:
-            raise InstanceDirectoryError(f"{one}: others than its owner may write it: no socket in it is trusted")
+            raise InstanceDirectoryError(f"{one}: users other than its owner may write it: its sockets are not trusted")
 
 
 def may_group_enter(instance: Instance) -> bool:
-    """Whether the instance directory lets its group in."""
+    """Whether the group may enter the instance directory."""
     return bool(os.stat(instance.directory).st_mode & stat.S_IXGRP)
 
 
 def allowed_mode(instance: Instance) -> int:
-    """The widest mode that the instance directory may have beside its ledger.
+    """The widest mode that the instance directory may have, given its ledger's.
 
     Raises:
-        OSError: one of the two is not there, or this user may not look.
+        OSError: one of the two does not exist, or this user may not access it.
     """
     return _mode_allowed(os.lstat(instance.directory), instance.ledger)
 
 
 def check_directory(instance: Instance) -> None:
-    """Whether a client may trust what lies in the instance directory.
+    """Check that a client may trust the files in the instance directory.
 
-    It must be a directory that nobody but its owner writes, and the owner must be one who could as well change what
-    the ledger says, or this process: this user, root, the owner of the ledger, or of the folder the directory lies in,
-    unless anybody could have made that folder.
+    Only its owner may write in it, and the owner must be somebody who could change the ledger or this process anyway:
+    this user, root, the owner of the ledger, or the owner of the directory's folder, unless anybody could have created
+    that folder.
 
     Raises:
-        InstanceDirectoryError: it is not.
-        OSError: it is not there, or this user may not look.
+        InstanceDirectoryError: it may not.
+        OSError: it does not exist, or this user may not access it.
     """
     trusted = {os.geteuid(), 0}
     folder = instance.directory.parent
@@ -133,28 +135,28 @@ def check_directory(instance: Instance) -> None:
     _refuse_foreign(instance.directory, trusted)
     if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
         raise InstanceDirectoryError(
-            f"{instance.directory}: others than its owner may write it: nothing in it is trusted; its daemon's next "
-            "start, or chmod g-w,o-w, mends that"
+            f"{instance.directory}: users other than its owner may write it: nothing in it is trusted; the next "
+            "start of its daemon checks its files and takes that permission away"
         )
 
 
 def make_file(path: Path, mode: int) -> int:
-    """Open a file for reading and writing, made with exactly this mode where it is not there; returns the descriptor.
+    """Open a file for reading and writing, created with exactly this mode if it is missing; returns the descriptor.
 
     Raises:
         OSError: it cannot be opened, or is a link.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    # The umask may have made it narrower.
+    # The umask may have narrowed it.
     os.fchmod(descriptor, mode)
     return descriptor
 
 
 def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
-    """Write a file of the group's to read in one step: under another name first, then renamed.
+    """Replace a file that the group reads in one step: written under another name, then renamed.
 
     Raises:
-        OSError: it cannot be written; what stood there still does.
+        OSError: it cannot be written; the old file is unchanged.
     """
     temporary = path.with_name(path.name + ".new")
     crash_point("replace_file.before")
@@ -176,13 +178,13 @@ def _refuse_unreadable_name(directory: Path) -> None:
         str(directory).encode()
     except UnicodeEncodeError:
         raise StoreError(
-            f"{os.fsencode(directory)!r}: LMDB needs a path in UTF-8; rename the ledger, or, where only its folder's "
-            "name is another, set PMM_SHM_DIR"
+            f"{os.fsencode(directory)!r}: LMDB needs a path in UTF-8; rename the ledger, or, if only its folder's name "
+            "is not UTF-8, set PMM_SHM_DIR"
         ) from None
 
 
 def _is_to_be_made(directory: Path) -> bool:
-    """Whether nothing stands there, or an empty directory as it is while it is made: whoever began that has died."""
+    """Whether the directory is missing, or empty as it is between two steps of its creation by a daemon that died."""
     try:
         status = os.lstat(directory)
         is_begun = stat.S_IMODE(status.st_mode) == _OWNER and status.st_uid == os.geteuid()
@@ -201,7 +203,7 @@ def _refuse_foreign(directory: Path, owners: set[int]) -> None:
 
 
 def _check_entry(path: Path) -> None:
-    """Refuse what somebody else put here, or would have us write elsewhere; narrow the mode of what is ours."""
+    """Refuse another user's file and a link, which would make us write elsewhere; narrow the mode of our own file."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -209,17 +211,17 @@ def _check_entry(path: Path) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise InstanceDirectoryError(f"{path}: a symbolic link; remove it")
     if status.st_uid != os.geteuid():
-        raise InstanceDirectoryError(f"{path}: belongs to {_user(status.st_uid)}; remove it")
+        raise InstanceDirectoryError(f"{path}: belongs to {_user(status.st_uid)}; move it away")
     if stat.S_ISREG(status.st_mode):
         _chmod(path, status.st_mode & (LOCK_TABLE_MODE if path.name == LOCK_TABLE_FILE else DATA_MODE))
 
 
 def _choose_group(directory: Path, ledger: str) -> None:
-    """Give a new directory the ledger's group, unless its own was chosen: by the folder, or for this process."""
+    """Give a new directory the ledger's group, unless its group was chosen: by its folder, or for this process."""
     group, ledgers_group = os.stat(directory).st_gid, os.stat(ledger).st_gid
     is_chosen = group != _login_group() and _may_read(ledger, group)
     if group != ledgers_group and not is_chosen and _may_read(ledger, ledgers_group):
-        # Not a member of that group: then the group stays out.
+        # This user is not a member of that group: then the group may not enter.
         with contextlib.suppress(PermissionError):
             os.chown(directory, -1, ledgers_group)
 
@@ -229,7 +231,7 @@ def _mode_allowed(directory: os.stat_result, ledger: str) -> int:
 
 
 def _may_read(ledger: str, group: int) -> bool:
-    """Whether the members of a group may read the ledger: the file, and its folders on the way there."""
+    """Whether the members of a group may read the ledger: the file itself, and all folders above it."""
 
     def may(path: str | Path, for_group: int, for_others: int) -> bool:
         status = os.stat(path)
@@ -257,7 +259,7 @@ def _chmod(path: Path, mode: int) -> None:
     try:
         os.chmod(path, mode)
     except PermissionError:
-        # A service may be forbidden to set the bit that hands the group on.
+        # A service may be forbidden to set the set-group-ID bit, by which new files inherit the group.
         os.chmod(path, mode & ~stat.S_ISGID)
 
 

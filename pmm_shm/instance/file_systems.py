@@ -1,8 +1,8 @@
-"""Which file systems cannot hold a ledger or an instance directory: those of a network or a cluster.
+"""Detects file systems of networks and clusters, which cannot hold a ledger or an instance directory.
 
-SQLite's `-shm` file and LMDB's map are memory that all processes share; on a file system that several machines mount
-it is not, and locks may be granted twice. What is not known counts as local. Never opens anything of the directory
-that is asked about.
+SQLite's `-shm` file and LMDB's map are memory that all processes share. On a file system that several machines mount
+they are not shared, and locks may be granted twice. Unknown file systems count as local. Never opens a file in the
+directory that is checked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NETWORK: dict[int, str] = {
     0x786F4256: "VirtualBox shared folders",
     0x7C7C6673: "Parallels shared folders",
 }
-"""`f_type` of statfs(2) to the file system's name."""
+"""`f_type` of statfs(2) to the name of the file system."""
 # fmt: off
 NETWORK_FUSE = frozenset({
     "blobfuse", "blobfuse2", "ceph", "ceph-fuse", "cosfs", "curlftpfs", "davfs", "davfs2", "dbxfs", "fuse_dfs",
@@ -47,16 +47,16 @@ NETWORK_FUSE = frozenset({
     "vmhgfs-fuse",
 })
 # fmt: on
-"""Subtypes of FUSE, as /proc/self/mountinfo has them behind `fuse.`."""
+"""Subtypes of FUSE, as they follow `fuse.` in /proc/self/mountinfo."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _STATFS_BYTES_MAX = 256
 
 
 def network_file_system(directory: str | os.PathLike[str]) -> str | None:
-    """The name of the network file system that the directory lies on; None for any other, or for no directory.
+    """The name of the directory's network file system; None if it is local, or the directory is missing.
 
-    One system call; for FUSE the table of mounts is read, too.
+    One system call; for FUSE, the table of mounts is read, too.
     """
     number = type_number(os.fspath(directory))
     if number == FUSE:
@@ -65,7 +65,7 @@ def network_file_system(directory: str | os.PathLike[str]) -> str | None:
 
 
 def type_number(directory: str) -> int | None:
-    """`f_type` of statfs(2); None where the system does not tell."""
+    """`f_type` of statfs(2); None if the system does not tell."""
     buffer = (ctypes.c_long * (_STATFS_BYTES_MAX // ctypes.sizeof(ctypes.c_long)))()
     if _libc.statfs(os.fsencode(directory), buffer) != 0:
         return None
@@ -73,7 +73,7 @@ def type_number(directory: str) -> int | None:
 
 
 def mounts() -> str:
-    """The table of this process's mounts, of proc_pid_mountinfo(5); "" where there is none."""
+    """This process's table of mounts, see proc_pid_mountinfo(5); "" if there is none."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
             return table.read()
@@ -82,7 +82,7 @@ def mounts() -> str:
 
 
 def existing_part(directory: str | os.PathLike[str]) -> str:
-    """The directory, or the nearest above it that is there: what is made will lie on its file system."""
+    """The directory, or its nearest existing parent: a new directory will be on that file system."""
     path = os.path.abspath(os.fspath(directory))
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
@@ -103,6 +103,6 @@ def _network_fuse(directory: str) -> str | None:
         subtype = kind.partition(".")[2]
         if subtype.lower() in NETWORK_FUSE:
             return subtype
-        # Some name no subtype, but what they mount: davfs2 does.
+        # Some, such as davfs2, have no subtype, but a URL as the source.
         return source if "://" in source else None
     return None

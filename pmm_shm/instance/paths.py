@@ -1,4 +1,4 @@
-"""Where things lie: the instance directory of a ledger and the files in it."""
+"""The paths of a ledger's instance directory and of the files in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Instance(NamedTuple):
 
     @classmethod
     def of(cls, ledger: str | os.PathLike[str]) -> Instance:
-        """The instance of a ledger; nothing has to exist."""
+        """The instance of a ledger; no file has to exist."""
         real = os.path.realpath(os.fspath(ledger))
         base = flags.shm_dir()
         if base is None:

@@ -10,32 +10,23 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from threading import TIMEOUT_MAX, get_ident
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
-from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
-from pmm_shm.errors import (
-    ChainError,
-    InvalidEventError,
-    LedgerBusyError,
-    LedgerError,
-    LedgerUnwritableError,
-    LockLostError,
-)
+from pmm_shm.errors import ChainError, InvalidEventError, LedgerBusyError, LedgerError, LedgerUnwritableError
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, close_replaced
-from pmm_shm.ledger.drafts import Draft
-from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.rows import RawRow, decode_text
+from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
-_ID_MAX = (1 << 63) - 1
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
@@ -47,86 +38,23 @@ _INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, ha
 _INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
 
 
-_Tip: TypeAlias = tuple[RawRow, Formula]
-"""The row that this object wrote last, and the formula of the ledger."""
-
-
-def follow_replacement(connection: Connection) -> None:
-    """Where another file stands at the ledger's path, close this process's connections to the old one. One `stat`.
-
-    Raises:
-        LedgerNotFoundError: nothing stands there.
-        LedgerReplacedError: the new file lies beside the predecessor's non-empty `-wal`.
-    """
-    identity = connection.identity
-    if identity is not None and file_identity(connection.path) != identity:
-        close_replaced(connection.path)
-
-
-class _Moved(Exception):
-    """Another file took the ledger's place during the append, which has to go there."""
-
-
-class LockWatch:
-    """Looks at most every `limits.TRUST_PERIOD_S` whether a connection's lock is really held."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._next_look_s = 0.0
-
-    def check(self) -> None:
-        """The caller holds `connection.lock`. Raises `LockLostError`."""
-        now_s = time.monotonic()
-        if now_s < self._next_look_s or not self._connection.is_open:
-            return
-        self._connection.close_if_switched()
-        if not self._connection.check_lock():
-            raise LockLostError(
-                f"{self._connection.path}: SQLite's lock is no longer held by this process (a connection of the host "
-                "program across a fork, or another SQLite library): nothing was written; start this process anew"
-            )
-        self._next_look_s = now_s + limits.TRUST_PERIOD_S
-
-
-class _Links:
-    """Hashes rows one after the other; `last_hash` is what the next one chains to, `last_row` the last one made."""
-
-    def __init__(self, formula: Formula, last_hash: str | None) -> None:
-        self.formula: Formula = formula
-        self.last_hash = last_hash
-        self.last_row: RawRow = ()
-
-    def rows(self, ids: Sequence[int], drafts: Sequence[Draft], now: str) -> Iterator[RawRow]:
-        """The rows to insert; events without a time of their own get `now`."""
-        formula, now_json = self.formula, canonical_json(now)
-        for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in zip(ids, drafts, strict=True):
-            previous = self.last_hash
-            ts_json = now_json if ts is None else canonical_json(ts)
-            previous_json = canonical_json(previous)
-            digest = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
-            self.last_hash = digest
-            self.last_row = event_id, now if ts is None else ts, kind, content, meta, previous, digest
-            yield self.last_row
-
-
 class Appender:
-    """The writing half of an `EventLog`. Opens its connection with the first append."""
+    """The writing half of an `EventLog`. Opens its connection at the first append."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         self.connection = Connection(path, "rw", timeout_s)
         self.connection.on_close(self._forget)
-        self._watch = LockWatch(self.connection)
         self._inside: int | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._tip: _Tip | None = None
+        self._last_row: RawRow | None = None
         self._formula: Formula | None = None
         self._prepared = False
         self._indexed = False
         self._is_hashed = False
 
-    def append(self, drafts: Sequence[Draft]) -> list[int]:
+    def append(self, events: Sequence[NewEvent]) -> list[int]:
         """Write all events in one transaction, or none. Returns their ids.
 
         Raises:
@@ -134,21 +62,23 @@ class Appender:
         """
         self._refuse_reentry()
         for _ in range(_REPLACEMENTS_MAX):
-            follow_replacement(self.connection)
+            self.connection.follow_replacement()
             try:
-                return self._locked(lambda deadline_s: self._append(drafts, deadline_s))
-            except _Moved:
+                return self._locked(lambda deadline_s: self._append(events, deadline_s))
+            except LedgerMoved:
                 continue
-        raise self._busy("one file after the other at its path")
+        raise LedgerBusyError(
+            f"{self.connection.path}: replaced {_REPLACEMENTS_MAX} times during this append; nothing was written"
+        )
 
     def recover(self) -> None:
-        """Take the write lock and give it back: SQLite rolls back what a dead writer left behind."""
+        """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
         self._refuse_reentry()
-        follow_replacement(self.connection)
+        self.connection.follow_replacement()
         self._locked(self._recover)
 
     def close(self) -> None:
-        """Close the connection, in WAL mode after a checkpoint where nobody is in its way.
+        """Close the connection; in WAL mode, after a checkpoint if nothing blocks it.
 
         Raises:
             LedgerBusyError: an append of this thread is under way.
@@ -158,7 +88,7 @@ class Appender:
         with connection.lock:
             if connection.is_open and connection.is_wal:
                 try:
-                    # Beside a new file the old -wal stays: somebody may want to look into it.
+                    # Beside a new file the old -wal stays: it may hold events that are still needed.
                     if file_identity(connection.path) == connection.identity:
                         connection.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 except (sqlite3.Error, LedgerError):
@@ -166,14 +96,14 @@ class Appender:
             connection.close()
 
     def _locked(self, action: Callable[[float], _T]) -> _T:
-        """Run `action(deadline)` under the connection's lock; waiting for another thread counts as waiting."""
+        """Run `action(deadline)` under the connection's lock; the wait for another thread counts as waiting."""
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
         deadline_s = time.monotonic() + timeout_s
         if not lock.acquire(blocking=False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
             raise self._busy("another thread of this process")
         try:
-            self._watch.check()
+            connection.require_lock()
             self._inside = get_ident()
             return action(deadline_s)
         finally:
@@ -181,7 +111,7 @@ class Appender:
             lock.release()
 
     def _refuse_reentry(self) -> None:
-        """Raise within a call of this thread: the lock would let it in."""
+        """Raise if this thread is within a call: the lock, which is re-entrant, would let it in."""
         if self._inside == get_ident():
             raise LedgerBusyError(
                 f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
@@ -208,7 +138,7 @@ class Appender:
         return handle
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
-        """Run a statement without rows as soon as the ledger is not busy."""
+        """Run a statement without rows, as soon as the ledger is not busy."""
         try:
             handle.execute(sql)
             return
@@ -229,19 +159,19 @@ class Appender:
         finally:
             self._roll_back(handle)
 
-    def _append(self, drafts: Sequence[Draft], deadline_s: float) -> list[int]:
+    def _append(self, events: Sequence[NewEvent], deadline_s: float) -> list[int]:
         handle = self._handle()
         try:
             self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
             if not self._indexed:
                 create_indexes(handle)
-            ids, tip = self._insert(handle, drafts)
+            rows, formula = self._insert(handle, events)
             if not handle.in_transaction:
                 raise LedgerUnwritableError(
-                    f"{self.connection.path}: the append's transaction was ended from outside; look at the newest "
-                    "events before appending anew"
+                    f"{self.connection.path}: other code ended the append's transaction; check the newest events "
+                    "before appending them again"
                 )
-            # A lock that was waited for may be that of a file which was replaced meanwhile.
+            # While this waited for the lock, the file may have been replaced.
             self._refuse_moved()
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
@@ -251,19 +181,19 @@ class Appender:
             if isinstance(error, (sqlite3.DataError, OverflowError)):
                 raise InvalidEventError(f"too large for SQLite: {error}") from error
             if isinstance(error, sqlite3.Error):
-                # SQLite refuses to write with a journal that would lie beside another file.
+                # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
                 raise self.connection.translate(error) from error
             raise
         self._indexed = True
-        self._tip = tip
-        # Whoever gets an id finds the event in the ledger: one that has gone into the old file does not count.
+        self._last_row, self._formula = (rows[-1], formula) if formula else (None, None)
+        # An id that is returned is in the ledger: an event that went into the old file is appended again.
         self._refuse_moved()
-        return ids
+        return [row[0] for row in rows]
 
     def _refuse_moved(self) -> None:
         if file_identity(self.connection.path) != self.connection.identity:
-            raise _Moved
+            raise LedgerMoved
 
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:
@@ -272,20 +202,20 @@ class Appender:
         except sqlite3.Error:
             self.connection.close()
 
-    def _insert(self, handle: sqlite3.Connection, drafts: Sequence[Draft]) -> tuple[list[int], _Tip | None]:
+    def _insert(self, handle: sqlite3.Connection, events: Sequence[NewEvent]) -> tuple[list[RawRow], Formula | None]:
+        """Insert the events; returns their rows, and the formula of their hashes (None in a ledger without hashes)."""
         newest, newest_id = _newest(handle) if self._is_hashed else (None, _newest_id(handle))
-        if newest_id + len(drafts) > _ID_MAX:
+        if newest_id + len(events) > ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
-        ids = list(range(newest_id + 1, newest_id + len(drafts) + 1))
         now = now_text()
-        if not self._is_hashed:
-            plain = ((i, d[0] or now, *d[1:4]) for i, d in zip(ids, drafts, strict=True))
-            handle.executemany(_INSERT_PLAIN, plain)
-            return ids, None
-        formula, previous = self._chain_end(handle, newest)
-        links = _Links(formula, previous)
-        handle.executemany(_INSERT_HASHED, links.rows(ids, drafts, now))
-        return ids, (links.last_row, formula)
+        if self._is_hashed:
+            formula, last_hash = self._chain_end(handle, newest)
+            rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
+            handle.executemany(_INSERT_HASHED, rows)
+            return rows, formula
+        rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
+        handle.executemany(_INSERT_PLAIN, rows)
+        return rows, None
 
     def _chain_end(self, handle: sqlite3.Connection, newest: RawRow | None) -> tuple[Formula, str | None]:
         """The formula to append with, and the hash to append to.
@@ -293,10 +223,8 @@ class Appender:
         Raises:
             ChainError: the newest hashed event fits no formula.
         """
-        if self._tip is not None:
-            row, formula = self._tip
-            if newest == row:
-                return formula, row[-1]
+        if newest is not None and newest == self._last_row and self._formula is not None:
+            return self._formula, newest[-1]
         if newest is not None and newest[-1] is None:
             newest = handle.execute(_NEWEST_HASHED).fetchone()
         if newest is None:
@@ -310,14 +238,28 @@ class Appender:
                     f"{self.connection.path}: the hash of event {hashed.id} fits no known formula; nothing was "
                     "written. `verify_chain()` names the first bad event"
                 )
-            first = _hashed_row(handle, _FIRST_HASHED)
-            self._formula = (detect_formula(first) if first is not None else None) or own
+            first = handle.execute(_FIRST_HASHED).fetchone()
+            self._formula = detect_formula(HashedRow._make(first)) or own
         previous: str = hashed.hash
         return self._formula, previous
 
 
+def _hashed_rows(
+    events: Sequence[NewEvent], first_id: int, now: str, formula: Formula, last_hash: str | None
+) -> list[RawRow]:
+    """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
+    rows = []
+    now_json = canonical_json(now)
+    for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
+        ts_json = now_json if ts is None else canonical_json(ts)
+        previous, previous_json = last_hash, canonical_json(last_hash)
+        last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
+        rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
+    return rows
+
+
 def _newest(handle: sqlite3.Connection) -> tuple[RawRow | None, int]:
-    """The newest row with its hashes, None where there is none, and the newest id that was ever given."""
+    """The newest row with its hashes (None in an empty ledger), and the highest id that was ever used."""
     try:
         row = handle.execute(_NEWEST_AND_SEQUENCE).fetchone()
     except sqlite3.OperationalError:  # A table without AUTOINCREMENT.
@@ -337,8 +279,3 @@ def _newest_id(handle: sqlite3.Connection) -> int:
 
 def _newest_of(newest_id: int, sequence: object) -> int:
     return max(0, newest_id, sequence if isinstance(sequence, int) else 0)
-
-
-def _hashed_row(handle: sqlite3.Connection, sql: str) -> HashedRow | None:
-    row = handle.execute(sql).fetchone()
-    return None if row is None else HashedRow._make(row)

@@ -1,7 +1,7 @@
-"""The hash chain: its two formulas, and the check of a whole ledger.
+"""The hash chain: its two formulas, and the verification of a whole ledger.
 
-The hash covers the parsed `meta`, not its text, and the formula `content` leaves `id` and `ts` unprotected: what the
-chain cannot see, the cache's own anchor and seals do.
+The hash covers the parsed `meta`, not its text, and the formula `content` leaves `id` and `ts` unprotected. The cache's
+own anchor and seals cover the rest.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import RawRow, parse_meta
+from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
 
 Formula = Literal["full", "content"]
 FORMULAS: tuple[Formula, ...] = ("full", "content")
@@ -24,9 +24,9 @@ HASHED_ROW_SQL = "SELECT id, ts, kind, content, meta, prev_hash, hash FROM event
 
 
 def json_encoder(*, sort_keys: bool = False, separators: tuple[str, str] = (", ", ": ")) -> Callable[[object], str]:
-    """A function that gives the text of `json.dumps`. A value that holds itself is nested too deep for it.
+    """A function that returns the text of `json.dumps`. A value that contains itself raises `RecursionError`.
 
-    `JSONEncoder.encode` makes its encoder in C anew for every value, which is half of what a small one costs.
+    `JSONEncoder.encode` creates its encoder in C anew for every value, which is half the cost of a small one.
     """
     own = json.JSONEncoder(sort_keys=sort_keys, separators=separators)
     item, key = separators
@@ -34,7 +34,7 @@ def json_encoder(*, sort_keys: bool = False, separators: tuple[str, str] = (", "
         make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
         encode = make(None, own.default, encode_basestring_ascii, None, key, item, sort_keys, False, True)
     except (AttributeError, TypeError):
-        # No part of Python's promises: an interpreter may do without it.
+        # Not a documented part of Python: an interpreter may lack it.
         return own.encode
     return lambda value: "".join(encode(value, 0))
 
@@ -43,7 +43,7 @@ _canonical = json_encoder(sort_keys=True, separators=(",", ":"))
 
 
 class HashedRow(NamedTuple):
-    """A raw row with its hashes, as it lies in the ledger."""
+    """A raw row of the ledger with its hashes."""
 
     id: Any
     ts: Any
@@ -55,13 +55,13 @@ class HashedRow(NamedTuple):
 
 
 class ChainReport(NamedTuple):
-    """What a check of the chain covered, and what it found.
+    """The result of a verification of the chain.
 
     Attributes:
-        rows_checked: rows with a hash that were checked, the first bad one included; the check ends there.
-        rows_without_hash: rows that the chain skips, up to where the check ended.
-        formula: that of the first hashed row; None without hashed rows or where it fits neither.
-        first_bad_id: the first row whose hash is not that of its values, or whose `prev_hash` is not the hash before.
+        rows_checked: rows with a hash that were checked, including the first bad one, where the verification ends.
+        rows_without_hash: rows that the chain skips, up to there.
+        formula: the formula of the first hashed row; None without hashed rows, or if it fits neither formula.
+        first_bad_id: the first row whose hash does not fit its values, or whose `prev_hash` is not the hash before it.
     """
 
     rows_checked: int
@@ -71,22 +71,22 @@ class ChainReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether no bad row was found. Says nothing of rows without a hash, nor of a tail that was cut off."""
+        """Whether no bad row was found. Says nothing about rows without a hash, or about a tail that was cut off."""
         return self.first_bad_id is None
 
     @property
     def problem(self) -> str | None:
-        """What was found, in a few words; None where no bad row was."""
+        """What was found, in a few words; None if no bad row was."""
         return None if self.first_bad_id is None else broken_at(self.first_bad_id)
 
 
 def broken_at(event_id: int) -> str:
-    """How every message says where the chain is broken."""
+    """The words of every message that says where the chain is broken."""
     return f"the hash chain is broken at event {event_id}"
 
 
 def canonical_json(value: object) -> str:
-    """JSON as the hash sees it: sorted keys, no spaces, non-ASCII escaped."""
+    """JSON as the hash covers it: sorted keys, no spaces, non-ASCII escaped."""
     if type(value) is str:
         return encode_basestring_ascii(value)
     return _canonical(value)
@@ -95,8 +95,8 @@ def canonical_json(value: object) -> str:
 def hash_of_parts(
     formula: Formula, event_id: int, ts_json: str, kind_json: str, content_json: str, meta_json: str, prev_json: str
 ) -> str:
-    """SHA-256 in hex of an event whose values are canonical JSON already."""
-    # Keys in their sorted order, by hand: one `dumps` per part lets a writer prepare them outside the ledger's lock.
+    """SHA-256 in hex of an event, given its values as canonical JSON."""
+    # The sorted keys are written by hand: with one JSON text per part, a writer prepares most of them before it locks.
     if formula == "full":
         text = (
             f'{{"content":{content_json},"id":{event_id},"kind":{kind_json},"meta":{meta_json},'
@@ -113,14 +113,14 @@ def event_hash(
     """SHA-256 in hex of one event; `meta` is the parsed object, `prev_hash` None for the first event of the chain.
 
     Raises:
-        TypeError, ValueError, RecursionError: a value that has no JSON.
+        TypeError, ValueError, RecursionError: a value cannot be written as JSON.
     """
     parts = (canonical_json(value) for value in (ts, kind, content, meta, prev_hash))
     return hash_of_parts(formula, event_id, *parts)
 
 
 def fits(formula: Formula, row: HashedRow) -> bool:
-    """Whether the row's hash is that of its values; False where they cannot be hashed."""
+    """Whether the row's hash is that of its values; False if they cannot be hashed."""
     try:
         meta = parse_meta(row.meta)
         expected = event_hash(formula, row.id, row.ts, row.kind, row.content, meta, row.prev_hash)
@@ -130,12 +130,12 @@ def fits(formula: Formula, row: HashedRow) -> bool:
 
 
 def detect_formula(row: HashedRow) -> Formula | None:
-    """The formula that the row's hash was made with; None where it fits neither."""
+    """The formula of the row's hash; None if it fits neither."""
     return next((formula for formula in FORMULAS if fits(formula, row)), None)
 
 
-class _Check:
-    """The chain up to some row."""
+class _ChainVerifier:
+    """Follows the chain row by row."""
 
     def __init__(self) -> None:
         self.rows_checked = 0
@@ -143,7 +143,11 @@ class _Check:
         self.formula: Formula | None = None
         self.last_hash: Any = None
 
-    def accepts(self, row: HashedRow) -> bool:
+    def first_bad_id(self, rows: list[RawRow]) -> int | None:
+        """The id of the first of the next rows that does not continue the chain."""
+        return next((row[0] for row in rows if not self._accepts(HashedRow._make(row))), None)
+
+    def _accepts(self, row: HashedRow) -> bool:
         if row.hash is None:
             self.rows_without_hash += 1
             return True
@@ -157,7 +161,7 @@ class _Check:
         return first or fits(self.formula, row)
 
     def begin_behind(self, first: HashedRow, last: HashedRow) -> bool:
-        """Take the rows from `first` to `last` for good. Returns whether one of the two tells the formula."""
+        """Trust the rows from `first` to `last`. Returns whether one of the two shows the formula."""
         self.rows_checked = 1
         self.formula = detect_formula(first) or detect_formula(last)
         self.last_hash = last.hash
@@ -168,9 +172,9 @@ class _Check:
 
 
 def verify_chain(connection: Connection) -> ChainReport:
-    """Check the chain of the whole ledger in bounded batches; the lock is free between them.
+    """Verify the chain of the whole ledger in bounded batches; the lock is free between them.
 
-    `connection` only reads. Nothing in a row makes this raise.
+    `connection` only reads. No content of a row makes this raise.
 
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
@@ -182,9 +186,9 @@ def verify_chain(connection: Connection) -> ChainReport:
 
 
 def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | None:
-    """The first of the events `first_id` to `last_id` that does not continue the chain, taken for good up to there.
+    """The first of the events `first_id` to `last_id` that does not continue the chain; those before are trusted.
 
-    None where the chain holds, there is none, or what is before fits no formula.
+    None if the chain holds, if there is no such event, or if the rows before fit no formula.
 
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
@@ -198,23 +202,23 @@ def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | N
             fetch_batch(connection, f"{HASHED_ROW_SQL} {before} {order} LIMIT ?", (first_id,), 1).rows
             for order in ("ASC", "DESC")
         ]
-    check = _Check()
-    if all(ends) and not check.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
+    verifier = _ChainVerifier()
+    if all(ends) and not verifier.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
         return None
     condition = "WHERE id >= ? AND id <= ?"
     while True:
         with connection.lock:
             sql = f"{HASHED_ROW_SQL} {condition} ORDER BY id LIMIT ?"
             rows, complete = fetch_batch(connection, sql, (first_id, last_id), limits.TAIL_ROWS_MAX)
-        bad = _first_refused(check, rows)
-        if bad is not None or complete:
-            return bad
+        bad_id = verifier.first_bad_id(rows)
+        if bad_id is not None or complete:
+            return bad_id
         first_id, condition = rows[-1][0], "WHERE id > ? AND id <= ?"
 
 
 def _verify_one_file(connection: Connection) -> ChainReport | None:
-    """None: another file took the place of the ledger in between."""
-    check = _Check()
+    """None if the ledger was replaced meanwhile."""
+    verifier = _ChainVerifier()
     with connection.lock:
         connection.handle()
         identity = connection.identity
@@ -229,15 +233,7 @@ def _verify_one_file(connection: Connection) -> ChainReport | None:
             sql = f"SELECT id, ts, kind, content, meta, {columns} FROM events {condition} ORDER BY id LIMIT ?"
             parameters = () if after is None else (after,)
             rows, complete = fetch_batch(connection, sql, parameters, limits.TAIL_ROWS_MAX)
-        bad = _first_refused(check, rows)
-        if bad is not None or complete:
-            return check.report(bad)
+        bad_id = verifier.first_bad_id(rows)
+        if bad_id is not None or complete:
+            return verifier.report(bad_id)
         after, condition = rows[-1][0], "WHERE id > ?"
-
-
-def _first_refused(check: _Check, rows: list[RawRow]) -> int | None:
-    for row in rows:
-        if not check.accepts(HashedRow._make(row)):
-            bad: int = row[0]
-            return bad
-    return None

@@ -1,7 +1,7 @@
-"""The event log for its users: appends that keep the chain linear, and reads that never raise because of a row.
+"""The event log: appends that keep the chain linear, and reads that never raise because of a row.
 
 Owns one connection that only reads and one that only appends. Opening and reading an existing ledger changes nothing in
-it; the first append makes sure of the indexes.
+it; the first append creates missing indexes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
 from pmm_shm.ledger import chain
-from pmm_shm.ledger.append import Appender, LockWatch, follow_replacement
+from pmm_shm.ledger.append import Appender
 from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.drafts import EventInput, draft, drafts
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
-from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.new_events import EventInput, new_event, new_events
+from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 
@@ -28,7 +28,6 @@ EventDict = dict[str, Any]
 """`{"id", "ts", "kind", "content", "meta"}`"""
 
 _T = TypeVar("_T")
-_ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
 
 
@@ -38,12 +37,12 @@ class EventLog:
     Parameters:
         path: the SQLite file.
         timeout: seconds to wait for a busy ledger before `LedgerBusyError`.
-        create: make a ledger of a missing file or of a database without tables.
+        create: create the ledger if the file is missing or is a database without tables.
 
     Raises:
-        ConfigError: the path is not that of a file.
-        LedgerNotFoundError: no file, and not `create`.
-        NotALedgerError: something else than a ledger; nothing was changed.
+        ConfigError: the path cannot be that of a file.
+        LedgerNotFoundError: there is no file, and `create` is false.
+        NotALedgerError: the file is not a ledger; nothing was changed.
         LedgerUnwritableError: the ledger cannot be created there.
     """
 
@@ -53,7 +52,6 @@ class EventLog:
         name = _file_name(path)
         _check_timeout(timeout)
         self._reader = Connection(name, "ro", timeout)
-        self._watch = LockWatch(self._reader)
         self.path = self._reader.path
         """The ledger's real path."""
         self.timeout = timeout
@@ -83,7 +81,7 @@ class EventLog:
         self._close_hooks.append(hook)
 
     def close(self) -> None:
-        """Close the connections; a WAL is emptied first where nobody is in the way. The next use opens them anew."""
+        """Close the connections, after a checkpoint of the WAL if nothing blocks it. The next use reopens them."""
         for hook in self._close_hooks:
             hook()
         self._reader.close()
@@ -93,24 +91,24 @@ class EventLog:
         """Append one event and return its id. The event is committed when this returns.
 
         Raises:
-            InvalidEventError: it could not be stored and read back as it is.
+            InvalidEventError: it could not be stored and read back unchanged.
             LedgerBusyError: another process held the ledger until the timeout.
             ChainError: the newest hashed event fits no known formula.
-            LedgerError: another reason of the file's. In all cases nothing was written.
+            LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        return self._appender.append([draft(kind, content, meta)])[0]
+        return self._appender.append([new_event(kind, content, meta)])[0]
 
     def append_many(self, events: Iterable[EventInput]) -> list[int]:
         """Append a batch in one transaction, all of it or nothing, and return the ids.
 
-        Each event is `(kind, content, meta)` or a mapping with `kind` and, if wanted, `content`, `meta` and `ts` (ISO
-        8601). Raises what `append` raises.
+        Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
+        8601). Raises the same errors as `append`.
         """
-        batch = drafts(events)
+        batch = new_events(events)
         return self._appender.append(batch) if batch else []
 
     def recover(self) -> None:
-        """Let SQLite roll back what a writer left behind that died within a transaction.
+        """Let SQLite roll back the transaction of a writer that died within it.
 
         Raises:
             LedgerError: in one of its kinds.
@@ -118,18 +116,18 @@ class EventLog:
         self._appender.recover()
 
     def read_all(self) -> list[EventDict]:
-        """All events in the order of their ids."""
-        return self.read_after_id(after_id=_ID_MIN - 1)
+        """All events, by ascending id."""
+        return self.read_after_id(after_id=ID_MIN - 1)
 
     def read_after_id(self, after_id: int, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events with an id above `after_id`, ascending; None means all."""
-        condition, start = ("id > ?", min(after_id, _ID_MAX)) if after_id >= _ID_MIN else ("id >= ?", _ID_MIN)
-        return self._events(lambda: self._walk(condition, start, limit))
+        condition, start = ("id > ?", min(after_id, ID_MAX)) if after_id >= ID_MIN else ("id >= ?", ID_MIN)
+        return self._events(lambda: self._ascending(condition, start, limit))
 
     def read_after_ts(self, after_ts: str, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events, by id, whose `ts` is a later instant than `after_ts`; None means all.
 
-        Offsets count, a time without one is UTC, and a `ts` that is not ISO 8601 never matches.
+        A time without an offset is UTC; a `ts` that is not ISO 8601 never matches.
 
         Raises:
             ConfigError: `after_ts` is not ISO 8601.
@@ -142,31 +140,31 @@ class EventLog:
             own = instant_us(row[1]) if isinstance(row[1], str) else None
             return own is not None and own > instant
 
-        return self._events(lambda: self._walk("id >= ?", self._first_id_since(instant), limit, later))
+        return self._events(lambda: self._ascending("id >= ?", self._first_id_since(instant), limit, later))
 
     def read_tail(self, limit: int = 1_000) -> list[EventDict]:
         """The newest `limit` events, ascending."""
-        return self._events(lambda: self._walk_back("id <= ?", (), limit))[::-1]
+        return self._events(lambda: self._descending("id <= ?", (), limit))[::-1]
 
     def get_event(self, event_id: int) -> EventDict | None:
-        """One event; None where there is none of this id."""
-        if not _ID_MIN <= event_id <= _ID_MAX:
+        """The event with this id; None if there is none."""
+        if not ID_MIN <= event_id <= ID_MAX:
             return None
         found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
         return found[0] if found else None
 
     def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
-        """The newest `limit` events of one kind (None: of any), newest first."""
+        """The newest `limit` events of one kind (None: any kind), newest first."""
         if kind is None:
-            return self._events(lambda: self._walk_back("id <= ?", (), limit))
+            return self._events(lambda: self._descending("id <= ?", (), limit))
         try:
             kind.encode()
         except UnicodeEncodeError:
             return []
-        return self._events(lambda: self._walk_back("kind = ? AND id <= ?", (kind,), limit))
+        return self._events(lambda: self._descending("kind = ? AND id <= ?", (kind,), limit))
 
     def verify_chain(self) -> ChainReport:
-        """Check the hash chain of the whole ledger; reports what it covered and the first bad id."""
+        """Verify the hash chain of the whole ledger; the report says what was checked, and the first bad id."""
         connection = Connection(self.path, "ro", self._reader.timeout_s)
         try:
             try:
@@ -181,7 +179,7 @@ class EventLog:
         return [_event(row) for row in self._read(fetch)]
 
     def _read(self, fetch: Callable[[], _T]) -> _T:
-        follow_replacement(self._reader)
+        self._reader.follow_replacement()
         try:
             return self._locked(fetch)
         except HotJournalError as error:
@@ -192,15 +190,15 @@ class EventLog:
             return self._locked(fetch)
 
     def _locked(self, fetch: Callable[[], _T]) -> _T:
-        # All batches of one read under one lock: another thread may not change the file in between.
+        # One lock for all batches of a read: no other thread may switch to another file in between.
         with self._reader.lock:
-            self._watch.check()
+            self._reader.require_lock()
             return fetch()
 
-    def _walk(
+    def _ascending(
         self, condition: str, start: int, limit: int | None, wanted: Callable[[RawRow], bool] | None = None
     ) -> list[RawRow]:
-        """Rows by ascending id; `condition` compares the id with `start`, first and once."""
+        """Rows by ascending id; the first batch has the condition `condition`, with `start` as its parameter."""
         result: list[RawRow] = []
         while True:
             count = _remaining(limit, len(result), wanted is None)
@@ -214,10 +212,10 @@ class EventLog:
                 return result
             start, condition = rows[-1][0], "id > ?"
 
-    def _walk_back(self, condition: str, parameters: tuple[Any, ...], limit: int | None) -> list[RawRow]:
-        """Rows by descending id; `condition` ends in a comparison with the highest id that is wanted."""
+    def _descending(self, condition: str, parameters: tuple[Any, ...], limit: int | None) -> list[RawRow]:
+        """Rows by descending id; `condition` ends in a comparison with the highest wanted id."""
         result: list[RawRow] = []
-        highest = _ID_MAX
+        highest = ID_MAX
         while True:
             count = _remaining(limit, len(result), True)
             if not count:
@@ -225,20 +223,20 @@ class EventLog:
             sql = f"{_COLUMNS} WHERE {condition} ORDER BY id DESC LIMIT ?"
             rows, complete = fetch_batch(self._reader, sql, (*parameters, highest), count)
             result.extend(rows)
-            if complete or rows[-1][0] == _ID_MIN:
+            if complete or rows[-1][0] == ID_MIN:
                 return result
             highest = rows[-1][0] - 1
 
     def _first_id_since(self, instant: int) -> int:
-        """An id below which no event can be later than `instant`; from the index alone, where there is one."""
+        """An id below which no event is later than `instant`, found by the index on `ts`; the lowest id without it."""
         sql = f"SELECT min(id) FROM events INDEXED BY {TS_INDEX} WHERE ts >= ? LIMIT ?"
         try:
             rows = fetch_batch(self._reader, sql, (first_date_text(instant),), 1).rows
         except LedgerError as error:
             if "index" not in str(error) and "query solution" not in str(error):
                 raise
-            return _ID_MIN
-        return _ID_MAX if rows[0][0] is None else int(rows[0][0])
+            return ID_MIN
+        return ID_MAX if rows[0][0] is None else int(rows[0][0])
 
 
 def _file_name(path: str | os.PathLike[str]) -> str:
@@ -248,7 +246,7 @@ def _file_name(path: str | os.PathLike[str]) -> str:
     except (TypeError, UnicodeError):
         raise ConfigError(f"{path!r:.80}: not the path of a file") from None
     if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
-        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; give its path")
+        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; pass its path")
     return name
 
 

@@ -1,12 +1,11 @@
-"""The file at the ledger's path: what stands there, and whether it took the place of one that is still in use.
+"""The file at the ledger's path: its identity, and whether it replaced a file that is still in use.
 
-Only `stat` and the system's table of locks: nobody opens the ledger's files here.
+Uses only `stat` and the system's table of locks; never opens the ledger's files.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
@@ -16,13 +15,8 @@ from pmm_shm.ledger.sqlite_errors import BlankLedgerError
 _DATABASE_BYTES_MIN = 512
 
 
-class HeldByOldUsersError(Exception):
-    """Other processes have a file open that was replaced, or had, and left their index; `pids` are theirs, if they are
-    known.
-    """
-
-    def __init__(self, pids: list[int]) -> None:
-        self.pids = pids
+class LedgerMoved(Exception):
+    """Another file is at the ledger's path: call `close_replaced` with no connection's lock held, and begin again."""
 
 
 def file_identity(path: str) -> tuple[int, int]:
@@ -37,7 +31,7 @@ def file_identity(path: str) -> tuple[int, int]:
 
 
 def check_file(path: str, *, may_be_made: bool) -> None:
-    """Whether a ledger can be opened at the path, as far as `stat` tells.
+    """Check that a ledger can be opened at the path, as far as `stat` tells.
 
     Raises:
         LedgerNotFoundError, LedgerUnreadableError, NotALedgerError: as their names say.
@@ -55,12 +49,12 @@ def check_file(path: str, *, may_be_made: bool) -> None:
     if status.st_size == 0 and not may_be_made:
         raise BlankLedgerError(f"{path}: the file is empty, not a ledger")
     if 0 < status.st_size < _DATABASE_BYTES_MIN:
-        # SQLite takes a file of one byte for an empty database, and would write over it.
+        # SQLite treats a file of one byte as an empty database, and would overwrite it.
         raise NotALedgerError(f"{path}: file is not a database")
 
 
 def inode_of(path: str) -> int | None:
-    """The inode of a file; None where there is none."""
+    """The inode of a file; None if it does not exist."""
     try:
         return os.stat(path).st_ino
     except OSError:
@@ -68,7 +62,7 @@ def inode_of(path: str) -> int | None:
 
 
 def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
-    """Raise where a replaced ledger's non-empty `-wal`, with this inode, lies beside the file that replaced it.
+    """Raise if a replaced ledger's non-empty `-wal`, with this inode, is beside the file that replaced it.
 
     Raises:
         LedgerReplacedError: opening the ledger would destroy data.
@@ -81,13 +75,13 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
         return
     if status.st_ino != wal_inode or status.st_size == 0:
         return
-    # Where others have the new file open already, the -wal is theirs by now.
+    # If others have the new file open already, the -wal is theirs by now.
     if not pids_with_lock(file_identity(path)[1], PENDING_BYTE) - {os.getpid()}:
         raise beside_old_wal(path)
 
 
 def beside_old_wal(path: str) -> LedgerReplacedError:
-    """The error where the ledger lies beside its predecessor's non-empty `-wal`, with the remedy."""
+    """The error for a ledger beside its predecessor's non-empty `-wal`, with the remedy."""
     return LedgerReplacedError(
         f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
         f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
@@ -96,7 +90,7 @@ def beside_old_wal(path: str) -> LedgerReplacedError:
 
 
 def bytes_of(path: str) -> int:
-    """The size of a file; 0 where there is none."""
+    """The size of a file; 0 if it does not exist."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -104,25 +98,15 @@ def bytes_of(path: str) -> int:
 
 
 def has_wal(path: str) -> bool:
-    """Whether there is a `-wal` with something in it."""
+    """Whether the ledger has a non-empty `-wal`."""
     return bytes_of(path + "-wal") > 0
 
 
 def old_users(path: str, shm_inode: int | None) -> set[int]:
-    """Other processes that use this `-shm` file and not the ledger beside it: they have open what was replaced."""
+    """Other processes that use this `-shm` file and not the ledger beside it: they have the replaced file open."""
     inode = inode_of(path)
     if shm_inode is None or inode is None:
         return set()
     suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
-    # The table of locks may lack one; what the system says of a process by itself lacks none.
+    # The system's table may miss a lock; its list for a single process is complete.
     return {pid for pid in suspects if not holds_lock(inode, PENDING_BYTE, pid)}
-
-
-def index_fits(handle: sqlite3.Connection, path: str) -> bool:
-    """Whether the wal-index that `handle` reads by tells the size of the file at the path, and the `-wal` is empty."""
-    try:
-        pages = handle.execute("PRAGMA page_count").fetchall()[0][0]
-        page_bytes = handle.execute("PRAGMA page_size").fetchall()[0][0]
-        return bool(not has_wal(path) and pages * page_bytes == os.stat(path).st_size)
-    except (sqlite3.Error, OSError):
-        return False

@@ -1,6 +1,6 @@
-"""The freshness mark: a value that is unchanged as long as nobody has committed to the ledger.
+"""The freshness mark: a value that stays the same as long as nobody commits to the ledger.
 
-A changed mark only means "look again": rollbacks, checkpoints and a `VACUUM` may change it too. Two implementations:
+A changed mark only means "read again": rollbacks, checkpoints and a `VACUUM` may change it too. Two implementations:
 
 - *wal-index*: the first 48 bytes of the `-shm` file, SQLite's documented wal-index header (https://sqlite.org/walformat.html,
   "The WAL-Index File Format"). A commit changes them before COMMIT returns. Read straight from the map, in 0.1 µs.
@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
-from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.files import LedgerMoved, file_identity
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]
@@ -57,7 +57,7 @@ _libc.mmap.argtypes = (
 def _map_header(shm_path: str, identity: tuple[int, int]) -> ctypes.Array[ctypes.c_char] | None:
     """The live header of the `-shm` file with this (device, inode); None where it cannot be mapped.
 
-    `mmap.mmap` is of no use here: it closes a duplicate of the descriptor when it goes.
+    `mmap.mmap` is unusable here: it closes a duplicate of the descriptor when it is deleted.
     """
     with _mapped_lock:
         if identity not in _mapped:
@@ -79,7 +79,7 @@ def _map(descriptor: int, size_bytes: int) -> ctypes.Array[ctypes.c_char] | None
     if address in (None, ctypes.c_void_p(-1).value):
         return None
     header = (ctypes.c_char * WAL_INDEX_HEADER_BYTES).from_address(address)
-    # A read without a lock may still look at it: it is unmapped when the last reference goes.
+    # A read without a lock may still use it: it is unmapped with its last reference.
     weakref.finalize(header, _libc.munmap, address, _MAP_BYTES).atexit = False
     return header
 
@@ -87,8 +87,8 @@ def _map(descriptor: int, size_bytes: int) -> ctypes.Array[ctypes.c_char] | None
 def _forget_deleted(wanted: tuple[int, int]) -> None:
     """Close the descriptors of `-shm` files that are deleted and that no connection of this process uses.
 
-    SQLite deletes the file with the ledger's last connection and makes another for the next. Nobody can open a deleted
-    one, so there is no lock on it to be dropped.
+    SQLite deletes the file with the ledger's last connection and makes a new one for the next. Nobody can open a
+    deleted file, so no lock on it can be dropped.
     """
     in_use = shm_files_in_use()
     for identity, mapped in list(_mapped.items()):
@@ -97,16 +97,12 @@ def _forget_deleted(wanted: tuple[int, int]) -> None:
             os.close(mapped.descriptor)
 
 
-class LedgerMoved(Exception):
-    """Another file stands at the ledger's path: `close_replaced`, with no connection's lock held, and begin again."""
-
-
 class Freshness:
     """The mark of one read-only connection; call its methods with the connection's lock held.
 
     Attributes:
         header: the mapped wal-index header, for reads without the lock; None where data_version is the mark.
-        trusted_until: the monotonic time up to which `header` may be compared without another look at the guards.
+        trusted_until: the monotonic time until which `header` may be compared without checking the guards again.
     """
 
     def __init__(self, connection: Connection, choice: Choice = "auto") -> None:
@@ -118,18 +114,18 @@ class Freshness:
         connection.on_close(self._forget)
 
     def is_trusted(self) -> bool:
-        """Whether the guards were looked at lately, in this epoch."""
+        """Whether the guards were checked lately, in this epoch."""
         return time.monotonic() < self.trusted_until and self._epoch == self._connection.epoch
 
     def take(self) -> Mark:
-        """The mark as of now; take it before the rows that it is to stand for.
+        """The mark as of now; take it before reading the rows that it stands for.
 
         Raises:
             LedgerError: the ledger cannot be read, or its lock is gone.
             LedgerMoved: the ledger was replaced.
         """
         if not self.is_trusted():
-            self._look_at_guards()
+            self._check_guards()
         if self.header is not None:
             return self.header.raw
         handle = self._connection.handle()
@@ -137,7 +133,7 @@ class Freshness:
         version = self._connection.retry(lambda: handle.execute("PRAGMA data_version").fetchall()[0][0])
         return self._connection.epoch, version
 
-    def _look_at_guards(self) -> None:
+    def _check_guards(self) -> None:
         connection = self._connection
         if connection.identity is not None and file_identity(connection.path) != connection.identity:
             raise LedgerMoved
@@ -145,11 +141,11 @@ class Freshness:
         connection.handle()
         if self._epoch != connection.epoch:
             self._begin_epoch()
-        elif not connection.check_lock():
+        elif not connection.is_lock_held():
             connection.close()
-            raise LockLostError(f"{connection.path}: SQLite's lock was lost; another library closed the ledger's file")
-        elif self.header is not None and not self._path_has_inode():
-            self.header = None
+            raise LockLostError(
+                f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
+            )
         self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
 
     def _begin_epoch(self) -> None:
@@ -159,12 +155,6 @@ class Freshness:
             # SQLite keeps the -shm file in the ledger's directory, and so on its device.
             self.header = _map_header(connection.path + "-shm", (connection.identity[0], connection.shm_inode))
         self._epoch = connection.epoch
-
-    def _path_has_inode(self) -> bool:
-        try:
-            return os.stat(self._connection.path + "-shm").st_ino == self._connection.shm_inode
-        except OSError:
-            return False
 
     def _forget(self) -> None:
         self.header = None

@@ -1,4 +1,4 @@
-"""Time stamps as instants: the column `ts` compares by meaning, not by spelling.
+"""Timestamps as instants, so that `ts` is compared by meaning and not by spelling.
 
 One parser for all Python versions; `datetime.fromisoformat` learned "Z" and other spellings only with 3.11.
 """
@@ -19,12 +19,12 @@ _OFFSET_MAX = timedelta(hours=24)
 
 
 def now_text() -> str:
-    """The current time as new events carry it: UTC, microseconds, `+00:00`."""
+    """The current time in the format of new events: UTC, microseconds, `+00:00`."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def instant_us(text: str) -> int | None:
-    """Microseconds since 1970 UTC of an ISO 8601 date or time; without an offset it is UTC. None: not one."""
+    """Microseconds since 1970 UTC of an ISO 8601 date or time (UTC without an offset); None for other text."""
     match = _ISO.fullmatch(text)
     if match is None:
         return None
@@ -51,7 +51,7 @@ def _offset_us(offset: str) -> int | None:
 
 
 def first_date_text(instant: int) -> str:
-    """No spelling of `instant` or of a later one sorts before this text, whatever its offset."""
+    """A text that sorts before every spelling, with any offset, of `instant` and of all later instants."""
     try:
         return (_EPOCH + instant * _MICROSECOND - _OFFSET_MAX).date().isoformat()
     except OverflowError:

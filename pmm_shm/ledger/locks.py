@@ -1,10 +1,10 @@
-"""Asks the system which locks this process, or another one, really holds.
+"""Asks the system which locks a process really holds.
 
-SQLite keeps its own book of the locks it took, and that book can be wrong: it survives fork while the locks do not, and
-any `close` of the file by other code of the process drops them. `/proc/self/fdinfo` is the truth; it lists the locks
-that this process took through each of its descriptors. (`/proc/locks` knows them too, and those of other processes,
-but reading it stops every lock operation of the machine for milliseconds.) Where there is no such directory, nothing
-can be said, and `holds_lock` answers None.
+SQLite keeps its own table of the locks it took, and that table can be wrong: it survives fork while the locks do not,
+and any `close` of the file by other code of the process drops them. `/proc/self/fdinfo` is right: it lists the locks
+that this process took through each of its descriptors. (`/proc/locks` lists them too, with those of other processes,
+but reading it stops every lock operation of the machine for milliseconds.) On a system without this directory,
+`holds_lock` returns None.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | No
     """Whether this process, or the one named, holds a POSIX lock on the file `inode` that reaches `first_byte` or
     beyond.
 
-    Returns None where the system does not tell, or there is no such process. Devices are not compared: some file
-    systems report another device here than `stat` does.
+    Returns None if the system does not tell, or there is no such process. Devices are not compared: some file systems
+    report another device here than `stat` does.
     """
     process = "/proc/self" if pid is None else f"/proc/{pid}"
     known = _descriptors.get(inode) if pid is None else None
-    # Where it was last time: that is looked at as any other, and the rest need not be listed.
+    # Try the descriptor of last time first, to avoid listing all of them.
     if known is not None and _is_locked_through(known, process, inode, first_byte):
         return True
     try:
@@ -50,11 +50,11 @@ def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | No
 
 
 _descriptors: dict[int, str] = {}
-"""Inode to the descriptor of this process that a lock on it was seen through; one per ledger, and a guess."""
+"""Inode to the descriptor of this process that last showed a lock on it; a guess, one per ledger."""
 
 
 def _is_locked_through(name: str, process: str, inode: int, first_byte: int) -> bool | None:
-    """Whether a process holds such a lock through this descriptor; None where the system does not tell."""
+    """Whether a process holds such a lock through this descriptor; None if the system does not tell."""
     try:
         found = os.fstat(int(name)) if process == "/proc/self" else os.stat(f"{process}/fd/{name}")
     except OSError:  # Closed meanwhile, by another thread or by `listdir` itself.
@@ -74,10 +74,9 @@ def _is_locked_through(name: str, process: str, inode: int, first_byte: int) -> 
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
     """The processes that hold a POSIX lock on the file `inode` that reaches `first_byte` or beyond.
 
-    Empty where the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it. A long
-    table comes in pieces, and what others lock and unlock meanwhile shifts its lines: on a busy machine
-    a look may miss a lock that is held all the time. So it looks twice where the table is long; whoever is missed
-    nevertheless, `holds_lock` finds.
+    Empty if the system does not tell. Reads `/proc/locks`: for opening a ledger, not for reading from it. A long table
+    comes in pieces, and its lines shift while other processes lock and unlock: on a busy machine, one reading may miss
+    a lock that is held all the time. So a long table is read twice; `holds_lock` finds those that are still missing.
     """
     pids = set()
     for _ in range(_LOOKS):
@@ -126,6 +125,6 @@ def _is_lock(line: bytes, first_byte: int) -> bool:
 def _reaches(last_byte: bytes, first_byte: int) -> bool:
     """Whether a lock that ends there covers something at or after `first_byte`.
 
-    Its beginning says nothing: the system merges a process's neighbouring locks into one.
+    Its first byte tells nothing: the system merges a process's neighbouring locks into one.
     """
     return last_byte == b"EOF" or int(last_byte) >= first_byte

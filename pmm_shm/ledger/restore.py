@@ -1,10 +1,10 @@
 """Restoring a backup over a ledger that is in use, by SQLite's backup interface.
 
-Owns: the look at the backup, the safety copy of what the ledger held, and the writing. Beside `EventLog` the only one
-who writes a ledger. Never writes the backup, and never opens a file of a ledger but through SQLite.
+Owns: the checks of the backup, the safety copy of the ledger's former content, and the writing. Only this module and
+`EventLog` write a ledger. Never writes the backup, and opens a ledger's files only through SQLite.
 
-`sqlite3.Connection.backup` sleeps and tries again for ever where a database is busy; here its progress callback ends
-each attempt instead, and the deadline is that of `retry_busy`.
+`sqlite3.Connection.backup` sleeps and retries for ever if a database is busy. Here its progress callback ends each
+attempt instead, and `retry_busy` sets the deadline.
 
 Invariant: for all others a restore is one transaction: they see the old ledger or the new one, and so does who opens it
 after the restoring process was killed.
@@ -36,25 +36,26 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.ledger.chain import verify_chain
-from pmm_shm.ledger.connection import Connection, Mode
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity
+from pmm_shm.ledger.new_file import SIDE_FILES
+from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
 from pmm_shm.ledger.tail import ordered_columns
 
 _PRIMARY_CODE = 0xFF
 _BUSY, _LOCKED = 5, 6
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did.
+    """The result of a restore.
 
     Attributes:
         ledger: the ledger's real path.
-        events: how many it holds now.
+        events: number of events in it now.
         head_id: the newest event's id; 0 without events.
-        safety_copy: the file with what the ledger held before; None where it held nothing, or none was wanted.
+        safety_copy: the file with the ledger's former content; None if it was empty, or no copy was wanted.
     """
 
     ledger: str
@@ -71,19 +72,21 @@ def restore(
     chain: bool = True,
     keep: bool = True,
 ) -> Restored:
-    """Put what `backup` holds into `ledger`, in one transaction, while others use it; a missing ledger is made.
+    """Replace the content of `ledger` by that of `backup`, in one transaction, while others use it.
+
+    A missing ledger is made.
 
     Parameters:
         timeout: seconds to wait for a busy backup or ledger.
         chain: check the backup's hash chain first.
-        keep: make a safety copy of what the ledger holds, beside it.
+        keep: make a safety copy of the ledger beside it.
 
     Raises:
         ConfigError: backup and ledger are one file.
         ChainError: the backup's hash chain is broken.
-        NotALedgerError: the backup is not a good ledger, the ledger is something else, or the two do not fit.
+        NotALedgerError: the backup is damaged, one of the two is no ledger, or their columns or encodings differ.
         LedgerBusyError: the backup or the ledger was busy for `timeout` seconds.
-        LedgerError: in another of its kinds. In all cases nothing was changed.
+        LedgerError: any other kind. In all cases nothing was changed.
     """
     deadline_s = time.monotonic() + timeout
     target = os.path.realpath(os.fspath(ledger))
@@ -91,7 +94,7 @@ def restore(
     try:
         before = _status(source)
         with source.lock, source.one_snapshot():
-            events, head_id = _look_at(source, chain)
+            events, head_id = _check(source, chain)
             if os.path.exists(target):
                 safety_copy = _write_over(source, before, target, deadline_s, keep)
             else:
@@ -135,10 +138,10 @@ def _opened_backup(backup: str, ledger: str, timeout_s: float) -> Connection:
 
 
 def _mode_for(backup: str) -> Mode:
-    """How to open the backup so that nothing of it is written and nothing stays beside it.
+    """The mode to open the backup in, so that it is not written and no file stays beside it.
 
-    A connection that may not write leaves `-wal` and `-shm` behind, one that may clears them away. But it would also
-    work a `-wal` with commits, or the journal of a dead writer, into the backup: that is for its owner to do.
+    A read-only connection leaves `-wal` and `-shm` behind, a writable one removes them. But a writable one would also
+    write the commits of a `-wal`, or the journal of a dead writer, into the backup, which must stay as it is.
     """
     if bytes_of(backup + "-wal") or bytes_of(backup + "-journal"):
         return "ro"
@@ -147,11 +150,12 @@ def _mode_for(backup: str) -> Mode:
     return "immutable"
 
 
-def _look_at(source: Connection, chain: bool) -> tuple[int, int]:
-    """(events, newest id) of a backup that is good.
+def _check(source: Connection, chain: bool) -> tuple[int, int]:
+    """Check the backup; returns (events, newest id).
 
     Raises:
-        NotALedgerError, ChainError: it is not.
+        NotALedgerError: it is damaged.
+        ChainError: its hash chain is broken.
     """
     handle = source.handle()
     found = source.retry(lambda: handle.execute("PRAGMA quick_check(1)").fetchall()[0][0])
@@ -174,12 +178,12 @@ def _status(source: Connection) -> tuple[int, ...]:
 
 
 def _refuse_changed(source: Connection, before: tuple[int, ...]) -> None:
-    """Raise where a backup that is read without locks was written meanwhile."""
+    """Raise if a backup that is read without locks was written meanwhile."""
     if source.mode == "immutable" and _status(source) != before:
         raise LedgerBusyError(f"{source.path}: it was written while it was read; nothing was changed")
 
 
-# A ledger that is not there.
+# A missing ledger.
 
 
 def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
@@ -193,7 +197,7 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
         _refuse_changed(source, before)
         handle.close()
         try:
-            # Of a backup that is write-protected, what is made is a ledger all the same.
+            # The ledger must be writable, also if the backup is not.
             os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode) | stat.S_IWUSR)
             os.link(path, ledger)
         except FileExistsError:
@@ -202,12 +206,12 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
             raise _cannot_write(ledger, error) from error
 
 
-# A ledger that is there.
+# An existing ledger.
 
 
 def _write_over(source: Connection, before: tuple[int, ...], ledger: str, deadline_s: float, keep: bool) -> str | None:
     """Returns the safety copy's path."""
-    # The reader comes first: it proves that the ledger may be opened, and its closing never empties a -wal.
+    # The reader first: it proves that the ledger may be opened, and closing it never empties a -wal.
     reader = Connection(ledger, "ro", _left_s(deadline_s))
     writer: Connection | None = None
     try:
@@ -222,7 +226,7 @@ def _write_over(source: Connection, before: tuple[int, ...], ledger: str, deadli
                     raise writer.translate(error) from error
                 return attempt.safety_copy
     finally:
-        # In this order: who may write clears -wal and -shm away, if it is the last.
+        # In this order: the writable connection, closed last, removes -wal and -shm.
         reader.close()
         if writer is not None:
             _close(writer)
@@ -236,7 +240,7 @@ def _opened_ledger(reader: Connection) -> Connection:
     except BlankLedgerError:
         mode = "rwc"
     except HotJournalError:
-        pass  # The connection that writes rolls it back.
+        pass  # The writable connection rolls it back.
     except NotALedgerError as error:
         raise NotALedgerError(f"{error}; to restore in its place, move it away first") from None
     writer = Connection(reader.path, mode, reader.timeout_s)
@@ -250,17 +254,17 @@ def _opened_ledger(reader: Connection) -> Connection:
 
 
 def _refuse_unlike(source: Connection, writer: Connection) -> None:
-    """Who has the ledger open knows its columns and its encoding, and would not notice others."""
+    """Raise if columns or encoding differ: open connections to the ledger would not notice the change."""
     if not writer.columns:
         return
-    for what, ours, theirs in (
+    for quality, ours, theirs in (
         ("columns", ordered_columns(writer.columns), ordered_columns(source.columns)),
         ("text encoding", _pragma(writer, "encoding"), _pragma(source, "encoding")),
     ):
         if list(ours) != list(theirs):
             raise NotALedgerError(
-                f"{source.path}: not the {what} of {writer.path}; stop all users of the ledger, move it, its -wal and "
-                "its -shm away, then restore again"
+                f"{source.path}: not the {quality} of {writer.path}; stop all users of the ledger, move it, its -wal "
+                "and its -shm away, then restore again"
             )
 
 
@@ -270,7 +274,7 @@ def _fitting(source: Connection, before: tuple[int, ...], writer: Connection) ->
     page_bytes = int(_pragma(writer, "page_size"))
     is_fixed = bool(writer.columns) or writer.is_wal
     is_other_size = is_fixed and page_bytes != int(_pragma(source, "page_size"))
-    # A rollback-journal ledger would take over the mode of a WAL backup; a WAL ledger stays one.
+    # A rollback-journal ledger would get the mode of a WAL backup; a WAL ledger keeps its own.
     is_other_mode = bool(writer.columns) and not writer.is_wal and source.is_wal
     if source.mode != "immutable" and not is_other_size and not is_other_mode:
         yield source.handle()
@@ -288,11 +292,11 @@ def _fitting(source: Connection, before: tuple[int, ...], writer: Connection) ->
 
 
 class _Attempt:
-    """One try after the other to write over the ledger.
+    """Repeated attempts to overwrite the ledger.
 
     Parameters:
-        source: what is written, within its transaction.
-        reader, writer: two connections to the ledger; the first is used in WAL mode alone.
+        source: the content to write, within its transaction.
+        reader, writer: two connections to the ledger; the first is only used in WAL mode.
         keep: whether a safety copy is wanted.
     """
 
@@ -304,14 +308,14 @@ class _Attempt:
         self.safety_copy: str | None = None
 
     def run(self) -> None:
-        """Write, or raise: busy or worse, the ledger is what it was.
+        """Write, or raise and leave the ledger unchanged.
 
         Raises:
-            sqlite3.Error, LedgerError: and the safety copy is gone. After any other exception (a signal's) it stays:
-                nobody knows whether the last step was done.
+            sqlite3.Error, LedgerError: and the safety copy is removed. After any other exception (a signal's) it stays,
+                because the last step may have been done.
         """
         handle = self._writer.handle()
-        # While SQLite waits here for readers to end, no new one begins; longer, and it would starve among writers.
+        # While SQLite waits here for readers to end, no new one begins. Waiting longer would starve it among writers.
         handle.execute(f"PRAGMA busy_timeout = {limits.RESTORE_BUSY_MS}").fetchall()
         try:
             if self._writer.is_wal:
@@ -327,16 +331,16 @@ class _Attempt:
             raise
 
     def _lock_all_out(self, handle: sqlite3.Connection) -> None:
-        """The exclusive lock, from now until the connection closes: backups begin outside of any transaction.
+        """Take the exclusive lock until the connection closes: a backup cannot begin within a transaction.
 
-        The mode is set only when the lock is there: with it, a failed try would keep others out, too.
+        The mode is set after the lock was taken: otherwise a failed attempt would lock others out, too.
         """
         handle.execute("BEGIN EXCLUSIVE")
         handle.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         handle.execute("COMMIT")
 
     def _under_lock(self, connection: Connection) -> None:
-        """Nobody else can commit now; `connection` reads what the ledger holds."""
+        """Make the safety copy; called while nobody else can commit."""
         path = self._writer.path
         if file_identity(path) != self._writer.identity:
             raise LedgerBusyError(f"{path}: another file took its place meanwhile; nothing was changed")
@@ -354,13 +358,13 @@ class _Attempt:
                 is_locked = True
                 under_lock()
 
-        # The last step commits, so there are two at least. A ledger has more than one page.
+        # The last step commits, so at least two are needed. A ledger has more than one page.
         pages = max(1, min(limits.RESTORE_PAGES_PER_STEP, self._source.execute("PRAGMA page_count").fetchone()[0] - 1))
         self._source.backup(handle, pages=pages, progress=progress, sleep=0)
 
 
 def _close(writer: Connection) -> None:
-    """Close; a WAL is emptied first where nobody is in the way: it holds the whole ledger once more."""
+    """Close, after emptying the WAL if nobody is in the way: it holds the whole ledger once more."""
     if writer.is_open and writer.is_wal:
         with contextlib.suppress(sqlite3.Error):
             if file_identity(writer.path) == writer.identity:
@@ -372,7 +376,7 @@ def _close(writer: Connection) -> None:
 
 
 def _safety_copy(handle: sqlite3.Connection, ledger: str) -> str:
-    """A new file with what `handle` reads of the ledger; whole, or not there.
+    """A new file with the content of the ledger; complete or absent.
 
     Raises:
         sqlite3.OperationalError: busy.
@@ -390,7 +394,7 @@ def _safety_copy(handle: sqlite3.Connection, ledger: str) -> str:
 
 @contextlib.contextmanager
 def _staged(source: Connection, ledger: str) -> Iterator[tuple[sqlite3.Connection, str]]:
-    """A copy of the backup beside the ledger, and its path; it goes with the block."""
+    """A copy of the backup beside the ledger, and its path; removed at the end of the block."""
     path = _new_file(f"{ledger}.restoring", None)
     try:
         handle = retry_busy(lambda: _copy(source.handle(), path), source.timeout_s, source.path)
@@ -403,7 +407,7 @@ def _staged(source: Connection, ledger: str) -> Iterator[tuple[sqlite3.Connectio
 
 
 def _copy(source: sqlite3.Connection, path: str) -> sqlite3.Connection:
-    """A connection to `path`, which holds what `source` does; to a file that this process has just made."""
+    """Copy `source` to `path`, an empty file that this process has just made; returns a connection to it."""
     handle = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         source.backup(handle, progress=lambda code, remaining, total: _refuse_to_sleep(code), sleep=0)
@@ -421,7 +425,7 @@ def _refuse_to_sleep(code: int) -> None:
 
 
 def _new_file(name: str, like: str | None) -> str:
-    """An empty file of this name, perhaps with a number; with the mode and owners of `like`, or for us alone."""
+    """An empty file of this name, numbered if it exists; with the mode and owners of `like`, or mode 0600."""
     path, number = name, 1
     while True:
         try:
@@ -444,12 +448,12 @@ def _new_file(name: str, like: str | None) -> str:
 
 
 def _remove(path: str) -> None:
-    for name in (path, *(path + suffix for suffix in _SIDE_FILES)):
+    for name in (path, *(path + suffix for suffix in SIDE_FILES)):
         with contextlib.suppress(OSError):
             os.unlink(name)
 
 
-# Small looks.
+# Helpers.
 
 
 def _left_s(deadline_s: float) -> float:

@@ -1,7 +1,7 @@
-"""Rows as they lie in the ledger, and events as folds see them.
+"""Rows as the ledger stores them, and events as folds see them.
 
-A raw row is a tuple of the columns in the ledger's order of `RawColumns`; it is what digests cover. An event is the
-decoded row: whatever a row holds, decoding answers, and says what it had to replace.
+A raw row is a tuple of all columns; digests cover it. An event is the decoded row. Decoding never fails: what is not
+valid is replaced, with a reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pmm_shm import limits
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
+ID_MIN, ID_MAX = -(1 << 63), (1 << 63) - 1
+REQUIRED_COLUMNS = ("id", "ts", "kind", "content", "meta")
+HASH_COLUMNS = ("prev_hash", "hash")
 RawRow = tuple[Any, ...]
 """(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
 """
 
 
 class InvalidText:
-    """A TEXT value that is not UTF-8; `raw` are its bytes. No tuple, for msgpack would pack it as one."""
+    """A TEXT value that is not UTF-8; `raw` is its bytes. Not a tuple: msgpack would pack it as one."""
 
     __slots__ = ("raw",)
 
@@ -73,7 +76,7 @@ def raw_bytes(row: RawRow) -> bytes:
     """Canonical bytes of a raw row: msgpack, so that types count (text "1" is not the integer 1)."""
     global _packer
     try:
-        # A packer that calls nobody back cannot be entered twice; a new one for each row costs half of a digest.
+        # Without a callback, a packer cannot be re-entered; a new one for each row costs half of a digest.
         packed: bytes = _packer.pack(row)
     except TypeError:
         packed = msgpack.packb(row, default=_pack_default)
@@ -91,15 +94,15 @@ def row_digest(row: RawRow) -> bytes:
 
 
 class MalformedMeta(ValueError):
-    """The text of a `meta` column is not one JSON object within the limits; the message is the reason."""
+    """A `meta` column that is not one JSON object within the limits; the message is the reason."""
 
 
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 SHORT_INTEGER_DIGITS = 640
-"""Any host may lower Python's limit on the digits of an integer to this, and no further."""
+"""The lowest value to which a host program can set Python's limit on the digits of an integer."""
 _SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
-"""Text of so many characters is never nested deeper than the limit, for each level takes two of them."""
+"""Text of this length is never nested deeper than the limit: each level takes two characters."""
 
 
 def _too_deep(text: str) -> bool:
@@ -115,7 +118,7 @@ def _too_deep(text: str) -> bool:
 
 
 def parse_integer(digits: str) -> int:
-    """`int(digits)` for decimal text of up to 4,300 digits, whatever limit the host program has set.
+    """`int(digits)` for decimal text of up to 4,300 digits, independent of the host program's limit.
 
     Raises:
         ValueError: not a decimal integer, or longer.
@@ -143,10 +146,10 @@ def _parse_json(text: str) -> Any:
 
 
 def on_fresh_stack(action: Callable[[], T]) -> T:
-    """Run `action` where the caller's own depth does not count: no answer may depend on the stack.
+    """Run `action` in a new thread, so that its result does not depend on the caller's stack depth.
 
     Raises:
-        BaseException: what `action` raised.
+        BaseException: the exception of `action`.
     """
     result: list[T] = []
     failure: list[BaseException] = []
@@ -175,14 +178,13 @@ def _parse_within_stack(text: str) -> Any:
 def parse_meta(value: object) -> dict[str, Any]:
     """The object in a `meta` column; NULL and the empty text are `{}`.
 
-    Results are those of Python's `json`: NaN and infinities, the last of duplicate keys, integers of any size, lone
-    surrogates.
+    Results are those of Python's `json`: NaN and infinities, the last of duplicate keys, lone surrogates.
 
     Raises:
-        MalformedMeta: anything but the text of one JSON object within the limits on depth and digits.
+        MalformedMeta: not the text of one JSON object within the limits on depth and digits.
     """
     if value.__class__ is str and len(value) <= _SHORT_META_CHARS:
-        # Too short to be nested too deep or to hold a long integer. What this does not take, is looked at below.
+        # Too short to be nested too deep or to hold a long integer. If this fails, the rest of the function decides.
         try:
             short, end = _DECODER.raw_decode(value)
         except (ValueError, RecursionError):
@@ -210,7 +212,7 @@ def parse_meta(value: object) -> dict[str, Any]:
 
 
 def parse_content(value: object) -> tuple[str, str | None]:
-    """(`content`, reason): content that is not text reads as "", and the reason says why."""
+    """(`content`, reason): content that is not text reads as "", with the reason; otherwise the reason is None."""
     if isinstance(value, str):
         return value, None
     return "", "content is not UTF-8" if isinstance(value, InvalidText) else "content is not text"

@@ -1,4 +1,4 @@
-"""The schema of the ledger and the making of a new one."""
+"""The schema of the ledger, and its creation."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ INDEXES_SQL = (
 
 
 def create_indexes(handle: sqlite3.Connection) -> None:
-    """Make sure of the three indexes, within the caller's transaction."""
+    """Create the three indexes if they are missing, within the caller's transaction."""
     for statement in INDEXES_SQL:
         handle.execute(statement)
 
 
 def create_ledger(path: str, timeout_s: float) -> None:
-    """Make a ledger (WAL, all columns and indexes) of a missing file or of a database without tables.
+    """Create a ledger (WAL, all columns and indexes) where the file is missing or is a database without tables.
 
-    Several processes may do so at once; a ledger that is there stays as it is.
+    Several processes may do so at once; an existing ledger is not changed.
 
     Raises:
         NotALedgerError: a database with other tables; it is not changed.
-        LedgerUnwritableError: the file cannot be made here.
+        LedgerUnwritableError: the file cannot be created.
         LedgerBusyError: another process held it for `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
@@ -64,7 +64,7 @@ def create_ledger(path: str, timeout_s: float) -> None:
 
 
 def _create(handle: sqlite3.Connection, path: str) -> None:
-    # A blank database that another process has just filled with something else keeps its journal mode.
+    # Another process may just have created other tables: then the journal mode stays.
     crash_point("create_ledger.opened")
     if not _tables(handle):
         handle.execute("PRAGMA journal_mode = WAL").fetchall()

@@ -1,4 +1,4 @@
-"""SQLite's errors as ours, and waiting for a busy ledger."""
+"""Translates SQLite's errors into ours, and waits for a busy ledger."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _NO_ROLLBACK = "attempt to write a readonly database"
 
 
 class BlankLedgerError(NotALedgerError):
-    """A database without a single table: not a ledger, but one may be made of it."""
+    """A database without tables: not a ledger, but one can be created in it."""
 
 
 class HotJournalError(LedgerUnreadableError):
-    """A writer died in the middle of a transaction; a reader may not roll it back, a writer's connection does."""
+    """A writer died within a transaction; a reader may not roll it back, a connection that writes does."""
 
 
 def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
-    """Run `action` until the ledger is not busy.
+    """Repeat `action` until the ledger is not busy.
 
-    Short jittered sleeps take the place of SQLite's busy handler, whose long ones starve a writer among busy ones.
+    Short jittered sleeps replace SQLite's busy handler, whose long sleeps starve a writer among busy ones.
 
     Raises:
         LedgerBusyError: another process held the ledger for `timeout_s` seconds.
@@ -48,12 +48,12 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
                 raise
         if time.monotonic() >= deadline:
             raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
-        sleep_between(limits.BUSY_SLEEP_MIN_S, limits.BUSY_SLEEP_MAX_S)
+        sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
 
 
 def sleep_between(least_s: float, most_s: float) -> None:
-    """Sleep for a random time, so that who waits for the same does not wake with the others."""
-    # Not `random`: a reader needs it for nothing else, and its numbers would have to be seeded anew after a fork.
+    """Sleep for a random time, so that several that wait do not wake together."""
+    # Not `random`: readers import it for nothing else, and it needs a new seed after a fork.
     time.sleep(least_s + (most_s - least_s) * int.from_bytes(os.urandom(2), "big") / 0xFFFF)
 
 
@@ -63,10 +63,10 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def no_index(path: str) -> LedgerUnreadableError:
-    """The error of a reader that may not make the `-shm` file of a WAL ledger, where nobody keeps one for it."""
+    """The error of a reader that may not create the `-shm` file of a WAL ledger, while no writer keeps one."""
     return LedgerUnreadableError(
         f"{path}: without permission to write in its directory, a WAL ledger can be read only while a program that has "
-        "it keeps the ledger open"
+        "this permission keeps the ledger open"
     )
 
 
@@ -76,7 +76,7 @@ def _may_make_index(path: str) -> bool:
 
 
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
-    """Our error for one of SQLite's; `is_reader` tells which kind of connection it came from."""
+    """Our error for one of SQLite's; `is_reader` says whether the connection only reads."""
     text = str(error)
     if is_busy(error):
         return LedgerBusyError(f"{path}: {text}")

@@ -1,4 +1,4 @@
-"""The bounded, read-only tail: the anchor's row and what follows it, of one moment.
+"""The bounded, read-only tail: the anchor's row and the rows behind it, as of one moment.
 
 Shared by the daemon, the clients' catch-up, full replays and verification. One call is bounded in rows, bytes and span
 of ids; all rows are fetched before any is looked at, and no statement stays open: an unfinished one would block the
@@ -38,15 +38,16 @@ START = Position(None, b"")
 
 
 class Tail(NamedTuple):
-    """What one call found.
+    """The rows behind a position, as one call found them.
 
     Attributes:
-        rows: raw rows after the position, ascending. The first five columns are in all of them; where there are many,
-            `TailReader.read` leaves out the others, and the kinds that are not wanted.
-        position: where the log stands after `rows`, and after rows of other kinds.
-        is_anchored: False when the row of the given position is not there, or is another one: the log was truncated,
-            replaced or edited, and what was folded so far counts for nothing.
-        is_complete: whether `position` was the head of the log at that moment.
+        rows: raw rows behind the position, ascending. The first five columns are in all of them. A short tail holds
+            whole rows of every kind; a long one holds those columns and the wanted kinds only, unless the reader was
+            asked for whole rows.
+        position: the position behind `rows`, and behind rows of other kinds.
+        is_anchored: False when the row of the given position is gone or has changed: the log was truncated, replaced or
+            edited, and everything folded so far is void.
+        is_complete: whether `position` was the head of the log at that moment, or the last event to be read.
     """
 
     rows: list[RawRow]
@@ -61,11 +62,14 @@ class TailReader:
     Parameters:
         connection: a `Connection` in mode `ro`.
         kinds: the event kinds to fetch; None for all. The position moves on over events of other kinds.
+        whole_rows: fetch all columns of all rows, as seals need them; `kinds` must be None.
     """
 
-    def __init__(self, connection: Connection, kinds: Collection[str] | None) -> None:
+    def __init__(self, connection: Connection, kinds: Collection[str] | None, *, whole_rows: bool = False) -> None:
+        assert not (whole_rows and kinds is not None)
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
+        self._whole_rows = whole_rows
         self._columns: tuple[int, str] = (-1, "")
         self._first_sql = _events_sql("id >= ?", self._kinds)
         self._next_sql = _events_sql("id > ?", self._kinds)
@@ -79,11 +83,28 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        if self._whole_rows:
+            return _cut(self._whole_tail(after, rows_max), after, until_id)
         if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
-            # Mostly there is little behind a position, or nothing.
-            few = self.read_few(after)
-            if few.is_complete or not few.is_anchored:
-                return few
+            # Usually few rows follow a position, or none, and one statement costs half of those below.
+            short = self._short_tail(after)
+            if short.is_complete or not short.is_anchored:
+                return short
+        return self._needed_tail(after, rows_max, until_id)
+
+    def holds(self, position: Position) -> bool:
+        """Whether the row of the position is still the same: the log continues it.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if position.event_id is None:
+            return True
+        rows = self._rows(_ONE_SQL, (position.event_id,), 1)
+        return bool(rows) and position_of(rows[0]) == position
+
+    def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
+        """Rows with the columns and of the kinds that folds need."""
         with self._connection.one_snapshot():
             if not self.holds(after):
                 return Tail([], after, False, False)
@@ -95,67 +116,30 @@ class TailReader:
             parameters = (lower_id, upper_id, *(self._kinds or ()))
             rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
             last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
-            newest = self._whole(_NEWEST_SQL, (last_id,), 1)
+            newest = self._rows(_NEWEST_SQL, (last_id,), 1)
             if not newest:
                 return Tail([], after, True, is_all)
-            position = self.position_of(newest[0])
+            position = position_of(newest[0])
             is_complete = position.event_id == newest[0][-1] or (is_all and upper_id == end_id)
             return Tail(rows, position, True, is_complete)
 
-    def holds(self, position: Position) -> bool:
-        """Whether the row of the position is there, and is the same: the log continues it.
+    def _short_tail(self, after: Position) -> Tail:
+        """Up to `limits.TAIL_FEW_ROWS` whole rows of any kind."""
+        handle = self._connection.handle()
+        # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
+        try:
+            parameters = (after.event_id, limits.TAIL_FEW_ROWS + 1)
+            return _behind(handle.execute(self._sql(_BEHIND_SQL), parameters).fetchall(), after)
+        except sqlite3.Error:
+            return self._whole_tail(after, limits.TAIL_FEW_ROWS)
 
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
-        if position.event_id is None:
-            return True
-        rows = self._whole(_ONE_SQL, (position.event_id,), 1)
-        return bool(rows) and self.position_of(rows[0]) == position
-
-    def read_few(self, after: Position) -> Tail:
-        """Up to `limits.TAIL_FEW_ROWS` whole rows behind `after`, of whatever kind: half the cost of `read` for as
-        many.
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
-        if after.event_id is not None:
-            handle = self._connection.handle()
-            # Straight on: what a busy ledger and odd text need, `read_whole` has.
-            try:
-                parameters = (after.event_id, limits.TAIL_FEW_ROWS + 1)
-                return self._behind(handle.execute(self._whole_sql(_BEHIND_SQL), parameters).fetchall(), after)
-            except sqlite3.Error:
-                pass
-        return self.read_whole(after, limits.TAIL_FEW_ROWS)
-
-    def read_whole(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX) -> Tail:
-        """Up to `rows_max` whole rows behind `after`, of whatever kind; one more column behind each (the head's id).
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
+    def _whole_tail(self, after: Position, rows_max: int) -> Tail:
+        """Up to `rows_max` whole rows of any kind."""
         if after.event_id is not None:
             # One statement, one moment: the anchor's row, the tail, the head's id.
-            return self._behind(self._whole(_BEHIND_SQL, (after.event_id,), rows_max + 1), after)
-        rows = self._whole(_FIRST_SQL, (), rows_max)
-        return self._until_last(rows) if rows else Tail([], after, True, True)
-
-    def _behind(self, rows: list[RawRow], after: Position) -> Tail:
-        if not rows or rows[0][0] != after.event_id or self.position_of(rows[0]) != after:
-            return Tail([], after, False, False)
-        if len(rows) == 1:
-            return Tail([], after, True, after.event_id == rows[0][-1])
-        return self._until_last(rows[1:])
-
-    def _until_last(self, rows: list[RawRow]) -> Tail:
-        position = self.position_of(rows[-1])
-        return Tail(rows, position, True, position.event_id == rows[-1][-1])
-
-    def position_of(self, row: RawRow) -> Position:
-        """The position at a row that `read_whole` gave."""
-        return Position(row[0], row_digest(row[:-1]))
+            return _behind(self._rows(_BEHIND_SQL, (after.event_id,), rows_max + 1), after)
+        rows = self._rows(_FIRST_SQL, (), rows_max)
+        return _until_last(rows) if rows else Tail([], after, True, True)
 
     def _upper(self, lower_id: int, end_id: int) -> int:
         """Up to which id one statement may go: a scan where few kinds match has to end, too."""
@@ -165,16 +149,42 @@ class TailReader:
         first_id = fetch_batch(self._connection, _FIRST_ID_SQL, (lower_id,), 1).rows[0][0]
         return end_id if first_id is None else min(first_id + limits.TAIL_SPAN_IDS, end_id)
 
-    def _whole(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
+    def _rows(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
         """Rows with all columns, and the head's id behind them."""
-        return fetch_batch(self._connection, lambda: self._whole_sql(sql), parameters, rows_max).rows
+        return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max).rows
 
-    def _whole_sql(self, sql: str) -> str:
+    def _sql(self, sql: str) -> str:
         epoch, columns = self._columns
         if epoch != self._connection.epoch:
             columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
             self._columns = (self._connection.epoch, columns)
         return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
+
+
+def position_of(row: RawRow) -> Position:
+    """The position at a whole row, with the head's id as its last column, as tails of whole rows have them."""
+    return Position(row[0], row_digest(row[:-1]))
+
+
+def _behind(rows: list[RawRow], after: Position) -> Tail:
+    if not rows or rows[0][0] != after.event_id or position_of(rows[0]) != after:
+        return Tail([], after, False, False)
+    if len(rows) == 1:
+        return Tail([], after, True, after.event_id == rows[0][-1])
+    return _until_last(rows[1:])
+
+
+def _until_last(rows: list[RawRow]) -> Tail:
+    position = position_of(rows[-1])
+    return Tail(rows, position, True, position.event_id == rows[-1][-1])
+
+
+def _cut(tail: Tail, after: Position, until_id: int | None) -> Tail:
+    """A tail of whole rows that ends with event `until_id`."""
+    if until_id is None or not tail.rows or tail.rows[-1][0] < until_id:
+        return tail
+    rows = [row for row in tail.rows if row[0] <= until_id]
+    return Tail(rows, position_of(rows[-1]) if rows else after, True, True)
 
 
 _ONE_SQL = "WHERE id = ? LIMIT ?"
@@ -185,7 +195,7 @@ _FIRST_ID_SQL = "SELECT min(id) FROM events WHERE id > ? LIMIT ?"
 
 
 def _events_sql(condition: str, kinds: tuple[str, ...] | None) -> str:
-    """What folds need of events: the position is read beside them, for whole rows cost as much again.
+    """The columns that folds need; the position is read beside them, since whole rows cost as much again.
 
     `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
     """
@@ -194,7 +204,7 @@ def _events_sql(condition: str, kinds: tuple[str, ...] | None) -> str:
 
 
 def ordered_columns(columns: Collection[str]) -> list[str]:
-    """The columns of a raw row: the five of every ledger first, then whatever else the table has."""
+    """The columns of a raw row: the five of every ledger first, then any others of the table."""
     first = ["id", "ts", "kind", "content", "meta"]
     return first + [name for name in columns if name not in first]
 

@@ -17,7 +17,7 @@ from pmm_shm.store.layout import Seal
 
 
 class SealCheck:
-    """Compares the known seals with the rows, and seals what has no seal yet. Keeps no rows.
+    """Compares the known seals with the rows, and seals rows that have no seal yet. Keeps no rows.
 
     Parameters:
         known: the seals that were kept, by their blocks.
@@ -72,7 +72,7 @@ class SealCheck:
         self.compared += 1
         if self._digest.digest() != known.digest and self.changed is None:
             self.changed = (min(known.first_id, self._first_id) if self._rows else known.first_id, known.last_id)
-        # The newest block goes on where it was not full when it was sealed.
+        # A newest block that was sealed before it was full goes on.
         if self._rows >= limits.SEAL_BLOCK_ROWS or self.compared < len(self._known):
             self._next()
 

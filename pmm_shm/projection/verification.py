@@ -6,16 +6,15 @@ Shared by the daemon (in the background, within its CPU budget) and by a client 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.chain import broken_at, first_bad_id
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START, Position, TailReader
-from pmm_shm.projection.replay import LogChanged, tails
+from pmm_shm.ledger.tail import Position
+from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.projection.seals import SealCheck
 from pmm_shm.store.layout import Seal
 from pmm_shm.store.snapshot import Lineage, Snapshot
@@ -23,13 +22,12 @@ from pmm_shm.store.snapshot import Lineage, Snapshot
 Pace = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """What a verification found; true when all is well.
+class VerifyReport(NamedTuple):
+    """The result of a verification; true when all is well.
 
     Attributes:
         ok: whether the published state equals the replay, and the rows their seals.
-        as_of: the event id up to which was verified.
+        as_of: the event id up to which the state was verified.
         folds: the names of the folds that were compared.
         events: how many rows were replayed.
         sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
@@ -48,9 +46,8 @@ class VerifyReport:
         return self.ok
 
 
-@dataclass(frozen=True)
-class PublishedCopy:
-    """A copy of what was published at one moment, so that no transaction is held while it is verified."""
+class PublishedCopy(NamedTuple):
+    """A copy of the published state, so that no transaction is held while it is verified."""
 
     position: Position
     lineage: Lineage
@@ -68,89 +65,64 @@ def copy_published(snapshot: Snapshot, folds: Sequence[Fold]) -> PublishedCopy |
     return PublishedCopy(snapshot.header.position, lineage, tuple(folds), entries, snapshot.seals())
 
 
-@dataclass
-class Outcome:
-    """A report, and the seals to keep, by their blocks: of rows that had none yet."""
-
-    report: VerifyReport
-    new_seals: dict[int, Seal] = field(default_factory=dict)
-
-
-def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None) -> Outcome:
+def verify(
+    connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None
+) -> tuple[VerifyReport, dict[int, Seal]]:
     """Replay the ledger up to the copy's position, and compare.
 
     Parameters:
         connection: a read-only connection; its lock is taken for each batch only.
-        copy: what was published.
+        copy: a copy of the published state.
         pace: called after each batch; may sleep, or raise to give up.
+
+    Returns:
+        The report, and the seals to keep, by their blocks: of rows that had none yet. None of them unless all is well.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    replay = _SealingReplay(copy)
+    cursor = Cursor(copy.folds, connection, whole_rows=True)
+    seals = SealCheck(copy.seals)
+    new_seals: dict[int, Seal] = {}
+    target_id = copy.position.event_id
+    difference: str | None
     try:
-        replay.run(connection, pace)
+        if target_id is not None:
+            for tail in cursor.advance_to_head(target_id):
+                # Without the last column, the head's id.
+                seals.add(row[:-1] for row in tail.rows)
+                pace()
+            new_seals = seals.finish()
+        difference = _difference(cursor, copy, seals, connection)
     except LogChanged:
-        return replay.outcome("the log lost or changed its newest rows while it was replayed")
-    return replay.outcome(replay.difference(connection))
+        difference = "the log lost or changed its newest rows while it was replayed"
+    names = tuple(fold.name for fold in copy.folds)
+    report = VerifyReport(
+        difference is None, copy.position.as_of, names, cursor.events_folded, seals.compared, difference
+    )
+    return report, new_seals if report.ok else {}
 
 
-class _SealingReplay:
-    def __init__(self, copy: PublishedCopy) -> None:
-        self._copy = copy
-        self._engine = Engine(copy.folds)
-        self._states = {fold.name: State() for fold in copy.folds}
-        self._position = START
-        self._events = 0
-        self._seals = SealCheck(copy.seals)
-        self._new_seals: dict[int, Seal] = {}
+def _difference(cursor: Cursor, copy: PublishedCopy, seals: SealCheck, connection: Connection) -> str | None:
+    """The first difference, in one line: the block, which locates an edit, before the fold."""
+    if cursor.position != copy.position:
+        return f"event {copy.position.as_of}, the newest that was folded, is gone or has changed"
+    found = _changed_rows(seals, connection)
+    for fold in copy.folds:
+        difference = _first_difference(fold.name, copy.entries[fold.name], cursor.states[fold.name])
+        if difference is not None:
+            found.append(difference)
+            break
+    return "; ".join(found) or None
 
-    def run(self, connection: Connection, pace: Pace) -> None:
-        target = self._copy.position.event_id
-        if target is None:
-            return
-        # All kinds: seals cover rows that no fold needs.
-        reader = TailReader(connection, None)
-        for tail in tails(reader.read_whole, connection):
-            rows = tail.rows
-            if rows and rows[-1][0] > target:
-                rows = [row for row in rows if row[0] <= target]
-            self._engine.apply(rows, self._states)
-            self._seals.add(row[:-1] for row in rows)
-            if rows:
-                self._position = reader.position_of(rows[-1])
-                self._events += len(rows)
-            pace()
-            if self._position.event_id == target or (tail.rows and tail.rows[-1][0] > target):
-                break
-        self._new_seals = self._seals.finish()
 
-    def difference(self, connection: Connection) -> str | None:
-        """The first difference, in one line: the block, which locates an edit, before the fold."""
-        if self._position != self._copy.position:
-            return f"event {self._copy.position.as_of}, the newest that was folded, is gone or has changed"
-        return "; ".join([*self._changed_rows(connection), *self._changed_folds()]) or None
-
-    def _changed_rows(self, connection: Connection) -> list[str]:
-        if self._seals.changed is None:
-            return []
-        first_id, last_id = self._seals.changed
-        bad_id = first_bad_id(connection, first_id, last_id)
-        broken = [] if bad_id is None else [broken_at(bad_id)]
-        return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
-
-    def _changed_folds(self) -> list[str]:
-        for fold in self._copy.folds:
-            found = _first_difference(fold.name, self._copy.entries[fold.name], self._states[fold.name])
-            if found is not None:
-                return [found]
+def _changed_rows(seals: SealCheck, connection: Connection) -> list[str]:
+    if seals.changed is None:
         return []
-
-    def outcome(self, difference: str | None) -> Outcome:
-        compared = self._seals.compared
-        names = tuple(fold.name for fold in self._copy.folds)
-        report = VerifyReport(difference is None, self._copy.position.as_of, names, self._events, compared, difference)
-        return Outcome(report, self._new_seals if report.ok else {})
+    first_id, last_id = seals.changed
+    bad_id = first_bad_id(connection, first_id, last_id)
+    broken = [] if bad_id is None else [broken_at(bad_id)]
+    return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
 
 
 def _first_difference(name: str, published: dict[bytes, bytes], state: State) -> str | None:

@@ -1,1 +1,3 @@
-"""The store: projections in LMDB. `layout` says what lies where, `snapshot` reads it, `writer` is the daemon's."""
+"""The store: projections in LMDB. `layout` has the keys and records, `snapshot` reads them, the daemon writes them by
+`writer`.
+"""

@@ -84,7 +84,7 @@ def _is_intact(record: dict[str, Any]) -> bool:
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    """What the mark says; None where there is none."""
+    """The content of the mark; None if it is missing."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["clean"], record["boot_id"]

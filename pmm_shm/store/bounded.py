@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class BoundedCall:
-    """Runs one action in a thread of its own; who asks waits only so long.
+    """Runs one action in a separate thread; the caller waits for a limited time.
 
     The first to ask waits for `timeout_s` seconds. As long as that call hangs, later ones do not wait at all, and none
     is begun beside it. Not thread-safe: the caller has a lock.
@@ -28,7 +28,7 @@ class BoundedCall:
         """Run the action, or wait for the one under way. Returns whether it has ended.
 
         Raises:
-            Exception: what the action raised.
+            Exception: as the action raised it.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="bounded", daemon=True)

@@ -29,7 +29,7 @@ from pmm_shm.store.bounded import BoundedCall
 FileId = tuple[int, int]
 
 _AnyTransaction = Any
-"""What `lmdb.Environment.begin` gives; its type hangs on `buffers`."""
+"""The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
 _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
 """Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
 _MAGIC = 0xBEEFC0DE
@@ -37,7 +37,7 @@ _NO_PAGE = (1 << 64) - 1
 
 
 class DamagedStoreError(StoreError):
-    """The files are there and are no LMDB environment of this version, or are damaged."""
+    """The files exist, but are damaged or not an LMDB environment of this version."""
 
 
 _DAMAGE = (
@@ -51,12 +51,12 @@ _DAMAGE = (
 
 
 def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
-    """What an error of LMDB means to the callers."""
+    """Our error for one of LMDB's."""
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 
 class Transaction(Protocol):
-    """What we use of `lmdb.Transaction`, with the types it has without `buffers`."""
+    """The part of `lmdb.Transaction` that we use, with its types without `buffers`."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
 
@@ -68,7 +68,7 @@ class Transaction(Protocol):
 
 
 class MappedTransaction(Protocol):
-    """What we use of `lmdb.Transaction` with `buffers`."""
+    """The part of `lmdb.Transaction` that we use with `buffers`."""
 
     def get(self, key: bytes, /) -> memoryview | None: ...
 
@@ -76,7 +76,7 @@ class MappedTransaction(Protocol):
 
 
 class Cursor(Protocol):
-    """What we use of `lmdb.Cursor`."""
+    """The part of `lmdb.Cursor` that we use."""
 
     def __enter__(self) -> Cursor: ...
 
@@ -109,8 +109,8 @@ class Environment:
         self._reads_lock = threading.RLock()
         self._reads_ended = threading.Condition(self._reads_lock)
         self._is_resize_waiting = False
-        # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it; a slot that
-        # this process has already had, py-lmdb takes again without.
+        # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it. py-lmdb reuses
+        # the slots of this process without the mutex.
         self._new_slot = BoundedCall(self._take_slot, limits.STORE_MUTEX_S)
         self._check = BoundedCall(self._check_readers, limits.STORE_MUTEX_S)
 
@@ -120,14 +120,14 @@ class Environment:
 
         Raises:
             StoreError: another process, which was stopped, keeps the table of readers locked; LMDB failed.
-            DamagedStoreError: what is read is damaged.
+            DamagedStoreError: a page that was read is damaged.
         """
         with self._reading(buffers=False) as transaction:
             yield cast(Transaction, transaction)
 
     @contextmanager
     def read_mapped(self) -> Iterator[MappedTransaction]:
-        """As `read`; values are views of the map, without a copy, and count for nothing once the transaction ends."""
+        """As `read`; values are views of the map, without a copy, and invalid after the end of the transaction."""
         with self._reading(buffers=True) as transaction:
             yield cast(MappedTransaction, transaction)
 
@@ -142,10 +142,10 @@ class Environment:
             self.end(transaction)
 
     def begin(self) -> Transaction:
-        """As `read`, at half its cost; who begins calls `end`, whatever happens in between.
+        """As `read`, at half its cost; the caller must call `end`, whatever happens in between.
 
         Raises:
-            StoreError: as `read`; what fails within it is still LMDB's own error.
+            StoreError: as `read`. Errors within the transaction are LMDB's own.
         """
         return cast(Transaction, self._begin(buffers=False))
 
@@ -158,7 +158,7 @@ class Environment:
                 self._reads_ended.notify_all()
 
     def get(self, key: bytes) -> bytes | None:
-        """One value, in a transaction of its own; without the cost of `read`.
+        """One value, in a separate transaction, without the cost of `read`.
 
         Raises:
             StoreError: as `read`.
@@ -175,22 +175,22 @@ class Environment:
             raise store_error(self.directory, error) from error
 
     @contextmanager
-    def between_gets(self, timeout_s: float) -> Iterator[bool]:
-        """While no other thread is within `get`; False where one was for all of `timeout_s`."""
-        is_between = self._reads_lock.acquire(timeout=timeout_s)
+    def keeping_out_reads(self, timeout_s: float) -> Iterator[bool]:
+        """Keep other threads out of `get` and `begin`; False where one was within for all of `timeout_s`."""
+        is_alone = self._reads_lock.acquire(timeout=timeout_s)
         try:
-            yield is_between
+            yield is_alone
         finally:
-            if is_between:
+            if is_alone:
                 self._reads_lock.release()
 
     def resize(self, size_bytes: int = 0) -> None:
-        """Give the map another size, 0 for that which another process gave it.
+        """Resize the map; 0 takes over the size that another process has set.
 
-        Waits for the reads of all other threads: their transactions would end under them.
+        Waits until all other threads have ended their reads: resizing would invalidate their transactions.
 
         Raises:
-            lmdb.Error, OSError, MemoryError: there is no room for it.
+            lmdb.Error, OSError, MemoryError: no room for the map.
         """
         with self._reads_lock:
             while self._reads:
@@ -218,7 +218,7 @@ class Environment:
     def _begin_in_slot(self, buffers: bool) -> _AnyTransaction:
         while self._reads >= self._slots:
             if not self._new_slot.run():
-                raise StoreError(f"{self.directory}: a process that was stopped keeps the table of readers locked")
+                raise StoreError(f"{self.directory}: a stopped process holds the lock of the reader table")
         return self.env.begin(buffers=True) if buffers else self.env.begin()
 
     def _take_slot(self) -> None:
@@ -235,7 +235,7 @@ class Environment:
 
     @property
     def is_hanging(self) -> bool:
-        """Whether a call into LMDB waits for a stopped process; the environment cannot be closed then."""
+        """Whether a call into LMDB is waiting for a stopped process; then the environment cannot be closed."""
         return self._new_slot.is_hanging or self._check.is_hanging
 
     @contextmanager
@@ -252,12 +252,12 @@ _left_open: list[Environment] = []
 
 
 def data_file_identity(directory: Path) -> FileId | None:
-    """(device, inode) of the data file that stands in the directory now."""
+    """(device, inode) of the data file in the directory now; None if it is missing."""
     return file_id(str(directory / DATA_FILE))
 
 
 def file_id(path: str) -> FileId | None:
-    """(device, inode) of what stands at the path now; None where nothing does."""
+    """(device, inode) of the file at the path now; None if it is missing."""
     try:
         status = os.stat(path)
     except OSError:
@@ -272,10 +272,10 @@ def is_open_here(directory: Path) -> bool:
 
 
 def open_reader(directory: Path) -> Environment | None:
-    """The environment in the directory, for reading; None where there is none.
+    """Open the environment in the directory for reading; None if it is missing.
 
     Raises:
-        StoreError: it is there and cannot be opened.
+        StoreError: it cannot be opened.
     """
     with _lock:
         identity = data_file_identity(directory)
@@ -293,8 +293,8 @@ def open_reader(directory: Path) -> Environment | None:
                 map_size=size,
                 readonly=True,
                 create=False,
-                max_readers=limits.MAX_READERS,
-                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
+                max_readers=limits.READERS_MAX,
+                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
             ),
             directory,
         )
@@ -305,7 +305,7 @@ def open_reader(directory: Path) -> Environment | None:
 
 
 def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
-    """The environment in the directory, for the daemon; made where there is none.
+    """Open the environment in the directory for the daemon; it is made if it is missing.
 
     Raises:
         StoreError: it cannot be opened.
@@ -320,8 +320,8 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
             lambda size: lmdb.open(
                 str(directory),
                 map_size=size,
-                max_readers=limits.MAX_READERS,
-                max_spare_txns=limits.MAX_SPARE_TRANSACTIONS,
+                max_readers=limits.READERS_MAX,
+                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
                 sync=False,
                 metasync=False,
                 readahead=False,
@@ -361,7 +361,7 @@ def _make_lock_table(path: Path) -> None:
 
 
 def disk_hint(directory: Path) -> str:
-    """What to add to an error: LMDB calls a write that a full disk cut short an input/output error."""
+    """A hint to add to an error: LMDB reports a write that a full disk cut short as an input/output error."""
     try:
         numbers = os.statvfs(directory)
     except OSError:
@@ -370,7 +370,15 @@ def disk_hint(directory: Path) -> str:
 
 
 def close(environment: Environment) -> None:
-    """Give back one use; the last one closes."""
+    """Give back one use; the last one closes, unless another thread hangs in a read."""
+    # That thread may be in a signal handler that waits for us. An environment that is left open does no harm: it stays
+    # this process's, and a child of a fork does not touch it.
+    with environment.keeping_out_reads(limits.STORE_MUTEX_S * 2) as is_alone:
+        if is_alone:
+            _give_back(environment)
+
+
+def _give_back(environment: Environment) -> None:
     with _lock:
         environment.users -= 1
         if environment.users == 0 and _environments.get(environment.identity) is environment:
@@ -404,7 +412,7 @@ def _open_smaller_and_smaller(
                 raise store_error(directory, error) from error
             failure = error
         size //= 4
-        if size < limits.MAP_SIZE_MIN_BYTES:
+        if size < limits.MAP_SIZE_BYTES_MIN:
             raise StoreError(f"{directory}: no address space for the map ({failure})")
 
 
@@ -434,7 +442,7 @@ def _check_size(directory: Path) -> None:
 
 
 def _close_left_open() -> None:
-    """Close what could not be closed before, for a call into it was hanging."""
+    """Close environments that could not be closed before because a call into them was hanging."""
     for environment in [one for one in _left_open if not one.is_hanging]:
         _left_open.remove(environment)
         environment.env.close()
@@ -443,7 +451,7 @@ def _close_left_open() -> None:
 def _forget_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
-    # Kept, so that no destructor runs on what belongs to the parent.
+    # Kept, so that no destructor runs on the parent's environments.
     _left_to_parent.extend(_environments.values())
     _environments.clear()
 

@@ -1,4 +1,4 @@
-"""LMDB's files as they lie, read without LMDB: how large the map is and how much of it is used, and who reads.
+"""LMDB's files, read without LMDB: the size of the map, how much of it is used, and the readers.
 
 LMDB itself registers in the table of readers as soon as it opens an environment, waits there for a process that was
 stopped at the wrong moment, and makes the table anew where nobody has it open. This writes nothing, and waits for
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def sizes_of(directory: Path) -> Sizes | None:
-    """What the newest meta page says; None where there is none."""
+    """The content of the newest meta page; None if there is none."""
     try:
         with open(directory / DATA_FILE, "rb") as file:
             first = file.read(_META.size)
@@ -66,7 +66,7 @@ def sizes_of(directory: Path) -> Sizes | None:
 
 
 def table_of(directory: Path) -> Table | None:
-    """The table of readers; None where there is none, or this process may not look.
+    """The reader table; None if it is missing or unreadable for this process.
 
     Raises:
         PermissionError: this user may not read it.

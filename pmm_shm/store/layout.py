@@ -50,14 +50,14 @@ def seal_key(block: int) -> bytes:
 
 
 class Header(NamedTuple):
-    """What is published; written in the same transaction as the state it speaks of.
+    """The position and the generations that are published; written in the same transaction as the state.
 
     Attributes:
         uuid: 16 random bytes, made with the environment.
         position: the newest event that is folded, and its anchor.
         sequence: number of commits since the environment was made.
         folds: fold name to (version, packed parameters, generation).
-        is_void: the daemon found the state wrong; it counts for nothing until a rebuild has replaced it.
+        is_void: the daemon found the state wrong; readers ignore it until a rebuild has replaced it.
         next_generation: the next number to give to a rebuild.
     """
 
@@ -120,7 +120,7 @@ class Header(NamedTuple):
         return self
 
     def generation_of(self, fold: Fold) -> int | None:
-        """The live generation of this very fold (name, version, parameters); None where there is none."""
+        """The live generation of the fold with this name, version and parameters; None if it is not published."""
         return self.generation_of_identity(fold.identity())
 
     def generation_of_identity(self, identity: Identity) -> int | None:
@@ -136,8 +136,8 @@ def _are_of_position(event_id: Any, anchor: Any) -> bool:
 
 
 class HeaderDecoder:
-    """Unpacks the headers of one environment as they come: what a commit of events leaves as it was is compared as
-    bytes, and not decoded again.
+    """Unpacks the headers of one environment as they come. Parts that a commit of events does not change are compared
+    as bytes and not decoded again.
 
     Headers with the same `folds` (the very object) have the same UUID, too, and are void both or neither.
     """
@@ -156,7 +156,7 @@ class HeaderDecoder:
                 fields = unpack(_MAP_OF_3 + moving)
                 event_id, anchor, sequence = fields["event_id"], fields["anchor"], fields["sequence"]
             except (ValueError, TypeError, LookupError):
-                # Not what it looked like; the whole will say what it is.
+                # Not such a header after all: decode it whole.
                 return self._unpack_whole(data)
             if _are_of_position(event_id, anchor) and type(sequence) is int and sequence >= 0:
                 position = Position(event_id, anchor)
@@ -173,7 +173,7 @@ class HeaderDecoder:
 
 
 class TouchedRecord(NamedTuple):
-    """What one commit wrote: from one event id (exclusive) to another, per fold; None where it was too much to list."""
+    """The keys that one commit wrote behind the event `after_id`, per fold; None if there were too many to list."""
 
     after_id: int | None
     folds: dict[str, Touched | None]

@@ -1,9 +1,8 @@
-"""Reading the store: short transactions over what the daemon has published last."""
+"""Reading the store: short transactions over the state that the daemon has published last."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -15,18 +14,13 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
-from pmm_shm.instance.access import check_directory
 from pmm_shm.instance.paths import Instance
-from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     FileId,
     MappedTransaction,
     Transaction,
-    close,
-    file_id,
-    open_reader,
     store_error,
 )
 from pmm_shm.store.layout import (
@@ -39,9 +33,10 @@ from pmm_shm.store.layout import (
     state_prefix,
     touched_key,
 )
+from pmm_shm.store.locator import EnvironmentLocator
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
-"""Identity of the data file, UUID of the environment, generations of the folds: what a state and its memos belong to.
+"""Identity of the data file, UUID of the environment, generations of the folds: states and memos belong to one lineage.
 """
 
 
@@ -62,7 +57,7 @@ class LmdbBase:
     """One generation within a read transaction, as the base of an overlay.
 
     Attributes:
-        transaction: what is read; `DETACHED` between two reads of who keeps the base longer than a transaction.
+        transaction: the current read transaction; `DETACHED` between the reads of an owner that keeps the base.
     """
 
     __slots__ = ("_prefix", "transaction")
@@ -92,7 +87,7 @@ class LmdbBase:
 
 
 class Snapshot:
-    """What is published, as of one transaction; valid only within `SnapshotReader.begin`."""
+    """The published state, as of one transaction; valid only within `SnapshotReader.begin`."""
 
     __slots__ = ("header", "identity", "transaction")
 
@@ -144,7 +139,7 @@ class Snapshot:
         return State(self.base(fold))
 
     def touched_since(self, event_id: int | None) -> dict[str, Touched | None] | None:
-        """What the commits behind `event_id` wrote, per fold; None where the list does not reach back that far."""
+        """The keys that commits behind `event_id` wrote, per fold; None if the list does not go back that far."""
         merged: dict[str, Touched | None] = {}
         sequence = self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
@@ -187,117 +182,73 @@ def _merge(merged: dict[str, Touched | None], folds: dict[str, Touched | None]) 
 
 
 class SnapshotReader:
-    """Finds, opens and reopens the environment of an instance, and begins transactions on it.
+    """Begins transactions on the published state. Not thread-safe: the caller has a lock.
 
-    Not thread-safe: the caller has a lock. Survives an environment made anew; its owner closes it before a fork.
+    Its owner closes it before a fork.
+
+    Attributes:
+        locator: finds the environment, and knows why one cannot be used.
     """
 
     def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._data_file = str(instance.data_file)
-        self._environment: Environment | None = None
+        self.locator = EnvironmentLocator(instance)
         self._raw_header = b""
-        self._checked_header = b""
         self._decoder = HeaderDecoder()
         self._header: Header | None = None
-        self._damaged: FileId | None = None
-        self.failure: StoreError | None = None
-        """Why there is no snapshot, where one is there and cannot be used."""
 
-    def begin(self) -> _Begun:
-        """A transaction on what is published, as a context manager; None where nothing usable is.
+    def begin(self) -> _SnapshotTransaction:
+        """A transaction on the published state, as a context manager; None if there is no usable one.
 
         Raises:
-            DamagedStoreError: what was read within it is damaged; from now on there is none, until the environment is
-                made anew.
+            DamagedStoreError: a page that was read is damaged. The environment is refused until it is made anew.
         """
-        return _Begun(self)
+        return _SnapshotTransaction(self)
 
     @contextmanager
     def begin_mapped(self) -> Iterator[tuple[MappedTransaction, FileId] | None]:
         """A transaction whose values are views of the map, and the environment's identity; None where nothing usable
-        is. What is beside the folds' state has no header to say that it fits.
+        is. For the records beside the folds' state.
 
         Raises:
             DamagedStoreError: as `begin`.
         """
-        environment = self._usable_environment()
+        environment = self.locator.locate()
         if environment is None:
             yield None
             return
         with contextlib.ExitStack() as stack:
             try:
-                records = stack.enter_context(environment.read_mapped())
-                raw = bytes(records.get(HEADER_KEY) or b"")
-                if raw != self._checked_header:
-                    Header.unpack(raw)
-                    self._checked_header = raw
+                transaction = stack.enter_context(environment.read_mapped())
             except (StoreError, lmdb.Error) as error:
-                self._fail(error, environment.identity)
+                self.locator.fail(environment, error)
                 yield None
                 return
             try:
-                yield records, environment.identity
+                yield transaction, environment.identity
             except (DamagedStoreError, lmdb.Error) as error:
-                raise self._fail(error, environment.identity) from error
-
-    def may_enter(self) -> bool:
-        """Whether this user may look into the instance directory, or there is none."""
-        directory = self._instance.directory
-        return not directory.exists() or os.access(directory, os.X_OK)
+                raise self.locator.fail(environment, error) from error
 
     def close(self) -> None:
         """Give the environment back."""
-        if self._environment is not None:
-            close(self._environment)
-            self._environment = None
+        self.locator.close()
 
-    def _fail(self, error: StoreError | lmdb.Error, identity: FileId) -> StoreError:
-        self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
-        if isinstance(self.failure, DamagedStoreError):
-            self._damaged = identity
-        return self.failure
-
-    def _usable_environment(self) -> Environment | None:
-        identity = file_id(self._data_file)
-        if self._environment is not None and self._environment.identity != identity:
-            self.close()
-        if identity == self._damaged:
-            return None
-        if self._environment is None and identity is not None:
-            self._environment = self._open()
-        return self._environment
-
-    def _open(self) -> Environment | None:
-        try:
-            check_directory(self._instance)
-            if not boot.is_trusted(self._instance.boot_file):
-                return None
-            environment = open_reader(self._instance.directory)
-        except StoreError as error:
-            self.failure = error
-            return None
-        except OSError:
-            return None
-        self.failure = None
-        return environment
-
-    def _read_header(self, transaction: Transaction) -> Header | None:
+    def read_header(self, transaction: Transaction) -> Header | None:
+        """The header within a transaction; None where it is missing or of another format."""
         raw = transaction.get(HEADER_KEY)
         if raw is None:
             return None
         if raw != self._raw_header:
             try:
                 self._header = self._decoder.unpack(raw)
-                self.failure = None
+                self.locator.failure = None
             except StoreError as error:
                 self._header = None
-                self.failure = error
+                self.locator.failure = error
             self._raw_header = raw
         return self._header
 
 
-class _Begun:
+class _SnapshotTransaction:
     """One `with` of `SnapshotReader.begin`; as generators, its layers would cost more than the transaction."""
 
     __slots__ = ("_environment", "_reader", "_transaction")
@@ -309,14 +260,14 @@ class _Begun:
 
     def __enter__(self) -> Snapshot | None:
         reader = self._reader
-        environment = self._environment = reader._usable_environment()
+        environment = self._environment = reader.locator.locate()
         if environment is None:
             return None
         try:
             transaction = self._transaction = environment.begin()
-            header = reader._read_header(transaction)
+            header = reader.read_header(transaction)
         except (StoreError, lmdb.Error) as error:
-            reader._fail(error, environment.identity)
+            reader.locator.fail(environment, error)
             return None
         except BaseException:
             self._end()
@@ -326,7 +277,7 @@ class _Begun:
     def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end()
         if self._environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
-            raise self._reader._fail(error, self._environment.identity) from error
+            raise self._reader.locator.fail(self._environment, error) from error
 
     def _end(self) -> None:
         if self._environment is not None and self._transaction is not None:

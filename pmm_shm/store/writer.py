@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 
 class StoreFullError(StoreError):
-    """The disk is full: nothing of the commit was written, and the last snapshot stands."""
+    """The disk is full: nothing of the commit was written, and the last snapshot stays."""
 
 
 class StoreWriter:
@@ -59,12 +59,12 @@ class StoreWriter:
         self._lock = threading.RLock()
         self._environment = self._open_or_remake()
         self.map_growths = 0
-        self._is_distrusted = False
+        self._is_damaged = False
         boot.mark(instance.boot_file, is_clean=False)
 
     @property
     def header(self) -> Header:
-        """What is published now."""
+        """The published header."""
         return self._header
 
     @property
@@ -76,9 +76,9 @@ class StoreWriter:
         return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
 
     def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
-        """Write what the overlays hold, and move the position, in one commit.
+        """Write the overlays and move the position, in one commit.
 
-        A fold that is not in `states` is no longer published: its state does not stand at the new position.
+        A fold that is not in `states` is no longer published: its state is not at the new position.
         """
         folds = {fold.name: self._header.folds[fold.name] for fold in states}
         touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
@@ -120,7 +120,7 @@ class StoreWriter:
         self._commit("flush_shadow", write)
 
     def flip(self, position: Position, generations: Mapping[Fold, int], keep: Iterable[Fold]) -> None:
-        """Publish rebuilt generations at `position`, beside those folds in `keep` that stand there already."""
+        """Publish rebuilt generations at `position`, beside the folds in `keep`, which are there already."""
         folds = {fold.name: self._header.folds[fold.name] for fold in keep}
         for fold, generation in generations.items():
             _, version, parameters = fold.identity()
@@ -135,7 +135,7 @@ class StoreWriter:
         self._commit("flip", write)
 
     def void(self) -> None:
-        """Say that the published state counts for nothing."""
+        """Declare the published state void."""
         if not self._header.is_void:
             self._commit("void", lambda _: self._next(is_void=True))
 
@@ -149,7 +149,7 @@ class StoreWriter:
         self._commit("put_seals", write)
 
     def end_history(self) -> None:
-        """Forget all seals, and say that the tables of event vectors count no more: they were of another history."""
+        """Forget all seals, and mark the event tables as void: they were of another history."""
 
         def write(transaction: Transaction) -> int:
             transaction.put(OTHER_HISTORY_KEY, b"")
@@ -175,12 +175,12 @@ class StoreWriter:
         return self._commit_result("delete_old_generation", write)
 
     def transact(self, name: str, write: Callable[[Transaction], _T]) -> _T:
-        """What `write` returns, in one commit of its own; for what lies beside the folds' state.
+        """Run `write` in a separate commit and return its result; for records beside the folds' state.
 
         Parameters:
             name: of the commit, in `crash_points.COMMITS`.
 
-        It runs again where the map had to grow, and what it raises undoes all of it.
+        `write` runs again if the map had to grow. An exception undoes the commit.
 
         Raises:
             StoreError: it cannot be written; nothing was.
@@ -205,7 +205,7 @@ class StoreWriter:
         return slots
 
     def used_bytes(self) -> int:
-        """What the records take, without the pages that are free."""
+        """The size of all records, without free pages."""
         stat = self._environment.env.stat()
         return int(stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]))
 
@@ -217,20 +217,20 @@ class StoreWriter:
         """The id of the newest commit."""
         return int(self._environment.env.info()["last_txnid"])
 
-    def distrust(self) -> None:
-        """Say that the environment is damaged: nobody opens it again, and the next start makes it anew."""
-        self._is_distrusted = True
+    def mark_damaged(self) -> None:
+        """Note that the environment is damaged: nobody opens it again, and the next start makes it anew."""
+        self._is_damaged = True
         boot.mark_damaged(self._instance.boot_file)
 
     def close(self, *, is_clean: bool = True) -> None:
         """Sync, and leave the mark of a clean shutdown unless told otherwise or the environment is damaged."""
         with self._lock:
-            if not self._is_distrusted:
+            if not self._is_damaged:
                 self._environment.env.sync(True)
                 crash_point("close.synced")
             environment.close(self._environment)
         crash_point("close.closed")
-        if is_clean and not self._is_distrusted:
+        if is_clean and not self._is_damaged:
             boot.mark(self._instance.boot_file, is_clean=True)
             crash_point("close.marked")
 
@@ -341,7 +341,7 @@ class StoreWriter:
 
 
 def _remove_environment(directory: Path) -> None:
-    """Unlink, never truncate: who has the old file mapped goes on reading it."""
+    """Unlink, never truncate: readers that have the old file mapped go on reading it."""
     crash_point("remove_environment.before")
     _unlink(directory / "data.mdb")
     crash_point("remove_environment.data_removed")

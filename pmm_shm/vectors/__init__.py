@@ -1,5 +1,4 @@
-"""Texts as vectors: the embedders, and which events get a vector of which text.
+"""Vectors: embedders, the text table and the event tables (reading and writing), and the search for the nearest.
 
-numpy is imported where vectors are, not by the packages that come before them: a worker that embeds nothing does not
-load it.
+Packages outside this one import numpy only when they use vectors: a worker that embeds nothing does not load it.
 """

@@ -1,4 +1,4 @@
-"""What an embedder is, and what is checked of it."""
+"""The interface of embedders, and checks of names, texts and vectors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _REASON_CHARS_MAX = 500
 
 
 class Embedder(ABC):
-    """Turns texts into vectors. The same text always gives the same vector, for as long as the name is the same.
+    """Turns texts into vectors. Under one name, the same text always has the same vector.
 
     Attributes:
-        name: the model, 1 to 128 printable characters; vectors of one name are shared by all workers.
+        name: the model, 1 to 128 printable characters; all workers share the vectors of one name.
         dimension: of its vectors, 1 to `limits.DIMENSION_MAX`.
-        batch_max: how many texts one call of `embed` takes, at most.
+        batch_max: the most texts that one call of `embed` accepts.
         takes_empty: whether the empty text has a vector.
     """
 
@@ -44,13 +44,13 @@ class Embedder(ABC):
         """The vectors of 1 to `batch_max` texts, as an array or nested lists of numbers, (n, dimension).
 
         Raises:
-            EmbedderError: it cannot be done now: a provider that is down, say.
-            InvalidTextError: one of the texts cannot be embedded, now or later.
+            EmbedderError: a temporary failure, for example a provider that is down.
+            InvalidTextError: one of the texts can never be embedded.
         """
 
 
 def checked_embedder(embedder: Embedder) -> Embedder:
-    """The embedder, if what it says of itself is within the limits. Raises `ConfigError`."""
+    """The embedder, if its attributes are within the limits. Raises `ConfigError`."""
     checked_model_name(embedder.name)
     for value, name, most in (
         (embedder.dimension, "dimension", limits.DIMENSION_MAX),
@@ -62,10 +62,10 @@ def checked_embedder(embedder: Embedder) -> Embedder:
 
 
 def checked_text(text: object, embedder: Embedder | None = None) -> str:
-    """A text that can be embedded; None reads as "".
+    """A text that can be embedded; None counts as "".
 
     Raises:
-        InvalidTextError: not a text, too long, or empty where the embedder has no vector for that.
+        InvalidTextError: not a text, too long, or empty and the embedder has no vector for it.
     """
     if text is None:
         text = ""
@@ -78,8 +78,13 @@ def checked_text(text: object, embedder: Embedder | None = None) -> str:
     return text
 
 
+def encodable(text: str) -> str:
+    """The text as UTF-8 can encode it: a pair of surrogates becomes its character, a lone one U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def text_key(text: str) -> bytes:
-    """32 bytes that stand for a text: SHA-256 of its UTF-8, lone surrogates passed through."""
+    """32 bytes that represent a text in keys: SHA-256 of its UTF-8, with lone surrogates passed through."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -87,7 +92,7 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Matrix:
     """The checked vectors of up to `embedder.batch_max` texts, (n, dimension) float32.
 
     Raises:
-        EmbedderError: the embedder failed, or what it returned are no such vectors.
+        EmbedderError: the embedder failed, or did not return such vectors.
         InvalidTextError: it has no vector for one of the texts.
     """
     import numpy as np
@@ -108,10 +113,10 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Matrix:
 
 
 def checked_vector(vector: object, dimension: int | None = None) -> NDArray[np.float64]:
-    """A vector of somebody else's, (dimension,) float64, finite.
+    """A vector from outside, checked: (dimension,) float64, finite.
 
     Raises:
-        InvalidVectorError: not numbers, not one row of them, NaN or infinity, or of another dimension.
+        InvalidVectorError: not one row of numbers, with NaN or infinity, or of another dimension.
     """
     import numpy as np
 

@@ -1,19 +1,19 @@
-"""The tables of event vectors, one per model: their keys and records, and reading them where they are mapped.
+"""Event tables: the vectors of events, one table per model. Their keys and records, and reading them.
 
 | key | value |
 | --- | --- |
-| `v` tag | the table's record: how far it has come, its blocks, its tail |
+| `v` tag | the table's record: its position in the log, its blocks, its tail |
 | `e` tag, block, part | one part of a sealed block |
-| `d` | the embedder with which the daemon embeds events, by the name that finds it |
+| `d` | the name of the embedder with which the daemon embeds events |
 | `r` tag, event id | one row of the tail: the vector, and one byte for its source |
 
-A block is a column store, sealed when written. Its parts are `i` (event ids, ascending, int64), `v` (vectors, float32:
-the first dimension of all rows, then the second, and so on), `n` (the inverse of each vector's norm, float32), `s`
-(sources, uint8) and, where rows were replaced or removed since, `d` (their numbers within the block, ascending,
-uint32). All are little-endian. In this order of the vectors a product with a query is twice as fast as row by row.
+A block stores columns and is sealed when written. Its parts are `i` (event ids, ascending, int64), `v` (vectors,
+float32: the first dimension of all rows, then the second, and so on), `n` (the inverse of each vector's norm, float32),
+`s` (sources, uint8) and, if rows were replaced or removed since, `d` (their numbers within the block, ascending,
+uint32). All are little-endian. A product with a query is twice as fast with this layout as row by row.
 
-The tag is that of text vectors; block numbers are 4 bytes, big-endian; event ids 8, big-endian, with 2^63 added so that
-they sort.
+The tag is the same as in the text table; block numbers are 4 bytes, big-endian; event ids 8, big-endian, with 2^63
+added so that they sort.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import MappedTransaction, Transaction
-from pmm_shm.vectors.nearest import Rows
+from pmm_shm.vectors.nearest import EventIds, SearchRows
 from pmm_shm.vectors.text_table import model_tag
 
 TABLE_PREFIX = b"v"
@@ -46,32 +46,38 @@ DTYPES: dict[bytes, np.dtype[Any]] = {
     DEAD: np.dtype("<u4"),
 }
 
-Ids = NDArray[np.int64]
 _ID_OFFSET = 1 << 63
 
 
 class BlockEntry(NamedTuple):
-    """A block as its table's record names it: its number, its rows, and how many of them count no more."""
+    """A block in its table's record: its number, its rows, and how many of them were replaced or removed."""
 
     number: int
     rows: int
     dead: int
 
 
+class PositionRange(NamedTuple):
+    """The events after `after`, up to and including `until`."""
+
+    after: Position
+    until: Position
+
+
 @dataclass(frozen=True)
-class TableRecord:
-    """What is published of one model's event vectors.
+class EventTableRecord:
+    """The record of one model's table.
 
     Attributes:
         name: the model.
         dimension: of its vectors.
-        kinds: of which events the table embeds the content by itself; empty for a table that is only filled otherwise.
-        position: up to which event of the log the table has come.
-        ahead: (from, to), where it works off a backlog: all events behind `from` up to `to` are in the table, too.
+        kinds: events of these kinds are embedded for the table; empty for a table filled from other sources only.
+        position: the table has all events up to this one.
+        newer: while there is a backlog: newer events that the table has, too. The backlog is between the two.
         version: grows with every commit to the table.
         blocks: the sealed blocks.
         tail: number of rows in the tail.
-        next_block: the number that the next block gets.
+        next_block: the number of the next block.
     """
 
     name: str
@@ -82,16 +88,16 @@ class TableRecord:
     blocks: tuple[BlockEntry, ...] = ()
     tail: int = 0
     next_block: int = 0
-    ahead: tuple[Position, Position] | None = None
+    newer: PositionRange | None = None
 
     @property
-    def reached(self) -> Position:
-        """Where what is new begins."""
-        return self.position if self.ahead is None else self.ahead[1]
+    def newest(self) -> Position:
+        """The last event that was read for the table; all later ones are new to it."""
+        return self.position if self.newer is None else self.newer.until
 
     @property
     def rows(self) -> int:
-        """How many events have a vector here."""
+        """How many events have a vector in the table."""
         return self.tail + sum(block.rows - block.dead for block in self.blocks)
 
     @property
@@ -110,17 +116,13 @@ class TableRecord:
                 "blocks": [list(block) for block in self.blocks],
                 "tail": self.tail,
                 "next_block": self.next_block,
-                "ahead": None if self.ahead is None else [list(position) for position in self.ahead],
+                "ahead": None if self.newer is None else [list(position) for position in self.newer],
             }
         )
 
     @classmethod
-    def unpack(cls, data: bytes) -> TableRecord:
-        """The record in `data`.
-
-        Raises:
-            StoreError: it is none.
-        """
+    def unpack(cls, data: bytes) -> EventTableRecord:
+        """Decode a record. Raises `StoreError`."""
         try:
             record = unpack(data)
             ahead = record["ahead"]
@@ -133,12 +135,12 @@ class TableRecord:
                 tuple(BlockEntry(*block) for block in record["blocks"]),
                 record["tail"],
                 record["next_block"],
-                None if ahead is None else (Position(*ahead[0]), Position(*ahead[1])),
+                None if ahead is None else PositionRange(*(Position(*position) for position in ahead)),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"the record of a table of vectors cannot be read: {error!r}") from error
+            raise StoreError(f"the record of an event table cannot be read: {error!r}") from error
 
-    def changed(self, **changes: Any) -> TableRecord:
+    def changed(self, **changes: Any) -> EventTableRecord:
         return replace(self, **changes)
 
 
@@ -159,7 +161,7 @@ def tail_event_id(key: bytes) -> int:
     return int.from_bytes(key[-8:], "big") - _ID_OFFSET
 
 
-def table_records(records: Transaction) -> list[TableRecord]:
+def table_records(records: Transaction) -> list[EventTableRecord]:
     """The records of all tables."""
     found = []
     with records.cursor() as cursor:
@@ -167,58 +169,78 @@ def table_records(records: Transaction) -> list[TableRecord]:
             for key, value in cursor:
                 if not key.startswith(TABLE_PREFIX):
                     break
-                found.append(TableRecord.unpack(value))
+                found.append(EventTableRecord.unpack(value))
     return found
 
 
-class TableView:
-    """One model's rows within a mapped transaction; the arrays count for nothing once it ends.
+class VectorRows(NamedTuple):
+    """Rows of a table: (n,) int64 event ids without duplicates, (n,) uint8 sources, (n, dimension) float32 vectors."""
+
+    ids: EventIds
+    sources: NDArray[np.uint8]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def none(cls, dimension: int) -> VectorRows:
+        return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty((0, dimension), np.float32))
+
+    def at(self, numbers: Any) -> VectorRows:
+        """Some of the rows, or all in another order."""
+        return VectorRows(self.ids[numbers], self.sources[numbers], self.vectors[numbers])
+
+
+def tail_rows(records: Transaction | MappedTransaction, record: EventTableRecord) -> VectorRows:
+    """A copy of the rows in a table's tail, ordered by event id. Raises `StoreError`."""
+    prefix = TAIL_PREFIX + record.tag
+    ids, values = [], []
+    with records.cursor() as cursor:
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if bytes(key[: len(prefix)]) != prefix:
+                    break
+                ids.append(tail_event_id(bytes(key)))
+                values.append(bytes(value))
+    try:
+        vectors = np.frombuffer(b"".join(value[:-1] for value in values), "<f4").reshape(len(ids), record.dimension)
+    except ValueError as error:
+        raise StoreError(f"the tail of the event table of model {record.name!r} is damaged") from error
+    return VectorRows(np.array(ids, np.int64), np.array([value[-1] for value in values], np.uint8), vectors)
+
+
+class EventTableView:
+    """One model's rows within a mapped transaction; the arrays are invalid once it ends.
 
     Parameters:
         records: of `Environment.read_mapped`.
     """
 
-    def __init__(self, records: MappedTransaction, record: TableRecord) -> None:
+    def __init__(self, records: MappedTransaction, record: EventTableRecord) -> None:
         self._records = records
         self.record = record
-        self._tag = record.tag
 
-    def blocks(self) -> Iterator[Rows]:
-        """The sealed blocks, one after the other, without a copy.
+    def blocks(self) -> Iterator[SearchRows]:
+        """The sealed blocks in order, without copying.
 
         Raises:
             StoreError: a part is missing or too short.
         """
         for block in self.record.blocks:
             vectors = self._part(block, VECTORS, block.rows * self.record.dimension)
-            yield Rows(
+            yield SearchRows(
                 self._part(block, IDS, block.rows),
                 vectors.reshape(self.record.dimension, block.rows).T,
                 self._part(block, NORMS, block.rows),
                 self._part(block, DEAD, block.dead) if block.dead else None,
             )
 
-    def tail(self) -> Rows:
+    def tail(self) -> SearchRows:
         """A copy of the tail's rows, which may be kept for as long as the record has this version."""
-        prefix = TAIL_PREFIX + self._tag
-        ids, values = [], []
-        width = self.record.dimension * 4
-        with self._records.cursor() as cursor:
-            if cursor.set_range(prefix):
-                for key, value in cursor:
-                    if bytes(key[: len(prefix)]) != prefix:
-                        break
-                    ids.append(tail_event_id(bytes(key)))
-                    values.append(bytes(value[:width]))
-        try:
-            vectors = np.frombuffer(b"".join(values), dtype="<f4").reshape(len(ids), self.record.dimension)
-        except ValueError as error:
-            raise StoreError(f"the tail of the table of vectors {self.record.name!r} is damaged") from error
-        return Rows.of(np.array(ids, dtype=np.int64), vectors)
+        rows = tail_rows(self._records, self.record)
+        return SearchRows.of(rows.ids, rows.vectors)
 
     def _part(self, block: BlockEntry, part: bytes, count: int) -> NDArray[Any]:
-        data = self._records.get(block_key(self._tag, block.number, part))
+        data = self._records.get(block_key(self.record.tag, block.number, part))
         dtype = DTYPES[part]
         if data is None or len(data) != count * dtype.itemsize:
-            raise StoreError(f"a block of the table of vectors {self.record.name!r} is damaged")
+            raise StoreError(f"a block of the event table of model {self.record.name!r} is damaged")
         return np.frombuffer(data, dtype)

@@ -1,8 +1,8 @@
-"""Writing the tables of event vectors: the daemon's alone.
+"""Writing event tables; only the daemon does.
 
-New rows go to the tail. A full tail is sealed into a small block, and small blocks are merged into large ones, so that
-a search is a few products over large blocks and each row is copied a few times in its life. A row that is replaced or
-removed is marked dead in its block; a block with many dead rows is written anew.
+New rows go to the tail. A full tail is sealed into a small block, and small blocks are merged into large ones: a search
+is then a few products over large blocks, and each row is copied only a few times. A row that is replaced or removed is
+marked dead in its block; a block with many dead rows is rewritten.
 
 Invariant: in one table each event id has at most one living row.
 Invariant: rows and the position that they belong to change in one transaction.
@@ -11,7 +11,7 @@ Invariant: rows and the position that they belong to change in one transaction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,33 +31,18 @@ from pmm_shm.vectors.event_table import (
     TAIL_PREFIX,
     VECTORS,
     BlockEntry,
-    Ids,
-    TableRecord,
+    EventTableRecord,
+    PositionRange,
+    VectorRows,
     block_key,
     table_key,
-    tail_event_id,
     tail_key,
+    tail_rows,
 )
-from pmm_shm.vectors.nearest import inverse_norms
+from pmm_shm.vectors.nearest import EventIds, inverse_norms
 from pmm_shm.vectors.text_table import put_model
 
 _MERGE_BLOCKS = 4
-
-
-class VectorRows(NamedTuple):
-    """Rows to put: (n,) int64 event ids without duplicates, (n,) uint8 sources, (n, dimension) float32 vectors."""
-
-    ids: Ids
-    sources: NDArray[np.uint8]
-    vectors: NDArray[np.float32]
-
-    @classmethod
-    def none(cls, dimension: int) -> VectorRows:
-        return cls(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty((0, dimension), np.float32))
-
-    def at(self, numbers: Any) -> VectorRows:
-        """Some of the rows, or all in another order."""
-        return VectorRows(self.ids[numbers], self.sources[numbers], self.vectors[numbers])
 
 
 def joined(parts: Sequence[VectorRows]) -> VectorRows:
@@ -66,17 +51,17 @@ def joined(parts: Sequence[VectorRows]) -> VectorRows:
     return VectorRows(np.concatenate(ids), np.concatenate(sources), np.concatenate(vectors))
 
 
-class EventVectorWriter:
-    """One model's table. Not thread-safe: the daemon has one thread for it.
+class EventTableWriter:
+    """One model's table. Not thread-safe: the daemon uses it from one thread.
 
     Parameters:
-        writer: the store.
+        writer: of the store.
         name, dimension: of the model.
-        block_bytes: how large the vectors of a block grow.
+        block_bytes: up to which size the vectors of a block are merged.
 
     Raises:
         InvalidVectorError: the model has vectors of another dimension.
-        StoreError: what is there cannot be read.
+        StoreError: the stored table cannot be read.
     """
 
     def __init__(
@@ -86,20 +71,20 @@ class EventVectorWriter:
         self._name = name
         self._dimension = dimension
         self._rows_max = max(limits.VECTOR_TAIL_ROWS, min(limits.VECTOR_BLOCK_ROWS, block_bytes // (4 * dimension)))
-        self._block_ids: dict[int, Ids] = {}
+        self._block_ids: dict[int, EventIds] = {}
         self.record = writer.transact("event_vectors.open", self._open)
 
-    def sources_of(self, ids: Ids) -> NDArray[np.uint8]:
-        """The source of each id's row, (n,) uint8; 0 where it has none."""
+    def sources_of(self, ids: EventIds) -> NDArray[np.uint8]:
+        """The source of each id's row, (n,) uint8; 0 if it has none."""
         with self._writer.environment.read() as records:
             return self._changes(records).sources_of(ids)
 
-    def rows_of(self, ids: Ids) -> VectorRows:
+    def rows_of(self, ids: EventIds) -> VectorRows:
         """The rows of those ids that have one, in ascending order of id."""
         with self._writer.environment.read() as records:
             return self._changes(records).rows_of(ids)
 
-    def ids_of(self, source: int) -> Ids:
+    def ids_of(self, source: int) -> EventIds:
         """The ids of all rows with this source, ascending."""
         with self._writer.environment.read() as records:
             return self._changes(records).ids_of(source)
@@ -107,57 +92,57 @@ class EventVectorWriter:
     def apply(
         self,
         rows: VectorRows,
-        removed: Ids | None = None,
+        removed: EventIds | None = None,
         position: Position | None = None,
         kinds: tuple[str, ...] | None = None,
-        ahead: tuple[Position, Position] | None = None,
+        newer: PositionRange | None = None,
     ) -> None:
         """Put rows, remove others, and move the position, in one commit.
 
         Parameters:
             rows: they replace those with the same ids.
-            removed: (m,) int64; ids without a row do not matter.
-            position, kinds: None to leave them as they are.
-            ahead: goes with `position`.
+            removed: (m,) int64; ids without a row are ignored.
+            position, kinds: None to leave them unchanged.
+            newer: goes with `position`.
 
         Raises:
-            StoreError: it cannot be stored; nothing was.
+            StoreError: the commit failed; nothing was stored.
         """
 
         def write(records: Transaction) -> _Changes:
             changes = self._changes(records)
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
-            changes.finish(position, kinds, ahead)
+            changes.finish(position, kinds, newer)
             return changes
 
         changes = self._writer.transact("event_vectors.apply", write)
         self.record, self._block_ids = changes.record, changes.block_ids
 
     def clear(self) -> None:
-        """Forget all rows and the position: they were of another history. The kinds stay."""
+        """Remove all rows and reset the position, because the log has another history. The kinds stay."""
         self.record = self._writer.transact("event_vectors.clear", self._emptied)
         self._block_ids = {}
 
     def _changes(self, records: Transaction) -> _Changes:
         return _Changes(records, self.record, dict(self._block_ids), self._rows_max)
 
-    def _open(self, records: Transaction) -> TableRecord:
+    def _open(self, records: Transaction) -> EventTableRecord:
         put_model(records, self._name, self._dimension)
         data = records.get(table_key(self._name))
         if data is not None:
-            return TableRecord.unpack(data)
-        record = TableRecord(self._name, self._dimension)
+            return EventTableRecord.unpack(data)
+        record = EventTableRecord(self._name, self._dimension)
         records.put(table_key(self._name), record.pack())
         return record
 
-    def _emptied(self, records: Transaction) -> TableRecord:
+    def _emptied(self, records: Transaction) -> EventTableRecord:
         before = self.record
         _delete_tail(records, before.tag)
         for block in before.blocks:
             _delete_block(records, before.tag, block.number)
-        # Versions and numbers of blocks go on: readers know by them what they have seen.
-        record = TableRecord(
+        # Versions and block numbers continue: readers recognise by them what they have read.
+        record = EventTableRecord(
             before.name, before.dimension, before.kinds, version=before.version + 1, next_block=before.next_block
         )
         records.put(table_key(self._name), record.pack())
@@ -165,9 +150,11 @@ class EventVectorWriter:
 
 
 class _Changes:
-    """One transaction's work on a table; `record` and `block_ids` count if it commits."""
+    """The changes of one transaction to a table; `record` and `block_ids` are valid once it commits."""
 
-    def __init__(self, records: Transaction, record: TableRecord, block_ids: dict[int, Ids], rows_max: int) -> None:
+    def __init__(
+        self, records: Transaction, record: EventTableRecord, block_ids: dict[int, EventIds], rows_max: int
+    ) -> None:
         self._records = records
         self._rows_max = rows_max
         self.record = record
@@ -179,30 +166,30 @@ class _Changes:
 
     # Finding.
 
-    def sources_of(self, ids: Ids) -> NDArray[np.uint8]:
+    def sources_of(self, ids: EventIds) -> NDArray[np.uint8]:
         result = np.zeros(len(ids), np.uint8)
         for number, event_id in enumerate(ids.tolist()):
             if self._tail_count and (value := self._records.get(tail_key(self._tag, event_id))) is not None:
                 result[number] = value[-1]
         for block in self._blocks.values():
-            wanted, places = self._living(block, ids)
-            result[wanted] = self._part(block.number, SOURCES)[places]
+            wanted, rows = self._living(block, ids)
+            result[wanted] = self._part(block.number, SOURCES)[rows]
         return result
 
-    def rows_of(self, ids: Ids) -> VectorRows:
+    def rows_of(self, ids: EventIds) -> VectorRows:
         ids = np.sort(ids)
         parts = [VectorRows.none(self.record.dimension)]
         for block in self._blocks.values():
-            _, places = self._living(block, ids)
-            if len(places):
-                parts.append(self._block_rows(block.number).at(places))
-        tail = self._tail_rows()
+            _, rows = self._living(block, ids)
+            if len(rows):
+                parts.append(self._block_rows(block.number).at(rows))
+        tail = tail_rows(self._records, self.record)
         parts.append(tail.at(np.isin(tail.ids, ids)))
-        rows = joined(parts)
-        return rows.at(np.argsort(rows.ids))
+        found = joined(parts)
+        return found.at(np.argsort(found.ids))
 
-    def ids_of(self, source: int) -> Ids:
-        tail = self._tail_rows()
+    def ids_of(self, source: int) -> EventIds:
+        tail = tail_rows(self._records, self.record)
         parts = [tail.ids[tail.sources == source]]
         for block in self._blocks.values():
             is_wanted = self._part(block.number, SOURCES) == source
@@ -210,34 +197,34 @@ class _Changes:
             parts.append(self._ids(block.number)[is_wanted])
         return np.sort(np.concatenate(parts))
 
-    def _living(self, block: BlockEntry, ids: Ids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Which of `ids` have a living row in the block, and where."""
+    def _living(self, block: BlockEntry, ids: EventIds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Which of `ids` have a living row in the block, and the numbers of those rows."""
         own = self._ids(block.number)
         if not len(ids) or int(ids.max()) < int(own[0]) or int(ids.min()) > int(own[-1]):
             return np.empty(0, np.intp), np.empty(0, np.intp)
-        places = np.searchsorted(own, ids)
-        is_there = own[np.minimum(places, len(own) - 1)] == ids
+        rows = np.searchsorted(own, ids)
+        is_living = own[np.minimum(rows, len(own) - 1)] == ids
         if block.dead:
-            is_there &= ~np.isin(places, self._dead(block))
-        wanted = np.flatnonzero(is_there)
-        return wanted, places[wanted]
+            is_living &= ~np.isin(rows, self._dead(block))
+        wanted = np.flatnonzero(is_living)
+        return wanted, rows[wanted]
 
     # Changing.
 
-    def remove(self, ids: Ids) -> None:
+    def remove(self, ids: EventIds) -> None:
         for event_id in ids.tolist() if self._tail_count else ():
             self._tail_count -= self._records.delete(tail_key(self._tag, event_id))
         for block in list(self._blocks.values()):
-            _, places = self._living(block, ids)
-            if len(places):
-                dead = np.union1d(self._dead(block), places)
+            _, rows = self._living(block, ids)
+            if len(rows):
+                dead = np.union1d(self._dead(block), rows)
                 self._put(block.number, DEAD, dead)
                 self._blocks[block.number] = block._replace(dead=len(dead))
 
     def add(self, rows: VectorRows) -> None:
         rows = rows.at(np.argsort(rows.ids))
         if self._tail_count + len(rows.ids) > limits.VECTOR_TAIL_ROWS:
-            rows = joined([self._tail_rows(), rows])
+            rows = joined([tail_rows(self._records, self.record), rows])
             _delete_tail(self._records, self._tag)
             self._tail_count = 0
             self._seal(rows)
@@ -246,20 +233,18 @@ class _Changes:
             self._records.put(tail_key(self._tag, event_id), vector.astype("<f4").tobytes() + bytes((source,)))
         self._tail_count += len(rows.ids)
 
-    def finish(
-        self, position: Position | None, kinds: tuple[str, ...] | None, ahead: tuple[Position, Position] | None
-    ) -> None:
-        """Rewrite what has many dead rows, merge what is small, and put the record."""
+    def finish(self, position: Position | None, kinds: tuple[str, ...] | None, newer: PositionRange | None) -> None:
+        """Rewrite blocks with many dead rows, merge small ones, and put the record."""
         for block in list(self._blocks.values()):
             if block.dead * 4 > block.rows:
                 self._merge([block])
-        for size in self._mergeable():
-            self._merge(size)
+        for group in self._mergeable():
+            self._merge(group)
         record = self.record
         self.record = record.changed(
             kinds=record.kinds if kinds is None else kinds,
             position=record.position if position is None else position,
-            ahead=record.ahead if position is None else ahead,
+            newer=record.newer if position is None else newer,
             version=record.version + 1,
             blocks=tuple(self._blocks.values()),
             tail=self._tail_count,
@@ -268,7 +253,7 @@ class _Changes:
         self._records.put(table_key(record.name), self.record.pack())
 
     def _mergeable(self) -> Iterator[list[BlockEntry]]:
-        """Groups of `_MERGE_BLOCKS` blocks of about the same size, smallest first; full ones stay as they are."""
+        """Groups of `_MERGE_BLOCKS` or more blocks of similar size, smallest first; full blocks are not merged."""
         least = 0
         most = limits.VECTOR_TAIL_ROWS * _MERGE_BLOCKS
         while least <= self._rows_max // 2:
@@ -314,10 +299,10 @@ class _Changes:
     def _part(self, number: int, part: bytes) -> NDArray[Any]:
         data = self._records.get(block_key(self._tag, number, part))
         if data is None:
-            raise StoreError(f"a block of the table of vectors {self.record.name!r} is missing")
+            raise StoreError(f"a block of the event table of model {self.record.name!r} is missing")
         return np.frombuffer(data, DTYPES[part])
 
-    def _ids(self, number: int) -> Ids:
+    def _ids(self, number: int) -> EventIds:
         if number not in self.block_ids:
             self.block_ids[number] = self._part(number, IDS)
         return self.block_ids[number]
@@ -328,20 +313,6 @@ class _Changes:
     def _block_rows(self, number: int) -> VectorRows:
         vectors = self._part(number, VECTORS).reshape(self.record.dimension, -1).T
         return VectorRows(self._ids(number), self._part(number, SOURCES), vectors)
-
-    def _tail_rows(self) -> VectorRows:
-        prefix = TAIL_PREFIX + self._tag
-        ids, sources, values = [], [], []
-        with self._records.cursor() as cursor:
-            if cursor.set_range(prefix):
-                for key, value in cursor:
-                    if not key.startswith(prefix):
-                        break
-                    ids.append(tail_event_id(key))
-                    sources.append(value[-1])
-                    values.append(value[:-1])
-        vectors = np.frombuffer(b"".join(values), "<f4").reshape(len(ids), self.record.dimension)
-        return VectorRows(np.array(ids, np.int64), np.array(sources, np.uint8), vectors)
 
 
 def _delete_tail(records: Transaction, tag: bytes) -> None:

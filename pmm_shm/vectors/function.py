@@ -10,17 +10,17 @@ from pmm_shm.vectors.embedder import Embedder, checked_embedder
 
 
 class FunctionEmbedder(Embedder):
-    """Embeds by a function: it takes a list of texts and returns as many vectors, in their order.
+    """Embeds with a function that takes a list of texts and returns as many vectors, in the same order.
 
     Parameters:
-        name: the model; another function, or another version of it, needs another name.
+        name: the model; another function or another version of it needs another name.
         dimension: of the vectors that the function returns.
-        function: may raise anything where it fails. Several threads may call it at the same time.
-        batch_max: how many texts the function takes at once.
-        takes_empty: whether the function takes the empty text.
+        function: may raise anything on failure. Several threads may call it at the same time.
+        batch_max: the most texts that the function accepts at once.
+        takes_empty: whether the function accepts the empty text.
 
     Raises:
-        ConfigError: a name or number beyond the limits, or a function that cannot be called.
+        ConfigError: a name or number beyond the limits, or `function` is not callable.
     """
 
     def __init__(
@@ -41,5 +41,5 @@ class FunctionEmbedder(Embedder):
         self._function = function
 
     def embed(self, texts: Sequence[str]) -> Any:
-        # A list of its own: what the function does to it is nobody else's business.
+        # A copy, which the function may change.
         return self._function(list(texts))

@@ -1,8 +1,8 @@
 """The nearest vectors by cosine similarity: found in float32, decided in float64.
 
 A float32 product over all rows finds the candidates. Its error is bounded, so every row that could belong to the best k
-is among them; these are scored again in float64, each row by itself, so that equal vectors have equal similarities
-wherever they lie. The answer is that of a float64 search over all rows.
+is among them. The candidates are scored again in float64, each row by itself, so that equal vectors have equal
+similarities in any block. The result equals that of a float64 search over all rows.
 
 Source of the bound: for a sum of d products in any order, |error| <= gamma * sum |x_i y_i| with gamma = d u / (1 - d u)
 and u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1), and by Cauchy and Schwarz
@@ -23,58 +23,58 @@ _SAMPLE_ROWS = 2_048
 _POOL_ROWS = 16_384
 _LEAST = -2.0
 _PRODUCT_NUMBERS = 1 << 18
-"""One product's size: above it, numpy's BLAS takes more threads, and these wait for each other on busy cores."""
+"""Numbers in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 _NORM_MAX = 2.0**40
 _UNIT = 2.0**-24
 
-Ids = NDArray[np.int64]
+EventIds = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class SearchRows:
     """Rows to search.
 
     Attributes:
         ids: (n,) int64, ascending.
-        vectors: (n, dimension) float32, finite; quickest where one dimension of all rows lies together (Fortran order).
-        inverse_norms: (n,) float32; 0 for a zero vector, NaN where float32 cannot say and float64 has to decide.
-        dead: numbers of the rows that do not count, ascending; None for none.
+        vectors: (n, dimension) float32, finite; fastest in Fortran order, with each dimension contiguous.
+        inverse_norms: (n,) float32; 0 for a zero vector, NaN if float32 is too imprecise and float64 has to decide.
+        dead: numbers of the rows to skip, ascending; None for none.
     """
 
-    ids: Ids
+    ids: EventIds
     vectors: NDArray[np.float32]
     inverse_norms: NDArray[np.float32]
     dead: NDArray[np.uint32] | None = None
 
     @classmethod
-    def of(cls, ids: Ids, vectors: NDArray[np.float32]) -> Rows:
-        """Rows with their norms."""
+    def of(cls, ids: EventIds, vectors: NDArray[np.float32]) -> SearchRows:
+        """Rows, with their norms computed here."""
         return cls(ids, vectors, inverse_norms(vectors))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def living(self, ids: Ids) -> NDArray[np.bool_]:
+    def living(self, ids: EventIds) -> NDArray[np.bool_]:
         """Which of `ids` have a living row here, (m,) bool."""
         if not len(self.ids):
             return np.zeros(len(ids), bool)
-        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        found: NDArray[np.bool_] = self.ids[places] == ids
+        numbers = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        found: NDArray[np.bool_] = self.ids[numbers] == ids
         if self.dead is not None:
-            found &= ~np.isin(places, self.dead)
+            found &= ~np.isin(numbers, self.dead)
         return found
 
-    def within(self, scope: Ids) -> Iterator[Rows]:
-        """The living rows whose id is in `scope`, which ascends; copies, a bounded number at a time."""
+    def within(self, scope: EventIds) -> Iterator[SearchRows]:
+        """Copies of the living rows whose id is in `scope` (ascending), a bounded number at a time."""
         numbers = np.searchsorted(self.ids, scope[self.living(scope)])
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
-            yield Rows(self.ids[part], self.vectors[part], self.inverse_norms[part])
+            yield SearchRows(self.ids[part], self.vectors[part], self.inverse_norms[part])
 
 
 def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / |v| of each row, (n,) float32: 0 for a zero vector, NaN where float32 is too narrow to search with."""
+    """1 / |v| of each row, (n,) float32: 0 for a zero vector, NaN for a norm beyond the range of float32."""
     result = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _CHUNK_ROWS):
         norms = _norms(_wide(vectors[start : start + _CHUNK_ROWS]))
@@ -85,12 +85,14 @@ def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def nearest(blocks: Iterable[Rows], query: Floats, k: int, scope: Ids | None = None) -> list[tuple[int, float]]:
-    """The k rows most similar to `query`: (id, similarity), best first, ties by ascending id; fewer where there are
+def nearest(
+    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
+) -> list[tuple[int, float]]:
+    """The k rows most similar to `query`: (id, similarity), best first, ties by ascending id. Fewer if there are
     fewer rows.
 
     Parameters:
-        blocks: together they hold each id once.
+        blocks: each id occurs once in all of them.
         query: (dimension,) float64, finite.
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
@@ -100,19 +102,19 @@ def nearest(blocks: Iterable[Rows], query: Floats, k: int, scope: Ids | None = N
         if not len(rows):
             continue
         if scope is None:
-            best.look_at(rows)
+            best.add(rows)
         else:
             for part in rows.within(scope):
-                best.look_at(part)
+                best.add(part)
     return best.result()
 
 
 class _Best:
-    """The best k rows so far: those that float64 has decided on, and a pool of candidates that float32 has found."""
+    """The best k rows so far: those scored in float64, and a pool of candidates found in float32."""
 
     def __init__(self, query: Floats, k: int) -> None:
         largest = float(np.abs(query).max(initial=0.0))
-        # By a power of two, which changes no digit: squares of extreme values stay within range.
+        # Scaling by a power of two changes no digit, and keeps squares of extreme values within range.
         self._query = np.ldexp(query, -math.frexp(largest)[1])
         self._query_norm = float(_norms(self._query[np.newaxis])[0])
         unit = self._query / self._query_norm if self._query_norm else self._query
@@ -120,20 +122,20 @@ class _Best:
         self._error = (len(query) + 8) * _UNIT * 1.01
         self._k = k
         self._buffer = np.empty(0, np.float32)
-        self._pool: list[tuple[Ids, NDArray[np.float32]]] = []
+        self._pool: list[tuple[EventIds, NDArray[np.float32]]] = []
         self._pool_scores = np.empty(0, np.float32)
         self._least = _LEAST
-        """A score below which no row can be among the best k."""
-        self._ids: Ids = np.empty(0, np.int64)
+        """No row with a lower score can be among the best k."""
+        self._ids: EventIds = np.empty(0, np.int64)
         self._similarities: Floats = np.empty(0, np.float64)
 
-    def look_at(self, rows: Rows) -> None:
-        """Let rows compete."""
+    def add(self, rows: SearchRows) -> None:
+        """Compare more rows with the best ones."""
         scores = self._scored(rows)
         least = self._least
         if least == _LEAST and len(scores) > _SAMPLE_ROWS >= self._k:
             least = _kth_best(scores[:_SAMPLE_ROWS], self._k) - 2 * self._error
-        # Not `>=`: what is no number has to be decided in float64.
+        # Not `>=`: NaN has to be decided in float64.
         numbers = np.flatnonzero(~(scores < least))
         if len(numbers) > 4 * self._k:
             found = scores[numbers]
@@ -143,17 +145,17 @@ class _Best:
             self._admit(rows.ids[part], rows.vectors[part], scores[part])
 
     def result(self) -> list[tuple[int, float]]:
-        """The best k rows of all that competed."""
+        """The best k of all rows added."""
         self._decide()
         return list(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
 
-    def _scored(self, rows: Rows) -> NDArray[np.float32]:
+    def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
         if len(self._buffer) < len(rows):
             self._buffer = np.empty(len(rows), np.float32)
         scores = self._buffer[: len(rows)]
         step = max(1, _PRODUCT_NUMBERS // rows.vectors.shape[1])
-        # A vector whose norm float32 cannot hold may overflow; its inverse norm is NaN, and so is its score.
+        # A vector with a norm beyond float32 may overflow; its inverse norm and its score are NaN.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(rows), step):
                 np.matmul(rows.vectors[start : start + step], self._unit32, out=scores[start : start + step])
@@ -162,14 +164,14 @@ class _Best:
             scores[rows.dead] = -np.inf
         return scores
 
-    def _admit(self, ids: Ids, vectors: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Take candidates into the pool."""
+    def _admit(self, ids: EventIds, vectors: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Add candidates to the pool."""
         if not len(ids):
             return
         self._pool.append((ids, vectors))
         self._pool_scores = np.concatenate((self._pool_scores, scores))
         if len(self._pool_scores) > _POOL_ROWS:
-            # Rows that float32 cannot tell apart are many: the pool must not grow with them.
+            # The pool must not grow without limit when float32 cannot tell many rows apart.
             self._decide()
         else:
             self._least = max(self._least, _kth_best(self._pool_scores, self._k) - 2 * self._error)
@@ -193,15 +195,15 @@ class _Best:
         norms = _norms(wide) * self._query_norm
         products = (wide * self._query).sum(axis=1)
         similarities: Floats = np.divide(products, norms, out=np.zeros(len(wide)), where=norms != 0.0)
-        # Rounding may lead a little beyond; "more than equal" would be nonsense.
+        # Rounding may lead slightly beyond the range of a cosine.
         return similarities.clip(-1.0, 1.0)
 
 
 def _kth_best(scores: NDArray[np.float32], k: int) -> float:
-    """The k-th largest score that is a number; less than any where there are fewer."""
+    """The k-th largest score that is a number; below any score if there are fewer."""
     if len(scores) < k:
         return _LEAST
-    # NaN sorts behind every number.
+    # NaN sorts after every number.
     ordered = np.partition(scores, len(scores) - k)[len(scores) - k :]
     if np.isnan(ordered).any():
         return _kth_best(scores[~np.isnan(scores)], k)
@@ -210,7 +212,7 @@ def _kth_best(scores: NDArray[np.float32], k: int) -> float:
 
 
 def _wide(vectors: NDArray[np.float32]) -> Floats:
-    """The rows in float64, each lying together: numpy then sums each by itself, equal rows in the same way."""
+    """The rows in float64, each contiguous: numpy then sums each by itself, and equal rows in the same way."""
     return vectors.astype(np.float64, order="C")
 
 

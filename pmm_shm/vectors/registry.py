@@ -1,8 +1,8 @@
-"""Embedders by name: those that come along, a provider's, and a user's own.
+"""Embedders by name: the built-in ones, those of a provider, and a user's own.
 
-A name is `local-bow`, `wordllama`, `openai:MODEL`, `openai:MODEL/DIMENSION`, or `package.module:attribute`. One name is
-one instance in a process. A name is configuration: one out of a ledger or a message must not be looked up here, for
-importing a module runs it.
+A name is `local-bow`, `wordllama`, `openai:MODEL`, `openai:MODEL/DIMENSION`, or `package.module:attribute`. Each name
+has one instance in a process. Names are configuration: a name from a ledger or a message must not be looked up here,
+because importing a module runs it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pmm_shm.vectors.wordllama import WordLlama
 _BUILT_IN: dict[str, type[Embedder]] = {LocalBow.name: LocalBow, WordLlama.name: WordLlama}
 
 _instances: dict[str, Embedder] = {}
-# Reentrant: a user's factory may itself look an embedder up.
+# Reentrant: a user's factory may call `find_embedder`.
 _lock = threading.RLock()
 
 
 def find_embedder(name: str) -> Embedder:
-    """The embedder of a name; the same object for the same name. No model is loaded by this, and nobody is asked.
+    """The embedder of a name; the same object for the same name. Loads no model and sends no request.
 
     Raises:
         UnknownModelError: no embedder has this name.
-        ConfigError: the name says where to find one, and there is none that can be used.
+        ConfigError: the object that the name refers to does not exist, or is not a usable embedder.
         EmbedderError: a user's module or factory failed.
     """
     found = _instances.get(checked_model_name(name))
     if found is not None:
         return found
-    # Outside the lock: another thread may be importing the same module and come here for something else.
+    # Outside the lock: another thread may be importing the same module, and need the lock in it.
     target = _user_object(name) if _is_users(name) else None
     with _lock:
         if name not in _instances:
@@ -62,7 +62,7 @@ def _made(name: str, target: object) -> Embedder:
 
 
 def _user_object(name: str) -> Any:
-    """What `package.module:attribute` names."""
+    """The object that `package.module:attribute` names."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
         raise ConfigError(f"embedder {name!r}: expected package.module:attribute")
@@ -71,7 +71,7 @@ def _user_object(name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # Its own name or that of a package above it: there is no such module. Any other is one that it needs.
+        # The missing module is this one or a package above it, rather than one that it imports.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"embedder {name!r}: there is no module {error.name!r}") from None
         raise EmbedderError(f"embedder {name!r}: module {module_name!r} does not import: {_line(error)}") from error
@@ -82,7 +82,7 @@ def _user_object(name: str) -> Any:
 
 
 def _users_embedder(name: str, target: Any) -> Embedder:
-    """The embedder that a user's object is, or makes."""
+    """A user's object, or the result of calling it, as an embedder."""
     made: Any = target
     if not isinstance(target, Embedder):
         if not callable(target):
@@ -100,7 +100,7 @@ def _users_embedder(name: str, target: Any) -> Embedder:
         embedder = checked_embedder(made)
     except AttributeError as error:
         raise ConfigError(f"embedder {name!r}: {error}") from None
-    # Vectors of one name are shared by all: those of another model must not come under this one.
+    # All workers share the vectors of one name: those of another model must not be stored under it.
     if embedder.name in _BUILT_IN and not isinstance(embedder, _BUILT_IN[embedder.name]):
         raise ConfigError(f"embedder {name!r}: calls itself {embedder.name!r}, which is another embedder's name")
     return embedder
@@ -111,7 +111,7 @@ def _line(error: BaseException) -> str:
 
 
 def _renew_lock() -> None:
-    """In a forked child: whoever held the lock does not live here. The instances stay: each minds forks itself."""
+    """In a forked child, which lacks the thread that may hold the lock. The instances handle forks themselves."""
     global _lock
     _lock = threading.RLock()
 

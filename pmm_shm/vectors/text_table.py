@@ -1,15 +1,15 @@
-"""The table of text vectors: (model, text) to vector, for all workers and over all restarts.
+"""The text table: (model, text) to vector, shared by all workers and kept over restarts.
 
 | key | value |
 | --- | --- |
 | `m` tag | [name, dimension] of a model |
 | `x` tag, text key | one vector, little-endian float32 |
-| `q` number | tag and text key of the vector that was stored as this number |
+| `q` number | tag and text key of the vector stored under this number |
 | `w` | [number of the oldest vector, number of the next one] |
 
 The tag of a model is 8 bytes of BLAKE2b over its name; a text key is `pmm_shm.vectors.embedder.text_key`.
 
-The table is bounded. What was stored first goes first: a read writes nothing, so nobody knows what was read last.
+The table is bounded; the oldest vector is evicted first. Reads write nothing, so the time of the last read is unknown.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ QUEUE_ENDS_KEY = b"w"
 
 
 def model_tag(name: str) -> bytes:
-    """8 bytes that stand for a model in keys."""
+    """8 bytes that represent a model in keys."""
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def text_vector_key(tag: bytes, key: bytes) -> bytes:
-    """Where the vector of a text lies."""
+    """The key of a text's vector."""
     return TEXT_PREFIX + tag + key
 
 
 def queue_ends(records: Transaction) -> tuple[int, int]:
-    """(number of the oldest vector, number of the next one): how many there are is the difference."""
+    """(number of the oldest vector, number of the next one); the difference is the count."""
     data = records.get(QUEUE_ENDS_KEY)
     if data is None:
         return 0, 0
@@ -52,16 +52,16 @@ def queue_ends(records: Transaction) -> tuple[int, int]:
 
 
 def dimension_of(records: Transaction, tag: bytes) -> int | None:
-    """The dimension of a model that has vectors here; None where it has none yet."""
+    """The dimension of a model with vectors in the store; None if it has none yet."""
     data = records.get(MODEL_PREFIX + tag)
     return None if data is None else unpack(data)[1]
 
 
 def put_model(records: Transaction, name: str, dimension: int) -> None:
-    """Keep the dimension of a model.
+    """Record the dimension of a model.
 
     Raises:
-        InvalidVectorError: it has vectors of another dimension, or there are too many models.
+        InvalidVectorError: the store has vectors of another dimension under this name, or too many models.
     """
     is_new = records.get(MODEL_PREFIX + model_tag(name)) is None
     known = local_bow.DIMENSION if name == local_bow.NAME else dimension_of(records, model_tag(name))
@@ -90,11 +90,11 @@ class TextVector(NamedTuple):
     vector: bytes
 
 
-class TextVectorWriter:
-    """Stores text vectors, at most `vectors_max` of them; the daemon's alone.
+class TextTableWriter:
+    """Writes the text table, with at most `vectors_max` vectors; only the daemon does.
 
     Raises:
-        StoreError: what is there cannot be read, or not be brought within the bound.
+        StoreError: the stored table cannot be read, or not be reduced to the bound.
     """
 
     def __init__(self, writer: StoreWriter, vectors_max: int = limits.TEXT_VECTORS_MAX) -> None:
@@ -105,30 +105,30 @@ class TextVectorWriter:
         self.count = writer.transact("text_vectors.count", _count)
 
     def put(self, vectors: Sequence[TextVector]) -> None:
-        """Store vectors in one commit; one that is there already stays as it is.
+        """Store vectors in one commit; those already stored are not replaced.
 
         Raises:
             InvalidVectorError: a model has vectors of another dimension; nothing was stored.
-            StoreError: it cannot be stored; nothing was.
+            StoreError: the commit failed; nothing was stored.
         """
         self.count = self._writer.transact("text_vectors.put", lambda records: self._put(records, vectors))
 
     def _put(self, records: Transaction, vectors: Sequence[TextVector]) -> int:
         first, next_ = queue_ends(records)
         for model, key, vector in vectors:
-            place = text_vector_key(model_tag(model), key)
-            if records.get(place) is not None:
+            table_key = text_vector_key(model_tag(model), key)
+            if records.get(table_key) is not None:
                 continue
             put_model(records, model, len(vector) // 4)
-            records.put(place, vector)
-            records.put(_queue_key(next_), place[1:])
+            records.put(table_key, vector)
+            records.put(_queue_key(next_), table_key[1:])
             next_ += 1
         first = _evict(records, first, next_ - self.vectors_max)
         records.put(QUEUE_ENDS_KEY, pack([first, next_]))
         return next_ - first
 
     def _is_within_bound(self, records: Transaction) -> bool:
-        """Evict a part of what an earlier daemon with a larger bound has left; True when nothing is left to do."""
+        """Evict some of what an earlier daemon stored under a larger bound; True if nothing is left to evict."""
         first, next_ = queue_ends(records)
         wanted = next_ - self.vectors_max
         if first >= wanted:
@@ -146,9 +146,9 @@ def _count(records: Transaction) -> int:
 def _evict(records: Transaction, first: int, until: int) -> int:
     """Delete the vectors with numbers from `first` to before `until`; returns the number of the oldest one left."""
     for number in range(first, until):
-        place = records.get(_queue_key(number))
-        if place is not None:
-            records.delete(TEXT_PREFIX + place)
+        key = records.get(_queue_key(number))
+        if key is not None:
+            records.delete(TEXT_PREFIX + key)
             records.delete(_queue_key(number))
     return max(first, until)
 

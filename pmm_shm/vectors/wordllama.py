@@ -1,10 +1,11 @@
-"""The embedder `wordllama`: static word vectors that come with a package, so that meaning is found offline.
+"""The embedder `wordllama`: static word vectors from a package, for searches by meaning offline; an optional extra.
 
-It is an optional extra. Nothing is ever downloaded: the package's own folder is all that is looked at. The weights (33
-MB as float32) are loaded at the first use, once per process.
+Nothing is ever downloaded: only the package's own folder is read. The weights (33 MB as float32) are loaded on first
+use, once per process.
 
-A vector depends on its text alone, never on the texts beside it: each is cut into tokens and averaged by itself, a
-long one in pieces. The library's own `embed` pads a batch to its longest text, which one long text makes gigabytes.
+A vector depends on its text alone, never on other texts in the batch: each text is split into tokens and averaged by
+itself, a long one in pieces. The library's own `embed` pads a batch to its longest text; one long text can need
+gigabytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.late import late_imports
-from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.vectors.embedder import Embedder, encodable
 
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix
@@ -32,7 +33,7 @@ _PIECE_CHARS = 16_384
 
 
 class WordLlama(Embedder):
-    """`wordllama`: the mean of the word vectors of a text. A word that stands alone has the same vector everywhere."""
+    """`wordllama`: the mean of the word vectors of a text."""
 
     name = NAME
     dimension = DIMENSION
@@ -43,7 +44,7 @@ class WordLlama(Embedder):
         """The vectors, (n, 256) float32.
 
         Raises:
-            EmbedderError: the package is not installed, or its files are not those that are expected.
+            EmbedderError: the package is not installed, or its files are not the expected ones.
             InvalidTextError: a text without a token: the empty one.
         """
         import numpy as np
@@ -51,12 +52,12 @@ class WordLlama(Embedder):
         model = _loaded()
         matrix = np.empty((len(texts), DIMENSION), np.float32)
         for row, text in zip(matrix, texts, strict=True):
-            # A lone surrogate is no text to the tokenizer: it reads as U+FFFD, two that make a pair as their character.
-            readable = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            # The tokenizer rejects surrogates.
+            readable = encodable(text)
             row[:] = 0.0
             count = 0
             for start in range(0, len(readable), _PIECE_CHARS):
-                # One by one, also because the batch call starts threads, which do not survive a fork.
+                # One by one, because the batch call starts threads, which do not survive a fork.
                 piece = model.tokenizer.encode(readable[start : start + _PIECE_CHARS], add_special_tokens=False)
                 row += model.embedding[piece.ids].sum(axis=0)
                 count += len(piece.ids)
@@ -83,7 +84,7 @@ def _loaded() -> Any:
 def _load() -> Any:
     try:
         library = _imported()
-        # A package that gives no tokenizer of its own makes the library ask the network: not with a folder that has it.
+        # Given a folder that contains the tokenizer, the library does not look for it on the network.
         model = library.WordLlama.load(
             _WEIGHTS, dim=DIMENSION, cache_dir=Path(library.__file__).parent, disable_download=True
         )
@@ -98,7 +99,7 @@ def _load() -> Any:
 
 
 def _imported() -> Any:
-    """The package; importing it sets up logging for the whole process, to stderr, unless that is done already."""
+    """The package. Its import would log to stderr for the whole process unless the root logger has a handler."""
     root, placeholder = logging.getLogger(), logging.NullHandler()
     root.addHandler(placeholder)
     try:
@@ -110,7 +111,7 @@ def _imported() -> Any:
 
 
 def _renew_lock() -> None:
-    """In a forked child: whoever held the lock does not live here."""
+    """In a forked child, which does not have the thread that may hold the lock."""
     global _loading
     _loading = threading.Lock()
 

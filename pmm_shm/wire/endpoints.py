@@ -1,6 +1,7 @@
-"""Where a daemon's sockets are: paths of unix sockets, recorded in the instance directory.
+"""The paths of a daemon's unix sockets: chosen and recorded by the daemon, found by clients.
 
-A path over the system's limit falls back to a directory elsewhere, so clients always read the record.
+If the path in the instance directory is too long for a socket, a directory elsewhere is used. So clients always read
+the record in the instance directory.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SCHEME = "ipc://"
 class Endpoints(NamedTuple):
     """Socket paths: ordinary commands, administrative commands, announcements, reports; and the daemon's pid.
 
-    `reports` is empty where a daemon takes none.
+    `reports` is empty if the daemon accepts none.
     """
 
     commands: str
@@ -43,29 +44,29 @@ class Endpoints(NamedTuple):
 
 
 def choose_endpoints(instance: Instance) -> Endpoints:
-    """Paths for a daemon's sockets; makes the fallback directory where the instance's path is too long.
+    """Paths for a daemon's sockets; makes the fallback directory if the instance's path is too long.
 
     Raises:
-        DaemonError: even the fallback is too long, or cannot be made.
+        DaemonError: the fallback is too long as well, or cannot be made.
     """
     directory = instance.directory
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
         digest = blake2b(os.fsencode(directory), digest_size=8).hexdigest()
         directory = _short_directory(instance) / f"pmm-shm-{digest}"
-        _make_elsewhere(directory, instance)
+        _make_fallback(directory, instance)
         crash_point("socket_directory.made")
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
-        raise DaemonError(f"{directory}: too long a path for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
+        raise DaemonError(f"{directory}: the path is too long for a socket; set PMM_SHM_DIR or TMPDIR to a shorter one")
     names = ("commands.sock", "admin.sock", _LONGEST_NAME, "reports.sock")
     commands, admin, announcements, reports = (str(directory / name) for name in names)
     return Endpoints(commands, admin, announcements, os.getpid(), reports)
 
 
 def address_of(path: str) -> str:
-    """ZeroMQ's address of a unix socket. Only this function makes addresses, so nothing is ever reached over a network.
+    """ZeroMQ's address of a unix socket. Only this function makes addresses, so no socket uses a network.
 
     Raises:
-        DaemonError: not the absolute path of a socket: relative, abstract, another kind of address, or too long.
+        DaemonError: not an absolute path: relative, abstract, another kind of address, or too long.
     """
     try:
         size_bytes = len(path.encode("utf-8"))
@@ -79,7 +80,7 @@ def address_of(path: str) -> str:
 
 
 def _short_directory(instance: Instance) -> Path:
-    """A folder of this user's own with a short path; in one where nobody else may pass only if nobody else is to."""
+    """A directory of this user with a short path. XDG_RUNTIME_DIR is closed to others, so not if a group shares."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and os.access(base, os.W_OK) and not may_group_enter(instance):
         return Path(base) / "pmm-shm"
@@ -89,20 +90,21 @@ def _short_directory(instance: Instance) -> Path:
     return Path(tempfile.gettempdir()) / f"pmm-shm-{os.geteuid()}"
 
 
-def _make_elsewhere(directory: Path, instance: Instance) -> None:
+def _make_fallback(directory: Path, instance: Instance) -> None:
+    reason = "the path beside the ledger is too long for a socket"
     try:
         make_socket_directory(directory, instance)
     except InstanceDirectoryError as error:
-        raise DaemonError(f"{error}; the sockets' path beside the ledger is too long") from None
+        raise DaemonError(f"{error}; {reason}") from None
     except OSError as error:
-        raise DaemonError(f"{directory}: {error.strerror}; the sockets' path beside the ledger is too long") from None
+        raise DaemonError(f"{directory}: {error.strerror}; {reason}") from None
 
 
 def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
-    """Write the record, in one step.
+    """Write the record, atomically.
 
     Raises:
-        DaemonError: it cannot be written.
+        DaemonError: the record cannot be written.
     """
     try:
         replace_file(instance.endpoints_file, json.dumps(endpoints._asdict()))
@@ -114,8 +116,8 @@ def find_endpoints(instance: Instance) -> Endpoints:
     """The sockets of the daemon that serves this ledger.
 
     Raises:
-        DaemonAbsentError: none does.
-        DaemonError: this user may not ask, or the instance directory is not to be trusted.
+        DaemonAbsentError: no daemon serves it.
+        DaemonError: this user has no permission, or the instance directory is not to be trusted.
     """
     endpoints = recorded_endpoints(instance)
     try:
@@ -128,11 +130,11 @@ def find_endpoints(instance: Instance) -> Endpoints:
 
 
 def recorded_endpoints(instance: Instance) -> Endpoints:
-    """The sockets of the last daemon, whether it lives or not.
+    """The sockets of the last daemon, which may have ended.
 
     Raises:
-        DaemonAbsentError: there was none.
-        DaemonError: this user may not ask, or the instance directory is not to be trusted.
+        DaemonAbsentError: no daemon has left a record.
+        DaemonError: this user has no permission, or the instance directory is not to be trusted.
     """
     try:
         check_directory(instance)
@@ -166,10 +168,10 @@ def _no_permission(instance: Instance, path: object) -> DaemonError:
 
 
 def check_listening(path: str) -> None:
-    """Connect to a socket and hang up: ZeroMQ would wait where nobody listens, or where it may not connect.
+    """Connect to a socket and close the connection: ZeroMQ would wait instead of raising.
 
     Raises:
-        OSError: nobody listens, or this user may not connect.
+        OSError: no process listens, or this user has no permission.
     """
     with late_imports:
         import socket
@@ -179,7 +181,7 @@ def check_listening(path: str) -> None:
         try:
             probe.connect(path)
         except (BlockingIOError, TimeoutError):
-            # Somebody listens and does not accept: a daemon that was stopped, with a full backlog.
+            # A process listens and does not accept: a stopped daemon with a full backlog.
             return
         except ValueError:
             # A NUL or half a surrogate pair, from a damaged record.

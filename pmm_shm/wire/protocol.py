@@ -4,9 +4,9 @@ A request is {"v": 1, "id": int, "command": str, "args": {...}}; its reply {"v":
 ...} or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v": 1, "as_of": int,
 "sequence": int}.
 
-A report is a request that nobody answers, in a datagram of its own socket.
+A report is a request without a reply, sent as a datagram to a separate socket. `results` has the results.
 
-Messages are hints: no correctness depends on one of them arriving.
+Messages are hints: correctness never depends on one of them arriving.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ COUNTERS = (
     "embedding_hits",
     "embedding_misses",
 )
-"""What a worker reports of itself, each since it began."""
+"""The counters that a worker reports, each since the worker began."""
 LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
 _REASON_CHARS_MAX = 300
 _MESSAGE_CHARS_MAX = 1_000
-_WAIT_MS_MAX = 24 * 3_600 * 1_000
+WAIT_MS_MAX = 24 * 3_600 * 1_000
 
 
 class ProtocolError(ValueError):
-    """A message that is not one of ours; the text says why.
+    """A message that does not follow the protocol; the text says why.
 
     Attributes:
-        request_id: the id of the message, where it has one; otherwise 0.
+        request_id: the id of the message; 0 if it has none.
     """
 
     def __init__(self, reason: str, request_id: int = 0) -> None:
@@ -71,8 +71,7 @@ class Request(NamedTuple):
     args: Mapping[str, Any]
 
     def pack(self) -> bytes:
-        packed: bytes = msgpack.packb({"v": VERSION, "id": self.id, "command": self.command, "args": dict(self.args)})
-        return packed
+        return _pack({"id": self.id, "command": self.command, "args": dict(self.args)})
 
 
 class Announcement(NamedTuple):
@@ -82,19 +81,23 @@ class Announcement(NamedTuple):
     sequence: int
 
     def pack(self) -> bytes:
-        packed: bytes = msgpack.packb({"v": VERSION, "as_of": self.as_of, "sequence": self.sequence})
-        return packed
+        return _pack(self._asdict())
+
+
+def _pack(fields: dict[str, Any], unicode_errors: str = "strict") -> bytes:
+    packed: bytes = msgpack.packb({"v": VERSION, **fields}, unicode_errors=unicode_errors)
+    return packed
 
 
 def _unpack(data: bytes, size_max: int) -> dict[str, Any]:
     if len(data) > size_max:
-        raise ProtocolError(f"a message of {len(data)} bytes; at most {size_max} are read")
+        raise ProtocolError(f"a message of {len(data)} bytes; at most {size_max} are allowed")
     try:
         message = msgpack.unpackb(data, **_UNPACK)
     except Exception as error:
         raise ProtocolError(f"not a message: {type(error).__name__}") from None
     if not isinstance(message, dict):
-        raise ProtocolError("not a message: no map")
+        raise ProtocolError("not a message: not a map")
     return message
 
 
@@ -112,7 +115,7 @@ def unpack_request(data: bytes, allowed: frozenset[str]) -> Request:
     """The request in `data`, if its command is among `allowed`.
 
     Raises:
-        ProtocolError: it is none; nothing of it may be carried out.
+        ProtocolError: it is not such a request, and must not be carried out.
     """
     message = _unpack(data, limits.MESSAGE_BYTES_MAX)
     try:
@@ -134,7 +137,7 @@ def _checked_request(message: dict[str, Any], allowed: frozenset[str]) -> Reques
 
 
 def _checked_args(command: str, args: dict[str, Any]) -> dict[str, Any]:
-    fields = _FIELDS[command]
+    fields = _ARGUMENTS[command]
     if set(args) != set(fields):
         raise ProtocolError(f"{command}: takes {sorted(fields)}, got {sorted(map(str, args))[:8]}")
     for name, (is_good, expected) in fields.items():
@@ -163,8 +166,8 @@ def _is_token(value: object) -> bool:
     return _is_integer(value, 0, 2**63 - 1)
 
 
-def _are(value: object, is_item: Callable[[object], bool]) -> bool:
-    """Whether it is a list of 1 to `limits.LEASE_KEYS_MAX` such items, none of them twice."""
+def _is_list_of(value: object, is_item: Callable[[object], bool]) -> bool:
+    """Whether it is a list of 1 to `limits.LEASE_KEYS_MAX` different items."""
     return (
         isinstance(value, list)
         and 0 < len(value) <= limits.LEASE_KEYS_MAX
@@ -177,7 +180,7 @@ def _are_vectors(value: object) -> bool:
     """Whether it is a list of [key, token, vector], no key twice, the vectors finite and of one dimension."""
     if not isinstance(value, list) or not all(isinstance(entry, list) and len(entry) == 3 for entry in value):
         return False
-    if not _are([entry[0] for entry in value], _is_text_key) or not all(_is_token(entry[1]) for entry in value):
+    if not _is_list_of([entry[0] for entry in value], _is_text_key) or not all(_is_token(entry[1]) for entry in value):
         return False
     vectors = [entry[2] for entry in value]
     if not all(type(vector) is bytes for vector in vectors) or len(set(map(len, vectors))) != 1:
@@ -196,21 +199,21 @@ def _are_counters(value: object) -> bool:
     )
 
 
-_Check = tuple[Callable[[Any], bool], str]
-_ROLE: _Check = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
-_FOLD: _Check = (_is_fold, "a name or null")
-_MODEL: _Check = (_is_model, "a model's name")
-_TOKENS: _Check = (lambda value: _are(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
+_ArgumentRule = tuple[Callable[[Any], bool], str]
+_ROLE: _ArgumentRule = (lambda value: isinstance(value, str) and 0 < len(value) <= 64, "a name of 1 to 64 characters")
+_FOLD: _ArgumentRule = (_is_fold, "a name or null")
+_MODEL: _ArgumentRule = (_is_model, "a model's name")
+_TOKENS: _ArgumentRule = (lambda value: _is_list_of(value, _is_token), f"1 to {limits.LEASE_KEYS_MAX} different tokens")
 
 
-def _between(low: int, high: int) -> _Check:
+def _between(low: int, high: int) -> _ArgumentRule:
     return lambda value: _is_integer(value, low, high), f"an integer from {low} to {high}"
 
 
-_FIELDS: dict[str, dict[str, _Check]] = {
+_ARGUMENTS: dict[str, dict[str, _ArgumentRule]] = {
     PING: {},
     STATS: {},
-    WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, _WAIT_MS_MAX)},
+    WAIT: {"event_id": _between(-(2**63), 2**63 - 1), "timeout_ms": _between(0, WAIT_MS_MAX)},
     VERIFY: {"fold": _FOLD},
     INVALIDATE: {"fold": _FOLD},
     INDEX: {},
@@ -222,7 +225,7 @@ _FIELDS: dict[str, dict[str, _Check]] = {
     LEASE: {
         "model": _MODEL,
         "keys": (
-            lambda value: _are(value, _is_text_key),
+            lambda value: _is_list_of(value, _is_text_key),
             f"1 to {limits.LEASE_KEYS_MAX} different keys of {TEXT_KEY_BYTES} bytes",
         ),
         "wait_ms": _between(0, LEASE_WAIT_MS_MAX),
@@ -230,7 +233,7 @@ _FIELDS: dict[str, dict[str, _Check]] = {
     REPORT: {
         "worker": (_is_token, "a token"),
         "counters": (_are_counters, f"all counters, from 0 to {limits.COUNTER_MAX}"),
-        "is_last": (lambda value: isinstance(value, bool), "a truth value"),
+        "is_last": (lambda value: isinstance(value, bool), "a boolean"),
     },
     RENEW: {"tokens": _TOKENS},
     RELEASE: {"tokens": _TOKENS},
@@ -242,31 +245,25 @@ _FIELDS: dict[str, dict[str, _Check]] = {
         ),
     },
 }
-"""Of each command the arguments, with what each must be."""
+"""The arguments of each command, each with a check and the words for it."""
 
 
 def pack_result(request_id: int, result: Any) -> bytes:
-    """A reply to a command that was carried out."""
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "id": request_id, "ok": True, "result": result}, unicode_errors="replace"
-    )
-    return packed
+    """The reply to a command that was carried out."""
+    return _pack({"id": request_id, "ok": True, "result": result}, unicode_errors="replace")
 
 
 def pack_error(request_id: int, code: str, message: str) -> bytes:
-    """A reply to a command that was refused or failed."""
+    """The reply to a command that was refused or failed."""
     error = {"code": code, "message": message[:_MESSAGE_CHARS_MAX]}
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "id": request_id, "ok": False, "error": error}, unicode_errors="replace"
-    )
-    return packed
+    return _pack({"id": request_id, "ok": False, "error": error}, unicode_errors="replace")
 
 
 def unpack_reply(data: bytes, request_id: int) -> Any:
     """The result in a reply to request `request_id`.
 
     Raises:
-        CommandError: the daemon refused or failed; the message is its own. Or it speaks another version.
+        CommandError: the daemon refused or failed, with its message; or it speaks another version of the protocol.
         ProtocolError: not a reply to this request.
     """
     message = _unpack(data, limits.REPLY_BYTES_MAX)

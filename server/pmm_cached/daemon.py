@@ -7,7 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pmm_cached.commands import CommandServer, Done
+from pmm_cached.client_call import JobDone
+from pmm_cached.commands import CommandServer
 from pmm_cached.follower import Follower, all_folds
 from pmm_cached.health import HeadProbe, assess
 from pmm_cached.indexer import Indexer
@@ -18,8 +19,8 @@ from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
-from pmm_cached.text_store import TextStore
-from pmm_cached.watch import Watch
+from pmm_cached.text_table import TextTable
+from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
@@ -44,7 +45,7 @@ class Daemon:
     """One daemon for one ledger.
 
     Raises:
-        LedgerError: there is no usable ledger; nothing was made.
+        LedgerError: no usable ledger; nothing was made.
         ConfigError: the instance directory cannot be used.
         DaemonRunningError: another daemon serves the ledger.
         StoreError: the store cannot be opened.
@@ -58,7 +59,7 @@ class Daemon:
         self._settings = settings
         self._log = log
         if settings.metrics_port is not None:
-            # Before anything is made: it may not be installed.
+            # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
         self._lock = InstanceLock(self._instance)
         self._metrics: MetricsServer | None = None
@@ -74,7 +75,7 @@ class Daemon:
         self._reporter = StatusReporter(self._notifier, self.stats, log)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
-        self._texts = TextStore(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
+        self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
         self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
@@ -89,7 +90,7 @@ class Daemon:
             self._die,
         )
         record_endpoints(self._instance, self._endpoints)
-        self._watch = Watch(self._instance.ledger)
+        self._watch = LedgerWatch(self._instance.ledger)
         self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status, self._notifier.feed)
         self._maintenance = Maintenance(
             self._instance.ledger,
@@ -110,7 +111,7 @@ class Daemon:
 
         Raises:
             LockLostError: SQLite's lock is gone; start anew.
-            DaemonError: a thread ended that nothing goes on without, or the instance directory is gone.
+            DaemonError: an essential thread ended, or the instance directory is gone.
             DamagedStoreError: the environment is damaged; the next start makes it anew.
         """
         self._log.info("serving", ledger=self._instance.ledger, directory=str(self._instance.directory))
@@ -137,8 +138,7 @@ class Daemon:
     def stop(self) -> None:
         """Finish the batch and end `run`; safe in a signal handler.
 
-        A follower that does not come back, from a fold that hangs, say, is cut off by SIGALRM. Killing the daemon harms
-        nothing.
+        A follower that hangs, for example in a fold, is cut off by SIGALRM. Killing the daemon harms nothing.
         """
         self._is_stopping = True
         signal.setitimer(signal.ITIMER_REAL, limits.STOP_HARD_S)
@@ -153,7 +153,7 @@ class Daemon:
     def stats(self) -> dict[str, Any]:
         """The daemon's numbers, for the stats command."""
         numbers = self._status.as_dict()
-        ahead = self._probe.look(self._writer.header.position)
+        lag = self._probe.lag_behind(self._writer.header.position)
         newest = self._writer.last_transaction_id()
         slots = self._writer.reader_slots()
         readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
@@ -165,7 +165,7 @@ class Daemon:
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
         # A ledger that is busy for the moment: as far as is known, nothing came.
-        numbers["head_id"], numbers["lag_events"] = ahead or (numbers["as_of"], 0)
+        numbers["head_id"], numbers["lag_events"] = lag or (numbers["as_of"], 0)
         numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
         numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)
@@ -175,13 +175,13 @@ class Daemon:
         numbers["sizes"] = sizes(self._writer, self._instance)
         return numbers
 
-    def verify(self, fold: str | None, done: Done) -> None:
+    def verify(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.verify(fold, done)
 
-    def invalidate(self, fold: str | None, done: Done) -> None:
+    def invalidate(self, fold: str | None, done: JobDone) -> None:
         self._maintenance.rebuild(fold, "invalidated", done)
 
-    def index(self, done: Done) -> None:
+    def index(self, done: JobDone) -> None:
         self._indexer.index(done)
 
     def knows(self, fold: str) -> bool:
@@ -200,7 +200,7 @@ class Daemon:
             except LockLostError:
                 raise
             except DamagedStoreError:
-                self._writer.distrust()
+                self._writer.mark_damaged()
                 raise
             except (LedgerError, StoreError) as error:
                 self._trouble(error)
@@ -210,7 +210,7 @@ class Daemon:
                 last_change = time.monotonic()
 
     def _look_after_instance(self) -> None:
-        """Now and then: end when the instance directory is not ours any more, and free what dead readers pin."""
+        """At intervals: stop if the instance directory is no longer ours, and free the pages that dead readers pin."""
         now = time.monotonic()
         if now - self._instance_checked >= limits.INSTANCE_CHECK_S:
             self._instance_checked = now
@@ -225,11 +225,10 @@ class Daemon:
     def _sleep_s(self, quiet_s: float) -> float:
         """How long to sleep when nothing changed for `quiet_s` seconds.
 
-        In growing steps at first: the event from the system comes before the commit is visible, and the next event may
-        be swallowed.
+        In growing steps at first: inotify reports a write before the commit is visible, and may swallow the next one.
         """
         if quiet_s < limits.BACKOFF_WINDOW_S:
-            return min(limits.BACKOFF_MAX_S, max(limits.BACKOFF_MIN_S, quiet_s / 4))
+            return min(limits.BACKOFF_S_MAX, max(limits.BACKOFF_S_MIN, quiet_s / 4))
         return min(self._settings.slow_poll_s, self._notifier.feeding_s)
 
     def _step(self) -> bool:
@@ -290,7 +289,7 @@ class Daemon:
             self._status.problem = None
 
     def _shut_down(self) -> None:
-        # The follower came back: what is left has time limits of its own.
+        # The follower has returned: the other parts have their own time limits.
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._notifier.stopping()
         deadline = time.monotonic() + limits.STOP_S
@@ -298,7 +297,7 @@ class Daemon:
         metrics = () if self._metrics is None else (self._metrics,)
         for part in (*metrics, self._reporter, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
-        # Where the directory is another's, so are the sockets and the mark that stand there.
+        # If the directory is another daemon's, so are the sockets and the mark in it.
         is_ours = self._lock.is_held()
         self._commands.stop(removes_files=is_ours)
         self._follower.close()
@@ -306,7 +305,7 @@ class Daemon:
         if is_idle:
             self._writer.close(is_clean=is_ours)
         else:
-            # Closing the store under the thread that uses it would crash. What is published stands as it is.
+            # Closing the store under the thread that uses it would crash. The published state stays as it is.
             self._log.warning("a job did not end in time; the store is left without the mark of a clean shutdown")
         self._watch.close()
         self._notifier.close()
@@ -326,7 +325,7 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
 
 
 def _check_ledger(path: str) -> None:
-    """Raise `LedgerError` where there is no usable ledger.
+    """Raise `LedgerError` if there is no usable ledger.
 
     The journal of a dead writer is no reason: the next writer rolls it back.
     """

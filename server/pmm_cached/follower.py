@@ -1,7 +1,7 @@
 """The follower: reads the tail of the ledger, folds it, publishes it.
 
 Invariant: never writes the ledger, never holds a statement open on it.
-Invariant: what is published always is the state of one position of the log, with its anchor.
+Invariant: the published state is always that of one position of the log, with its anchor.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from typing import NamedTuple
 from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import DECODE, DecodeFold, Engine
+from pmm_shm.folds.engine import DECODE, DecodeFold
 from pmm_shm.folds.registry import built_in_folds, registered_folds
-from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.freshness import Freshness, LedgerMoved, Mark
-from pmm_shm.ledger.tail import Position, TailReader
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.freshness import Freshness, Mark
+from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
 
 _BATCH_S = 0.1
-_ROWS_PER_SIGN = 64
 
 
 def all_folds() -> list[Fold]:
@@ -33,13 +31,13 @@ def all_folds() -> list[Fold]:
     return [*folds, DecodeFold(folds)]
 
 
-class Step(NamedTuple):
-    """What one step did.
+class FollowStep(NamedTuple):
+    """The outcome of one step of the follower.
 
     Attributes:
         rows: how many rows it folded, of the kinds that the folds need.
-        has_moved: whether it came on in the log, be it over events that no fold needs.
-        is_anchored: False when the log does not continue what is published: it was replaced, truncated or edited.
+        has_moved: whether the position has moved, even if only over events that no fold needs.
+        is_anchored: False when the log does not continue the published state: it was replaced, truncated or edited.
         is_complete: whether it reached the head of the log.
     """
 
@@ -57,7 +55,7 @@ class Follower:
         writer: the store.
         folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
         status: where the numbers go.
-        on_progress: called, from whichever thread, whenever the follower has come on.
+        on_progress: called, from any thread, whenever the follower has made progress.
     """
 
     def __init__(
@@ -77,7 +75,6 @@ class Follower:
         self._mark: Mark | None = None
         # The header of an empty WAL is always the same: a mark dies with its connection.
         self.connection.on_close(self._forget_mark)
-        self._live: list[Fold] = []
         self.adopt_published()
 
     @property
@@ -90,12 +87,9 @@ class Follower:
         return [fold for fold in self._folds if fold not in self._live]
 
     def adopt_published(self) -> None:
-        """Follow on from what the store holds: at the start, and after every flip."""
+        """Follow on from the published state: at the start, and after every flip."""
         header = self._writer.header
-        self._live = [fold for fold in self._folds if header.generation_of(fold) is not None]
-        self._engine = Engine(self._live)
-        self._reader = TailReader(self.connection, self._engine.kinds)
-        self._states = {fold.name: State() for fold in self._live}
+        self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
         self._mark = None
         self._publish_status()
 
@@ -107,29 +101,29 @@ class Follower:
         """
         return self._take_mark() != self._mark
 
-    def step(self) -> Step:
+    def step(self) -> FollowStep:
         """Fold and publish one batch.
 
         Raises:
             LedgerError: the ledger cannot be read.
-            StoreError: it cannot be published; the last snapshot stands.
+            StoreError: it cannot be published; the last snapshot stays.
         """
         self.progressed()
         if not self._live:
-            return Step(0, False, True, True)
+            return FollowStep(0, False, True, True)
         mark = self._take_mark()
         try:
             with self._writer.environment.read() as transaction:
-                step, position = self._fold_batch(self._writer.snapshot(transaction))
+                step = self._fold_batch(self._writer.snapshot(transaction))
         except BaseException:
-            # Half a batch is folded and the position stands where it was.
-            self._drop_overlays()
+            # Half a batch is folded; the next step begins at the published position again.
+            self._cursor.drop_overlay()
             raise
         if not step.is_anchored:
-            self._drop_overlays()
+            self._cursor.drop_overlay()
             return step
         if step.has_moved:
-            self._publish(position)
+            self._publish()
         if step.is_complete:
             self._mark = mark
         return step
@@ -138,7 +132,7 @@ class Follower:
         """Bring the live folds to the head, and run `action` on the same snapshot of the ledger.
 
         Raises:
-            LogChanged: the log does not continue what is published.
+            LogChanged: the log does not continue the published state.
             LedgerError, StoreError: as `step`.
         """
         self._to_head()
@@ -147,31 +141,32 @@ class Follower:
             action()
 
     def progressed(self) -> None:
-        """Tell that the follower, or who works for it while it stands still, has come on."""
+        """Report progress of the follower, or of work that it waits for."""
         self._status.followed_monotonic = time.monotonic()
         self._on_progress()
 
     def is_anchored(self) -> bool:
-        """Whether the log continues what is published."""
-        with self.connection.lock:
-            return not self._live or self._reader.holds(self._writer.header.position)
+        """Whether the log continues the published state."""
+        return not self._live or self._cursor.log_holds(self._writer.header.position)
 
     def forget_live(self) -> None:
-        """What is published, every seal and every event vector is of another log: follow nothing until a rebuild has
-        replaced it.
+        """The published state, the seals and the event vectors belong to another log: follow nothing until a rebuild
+        has replaced them.
 
         Raises:
-            StoreError: it cannot be written down.
+            StoreError: it cannot be recorded.
         """
         self._writer.end_history()
         self._status.sealed_blocks = self._status.verified_as_of = 0
-        self._live = []
-        self._engine = Engine(())
-        self._states = {}
+        self._follow([])
         self._publish_status()
 
     def close(self) -> None:
         self.connection.close()
+
+    def _follow(self, folds: list[Fold]) -> None:
+        self._live = folds
+        self._cursor = Cursor(folds, self.connection)
 
     def _to_head(self) -> None:
         while True:
@@ -192,30 +187,24 @@ class Follower:
             except LedgerMoved:
                 close_replaced(self.connection.path)
 
-    def _fold_batch(self, snapshot: Snapshot) -> tuple[Step, Position]:
-        position = start = snapshot.header.position
+    def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
+        cursor, start = self._cursor, snapshot.header.position
+        cursor.stand_on(start, {fold.name: snapshot.base(fold) for fold in self._live})
         rows, deadline = 0, time.monotonic() + _BATCH_S
-        for fold in self._live:
-            self._states[fold.name].base = snapshot.base(fold)
         while True:
-            with self.connection.lock:
-                tail = self._reader.read(position)
+            # Progress is told within a batch, too: a slow fold is no hanging one.
+            tail = cursor.advance(on_progress=self.progressed)
             if not tail.is_anchored:
-                return Step(0, False, False, False), position
-            for first in range(0, len(tail.rows), _ROWS_PER_SIGN):
-                # A slow fold is no hanging one.
-                self._engine.apply(tail.rows[first : first + _ROWS_PER_SIGN], self._states)
-                self.progressed()
+                return FollowStep(0, False, False, False)
             rows += len(tail.rows)
-            position = tail.position
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
-                return Step(rows, position != start, True, tail.is_complete), position
+                return FollowStep(rows, cursor.position != start, True, tail.is_complete)
 
-    def _publish(self, position: Position) -> None:
+    def _publish(self) -> None:
         try:
-            self._writer.publish(position, {fold: self._states[fold.name] for fold in self._live})
+            self._writer.publish(self._cursor.position, {fold: self._cursor.states[fold.name] for fold in self._live})
         finally:
-            self._drop_overlays()
+            self._cursor.drop_overlay()
         self._status.commits += 1
         self._publish_status()
 
@@ -225,8 +214,3 @@ class Follower:
         self._status.is_published = bool(self._live) and not header.is_void
         self._status.folds = [fold.name for fold in self._live if fold.name != DECODE]
         self._status.map_growths = self._writer.map_growths
-
-    def _drop_overlays(self) -> None:
-        for state in self._states.values():
-            state.drop_overlay()
-            state.take_touched()

@@ -1,7 +1,6 @@
-"""How the daemon is: how far behind the ledger's head, and what is wrong with it, if anything.
+"""The daemon's health: how far it is behind the ledger's head, and what is wrong with it.
 
-Looks at the ledger by itself, through a connection of its own: a follower that stands still must not be able to say
-that it is at the head.
+The head is read over a separate connection, so that a follower that hangs cannot report itself as up to date.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.tail import Position
 
-State = Literal["healthy", "lagging", "degraded"]
+HealthState = Literal["healthy", "lagging", "degraded"]
 
-_AHEAD = (
+_LAG = (
     "SELECT (SELECT max(id) FROM events), "
     "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ? IS NULL OR id > ? LIMIT ?))"
 )
 
 
-class Ahead(NamedTuple):
-    """What of the log is not applied.
+class Lag(NamedTuple):
+    """The part of the log that is not published yet.
 
     Attributes:
-        head_id: the newest event; 0 for none.
-        lag_events: how many events come behind the position, counted up to `limits.LAG_EVENTS_MAX`.
+        head_id: id of the newest event; 0 if there is none.
+        lag_events: number of events after the published position, counted up to `limits.LAG_EVENTS_MAX`.
     """
 
     head_id: int
@@ -41,8 +40,8 @@ class HeadProbe:
     def __init__(self, path: str) -> None:
         self._connection = Connection(path, "ro", limits.HEAD_PROBE_S)
 
-    def look(self, position: Position) -> Ahead | None:
-        """What comes behind the position now; None where the ledger cannot be read at this moment."""
+    def lag_behind(self, position: Position) -> Lag | None:
+        """The lag of a reader at `position`; None if the ledger cannot be read now, because it is busy, say."""
         connection = self._connection
         try:
             with connection.lock:
@@ -50,38 +49,37 @@ class HeadProbe:
                     connection.close()
                 handle = connection.handle()
                 parameters = (position.event_id, position.event_id, limits.LAG_EVENTS_MAX)
-                head_id, count = connection.retry(lambda: handle.execute(_AHEAD, parameters).fetchall()[0])
+                head_id, count = connection.retry(lambda: handle.execute(_LAG, parameters).fetchall()[0])
         except LedgerError:
             return None
-        return Ahead(head_id or 0, count)
+        return Lag(head_id or 0, count)
 
     def close(self) -> None:
         self._connection.close()
 
 
 class Health(NamedTuple):
-    """A judgement.
+    """The health of a daemon.
 
     Attributes:
-        health: degraded where somebody should look at it, lagging where time will tell.
-        health_reasons: a line for each reason why it is not healthy.
-        is_current: whether what is published follows the log; events that no fold could use, and vectors that are
-            missing, do not count against that.
+        health: degraded if somebody has to act, lagging if it may recover unaided.
+        health_reasons: one line for each reason why it is not healthy.
+        is_current: whether the published state follows the log. Quarantined events and missing vectors do not count.
     """
 
-    health: State
+    health: HealthState
     health_reasons: list[str]
     is_current: bool
 
 
 def assess(numbers: Mapping[str, Any]) -> Health:
-    """How a daemon with these numbers is."""
-    hindrances, delays, losses = _hindrances(numbers), _delays(numbers), _losses(numbers)
-    state: State = "degraded" if hindrances or losses else "lagging" if delays else "healthy"
-    return Health(state, hindrances + delays + losses, not hindrances and not delays)
+    """The health of a daemon with these numbers."""
+    problems, delays, losses = _problems(numbers), _delays(numbers), _losses(numbers)
+    state: HealthState = "degraded" if problems or losses else "lagging" if delays else "healthy"
+    return Health(state, problems + delays + losses, not problems and not delays)
 
 
-def _hindrances(numbers: Mapping[str, Any]) -> list[str]:
+def _problems(numbers: Mapping[str, Any]) -> list[str]:
     found = [numbers["problem"]] if numbers["problem"] else []
     if numbers["heartbeat_age_ms"] > limits.HEARTBEAT_MS_MAX:
         found.append(
@@ -97,7 +95,7 @@ def _hindrances(numbers: Mapping[str, Any]) -> list[str]:
 
 def _delays(numbers: Mapping[str, Any]) -> list[str]:
     if not numbers["is_published"]:
-        return ["what is published is being built: until then readers fold the log by themselves"]
+        return ["the published state is being built; until then readers fold the log themselves"]
     if numbers["lag_events"] and numbers["lag_ms"] > limits.LAG_MS_MAX:
         return [f"{numbers['lag_events']:,} events behind the head of the log, for {numbers['lag_ms']:,} ms"]
     return []
@@ -107,5 +105,5 @@ def _losses(numbers: Mapping[str, Any]) -> list[str]:
     problem = numbers["embeddings"]["problem"]
     found = [f"events get no vectors: {problem}"] if problem else []
     if numbers["quarantined"]:
-        found.append(f"{numbers['quarantined']:,} times an event could not be used: the quarantine names the newest")
+        found.append(f"{numbers['quarantined']:,} times an event could not be used; the quarantine lists the newest")
     return found

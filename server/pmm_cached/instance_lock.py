@@ -17,7 +17,7 @@ class InstanceLock:
 
     Raises:
         DaemonRunningError: another daemon holds it.
-        StoreError: the instance directory cannot be made or written, is another user's, or lies on a network's file
+        StoreError: the instance directory cannot be made or written, belongs to another user, or is on a network file
             system.
     """
 
@@ -26,7 +26,7 @@ class InstanceLock:
         network = network_file_system(existing_part(instance.directory))
         if network is not None:
             raise StoreError(
-                f"{instance.directory}: it lies on {network}, a network file system, where no memory can be shared; "
+                f"{instance.directory}: it is on {network}, a network file system, where memory cannot be shared; "
                 "set PMM_SHM_DIR to a directory on a local disk"
             )
         make_directory(instance)
@@ -56,7 +56,7 @@ class InstanceLock:
         crash_point("daemon_lock.written")
 
     def is_held(self) -> bool:
-        """Whether the instance directory is still this daemon's: the locked file stands at its path."""
+        """Whether the instance directory is still this daemon's: the locked file is still at its path."""
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
         except OSError:

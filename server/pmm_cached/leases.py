@@ -1,10 +1,10 @@
-"""Leases: who computes a missing vector while the others wait for it.
+"""Leases: one client computes a missing vector while the others wait for it.
 
-A pure state machine: the clock is a parameter, nothing is stored or sent here. A lease is for one text of one model.
-No token comes twice, so that a holder that comes late is known by it; tokens begin at a random number, so that those of
-an earlier daemon do not fit.
+A state machine without I/O: the clock is a parameter. A lease covers the text of one key and one model. Its holder
+proves itself by a fencing token. No token is used twice, so a holder that comes after the expiry is refused; tokens
+begin at a random number, so those of an earlier daemon are refused, too.
 
-Not thread-safe: the thread of the commands has it for itself.
+Not thread-safe: only the command thread uses it.
 """
 
 from __future__ import annotations
@@ -13,47 +13,38 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
+from pmm_shm.wire.results import LeaseResult
 
-Place = tuple[str, bytes]
+LeaseKey = tuple[str, bytes]
 """Model and text key."""
 
-
-class Answer(NamedTuple):
-    """What became of the keys of a request, by their indices: granted ones with their tokens; `failed` are those that
-    were waited for, and whose holder gave up.
-    """
-
-    granted: list[tuple[int, int]]
-    ready: list[int]
-    held: list[int]
-    failed: list[int]
-
-
-Reply = Callable[[Answer | None], None]
-"""Called with the answer, or with None where there is no room for more leases or more who wait."""
+OnLeaseResult = Callable[[LeaseResult | None], None]
+"""Called with the result, or with None if there are too many leases or waiters."""
 
 
 @dataclass
 class _Lease:
-    place: Place
+    key: LeaseKey
     token: int
     granted_at: float
     renewed_at: float
 
 
 @dataclass(eq=False)
-class _Waiter:
-    """A request all of whose keys are held by others; its number tells when it came."""
+class _LeaseWaiter:
+    """A request whose keys are all held by others; `number` is its place in the order of arrival."""
 
     number: int
     model: str
     keys: Sequence[bytes]
     deadline: float
-    reply: Reply
+    on_result: OnLeaseResult
+
+    def expire(self) -> None:
+        self.on_result(LeaseResult([], [], list(range(len(self.keys))), []))
 
 
 class Leases:
@@ -61,7 +52,7 @@ class Leases:
 
     Parameters:
         is_stored: whether the vector of (model, key) is in the table.
-        status: where the numbers are kept.
+        status: where leases are counted.
         clock: monotonic seconds.
     """
 
@@ -75,35 +66,51 @@ class Leases:
         self._status = status
         self._clock = clock
         self._next_token = secrets.randbits(48)
-        self._by_place: dict[Place, _Lease] = {}
-        # Both without the leases whose vectors are being stored, which do not expire. A dict keeps its order.
+        self._by_key: dict[LeaseKey, _Lease] = {}
+        # By token, in the order of expiry; without the leases whose vectors are being stored, which do not expire.
         self._by_grant: dict[int, _Lease] = {}
         self._by_renewal: dict[int, _Lease] = {}
-        self._waiters: dict[_Waiter, None] = {}
-        self._waiters_of: dict[Place, dict[_Waiter, None]] = {}
+        self._waiters: dict[_LeaseWaiter, None] = {}
+        self._waiters_of: dict[LeaseKey, dict[_LeaseWaiter, None]] = {}
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
         return len(self._waiters)
 
-    def lease(self, model: str, keys: Sequence[bytes], wait_s: float, reply: Reply, *, may_wait: bool = True) -> None:
-        """Grant leases for the keys that are neither stored nor held; `reply` is called now or later.
+    def acquire(
+        self, model: str, keys: Sequence[bytes], wait_s: float, on_result: OnLeaseResult, *, may_wait: bool = True
+    ) -> None:
+        """Grant leases for the keys that are neither stored nor held, and call `on_result`.
 
-        Later, at most after `wait_s`, if others hold all keys; not if `may_wait` is false.
+        If others hold all keys, it is called when one of them ends, or after `wait_s`; with None at once if `may_wait`
+        is false.
         """
-        self.advance()
-        answer = self._answer(model, keys)
-        if answer is None or answer.granted or answer.ready or wait_s <= 0:
-            reply(answer)
+        result = self.try_acquire(model, keys)
+        if result is None or result.granted or result.ready or wait_s <= 0:
+            on_result(result)
         elif not may_wait:
-            reply(None)
+            on_result(None)
         else:
             self._status.lease_waits += 1
-            self._add_waiter(_Waiter(self._status.lease_waits, model, keys, self._clock() + wait_s, reply))
+            self._add_waiter(
+                _LeaseWaiter(self._status.lease_waits, model, keys, self._clock() + wait_s, on_result),
+            )
+
+    def try_acquire(self, model: str, keys: Sequence[bytes]) -> LeaseResult | None:
+        """As `acquire`, without waiting. None: there are too many leases."""
+        self.advance()
+        return self._grant_free(model, keys)
+
+    def acquire_accepted(self, model: str, keys: Sequence[bytes]) -> list[bytes]:
+        """The keys of the free leases, which are granted to this process and accepted already."""
+        result = self.try_acquire(model, keys)
+        granted = [] if result is None else [(keys[index], token) for index, token in result.granted]
+        self.accept(model, granted)
+        return [key for key, _ in granted]
 
     def renew(self, tokens: Iterable[int]) -> int:
-        """Let leases live `limits.LEASE_S` from now, within their whole life. Returns how many there are of these."""
+        """Extend leases by `limits.LEASE_S` from now, up to `limits.LEASE_LIFE_S`. Returns how many were extended."""
         self.advance()
         now, renewed = self._clock(), 0
         for token in tokens:
@@ -117,15 +124,15 @@ class Leases:
     def release(self, tokens: Iterable[int]) -> None:
         """End leases whose holder could not compute the vectors."""
         self.advance()
-        self._give_up([self._by_grant[token] for token in dict.fromkeys(tokens) if token in self._by_grant])
+        self._fail([self._by_grant[token] for token in dict.fromkeys(tokens) if token in self._by_grant])
 
     def accept(self, model: str, entries: Iterable[tuple[bytes, int]]) -> list[int]:
-        """The indices of those (key, token) whose lease this is; it does not expire until `finish`."""
+        """The indices of the (key, token) pairs that are valid leases; these do not expire until `finish`."""
         self.advance()
         accepted = []
         for index, (key, token) in enumerate(entries):
             lease = self._by_grant.get(token)
-            if lease is None or lease.place != (model, key):
+            if lease is None or lease.key != (model, key):
                 self._status.late_puts += 1
                 continue
             del self._by_grant[token], self._by_renewal[token]
@@ -133,15 +140,15 @@ class Leases:
         return accepted
 
     def finish(self, model: str, keys: Iterable[bytes]) -> None:
-        """End the leases of keys that were accepted, stored or not."""
-        self._end([self._by_place[model, key] for key in keys])
+        """End the leases of accepted keys, whether their vectors were stored or not."""
+        self._end([self._by_key[model, key] for key in keys])
 
-    def give_up(self, model: str, keys: Iterable[bytes]) -> None:
-        """As `release`, of keys that were accepted."""
-        self._give_up([self._by_place[model, key] for key in keys])
+    def release_accepted(self, model: str, keys: Iterable[bytes]) -> None:
+        """As `release`, for accepted keys."""
+        self._fail([self._by_key[model, key] for key in keys])
 
     def advance(self) -> None:
-        """End what has expired by now, and answer who has waited long enough."""
+        """End the leases that have expired, and answer the waiters whose time is over."""
         now = self._clock()
         expired: dict[int, _Lease] = {}
         for lease in self._by_renewal.values():
@@ -157,88 +164,88 @@ class Leases:
             self._end(expired.values())
         for waiter in [waiter for waiter in self._waiters if waiter.deadline <= now]:
             self._remove_waiter(waiter)
-            waiter.reply(_all_held(waiter))
+            waiter.expire()
 
-    def next_instant(self) -> float | None:
-        """When `advance` has something to do next, on the clock; None for never."""
-        instants = [waiter.deadline for waiter in self._waiters]
+    def next_deadline(self) -> float | None:
+        """When `advance` has to be called next, by the clock; None if nothing expires."""
+        deadlines = [waiter.deadline for waiter in self._waiters]
         if self._by_grant:
-            instants.append(next(iter(self._by_renewal.values())).renewed_at + limits.LEASE_S)
-            instants.append(next(iter(self._by_grant.values())).granted_at + limits.LEASE_LIFE_S)
-        return min(instants, default=None)
+            deadlines.append(next(iter(self._by_renewal.values())).renewed_at + limits.LEASE_S)
+            deadlines.append(next(iter(self._by_grant.values())).granted_at + limits.LEASE_LIFE_S)
+        return min(deadlines, default=None)
 
     def close(self) -> None:
-        """Answer all who wait: the daemon stops."""
+        """Answer all waiters, because the daemon stops."""
         for waiter in list(self._waiters):
             self._remove_waiter(waiter)
-            waiter.reply(_all_held(waiter))
+            waiter.expire()
 
-    def _answer(self, model: str, keys: Sequence[bytes]) -> Answer | None:
+    def _grant_free(self, model: str, keys: Sequence[bytes]) -> LeaseResult | None:
         free: list[int] = []
-        answer = Answer([], [], [], [])
+        ready: list[int] = []
+        held: list[int] = []
         for index, key in enumerate(keys):
-            if (model, key) in self._by_place:
-                answer.held.append(index)
+            if (model, key) in self._by_key:
+                held.append(index)
             elif self._is_stored(model, key):
-                answer.ready.append(index)
+                ready.append(index)
             else:
                 free.append(index)
-        if len(self._by_place) + len(free) > limits.LEASES_MAX:
+        if len(self._by_key) + len(free) > limits.LEASES_MAX:
             return None
-        for index in free:
-            answer.granted.append((index, self._grant((model, keys[index]))))
-        return answer
+        return LeaseResult([(index, self._grant((model, keys[index]))) for index in free], ready, held, [])
 
-    def _grant(self, place: Place) -> int:
+    def _grant(self, key: LeaseKey) -> int:
         token, now = self._next_token, self._clock()
         self._next_token += 1
-        self._by_place[place] = self._by_grant[token] = self._by_renewal[token] = _Lease(place, token, now, now)
+        self._by_key[key] = self._by_grant[token] = self._by_renewal[token] = _Lease(key, token, now, now)
         self._status.leases_granted += 1
-        self._status.leases_held = len(self._by_place)
+        self._status.leases_held = len(self._by_key)
         return token
 
-    def _give_up(self, leases: Sequence[_Lease]) -> None:
-        """End leases, and tell all who wait for them at once: were the next one to try, and the next, with an embedder
-        that is down each would wait for all before it.
+    def _fail(self, leases: Sequence[_Lease]) -> None:
+        """End leases, and answer all of their waiters at once.
+
+        If the next waiter got the lease instead, and the embedder is down, each one would wait for all before it.
         """
-        places = {lease.place for lease in leases}
-        waiting = {waiter for place in places for waiter in self._waiters_of.get(place, ())}
-        for waiter in sorted(waiting, key=lambda waiter: waiter.number):
+        keys = {lease.key for lease in leases}
+        for waiter in self._waiters_for(keys):
             self._remove_waiter(waiter)
-            answer = Answer([], [], [], [])
+            held: list[int] = []
+            failed: list[int] = []
             for index, key in enumerate(waiter.keys):
-                (answer.failed if (waiter.model, key) in places else answer.held).append(index)
-            waiter.reply(answer)
+                (failed if (waiter.model, key) in keys else held).append(index)
+            waiter.on_result(LeaseResult([], [], held, failed))
         self._end(leases)
 
     def _end(self, leases: Iterable[_Lease]) -> None:
-        """End leases, and answer those who wait for them, in the order in which they came."""
-        touched: set[_Waiter] = set()
+        """End leases, and answer those of their waiters that get a vector or a lease, in the order of arrival."""
+        keys = set()
         for lease in leases:
-            del self._by_place[lease.place]
+            del self._by_key[lease.key]
             self._by_grant.pop(lease.token, None)
             self._by_renewal.pop(lease.token, None)
-            touched.update(self._waiters_of.get(lease.place, ()))
-        self._status.leases_held = len(self._by_place)
-        for waiter in sorted(touched, key=lambda waiter: waiter.number):
-            answer = self._answer(waiter.model, waiter.keys)
-            if answer is None or answer.granted or answer.ready:
+            keys.add(lease.key)
+        self._status.leases_held = len(self._by_key)
+        for waiter in self._waiters_for(keys):
+            result = self._grant_free(waiter.model, waiter.keys)
+            if result is None or result.granted or result.ready:
                 self._remove_waiter(waiter)
-                waiter.reply(answer)
+                waiter.on_result(result)
 
-    def _add_waiter(self, waiter: _Waiter) -> None:
+    def _waiters_for(self, keys: set[LeaseKey]) -> list[_LeaseWaiter]:
+        waiters = {waiter for key in keys for waiter in self._waiters_of.get(key, ())}
+        return sorted(waiters, key=lambda waiter: waiter.number)
+
+    def _add_waiter(self, waiter: _LeaseWaiter) -> None:
         self._waiters[waiter] = None
         for key in waiter.keys:
             self._waiters_of.setdefault((waiter.model, key), {})[waiter] = None
 
-    def _remove_waiter(self, waiter: _Waiter) -> None:
+    def _remove_waiter(self, waiter: _LeaseWaiter) -> None:
         del self._waiters[waiter]
         for key in waiter.keys:
             others = self._waiters_of[waiter.model, key]
             del others[waiter]
             if not others:
                 del self._waiters_of[waiter.model, key]
-
-
-def _all_held(waiter: _Waiter) -> Answer:
-    return Answer([], [], list(range(len(waiter.keys))), [])

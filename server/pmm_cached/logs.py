@@ -1,7 +1,7 @@
-"""Log lines on stderr: structured, as JSON for machines or as text for people.
+"""Structured log lines on stderr: JSON for machines, or text for people.
 
-No thread ends because a line cannot be written: stderr may be a file on a full disk, a terminal that is gone, or
-closed.
+A line that cannot be written is lost, and no thread ends because of it: stderr may be closed, a terminal that is gone,
+or a file on a full disk.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LogFormat = Literal["json", "text"]
 Logger = structlog.typing.FilteringBoundLogger
 
 
-class _Lenient:
-    """A stream that loses what cannot be written."""
+class _LossyStream:
+    """Writes to a stream, and ignores errors."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -51,7 +51,7 @@ def configure(log_format: LogFormat, level: str) -> Logger:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lenient(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _LossyStream(sys.stderr))),
     )
     logger: Logger = structlog.get_logger().bind(logger="pmm_cached")
     return logger

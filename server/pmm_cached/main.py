@@ -39,14 +39,14 @@ Examples:
     type=click.Choice(["json", "text"]),
     default="text",
     show_default=True,
-    help="Of the log on stderr: one JSON object a line, or text.",
+    help="Format of the log on stderr: one JSON object per line, or text.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="The least important of what is logged.",
+    help="Lowest level that is logged.",
 )
 @click.option(
     "--verify-every",
@@ -54,7 +54,7 @@ Examples:
     default=limits.VERIFY_EVERY_EVENTS,
     show_default=True,
     metavar="EVENTS",
-    help="Verify against a full replay after so many events; 0 for never.",
+    help="Verify against a full replay after this many events; 0 for never.",
 )
 @click.option(
     "--verify-budget",
@@ -62,7 +62,7 @@ Examples:
     default=limits.VERIFY_CPU_BUDGET,
     show_default=True,
     metavar="SHARE",
-    help="Share of one core that periodic verification may take.",
+    help="Share of one core that periodic verification may use.",
 )
 @click.option(
     "--slow-poll-ms",
@@ -70,14 +70,14 @@ Examples:
     default=int(limits.SLOW_POLL_S * 1_000),
     show_default=True,
     metavar="MS",
-    help="How long to sleep at most without an event from the system.",
+    help="Longest sleep without a file system event.",
 )
 @click.option(
     "--map-size",
     type=click.IntRange(min=1 << 16),
     default=limits.MAP_SIZE_BYTES,
     metavar="BYTES",
-    help="Address space of the store; 1 TiB unless told, which costs no disk.",
+    help="Address space of the store; default: 1 TiB, which takes no disk space.",
 )
 @click.option(
     "--text-vectors-max",
@@ -85,26 +85,26 @@ Examples:
     default=limits.TEXT_VECTORS_MAX,
     show_default=True,
     metavar="VECTORS",
-    help="How many text vectors are kept; beyond it, what was stored first goes first.",
+    help="Text vectors to keep; beyond it the oldest are deleted first.",
 )
 @click.option(
     "--embedder",
     metavar="NAME",
-    help="What embeds the events: local-bow, wordllama, openai:MODEL, module:attribute, or none; PMM_EMBEDDER, or else "
-    "local-bow, unless told.",
+    help="Embedder for events: local-bow, wordllama, openai:MODEL, module:attribute, or none; default: PMM_EMBEDDER "
+    "or local-bow.",
 )
 @click.option(
     "--embed-kinds",
     default=",".join(DEFAULT_KINDS),
     show_default=True,
     metavar="KINDS",
-    help="Kinds of the events that it embeds, with commas between them.",
+    help="Event kinds to embed, separated by commas.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(min=0, max=65_535),
     metavar="PORT",
-    help="Answer Prometheus on this port of 127.0.0.1, 0 for any free one; needs the extra prometheus.",
+    help="Port for Prometheus on 127.0.0.1, 0 for any free one; default: off. Needs the extra prometheus.",
 )
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
 def command(
@@ -127,47 +127,48 @@ def command(
     ledger = ledger or flags.default_ledger()
     if ledger is None:
         raise click.UsageError("no ledger: name one, or set PMM_DB")
+    # Only checked: a wrong value is an error at once.
     flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
-    # The follower must not wait for a rebuild's or a verification's whole slice.
+    # The follower must not wait for a whole slice of a rebuild or a verification.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
     name = embedder or flags.embedder() or local_bow.NAME
     kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
     settings = Settings(
-        verify_every,
-        verify_budget,
-        slow_poll_ms / 1_000,
-        map_size,
-        text_vectors_max,
-        None if name == "none" else name,
-        kinds,
-        metrics_port,
+        verify_every_events=verify_every,
+        verify_cpu_budget=verify_budget,
+        slow_poll_s=slow_poll_ms / 1_000,
+        map_size_bytes=map_size,
+        text_vectors_max=text_vectors_max,
+        embedder=None if name == "none" else name,
+        embed_kinds=kinds,
+        metrics_port=metrics_port,
     )
-    # Where a watchdog's SIGABRT, or a crash, found each thread.
+    # Prints the stack of each thread at a crash, and at a watchdog's SIGABRT.
     if sys.stderr is not None:
         faulthandler.enable()
-    # Batches of rows and events are many objects without cycles: looking through them for some is a sixth of a replay.
+    # Rows and events are many objects without cycles: collecting garbage among them takes a sixth of a replay.
     gc.freeze()
     gc.set_threshold(GC_OBJECTS)
-    _let_writers_finish()
+    _do_not_preempt_writers()
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
 
 
-def _let_writers_finish() -> None:
-    """Pre-empt nobody on waking up: what wakes the daemon is a writer that may be about to release the lock which the
-    others wait for.
+def _do_not_preempt_writers() -> None:
+    """Choose a scheduling policy that does not pre-empt on waking up: the daemon is woken by a writer that may be about
+    to release the ledger's lock.
     """
-    # Who has chosen another policy for the daemon, keeps it; a sandbox may forbid the change.
+    # A policy that the user has chosen stays. A sandbox may forbid the change.
     if os.sched_getscheduler(0) == os.SCHED_OTHER:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def main() -> None:
-    """Entry point: one line on stderr and the right exit code for everything that can go wrong."""
+    """Entry point: prints an error as one line on stderr, and exits with its code."""
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:

@@ -1,6 +1,6 @@
 """Rebuilds and verifications, in one background thread, while the follower follows and commands are answered.
 
-What was asked for goes before the periodic verification, which gives way and begins again later.
+Requested jobs take precedence over the periodic verification, which gives way and starts again later.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pmm_cached.follower import Follower
@@ -22,9 +22,10 @@ from pmm_shm.errors import PmmShmError, StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.projection.replay import LogChanged
-from pmm_shm.projection.verification import Outcome, PublishedCopy, copy_published, verify
+from pmm_shm.projection.cursor import LogChanged
+from pmm_shm.projection.verification import PublishedCopy, VerifyReport, copy_published, verify
 from pmm_shm.store.environment import DamagedStoreError
+from pmm_shm.store.layout import Seal
 from pmm_shm.store.writer import StoreWriter
 
 _FOLLOWER_LOOKS_S = 0.5
@@ -36,11 +37,11 @@ Done = Callable[[dict[str, Any] | None, str | None], None]
 
 
 class Stopped(Exception):
-    """The daemon stops: give up what runs."""
+    """The daemon stops: abandon the running job."""
 
 
 class _Preempted(Exception):
-    """Something that was asked for waits: give up the periodic verification."""
+    """A requested job is waiting: abandon the periodic verification."""
 
 
 @dataclass
@@ -57,8 +58,8 @@ class Maintenance:
     Parameters:
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
-        on_other_log: called when the log turns out not to be what was published: it was replaced, or edited.
-        on_death: called with the reason when the thread ends by itself.
+        on_other_log: called when the log turns out not to be the published one: it was replaced or edited.
+        on_death: called with the reason when the thread ends unexpectedly.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Maintenance:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Give up what runs and what waits, and wait for the thread. Returns whether it has ended."""
+        """Abandon running and waiting jobs, and wait for the thread. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True
             left = list(self._jobs)
@@ -109,7 +110,7 @@ class Maintenance:
         return not self._thread.is_alive()
 
     def knows(self, fold: str) -> bool:
-        """Whether there is a fold of this name to verify or rebuild."""
+        """Whether a fold of this name exists to verify or rebuild."""
         return fold in self._folds
 
     def rebuild(self, fold: str | None, reason: str, done: Done | None = None) -> None:
@@ -117,12 +118,12 @@ class Maintenance:
         self._enqueue("rebuild", fold, reason, done)
 
     def end_history(self) -> None:
-        """The log does not continue what is published: say so, follow nothing, and rebuild everything.
+        """The log does not continue the published state: say so, follow nothing, and rebuild everything.
 
         The caller holds `standstill`.
 
         Raises:
-            StoreError: it cannot be written down.
+            StoreError: it cannot be recorded.
         """
         newest = self._writer.header.position.as_of
         self._follower.forget_live()
@@ -203,7 +204,7 @@ class Maintenance:
             raise
         except DamagedStoreError as error:
             _answer(job, None, str(error))
-            self._writer.distrust()
+            self._writer.mark_damaged()
             raise
         except PmmShmError as error:
             self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
@@ -224,17 +225,17 @@ class Maintenance:
             self._status.rebuild_problem = self._status.last_error
         self._pause(_RETRY_S)
         if job.kind == "rebuild":
-            # What is to be rebuilt is wrong or missing: without it nothing goes on.
+            # The state to rebuild is wrong or missing: try again until it is there.
             self.rebuild(job.fold, job.reason)
 
     # Rebuild.
 
     def _tidy(self) -> None:
-        """Delete what a daemon left behind that was killed within a rebuild, or before it had deleted the old state."""
+        """Delete the remains of a daemon that was killed within a rebuild, or before it had deleted the old state."""
         try:
             self._delete_old_generations()
         except DamagedStoreError:
-            self._writer.distrust()
+            self._writer.mark_damaged()
             raise
         except StoreError as error:
             # The next rebuild deletes it.
@@ -293,21 +294,19 @@ class Maintenance:
             self._let_follower_judge()
         copy = self._copy(job)
         if copy is None:
-            return {"ok": True, "as_of": 0, "folds": [], "events": 0, "sealed_blocks": 0, "difference": None}
+            return VerifyReport(True, 0, (), 0, 0, None)._asdict()
         pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
         connection = Connection(self._path, "ro")
         try:
-            outcome = verify(connection, copy, pace)
+            report, new_seals = verify(connection, copy, pace)
         finally:
             connection.close()
-        self._act_on(outcome, copy, is_periodic=job.kind == "periodic")
-        report = asdict(outcome.report)
-        report["folds"] = [name for name in outcome.report.folds if name != DECODE]
-        return report
+        self._act_on(report, new_seals, copy, is_periodic=job.kind == "periodic")
+        return report._replace(folds=tuple(name for name in report.folds if name != DECODE))._asdict()
 
     def _let_follower_judge(self) -> None:
-        """A log that does not continue what is published is another one, not a state that was folded wrong: as soon as
-        the daemon starts, the follower and the first verification both look."""
+        """A log that does not continue the published state is another log, not a wrong state: when the daemon starts,
+        the follower and the first verification both look."""
         with self._standstill:
             is_anchored = self._follower.is_anchored()
         if not is_anchored:
@@ -322,14 +321,15 @@ class Maintenance:
             return copy_published(self._writer.snapshot(transaction), live)
 
     def _is_still_published(self, copy: PublishedCopy) -> bool:
-        """Whether what was verified still is what is followed; with the follower standing still."""
+        """Whether the verified state still is the followed one; with the follower at rest."""
         if not set(copy.folds) <= set(self._follower.live):
             return False
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
-    def _act_on(self, outcome: Outcome, copy: PublishedCopy, *, is_periodic: bool) -> None:
-        report = outcome.report
+    def _act_on(
+        self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy, *, is_periodic: bool
+    ) -> None:
         with self._standstill:
             # Seals of a history that has ended meanwhile would be compared with the next one.
             if not self._is_still_published(copy):
@@ -337,7 +337,7 @@ class Maintenance:
             if is_periodic:
                 self._events_at_verification = self._status.events_folded
             if report.ok:
-                self._writer.put_seals(outcome.new_seals)
+                self._writer.put_seals(new_seals)
             else:
                 # Readers fold the log by themselves until the rebuild: exactness before speed.
                 self._writer.void()
@@ -345,7 +345,7 @@ class Maintenance:
         if report.ok:
             self._status.verifications_passed += 1
             self._status.verified_as_of = report.as_of
-            self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | outcome.new_seals)
+            self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | dict(new_seals))
             self._log.info("verified", as_of=report.as_of, events=report.events, sealed_blocks=report.sealed_blocks)
             return
         self._status.verifications_failed += 1
@@ -358,7 +358,7 @@ class Maintenance:
     # Giving way.
 
     def check(self, *, is_periodic: bool) -> None:
-        """Raises what ends a job before its time."""
+        """Raise if the job must end early."""
         self._check_stop()
         if is_periodic and self._jobs:
             raise _Preempted

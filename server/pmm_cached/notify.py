@@ -1,7 +1,7 @@
-"""What the daemon tells a service manager: the sd_notify protocol, one datagram to the socket in NOTIFY_SOCKET.
+"""Notifies a service manager by the sd_notify protocol: datagrams to the socket in NOTIFY_SOCKET.
 
-Where the variable is not set nothing is done, and nothing here ever fails or delays the daemon: what a manager cannot
-take at the moment waits for the next time.
+Without that variable nothing is sent. Nothing here fails or delays the daemon: a message that the manager cannot take
+now is sent with the next one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Notifier:
     """Sends states to the manager that started this process. Thread-safe.
 
     Parameters:
-        environment: where the manager's variables are looked up.
-        clock: seconds, monotonic.
+        environment: has the manager's variables.
+        clock: monotonic seconds.
 
     Attributes:
-        watchdog_s: the manager ends this process after so many seconds without a sign of life; None: it does not.
+        watchdog_s: the manager ends this process after so many seconds without a keep-alive; None if it does not.
     """
 
     def __init__(
@@ -38,38 +38,38 @@ class Notifier:
         self.watchdog_s = None if self._address is None else _watchdog_s(environment)
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
-        # What is not told yet; a newer value of the same name takes the place of the older.
+        # States that are not sent yet, by name.
         self._pending: dict[str, str] = {}
         self._fed_at = clock()
         self._is_stopping = False
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody listens."""
+        """Whether a manager listens."""
         return self._address is not None
 
     @property
     def feeding_s(self) -> float:
-        """How often, in seconds, `feed` is to be called at least; infinite where no watchdog waits."""
+        """The longest time between two calls of `feed`, in seconds; infinite without a watchdog."""
         return float("inf") if self.watchdog_s is None else self.watchdog_s / 2
 
     def ready(self) -> None:
-        """Tell that the sockets answer."""
+        """Report that the sockets answer."""
         self._send(READY="1")
 
     def stopping(self) -> None:
-        """Tell that this process ends in order."""
+        """Report that this process is shutting down."""
         self._is_stopping = True
         self._send(STOPPING="1")
 
     def status(self, line: str) -> None:
-        """Tell people how it is, in one line."""
+        """Send a status line for people."""
         self._send(STATUS=_one_line(line))
 
     def feed(self) -> None:
-        """Tell of real progress: call it wherever some was made, as often as you like.
+        """Send a keep-alive after progress; may be called as often as there is any.
 
-        At most one message in half of the watchdog's time is sent.
+        At most one message per half of the watchdog's time is sent.
         """
         if self._address is None:
             return
@@ -90,7 +90,7 @@ class Notifier:
         with self._lock:
             self._pending.update(states)
             if self._is_stopping:
-                # Nothing comes behind this, lest it look as if the process went on.
+                # Nothing may follow STOPPING: it would look as if the process went on.
                 self._pending = {name: value for name, value in self._pending.items() if name == "STOPPING"}
             if not self._pending:
                 return
@@ -109,25 +109,24 @@ class Notifier:
 
 
 class StatusReporter:
-    """A thread that tells the manager how the daemon is, whenever that has changed.
+    """A thread that sends the manager a status line whenever it has changed.
 
-    It looks by itself, as whoever asks for the numbers does: of a follower that stands still it says so. It never feeds
-    the watchdog.
+    It does not depend on the follower, so it reports one that hangs. It never feeds the watchdog.
 
     Parameters:
-        numbers: the daemon's numbers, as the stats command answers them.
+        numbers: returns the daemon's numbers, as the stats command answers them.
     """
 
     def __init__(self, notifier: Notifier, numbers: Callable[[], Mapping[str, Any]], log: Logger) -> None:
         self._notifier = notifier
         self._numbers = numbers
         self._log = log
-        self._told: str | None = None
+        self._last_line: str | None = None
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def start(self) -> None:
-        """Begin, where anybody listens."""
+        """Start the thread, if a manager listens."""
         if self._notifier.is_wanted:
             self._thread.start()
 
@@ -139,10 +138,10 @@ class StatusReporter:
         return not self._thread.is_alive()
 
     def report(self) -> None:
-        """Look, and tell what is new."""
+        """Send the status line, if it has changed."""
         line = status_line(self._numbers())
-        if line != self._told:
-            self._told = line
+        if line != self._last_line:
+            self._last_line = line
             self._notifier.status(line)
 
     def _run(self) -> None:
@@ -150,7 +149,7 @@ class StatusReporter:
             try:
                 self.report()
             except Exception:
-                # A line for people; the stats command raises the same where it is asked for.
+                # The line is only for people, and the stats command fails in the same way.
                 self._log.exception("status failed")
             if self._is_stopping.wait(limits.STATUS_REPORT_S):
                 return
@@ -165,14 +164,14 @@ def status_line(numbers: Mapping[str, Any]) -> str:
 
 
 def _address(text: str) -> str | None:
-    """The socket's address; an at sign in front stands for the abstract name space. None for what is neither."""
+    """The socket's address, a path or `@` and an abstract name; None for anything else."""
     if text.startswith("@") and len(text) > 1:
         return "\0" + text[1:]
     return text if text.startswith("/") else None
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    # As sd_watchdog_enabled reads it: without a pid it is for whoever gets it.
+    # As sd_watchdog_enabled reads it: without a pid it is meant for any process.
     try:
         period_us = int(environment.get("WATCHDOG_USEC", "0"))
         pid = int(environment.get("WATCHDOG_PID") or os.getpid())
@@ -182,5 +181,5 @@ def _watchdog_s(environment: Mapping[str, str]) -> float | None:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, behind which the manager would read another assignment, and other control characters."""
+    """The text without line breaks, after which the manager would read another assignment, and control characters."""
     return "".join(char if char.isprintable() else " " for char in text)[:_LINE_CHARS_MAX]

@@ -1,9 +1,9 @@
-"""The daemon's numbers for Prometheus, over HTTP on loopback; imported only where they are asked for.
+"""The daemon's numbers for Prometheus, over HTTP on loopback; imported only with `--metrics-port`.
 
-One thread answers one request after the other, from numbers that are at most `_KEPT_S` old: however often it is asked,
-the follower is not held up. No label holds anything that stands in the ledger, or its name.
+One thread answers the requests in turn, from numbers that are at most `_KEPT_S` old, so that many requests do not slow
+down the follower. No label contains the ledger's name or its content.
 
-Invariant: nothing but 127.0.0.1 is ever listened on.
+Invariant: it listens on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import HTTPServer
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pmm_cached.logs import Logger
@@ -33,48 +32,45 @@ _REQUEST_S = 2.0
 _STATES = ("healthy", "lagging", "degraded")
 Stats = Callable[[], dict[str, Any]]
 
-_GAUGES: tuple[tuple[str, str, Callable[[dict[str, Any]], float]], ...] = (
-    ("applied_event_id", "Newest event that is published.", lambda n: n["as_of"]),
-    ("head_event_id", "Newest event in the ledger.", lambda n: n["head_id"]),
-    ("lag_events", "Events in the ledger that are not published yet.", lambda n: n["lag_events"]),
-    ("lag_seconds", "For how long there have been such events.", lambda n: n["lag_ms"] / 1_000),
-    ("heartbeat_age_seconds", "Since the follower looked at the ledger last.", lambda n: n["heartbeat_age_ms"] / 1_000),
-    ("published", "Whether anything is published.", lambda n: n["is_published"]),
-    ("rebuilding_folds", "Folds that are being rebuilt.", lambda n: len(n["rebuilding"])),
-    ("quarantined_events", "Times that an event could not be used.", lambda n: n["quarantined"]),
-    ("verified_event_id", "Newest event that a verification has covered.", lambda n: n["verified_as_of"]),
-    ("sealed_blocks", "Blocks of the ledger's rows that are sealed.", lambda n: n["sealed_blocks"]),
-    ("reader_processes", "Other processes that have the store open.", lambda n: len(n["reader_processes"])),
-    ("reading_transactions", "Read transactions that are open.", lambda n: n["readers"]),
-    ("oldest_reader_behind_commits", "Age of the oldest of them.", lambda n: n["oldest_reader_behind_txns"]),
-    ("live_workers", "Workers that have reported and live.", lambda n: n["workers"]["live"]),
-    ("store_used_bytes", "What the records in the store take.", lambda n: n["sizes"]["store_used_bytes"]),
-    ("store_disk_bytes", "What the store takes on disk.", lambda n: n["sizes"]["store_disk_bytes"]),
-    ("ledger_bytes", "Size of the ledger's file.", lambda n: n["sizes"]["ledger_bytes"]),
-    ("ledger_wal_bytes", "Size of the ledger's write-ahead log.", lambda n: n["sizes"]["wal_bytes"]),
-    ("text_vectors", "Text vectors in the store.", lambda n: n["embeddings"]["text_vectors"]),
-    ("text_vectors_max", "How many are kept at most.", lambda n: n["embeddings"]["text_vectors_max"]),
-    (
-        "event_vectors",
-        "Event vectors, of all models.",
-        lambda n: sum(t["rows"] for t in n["embeddings"]["tables"].values()),
-    ),
-    ("leases", "Leases on missing text vectors that are held.", lambda n: n["embeddings"]["leases_held"]),
+# (name, help, path): the number is found in the daemon's numbers under a path such as `sizes.ledger_bytes`. Of a list
+# it is the length; milliseconds become seconds.
+_GAUGES = (
+    ("applied_event_id", "Newest event that is published.", "as_of"),
+    ("head_event_id", "Newest event in the ledger.", "head_id"),
+    ("lag_events", "Events in the ledger that are not published yet.", "lag_events"),
+    ("lag_seconds", "How long there have been such events.", "lag_ms"),
+    ("heartbeat_age_seconds", "Time since the follower last made progress.", "heartbeat_age_ms"),
+    ("published", "1 if anything is published.", "is_published"),
+    ("rebuilding_folds", "Folds that are being rebuilt.", "rebuilding"),
+    ("quarantined_events", "How often an event could not be used by a fold.", "quarantined"),
+    ("verified_event_id", "Newest event that a verification has covered.", "verified_as_of"),
+    ("sealed_blocks", "Blocks of the ledger's rows that have a seal.", "sealed_blocks"),
+    ("reader_processes", "Other processes that have the store open.", "reader_processes"),
+    ("reading_transactions", "Open read transactions.", "readers"),
+    ("oldest_reader_behind_commits", "Age of the oldest of them, in commits.", "oldest_reader_behind_txns"),
+    ("live_workers", "Workers that have reported and are alive.", "workers.live"),
+    ("store_used_bytes", "Size of the records in the store.", "sizes.store_used_bytes"),
+    ("store_disk_bytes", "Size of the store on disk.", "sizes.store_disk_bytes"),
+    ("ledger_bytes", "Size of the ledger's file.", "sizes.ledger_bytes"),
+    ("ledger_wal_bytes", "Size of the ledger's write-ahead log.", "sizes.wal_bytes"),
+    ("text_vectors", "Text vectors in the store.", "embeddings.text_vectors"),
+    ("text_vectors_max", "Text vectors that the store keeps at most.", "embeddings.text_vectors_max"),
+    ("leases", "Leases on missing text vectors.", "embeddings.leases_held"),
 )
-_COUNTERS: tuple[tuple[str, str, Callable[[dict[str, Any]], float]], ...] = (
-    ("events_folded", "Events that were folded as they came.", lambda n: n["events_folded"]),
-    ("commits", "Commits of what was folded.", lambda n: n["commits"]),
-    ("rebuilds", "Rebuilds of folds.", lambda n: n["rebuilds"]),
-    ("history_breaks", "Times that the ledger was replaced, cut or edited.", lambda n: n["history_breaks"]),
-    ("commands", "Commands that clients gave.", lambda n: n["commands"]),
-    ("malformed_messages", "Messages that were none.", lambda n: n["malformed_messages"]),
-    ("map_growths", "Times that the map of the store has grown.", lambda n: n["map_growths"]),
-    ("workers", "Workers that have reported.", lambda n: n["workers"]["seen"]),
-    ("worker_events_folded", "Events that workers folded for their reads.", lambda n: n["workers"]["events_folded"]),
-    ("leases_granted", "Leases that were granted.", lambda n: n["embeddings"]["leases_granted"]),
-    ("lease_waits", "Requests that waited for a lease.", lambda n: n["embeddings"]["lease_waits"]),
-    ("leases_expired", "Leases that nobody ended.", lambda n: n["embeddings"]["leases_expired"]),
-    ("late_puts", "Vectors that came after their leases had ended.", lambda n: n["embeddings"]["late_puts"]),
+_COUNTERS = (
+    ("events_folded", "Events that the daemon folded as they arrived.", "events_folded"),
+    ("commits", "Commits of folded events.", "commits"),
+    ("rebuilds", "Rebuilds of folds.", "rebuilds"),
+    ("history_breaks", "Times that the ledger was replaced, cut or edited.", "history_breaks"),
+    ("commands", "Commands from clients.", "commands"),
+    ("malformed_messages", "Messages that could not be read.", "malformed_messages"),
+    ("map_growths", "Times that the map of the store has grown.", "map_growths"),
+    ("workers", "Workers that have reported.", "workers.seen"),
+    ("worker_events_folded", "Events that workers folded for their reads.", "workers.events_folded"),
+    ("leases_granted", "Leases that were granted.", "embeddings.leases_granted"),
+    ("lease_waits", "Requests that waited for a lease.", "embeddings.lease_waits"),
+    ("leases_expired", "Leases that expired.", "embeddings.leases_expired"),
+    ("late_puts", "Vectors that arrived after their leases had ended.", "embeddings.late_puts"),
 )
 
 
@@ -82,10 +78,10 @@ class MetricsServer:
     """Listens when made; `start` begins to answer.
 
     Parameters:
-        stats: the daemon's numbers; called by this server's thread.
+        stats: returns the daemon's numbers; called in this server's thread.
 
     Raises:
-        DaemonError: the port cannot be had.
+        DaemonError: the port cannot be bound.
     """
 
     def __init__(self, port: int, stats: Stats, log: Logger) -> None:
@@ -104,7 +100,7 @@ class MetricsServer:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Take no more requests. Returns whether the last one is over."""
+        """Accept no more requests. Returns whether the last one has ended."""
         if self._thread.is_alive():
             # `shutdown` would wait for a slow request.
             threading.Thread(target=self._server.shutdown, name="metrics stop", daemon=True).start()
@@ -119,8 +115,8 @@ class _Server(HTTPServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which looks up the name of the host. What is left of a killed daemon's connections is no
-        # reason to refuse the port; another listener is.
+        # Not HTTPServer's, which looks up the host's name. The port may have old connections of a killed daemon, but no
+        # other listener.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -139,16 +135,19 @@ class _DaemonCollector(Collector):
         self._kept: tuple[float, dict[str, Any]] | None = None
 
     def describe(self) -> Iterable[Metric]:
-        # Without it, to register the collector would collect once.
+        # Without this method, registering the collector would collect once.
         return ()
 
     def collect(self) -> Iterator[Metric]:
         numbers = self._numbers()
-        yield InfoMetricFamily("pmm_cached", "The daemon's version.", value={"version": _version()})
-        for name, text, value in _GAUGES:
-            yield GaugeMetricFamily(f"pmm_cached_{name}", text, value=float(value(numbers)))
-        for name, text, value in _COUNTERS:
-            yield CounterMetricFamily(f"pmm_cached_{name}", text, value=float(value(numbers)))
+        yield InfoMetricFamily("pmm_cached", "The daemon's version.", value={"version": numbers["version"]})
+        for name, text, path in _GAUGES:
+            yield GaugeMetricFamily(f"pmm_cached_{name}", text, value=_number(numbers, path))
+        for name, text, path in _COUNTERS:
+            yield CounterMetricFamily(f"pmm_cached_{name}", text, value=_number(numbers, path))
+        tables = numbers["embeddings"]["tables"].values()
+        rows = sum(table["rows"] for table in tables)
+        yield GaugeMetricFamily("pmm_cached_event_vectors", "Event vectors of all models.", value=rows)
         yield _health(numbers)
         yield _verifications(numbers)
         yield from _reads(numbers["workers"])
@@ -161,8 +160,17 @@ class _DaemonCollector(Collector):
             return self._kept[1]
 
 
+def _number(numbers: dict[str, Any], path: str) -> float:
+    value: Any = numbers
+    for key in path.split("."):
+        value = value[key]
+    if path.endswith("_ms"):
+        value /= 1_000
+    return float(len(value) if isinstance(value, list) else value)
+
+
 def _health(numbers: dict[str, Any]) -> Metric:
-    family = GaugeMetricFamily("pmm_cached_health", "1 for the state that the daemon is in.", labels=["state"])
+    family = GaugeMetricFamily("pmm_cached_health", "1 for the daemon's state, 0 for the others.", labels=["state"])
     for state in _STATES:
         family.add_metric([state], float(numbers["health"] == state))
     return family
@@ -178,7 +186,7 @@ def _verifications(numbers: dict[str, Any]) -> Metric:
 def _reads(workers: dict[str, Any]) -> Iterator[Metric]:
     reads = CounterMetricFamily("pmm_cached_worker_reads", "Reads that workers reported.", labels=["group", "result"])
     recomputations = CounterMetricFamily(
-        "pmm_cached_worker_recomputations", "Views that workers built anew.", labels=["group"]
+        "pmm_cached_worker_recomputations", "Views that workers rebuilt.", labels=["group"]
     )
     embeddings = CounterMetricFamily("pmm_cached_worker_embeddings", "Texts that workers looked up.", labels=["result"])
     for group in ("projection", "metrics"):
@@ -188,10 +196,3 @@ def _reads(workers: dict[str, Any]) -> Iterator[Metric]:
     embeddings.add_metric(["hit"], workers["embedding_hits"])
     embeddings.add_metric(["miss"], workers["embedding_misses"])
     yield from (reads, recomputations, embeddings)
-
-
-def _version() -> str:
-    try:
-        return version("pmm-shm")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,7 +1,7 @@
 """A rebuild: folds replayed from the first event into shadow generations, and one flip.
 
-Readers never see a hole: what is published stays until the flip. No rebuild starts while a reader is older than the
-last flip, for the pages it pins cannot be used again.
+Readers never see a hole: the published state stays until the flip. No rebuild starts while a reader is older than the
+last flip, because the pages that it pins cannot be reused.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from pmm_cached.follower import Follower
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import Engine
-from pmm_shm.folds.state import EMPTY, State
+from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START, TailReader
-from pmm_shm.projection.replay import LogChanged
+from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import LmdbBase
 from pmm_shm.store.writer import StoreWriter
 
 
 class Rebuild:
-    """Rebuilds `folds`; `run` in a thread of its own, `finish` with the follower standing still.
+    """Rebuilds `folds`; `run` runs in a separate thread, `finish` with the follower at rest.
 
     Parameters:
         check: called after each batch; raises to give up.
@@ -32,11 +30,9 @@ class Rebuild:
         self._writer = writer
         self._folds = folds
         self._check = check
-        self._engine = Engine(folds)
         self._connection = Connection(path, "ro")
-        self._position = START
+        self._cursor = Cursor(folds, self._connection)
         self._is_flushed = False
-        self._states = {fold.name: State() for fold in folds}
         self._generations: dict[Fold, int] = {}
 
     def run(self) -> None:
@@ -48,14 +44,13 @@ class Rebuild:
         """
         try:
             self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
-            reader = TailReader(self._connection, self._engine.kinds)
-            while not self._advance(reader, self._connection, self._check):
+            while not self._advance(self._check):
                 pass
         finally:
             self._connection.close()
 
     def finish(self, follower: Follower) -> None:
-        """Catch up with the follower, flip, and let it go on from there; the follower must stand still.
+        """Catch up with the follower, flip, and let it go on from there; the follower must be at rest.
 
         Raises:
             LogChanged, LedgerError, StoreError: as `run`.
@@ -69,40 +64,36 @@ class Rebuild:
             self._check()
             follower.progressed()
 
-        reader = TailReader(follower.connection, self._engine.kinds)
+        # The follower holds one moment of the ledger by its connection; the flip must be of the same.
+        self._cursor.read_from(follower.connection)
         crash_point("flip.before_last_flush")
-        while not self._advance(reader, follower.connection, check):
+        while not self._advance(check):
             pass
         crash_point("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
-        if keep and self._writer.header.position != self._position:
+        if keep and self._writer.header.position != self._cursor.position:
             raise LogChanged
-        self._writer.flip(self._position, self._generations, keep)
+        self._writer.flip(self._cursor.position, self._generations, keep)
 
-    def _advance(self, reader: TailReader, connection: Connection, check: Callable[[], None]) -> bool:
+    def _advance(self, check: Callable[[], None]) -> bool:
         """Fold and flush one chunk. Returns whether the head was reached."""
-        keys, is_complete = 0, False
+        cursor, is_complete = self._cursor, False
         with self._writer.environment.read() as transaction:
-            for fold, generation in self._generations.items():
-                self._states[fold.name].base = LmdbBase(transaction, generation) if self._is_flushed else EMPTY
-            while keys < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
-                with connection.lock:
-                    tail = reader.read(self._position)
+            if self._is_flushed:
+                cursor.rebase({fold.name: LmdbBase(transaction, number) for fold, number in self._generations.items()})
+            while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
+                tail = cursor.advance()
                 if not tail.is_anchored:
                     raise LogChanged
-                self._engine.apply(tail.rows, self._states)
-                self._position, is_complete = tail.position, tail.is_complete
-                keys = sum(state.key_count() for state in self._states.values())
+                is_complete = tail.is_complete
                 check()
         self._flush()
         return is_complete
 
     def _flush(self) -> None:
         shadows: Mapping[int, State] = {
-            generation: self._states[fold.name] for fold, generation in self._generations.items()
+            generation: self._cursor.states[fold.name] for fold, generation in self._generations.items()
         }
         self._writer.flush_shadow(shadows)
         self._is_flushed = True
-        for state in shadows.values():
-            state.drop_overlay()
-            state.take_touched()
+        self._cursor.drop_overlay()

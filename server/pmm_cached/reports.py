@@ -1,7 +1,7 @@
-"""The socket of the workers' reports: datagrams that nobody answers.
+"""The socket for the workers' reports: datagrams that are not answered.
 
-No ZeroMQ: a worker that only reads does not import it, and its report is one system call that never waits. Whose report
-it is, the system says, not the message.
+It is not a ZeroMQ socket: a worker that only reads does not import ZeroMQ, and its report is one system call that never
+blocks. The sender's pid comes from the system, not from the message.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pmm_shm import limits
 from pmm_shm.wire.protocol import REPORTS, ProtocolError, unpack_request
 
 _CREDENTIALS = struct.Struct("3i")
-_ROOM = socket.CMSG_SPACE(_CREDENTIALS.size)
-_AT_ONCE_MAX = 100
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_CREDENTIALS.size)
+_REPORTS_PER_TURN = 100
 
 
 class Reports:
     """Binds the socket when made.
 
     Parameters:
-        mode: of its file, at once.
+        mode: the mode that its file has from the start.
 
     Raises:
-        OSError: it cannot be bound.
+        OSError: the socket cannot be bound.
     """
 
     def __init__(self, path: str, mode: int, workers: Workers) -> None:
@@ -45,12 +45,12 @@ class Reports:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def take_in(self) -> list[ProtocolError]:
-        """Take in what has come, a bounded number at once; returns what was no report."""
+    def receive(self) -> list[ProtocolError]:
+        """Record the reports that have arrived, a limited number at once. Returns the errors of malformed ones."""
         errors = []
-        for _ in range(_AT_ONCE_MAX):
+        for _ in range(_REPORTS_PER_TURN):
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(limits.REPORT_BYTES_MAX, _ROOM)
+                data, ancillary, _, _ = self._socket.recvmsg(limits.REPORT_BYTES_MAX, _ANCILLARY_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
             try:
@@ -67,7 +67,7 @@ class Reports:
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """The pid of the sending process, as this one sees it; 0 where it cannot."""
+    """The pid of the sending process; 0 if it is not visible to this one."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) >= _CREDENTIALS.size:
             return int(_CREDENTIALS.unpack_from(data)[0])

@@ -1,9 +1,10 @@
-"""Roles: what one worker at a time does for all, such as the ticks of an agent.
+"""Roles: tasks that one worker at a time does for all, such as the ticks of an agent.
 
-A pure state machine, with the clock as a parameter. A role is held under a lease that its holder renews. No role is
-given in the first lease time of a daemon: a holder that an earlier daemon knew may still act.
+A state machine without I/O: the clock is a parameter. The holder of a role has a lease on it, which it renews with its
+fencing token. For the first `limits.ROLE_LEASE_S` of a daemon no role is granted, because a holder that an earlier
+daemon knew may still be active.
 
-Not thread-safe: the thread of the commands has it for itself.
+Not thread-safe: only the command thread uses it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.wire.results import ClaimResult
 
 
-class Claim(NamedTuple):
-    """What became of a claim: the token of the holder, or None; and how long the lease of whoever holds it lasts."""
-
-    token: int | None
-    remaining_ms: int
-
-
-class _Held(NamedTuple):
+class _RoleLease(NamedTuple):
     token: int
-    until: float
+    expires_at: float
 
 
 class Roles:
-    """Who holds which role.
+    """The leases on roles.
 
     Parameters:
         clock: monotonic seconds.
@@ -39,31 +34,31 @@ class Roles:
         self._clock = clock
         self._not_before = clock() + limits.ROLE_LEASE_S
         self._next_token = secrets.randbits(48)
-        self._held: dict[str, _Held] = {}
+        self._leases: dict[str, _RoleLease] = {}
 
-    def claim(self, role: str, token: int | None) -> Claim | None:
-        """Take a role that nobody holds, or renew it with the token that one has. None: there are too many roles."""
+    def claim(self, role: str, token: int | None) -> ClaimResult | None:
+        """Grant a free role, or renew the lease of its holder, who gives its token. None: there are too many roles."""
         now = self._clock()
-        held = self._held.get(role)
-        if held is not None and now < held.until:
-            if held.token != token:
-                return Claim(None, _ms(held.until - now))
-            token = held.token
+        lease = self._leases.get(role)
+        if lease is not None and now < lease.expires_at:
+            if lease.token != token:
+                return ClaimResult(None, _ms(lease.expires_at - now))
+            token = lease.token
         elif now < self._not_before:
-            return Claim(None, _ms(self._not_before - now))
+            return ClaimResult(None, _ms(self._not_before - now))
         else:
-            self._held = {name: one for name, one in self._held.items() if now < one.until}
-            if len(self._held) >= limits.ROLES_MAX:
+            self._leases = {name: one for name, one in self._leases.items() if now < one.expires_at}
+            if len(self._leases) >= limits.ROLES_MAX:
                 return None
             token, self._next_token = self._next_token, self._next_token + 1
-        self._held[role] = _Held(token, now + limits.ROLE_LEASE_S)
-        return Claim(token, _ms(limits.ROLE_LEASE_S))
+        self._leases[role] = _RoleLease(token, now + limits.ROLE_LEASE_S)
+        return ClaimResult(token, _ms(limits.ROLE_LEASE_S))
 
     def resign(self, role: str, token: int) -> None:
-        """Give a role back; nothing happens where it is another's by now."""
-        held = self._held.get(role)
-        if held is not None and held.token == token:
-            del self._held[role]
+        """End the lease on a role; does nothing if another worker holds it."""
+        lease = self._leases.get(role)
+        if lease is not None and lease.token == token:
+            del self._leases[role]
 
 
 def _ms(seconds: float) -> int:

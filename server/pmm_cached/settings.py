@@ -1,4 +1,4 @@
-"""What the command line can set."""
+"""The settings of a daemon, from its command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Settings:
     """Settings of one daemon.
 
     Attributes:
-        verify_every_events: a verification after so many events; 0 for none.
-        verify_cpu_budget: share of one core that verification may take, above 0 and up to 1.
-        slow_poll_s: how long to sleep at most without an event from the system.
-        map_size_bytes: size of the LMDB map to begin with.
-        text_vectors_max: how many text vectors are kept, at least 1.
-        embedder: name of the embedder of events; None for none.
-        embed_kinds: kinds of the events whose content it embeds.
-        metrics_port: where Prometheus may ask, on loopback; 0 for any free port, None for nowhere.
+        verify_every_events: number of events between two periodic verifications; 0 for none.
+        verify_cpu_budget: share of one core for periodic verification, above 0 and up to 1.
+        slow_poll_s: longest sleep without a file system event.
+        map_size_bytes: initial size of the LMDB map.
+        text_vectors_max: number of text vectors to keep, at least 1.
+        embedder: name of the embedder for events; None for none.
+        embed_kinds: event kinds whose content is embedded.
+        metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
     """
 
     verify_every_events: int = limits.VERIFY_EVERY_EVENTS

@@ -1,13 +1,13 @@
 """The daemon's own numbers, written by its threads and read by the stats command.
 
-Each attribute has one writer; a reader may see numbers of two moments side by side.
+Each attribute has one writer. A reader may see numbers of different moments side by side.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pmm_cached.workers import Workers
@@ -16,14 +16,14 @@ from pmm_shm import versions
 
 @dataclass
 class EmbeddingStatus:
-    """Numbers of the text vectors and of the leases on them.
+    """Numbers of the text vectors, their leases, and the tables of event vectors.
 
     Attributes:
-        lease_waits: requests that had to wait, for others held all that they asked for.
-        late_puts: vectors that were refused, for their leases had ended.
-        tables: model to the numbers of its table of event vectors.
-        importing: [rows compared, rows in all] while the ledger's `event_embeddings` is compared.
-        problem: why a table does not come on.
+        lease_waits: requests that had to wait because others held all of their keys.
+        late_puts: vectors that were refused because their leases had ended.
+        tables: the numbers of each table of event vectors, by model.
+        importing: [rows compared, all rows] while the ledger's `event_embeddings` are compared; otherwise None.
+        problem: why a table does not make progress; None if all do.
     """
 
     text_vectors: int = 0
@@ -43,10 +43,11 @@ class Status:
     """Counters and states of one daemon, since its start.
 
     Attributes:
-        followed_monotonic: when the follower came on last.
-        caught_up_monotonic: the last moment at which what is published surely was the head of the log.
-        problem: why the follower does not come on.
-        last_error: what went wrong last, whether it was mended since or not.
+        followed_monotonic: when the follower last made progress.
+        caught_up_monotonic: the last moment at which the published state surely was at the head of the log.
+        problem: why the follower does not make progress; None if it does.
+        rebuild_problem: why the last rebuild failed; None if it did not.
+        last_error: the last error, whether it was mended since or not.
     """
 
     ledger: str
@@ -77,46 +78,30 @@ class Status:
     caught_up_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
-    # Looked up once: an installation that is replaced under a running daemon does not change what runs.
+    # Looked up once: a running daemon does not change when its installation is replaced.
     versions: dict[str, str | int] = field(default_factory=versions.of_this_process)
     workers: Workers = field(default_factory=Workers)
 
     def failed(self, error: str) -> None:
-        """Remember what went wrong."""
+        """Remember an error."""
         self.last_error, self.last_error_monotonic = error, time.monotonic()
 
     def as_dict(self) -> dict[str, Any]:
-        """What the stats command answers of them: plain values, times in milliseconds."""
+        """The answer to the stats command: plain values, with ages in milliseconds in place of instants."""
         now = time.monotonic()
-        return {
+        shown = (one.name for one in fields(self) if not one.name.endswith("_monotonic"))
+        numbers = {name: getattr(self, name) for name in shown} | {
             "pid": os.getpid(),
             **self.versions,
-            "ledger": self.ledger,
             "uptime_ms": int((now - self.started_monotonic) * 1_000),
-            "as_of": self.as_of,
             "caught_up_age_ms": int((now - self.caught_up_monotonic) * 1_000),
             "heartbeat_age_ms": int((now - self.followed_monotonic) * 1_000),
-            "is_published": self.is_published,
             "problem": self.problem or self.rebuild_problem,
-            "last_error": self.last_error,
             "last_error_age_ms": None if self.last_error is None else int((now - self.last_error_monotonic) * 1_000),
-            "folds": list(self.folds),
-            "events_folded": self.events_folded,
-            "commits": self.commits,
-            "rebuilds": self.rebuilds,
             "rebuilding": list(self.rebuilding),
-            "rebuild_waits_for_pid": self.rebuild_waits_for_pid,
-            "verifications_passed": self.verifications_passed,
-            "verifications_failed": self.verifications_failed,
-            "verified_as_of": self.verified_as_of,
-            "last_difference": self.last_difference,
-            "sealed_blocks": self.sealed_blocks,
-            "history_breaks": self.history_breaks,
-            "commands": self.commands,
-            "malformed_messages": self.malformed_messages,
-            "connections": self.connections,
-            "hang_ups": self.hang_ups,
-            "map_growths": self.map_growths,
+            "folds": list(self.folds),
             "embeddings": asdict(self.embeddings),
             "workers": self.workers.as_dict(),
         }
+        del numbers["versions"], numbers["rebuild_problem"]
+        return numbers

@@ -1,9 +1,9 @@
 """Wakes the follower when the ledger's files change.
 
-inotify watches the files themselves, not their directory: journals come and go there with every commit. The event
-comes before the commit is visible, and the next commit's event can be swallowed while this one is applied, so the
-daemon goes on looking after the last event; see `Daemon`. Where the system gives no inotify (each user has a few), the
-slow poll finds everything.
+inotify watches the files, not their directory, where journals are created and deleted with every commit. Its event
+arrives before the commit is visible, and the event of the next commit can be lost while this one is applied. So the
+daemon keeps checking for a while after the last event; see `Daemon`. Without inotify (each user has a limited number)
+the slow poll finds every change.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from inotify_simple import INotify, flags
 _EVENTS = flags.MODIFY | flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
 
 
-class Watch:
+class LedgerWatch:
     """Waits for a change of the ledger's files, a wake-up from another thread, or a time-out.
 
     Attributes:
-        problem: why the system tells no changes; None where it does.
+        problem: why inotify is not available; None if it is.
     """
 
     def __init__(self, ledger: str) -> None:
@@ -36,18 +36,18 @@ class Watch:
         self.refresh()
 
     def refresh(self) -> None:
-        """Watch the files that stand at the paths now; adding a watch twice is harmless."""
+        """Watch the files that are at the paths now; adding a watch twice is harmless."""
         inotify = self._inotify
         for path in self._paths if inotify is not None else ():
             try:
                 inotify.add_watch(path, _EVENTS)
             except OSError:
-                # Not there, or the system's limit on watches: the slow poll finds what this misses.
+                # No such file, or the system's limit on watches: the slow poll finds what this misses.
                 continue
 
     def wait(self, timeout_s: float) -> bool:
         """Whether a file changed within the time; returns early on `wake`."""
-        # Not `poll`: it counts in milliseconds, and the first looks are a tenth of one apart.
+        # Not `poll`: it counts in milliseconds, and the first checks are 0.1 ms apart.
         inotify = self._inotify
         ready, _, _ = select.select([self._wake, *([] if inotify is None else [inotify.fileno()])], [], [], timeout_s)
         if self._wake in ready:

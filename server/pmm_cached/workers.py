@@ -1,8 +1,8 @@
-"""What the workers report of themselves: the sums of all, and how many there are.
+"""The counters that workers report, summed, and the number of workers.
 
-For display, and never for a decision: anybody who may reach the socket may report anything. Of each worker the newest
-numbers are known, and only what they have grown by is added to the sums; so a report that is lost, comes twice or comes
-late does no harm, and what a worker did stays counted when it ends.
+They are only displayed: anybody who can reach the socket can report anything. The newest counters of each worker are
+kept, and only their growth is added to the sums. So a report that is lost, repeated or late does no harm, and the work
+of a worker that has ended stays counted.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 from pmm_shm import limits
 from pmm_shm.wire.protocol import COUNTERS
 
-_LOOK_S = 1.0
+_LIVENESS_CHECK_S = 1.0
 
 
 @dataclass
-class _Worker:
-    """One cache of one process, as it reported last.
+class _WorkerRecord:
+    """The last report of one cache of one process.
 
     Attributes:
-        started: when the process of this pid was started, in ticks since boot; None where it is not to be seen.
+        started: when the process was started, in ticks since boot; None if that is not known.
     """
 
     pid: int
@@ -36,7 +36,7 @@ class _Worker:
 
 
 def started_at(pid: int) -> int | None:
-    """When a process was started, in ticks since boot; None where there is none, or none that lives."""
+    """When a process was started, in ticks since boot; None if no such process is alive."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
@@ -58,18 +58,18 @@ class Workers:
         self._clock = clock
         self._started = started
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, _Worker] = OrderedDict()
+        self._known: OrderedDict[int, _WorkerRecord] = OrderedDict()
         self._seen = 0
         self._totals = dict.fromkeys(COUNTERS, 0)
-        self._looked = -_LOOK_S
+        self._liveness_checked_at = -_LIVENESS_CHECK_S
 
     def report(self, worker: int, pid: int, counters: Mapping[str, int], *, is_last: bool = False) -> None:
-        """Take in the counters of a worker, each since the worker began."""
+        """Record the counters of a worker, each since the worker began."""
         with self._lock:
             known = self._known.get(worker)
             if known is None:
                 self._make_room()
-                known = self._known[worker] = _Worker(pid, self._started(pid), dict.fromkeys(COUNTERS, 0))
+                known = self._known[worker] = _WorkerRecord(pid, self._started(pid), dict.fromkeys(COUNTERS, 0))
                 self._seen += 1
             self._known.move_to_end(worker)
             for name in COUNTERS:
@@ -79,26 +79,26 @@ class Workers:
             known.is_ended = known.is_ended or is_last
 
     def as_dict(self) -> dict[str, Any]:
-        """How many workers live, how many have reported, and the sums of all of these."""
+        """How many workers are alive, how many have reported, and the sums of their counters."""
         with self._lock:
-            self._look_after_dead()
+            self._check_liveness()
             live = sum(not worker.is_ended for worker in self._known.values())
             return {"live": live, "seen": self._seen, **self._totals}
 
-    def _look_after_dead(self) -> None:
+    def _check_liveness(self) -> None:
         now = self._clock()
-        if now - self._looked < _LOOK_S:
+        if now - self._liveness_checked_at < _LIVENESS_CHECK_S:
             return
-        self._looked = now
+        self._liveness_checked_at = now
         for worker in self._known.values():
             if not worker.is_ended:
                 worker.is_ended = worker.started is None or self._started(worker.pid) != worker.started
 
     def _make_room(self) -> None:
-        """Forget a worker where there are too many: one that has ended, or who has not reported for longest."""
+        """If there are too many, forget one that has ended, or the one whose last report is oldest."""
         if len(self._known) < limits.WORKERS_MAX:
             return
-        self._look_after_dead()
+        self._check_liveness()
         ended = next((token for token, worker in self._known.items() if worker.is_ended), None)
         if ended is None:
             self._known.popitem(last=False)

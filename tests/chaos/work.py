@@ -27,7 +27,7 @@ import numpy as np
 
 from pmm_shm.errors import DaemonError, SnapshotUnavailableError
 from pmm_shm.vectors.function import FunctionEmbedder
-from pmm_shm_cli.synthetic import Draft, synthetic_events
+from pmm_shm_cli.synthetic import RawEvent, synthetic_events
 from pmm_shm_client import connect
 from tests.chaos.checks import difference_from_replay
 from tests.chaos.plan import CLIENTS
@@ -173,7 +173,7 @@ class _Client:
         self.tokens += 1
         return f"{prefix}{self.order.name}.{self.order.incarnation}.{self.tokens}"
 
-    def _drafts(self, count: int, prefix: str = "") -> list[Draft]:
+    def _drafts(self, count: int, prefix: str = "") -> list[RawEvent]:
         return [
             (kind, content, {**meta, TOKEN: self._token(prefix)}) for kind, content, meta in islice(self.story, count)
         ]

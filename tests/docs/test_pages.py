@@ -1,4 +1,4 @@
-"""The pages in docs: what they show is run, and what they name exists."""
+"""The pages in docs: their blocks run, and everything they name exists."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from tests.support import daemons, ledgers, pages
 from tests.support.pages import DOCS, README, Workplace
 
 TROUBLESHOOTING = DOCS / "TROUBLESHOOTING.md"
-RUN = [DOCS / "TUTORIAL.md", TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
+GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md")]
+RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
 SHOWN_ONLY = ("pmm-shm top agent.db", "pmm-cached agent.db --metrics-port 9464")
-"""Of our own commands those that pages show and tests do not run: a screen, and a port that somebody may have."""
+"""The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_the_messages_that_troubleshooting_quotes_are_those_of_the_code() -> Non
 
 
 def texts_of(source: Path) -> list[str]:
-    """What a module may say: its text constants, without its docstrings."""
+    """The text constants of a module, without docstrings: everything it may print."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return [

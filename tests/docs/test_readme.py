@@ -1,8 +1,8 @@
-"""README and docs: what they show is run, and what they name exists.
+"""README and the guides against the code: the blocks run, and everything they name exists.
 
-The Python blocks run in order in one process with one namespace, in an empty directory; then, in the same directory,
-the `pmm-shm` commands of the shell blocks, each in a process of its own. The fold of the README is installed as its
-`pyproject.toml` snippet says. `make`, `pip` and `systemctl` are not run, and `pmm-shm demo` has a test of its own.
+README's Python block runs in one process, in an empty directory; then its `pmm-shm` commands run there, each in a
+process of its own. `test_pages` runs the other pages. `make`, `pip` and `systemctl` are not run, and `pmm-shm demo` has
+its own test.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ from pmm_shm_client.autostart import is_running
 from pmm_shm_client.cache import Cache
 from tests.support import daemons, ledgers, pages
 
-EXAMPLE = ledgers.ROOT / "docs" / "examples" / "tool_use.py"
-PAGES = sorted([*ledgers.ROOT.glob("*.md"), *(ledgers.ROOT / "docs").rglob("*.md")])
-TEXT = pages.README.read_text(encoding="utf-8")
+EXAMPLE = pages.DOCS / "examples" / "tool_use.py"
+PAGES = sorted([*ledgers.ROOT.glob("*.md"), *pages.DOCS.rglob("*.md")])
+PRODUCT = ("pmm_shm", "server", "client")
+README_LINES_MAX = 150
+README_CODE_LINES_MAX = 8
+ARCHITECTURE_WORDS_MAX = 4_000
 
 
-def blocks(language: str) -> list[str]:
-    return pages.blocks(TEXT, language)
+def page(name: str) -> str:
+    return (pages.DOCS / name).read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def shell_commands() -> list[list[str]]:
-    return [shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.strip()]
+def product_modules() -> Iterator[Path]:
+    for package in PRODUCT:
+        yield from (ledgers.ROOT / package).rglob("*.py")
 
 
 def help_of(module: str, *words: str) -> str:
@@ -76,39 +80,28 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
         daemons.end(find_endpoints(instance).pid)
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the README's fold is installed as its snippet says."""
-    (snippet,) = blocks("toml")
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / EXAMPLE.name).write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    pages.install_folds(site, snippet)
-    return daemons.with_path(site)
-
-
-def test_the_blocks_and_commands_run(workplace: Path, installed: dict[str, str]) -> None:
+def test_the_readme_runs(workplace: Path) -> None:
+    text = pages.README.read_text(encoding="utf-8")
+    (code,) = pages.blocks(text, "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= README_CODE_LINES_MAX
     script = workplace.parent / "readme.py"
-    script.write_text("\n".join(blocks("python")), encoding="utf-8")
-    ran = run(workplace, str(script), environment=installed)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == ""
-    lines = ran.stdout.splitlines()
-    assert lines[0].startswith("Echo 0.5 ")
-    assert "close_without_evidence c2 6" in lines
-    assert "{'calls': {'search': 2}, 'last': 'search'}" in lines
-    for command in shell_commands():
+    script.write_text(code, encoding="utf-8")
+    ran = run(workplace, str(script))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("Echo Could you plan the week?\n# Context (layout 1)\nName: Echo\n")
+    commands = [shlex.split(line) for block in pages.blocks(text, "sh") for line in block.splitlines()]
+    assert commands
+    for command in commands:
         assert command[0] == "pmm-shm"
-        ran = run(workplace, "-m", "pmm_shm_cli", *command[1:], environment=installed)
+        ran = run(workplace, "-m", "pmm_shm_cli", *command[1:])
         assert ran.returncode == 0, (command, ran.stderr)
         assert ran.stdout
 
 
 def test_the_daemon_command_runs(workplace: Path) -> None:
-    (line,) = re.findall(r"^    pmm-cached (.+)$", TEXT, re.MULTILINE)
     ledger = ledgers.build(workplace / "agent.db")
     process = subprocess.Popen(
-        [sys.executable, "-m", "pmm_cached", "--log-format", "json", *shlex.split(line)],
+        [sys.executable, "-m", "pmm_cached", "--log-format", "json", "agent.db"],
         cwd=workplace,
         env=daemons.environment(),
         stdin=subprocess.DEVNULL,
@@ -124,48 +117,56 @@ def test_the_daemon_command_runs(workplace: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 0
-    (sample,) = re.findall(r"^    (\{.+\})$", section("The daemon"), re.MULTILINE)
+    (sample,) = re.findall(r"^    (\{.+\})$", page("DAEMON.md"), re.MULTILINE)
     promised = {"timestamp", "level", "logger", "event"}
     for record in (sample, *log.splitlines()):
         assert promised <= set(json.loads(record))
 
 
-def test_it_begins_with_the_demo_and_the_tests() -> None:
-    title, about, commands = TEXT.split("\n\n")[:3]
+def test_the_readme_is_short_and_begins_with_the_demo_and_the_tests() -> None:
+    text = pages.README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= README_LINES_MAX
+    title, about, commands = text.split("\n\n")[:3]
     assert title == "# pmm-shm"
-    assert len(re.findall(r"\.(?=\s|$)", about)) == 2
+    assert len(about.splitlines()) <= 5
+    for expanded in ("Persistent Mind Model (PMM)", "Identity Autonomy Score (IAS)", "Goal Achievement Score (GAS)"):
+        assert expanded in " ".join(about.replace("\n", " ").split())
     assert [line.split("#")[0].strip() for line in commands.splitlines()] == ["make demo", "make test"]
     makefile = (ledgers.ROOT / "Makefile").read_text(encoding="utf-8")
-    for page in ("README.md", "CONTRIBUTING.md"):
-        for verb in re.findall(r"^    make (\w+)", (ledgers.ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
-            assert f"\n{verb}:" in makefile
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for verb in re.findall(r"^    make ([\w-]+)", (ledgers.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"\n{verb}:" in makefile, verb
 
 
 def test_the_fold_is_the_example() -> None:
-    assert EXAMPLE.read_text(encoding="utf-8") in blocks("python")
+    text = page("howto/own-fold.md")
+    assert f"```python {EXAMPLE.name}\n{EXAMPLE.read_text(encoding='utf-8')}```\n" in text
 
 
 def test_every_read_method_is_listed() -> None:
-    listed = set(re.findall(r"^\| `(\w+)\(.*?\)` \|", section("Quick start"), re.MULTILINE))
+    text = page("LIBRARY.md")
+    listed = set(re.findall(r"^\| `(\w+)\(.*?\)` \|", text, re.MULTILINE))
     other = {"append", "append_many", "close", "invalidate", "stats", "verify", "wait_for"}
     assert (
         listed == {name for name in dir(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
     )
-    for kind, fields in re.findall(r"`([A-Z]\w+)\((.+?)\)` \|$", section("Quick start"), re.MULTILINE):
+    records = re.findall(r"`([A-Z]\w+)\((.+?)\)` \|$", text, re.MULTILINE)
+    assert len(records) > 3
+    for kind, fields in records:
         assert list(getattr(results, kind)._fields) == fields.split(", ")
 
 
-def test_commands_options_and_exit_codes_are_those_of_the_help() -> None:
-    text = section("Command line")
+def test_commands_and_exit_codes_are_those_of_the_help() -> None:
+    text = page("COMMANDS.md")
     overview = help_of("pmm_shm_cli")
-    rows = re.findall(r"^\| `([a-z]+)` \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z]+)` \| (.+) \|$", section(text, "Commands"), re.MULTILINE)
     assert [name for name, _ in rows] == re.findall(r"^  ([a-z]+)  ", overview.split("Commands:")[1], re.MULTILINE)
     for name, description in rows:
         shown = help_of("pmm_shm_cli", name)
         assert "--json" in shown or name in ("chat", "completion")
         for option in re.findall(r"`(--[a-z-]+)`", description):
             assert option in shown, (name, option)
-    codes = re.findall(r"^\| (\d) \| ([\w ]+)", text, re.MULTILINE)
+    codes = re.findall(r"^\| (\d) \| ([\w ]+)", section(text, "Exit codes"), re.MULTILINE)
     told = " ".join(overview.split("Exit codes: ")[1].split("Options:")[0].split())
     assert [code for code, _ in codes] == re.findall(r"\d", told)
     for code, meaning in codes:
@@ -173,23 +174,26 @@ def test_commands_options_and_exit_codes_are_those_of_the_help() -> None:
 
 
 def test_the_answers_of_read_are_those_of_the_help() -> None:
-    (sentence,) = re.findall(r"^`read` and `replay` answer (.+?)\.$", section("Command line"), re.MULTILINE | re.DOTALL)
+    (sentence,) = re.findall(r"^`read` and `replay` answer (.+?)\.$", page("COMMANDS.md"), re.MULTILINE | re.DOTALL)
     shown = " ".join(help_of("pmm_shm_cli", "read").split())
     assert ", ".join(re.findall(r"`([a-z-]+)`", sentence)) in shown
 
 
 def test_the_daemons_options_are_those_of_its_help() -> None:
+    text = section(page("reference/SETTINGS.md"), "Options of the daemon")
     shown = help_of("pmm_cached")
-    listed = re.findall(r"^\| `(--[a-z-]+)` \|", section("The daemon"), re.MULTILINE)
-    assert set(listed) | {"--version", "--help"} == set(re.findall(r"(--[a-z-]+)", shown))
-    for option, default in re.findall(r"^\| `(--[a-z-]+)` \| `?([a-z\d.]+)`? \|", section("The daemon"), re.MULTILINE):
+    rows = re.findall(r"^\| `(--[a-z-]+)`(?:[^|\\]|\\\|)* \| `?([a-z\d.]+)?", text, re.MULTILINE)
+    assert {option for option, _ in rows} | {"--version", "--help"} == set(re.findall(r"(--[a-z-]+)", shown))
+    with_default = [(option, default) for option, default in rows if re.fullmatch(r"[a-z]+|\d+(\.\d+)?", default)]
+    assert len(with_default) > 5
+    for option, default in with_default:
         described = shown.split(option)[1].split("\n  --")[0]
-        assert re.search(rf"default:\s+{default}\b", described), (option, default)
+        assert option in ("--embed-kinds", "--map-size") or re.search(rf"default:\s+{default}\b", described), option
 
 
 def test_the_environment_variables_are_those_of_the_code() -> None:
     source = Path(flags.__file__).read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `(PMM_\w+)` \|", section("Flags and environment"), re.MULTILINE)
+    listed = re.findall(r"^### (PMM_\w+)$", section(page("reference/SETTINGS.md"), "Environment"), re.MULTILINE)
     assert set(listed) == set(re.findall(r'"(PMM_\w+)"', source))
 
 
@@ -207,19 +211,29 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
-def test_the_code_map_names_every_module() -> None:
-    text = (ledgers.ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for package in ("pmm_shm", "server", "client"):
-        for module in (ledgers.ROOT / package).rglob("*.py"):
-            if module.name not in ("__init__.py", "__main__.py"):
-                assert f"`{module.relative_to(ledgers.ROOT / package)}`" in text, module
+def test_the_architecture_is_short_and_names_every_room() -> None:
+    text = page("ARCHITECTURE.md")
+    assert len(text.split()) <= ARCHITECTURE_WORDS_MAX
+    packages = {module.parent.relative_to(ledgers.ROOT) for module in product_modules()}
+    rooms = {package for package in packages if len(package.parts) <= 2}
+    assert len(rooms) > 10
+    rows = dict(re.findall(r"^\| `([\w/]+)/` \| .+ \| (.*) ?\|$", section(text, "Code map"), re.MULTILINE))
+    assert {str(room) for room in rooms} <= set(rows)
+    for room, files in rows.items():
+        assert (ledgers.ROOT / room).is_dir(), room
+        for named in re.findall(r"`(\w+\.py)`", files):
+            assert (ledgers.ROOT / room / named).exists(), (room, named)
 
 
-def test_the_architecture_lists_every_invariant() -> None:
-    text = " ".join((ledgers.ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split())
-    for package in ("pmm_shm", "server", "client"):
-        for module in (ledgers.ROOT / package).rglob("*.py"):
-            docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-            for part in docstring.split("Invariant: ")[1:]:
-                invariant = " ".join(part.split("\n\n")[0].split())
-                assert f"Invariant: {invariant}" in text, module.name
+def test_the_list_of_modules_has_every_module_with_its_invariants() -> None:
+    text = page("reference/MODULES.md")
+    found = 0
+    for module in product_modules():
+        room = section(text, str(module.parent.relative_to(ledgers.ROOT)))
+        if module.name not in ("__init__.py", "__main__.py"):
+            assert f"\n- `{module.name}`: " in room, module
+        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+        for part in docstring.split("Invariant: ")[1:]:
+            found += 1
+            assert f"Invariant: {' '.join(part.split(chr(10) * 2)[0].split())}\n" in room, module
+    assert found > 10

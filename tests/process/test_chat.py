@@ -6,19 +6,19 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat import provider as provider_module
+from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responders import Message, OfflineResponder, ResponderError
-from pmm_shm_chat.turn import Chat, Turn
+from pmm_shm_chat.responder import Message, ResponderError
+from pmm_shm_chat.turn import Chat, TurnResult
 from pmm_shm_client.cache import Cache
 from tests.conftest import StartDaemon
 from tests.support import daemons
@@ -123,7 +123,8 @@ def test_killed_at_every_point_of_a_turn(ledger: str, point: str) -> None:
 def test_offline_is_a_pure_function() -> None:
     history = [Message("user", "one"), Message("assistant", "two")]
     code = (
-        "import json, sys\nfrom pmm_shm_chat.responders import Message, OfflineResponder\n"
+        "import json, sys\n"
+        "from pmm_shm_chat.offline import OfflineResponder\nfrom pmm_shm_chat.responder import Message\n"
         "block, history, text = json.loads(sys.argv[1])\n"
         "print(json.dumps(list(OfflineResponder().stream(block, [Message(*one) for one in history], text))))"
     )
@@ -191,9 +192,9 @@ def test_openai_events_of_all_kinds(endpoint: Endpoint) -> None:
     ("status", "remedy"),
     [
         (401, "check OPENAI_API_KEY"),
-        (404, "--model"),
+        (404, "the model 'm'"),
         (429, "credit"),
-        (400, "does not take"),
+        (400, "does not accept"),
         (500, "try again later"),
     ],
 )
@@ -209,12 +210,12 @@ def test_openai_refused(endpoint: Endpoint, status: int, remedy: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("data: {not json\n\n", "no JSON"),
-        ("data: [1]\n\n", "no completion"),
+        ("data: {not json\n\n", "not JSON"),
+        ("data: [1]\n\n", "not a completion"),
         ('data: {"error": {"message": "overloaded"}}\n\n', "overloaded"),
         ('data: {"error": "overloaded"}\n\n', "overloaded"),
-        ('{"choices": []}', "no stream of events"),
-        ("<html>hello</html>\n", "no stream of events"),
+        ('{"choices": []}', "not a stream of events"),
+        ("<html>hello</html>\n", "not a stream of events"),
         ("data: " + json.dumps(delta("a")) + "\n\n", "broke off"),
         ("x" * (5 << 20), "bytes"),
     ],
@@ -266,8 +267,8 @@ def test_openai_nobody_listens(endpoint: Endpoint, monkeypatch: pytest.MonkeyPat
     ("name", "value", "message"),
     [
         ("OPENAI_API_KEY", None, "no OPENAI_API_KEY"),
-        ("OPENAI_API_KEY", "a b", "holds what no key holds"),
-        ("OPENAI_BASE_URL", "localhost:1", "no http"),
+        ("OPENAI_API_KEY", "a b", "characters that no key has"),
+        ("OPENAI_BASE_URL", "localhost:1", "http://"),
         ("OPENAI_BASE_URL", "http://[", "cannot be used"),
     ],
 )
@@ -283,18 +284,15 @@ def test_openai_settings_that_mean_nothing(
 
 
 def test_openai_not_installed(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(provider_module.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ResponderError, match=r"pip install 'pmm-shm\[chat\]'"):
         OpenAIResponder("m")
 
 
 def test_a_turn_with_an_endpoint(endpoint: Endpoint, cache: Cache) -> None:
     endpoint.answer = lambda own, handler: own.events(handler, "I will ", "look.")
-    turn: Turn = Chat(cache, OpenAIResponder("gpt-x")).turn("Look")
-    assert [one.kind for one in turn.made] == ["commitment_open"]
+    turn: TurnResult = Chat(cache, OpenAIResponder("gpt-x")).turn("Look")
+    assert [one.kind for one in turn.follow_ups] == ["commitment_open"]
     assert events(cache.path)[2][2] == {"model": "gpt-x"}
     endpoint.answer = lambda own, handler: own.events(handler, "I will", end=None)
     with pytest.raises(ResponderError, match="broke off"):

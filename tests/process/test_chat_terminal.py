@@ -189,7 +189,7 @@ def test_ctrl_c_ends_an_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> N
     child.sendline("Tell me everything")
     child.expect_exact("And")
     child.send("\x03")
-    child.expect_exact("(interrupted; kept as far as it came)")
+    child.expect_exact("(interrupted; the beginning is kept)")
     child.expect_exact(PROMPT)
     assert events(ledger)[2][:2] == ("response", "I will begin. And then")
     assert events(ledger)[2][2] == {"model": "m", "interrupted": True}

@@ -440,11 +440,15 @@ def test_the_asyncio_client_with_a_daemon(ledger: str, start_daemon: StartDaemon
             assert numbers["projection"]["verifications_passed"] == 1
             with pytest.raises(CommandError):
                 await cache.invalidate_async("nope")
+            with pytest.raises(UnknownFoldError):
+                await cache.verify_async("nope")
             with pytest.raises(DaemonTimeoutError):
                 await cache.wait_for_async(1_000, 0.1)
             waits = [cache.wait_for_async(event_id + 1, 30.0) for _ in range(20)]
+            # More than a day counts as a day.
+            waits.append(cache.wait_for_async(event_id + 1, 1e9))
             found = await asyncio.gather(*waits, cache.append_async("debug", "", {}))
-            assert found == [event_id + 1] * 21
+            assert found == [event_id + 1] * 22
 
     asyncio.run(scenario())
 

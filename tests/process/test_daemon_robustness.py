@@ -186,7 +186,7 @@ def test_errors_of_lmdb_do_not_leak(ledger: Path) -> None:
     with contextlib.suppress(DamagedStoreError), reader.begin() as snapshot:
         assert snapshot is not None
         base.get(b"x")
-    assert isinstance(reader.failure, DamagedStoreError)
+    assert isinstance(reader.locator.failure, DamagedStoreError)
     with reader.begin() as snapshot:
         assert snapshot is None
     reader.close()
@@ -199,10 +199,10 @@ def test_error_of_a_transaction_is_no_snapshot(ledger: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise lmdb.CorruptedError("page")
 
-    monkeypatch.setattr(reader, "_read_header", fail)
+    monkeypatch.setattr(reader, "read_header", fail)
     with reader.begin() as snapshot:
         assert snapshot is None
-    assert isinstance(reader.failure, DamagedStoreError)
+    assert isinstance(reader.locator.failure, DamagedStoreError)
     reader.close()
 
 

@@ -91,7 +91,7 @@ while not os.path.exists(sys.argv[2]):
         frame = cache.frame()
         assert len(frame.commitments().open) == frame.as_of, (len(frame.commitments().open), frame.as_of)
     reads += 1
-print(reads, exact._reader.replays, exact._reader.snapshots.failure, flush=True)
+print(reads, exact._reader.replays, exact._reader.snapshots.locator.failure, flush=True)
 """
 
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,12 +25,13 @@ import pytest
 
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.locks import holds_lock
 from pmm_shm.store import boot, inspection
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.wire import protocol
 from pmm_shm_cli.doctor import Finding, diagnose, gather
-from pmm_shm_cli.doctor.facts import Reader, Store
+from pmm_shm_cli.doctor.facts import ReaderSlot, StoreFacts
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.support import ledgers
@@ -354,7 +356,8 @@ def test_a_daemon_of_another_version(path: str, name: str, start_daemon: StartDa
         found = by_check(dataclasses.replace(facts, state=dataclasses.replace(facts.state, daemon=theirs)))
         finding = worst(found, "versions")
         assert (finding.severity, name in finding.found) == ("warning", True)
-        assert finding.command == f"kill -TERM {facts.state.daemon_pid} && pmm-cached {path}"
+        pid = facts.state.daemon_pid
+        assert finding.command == f"kill -TERM {pid} && tail --pid={pid} -f /dev/null && pmm-cached {path} &"
 
 
 def test_a_daemon_in_another_instance_directory(path: str, folder: Path, start_daemon: StartDaemon) -> None:
@@ -386,7 +389,7 @@ def test_a_directory_that_others_may_write_is_not_trusted(path: str, start_daemo
     found = examined(path)
     finding = worst(found, "state-directory")
     assert (finding.severity, "store" in found) == ("error", False)
-    assert finding.command == f"rm -r {daemon.instance.directory} && pmm-cached {path}"
+    assert finding.command == f"rm -r {daemon.instance.directory} && pmm-cached {path} &"
 
 
 def test_files_in_it_that_are_not_as_they_should_be(path: str, start_daemon: StartDaemon) -> None:
@@ -549,12 +552,12 @@ def test_how_full_the_store_is(path: str, start_daemon: StartDaemon) -> None:
     assert facts.state.store is not None
     assert facts.state.store.map_bytes == limits.MAP_SIZE_BYTES
     for used, severity in ((921, "ok"), (922, "warning"), (1_024, "error")):
-        readers = tuple(Reader(1, "S", None) for _ in range(used))
-        store = Store(100 << 20, 95 << 20, 1_024, readers)
+        readers = tuple(ReaderSlot(1, "S", None) for _ in range(used))
+        store = StoreFacts(100 << 20, 95 << 20, 1_024, readers)
         found = by_check(dataclasses.replace(facts, state=dataclasses.replace(facts.state, store=store)))
         assert worst(found, "reader-slots").severity == severity
         assert worst(found, "map-size").severity == "warning"
-    far = Store(1 << 40, 1, 1_024, (Reader(7, "S", 5_000),))
+    far = StoreFacts(1 << 40, 1, 1_024, (ReaderSlot(7, "S", 5_000),))
     found = by_check(dataclasses.replace(facts, state=dataclasses.replace(facts.state, store=far)))
     assert "5,000 commits" in worst(found, "stale-reader").found
 
@@ -600,6 +603,73 @@ def test_every_command_is_one_for_a_shell(path: str, start_daemon: StartDaemon) 
     findings = [one for _, changed in ill(facts) for one in diagnose(changed) if one.severity != "ok"]
     for command in {one.command for one in findings}:
         assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0, command
+
+
+def test_no_finding_says_to_copy_a_ledger_behind_sqlites_back(path: str, start_daemon: StartDaemon) -> None:
+    """A ledger in use has its newest events in the -wal: a copy of the file alone lacks them."""
+    start_daemon(path)
+    facts = gather(path, TIMEOUT_S)
+    findings = [one for _, changed in ill(facts) for one in diagnose(changed)]
+    for finding in findings:
+        assert not re.search(r"\b(cp|rsync|scp|install|\.backup)\b .*\.db", finding.command), finding
+    in_memory, on_network = (
+        worst(by_check(changed), "file-system")
+        for check, changed in ill(facts)
+        if check == "file-system" and changed.ledger is not None and changed.ledger.disk.directory != "/"
+    )
+    if "NFS" in in_memory.found:
+        in_memory, on_network = on_network, in_memory
+    assert in_memory.command == f"pmm-shm backup {path} FILE"
+    assert (on_network.command, "stop all writers" in on_network.remedy) == ("", True)
+    assert "together with its -wal" in on_network.remedy
+    assert "on the file server" in on_network.remedy
+
+
+def test_the_copy_of_a_live_ledger_in_memory_is_whole() -> None:
+    """What the doctor says, word by word, while a writer has all its events in the -wal."""
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no file system in memory")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, tempfile.TemporaryDirectory() as disk:
+        made = f"{memory}/l.db"
+        with EventLog(made) as log:
+            log.append_many([("user", str(number), {}) for number in range(50)])
+            finding = worst(examined(made), "file-system")
+            file = f"{disk}/copy.db"
+            remedied(dataclasses.replace(finding, command=finding.command.replace("FILE", file)))
+            assert len(ledgers.raw_rows(file)) == 50
+            assert run_doctor(file).returncode == 0
+
+
+def test_a_missing_ledger_beside_its_wal_is_not_made_anew(path: str) -> None:
+    """SQLite would delete the -wal, and the commits in it."""
+    left_by_a_copy(path)
+    os.rename(path, path + ".moved")
+    finding = worst(examined(path), "rows")
+    assert (finding.severity, "--create" in finding.command) == ("error", False)
+    assert finding.command.startswith("ls -l ")
+
+
+def test_the_restart_waits_for_the_old_daemon(path: str, start_daemon: StartDaemon) -> None:
+    """`pmm-cached` refuses to start while the old one holds the lock."""
+    daemon = start_daemon(path)
+    facts = gather(path, TIMEOUT_S)
+    assert facts.state is not None
+    assert facts.state.daemon is not None
+    other = dataclasses.replace(facts.state, daemon={**facts.state.daemon, "version": "0"})
+    command = worst(by_check(dataclasses.replace(facts, state=other)), "versions").command
+    programs = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-c", f"({command.removesuffix('&')}) >/dev/null 2>&1 &"],
+        env={**environment(), "PATH": programs},
+        check=True,
+    )
+    daemon.process.wait(DEADLINE_S)
+    until(lambda: gather(path, TIMEOUT_S).state.daemon is not None, "another daemon answers")  # type: ignore[union-attr]
+    state = gather(path, TIMEOUT_S).state
+    assert state is not None
+    assert state.daemon_pid not in (None, daemon.pid)
+    os.kill(state.daemon_pid, signal.SIGTERM)  # type: ignore[arg-type]
+    until(lambda: gather(path, TIMEOUT_S).state.daemon is None, "it ends")  # type: ignore[union-attr]
 
 
 def test_paths_are_quoted(folder: Path) -> None:

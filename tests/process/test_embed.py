@@ -198,6 +198,19 @@ def test_restarts_keep_what_was_embedded(ledger: str, count: Path) -> None:
     assert embedder.calls == 1
 
 
+def test_vectors_in_an_untrusted_directory_are_not_used(ledger: str, count: Path, daemon: ForkedDaemon) -> None:
+    """Snapshots are refused there, and so are vectors: anybody may have put them."""
+    embedder = Counting(count)
+    with connect(ledger, embedder=embedder) as cache:
+        assert same(cache.embed("a text"), embedder.vector("a text"))
+    with connect(ledger, embedder=Counting(count, salt="other")) as cache:
+        assert same(cache.embed("a text"), embedder.vector("a text"))
+    Instance.of(ledger).directory.chmod(0o777)
+    with connect(ledger, embedder=Counting(count, salt="other")) as cache:
+        assert same(cache.embed("a text"), Counting(count, salt="other").vector("a text"))
+    assert embedder.calls == 2
+
+
 def test_the_oldest_goes_first(ledger: str, count: Path) -> None:
     embedder = Counting(count)
     with ForkedDaemon(Path(ledger), "--text-vectors-max", "5"):

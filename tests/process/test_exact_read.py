@@ -74,11 +74,11 @@ def test_connections_are_closed_before_a_fork_and_opened_anew_on_both_sides(
     with connect(ledger) as cache:
         cache.append("user", "before")
         everything(cache)
-        connection, environment = cache._reader.connection, cache._reader.snapshots._environment
+        connection, environment = cache._reader.connection, cache._reader.snapshots.locator.environment
         epoch = connection.epoch
 
         def child() -> Any:
-            was_open, same = connection.is_open, cache._reader.snapshots._environment is environment
+            was_open, same = connection.is_open, cache._reader.snapshots.locator.environment is environment
             appended = cache.append("user", "child")
             held = holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
             return was_open, same, appended, held, everything(cache) == replayed(ledger), cache._reader.replays

@@ -32,7 +32,7 @@ def test_a_daemon_refuses_with_one_line_and_exit_code_1(ledger: str, tmp_path: P
     """Hazard 23: a ledger on NFS, and a local one whose instance directory is to lie there."""
     refused = run_python(DAEMON, str(tmp_path), ledger)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith(f"pmm-cached: {ledger}: it lies on NFS, a network file system")
+    assert refused.stderr.startswith(f"pmm-cached: {ledger}: it is on NFS, a network file system")
     shared = tmp_path / "shared"
     shared.mkdir()
     refused_too = run_python(DAEMON, str(shared), ledger, env=environment(PMM_SHM_DIR=str(shared)))

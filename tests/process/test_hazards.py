@@ -133,8 +133,10 @@ OPENERS = {
 # two marked so. Sockets connect, too.
 ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/instance/file_systems.py": {"open": 1},  # /proc/self/mountinfo
-    "pmm_shm/ledger/connection.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
+    "pmm_shm/ledger/opening.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
+    "pmm_shm/ledger/backup.py": {"os.open": 1, "sqlite3.connect": 1},  # The copy, under its temporary name.
+    "pmm_shm/ledger/new_file.py": {"os.open": 2},  # New databases, before anyone uses them, and their directory.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
     "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
     "pmm_shm/store/environment.py": {"lmdb.open": 2, "open": 1},  # data.mdb: LMDB locks another file
@@ -145,21 +147,20 @@ ALLOWED: dict[str, dict[str, int]] = {
     # data.mdb, and lock.mdb, which a process that has LMDB's environment open does not open so.
     "pmm_shm/store/inspection.py": {"open": 1, "(directory / LOCK_TABLE_FILE).read_bytes": 1},
     # The ledger, by SQLite; its name for the mode keeps it from locks, not from minding the others' of its process.
-    "client/pmm_shm_cli/doctor/look.py": {
+    "client/pmm_shm_cli/doctor/gathering.py": {
         "sqlite3.connect": 1,
         "instance.endpoints_file.read_text": 1,
         "probe.connect": 1,
     },
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_cli/doctor/processes.py": {"open": 2},  # /proc
-    "server/pmm_cached/peers.py": {"open": 1},  # /proc/self/statm
-    "server/pmm_cached/sizes.py": {"Path('/proc/self/statm').read_bytes": 1},
+    "server/pmm_cached/memory.py": {"Path('/proc/self/statm').read_bytes": 1},
     "client/pmm_shm_cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
-    "client/pmm_shm_client/commands.py": {"socket.connect": 1},
-    "client/pmm_shm_client/aio.py": {"socket.connect": 2},
-    "client/pmm_shm_cli/synthetic.py": {"os.open": 1, "sqlite3.connect": 1},  # New ledgers, before anyone uses them.
+    "client/pmm_shm_client/commands.py": {"self._socket.connect": 1},
+    "client/pmm_shm_client/aio.py": {"socket.connect": 1},
+    "client/pmm_shm_cli/synthetic.py": {"sqlite3.connect": 1},  # New ledgers, before anyone uses them.
     "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
     "client/pmm_shm_cli/demo_run.py": {"open": 1, "self._log.read_text": 1},
@@ -682,7 +683,7 @@ stop.set()
 for thread in threads:
     thread.join()
 folded, replays = caches[0]._reader.events_folded, sum(cache._reader.replays for cache in caches)
-opened = caches[0]._reader.snapshots._environment.env.info()["map_size"]
+opened = caches[0]._reader.snapshots.locator.environment.env.info()["map_size"]
 print(failures, caches[0].metrics().as_of, min(as_of), replays, opened > int(sys.argv[2]), flush=True)
 """
 
@@ -747,10 +748,10 @@ def use(name):
     assert cache.frame().as_of >= appended
     assert cache.metrics(consistency="snapshot").as_of >= appended
     assert cache.stats()["daemon"]["as_of"] >= appended
-    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.failure)
+    assert cache._reader.replays == 0, (name, cache._reader.replays, cache._reader.snapshots.locator.failure)
 
 use("before")
-context, environment = commands.context(), cache._reader.snapshots._environment
+context, environment = commands.context(), cache._reader.snapshots.locator.environment
 for generation in ("child", "grandchild"):
     child = os.fork()
     if child:
@@ -761,7 +762,7 @@ for generation in ("child", "grandchild"):
     try:
         use(generation)
         assert commands.context() is not context
-        assert cache._reader.snapshots._environment is not environment
+        assert cache._reader.snapshots.locator.environment is not environment
     except BaseException as error:
         print(generation, repr(error), file=sys.stderr, flush=True)
         os._exit(1)

@@ -47,16 +47,16 @@ def test_an_error_in_the_middle_of_a_batch_folds_nothing_twice(tmp_path: Path) -
     with EventLog(path) as log:
         log.append_many([("commitment_close", "", {})] * count)
     blocker = sqlite3.connect(path, isolation_level=None)
-    read: Callable[..., Any] = follower._reader.read
+    read: Callable[..., Any] = follower._cursor._reader.read
     calls = []
 
-    def read_and_be_blocked(*arguments: Any) -> Any:
+    def read_and_be_blocked(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
             blocker.execute("BEGIN EXCLUSIVE")
-        return read(*arguments)
+        return read(*arguments, **options)
 
-    follower._reader.read = read_and_be_blocked  # type: ignore[method-assign]
+    follower._cursor._reader.read = read_and_be_blocked  # type: ignore[method-assign]
     with pytest.raises(LedgerError):
         follower.step()
     blocker.execute("COMMIT")

@@ -227,7 +227,7 @@ def test_readiness_does_not_wait_for_a_rebuild(tmp_path: Path, manager: Manager,
     daemon = start_daemon(str(path), env=manager.environment(), wait=False)
     manager.wait_for("READY")
     first = manager.wait_for("STATUS").states["STATUS"]
-    assert first.startswith("lagging, as of event 0, 30000 behind; what is published is being built")
+    assert first.startswith("lagging, as of event 0, 30000 behind; the published state is being built")
     daemon.wait_ready()
     manager.wait_for("STATUS", "healthy, as of event 30000")
 

@@ -183,9 +183,9 @@ def test_the_demo_runs(python: Path, workplace: Path) -> None:
 
 
 def test_daemon_client_and_quick_start_run(python: Path, workplace: Path) -> None:
-    """The first blocks of the README as they are; the daemon that they start is this wheel's."""
-    text = (ledgers.ROOT / "README.md").read_text(encoding="utf-8")
-    quick_start = text.split("\n## Quick start\n")[1].split("\n### Consistency\n")[0]
+    """The first blocks of the guide to the library as they are; the daemon that they start is this wheel's."""
+    text = (ledgers.ROOT / "docs" / "LIBRARY.md").read_text(encoding="utf-8")
+    quick_start = text.split("\n## Consistency\n")[0]
     blocks = re.findall(r"^```python\n(.*?)^```$", quick_start, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3
     shown = done(python, "-c", "\n".join(blocks), cwd=workplace)

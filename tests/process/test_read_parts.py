@@ -21,10 +21,10 @@ def test_few_rows_wait_for_a_busy_ledger(tmp_path: Path) -> None:
     connection = Connection(path, "ro", _TIMEOUT_S)
     reader = TailReader(connection, None)
     with connection.lock:
-        position = reader.read_whole(START).position
+        position = reader.read(START).position
         blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         blocker.execute("BEGIN EXCLUSIVE")
         threading.Timer(0.1, blocker.execute, ["COMMIT"]).start()
-        assert reader.read_few(position).position == position
+        assert reader.read(position).position == position
     connection.close()
     blocker.close()

@@ -377,14 +377,14 @@ def test_a_backup_that_is_written_meanwhile(place: tuple[str, str], mode: str, m
     """What was checked is restored; without locks, nothing is."""
     ledger, backup = place
     monkeypatch.setattr(restoring, "_mode_for", lambda path: mode)
-    look = restoring._look_at
+    look = restoring._check
 
     def look_and_write(*arguments: Any) -> Any:
         found = look(*arguments)
         ledgers.execute(backup, "UPDATE events SET content = 'torn' WHERE id = 9")
         return found
 
-    monkeypatch.setattr(restoring, "_look_at", look_and_write)
+    monkeypatch.setattr(restoring, "_check", look_and_write)
     before, checked = listing(os.path.dirname(ledger)), contents(backup)
     if mode == "rw":
         restore(backup, ledger)

@@ -87,6 +87,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("pmm-shm read ", ["compopt -o default", ""]),
         ("pmm-shm status ", ["compopt -o default", ""]),
         ("pmm-shm restore backup.db ", ["compopt -o default", ""]),
+        ("pmm-shm backup agent.db ", ["compopt -o default", ""]),
+        ("pmm-shm backup agent.db backup.db ", [""]),
         ("pmm-shm verify agent.db --fold ", sorted(BUILT_IN_NAMES)),
         ("pmm-shm read --consistency ", ["exact", "snapshot", "wait"]),
         ("pmm-shm verify --no-", ["--no-chain"]),

@@ -82,7 +82,7 @@ def test_a_daemon_does_not_go_on_without_its_thread_for_commands(
     def fail() -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(server, "_answer_waiters", fail)
+    monkeypatch.setattr(server._dispatcher, "advance", fail)
     server.start()
     try:
         server.announce(1, 1)

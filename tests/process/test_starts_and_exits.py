@@ -94,7 +94,7 @@ cache.append("identity_adopt", "Ada")
 cache.frame(), cache.embed("some text"), cache.stats()
 lines = []
 if sys.argv[3] == "served":
-    lines = [commands.Line(cache._instance, protocol.PING) for _ in range(4)]
+    lines = [commands.CommandConnection(cache._instance, protocol.PING) for _ in range(4)]
     assert all(line.ask(protocol.PING, {}, 10.0)["pid"] for line in lines)
 
 async def listen(ready):

@@ -20,7 +20,8 @@ import pytest
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.instance.paths import Instance
-from pmm_shm_cli.remedies import remedy_for
+from pmm_shm_cli.main import cli
+from pmm_shm_cli.state import with_remedies
 from pmm_shm_client import commands, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
@@ -119,24 +120,50 @@ def test_colours_on_a_terminal_unless_they_are_not_wanted(ledger: str) -> None:
 # What to type.
 
 
+def typed(problem: str | Exception, instance: Instance) -> str | None:
+    """What `status` and `top` say to type."""
+    (found,) = with_remedies(instance, [problem])
+    assert found["problem"] == str(problem)
+    return found["command"]
+
+
 def test_known_problems_as_the_code_says_them(ledger: str, start_daemon: StartDaemon) -> None:
     instance = Instance.of(ledger)
     with pytest.raises(DaemonAbsentError) as absent:
         commands.call(instance, "ping", {}, 1.0)
-    assert remedy_for(str(absent.value), instance, None) == f"pmm-cached {ledger} &"
+    assert typed(absent.value, instance) == f"pmm-cached {ledger} &"
     daemon = start_daemon(ledger)
     daemon.freeze()
     with pytest.raises(DaemonTimeoutError) as stopped:
         commands.call(instance, "ping", {}, 0.2)
-    remedy = remedy_for(str(stopped.value), instance, daemon.pid)
+    remedy = typed(stopped.value, instance)
     assert remedy is not None
-    assert remedy.startswith(f"kill -CONT {daemon.pid};")
-    # The remedy does it.
-    subprocess.run(shlex.split(remedy.split(";")[0]), check=True)
+    assert remedy.startswith(f"kill -CONT {daemon.pid}  # ")
+    # The remedy does it, typed as it is printed.
+    subprocess.run(["bash", "-c", remedy], check=True)
     assert daemon.stats()["health"] == "healthy"
 
 
-# top
+def test_the_remedy_of_a_damaged_ledger_restores_it_and_keeps_the_backup(tmp_path: Path) -> None:
+    """BACKUP first, then LEDGER: the other way round it would overwrite the backup."""
+    ledger, backup = str(tmp_path / "agent.db"), str(tmp_path / "backup.db")
+    ledgers.build(ledger, 500, journal="delete")
+    assert run("backup", ledger, backup).returncode == 0
+    whole = ledgers.raw_rows(ledger)
+    with open(ledger, "r+b") as file:
+        file.seek(os.stat(ledger).st_size // 2 // 4_096 * 4_096)
+        file.write(b"\xff" * 4_096)
+    found = json.loads(run("top", ledger, "--json", "--interval", "0.1").stdout)
+    command = next(one["command"] for one in found["remedies"] if "malformed" in one["problem"])
+    assert command == f"pmm-shm restore BACKUP {ledger}"
+    given = cli.commands["restore"].make_context("restore", shlex.split(command)[2:]).params
+    assert (given["backup"], given["ledger"]) == ("BACKUP", ledger)
+    kept = ledgers.read_bytes(backup)
+    ran = run(*shlex.split(command.replace("BACKUP", backup))[1:], "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ledgers.raw_rows(ledger) == whole
+    assert ledgers.read_bytes(backup) == kept
+    assert b"\xff" * 4_096 in ledgers.read_bytes(json.loads(ran.stdout)["safety_copy"])
 
 
 def test_one_frame(ledger: str, start_daemon: StartDaemon) -> None:
@@ -234,8 +261,8 @@ def test_it_follows_the_size_of_the_terminal(
     child = terminal()
     child.expect_exact("q quits")
     child.setwinsize(6, 40)
-    # Too narrow for the hint, too low for most of it.
-    child.expect(r"commits/s +\S+ +\S*\s+\x1b\[H")
+    # Too narrow for the hint, too low for most of it. After some seconds, the bars fill the line to its end.
+    child.expect(r"commits/s +\S+ +\S*\s*\x1b\[H")
     assert "memory" not in child.before.rpartition("\x1b[H")[2]
     child.setwinsize(40, 120)
     child.expect_exact("q quits")

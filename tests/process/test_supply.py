@@ -41,7 +41,7 @@ REPORTS = {
         '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}]}',
         1,
         1,
-        "a 1: PYSEC-1; mended in 2",
+        "a 1: PYSEC-1; fixed in 2",
     ),
     "an index that tells nothing": (
         '{"dependencies": [{"name": "a", "skip_reason": "not found"}]}',

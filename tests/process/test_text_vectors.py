@@ -20,7 +20,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
-from pmm_shm_client.commands import Line, call
+from pmm_shm_client.commands import CommandConnection, call
 from tests.support import daemons
 from tests.support.fork_daemon import ForkedDaemon
 
@@ -194,12 +194,12 @@ def test_a_flood_of_leases_is_bounded(path: Path, served: Instance) -> None:
 
     def flood(begin: int, rounds: int) -> int:
         refused, size = 0, limits.LEASE_KEYS_MAX
-        with Line(served, protocol.LEASE) as line:
+        with CommandConnection(served, protocol.LEASE) as connection:
             for number in range(rounds):
                 keys = [key(begin + number * size + index) for index in range(size)]
                 try:
-                    line.ask("lease", {"model": MODEL, "keys": keys, "wait_ms": 0}, 10.0)
-                    line.ask("put", {"model": MODEL, "vectors": [[one, 1, ONE] for one in keys]}, 10.0)
+                    connection.ask("lease", {"model": MODEL, "keys": keys, "wait_ms": 0}, 10.0)
+                    connection.ask("put", {"model": MODEL, "vectors": [[one, 1, ONE] for one in keys]}, 10.0)
                 except CommandError:
                     refused += 1
         return refused

@@ -22,7 +22,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, check_listening, find_endpoints, record_endpoints
 from pmm_shm_client import EventLog, connect, connect_async
-from pmm_shm_client.commands import Line, call
+from pmm_shm_client.commands import CommandConnection, call
 from tests.conftest import StartDaemon
 from tests.support import answers
 from tests.support.addresses import WRONG
@@ -43,7 +43,7 @@ def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, fi
         with connect(ledger) as cache, pytest.raises(DaemonAbsentError, match="no daemon serves it"):
             cache.wait_for(10**6, 1.0)
         with pytest.raises(DaemonAbsentError):
-            Line(instance, protocol.VERIFY)
+            CommandConnection(instance, protocol.VERIFY)
 
         async def listen() -> None:
             async with await connect_async(ledger) as cache:
@@ -114,10 +114,9 @@ def test_only_one_function_makes_addresses() -> None:
     }
     arguments = [one for one in arguments if (one[0].split("/", 1)[1], one[1]) not in beside]
     assert sorted(arguments) == [
-        ("client/pmm_shm_client/aio.py", "address"),
         ("client/pmm_shm_client/aio.py", "address_of(path)"),
         ("client/pmm_shm_client/commands.py", "address"),
-        ("server/pmm_cached/commands.py", "address_of(path)"),
+        ("server/pmm_cached/sockets.py", "address_of(path)"),
     ]
 
 
@@ -195,14 +194,14 @@ def test_a_client_gives_up_at_its_deadline_under_a_flood(near: str, case: str) -
 def test_a_line_to_a_daemon_that_stands_still_never_blocks(ledger: str, start_daemon: StartDaemon) -> None:
     """More commands than the queues on the way take, each within its deadline."""
     daemon = start_daemon(ledger)
-    with Line(daemon.instance, protocol.PUT) as line:
+    with CommandConnection(daemon.instance, protocol.PUT) as connection:
         daemon.freeze()
         try:
             for _ in range(40):
                 started = time.monotonic()
                 args = {"model": "m", "vectors": [[bytes(32), 1, bytes(4 * 8_000)]]}
                 with pytest.raises(DaemonTimeoutError):
-                    line.ask(protocol.PUT, args, 0.02)
+                    connection.ask(protocol.PUT, args, 0.02)
                 assert time.monotonic() - started < 2.0
         finally:
             daemon.thaw()

@@ -13,7 +13,7 @@ import pytest
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.vectors import local_bow
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responders import Message
+from pmm_shm_chat.responder import Message
 from pmm_shm_client.cache import Cache
 
 Events = list[tuple[str, str, dict[str, Any]]]

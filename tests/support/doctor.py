@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pmm_shm_cli.doctor import Facts, Finding, diagnose, gather
+from pmm_shm_cli.doctor import Finding, SystemFacts, diagnose, gather
 from pmm_shm_cli.doctor.facts import Disk, Limits, Package
 from pmm_shm_cli.doctor.finding import SEVERITIES
 
@@ -20,7 +20,7 @@ def examined(path: str | os.PathLike[str] | None, timeout_s: float = TIMEOUT_S) 
     return by_check(gather(None if path is None else os.fspath(path), timeout_s))
 
 
-def by_check(facts: Facts) -> Found:
+def by_check(facts: SystemFacts) -> Found:
     found: Found = {}
     for one in diagnose(facts):
         found.setdefault(one.check, []).append(one)
@@ -32,16 +32,16 @@ def worst(found: Found, check: str) -> Finding:
     return max(found[check], key=lambda one: SEVERITIES.index(one.severity))
 
 
-def ill(facts: Facts) -> Iterator[tuple[str, Facts]]:
+def ill(facts: SystemFacts) -> Iterator[tuple[str, SystemFacts]]:
     """(check, facts) for what a test cannot bring about."""
     machine, ledger, state = facts.machine, facts.ledger, facts.state
     assert ledger is not None
     assert state is not None
 
-    def with_machine(**changes: Any) -> Facts:
+    def with_machine(**changes: Any) -> SystemFacts:
         return dataclasses.replace(facts, machine=dataclasses.replace(machine, **changes))
 
-    def with_disk(disk: Disk) -> Facts:
+    def with_disk(disk: Disk) -> SystemFacts:
         return dataclasses.replace(
             facts,
             ledger=dataclasses.replace(ledger, disk=disk),

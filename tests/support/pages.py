@@ -1,13 +1,13 @@
-"""Pages of documentation as the tests run them: what their blocks mean, and who runs them.
+"""Runs the blocks of a documentation page.
 
-The blocks of a page run in their order, in one empty directory. The words behind the opening fence say how:
+The blocks run in order, in one empty directory. The words after the opening fence say how:
 
-    ```sh                lines for one bash, which lasts as long as the page; a command that fails, fails the page
-    ```python            code for one Python; with a name behind it (`python first`), for the Python of that name
-    ```python fold.py    the content of a file, as with any language and a name that has a dot in it
-    ```console           a program on a terminal: `$ command`, what it prints, and what is typed behind its prompt;
-                         with a name behind it, the terminal of that name, which further blocks go on with
-    ```text              what the block before it prints; `...` is anything
+    ```sh                lines for bash, one shell per page; a failing command fails the page
+    ```python            code for a Python process; `python first` and `python second` are two processes
+    ```python fold.py    the content of a file: any language, with a name that contains a dot
+    ```console           a session on a terminal: `$ command`, its output, and the input after its prompt;
+                         blocks of the same name continue one session
+    ```text              the output of the block before; `...` stands for anything
 
 Lines that are indented by four spaces are not run: they need root, a network, a service manager or a screen.
 """
@@ -36,14 +36,15 @@ PROMPT = "you › "  # noqa: RUF001
 _FENCED = re.compile(r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLES = ("PMM_", "OPENAI_")
 
-# Reads one JSON object a line: code to run in a namespace that lasts. Answers with what it printed, and how it failed.
+# Reads one JSON object per line: code to run in one lasting namespace. Answers with [output, failure]. The output
+# includes warnings on stderr: a page must show them or cause none.
 _INTERPRETER = r"""
 import contextlib, io, json, sys, traceback
 namespace = {"__name__": "__main__"}
 for line in sys.stdin:
     request = json.loads(line)
     shown, failure = io.StringIO(), None
-    with contextlib.redirect_stdout(shown):
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
             exec(compile(request["code"], request["name"], "exec"), namespace)
         except BaseException:
@@ -53,7 +54,7 @@ for line in sys.stdin:
 
 
 class Block(NamedTuple):
-    """One block of a page, and what it is said to print: None where nothing is said."""
+    """One block of a page, and the output that the page shows for it, or None."""
 
     line: int
     language: str
@@ -84,13 +85,13 @@ def parsed(text: str) -> list[Block]:
 
 
 def indented(text: str) -> list[str]:
-    """The lines that are shown and not run."""
+    """The lines that are shown but not run."""
     runs = re.findall(r"^\n((?: {4}.*\n)+)", _FENCED.sub("", text), re.MULTILINE)
     return [line.strip() for run in runs for line in run.splitlines()]
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether that was printed: line by line, with `...` for anything; how wide white space is does not count."""
+    """Whether the output matches, line by line: `...` matches anything, and the width of white space is ignored."""
     wanted, found = (
         "\n".join(" ".join(line.split()) for line in text.strip().splitlines()) for text in (shown, printed)
     )
@@ -98,7 +99,7 @@ def is_as_shown(shown: str, printed: str) -> bool:
 
 
 def install_folds(site: Path, pyproject: str) -> None:
-    """What `pip install` would make known of the entry points in a `pyproject.toml`."""
+    """Register the entry points of a `pyproject.toml`, as `pip install` would."""
     found = re.search(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.]+:\w+"\n)+)', pyproject, re.MULTILINE)
     assert found is not None
     info = site / "page_fold-1.0.dist-info"
@@ -114,16 +115,16 @@ def commands_on_path(folder: Path) -> None:
         script = folder / name
         script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
         script.chmod(0o755)
-    # Not a link: a virtual environment is found by where its python lies.
+    # Not a link: Python finds its virtual environment by the path of the executable.
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
 
 
 class Workplace:
-    """Runs the blocks of one page in a new directory; `close` ends whatever they have started, and removes it.
+    """Runs the blocks of one page in a new directory; `close` ends every process that they started, and removes it.
 
-    The directory is one that others may pass through, as a page takes for granted: not pytest's.
+    Not pytest's temporary directory, which other users cannot enter: pages rely on that.
     """
 
     def __init__(self) -> None:
@@ -150,7 +151,7 @@ class Workplace:
         self._terminals: dict[str, pexpect.spawn[str]] = {}
 
     def run(self, block: Block) -> None:
-        """One block, and a look at what it prints."""
+        """Run one block and compare its output."""
         where = f"line {block.line}"
         if "." in block.name:
             self._write(block)
@@ -164,7 +165,7 @@ class Workplace:
             raise AssertionError(f"{where}: nobody runs {block.language}")
 
     def close(self) -> None:
-        """End all that runs here: the shell, the Pythons, the terminals, and the daemons that they started."""
+        """End the shell, the Pythons, the terminals, and the daemons that they started."""
         for terminal in self._terminals.values():
             terminal.close(force=True)
         for process in (self._shell, *self._pythons.values()):
@@ -193,7 +194,7 @@ class Workplace:
         script, output = self._scratch / "block.sh", self._scratch / "block.out"
         script.write_text(code + "\n", encoding="utf-8")
         done = self._ask(shell, f"set -e; . '{script}' >'{output}' 2>&1 </dev/null; set +e; echo done\n")
-        # Bash's own remark on a job that was killed says where in this script; on a terminal it reads otherwise.
+        # Bash reports a killed job with the place in this script; on a terminal the line would look different.
         printed = re.sub(
             rf"^{script}: line \d+: .* (Killed|Terminated) .*\n", "", output.read_text("utf-8"), flags=re.M
         )
@@ -257,13 +258,13 @@ class Workplace:
 
 
 def _until_prompt(terminal: pexpect.spawn[str]) -> str:
-    """What is printed until the next prompt, or the end."""
+    """The output up to the next prompt, or the end."""
     terminal.expect_exact([PROMPT, pexpect.EOF])
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.before or "").replace("\r", "")
 
 
 def _at_work_in(directory: Path) -> Iterator[int]:
-    """Pids of the processes that were started in `directory`, or name it."""
+    """Pids of the processes that run in `directory`, or name it in their arguments."""
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal() or int(folder.name) == os.getpid():
             continue
@@ -274,13 +275,13 @@ def _at_work_in(directory: Path) -> Iterator[int]:
 
 
 def option_names(command: Any) -> set[str]:
-    """All options of a click command, as they are typed."""
+    """All options of a click command, as typed."""
     names = {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")}
     return names | {"-h", "--help"}
 
 
 def code_in(text: str) -> Iterator[str]:
-    """What a page says to type, or names as such: blocks for a shell, indented lines, and code within sentences."""
+    """All code on a page: shell blocks, indented lines, and code within sentences."""
     for language, _, body in _FENCED.findall(text):
         if language in ("sh", "console"):
             yield from body.splitlines()
@@ -291,7 +292,7 @@ def code_in(text: str) -> Iterator[str]:
 
 
 def commands_named(code: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(program, command, options) of each of our programs in it; the command is "" where there is none."""
+    """(program, command, options) for each use of our programs; the command is "" if none is given."""
     for program, rest in re.findall(r"(?<![\w@./-])(pmm-shm|pmm-cached)((?= |$)[^|;&#)]*)", code):
         words = rest.split()
         command = words[0] if program == "pmm-shm" and words and re.fullmatch(r"[a-z]+", words[0]) else ""

@@ -21,7 +21,7 @@ import pytest
 
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
-from pmm_shm.vectors.event_table import TableRecord, TableView, table_key, table_records
+from pmm_shm.vectors.event_table import EventTableRecord, EventTableView, table_key, table_records
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 from tests.support import ledgers
@@ -267,8 +267,8 @@ def stored(ledger: str) -> dict[str, dict[int, tuple[float, ...]]]:
             for name in names:
                 data = mapped.get(table_key(name))
                 assert data is not None
-                record = TableRecord.unpack(bytes(data))
-                view, rows = TableView(mapped, record), {}
+                record = EventTableRecord.unpack(bytes(data))
+                view, rows = EventTableView(mapped, record), {}
                 for part in [*view.blocks(), view.tail()]:
                     dead = set() if part.dead is None else set(part.dead.tolist())
                     for number, event_id in enumerate(part.ids.tolist()):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import click
 import pytest
 
-from pmm_shm.errors import ConfigError, InvalidTextError
+from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START
 from pmm_shm.vectors import local_bow
-from pmm_shm.vectors.events import EventTexts, Source
-from pmm_shm_chat.responders import Message, OfflineResponder, ResponderError, responder_named
+from pmm_shm.vectors.events import EventTextReader, Source
+from pmm_shm_chat.command import responder_named
+from pmm_shm_chat.offline import OfflineResponder
+from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.rules import cid_of, events_of
 from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat
 from pmm_shm_client.cache import Cache
@@ -51,7 +54,7 @@ def test_a_turn_is_a_message_and_an_answer_with_their_index_entries(cache: Cache
         ("response", "Hello, Ada.", {"model": "says"}),
         index(3, "Hello, Ada."),
     ]
-    assert (turn.user_id, turn.response_id, turn.event_ids, turn.made) == (1, 3, (1, 2, 3, 4), ())
+    assert (turn.user_id, turn.response_id, turn.event_ids, turn.follow_ups) == (1, 3, (1, 2, 3, 4), ())
     assert (turn.response, turn.is_interrupted) == ("Hello, Ada.", False)
 
 
@@ -73,8 +76,8 @@ def test_what_is_stated_follows_the_message_that_states_it(cache: Cache) -> None
         ("commitment_open", "COMMIT: plan", {"cid": cid, "text": "plan", "origin_eid": 7, "source": "reply"}),
         ("autonomy_directive", "I must ask", {"origin_eid": 7, "source": "reply"}),
     ]
-    assert [one.id for one in turn.made] == [4, 5, 6, 9, 10]
-    assert [one.kind for one in turn.made[-2:]] == ["commitment_open", "autonomy_directive"]
+    assert [one.id for one in turn.follow_ups] == [4, 5, 6, 9, 10]
+    assert [one.kind for one in turn.follow_ups[-2:]] == ["commitment_open", "autonomy_directive"]
     check_sound(cache.path)
 
 
@@ -117,7 +120,7 @@ def test_index_entries_are_those_that_the_daemon_counts(cache: Cache) -> None:
     turns = [chat.turn(text) for text in ("Ünal \x00 \ud800?", " done: go ", "I must")]
     connection = Connection(cache.path, "ro", 1.0)
     with connection.lock:
-        found = EventTexts(connection, (), local_bow.NAME).read(START).items
+        found = EventTextReader(connection, (), local_bow.NAME).read(START).texts
     connection.close()
     assert [item.event_id for item in found] == [one for turn in turns for one in (turn.user_id, turn.response_id)]
     assert {item.source for item in found} == {Source.INDEXED}
@@ -254,7 +257,7 @@ def test_offline_states_nothing_that_it_only_repeats() -> None:
 
 
 def test_responders_by_name() -> None:
-    assert responder_named("offline").name == "offline"
+    assert responder_named("offline", None).name == "offline"
     for name, model in (("offline", "m"), ("openai", None), ("other", None)):
-        with pytest.raises(ConfigError):
+        with pytest.raises(click.UsageError):
             responder_named(name, model)

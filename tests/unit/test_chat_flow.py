@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from pmm_shm_chat.screen import Flow, readable
+from pmm_shm_chat.screen import LineWrapper, readable
 
 # What is shown.
 
 
 def flowed(*pieces: str, width: int = 30, indent: int = 2) -> list[str]:
     shown: list[str] = []
-    flow = Flow(shown.append, width, indent)
+    flow = LineWrapper(shown.append, width, indent)
     for piece in pieces:
         flow.add(piece)
     flow.end()

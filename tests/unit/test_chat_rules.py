@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat.rules import NAME_CONFIDENCE, STATEMENTS_MAX, Draft, Speaker, cid_of, events_of
+from pmm_shm_chat.rules import NAME_CONFIDENCE, STATEMENTS_MAX, EventDraft, Speaker, cid_of, events_of
 from pmm_shm_chat.sentences import sentences, storable
 from pmm_shm_client.cache import Cache
 from tests.support.profiles import examples
@@ -20,7 +20,9 @@ from tests.support.profiles import examples
 Open = Mapping[Any, Mapping[str, Any]]
 
 
-def said(text: str, speaker: Speaker = "assistant", open_ones: Open | None = None, event_id: int = 7) -> list[Draft]:
+def said(
+    text: str, speaker: Speaker = "assistant", open_ones: Open | None = None, event_id: int = 7
+) -> list[EventDraft]:
     return events_of(text, speaker, event_id, lambda: open_ones or {})
 
 
@@ -349,7 +351,7 @@ def test_events_of_any_text_are_appended_and_do_what_they_say(
         assert log.verify_chain().ok
 
 
-def _check_effect(cache: Cache, before: dict[Any, Any], drafts: list[Draft], event_id: int) -> None:
+def _check_effect(cache: Cache, before: dict[Any, Any], drafts: list[EventDraft], event_id: int) -> None:
     expected, name = dict(before), None
     contents = []
     for kind, content, meta in drafts:

@@ -27,7 +27,7 @@ from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm_client import Context, EventLog, connect, connect_async
 from pmm_shm_client.context import (
     LAYOUT,
-    Wanted,
+    ContextRequest,
     commitment_line,
     make_context,
     one_line,
@@ -567,7 +567,7 @@ def frames(tmp_path: Path) -> Callable[[int], Any]:
 
 
 def recalled(frame: Any, log: Log, k: int) -> tuple[list[int], str | None]:
-    context = make_context(frame, Wanted.of("x", 3, k, 0), log.search, log.event)
+    context = make_context(frame, ContextRequest.of("x", 3, k, 0), log.search, log.event)
     return [one.id for one in context.recalled], context.recall_problem
 
 
@@ -602,7 +602,7 @@ def test_errors_that_degrade_and_errors_that_do_not(frames: Callable[[int], Any]
         def search(_: str, k: int) -> Any:
             raise error
 
-        return make_context(frame, Wanted.of("x", 3, 1, 0), search, Log([]).event)
+        return make_context(frame, ContextRequest.of("x", 3, 1, 0), search, Log([]).event)
 
     for degrading in (EmbedderError("down"), InvalidTextError("too many tokens")):
         assert failing(degrading).recall_problem == str(degrading)

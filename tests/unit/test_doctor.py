@@ -22,10 +22,11 @@ from pmm_shm import flags
 from pmm_shm.errors import CommandError
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.locks import PENDING_BYTE, holds_lock
-from pmm_shm_cli.doctor import Finding, gather
+from pmm_shm_cli.doctor import Finding, diagnose, gather
+from pmm_shm_cli.doctor.checks import CHECKS
+from pmm_shm_cli.doctor.checks.rows import has_wal_reset_bug
 from pmm_shm_cli.doctor.facts import Package, Service
 from pmm_shm_cli.doctor.finding import SEVERITIES
-from pmm_shm_cli.doctor.ledger_checks import has_wal_reset_bug
 from pmm_shm_cli.doctor.machine import services
 from tests.support import ledgers
 from tests.support.doctor import TIMEOUT_S, by_check, examined, ill, worst
@@ -109,7 +110,7 @@ def test_an_event_of_the_future(path: str) -> None:
 
 def test_no_daemon_is_a_note(path: str) -> None:
     finding = worst(examined(path), "daemon")
-    assert (finding.severity, finding.command) == ("note", f"pmm-cached {path}")
+    assert (finding.severity, finding.command) == ("note", f"pmm-cached {path} &")
 
 
 def test_a_daemon_that_refuses(path: str) -> None:
@@ -224,20 +225,29 @@ def test_newer_packages_are_good_ones(path: str) -> None:
 
 
 def test_every_finding_that_is_not_well_has_a_remedy() -> None:
-    """By the source: each is made in one place, with all its texts or as one of `ok`."""
+    """By the source: each is made in one place, as one of `ok` or with a remedy of the table."""
     count = 0
-    for module in Path(package.__file__).parent.glob("*_checks.py"):
+    for module in (Path(package.__file__).parent / "checks").glob("*.py"):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+            made = node.value if isinstance(node, ast.Yield) else None
+            if isinstance(made, ast.Call):
                 count += 1
-                is_well = isinstance(node.args[1], ast.Constant) and node.args[1].value == "ok"
-                assert is_well or len(node.args) == 6, (module.name, node.lineno)
+                name = ast.unparse(made.func)
+                assert name in ("ok", "note", "warning", "error", "Verdict") or "if" in name, (module.name, made.lineno)
+                assert len(made.args) == (2 if name == "ok" else 4 if name == "Verdict" else 3), made.lineno
     assert count > 50
     for severity in SEVERITIES[1:]:
         with pytest.raises(ValueError, match="without a remedy"):
             Finding("a", severity, "b", "c")
     with pytest.raises(ValueError, match="several lines"):
         Finding("a", "ok", "b\n", "c")
+
+
+def test_the_table_of_checks(path: str) -> None:
+    """Each is a function of its own, and finds nothing where there is no ledger but of the machine."""
+    assert len({check.look for check in CHECKS}) == len(CHECKS) > 40
+    alone = {finding.check for finding in diagnose(gather(None, TIMEOUT_S))}
+    assert alone <= {check.name for check in CHECKS if check.look.__module__.endswith(".machine")}
 
 
 # The command.

@@ -95,8 +95,8 @@ def test_more_tokens_than_are_kept_and_longer_ones() -> None:
     texts += ["a" * 70 + " " + "b" * 64, "z " * 50_000]
     for text in [*texts, *texts[:2]]:
         assert local_bow.vector(text) == reference(text)
-    assert len(local_bow._place_of.__self__) <= local_bow._CACHED_TOKENS_MAX  # type: ignore[attr-defined]
-    assert max(map(len, local_bow._place_of.__self__)) <= 64  # type: ignore[attr-defined]
+    assert len(local_bow._index_of.__self__) <= local_bow._CACHED_TOKENS_MAX  # type: ignore[attr-defined]
+    assert max(map(len, local_bow._index_of.__self__)) <= 64  # type: ignore[attr-defined]
 
 
 def test_local_bow_in_many_threads_while_tokens_are_forgotten() -> None:

@@ -18,8 +18,8 @@ from pmm_shm.errors import InvalidVectorError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.writer import StoreWriter
-from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, TableView, table_records
-from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
+from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, EventTableView, table_records
+from pmm_shm.vectors.event_table_writer import EventTableWriter, VectorRows
 from pmm_shm.vectors.nearest import nearest
 from tests.support.nearest import check
 from tests.support.profiles import examples
@@ -54,7 +54,7 @@ class Table(RuleBasedStateMachine):
     def open(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._store = store(self._folder.name)
-        self._table = EventVectorWriter(self._store, "model", DIMENSION, block_bytes=16 * 4 * DIMENSION)
+        self._table = EventTableWriter(self._store, "model", DIMENSION, block_bytes=16 * 4 * DIMENSION)
         self._model: dict[int, Row] = {}
         self._position = START
 
@@ -84,7 +84,7 @@ class Table(RuleBasedStateMachine):
     def restart(self) -> None:
         self._store.close()
         self._store = store(self._folder.name)
-        self._table = EventVectorWriter(self._store, "model", DIMENSION, block_bytes=16 * 4 * DIMENSION)
+        self._table = EventTableWriter(self._store, "model", DIMENSION, block_bytes=16 * 4 * DIMENSION)
 
     @rule(wanted=st.sets(st.integers(-2, 62)))
     def look_up(self, wanted: set[int]) -> None:
@@ -106,7 +106,7 @@ class Table(RuleBasedStateMachine):
         ordered = sorted(self._model)
         matrix = np.array([self._model[event_id][1] for event_id in ordered], np.float32).reshape(-1, DIMENSION)
         with self._store.environment.read_mapped() as records:
-            view = TableView(records, self._table.record)
+            view = EventTableView(records, self._table.record)
             found = nearest([*view.blocks(), view.tail()], np.array(query), k)
         check(found, ordered, matrix, np.array(query), k)
 
@@ -148,7 +148,7 @@ def writer(tmp_path: Path) -> Iterator[StoreWriter]:
 
 
 def test_blocks_grow_so_that_there_are_few(writer: StoreWriter) -> None:
-    table = EventVectorWriter(writer, "model", DIMENSION)
+    table = EventTableWriter(writer, "model", DIMENSION)
     random = np.random.default_rng(1)
     for start in range(0, 70_000, 100):
         vectors = random.standard_normal((100, DIMENSION)).astype(np.float32)
@@ -158,7 +158,7 @@ def test_blocks_grow_so_that_there_are_few(writer: StoreWriter) -> None:
 
 
 def test_models_lie_side_by_side(writer: StoreWriter) -> None:
-    one, two = EventVectorWriter(writer, "one", 2), EventVectorWriter(writer, "two", 4)
+    one, two = EventTableWriter(writer, "one", 2), EventTableWriter(writer, "two", 4)
     for table, dimension in ((one, 2), (two, 4)):
         vectors = np.full((300, dimension), dimension, np.float32)
         table.apply(VectorRows(np.arange(300), np.ones(300, np.uint8), vectors))
@@ -166,11 +166,11 @@ def test_models_lie_side_by_side(writer: StoreWriter) -> None:
     assert (one.record.rows, two.record.rows) == (0, 300)
     assert two.rows_of(np.array([299])).vectors.tolist() == [[4.0] * 4]
     with pytest.raises(InvalidVectorError, match="dimension 4"):
-        EventVectorWriter(writer, "two", 5)
+        EventTableWriter(writer, "two", 5)
 
 
 def test_a_failed_commit_changes_nothing(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = EventVectorWriter(writer, "model", DIMENSION)
+    table = EventTableWriter(writer, "model", DIMENSION)
     rows = VectorRows(np.arange(300), np.ones(300, np.uint8), np.ones((300, DIMENSION), np.float32))
     table.apply(rows)
     before: Any = table.record

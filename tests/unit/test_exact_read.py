@@ -37,18 +37,14 @@ READS = ("identity", "commitments", "metrics", "stage", "recent", "history", "se
 
 
 def after_each_tail(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    def watch(name: str) -> None:
-        original = getattr(TailReader, name)
+    original = TailReader.read
 
-        def read(self: TailReader, *arguments: Any) -> Any:
-            tail = original(self, *arguments)
-            action()
-            return tail
+    def read(self: TailReader, *arguments: Any, **options: Any) -> Any:
+        tail = original(self, *arguments, **options)
+        action()
+        return tail
 
-        monkeypatch.setattr(TailReader, name, read)
-
-    watch("read")
-    watch("read_few")
+    monkeypatch.setattr(TailReader, "read", read)
 
 
 def at_most(count: int, action: Callable[[], None]) -> Callable[[], None]:
@@ -300,7 +296,7 @@ def test_another_fold_version_is_replayed(
         assert everything(cache) == replayed(ledger)
         assert cache.metrics().ias == pytest.approx(0.25, abs=0.02)
         # The others stand on what is published.
-        assert list(cache._reader._groups["published"].folds) == [
+        assert list(cache._reader._read_models["published"].folds) == [
             "self_model",
             "stage",
             "directives",
@@ -336,7 +332,7 @@ def test_another_parameter_is_replayed(
     monkeypatch.setattr(MetricsFold, "parameters", {"other": 1})
     with connect(ledger) as cache:
         assert everything(cache) == replayed(ledger)
-        assert list(cache._reader._groups) == ["published", "built-in"]
+        assert list(cache._reader._read_models) == ["published", "built-in"]
 
 
 def test_a_void_snapshot_counts_for_nothing(ledger: str, publish: Callable[[str], Publisher]) -> None:

@@ -15,11 +15,11 @@ from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import TRAITS, SelfModelFold
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.ledger.rows import RawRow
-from pmm_shm.projection import replay
-from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, Metrics, Name, Subject, Trait, explain
+from pmm_shm.projection.cursor import Cursor, LogChanged
+from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_cli.main import cli
-from pmm_shm_cli.oracle import opened
 from tests.support.answers import insert
 from tests.support.golden_cases import Case, canonical, cases
 
@@ -34,14 +34,14 @@ def rows_of(case: Case) -> list[RawRow]:
 
 
 def subjects_of(case: Case) -> Iterator[Subject]:
-    yield from (Name(), Metrics(), *(Trait(name) for name in TRAITS))
+    yield from (Name(), MetricsSubject(), *(Trait(name) for name in TRAITS))
     cids = [event["meta"].get("cid") for event in case.events if isinstance(event.get("meta"), dict)]
     for cid in dict.fromkeys((type(cid), cid) for cid in cids if type(cid) in (str, int) and cid):
         yield Commitment(cid[1])
 
 
 def explained(path: str, subject: Subject, **options: Any) -> Explanation:
-    connection = opened(path, 10.0)
+    connection = open_recovered(path, 10.0)
     try:
         return explain(connection, subject, **options)
     finally:
@@ -50,7 +50,7 @@ def explained(path: str, subject: Subject, **options: Any) -> Explanation:
 
 def plainly(subject: Subject, rows: list[RawRow]) -> Any:
     """The value behind these rows, by the folds that everybody uses, without whoever watches them."""
-    fold = MetricsFold() if isinstance(subject, Metrics) else SelfModelFold()
+    fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
     state = State()
     Engine([fold]).apply(rows, {fold.name: state})
     return subject.value(state)
@@ -70,7 +70,7 @@ def test_golden_values(case: Case, ledger: str) -> None:
             assert canonical(answer.value) == canonical(model["identity"]["name"])
         elif isinstance(subject, Trait):
             assert answer.value == model["identity"]["traits"][subject.name.removeprefix("trait ")]
-        elif isinstance(subject, Metrics):
+        elif isinstance(subject, MetricsSubject):
             assert (answer.value["ias"], answer.value["gas"]) == (prefix["ias"], prefix["gas"])
         else:
             held = {name: model["commitments"][name] for name in ("open", "expired")}
@@ -90,7 +90,7 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
     insert(ledger, case.events)
     for subject in subjects_of(case):
         steps = {step.event_id: step for step in explained(ledger, subject).steps}
-        fold = MetricsFold() if isinstance(subject, Metrics) else SelfModelFold()
+        fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
         engine, state = Engine([fold]), State()
         for row in rows_of(case):
             step = steps.get(row[0])
@@ -106,7 +106,7 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
 
 def test_the_totals_add_up_to_the_scores(ledger: str) -> None:
     insert(ledger, next(case for case in CASES if case.name == "case-1-039").events)
-    answer = explained(ledger, Metrics(), limit=3)
+    answer = explained(ledger, MetricsSubject(), limit=3)
     assert len(answer.steps) == 3 < answer.events == sum(total["events"] for total in answer.totals.values())
     for score, (up, down) in {"ias": TOTALS[:2], "gas": TOTALS[2:]}.items():
         summed = sum(total[up] + total[down] for total in answer.totals.values())
@@ -176,17 +176,17 @@ def test_the_ledger_may_be_in_the_environment(story: str, monkeypatch: pytest.Mo
 
 
 def test_a_replay_that_begins_anew_lists_nothing_twice(story: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, attempts = replay.tails, []
+    original, attempts = Cursor.advance_to_head, []
 
-    def tails(*arguments: Any) -> Iterator[Any]:
+    def advance_to_head(*arguments: Any) -> Iterator[Any]:
         yield from original(*arguments)
         attempts.append(arguments)
         if len(attempts) == 1:
-            raise replay.LogChanged
+            raise LogChanged
 
-    wanted = explained(story, Metrics())
-    monkeypatch.setattr(replay, "tails", tails)
-    assert explained(story, Metrics()) == wanted
+    wanted = explained(story, MetricsSubject())
+    monkeypatch.setattr(Cursor, "advance_to_head", advance_to_head)
+    assert explained(story, MetricsSubject()) == wanted
     assert len(attempts) == 2
 
 

@@ -55,14 +55,14 @@ def test_a_judgement_names_its_reasons(changes: dict[str, Any], health: str, is_
 def test_the_probe_counts_what_is_not_applied(tmp_path: Path, journal: str) -> None:
     path = ledgers.build(tmp_path / "ledger.db", 30, journal=journal)
     probe = HeadProbe(path)
-    assert probe.look(START) == (30, 30)
-    assert probe.look(Position(30, b"")) == (30, 0)
-    assert probe.look(Position(10, b"")) == (30, 20)
+    assert probe.lag_behind(START) == (30, 30)
+    assert probe.lag_behind(Position(30, b"")) == (30, 0)
+    assert probe.lag_behind(Position(10, b"")) == (30, 20)
     # Replaced: the next look is at the new file.
     other = ledgers.build(tmp_path / "other.db", journal=journal, ids=[-5, 0, 7, 10**9])
     Path(other).replace(path)
-    assert probe.look(Position(-5, b"")) == (10**9, 3)
-    assert probe.look(START) == (10**9, 4)
+    assert probe.lag_behind(Position(-5, b"")) == (10**9, 3)
+    assert probe.lag_behind(START) == (10**9, 4)
     Path(path).unlink()
-    assert probe.look(START) is None
+    assert probe.lag_behind(START) is None
     probe.close()

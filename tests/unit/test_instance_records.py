@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pmm_cached.instance_lock import InstanceLock
-from pmm_cached.watch import Watch
+from pmm_cached.watch import LedgerWatch
 from pmm_shm.errors import DaemonAbsentError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
@@ -56,7 +56,7 @@ def test_without_inotify_the_slow_poll_finds_changes(ledger: Path, monkeypatch: 
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("pmm_cached.watch.INotify", none_left)
-    watch = Watch(str(ledger))
+    watch = LedgerWatch(str(ledger))
     assert "max_user_instances" in str(watch.problem)
     watch.refresh()
     assert watch.wait(0.01) is False
@@ -91,7 +91,7 @@ def test_mark_of_another_shape_is_not_trusted(tmp_path: Path, opening: str) -> N
 def test_damage_found_while_it_runs_is_remade_at_the_next_start(ledger: Path) -> None:
     instance = Instance.of(ledger)
     writer = StoreWriter(instance)
-    writer.distrust()
+    writer.mark_damaged()
     writer.close()
     assert not boot.is_trusted(instance.boot_file)
 

@@ -11,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pmm_cached.leases import Answer, Leases
+from pmm_cached.leases import Leases
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
+from pmm_shm.wire.results import LeaseResult
 from tests.support.profiles import examples
 
 MODEL = "model"
@@ -30,12 +31,12 @@ class Bench:
         self.now = 100.0
         self.stored: set[tuple[str, bytes]] = set()
         self.status = EmbeddingStatus()
-        self.leases = Leases(lambda *place: place in self.stored, self.status, lambda: self.now)
+        self.leases = Leases(lambda *key: key in self.stored, self.status, lambda: self.now)
 
     def lease(self, *numbers: int, wait_s: float = 0.0, may_wait: bool = True, model: str = MODEL) -> list[Any]:
         """A list that gets the answer, now or later."""
         answers: list[Any] = []
-        self.leases.lease(model, [key(number) for number in numbers], wait_s, answers.append, may_wait=may_wait)
+        self.leases.acquire(model, [key(number) for number in numbers], wait_s, answers.append, may_wait=may_wait)
         return answers
 
     def token(self, number: int) -> int:
@@ -92,7 +93,7 @@ def test_who_waits_is_answered_when_it_is_stored(bench: Bench) -> None:
     waiting = bench.lease(1, wait_s=10)
     assert waiting == []
     assert bench.put(1, token)
-    assert waiting == [Answer([], [0], [], [])]
+    assert waiting == [LeaseResult([], [0], [], [])]
     assert (bench.status.leases_held, bench.status.lease_waits, bench.leases.waiting) == (0, 1, 0)
 
 
@@ -104,8 +105,8 @@ def test_all_who_wait_are_told_that_the_holder_failed(bench: Bench, how: str) ->
         bench.leases.release([token])
     else:
         bench.leases.accept(MODEL, [(key(1), token)])
-        bench.leases.give_up(MODEL, [key(1)])
-    assert (first, second, third) == ([Answer([], [], [1], [0])], [Answer([], [], [], [0])], [])
+        bench.leases.release_accepted(MODEL, [key(1)])
+    assert (first, second, third) == ([LeaseResult([], [], [1], [0])], [LeaseResult([], [], [], [0])], [])
     assert (bench.status.leases_held, bench.leases.waiting) == (1, 1)
     assert len(bench.lease(1)[0].granted) == 1
 
@@ -126,11 +127,11 @@ def test_one_of_those_who_wait_goes_on(bench: Bench, how: str) -> None:
 def test_waiting_ends(bench: Bench) -> None:
     bench.token(1)
     waiting = bench.lease(1, wait_s=1.5)
-    assert bench.leases.next_instant() == bench.now + 1.5
+    assert bench.leases.next_deadline() == bench.now + 1.5
     bench.sleep(1.4)
     assert waiting == []
     bench.sleep(0.1)
-    assert waiting == [Answer([], [], [0], [])]
+    assert waiting == [LeaseResult([], [], [0], [])]
 
 
 def test_a_renewed_lease_lives_on_but_not_for_ever(bench: Bench) -> None:
@@ -150,7 +151,7 @@ def test_what_is_being_stored_does_not_expire(bench: Bench) -> None:
     token = bench.token(1)
     assert bench.leases.accept(MODEL, [(key(1), token)]) == [0]
     bench.sleep(limits.LEASE_LIFE_S * 2)
-    assert bench.lease(1) == [Answer([], [], [0], [])]
+    assert bench.lease(1) == [LeaseResult([], [], [0], [])]
     assert bench.leases.accept(MODEL, [(key(1), token)]) == []
     bench.leases.release([token])
     assert bench.status.leases_held == 1
@@ -184,7 +185,7 @@ def test_bounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.lease(1, wait_s=1, may_wait=False) == [None]
     waiting = bench.lease(1, 2, wait_s=1)
     bench.leases.close()
-    assert waiting == [Answer([], [], [0, 1], [])]
+    assert waiting == [LeaseResult([], [], [0, 1], [])]
 
 
 def test_nothing_is_left_behind(bench: Bench) -> None:
@@ -201,7 +202,7 @@ def test_nothing_is_left_behind(bench: Bench) -> None:
     bench.sleep(limits.LEASE_LIFE_S)
     state = vars(bench.leases)
     assert [name for name, value in state.items() if isinstance(value, dict) and value] == []
-    assert bench.leases.next_instant() is None
+    assert bench.leases.next_deadline() is None
 
 
 # Against a model: the same rules, written down as slowly and plainly as can be.
@@ -254,7 +255,7 @@ class LeaseMachine(RuleBasedStateMachine):
             granted.append((index, token))
         taken = [index for index, one in enumerate(numbers) if one in self.held and index not in free]
         ready = [index for index, one in enumerate(numbers) if one not in self.held]
-        return Answer(granted, ready, taken, [])
+        return LeaseResult(granted, ready, taken, [])
 
     def settle(self) -> None:
         now = self.bench.now
@@ -267,7 +268,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 if one.deadline > now:
                     left.append(one)
                 else:
-                    one.expected.append(Answer([], [], list(range(len(one.numbers))), []))
+                    one.expected.append(LeaseResult([], [], list(range(len(one.numbers))), []))
             else:
                 one.expected.append(self.answer_of(one.numbers, one.real))
             assert one.real == one.expected
@@ -305,7 +306,7 @@ class LeaseMachine(RuleBasedStateMachine):
             failed = [index for index, number in enumerate(one.numbers) if number in ended]
             if failed:
                 others = [index for index in range(len(one.numbers)) if index not in failed]
-                one.expected.append(Answer([], [], others, failed))
+                one.expected.append(LeaseResult([], [], others, failed))
                 assert one.real == one.expected
             else:
                 left.append(one)
@@ -349,7 +350,7 @@ class LeaseMachine(RuleBasedStateMachine):
         held = self.held.get(number)
         if held is None or not held.is_storing:
             return
-        self.bench.leases.give_up(MODEL, [key(number)])
+        self.bench.leases.release_accepted(MODEL, [key(number)])
         self.fail([number])
 
     @rule(number=st.integers(0, 4))
@@ -374,7 +375,7 @@ class LeaseMachine(RuleBasedStateMachine):
         for held in self.held.values():
             if not held.is_storing:
                 instants += [held.renewed_at + limits.LEASE_S, held.granted_at + limits.LEASE_LIFE_S]
-        assert self.bench.leases.next_instant() == min(instants, default=None)
+        assert self.bench.leases.next_deadline() == min(instants, default=None)
 
 
 TestLeasesAgainstAModel = LeaseMachine.TestCase

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmm_shm.vectors.nearest import Rows, inverse_norms, nearest
+from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest
 from tests.support.nearest import check
 from tests.support.profiles import examples
 
 
-def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) -> list[Rows]:
+def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) -> list[SearchRows]:
     """The rows dealt out to blocks in turn, each in order of ids."""
     numbers = np.arange(len(ids)) % max(1, len(sizes))
     blocks = []
     for block in range(max(1, len(sizes))):
         mine = np.flatnonzero(numbers == block)
         mine = mine[np.argsort(np.array(ids, np.int64)[mine], kind="stable")] if len(mine) else mine
-        blocks.append(Rows.of(np.array(ids, np.int64)[mine], vectors[mine]))
+        blocks.append(SearchRows.of(np.array(ids, np.int64)[mine], vectors[mine]))
     return blocks
 
 
@@ -68,7 +68,7 @@ def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     for rows in in_blocks(ids, vectors, sizes):
         dead = data.draw(st.sets(st.integers(0, len(rows) - 1)) if len(rows) else st.just(set()))
         dead_ids |= {int(rows.ids[number]) for number in dead}
-        blocks.append(Rows(rows.ids, rows.vectors, rows.inverse_norms, np.array(sorted(dead), np.uint32)))
+        blocks.append(SearchRows(rows.ids, rows.vectors, rows.inverse_norms, np.array(sorted(dead), np.uint32)))
     alive = [number for number, event_id in enumerate(ids) if event_id not in dead_ids]
     for scope in (None, np.array(sorted(ids), np.int64)):
         check(nearest(blocks, query, k, scope), [ids[number] for number in alive], vectors[alive], query, k)
@@ -107,7 +107,7 @@ def test_equal_rows_are_equally_similar_wherever_they_lie() -> None:
 
 def test_zero_query_and_zero_vectors_have_similarity_zero() -> None:
     vectors = np.array([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], np.float32)
-    blocks = [Rows.of(np.array([1, 2, 3], np.int64), vectors)]
+    blocks = [SearchRows.of(np.array([1, 2, 3], np.int64), vectors)]
     assert nearest(blocks, np.zeros(2), 3) == [(1, 0.0), (2, 0.0), (3, 0.0)]
     assert nearest(blocks, np.array([5.0, 0.0]), 3) == [(2, 1.0), (1, 0.0), (3, -1.0)]
 

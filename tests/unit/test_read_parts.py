@@ -19,7 +19,7 @@ from pmm_shm.errors import StoreError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import InvalidText
-from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.ledger.tail import START, Position, TailReader, position_of
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import Header, HeaderDecoder
 from pmm_shm_client import EventLog, connect
@@ -116,14 +116,14 @@ def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
     ledger: str, publisher: Publisher
 ) -> None:
     with connect(ledger) as cache:
-        before = cache.metrics(), cache._reader._groups["published"].lineage
+        before = cache.metrics(), cache._reader._read_models["published"].lineage
         publisher.close()
         data = Instance.of(ledger).data_file
         shutil.copyfile(data, f"{data}.copy")
         os.replace(f"{data}.copy", data)
         foreign(ledger)
         assert cache.metrics().as_of == before[0].as_of + 1
-        lineage = cache._reader._groups["published"].lineage
+        lineage = cache._reader._read_models["published"].lineage
         status = data.stat()
         assert lineage is not None
         assert lineage[0] == (status.st_dev, status.st_ino)
@@ -139,24 +139,24 @@ def test_what_was_rejected_once_is_used_again_when_it_fits(ledger: str, publishe
         content = ledgers.execute(ledger, "SELECT content FROM events WHERE id = 64")[0][0]
         ledgers.execute(ledger, "UPDATE events SET content = 'edited' WHERE id = 64")
         assert everything(cache) == replayed(ledger)
-        assert list(cache._reader._groups) == ["built-in"]
+        assert list(cache._reader._read_models) == ["built-in"]
         ledgers.execute(ledger, "UPDATE events SET content = ? WHERE id = 64", content)
         for _ in range(3):
             foreign(ledger)
             publisher.publish()
             assert everything(cache) == replayed(ledger)
-            assert list(cache._reader._groups) == ["published"]
+            assert list(cache._reader._read_models) == ["published"]
 
 
 def test_no_state_is_read_between_two_reads(ledger: str, publisher: Publisher) -> None:
     with connect(ledger) as cache:
         cache.metrics()
-        track = cache._reader._groups["published"]
-        for name in track.folds:
+        read_model = cache._reader._read_models["published"]
+        for name in read_model.folds:
             with pytest.raises(AssertionError, match="outside its transaction"):
-                track.state(name).get("a cell that nobody has read")
+                read_model.state(name).get("a cell that nobody has read")
             with pytest.raises(AssertionError, match="outside its transaction"):
-                list(track.state(name).table("a table").items())
+                list(read_model.state(name).table("a table").items())
 
 
 def test_what_commits_touched_of_a_fold_that_nobody_reads_does_not_pile_up(
@@ -169,7 +169,7 @@ def test_what_commits_touched_of_a_fold_that_nobody_reads_does_not_pile_up(
             foreign(ledger, content=f"message {number}")
             publisher.publish()
             cache.metrics()
-        pending = cache._reader._groups["published"]._pending
+        pending = cache._reader._read_models["published"]._pending
         assert sum(one.key_count() for one in pending.values() if one is not None) <= 4 * 9
         assert cache.recent().messages[-1].content == "message 29"
         assert everything(cache) == replayed(ledger)
@@ -183,18 +183,23 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
     foreign(ledger, content="by hand")
     ledgers.execute(ledger, "UPDATE events SET content = CAST(x'ff' AS TEXT) WHERE id = 38")
     connection = Connection(ledger, "ro")
-    reader = TailReader(connection, None)
+    reader, careful = TailReader(connection, None), TailReader(connection, None, whole_rows=True)
     with connection.lock:
-        rows = reader.read_whole(START).rows
-        for position in [START, *map(reader.position_of, rows)]:
-            few = reader.read_few(position)
-            assert few == reader.read_whole(position, limits.TAIL_FEW_ROWS)
-            assert few.is_anchored
-            assert few.is_complete == (few.position == reader.position_of(rows[-1]))
-        assert InvalidText(b"\xff") in {row[3] for row in reader.read_few(reader.position_of(rows[35])).rows}
-        first = reader.position_of(rows[0])
-        assert not reader.read_few(first._replace(anchor=b"\0" * 16)).is_anchored
-        assert not reader.read_few(first._replace(event_id=1_000)).is_anchored
+        rows = careful.read(START).rows
+        for position in [START, *map(position_of, rows)]:
+            tail, whole = reader.read(position, limits.TAIL_FEW_ROWS), careful.read(position, limits.TAIL_FEW_ROWS)
+            assert tail[1:] == whole[1:]
+            assert [row[:5] for row in tail.rows] == [row[:5] for row in whole.rows]
+            assert tail.rows == whole.rows or not tail.is_complete or position is START
+            assert tail.is_anchored
+            assert tail.is_complete == (tail.position == position_of(rows[-1]))
+        assert InvalidText(b"\xff") in {row[3] for row in reader.read(position_of(rows[35])).rows}
+        first = position_of(rows[0])
+        assert not reader.read(first._replace(anchor=b"\0" * 16)).is_anchored
+        assert not reader.read(first._replace(event_id=1_000)).is_anchored
+        cut = careful.read(first, until_id=rows[4][0])
+        assert (cut.rows, cut.position, cut.is_complete) == (rows[1:5], position_of(rows[4]), True)
+        assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True)
     connection.close()
 
 
@@ -229,7 +234,7 @@ def test_a_transaction_ends_whatever_comes_in_its_middle(ledger: str, publisher:
         for error in (KeyboardInterrupt, StoreError("x"), TimeoutError):
             with contextlib.suppress(KeyboardInterrupt, StoreError, TimeoutError), cache._reader.transaction():
                 raise error
-        environment = cache._reader.snapshots._environment
+        environment = cache._reader.snapshots.locator.environment
         assert environment is not None
         assert environment._reads == 0
         with EventLog(ledger) as log:

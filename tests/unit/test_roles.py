@@ -9,11 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from pmm_cached.roles import Claim, Roles
+from pmm_cached.roles import Roles
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
+from pmm_shm.wire.results import ClaimResult
 from pmm_shm_chat.autonomy import Autonomy
 from pmm_shm_client import connect
 from pmm_shm_client.roles import Role
@@ -83,12 +84,12 @@ TestElections.settings = settings(max_examples=examples(200))
 def test_no_role_in_the_first_lease_time() -> None:
     clock = Clock()
     roles = Roles(clock)
-    assert roles.claim("tick", None) == Claim(None, int(LEASE * 1_000))
+    assert roles.claim("tick", None) == ClaimResult(None, int(LEASE * 1_000))
     clock.now += LEASE
     claim = roles.claim("tick", None)
     assert claim is not None
     assert claim.token is not None
-    assert roles.claim("tick", None) == Claim(None, int(LEASE * 1_000))
+    assert roles.claim("tick", None) == ClaimResult(None, int(LEASE * 1_000))
     assert roles.claim("other", None) != claim
 
 

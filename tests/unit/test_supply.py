@@ -17,10 +17,7 @@ from tests.support.sources import sources
 IMPORTS = {
     "pmm_shm/vectors/registry.py": ["importlib.import_module(module_name)"],
     "pmm_shm/folds/registry.py": ["entry.load()"],
-    "pmm_shm/vectors/openai.py": ["importlib.import_module(module)"],
     "client/pmm_shm_client/__init__.py": ["import_module(home)"],
-    "client/pmm_shm_chat/provider.py": ["importlib.import_module('openai')"],
-    "client/pmm_shm_chat/command.py": ["importlib.import_module('pmm_shm_chat.autonomy')"],
 }
 
 

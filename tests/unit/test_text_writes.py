@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pmm_cached.logs import configure
 from pmm_cached.status import EmbeddingStatus
-from pmm_cached.text_store import TextStore
+from pmm_cached.text_table import TextTable
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.writer import StoreWriter
@@ -28,7 +28,7 @@ def test_what_waits_to_be_stored_is_bounded(tmp_path: Path) -> None:
     instance.directory.mkdir()
     writer, status = StoreWriter(instance), EmbeddingStatus()
     deaths: list[str] = []
-    texts = TextStore(writer, 10_000, status, configure("text", "error"), deaths.append)
+    texts = TextTable(writer, 10_000, status, configure("text", "error"), deaths.append)
     texts.start()
     vector = b"\0" * 4 * limits.DIMENSION_MAX
     answers: list[str | None] = []

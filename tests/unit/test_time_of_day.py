@@ -19,7 +19,7 @@ CLOCKS_ALLOWED = {
     "pmm_shm/ledger/restore.py": {"datetime.datetime.now": 1},
     "server/pmm_cached/logs.py": {"structlog.processors.TimeStamper": 1},
     # The doctor looks whether the clock and the newest event agree, and changes nothing.
-    "client/pmm_shm_cli/doctor/ledger_checks.py": {"time.strftime": 1, "time.gmtime": 1},
+    "client/pmm_shm_cli/doctor/checks/rows.py": {"time.strftime": 1, "time.gmtime": 1},
     "client/pmm_shm_cli/doctor/machine.py": {"time.time": 1},
 }
 CLOCK_IN_SQL = re.compile(r"CURRENT_(TIME|DATE)|'now'|unixepoch\(|CLOCK_REALTIME", re.IGNORECASE)

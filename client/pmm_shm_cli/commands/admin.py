@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]", shell_complete=completers.kinds)
 @click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
-@click.option("--create", is_flag=True, help="Make the ledger where there is none.")
+@click.option("--create", is_flag=True, help="Make the ledger if it does not exist.")
 @ledger_timeout_option
 @json_option
 def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: float, as_json: bool) -> None:
-    """Append an event and print its id. CONTENT "-" is read from stdin, without its last line break.
+    """Append an event and print its id.
 
-    With PMM_DB set, KIND CONTENT is enough: the first of two words is the ledger only if it has a dot or a slash in it
-    or is the name of a file.
+    CONTENT "-" is read from stdin, without its last line break. With PMM_DB set, KIND CONTENT is enough: the first of
+    two words is the ledger only if it contains a dot or a slash or is the name of a file.
     """
     path, kind, content = _event(words)
     meta = _meta(meta_text)
@@ -98,9 +98,10 @@ def _stdin() -> str:
 @timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the daemon's verification.")
 @json_option
 def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as_json: bool) -> None:
-    """Check LEDGER's hash chain, and compare what is published with a full replay.
+    """Check the hash chain and the published state.
 
-    Exit code 5 where either fails; the message names the first bad event, or the first difference.
+    The published state is compared with a full replay. Exit code 5 if either check fails; the message names the first
+    bad event or the first difference.
     """
     checked = check(the_ledger(ledger), fold, chain, timeout)
     problems = checked.problems()
@@ -122,7 +123,7 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as
 @timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the rebuild.")
 @json_option
 def invalidate(ledger: str | None, fold: str | None, timeout: float, as_json: bool) -> None:
-    """Have the daemon throw away what is published for LEDGER, and rebuild it. Readers never see a hole."""
+    """Rebuild the published state. Reads stay complete meanwhile."""
     path = the_ledger(ledger)
     check_fold(fold)
     from pmm_shm.instance.paths import Instance

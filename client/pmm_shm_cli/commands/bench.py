@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     default=3.0,
     show_default=True,
     metavar="S",
-    help="About how long each of the comparisons may take.",
+    help="Approximate duration of each comparison.",
 )
 @json_option
 def bench(ledger: str | None, seconds: float, as_json: bool) -> None:
-    """Measure what the caches are worth on LEDGER: the same answers with caches on and off, side by side.
+    """Time the same answers with caches on and off.
 
-    It works on a copy, in a temporary directory, with a daemon of its own; LEDGER is only read. Answers are compared
-    before they are timed; exit code 5 where one differs. Twice the size of LEDGER must be free where TMPDIR says.
+    Works on a copy in a temporary directory, with its own daemon; LEDGER is only read. Answers are compared before they
+    are timed; exit code 5 if one differs. TMPDIR needs free space of twice the size of LEDGER.
     """
     path = the_ledger(ledger)
     from pmm_shm_cli import benchmark
@@ -118,7 +118,7 @@ def _directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _saying() -> Iterator[Any]:
-    """Says on stderr what is under way, where that is a terminal."""
+    """Report each step on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

@@ -16,7 +16,9 @@ VARIABLE = "_PMM_SHM_COMPLETE"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes SHELL complete commands, options, ledgers and answers.
+    """Print the completion script for a shell.
+
+    It completes commands, options, ledgers and answers.
 
     \b
     bash: put  source <(pmm-shm completion bash)  into ~/.bashrc

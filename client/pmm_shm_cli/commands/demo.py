@@ -20,7 +20,7 @@ from pmm_shm_terminal.options import CONTEXT, Finite, json_option
 from pmm_shm_terminal.output import console, plain, print_json, show
 
 if TYPE_CHECKING:
-    from pmm_shm_cli.demo_run import Outcome, Run
+    from pmm_shm_cli.demo_run import DemoOutcome, Run
 
 _LINE_EVERY_S = 1.0
 
@@ -32,7 +32,7 @@ _LINE_EVERY_S = 1.0
     default=4,
     show_default=True,
     metavar="N",
-    help="How many of them there are.",
+    help="Number of workers.",
 )
 @click.option(
     "--seconds",
@@ -40,17 +40,19 @@ _LINE_EVERY_S = 1.0
     default=6.0,
     show_default=True,
     metavar="S",
-    help="How long they append and read.",
+    help="Duration of the run.",
 )
 @click.option(
     "--keep",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Work in this new or empty directory, and leave everything there.",
+    help="Work in this new or empty directory, and keep it.",
 )
 @json_option
 def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
-    """See it work: a ledger, a daemon that is killed and started again, workers that append and read meanwhile.
+    """Show pmm-shm at work in a temporary directory.
+
+    Workers append and read while the daemon is killed and started again.
 
     Ends with a comparison of every answer with a full replay; exit code 5 where they differ.
     """
@@ -73,7 +75,7 @@ def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
         raise CommandFailed(f"a promise was broken: {broken}", exits.INTEGRITY)
 
 
-def _run_live(directory: Path, workers: int, seconds: float) -> Outcome:
+def _run_live(directory: Path, workers: int, seconds: float) -> DemoOutcome:
     from rich.live import Live
 
     from pmm_shm_cli.demo_view import live_view
@@ -89,7 +91,7 @@ def _run_live(directory: Path, workers: int, seconds: float) -> Outcome:
         return run.run()
 
 
-def _run_with_lines(directory: Path, workers: int, seconds: float, to_stderr: bool) -> Outcome:
+def _run_with_lines(directory: Path, workers: int, seconds: float, to_stderr: bool) -> DemoOutcome:
     from pmm_shm_cli.demo_view import status_line
 
     run: Run | None = None

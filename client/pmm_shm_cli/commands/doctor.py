@@ -27,10 +27,10 @@ _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold re
 @timeout_option(_ANSWERS_S, "How long to wait for a busy ledger, and for the daemon's answer.")
 @json_option
 def doctor(ledger: str | None, timeout: float, as_json: bool) -> None:
-    """Look for what is wrong with LEDGER, its daemon and this machine, and say what mends it.
+    """Diagnose LEDGER, its daemon and this machine.
 
-    Nothing is written anywhere. Without LEDGER and PMM_DB, only this machine is looked at. Exit code 1 where there is
-    an error; notes and warnings are none.
+    Each finding comes with a remedy. Nothing is written. Without LEDGER and PMM_DB, only this machine is checked. Exit
+    code 1 if a finding is an error; 0 if there are only notes and warnings.
     """
     from pmm_shm import flags
     from pmm_shm_cli.doctor import diagnose, gather

@@ -14,7 +14,7 @@ from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, p
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pmm_shm_cli.explaining import Explanation, Step, Subject
+    from pmm_shm_cli.explaining import ExplainedEvent, Explanation, Subject
 
 _STEPS_SHOWN = 50
 _TEXT_SHOWN = 60
@@ -26,14 +26,14 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.subjects)
-@click.option("--integer", is_flag=True, help="CID is an integer; otherwise it is one only where no text has it.")
+@click.option("--integer", is_flag=True, help="CID is an integer. Without this, a text with these digits is preferred.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
     default=_STEPS_SHOWN,
     show_default=True,
     metavar="N",
-    help="How many of the newest events to list; 0 for all.",
+    help="Number of events to list, the newest; 0 for all.",
 )
 @click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Explain the value at this event.")
 @ledger_timeout_option
@@ -41,7 +41,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 def explain(
     words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: float, as_json: bool
 ) -> None:
-    """List the events that made a value what it is, with the value before and after each.
+    """List the events that led to a value, each with the change.
 
     WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics. It is a full replay, event by
     event: no cache, no daemon. Of metrics, the changes are those before feedback and clamping.
@@ -50,10 +50,11 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
+    from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm_cli.explaining import explain as explained
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(ledger, timeout)
+    connection = open_recovered(ledger, timeout)
     try:
         head = head_of(connection)
         for candidate in candidates:
@@ -87,8 +88,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
-    """What the words may mean, the likeliest first."""
-    from pmm_shm_cli.explaining import Commitment, Metrics, Name, Trait
+    """The possible meanings of the words, the likeliest first."""
+    from pmm_shm_cli.explaining import Commitment, MetricsSubject, Name, Trait
 
     if subject == "commitment":
         number = _number(argument)
@@ -98,7 +99,7 @@ def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
         return [*texts, *([Commitment(number)] if number else [])] or [Commitment(0)]
     if subject == "trait":
         return [Trait(argument)]
-    return [Metrics() if subject == "metrics" else Name()]
+    return [MetricsSubject() if subject == "metrics" else Name()]
 
 
 def _number(word: str) -> int | None:
@@ -130,7 +131,7 @@ def _shown(answer: Explanation) -> list[RenderableType]:
 _METRICS = ("IAS +/-", "GAS +/-", "IAS", "GAS")
 
 
-def _scores(step: Step) -> list[Any]:
+def _scores(step: ExplainedEvent) -> list[Any]:
     delta, (ias, gas) = step.details["delta"], step.after["read"]
     changes = [cell(f"{delta[score]:+.6f}" if delta[score] else "") for score in ("ias", "gas")]
     return [*changes, cell(f"{ias:.6f}"), cell(f"{gas:.6f}")]
@@ -153,7 +154,7 @@ def _value(value: Any) -> Any:
 
 
 def _commitment(value: Mapping[str, Any]) -> str:
-    """A commitment's state in a word or two; its entry stands above."""
+    """A commitment's state in a word or two; its entry is printed above."""
     status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"
     return f"{status}, evidence" if value["has_evidence"] else status
 

@@ -14,10 +14,10 @@ from pmm_shm_terminal.output import print_json, progress
 @click.command(context_settings=CONTEXT)
 @click.argument("path", shell_complete=completers.files)
 @click.option(
-    "--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N", help="How many of them."
+    "--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N", help="Number of events."
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S", help="Of the made-up content."
+    "--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S", help="Seed of the random content."
 )
 @click.option(
     "--journal",
@@ -28,11 +28,11 @@ from pmm_shm_terminal.output import print_json, progress
 )
 @json_option
 def generate(path: str, events: int, seed: int, journal: str, as_json: bool) -> None:
-    """Make a realistic synthetic ledger at PATH, with a correct hash chain.
+    """Make a realistic synthetic ledger with a correct hash chain.
 
-    The same seed gives the same events, and a longer ledger begins with a shorter one's. From some 1,000 events on,
-    whatever its size, about 40 commitments are open at a time, never more than 100, 20 expire in all, and at most 50
-    directives differ. What stands at PATH is never overwritten.
+    The same seed gives the same events, and a longer ledger begins like a shorter one. From about 1,000 events on, at
+    any size: about 40 commitments are open at a time and never more than 100, 20 expire in all, and there are at most
+    50 different directives. An existing PATH is never overwritten.
     """
     from pmm_shm_cli import synthetic
 

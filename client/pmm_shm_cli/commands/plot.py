@@ -26,14 +26,16 @@ _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
     required=True,
     metavar="FILE",
     shell_complete=completers.files,
-    help="Where to draw it: a name ending in .svg or .png.",
+    help="The file to write, ending in .svg or .png.",
 )
-@click.option("--title", metavar="TEXT", help="Above the figure; nothing unless told.")
+@click.option("--title", metavar="TEXT", help="Title above the figure; none by default.")
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option
 @json_option
 def plot(ledger: str | None, output: str, title: str | None, names: bool, timeout: float, as_json: bool) -> None:
-    """Draw IAS and GAS over the life of LEDGER, with its stages and the changes of the agent's name.
+    """Draw IAS and GAS over the whole ledger.
+
+    Stages and changes of the agent's name are marked.
 
     The same ledger gives the same file. It shows nothing personal unless told. Needs the extra `plot`.
 

@@ -22,7 +22,7 @@ _HELP = f"\n\n    WHAT is one of {', '.join(NAMES)}, or the name of a registered
 
 _words = click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.answers)
 _strict = click.option(
-    "--strict", is_flag=True, help="Limit each trait delta, and fail (exit code 5) where an invariant is violated."
+    "--strict", is_flag=True, help="Limit each trait delta, and fail (exit code 5) if an invariant is violated."
 )
 _max_trait_delta = click.option(
     "--max-trait-delta",
@@ -30,13 +30,11 @@ _max_trait_delta = click.option(
     default=_MAX_TRAIT_DELTA,
     show_default=True,
     metavar="LIMIT",
-    help="The limit of --strict; any other than the default is a full replay.",
+    help="The limit of --strict; another value than the default means a full replay.",
 )
 
 
-@click.command(
-    context_settings=CONTEXT, help="Read one answer from the shared state, with or without a daemon." + _HELP
-)
+@click.command(context_settings=CONTEXT, help="Read one answer from the shared state. Works without a daemon." + _HELP)
 @_words
 @_strict
 @_max_trait_delta
@@ -74,7 +72,7 @@ def read(
 
 @click.command(
     context_settings=CONTEXT,
-    help="Compute one answer by a full replay of the ledger: no cache, no daemon. The oracle." + _HELP,
+    help="Compute one answer by a full replay. Uses neither cache nor daemon." + _HELP,
 )
 @_words
 @_strict
@@ -86,9 +84,10 @@ def replay(
     words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
 ) -> None:
     ledger, what = _checked(words, strict)
-    from pmm_shm_cli.oracle import head_of, opened, replayed_views
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of, replayed_views
 
-    connection = opened(ledger, timeout)
+    connection = open_recovered(ledger, timeout)
     try:
         head = head_of(connection)
         folds = folds_for(what, max_trait_delta if strict else None)

@@ -15,14 +15,14 @@ from pmm_shm_terminal.output import print_json, progress
 @click.argument("backup", shell_complete=completers.files)
 @ledger_argument
 @click.option("--chain/--no-chain", default=True, show_default=True, help="Check BACKUP's hash chain first.")
-@click.option("--keep/--no-keep", default=True, show_default=True, help="Keep a copy of what LEDGER holds, beside it.")
+@click.option("--keep/--no-keep", default=True, show_default=True, help="Keep a copy of LEDGER's content beside it.")
 @ledger_timeout_option
 @json_option
 def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: float, as_json: bool) -> None:
-    """Put what BACKUP holds into LEDGER, in one transaction; workers, readers and the daemon may run.
+    """Replace the content of LEDGER by that of BACKUP.
 
-    BACKUP is checked first and never written; a missing LEDGER is made. Exit code 5 where the hash chain of BACKUP is
-    broken.
+    It is one transaction; workers, readers and the daemon may run. BACKUP is checked first and never written; a missing
+    LEDGER is made. Exit code 5 if the hash chain of BACKUP is broken.
     """
     path = the_ledger(ledger)
     from pmm_shm.ledger import restore as restoring

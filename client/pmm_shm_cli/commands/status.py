@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from pmm_shm_cli.state import Asked
+
 STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
 _READERS_MAX = 8
 _QUARANTINE_MAX = 3
-Numbers = dict[str, Any]
+StatusNumbers = dict[str, Any]
 
 
 @click.command(context_settings=CONTEXT)
@@ -29,17 +31,18 @@ Numbers = dict[str, Any]
 @timeout_option(DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
 @json_option
 def status(ledger: str | None, timeout: float, as_json: bool) -> None:
-    """Show how LEDGER's daemon is (healthy, lagging, degraded or absent), how far it is, its numbers, and what to type
-    where something is wrong.
+    """Show health and position of the daemon.
 
-    Exit codes: 0 what is published follows the log, 3 no daemon, 4 it lags, does not come on, or does not answer.
+    Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Exit codes: 0 the
+    published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm_cli import state
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(path, limits.LEDGER_TIMEOUT_S)
+    connection = open_recovered(path, limits.LEDGER_TIMEOUT_S)
     try:
         head = head_of(connection)
         journal = "wal" if connection.is_wal else "rollback"
@@ -49,10 +52,10 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     asked = state.ask(instance, timeout, head)
     daemon = asked.numbers
     published = state.published(instance)
-    found: Numbers = {
+    found: StatusNumbers = {
         "health": asked.health,
-        "reasons": asked.reasons,
-        "remedies": _remedies(instance, asked),
+        "reasons": [str(problem) for problem in asked.problems],
+        "remedies": state.with_remedies(instance, _problems(asked)),
         "ledger": instance.ledger,
         "journal": journal,
         "instance_directory": str(instance.directory),
@@ -62,7 +65,7 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         "lag_ms": None if daemon is None else daemon["lag_ms"],
         "folds": published.folds,
         "sizes": _sizes(instance, daemon),
-        "readers": [] if daemon is None else _readers(daemon),
+        "readers": state.readers_of(daemon),
         "daemon": daemon,
     }
     if as_json:
@@ -75,20 +78,13 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         raise CommandFailed(f"{instance.ledger}: {daemon['health']}: {daemon['health_reasons'][0]}", exits.LAGGING)
 
 
-def _remedies(instance: Any, asked: Any) -> list[Numbers]:
-    """What is wrong, or was wrong last, each with what to type."""
-    from pmm_shm_cli.remedies import remedy_for
-    from pmm_shm_cli.state import recorded_pid
-
-    problems = list(asked.reasons)
-    daemon = asked.numbers
-    if daemon is not None and daemon["last_error"] is not None and daemon["last_error"] not in problems:
-        problems.append(daemon["last_error"])
-    pid = recorded_pid(instance)
-    return [{"problem": problem, "command": remedy_for(problem, instance, pid)} for problem in problems]
+def _problems(asked: Asked) -> list[str | Exception]:
+    """The present problems, then the last error if it is another one."""
+    problems, last = asked.problems, None if asked.numbers is None else asked.numbers["last_error"]
+    return problems if last is None or last in problems else [*problems, last]
 
 
-def _sizes(instance: Any, daemon: Numbers | None) -> Numbers:
+def _sizes(instance: Any, daemon: StatusNumbers | None) -> StatusNumbers:
     from pmm_shm_cli.state import length_of
 
     if daemon is not None:
@@ -100,20 +96,10 @@ def _sizes(instance: Any, daemon: Numbers | None) -> Numbers:
     }
 
 
-def _readers(daemon: Numbers) -> list[Numbers]:
-    from pmm_shm_cli.state import command_of
-
-    return [
-        {"pid": pid, "behind_txns": behind, "command": command_of(pid)}
-        for pid, behind in daemon["reader_processes"]
-        if pid != os.getpid()
-    ]
-
-
 # How it looks.
 
 
-def headline(found: Numbers) -> Text:
+def headline(found: StatusNumbers) -> Text:
     """Health, ledger, position and lag in one line."""
     from rich.text import Text
 
@@ -129,7 +115,7 @@ def headline(found: Numbers) -> Text:
     return line
 
 
-def _sections(found: Numbers) -> list[RenderableType]:
+def _sections(found: StatusNumbers) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
@@ -145,13 +131,13 @@ def _sections(found: Numbers) -> list[RenderableType]:
     return [Text(""), grid]
 
 
-Row = tuple[str, list[Any]]
+LabelledLines = tuple[str, list[Any]]
 
 
-def _problem_rows(found: Numbers) -> list[Row]:
+def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
     from rich.text import Text
 
-    rows: list[Row] = []
+    rows: list[LabelledLines] = []
     for entry in found["remedies"]:
         is_past = entry["problem"] not in found["reasons"]
         lines: list[Any] = [Text(printable(entry["problem"]), "dim" if is_past else "red")]
@@ -163,7 +149,7 @@ def _problem_rows(found: Numbers) -> list[Row]:
     return rows
 
 
-def _ledger_rows(found: Numbers) -> list[Row]:
+def _ledger_rows(found: StatusNumbers) -> list[LabelledLines]:
     lag = "" if found["lag_events"] is None else f", lag {found['lag_events']:,} events, {found['lag_ms']:,} ms"
     applied = "nothing" if found["as_of"] is None else f"{found['as_of']:,}"
     folds = ", ".join(f"{name} {fold['version']}" for name, fold in found["folds"].items())
@@ -183,7 +169,7 @@ def _ledger_rows(found: Numbers) -> list[Row]:
     ]
 
 
-def _daemon_rows(found: Numbers, daemon: Numbers) -> list[Row]:
+def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLines]:
     checked = f"up to event {daemon['verified_as_of']:,}" if daemon["verified_as_of"] else "nothing yet"
     verified = [
         f"{checked}; {daemon['verifications_passed']:,} passed, {daemon['verifications_failed']:,} failed; "
@@ -211,7 +197,7 @@ def rate(hits: int, misses: int) -> str:
     return f"{hits / (hits + misses):.2%}" if hits + misses else "–"
 
 
-def _worker_lines(workers: Numbers) -> list[str]:
+def _worker_lines(workers: StatusNumbers) -> list[str]:
     if not workers["seen"]:
         return ["none has reported yet"]
     parts = []
@@ -227,7 +213,7 @@ def _worker_lines(workers: Numbers) -> list[str]:
     ]
 
 
-def _embedding_lines(embeddings: Numbers) -> list[str]:
+def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
     lines = [
         f"{embeddings['text_vectors']:,} of {embeddings['text_vectors_max']:,} texts; leases: "
         f"{embeddings['leases_granted']:,} granted, {embeddings['leases_held']:,} held, {embeddings['lease_waits']:,} "
@@ -242,7 +228,7 @@ def _embedding_lines(embeddings: Numbers) -> list[str]:
     return lines
 
 
-def _reader_lines(readers: list[Numbers]) -> list[str]:
+def _reader_lines(readers: list[StatusNumbers]) -> list[str]:
     lines = []
     for reader in readers[:_READERS_MAX]:
         behind = reader["behind_txns"]
@@ -253,7 +239,7 @@ def _reader_lines(readers: list[Numbers]) -> list[str]:
     return lines or ["none"]
 
 
-def _quarantine_lines(daemon: Numbers) -> list[str]:
+def _quarantine_lines(daemon: StatusNumbers) -> list[str]:
     if not daemon["quarantined"]:
         return ["empty"]
     newest = daemon["quarantine"][-_QUARANTINE_MAX:][::-1]

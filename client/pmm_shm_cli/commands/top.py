@@ -1,6 +1,6 @@
 """`pmm-shm top`: a ledger and its daemon, live in the terminal.
 
-Owns the terminal while it runs, and gives it back as it was, however it ends.
+Owns the terminal while it runs, and restores its settings however it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, StoreError
+from pmm_shm.errors import LedgerError
 from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
 from pmm_shm_terminal.output import console, plain, print_json, show
 
@@ -40,17 +40,17 @@ _PIPE_LINES = 24
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between looks.",
+    help="Time between two samples.",
 )
-@click.option("--once", is_flag=True, help="Look twice, print one frame, and exit; so does what is no terminal.")
+@click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
 @json_option
 def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
-    """Watch LEDGER and its daemon: rates, lag, memory, readers, and how IAS and GAS go. q leaves.
+    """Watch a ledger and its daemon live. Press q to quit.
 
-    With --json, one look as one value.
+    Shows rates, lag, memory, readers, and the course of IAS and GAS. With --json, prints one sample as one value.
     """
     path = the_ledger(ledger)
-    watch = _Watch(path)
+    watch = _Monitor(path)
     try:
         if as_json or once or not (sys.stdout.isatty() and sys.stdin.isatty()):
             watch.look()
@@ -67,70 +67,56 @@ def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
         watch.close()
 
 
-class _Watch:
-    """Looks at a ledger and its daemon.
+class _Monitor:
+    """Takes samples of a ledger and its daemon.
 
     Raises:
-        LedgerError: there is no usable ledger to begin with.
+        LedgerError: no usable ledger.
     """
 
     def __init__(self, path: str) -> None:
         from pmm_shm.instance.paths import Instance
         from pmm_shm_cli.sampling import Series
-        from pmm_shm_client.cache import Cache
+        from pmm_shm_cli.spectator import SpectatorCache
 
         self._instance = Instance.of(path)
-        self._cache = Cache(path, timeout=min(limits.LEDGER_TIMEOUT_S, 2.0))
-        # A spectator, no worker.
-        self._cache._reporter.silence()
+        self._cache = SpectatorCache(path, timeout=min(limits.LEDGER_TIMEOUT_S, 2.0))
         self._series: Series = Series()
         self._own_commands = 0
 
     def look(self) -> dict[str, Any]:
-        """What is to be seen now; also taken into the rates."""
+        """Take a sample; the rates include it."""
         from pmm_shm_cli import state
-        from pmm_shm_cli.remedies import remedy_for
         from pmm_shm_cli.sampling import Sample
 
-        problems, head, scores = [], None, None
+        problems: list[str | Exception] = []
+        head, scores = None, None
         try:
             metrics = self._cache.metrics()
             head, scores = metrics.as_of, (metrics.ias, metrics.gas)
         except LedgerError as error:
-            problems.append(str(error))
+            problems.append(error)
         asked = state.ask(self._instance, _ANSWER_S)
         daemon = asked.numbers
         self._own_commands += daemon is not None
         self._series.add(Sample(time.monotonic(), head, scores, daemon, self._own_commands))
-        problems += [reason for reason in asked.reasons if reason not in problems]
-        pid = state.recorded_pid(self._instance)
-        readers = [] if daemon is None else daemon["reader_processes"]
+        known = {str(problem) for problem in problems}
+        problems += [problem for problem in asked.problems if str(problem) not in known]
         return {
             "health": asked.health,
-            "reasons": problems,
-            "remedies": [{"problem": one, "command": remedy_for(one, self._instance, pid)} for one in problems],
+            "reasons": [str(problem) for problem in problems],
+            "remedies": state.with_remedies(self._instance, problems),
             "ledger": self._instance.ledger,
             "head_id": head or 0,
-            "as_of": self._published_as_of() if daemon is None else daemon["as_of"],
+            "as_of": self._cache.published_as_of() if daemon is None else daemon["as_of"],
             "lag_events": None if daemon is None else daemon["lag_events"],
             "scores": None if scores is None else {"ias": scores[0], "gas": scores[1]},
-            "readers": [
-                {"pid": pid, "behind_txns": behind, "command": state.command_of(pid)}
-                for pid, behind in readers
-                if pid != os.getpid()
-            ],
+            "readers": state.readers_of(daemon),
             "daemon": daemon,
         }
 
-    def _published_as_of(self) -> int | None:
-        """What a daemon that does not answer, or is gone, has left behind."""
-        try:
-            return self._cache._published_as_of()
-        except StoreError:
-            return None
-
     def rates(self) -> dict[str, float | None]:
-        """Per second, as of the last look."""
+        """Rates per second, as of the last sample."""
         names = ("events", "reads", "commands", "commits")
         return {**{name: getattr(self._series, name)[-1] for name in names}, "hit_rate": self._series.hit_rate}
 
@@ -144,7 +130,7 @@ class _Watch:
         self._cache.close()
 
 
-def _run(watch: _Watch, interval_s: float) -> None:
+def _run(watch: _Monitor, interval_s: float) -> None:
     from rich.live import Live
 
     out = console()
@@ -164,7 +150,7 @@ def _run(watch: _Watch, interval_s: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """A function that waits for a key, up to some seconds; the terminal's settings are put back at the end."""
+    """A function that waits some seconds for a key. The terminal's settings are restored at the end."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     changed = termios.tcgetattr(descriptor)

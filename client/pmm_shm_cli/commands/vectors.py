@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pmm_shm.instance.paths import Instance
     from pmm_shm_client.searching import Hits
 
-Numbers = Mapping[str, Any]
+DaemonNumbers = Mapping[str, Any]
 """What the daemon answers to stats."""
 
 _CONTENT_SHOWN = 200
@@ -47,7 +47,7 @@ _LOOK_ANSWERS_S = 0.5
 _model_option = click.option(
     "--model",
     metavar="NAME",
-    help="The embedder, by its name; the one in PMM_EMBEDDER, or else local-bow, unless told.",
+    help="Name of the embedder.  [default: the one in PMM_EMBEDDER, or local-bow]",
     shell_complete=completers.embedders,
 )
 
@@ -62,11 +62,11 @@ _model_option = click.option(
     default=5,
     show_default=True,
     metavar="N",
-    help="How many events to find.",
+    help="Number of events to find.",
 )
 @_model_option
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
-@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not their ids only.")
+@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not only their ids.")
 @ledger_timeout_option
 @json_option
 def search(
@@ -79,7 +79,7 @@ def search(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Find the events of LEDGER that are nearest to TEXT, by the cosine similarity of their vectors.
+    """Find the events nearest to TEXT, by cosine similarity.
 
     pmm-cached publishes the vectors; what it has not taken in yet is embedded here. Vectors out of the ledger's table
     event_embeddings are those of the model imported-DIMENSION, which takes --vector only.
@@ -124,7 +124,7 @@ def _vector(text: str) -> list[float]:
 
 def _ids(text: str) -> list[int]:
     """The ids in a text with commas between them; none in an empty one."""
-    from pmm_shm_client.cache import checked_event_id
+    from pmm_shm_client.commands import checked_event_id
 
     try:
         ids = [int(part) for part in text.split(",")] if text.strip() else []
@@ -168,9 +168,10 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
 def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     if found.is_complete:
         return
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm_cli.oracle import head_of
 
-    connection = opened(ledger, timeout_s)
+    connection = open_recovered(ledger, timeout_s)
     try:
         head = head_of(connection)
     finally:
@@ -198,7 +199,7 @@ def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
 )
 @json_option
 def embed(ledger: str | None, text: str | None, model: str | None, timeout: float, as_json: bool) -> None:
-    """Bring the vectors of LEDGER's events up to date and show their tables; with --text, embed a text.
+    """Update the vectors of all events. With --text, embed a text.
 
     The daemon reads the table event_embeddings, where the ledger has one, and embeds what it has not embedded yet.
     """
@@ -233,11 +234,12 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.wire import protocol
-    from pmm_shm_cli.oracle import head_of, opened
+    from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
-    connection = opened(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
+    connection = open_recovered(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
     try:
         head = head_of(connection)
     finally:
@@ -293,29 +295,25 @@ class _Indexing(threading.Thread):
     def _ask(self) -> dict[str, Any]:
         from pmm_shm.wire import protocol
         from pmm_shm_client import commands
-        from pmm_shm_client.cache import checked_timeout
 
-        timeout_s = checked_timeout(self._timeout_s)
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + commands.checked_timeout(self._timeout_s)
         # The tables take in what is published: the events of a moment ago may not be yet.
-        arguments = commands.wait_args(self._head, timeout_s)
-        reached = commands.call(self._instance, protocol.WAIT, arguments, timeout_s)
-        commands.checked_wait(reached, self._instance.ledger, self._head, timeout_s)
+        commands.give(self._instance, commands.wait_command(self._instance.ledger, self._head, self._timeout_s))
         remaining_s = max(0.0, deadline - time.monotonic())
         done: dict[str, Any] = commands.call(self._instance, protocol.INDEX, {}, remaining_s)
         return done
 
 
-def _numbers(instance: Instance) -> Numbers:
+def _numbers(instance: Instance) -> DaemonNumbers:
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    numbers: Numbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
+    numbers: DaemonNumbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
     return numbers
 
 
 @contextmanager
-def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
+def _bars(head: int) -> Iterator[Callable[[DaemonNumbers], None] | None]:
     """Progress bars on stderr, one for each table that is behind; None where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -339,7 +337,7 @@ def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
                 tasks[name] = bars.add_task(printable(name), count="")
             bars.update(tasks[name], completed=done, total=total, count=f"{done:,}/{total:,}")
 
-        def update(numbers: Numbers) -> None:
+        def update(numbers: DaemonNumbers) -> None:
             embeddings = numbers["embeddings"]
             if embeddings["importing"]:
                 put(_IMPORT, *embeddings["importing"])
@@ -351,7 +349,7 @@ def _bars(head: int) -> Iterator[Callable[[Numbers], None] | None]:
         yield update
 
 
-def shown_tables(tables: Mapping[str, Numbers], as_of: int | None = None) -> RenderableType:
+def shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int | None = None) -> RenderableType:
     """The daemon's tables of event vectors."""
     made = table("model", "rows", "dimension", "as of event", "kinds")
     for model, found in sorted(tables.items()):

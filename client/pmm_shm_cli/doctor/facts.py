@@ -1,4 +1,4 @@
-"""What the doctor judges by: plain values, so that every judgement can be tried without a machine that is ill."""
+"""The facts that the checks use: plain values, so that every check can be tested on a healthy machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class File:
 
 @dataclass(frozen=True)
 class Disk:
-    """Where a directory lies.
+    """The file system of a directory.
 
     Attributes:
         network: the name of its network file system; None for a local one.
-        is_memory: it is gone after a reboot.
-        free_bytes, free_files: for this user; None where nobody knows.
+        is_memory: a reboot removes it.
+        free_bytes, free_files: for this user; None if unknown.
     """
 
     directory: str
@@ -46,16 +46,16 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What SQLite says of the ledger.
+class RowFacts:
+    """Facts that SQLite reads in the ledger.
 
     Attributes:
         journal: SQLite's name of the journal mode.
-        formula: that of the newest rows' hashes; None without hashes, or where they fit none.
-        rows_hashed: how many of the newest rows have a hash.
-        rows_checked: how many of the newest rows were looked at.
+        formula: of the newest rows' hashes; None without hashes, or if they fit no formula.
+        rows_hashed: number of the newest rows with a hash.
+        rows_checked: number of the newest rows checked.
         first_bad_id: the first of them that does not continue the chain.
-        newest_ts: the time stamp of the newest row, as it lies there.
+        newest_ts: the time stamp of the newest row, unparsed.
     """
 
     journal: str
@@ -69,22 +69,22 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """The ledger and what lies beside it.
+class LedgerFacts:
+    """The ledger and the files beside it.
 
     Attributes:
-        side_files: by suffix, those of `-wal`, `-shm` and `-journal` that are there.
-        rows: None where they were not read.
-        problem: why not.
-        left_unread: nobody has opened the ledger since its `-wal` was written, and to read it would write an index.
-        leftovers: copies that a restore left.
+        side_files: by suffix, those of `-wal`, `-shm` and `-journal` that exist.
+        rows: None if they were not read.
+        problem: the reason.
+        left_unread: its `-wal` has commits but no index file, and reading would make one.
+        leftovers: copies left by restores.
     """
 
     file: File | None
     directory: File | None
     disk: Disk
     side_files: Mapping[str, File] = field(default_factory=dict)
-    rows: Rows | None = None
+    rows: RowFacts | None = None
     problem: LedgerError | None = None
     left_unread: bool = False
     leftovers: tuple[File, ...] = ()
@@ -99,12 +99,12 @@ class Socket:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReaderSlot:
     """A slot in LMDB's table of readers.
 
     Attributes:
-        state: of its process, a letter as in proc(5); None where it has died.
-        behind: how many commits its open transaction is behind; None where it has none open.
+        state: of its process, a letter as in proc(5); None if it has died.
+        behind: commits since its open transaction began; None without one.
     """
 
     pid: int
@@ -113,31 +113,31 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Store:
-    """LMDB's own numbers, as somebody who has it open sees them."""
+class StoreFacts:
+    """The numbers of LMDB's environment."""
 
     map_bytes: int
     used_bytes: int
     readers_max: int
-    readers: tuple[Reader, ...]
+    readers: tuple[ReaderSlot, ...]
 
 
 @dataclass(frozen=True)
-class State:
+class StateFacts:
     """The instance directory and the daemon.
 
     Attributes:
-        directory: None where it is not there.
-        allowed_mode: the widest mode it may have beside this ledger; None where that cannot be said.
-        distrust: why clients take nothing from it.
+        directory: None if it does not exist.
+        allowed_mode: the widest mode that this ledger permits; None if unknown.
+        distrust: why clients ignore it; None if they trust it.
         is_closed: this user may not look into it.
-        openings: how many daemons in a row died while they opened the environment.
+        openings: number of daemons in a row that died while opening the environment.
         is_trusted: whether readers open the environment.
-        recorded: the record of the sockets' paths, where there is one.
+        recorded: the recorded paths of the sockets; empty without a record.
         daemon: the answer to stats.
-        failure: why there is none.
-        daemon_pid: of the record.
-        daemon_state: of its process, a letter as in proc(5); None where it does not run.
+        failure: the reason if it did not answer.
+        daemon_pid: as recorded.
+        daemon_state: of its process, a letter as in proc(5); None if it does not run.
     """
 
     instance: Instance
@@ -155,7 +155,7 @@ class State:
     failure: DaemonError | None = None
     daemon_pid: int | None = None
     daemon_state: str | None = None
-    store: Store | None = None
+    store: StoreFacts | None = None
     store_problem: str | None = None
 
 
@@ -164,8 +164,8 @@ class User:
     """A process that has one of the files open.
 
     Attributes:
-        is_old: the file it has open is not the one at the path any more.
-        shm_dir: `PMM_SHM_DIR` of a daemon, where it could be read; "" where it is not set.
+        is_old: its open file is no longer the one at the path.
+        shm_dir: `PMM_SHM_DIR` of a daemon; "" if not set, None if it could not be read.
     """
 
     pid: int
@@ -188,7 +188,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Package:
-    """A package that pmm-shm needs; `installed` None where it is not there."""
+    """A package that pmm-shm needs; `installed` is None if it is missing."""
 
     name: str
     installed: str | None
@@ -211,7 +211,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """This process and the machine it runs on.
 
     Attributes:
@@ -241,12 +241,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SystemFacts:
     """Everything; without a ledger, only the machine."""
 
-    machine: Machine
-    ledger: Ledger | None = None
-    state: State | None = None
+    machine: MachineFacts
+    ledger: LedgerFacts | None = None
+    state: StateFacts | None = None
     users: tuple[User, ...] = ()
 
     @property

@@ -1,14 +1,54 @@
-"""What the doctor says: one finding, what it means, and what mends it."""
+"""What a check finds: how bad it is, what it means, and what to do about it."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from pmm_shm.remedies import Remedy
+from pmm_shm_cli.doctor.facts import SystemFacts
 
 Severity = Literal["ok", "note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 """From good to bad."""
+
+
+class Verdict(NamedTuple):
+    """A finding before it gets the name of its check; the fields are those of `Finding`."""
+
+    severity: Severity
+    found: str
+    meaning: str
+    remedy: str = ""
+    command: str = ""
+
+
+def ok(found: str, meaning: str) -> Verdict:
+    """Nothing to do."""
+    return Verdict("ok", found, meaning)
+
+
+def note(found: str, meaning: str, remedy: Remedy) -> Verdict:
+    """Worth knowing."""
+    return Verdict("note", found, meaning, *remedy)
+
+
+def warning(found: str, meaning: str, remedy: Remedy) -> Verdict:
+    """Works, but something should be changed."""
+    return Verdict("warning", found, meaning, *remedy)
+
+
+def error(found: str, meaning: str, remedy: Remedy) -> Verdict:
+    """Does not work."""
+    return Verdict("error", found, meaning, *remedy)
+
+
+class DoctorCheck(NamedTuple):
+    """One entry of the table of checks: a pure function from facts to what it finds, under a name with hyphens."""
+
+    name: str
+    look: Callable[[SystemFacts], Iterator[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -16,14 +56,14 @@ class Finding:
     """One finding; each text is one line.
 
     Attributes:
-        check: what was looked at, as a name with hyphens.
-        found: what is there.
-        meaning: what follows from it.
-        remedy: what to do about it; "" only where all is well.
-        command: the remedy as a command for a shell, where it is one.
+        check: the name of the check.
+        found: the observation.
+        meaning: its consequence.
+        remedy: what to do about it; "" only if all is well.
+        command: the remedy as a command for a shell; "" if it is none.
 
     Raises:
-        ValueError: a text of several lines, or something that is not well and has no remedy.
+        ValueError: a text of several lines, or no remedy although something is wrong.
     """
 
     check: str
@@ -41,11 +81,6 @@ class Finding:
                 raise ValueError(f"{self.check}: a text of several lines")
 
 
-def command(*words: object) -> str:
-    """Words as a line for a shell."""
-    return shlex.join(map(str, words))
-
-
-def one_line(error: object) -> str:
-    """The text of an error, as one line."""
-    return " ".join(str(error).split())
+def one_line(text: object) -> str:
+    """A text or error as one line."""
+    return " ".join(str(text).split())

@@ -20,10 +20,10 @@ from pathlib import Path
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
 from pmm_shm.store.boot import boot_id
-from pmm_shm_cli.doctor.facts import Limits, Machine, Package, Service
+from pmm_shm_cli.doctor.facts import Limits, MachineFacts, Package, Service
 
 SETTINGS = Path("/etc/pmm-cached")
-"""Where the unit's settings lie, one file for each ledger."""
+"""The folder of the unit's settings, one file per ledger."""
 
 _UNIT_SHM_DIR = "/var/cache/pmm-cached"
 _SYSTEMD = "/run/systemd/system"
@@ -31,8 +31,8 @@ _SYSTEMCTL_S = 2.0
 _EMBEDDER_PACKAGES = {"wordllama": "wordllama", "openai": "openai"}
 
 
-def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) -> Machine:
-    """The facts; whatever is there, this does not raise."""
+def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) -> MachineFacts:
+    """The facts. Raises nothing, whatever it meets."""
     libzmq, has_peer_filter = _libzmq()
     own = Limits(
         "this process",
@@ -40,7 +40,7 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
         _limit(resource.RLIMIT_FSIZE),
         _limit(resource.RLIMIT_NOFILE),
     )
-    return Machine(
+    return MachineFacts(
         versions.of_this_process(),
         sys.version_info[:3],
         packages(),
@@ -59,7 +59,7 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
 
 
 def packages() -> tuple[Package, ...]:
-    """What pmm-shm needs, and what of it is there; nothing where pmm-shm itself is not installed."""
+    """The packages that pmm-shm needs; empty if pmm-shm itself is not installed."""
     try:
         needed = requires(versions.DISTRIBUTION) or []
     except PackageNotFoundError:
@@ -73,7 +73,7 @@ def packages() -> tuple[Package, ...]:
 
 
 def inotify_exhausted(directory: str) -> str | None:
-    """What of inotify this user has none left of; the watch that is tried for is on the directory, not in it."""
+    """The inotify resource that this user has exhausted, or None; tried with a watch on the directory."""
     from inotify_simple import INotify
     from inotify_simple import flags as events
 
@@ -91,7 +91,7 @@ def inotify_exhausted(directory: str) -> str | None:
 
 
 def meaningless_variables() -> tuple[str, ...]:
-    """What is wrong with the values of environment variables, a line each."""
+    """A line for each environment variable with an invalid value."""
     found = []
     for read in (flags.projection_cache, flags.metrics_cache, flags.embedding_cache):
         try:
@@ -102,7 +102,7 @@ def meaningless_variables() -> tuple[str, ...]:
 
 
 def missing_embedder() -> str | None:
-    """The package that the embedder in `PMM_EMBEDDER` needs and that is not installed."""
+    """The missing package of the embedder in `PMM_EMBEDDER`; None if none is missing."""
     name = _EMBEDDER_PACKAGES.get((flags.embedder() or "").partition(":")[0])
     return name if name is not None and importlib.util.find_spec(name) is None else None
 
@@ -130,7 +130,7 @@ def services(
 
 
 def active_state(unit: str) -> str | None:
-    """Systemd's word for how a unit is; None where it does not run, or does not answer."""
+    """The ActiveState of a unit; None if systemd does not run or answer."""
     program = shutil.which("systemctl")
     if program is None or not os.path.isdir(_SYSTEMD):
         return None

@@ -1,4 +1,4 @@
-"""Which processes have a ledger's files open, and how they are, by what /proc tells this user."""
+"""The processes that have a ledger's files open, as far as /proc shows them to this user."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LIMITS = {"Max address space": "address_space_bytes", "Max file size": "file_by
 
 
 def process_state(pid: int) -> str | None:
-    """The state of a process, a letter as in proc(5); None where it does not run."""
+    """The state of a process, a letter as in proc(5); None if it does not run."""
     text = _text(f"/proc/{pid}/stat")
     state = text.rpartition(")")[2].split()[:1]
     return state[0] if state and state[0] not in ("Z", "X") else None
 
 
 def users_of(instance: Instance) -> tuple[User, ...]:
-    """The processes that have the ledger or the data of its environment open, this one left out."""
+    """The other processes that have the ledger or the data of its environment open."""
     data = str(instance.directory / DATA_FILE)
     old = old_users(instance.ledger, inode_of(instance.ledger + "-shm"))
     users = []
@@ -37,7 +37,7 @@ def users_of(instance: Instance) -> tuple[User, ...]:
 
 
 def limits_of(pid: int, whose: str) -> Limits | None:
-    """The resource limits of another process; None where this user may not see them."""
+    """The resource limits of another process; None if this user may not see them."""
     text = _text(f"/proc/{pid}/limits")
     found = {field: re.search(rf"^{name} +(\S+)", text, re.MULTILINE) for name, field in _LIMITS.items()}
     if not text or not all(found.values()):
@@ -47,7 +47,7 @@ def limits_of(pid: int, whose: str) -> Limits | None:
 
 
 def variables_of(pid: int) -> dict[str, str] | None:
-    """The environment that a process was started with; None where this user may not see it."""
+    """The environment that a process was started with; None if this user may not see it."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             parts = os.fsdecode(file.read()).split("\0")
@@ -72,7 +72,7 @@ def _pids() -> list[int]:
 
 
 def _links(pid: int) -> set[str]:
-    """What the descriptors of a process lead to; nothing is opened for it."""
+    """The targets of the descriptors of a process, read without opening them."""
     folder = f"/proc/{pid}/fd"
     found: set[str] = set()
     try:

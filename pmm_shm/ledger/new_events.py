@@ -1,4 +1,4 @@
-"""Events before they have a place in the log: validated and serialised, outside the ledger's lock."""
+"""Events before they have an id: validated and serialised, outside the ledger's lock."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from pmm_shm.ledger.instants import instant_us
 from pmm_shm.ledger.rows import MalformedMeta, parse_meta
 
 EventInput: TypeAlias = Mapping[str, Any] | tuple[str, str, Mapping[str, Any] | None]
-"""`(kind, content, meta)`, or a mapping with `kind` and, if wanted, `content`, `meta` and `ts`."""
+"""`(kind, content, meta)`, or a mapping with `kind` and optionally `content`, `meta` and `ts`."""
 
 _KEYS = frozenset(("kind", "content", "meta", "ts"))
 _SAFE_INTEGER = 1 << 63
 _json = json_encoder()
 
 
-# A plain tuple: of a NamedTuple the collector would look at every one of a large batch again and again.
-Draft: TypeAlias = tuple[str | None, str, str, str, str, str, str]
-"""(ts, kind, content, meta, and canonical JSON of kind, content, meta) of an event without id and hash; `ts` None means
-the append's time, `meta` is the column's text, and the JSON is what the hash covers."""
+# A plain tuple: the garbage collector stops tracking these, but scans every NamedTuple of a large batch repeatedly.
+NewEvent: TypeAlias = tuple[str | None, str, str, str, str, str, str]
+"""(ts, kind, content, meta, and the canonical JSON of kind, content and meta) of an event without id and hash.
+
+`ts` None means the time of the append, `meta` is the column's text, and the JSON is what the hash covers.
+"""
 
 
-def draft(kind: object, content: object = "", meta: object = None, ts: object = None) -> Draft:
+def new_event(kind: object, content: object = "", meta: object = None, ts: object = None) -> NewEvent:
     """Validate one event, whatever the types of its parts.
 
     Raises:
-        InvalidEventError: it could not be stored and read back as it is.
+        InvalidEventError: it could not be stored and read back unchanged.
     """
     if not isinstance(kind, str) or not kind:
         raise InvalidEventError(f"kind: {kind!r:.80} is not a non-empty text")
@@ -42,28 +44,28 @@ def draft(kind: object, content: object = "", meta: object = None, ts: object = 
     return ts, kind, content, text, canonical_json(kind), canonical_json(content), canonical_json(parsed)
 
 
-def drafts(events: Iterable[EventInput]) -> list[Draft]:
+def new_events(events: Iterable[EventInput]) -> list[NewEvent]:
     """Validate a batch.
 
     Raises:
-        InvalidEventError: one of them could not be stored and read back as it is; the message has its position.
+        InvalidEventError: one of them could not be stored and read back unchanged; the message gives its position.
     """
-    result: list[Draft] = []
+    result: list[NewEvent] = []
     for position, event in enumerate(events):
         try:
-            result.append(_draft_of(event))
+            result.append(_parsed(event))
         except InvalidEventError as error:
             raise InvalidEventError(f"event {position} of the batch: {error}") from None
     return result
 
 
-def _draft_of(event: object) -> Draft:
+def _parsed(event: object) -> NewEvent:
     if isinstance(event, (tuple, list)) and 1 <= len(event) <= 3:
-        return draft(*event)
+        return new_event(*event)
     if isinstance(event, Mapping):
         if not _KEYS.issuperset(event):
             raise InvalidEventError(f"unknown keys {sorted(map(str, set(event) - _KEYS))}")
-        return draft(event.get("kind", ""), event.get("content", ""), event.get("meta"), event.get("ts"))
+        return new_event(event.get("kind", ""), event.get("content", ""), event.get("meta"), event.get("ts"))
     raise InvalidEventError("neither (kind, content, meta) nor a mapping")
 
 
@@ -77,7 +79,7 @@ def _encodable(name: str, text: str) -> None:
 
 
 def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
-    """The column's text, keys in their own order, and the object that everybody will read from it."""
+    """The column's text, with the keys in the given order, and the object that readers will parse from it."""
     if meta is None:
         return "{}", {}
     if not isinstance(meta, dict):
@@ -99,7 +101,10 @@ def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
 
 
 def _reads_back_equal(meta: dict[Any, Any]) -> bool:
-    """Whether the text of a flat object surely parses to an equal one: most events, and parsing is half their cost."""
+    """Whether the JSON text of `meta` certainly parses to an equal object, as that of most events does.
+
+    Then it need not be parsed, which saves half the cost.
+    """
     for key, value in meta.items():
         if type(key) is not str:
             return False

@@ -1,8 +1,8 @@
 """Gathers the facts of one ledger: its files, its rows, its instance directory, its daemon.
 
-Writes nothing and makes no file; only the index that SQLite keeps in a `-shm` file that is there bears its marks. The
-ledger's files are opened by SQLite alone, and a ledger in WAL mode that nobody has open is read without the index that
-SQLite would make beside it. LMDB's files are read without LMDB.
+Writes nothing and makes no file. Reading leaves marks only in an existing `-shm` file, SQLite's index. The ledger's
+files are opened only by SQLite. A ledger in WAL mode that nobody has open is read without the index that SQLite would
+make beside it. LMDB's files are read without LMDB.
 """
 
 from __future__ import annotations
@@ -23,16 +23,29 @@ from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError,
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
-from pmm_shm.ledger.connection import HASH_COLUMNS, Connection, Mode
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening
-from pmm_shm_cli.doctor.facts import Disk, File, FileKind, Ledger, Reader, Rows, Socket, SocketState, State, Store
+from pmm_shm_cli.doctor.facts import (
+    Disk,
+    File,
+    FileKind,
+    LedgerFacts,
+    ReaderSlot,
+    RowFacts,
+    Socket,
+    SocketState,
+    StateFacts,
+    StoreFacts,
+)
 from pmm_shm_cli.doctor.processes import process_state
 
 NEWEST_ROWS = 1_000
-"""So many rows at the end of the ledger are checked; all of them are for `verify`."""
+"""Number of rows checked, the newest; `verify` checks all."""
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _MEMORY = frozenset({0x01021994, 0x858458F6})
@@ -45,8 +58,8 @@ _KINDS: dict[int, FileKind] = {
 }
 
 
-def look_at_ledger(path: str, timeout_s: float) -> Ledger:
-    """The facts of the ledger at a real path; whatever is there, this does not raise."""
+def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
+    """The facts of the ledger at a real path. Raises nothing, whatever it meets."""
     directory = os.path.dirname(path)
     sides = {suffix: found for suffix in _SIDE_FILES if (found := file_at(path + suffix)) is not None}
     kept = [file_at(name) for name in sorted(glob.glob(glob.escape(path) + ".*"))]
@@ -57,17 +70,19 @@ def look_at_ledger(path: str, timeout_s: float) -> Ledger:
         left_unread = rows is None
     except LedgerError as error:
         problem = error
-    return Ledger(file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers)
+    return LedgerFacts(
+        file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers
+    )
 
 
 def is_leftover(ledger: str, path: str) -> bool:
-    """Whether a restore made the file: a safety copy, or a copy it had no time to remove."""
+    """Whether a restore made the file: a safety copy, or a temporary one of a restore that was killed."""
     suffix = path.removeprefix(ledger)
     return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(_SIDE_FILES)
 
 
-def look_at_state(instance: Instance, timeout_s: float) -> State:
-    """The facts of the instance directory and of the daemon; whatever is there, this does not raise."""
+def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
+    """The facts of the instance directory and of the daemon. Raises nothing, whatever it meets."""
     directory, distrust, is_closed = file_at(str(instance.directory)), None, False
     entries: tuple[File, ...] = ()
     if directory is not None:
@@ -96,7 +111,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> State:
             store = _look_at_store(instance)
         except PermissionError:
             store_problem = f"no permission for {instance.directory / LOCK_TABLE_FILE}"
-    return State(
+    return StateFacts(
         instance,
         disk_of(file_systems.existing_part(instance.directory)),
         directory,
@@ -118,7 +133,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> State:
 
 
 def file_at(path: str) -> File | None:
-    """What stands at a path; None where nothing does, or nobody may look."""
+    """The file at a path; None if it does not exist or may not be seen."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
@@ -137,7 +152,7 @@ def file_at(path: str) -> File | None:
 
 
 def disk_of(directory: str) -> Disk:
-    """On what a directory lies, and how much room there is."""
+    """The file system of a directory, and its free room."""
     try:
         numbers = os.statvfs(directory)
     except OSError:
@@ -147,7 +162,7 @@ def disk_of(directory: str) -> Disk:
         file_systems.network_file_system(directory),
         file_systems.type_number(directory) in _MEMORY,
         numbers.f_bavail * numbers.f_frsize,
-        # Some file systems do not count files, and say 0 of 0.
+        # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
     )
 
@@ -155,8 +170,8 @@ def disk_of(directory: str) -> Disk:
 # The rows.
 
 
-def _read(path: str, timeout_s: float) -> Rows | None:
-    """What SQLite says; None where it would have to make an index first.
+def _read(path: str, timeout_s: float) -> RowFacts | None:
+    """The facts that SQLite reads; None if it would have to make an index first.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -175,14 +190,14 @@ def _read(path: str, timeout_s: float) -> Rows | None:
             continue
         finally:
             connection.close()
-        # Without locks: what was written meanwhile may have been read in halves.
+        # Read without locks: a concurrent write may have been read in part.
         if mode == "ro" or _status(path) == before:
             return rows
     raise LedgerBusyError(f"{path}: written again and again while it was read")
 
 
 def _mode_for(path: str) -> Mode | None:
-    if any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
+    if not os.path.exists(path) or any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
         return "ro"
     if _bytes_of(path + "-wal"):
         return None
@@ -205,7 +220,7 @@ def _status(path: str) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *sides
 
 
-def _rows(connection: Connection) -> Rows:
+def _rows(connection: Connection) -> RowFacts:
     with connection.lock:
         handle = connection.handle()
 
@@ -213,7 +228,7 @@ def _rows(connection: Connection) -> Rows:
             rows = connection.retry(lambda: handle.execute(sql, parameters).fetchall())
             return rows[0][0] if rows else None
 
-        # SQLite tells none of an immutable file.
+        # SQLite reports none for an immutable file.
         journal = "wal" if connection.mode == "immutable" else str(one("PRAGMA journal_mode"))
         head_id = one("SELECT max(id) FROM events") or 0
         first_id = one("SELECT min(id) FROM (SELECT id FROM events ORDER BY id DESC LIMIT ?)", NEWEST_ROWS) or 0
@@ -228,12 +243,13 @@ def _rows(connection: Connection) -> Rows:
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
     bad = first_bad_id(connection, first_id, head_id) if newest else None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
-    return Rows(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+    return RowFacts(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
 
 
 def _is_in_wal_mode(path: str) -> bool:
-    """Whether a ledger that nobody has open is in WAL mode: without locks SQLite refuses to read one, before it makes
-    any other file.
+    """Whether a ledger that nobody has open is in WAL mode.
+
+    Without locks SQLite refuses to read one, before it makes any other file.
     """
     uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
     try:
@@ -243,7 +259,7 @@ def _is_in_wal_mode(path: str) -> bool:
     except sqlite3.OperationalError:
         return True
     except sqlite3.DatabaseError:
-        # No database, or written in between: whoever opens it in order says which.
+        # No database, or written meanwhile: opening it in the normal way reports which.
         return False
 
 
@@ -271,7 +287,7 @@ def _socket_state(path: str) -> SocketState:
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
                 raise
-            # The socket of the workers' reports takes datagrams.
+            # The socket for the workers' reports is one for datagrams.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
                 probe.connect(path)
     except PermissionError:
@@ -292,15 +308,15 @@ def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, D
         return None, error
 
 
-def _look_at_store(instance: Instance) -> Store | None:
+def _look_at_store(instance: Instance) -> StoreFacts | None:
     sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
     if sizes is None or table is None:
         return None
     readers = tuple(
-        Reader(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
+        ReaderSlot(pid, process_state(pid), None if txn is None else max(0, sizes.transaction_id - txn))
         for pid, txn in table.slots
     )
-    return Store(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
+    return StoreFacts(sizes.map_bytes, sizes.used_bytes, table.slots_max, readers)
 
 
 assert NEWEST_ROWS <= limits.TAIL_ROWS_MAX

@@ -1,7 +1,7 @@
-"""Importing the ledger's own table `event_embeddings`.
+"""Importing vectors from the ledger's own table `event_embeddings`.
 
-Its rows change without an event, so nobody says that they did: the table is compared when the ledger has changed and
-the number of its rows or its newest `created_at` is another than at the last comparison, and on request.
+Its rows change without an event. So the table is compared on request, and after a change of the ledger if its number of
+rows or its newest `created_at` differs from the last comparison.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.tail import Position
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
-from pmm_shm.vectors.event_table import Ids
-from pmm_shm.vectors.event_table_writer import EventVectorWriter, VectorRows
+from pmm_shm.vectors.event_table import VectorRows
+from pmm_shm.vectors.event_table_writer import EventTableWriter
 from pmm_shm.vectors.events import Source
+from pmm_shm.vectors.nearest import EventIds
 
-SEEN_KEY = b"i"
+STATE_KEY = b"i"
 _BEFORE_ALL = -(1 << 63)
-# Not of a view: it may be anything, and without end.
+# Not of a view, which may compute anything, and without end.
 _COLUMNS_SQL = (
     "SELECT name FROM pragma_table_info('event_embeddings') WHERE EXISTS "
     "(SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings') LIMIT ?"
@@ -36,13 +37,13 @@ _ROWS_SQL = (
 )
 
 
-class Seen(NamedTuple):
-    """What the table looked like at the last comparison.
+class ImportState(NamedTuple):
+    """The ledger's table at the last comparison.
 
     Attributes:
-        rows: how many there were.
-        newest: the newest `created_at`, as SQLite has it.
-        awaited: the smallest id behind what was published for which there was a row and no event yet; None for none.
+        rows: the number of rows.
+        newest: the newest `created_at`, as SQLite returns it.
+        awaited: the smallest id that had a row but no event yet, beyond the published head; None for none.
     """
 
     rows: int
@@ -53,8 +54,8 @@ class Seen(NamedTuple):
         return pack(list(self))
 
 
-class Counts(NamedTuple):
-    """What one comparison did to the tables of vectors."""
+class ImportCounts(NamedTuple):
+    """Rows that one comparison put into and removed from the event tables, and rows it could not use."""
 
     put: int
     removed: int
@@ -66,16 +67,19 @@ class EmbeddingImport:
 
     Parameters:
         connection: a read-only connection of the thread that calls.
-        table_for: the table of a model, opened where it is not yet.
-        on_removed: called with a model whose events have lost vectors.
+        table_for: returns the event table of a model, opened if necessary.
+        on_removed: called with a model that lost vectors.
         pause: called between small pieces of work.
+
+    Attributes:
+        progress: [rows compared, rows in all] during a comparison.
     """
 
     def __init__(
         self,
         writer: StoreWriter,
         connection: Connection,
-        table_for: Callable[[str, int], EventVectorWriter],
+        table_for: Callable[[str, int], EventTableWriter],
         on_removed: Callable[[str], None],
         pause: Callable[[], None],
     ) -> None:
@@ -84,51 +88,49 @@ class EmbeddingImport:
         self._table_for = table_for
         self._on_removed = on_removed
         self._pause = pause
-        self.rows_done = 0
-        self.rows_total: int | None = None
+        self.progress: list[int] | None = None
 
     def differs(self, published_id: int) -> bool:
-        """Whether the ledger's table looks other than at the last comparison, or an event has come that it waited for.
+        """Whether the table has changed since the last comparison, or the awaited event was published.
 
         Raises:
-            LedgerError, StoreError: as their names say.
+            LedgerError, StoreError: the ledger or the store failed.
         """
-        data = self._store.environment.get(SEEN_KEY)
-        seen = Seen(0, None, None) if data is None else Seen(*unpack(data))
-        look = self._look()
-        return look != (seen.rows, seen.newest) or (seen.awaited is not None and seen.awaited <= published_id)
+        data = self._store.environment.get(STATE_KEY)
+        state = ImportState(0, None, None) if data is None else ImportState(*unpack(data))
+        is_published = state.awaited is not None and state.awaited <= published_id
+        return is_published or self._summary() != (state.rows, state.newest)
 
     def forget(self) -> None:
-        """Compare anew: the tables were emptied."""
-        self._store.transact("imports.forget", lambda records: records.delete(SEEN_KEY))
+        """Forget the last comparison, because the event tables were cleared."""
+        self._store.transact("imports.forget", lambda records: records.delete(STATE_KEY))
 
-    def compare(self, models: dict[str, int], position: Position) -> Counts:
-        """Bring the tables of vectors up to what the ledger's table holds.
+    def compare(self, models: dict[str, int], position: Position) -> ImportCounts:
+        """Bring the imported vectors up to date with the ledger's table.
 
         Parameters:
             models: name and dimension of every model that may have imported vectors.
-            position: up to which event the log is looked at.
+            position: the published head.
 
         Raises:
-            LedgerError, StoreError: as their names say.
+            LedgerError, StoreError: the ledger or the store failed.
         """
-        rows, newest = self._look()
-        self.rows_done, self.rows_total = 0, rows
+        rows, newest = self._summary()
+        self.progress = [0, rows]
         try:
-            put, malformed, awaited, seen = self._put_all(position) if rows else (0, 0, None, {})
-            removed = self._remove_others(models, seen)
-            for model, dimension in {**models, **{name: parts[0] for name, parts in seen.items()}}.items():
+            put, malformed, awaited, found = self._put_all(position) if rows else (0, 0, None, {})
+            removed = self._remove_others(models, found)
+            for model, dimension in {**models, **{name: parts[0] for name, parts in found.items()}}.items():
                 if model != local_bow.NAME:
                     self._table_for(model, dimension).apply(VectorRows.none(dimension), position=position)
-            self._store.transact(
-                "imports.seen", lambda records: records.put(SEEN_KEY, Seen(rows, newest, awaited).pack())
-            )
+            state = ImportState(rows, newest, awaited).pack()
+            self._store.transact("imports.seen", lambda records: records.put(STATE_KEY, state))
         finally:
-            self.rows_total = None
-        return Counts(put, removed, malformed)
+            self.progress = None
+        return ImportCounts(put, removed, malformed)
 
-    def _look(self) -> tuple[int, Any]:
-        """(number of rows, newest created_at); (0, None) where there is no such table."""
+    def _summary(self) -> tuple[int, Any]:
+        """(number of rows, newest created_at); (0, None) if there is no such table."""
         columns = {row[0] for row in self._fetch(_COLUMNS_SQL, ())}
         if not {"eid", "embedding"} <= columns:
             return 0, None
@@ -136,10 +138,10 @@ class EmbeddingImport:
         rows, newest_value = self._fetch(f"SELECT count(*), {newest} FROM event_embeddings LIMIT ?", ())[0]
         return rows, newest_value if isinstance(newest_value, (int, float, str)) else None
 
-    def _put_all(self, position: Position) -> tuple[int, int, int | None, dict[str, tuple[int, list[Ids]]]]:
+    def _put_all(self, position: Position) -> tuple[int, int, int | None, dict[str, tuple[int, list[EventIds]]]]:
         put = malformed = 0
         awaited: int | None = None
-        seen: dict[str, tuple[int, list[Ids]]] = {}
+        found: dict[str, tuple[int, list[EventIds]]] = {}
         last = _BEFORE_ALL
         while rows := self._fetch(_ROWS_SQL, (last,), limits.INDEX_EVENTS_PER_COMMIT):
             self._pause()
@@ -154,41 +156,42 @@ class EmbeddingImport:
                     awaited = event_id
             for dimension, group in groups.items():
                 model = imported_model(dimension)
-                # Where `eid` is no primary key, one may come twice: the last one counts.
+                # If `eid` is not a primary key, an id may occur twice: the last row counts.
                 vectors = dict(group)
                 ids = np.array(list(vectors), np.int64)
                 try:
                     put += self._put(model, dimension, ids, b"".join(vectors.values()), position)
                 except InvalidVectorError:
-                    # An embedder of this name with another dimension, or too many models: no room for these rows.
+                    # The name belongs to an embedder with another dimension, or there are too many models.
                     malformed += len(group)
                     continue
-                seen.setdefault(model, (dimension, []))[1].append(ids)
-            self.rows_done += len(rows)
-        return put, malformed, awaited, seen
+                found.setdefault(model, (dimension, []))[1].append(ids)
+            assert self.progress is not None
+            self.progress = [self.progress[0] + len(rows), self.progress[1]]
+        return put, malformed, awaited, found
 
-    def _put(self, model: str, dimension: int, ids: Ids, data: bytes, position: Position) -> int:
-        """Put those rows that are new or other than before; returns how many."""
+    def _put(self, model: str, dimension: int, ids: EventIds, data: bytes, position: Position) -> int:
+        """Put those rows that are new or have changed; returns how many."""
         table = self._table_for(model, dimension)
         vectors = np.frombuffer(data, "<f4").reshape(len(ids), dimension)
         present = table.rows_of(ids)
-        places = np.searchsorted(ids, present.ids)
-        is_same = (present.sources == Source.IMPORTED) & (present.vectors == vectors[places]).all(axis=1)
+        numbers = np.searchsorted(ids, present.ids)
+        is_same = (present.sources == Source.IMPORTED) & (present.vectors == vectors[numbers]).all(axis=1)
         is_new = np.ones(len(ids), bool)
-        is_new[places[is_same]] = False
+        is_new[numbers[is_same]] = False
         if is_new.any():
             sources = np.full(int(is_new.sum()), Source.IMPORTED, np.uint8)
-            # Never rows without the position by which a reader sees whether they are of its log.
-            reached = None if model == local_bow.NAME else position
-            table.apply(VectorRows(ids[is_new], sources, vectors[is_new]), position=reached)
+            # Always with the position: readers check by it that the rows belong to their log.
+            moved_to = None if model == local_bow.NAME else position
+            table.apply(VectorRows(ids[is_new], sources, vectors[is_new]), position=moved_to)
         return int(is_new.sum())
 
-    def _remove_others(self, models: dict[str, int], seen: dict[str, tuple[int, list[Ids]]]) -> int:
-        """Remove the imported vectors that the ledger's table has no more; returns how many."""
+    def _remove_others(self, models: dict[str, int], found: dict[str, tuple[int, list[EventIds]]]) -> int:
+        """Remove the imported vectors that the ledger's table no longer has; returns how many."""
         removed = 0
         for model, dimension in models.items():
             table = self._table_for(model, dimension)
-            left = seen.get(model, (dimension, []))[1]
+            left = found.get(model, (dimension, []))[1]
             gone = np.setdiff1d(table.ids_of(Source.IMPORTED), np.concatenate(left) if left else np.empty(0, np.int64))
             if len(gone):
                 table.apply(VectorRows.none(dimension), gone)
@@ -202,7 +205,7 @@ class EmbeddingImport:
 
 
 def imported_model(dimension: int) -> str:
-    """The model of imported vectors of this dimension."""
+    """The model name of imported vectors of this dimension."""
     return local_bow.NAME if dimension == local_bow.DIMENSION else f"imported-{dimension}"
 
 

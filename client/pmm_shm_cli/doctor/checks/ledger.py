@@ -1,0 +1,134 @@
+"""Checks of the ledger's file and the files beside it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from pmm_shm.remedies import remedy
+from pmm_shm_cli.doctor.checks.common import disk_room, group_name, user_name
+from pmm_shm_cli.doctor.facts import SystemFacts
+from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, warning
+
+_WAL_BYTES_MAX = 64 << 20
+
+
+def file_system(facts: SystemFacts) -> Iterator[Verdict]:
+    """SQLite needs shared memory and locks, which a network file system has not."""
+    if facts.ledger is None:
+        return
+    disk = facts.ledger.disk
+    if disk.network is not None:
+        yield error(
+            f"the ledger is on {disk.network}: {disk.directory}",
+            "a network file system lacks the shared memory and the locks that SQLite needs: data can be lost",
+            remedy("leave-network"),
+        )
+    elif disk.is_memory:
+        yield note(
+            f"the ledger is in memory: {disk.directory}",
+            "a reboot removes it",
+            remedy("back-up", ledger=facts.path),
+        )
+    else:
+        yield ok(f"the ledger is on a local file system: {disk.directory}", "locks and maps work there")
+
+
+def room(facts: SystemFacts) -> Iterator[Verdict]:
+    if facts.ledger is not None:
+        yield from disk_room("the ledger", facts.ledger.disk)
+
+
+def mode(facts: SystemFacts) -> Iterator[Verdict]:
+    """Who may read and write the ledger."""
+    if facts.ledger is None or facts.ledger.file is None:
+        return
+    file = facts.ledger.file
+    users = "everybody" if file.mode & stat.S_IROTH else f"group {group_name(file.gid)}"
+    if not file.mode & (stat.S_IRGRP | stat.S_IROTH):
+        users = "nobody else"
+    found = f"mode {file.mode:04o}: read by user {user_name(file.uid)} and {users}"
+    if file.mode & stat.S_IWOTH:
+        yield warning(
+            found,
+            "any user of this machine can change what the agent believes",
+            remedy("protect-from-writers", ledger=file.path),
+        )
+    elif file.mode & stat.S_IROTH:
+        yield note(
+            found,
+            "any user of this machine can read what the agent remembers",
+            remedy("protect-from-readers", ledger=file.path),
+        )
+    else:
+        yield ok(found, "only users who may read the ledger may read the shared state")
+
+
+def access(facts: SystemFacts) -> Iterator[Verdict]:
+    """What this user may do with the ledger."""
+    if facts.ledger is None or facts.ledger.file is None:
+        return
+    file, directory, user = facts.ledger.file, facts.ledger.directory, facts.machine.user
+    if not file.is_readable:
+        yield error(
+            f"{user} may not read {file.path}",
+            "it cannot be read from here",
+            remedy("join-to-read", ledger=file.path, group=group_name(file.gid), user=user),
+        )
+    elif not file.is_writable or (directory is not None and not directory.is_writable):
+        yield note(
+            f"{user} may not write {file.path if not file.is_writable else os.path.dirname(file.path)}",
+            "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
+            remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
+        )
+    else:
+        yield ok(f"{user} may read and write it", "reads and appends work from here")
+
+
+def side_files(facts: SystemFacts) -> Iterator[Verdict]:
+    """The group that may use the ledger must be able to open SQLite's files beside it."""
+    if facts.ledger is None or facts.ledger.file is None:
+        return
+    file, group = facts.ledger.file, group_name(facts.ledger.file.gid)
+    for side in facts.ledger.side_files.values():
+        missing = file.mode & ~side.mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH)
+        if side.gid != file.gid or missing:
+            yield warning(
+                f"{side.path} has mode {side.mode:04o} and group {group_name(side.gid)}, the ledger {file.mode:04o} "
+                f"and {group}",
+                "users who share the ledger through its group cannot open it",
+                remedy("align-side-file", file=side.path, group=group, mode=f"{file.mode:o}"),
+            )
+
+
+def wal_size(facts: SystemFacts) -> Iterator[Verdict]:
+    wal = None if facts.ledger is None else facts.ledger.side_files.get("-wal")
+    if wal is not None and wal.size_bytes > _WAL_BYTES_MAX:
+        yield warning(
+            f"{wal.path} holds {wal.size_bytes >> 20:,} MiB",
+            "a reader that stays in its transaction keeps SQLite from reusing the file; reads become slower",
+            remedy("empty-wal", ledger=facts.path),
+        )
+
+
+def replaced(facts: SystemFacts) -> Iterator[Verdict]:
+    """Processes that still use a file which was replaced or removed."""
+    for user in facts.users:
+        if user.is_old and user.path == facts.path:
+            yield warning(
+                f"process {user.pid} ({user.name}) has a file open that was replaced or removed at {user.path}",
+                "it reads, and may write, events that nobody else sees; pmm-shm's own processes let go with their next "
+                "read",
+                remedy("end-process", pid=user.pid),
+            )
+
+
+def leftovers(facts: SystemFacts) -> Iterator[Verdict]:
+    """Copies that a restore made."""
+    for file in () if facts.ledger is None else facts.ledger.leftovers:
+        found = f"{file.path} ({file.size_bytes >> 10:,} KiB)"
+        if ".before-restore-" in file.path[len(facts.path) :]:
+            yield note(found, "the content of the ledger before a restore", remedy("remove-copy", file=file.path))
+        else:
+            yield note(found, "of a restore that was killed, or still runs", remedy("remove-stage", file=file.path))

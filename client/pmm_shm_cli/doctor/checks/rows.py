@@ -1,0 +1,146 @@
+"""Checks of what SQLite reads in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from pmm_shm.errors import (
+    LedgerBusyError,
+    LedgerError,
+    LedgerNotFoundError,
+    LedgerReplacedError,
+    LedgerUnreadableError,
+    LockLostError,
+    NotALedgerError,
+)
+from pmm_shm.ledger.sqlite_errors import HotJournalError
+from pmm_shm.remedies import remedy
+from pmm_shm_cli.doctor.facts import SystemFacts
+from pmm_shm_cli.doctor.finding import Severity, Verdict, error, note, ok, one_line, warning
+
+_FUTURE_S = 24 * 3_600
+_FIXED_SQLITE = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
+_ROLLBACK = "a rollback journal: a writer waits for readers, and readers wait for its commit"
+_MODES = {
+    "wal": "readers and the writer do not wait for each other; SQLite keeps a -wal and a -shm file beside the ledger",
+    "delete": _ROLLBACK,
+    "truncate": _ROLLBACK,
+    "persist": _ROLLBACK,
+}
+_PROBLEMS: tuple[tuple[type[LedgerError], Severity, str, str], ...] = (
+    (LedgerNotFoundError, "error", "there is nothing to read", "put-back"),
+    (HotJournalError, "warning", "nothing is lost: what was not committed is rolled back", "roll-back"),
+    (NotALedgerError, "error", "it cannot be read as a ledger", "replace-damaged"),
+    (LedgerBusyError, "warning", "another process keeps it locked: reads and appends wait", "see-holder"),
+    (LedgerReplacedError, "error", "a file replaced a ledger in use; to continue can destroy data", "see-users"),
+    (LockLostError, "error", "this process must not touch the ledger", "new-process"),
+    (LedgerUnreadableError, "error", "it cannot be read from here", "share"),
+    (LedgerError, "error", "it cannot be read", "check-database"),
+)
+"""(error, severity, meaning, remedy): the first that fits."""
+
+
+def readable(facts: SystemFacts) -> Iterator[Verdict]:
+    """Whether the rows were read, and if not, why."""
+    ledger = facts.ledger
+    if ledger is None:
+        return
+    if ledger.left_unread:
+        yield note(
+            "its -wal holds commits, and nobody has it open",
+            "to read it, SQLite would make a new index file, which the doctor must not: rows were not checked",
+            remedy("verify", ledger=facts.path),
+        )
+    if ledger.problem is not None:
+        problem = ledger.problem
+        _, severity, meaning, key = next(entry for entry in _PROBLEMS if isinstance(problem, entry[0]))
+        if ledger.disk.network is not None and isinstance(problem, LedgerUnreadableError):
+            key = "leave-network"
+        elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
+            # Beside a -wal with commits, a new ledger would destroy them.
+            key = "make-ledger"
+        yield Verdict(severity, one_line(problem), meaning, *remedy(key, ledger=facts.path))
+
+
+def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
+    rows = None if facts.ledger is None else facts.ledger.rows
+    if rows is None:
+        return
+    switch = remedy("switch-to-wal", ledger=facts.path)
+    if rows.journal == "wal":
+        yield ok("WAL", _MODES["wal"])
+    elif rows.journal in _MODES:
+        yield note(rows.journal, _MODES[rows.journal], switch)
+    else:
+        yield warning(rows.journal, "SQLite cannot roll back a transaction that a crash interrupts", switch)
+
+
+def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
+    """The chain over the newest rows."""
+    rows = None if facts.ledger is None else facts.ledger.rows
+    if rows is None:
+        return
+    verify = remedy("verify", ledger=facts.path)
+    if not rows.head_id:
+        yield ok("no events", "the first append begins the chain")
+    elif not rows.rows_hashed:
+        yield note(
+            "none of the newest events has a hash" if rows.has_hashes else "the table has no columns for hashes",
+            "the ledger's own chain proves nothing here; the daemon's seals find edits from its first verification on",
+            verify,
+        )
+    elif rows.first_bad_id is not None:
+        yield error(
+            f"broken at event {rows.first_bad_id}",
+            "this event was edited, or inserted by a program that does not continue the chain; later appends fail",
+            remedy("verify-and-restore", ledger=facts.path),
+        )
+    elif rows.formula is None:
+        yield error(
+            "the newest hashes fit neither formula",
+            "they were made by another program, or their rows were edited; the chain cannot be continued",
+            verify,
+        )
+    else:
+        covered = "id and time included" if rows.formula == "full" else "without id and time"
+        yield ok(
+            f"formula {rows.formula} ({covered}); the newest {rows.rows_hashed:,} of {rows.rows_checked:,} rows hold",
+            f"`{verify.command}` checks the whole chain",
+        )
+
+
+def newest_time(facts: SystemFacts) -> Iterator[Verdict]:
+    """Whether the newest event is from the future."""
+    ts = None if facts.ledger is None or facts.ledger.rows is None else facts.ledger.rows.newest_ts
+    latest = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(facts.machine.now_s + _FUTURE_S))
+    if isinstance(ts, str) and ts[:4].isdigit() and ts[:19] > latest:
+        yield warning(
+            f"the time of the newest event, {ts[:19]}, is more than a day ahead of this machine's clock",
+            "ids order the events, so every answer is right; but times in them are wrong",
+            remedy("set-clock"),
+        )
+
+
+def sqlite_version(facts: SystemFacts) -> Iterator[Verdict]:
+    if facts.ledger is None:
+        return
+    version = str(facts.machine.versions["sqlite"])
+    if not has_wal_reset_bug(version):
+        yield ok(f"SQLite {version}", "without the WAL-reset bug")
+        return
+    in_wal = facts.ledger.rows is None or facts.ledger.rows.journal == "wal"
+    yield (warning if in_wal else note)(
+        f"SQLite {version} has the WAL-reset bug",
+        "a ledger in WAL mode can, rarely, be corrupted when several connections append and checkpoint at once; the "
+        "daemon and the readers do neither",
+        remedy("newer-sqlite"),
+    )
+
+
+def has_wal_reset_bug(version: str) -> bool:
+    """Whether this SQLite can corrupt a database in WAL mode: fixed in 3.51.3, 3.50.7 and 3.44.6."""
+    numbers = tuple(int(part) for part in version.split(".")[:3])
+    if numbers >= _FIXED_SQLITE[-1]:
+        return False
+    return not any(numbers[:2] == fixed[:2] and numbers >= fixed for fixed in _FIXED_SQLITE)

@@ -1,0 +1,262 @@
+"""A client for any endpoint that speaks OpenAI's HTTP interface, built on the `openai` SDK: an optional package.
+
+`OPENAI_API_KEY` and `OPENAI_BASE_URL` name the endpoint. Each request has a deadline. The SDK retries temporary
+failures; hooks on its HTTP client keep the retries within the deadline. No attempt begins after the deadline, and each
+of its steps (connect, send, wait for an answer) gets at most the time that is left.
+
+Invariant: no error message contains the password of the URL, or a key of 8 characters or more. (Endpoints without keys
+accept any word, and a short one would be masked wherever it occurs.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from pmm_shm.errors import PmmShmError
+from pmm_shm.late import late_imports
+
+_DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_REASON_CHARS_MAX = 200
+_KEY_CHARS_MIN = 8
+_REMEDIES = {
+    401: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
+    403: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
+    408: "try again later",
+    429: "too many requests, or no credit; try again later",
+}
+
+
+class BrokenAnswerError(Exception):
+    """The connection failed in the middle of an answer."""
+
+
+class _DeadlineReached(BaseException):
+    """No time is left for another attempt. Not an `Exception`: some versions of the SDK retry after any of those."""
+
+
+@dataclass
+class OpenAIRequest:
+    """One request with its retries.
+
+    Attributes:
+        deadline: when to give up, on the client's clock.
+        deadline_s: how long the caller allowed in all, for messages.
+        timeout_s: how long each attempt waits for the endpoint, at most.
+        attempts: how many have begun.
+    """
+
+    deadline: float
+    deadline_s: float
+    timeout_s: float
+    attempts: int = 0
+
+
+_current: ContextVar[OpenAIRequest] = ContextVar("_current")
+"""The request that this thread is sending, for the hooks."""
+
+
+class OpenAIClient:
+    """Requests for one model. Thread-safe; not to be used on both sides of a fork.
+
+    Parameters:
+        caller: how error messages begin.
+        model: as the endpoint calls it.
+        extra: the extra of pmm-shm that installs the SDK.
+        error: the class of all errors raised here.
+        retries: whether temporary failures are retried until the deadline.
+        clock: monotonic seconds.
+
+    Raises:
+        error: the SDK is not installed, or the environment variables cannot be used.
+    """
+
+    def __init__(
+        self,
+        caller: str,
+        model: str,
+        extra: str,
+        error: type[PmmShmError],
+        *,
+        retries: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._caller = caller
+        self._model = model
+        self._error = error
+        self._retries = retries
+        self._clock = clock
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self._base_url = os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
+        try:
+            with late_imports:
+                import openai
+        except ImportError as problem:
+            raise error(f"{caller}: not installed ({problem}): pip install 'pmm-shm[{extra}]'") from problem
+        self._sdk_module: Any = openai
+        self.sdk: Any = self._connected()
+
+    def __del__(self) -> None:
+        try:
+            self.sdk.close()
+        except Exception:
+            # Not connected, or the interpreter is shutting down.
+            pass
+
+    @contextmanager
+    def answer(self, resource: Any, request: OpenAIRequest, **arguments: Any) -> Iterator[Iterator[bytes]]:
+        """Send a request; yields the bytes of a successful answer as they arrive.
+
+        Parameters:
+            resource: of `sdk`, for example `sdk.embeddings`; `arguments` go to its `create`.
+
+        Raises:
+            BrokenAnswerError: the connection failed in the middle of the answer.
+            error: as given to the client: any other failure of the endpoint, or the deadline.
+        """
+        openai = self._sdk_module
+        with ExitStack() as stack:
+            token = _current.set(request)
+            try:
+                manager = resource.with_streaming_response.create(
+                    model=self._model, timeout=request.timeout_s, **arguments
+                )
+                response = stack.enter_context(manager)
+            except openai.APIStatusError as problem:
+                self._refused(request, problem)
+            except openai.APITimeoutError:
+                self.give_up(request, f"no answer within {request.timeout_s:g} s")
+            except openai.APIConnectionError as problem:
+                reason = f"no connection: {problem.__cause__ or problem}"
+                self.give_up(request, reason, "is it running? check OPENAI_BASE_URL")
+            except openai.OpenAIError as problem:
+                self.fail(f"{type(problem).__name__}: {problem}")
+            except _DeadlineReached:
+                self.give_up(request, f"no answer within {request.deadline_s:g} s")
+            finally:
+                _current.reset(token)
+            yield self._chunks(response.iter_bytes(), request)
+
+    def retrying(self, request: OpenAIRequest) -> Any:
+        """The SDK's client, set to as many retries as have time for the waits between them."""
+        left_s = request.deadline - self._clock()
+        count = 0
+        while (left_s := left_s - _backoff_max_s(count)) > 0:
+            count += 1
+        return self.sdk.with_options(max_retries=count)
+
+    def give_up(self, request: OpenAIRequest, reason: str, remedy: str = "try again later") -> NoReturn:
+        """Raise the error of a failure that may be temporary."""
+        if self._retries:
+            many = "1 attempt" if request.attempts == 1 else f"{request.attempts} attempts"
+            remedy = f"given up after {many} within {request.deadline_s:g} s; {remedy}"
+        self.fail(reason, remedy)
+
+    def fail(self, reason: str, remedy: str = "") -> NoReturn:
+        """Raise an error: one line with the endpoint and the remedy, without secrets."""
+        scheme, mark, rest = self._base_url.partition("?")[0].partition("://")
+        user, _, host = rest.rpartition("@")
+        endpoint = f"{scheme}://{host}" if mark else "OPENAI_BASE_URL"
+        for secret in (self._key if len(self._key) >= _KEY_CHARS_MIN else "", user, user.partition(":")[2]):
+            if secret:
+                reason = reason.replace(secret, "***")
+        reason = " ".join(reason.split())
+        reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."
+        raise self._error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
+
+    def _connected(self) -> Any:
+        if not self._key:
+            self.fail("no OPENAI_API_KEY", "set it (to any word, if the endpoint needs no key)")
+        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
+            self.fail("OPENAI_API_KEY contains characters that no key has", "correct it")
+        hooks = {"request": [self._before_attempt], "response": [self._after_attempt]}
+        try:
+            if urlsplit(self._base_url).scheme not in ("http", "https"):
+                raise ValueError("it does not begin with http:// or https://")
+            http_client = self._sdk_module.DefaultHttpxClient(event_hooks=hooks)
+            return self._sdk_module.OpenAI(
+                api_key=self._key, base_url=self._base_url, max_retries=0, http_client=http_client
+            )
+        except Exception as problem:
+            self.fail(f"OPENAI_BASE_URL cannot be used: {type(problem).__name__}: {problem}")
+
+    def _before_attempt(self, attempt: Any) -> None:
+        """Give an attempt no more time than is left."""
+        request = _current.get()
+        left_s = request.deadline - self._clock()
+        if left_s <= 0:
+            raise _DeadlineReached
+        request.attempts += 1
+        timeout_s = min(left_s, request.timeout_s)
+        attempt.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
+
+    def _after_attempt(self, response: Any) -> None:
+        """Tell the SDK whether to retry: only what may be temporary, and only if the wait ends before the deadline."""
+        if response.status_code < 400:
+            return
+        request = _current.get()
+        headers = response.headers
+        # The SDK would also wait until a date, or for `retry-after-ms`, however long that is.
+        headers.pop("retry-after-ms", None)
+        asked_s = _seconds(headers.pop("retry-after", ""))
+        if asked_s:
+            headers["retry-after"] = str(asked_s)
+        wait_s = asked_s or _backoff_max_s(request.attempts - 1)
+        is_temporary = response.status_code in (408, 429) or response.status_code >= 500
+        if response.status_code == 429:
+            is_temporary = b'"insufficient_quota"' not in response.read()
+        retries = is_temporary and self._clock() + wait_s < request.deadline
+        headers["x-should-retry"] = "true" if retries else "false"
+
+    def _chunks(self, chunks: Iterator[bytes], request: OpenAIRequest) -> Iterator[bytes]:
+        while True:
+            try:
+                chunk = next(chunks, None)
+            except Exception as problem:
+                # The SDK lets the errors of its HTTP library through, whichever library that is.
+                raise BrokenAnswerError(f"the answer broke off: {type(problem).__name__}: {problem}") from None
+            if chunk is None:
+                return
+            if self._clock() >= request.deadline:
+                self.give_up(request, f"the answer did not end within {request.deadline_s:g} s")
+            yield chunk
+
+    def _refused(self, request: OpenAIRequest, problem: Any) -> NoReturn:
+        """Raise the error of an answer with an error status."""
+        status = problem.status_code
+        reason = f"status {status}: {message_of(problem.body) or problem.message}"
+        if status == 429 and problem.code == "insufficient_quota":
+            self.fail(reason, "check the account's credit")
+        if status in (408, 429) or status >= 500:
+            self.give_up(request, reason, _REMEDIES.get(status, "try again later"))
+        if status == 404:
+            self.fail(reason, f"check OPENAI_BASE_URL and the model {self._model!r}")
+        self.fail(reason, _REMEDIES.get(status, "the endpoint does not accept this request"))
+
+
+def message_of(body: Any) -> str:
+    """An endpoint's description of its error, in any of the usual shapes; "" if there is none."""
+    if isinstance(body, dict):
+        return str(body.get("message") or body.get("error") or body)
+    return str(body or "")
+
+
+def _backoff_max_s(retry: int) -> float:
+    """The longest wait of the SDK before its retry of this number, counted from 0."""
+    return min(0.5 * 2.0**retry, 8.0)
+
+
+def _seconds(value: str) -> float:
+    """The seconds in a `Retry-After` header; 0.0 for a date or nonsense."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0

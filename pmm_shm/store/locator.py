@@ -1,0 +1,103 @@
+"""The one way for a reader to find, check, open and distrust the environment of an instance.
+
+Used for snapshots and for the text table alike: both refuse the same directories, the same formats, the same damage.
+"""
+
+from __future__ import annotations
+
+import os
+
+import lmdb
+
+from pmm_shm.errors import StoreError
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.paths import Instance
+from pmm_shm.store import boot
+from pmm_shm.store.environment import (
+    DamagedStoreError,
+    Environment,
+    close,
+    file_id,
+    open_reader,
+    store_error,
+)
+from pmm_shm.store.layout import HEADER_KEY, Header
+
+
+class EnvironmentLocator:
+    """Keeps the environment of one instance open. Not thread-safe: the caller has a lock.
+
+    Survives an environment made anew; its owner calls `close` before a fork.
+
+    Attributes:
+        environment: the open one, usable or not: as long as it is open, no other file can have its inode.
+        failure: why an existing environment cannot be used.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._data_file = str(instance.data_file)
+        self._is_usable: bool | None = None
+        self.environment: Environment | None = None
+        self.failure: StoreError | None = None
+
+    def locate(self) -> Environment | None:
+        """The environment whose data file is at the path now; None where it cannot be used."""
+        identity = file_id(self._data_file)
+        environment = self.environment
+        if environment is not None and environment.identity != identity:
+            self.close()
+            environment = None
+        if environment is None and identity is not None:
+            environment = self.environment = self._open()
+        if self._is_usable is None and environment is not None:
+            self._is_usable = self._has_our_format(environment)
+        return environment if self._is_usable else None
+
+    def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
+        """Note that reading the environment failed. A damaged one is refused until it is made anew."""
+        self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
+            self._is_usable = False
+        return self.failure
+
+    def may_enter(self) -> bool:
+        """Whether this user may look into the instance directory; true if it does not exist."""
+        directory = self._instance.directory
+        return not directory.exists() or os.access(directory, os.X_OK)
+
+    def close(self) -> None:
+        """Give the environment back."""
+        environment, self.environment, self._is_usable = self.environment, None, None
+        if environment is not None:
+            close(environment)
+
+    def _open(self) -> Environment | None:
+        try:
+            check_directory(self._instance)
+            if not boot.is_trusted(self._instance.boot_file):
+                return None
+            environment = open_reader(self._instance.directory)
+        except StoreError as error:
+            self.failure = error
+            return None
+        except OSError:
+            return None
+        self.failure = None
+        return environment
+
+    def _has_our_format(self, environment: Environment) -> bool | None:
+        """Whether the header is of our format; None where that is not known yet."""
+        try:
+            raw = environment.get(HEADER_KEY)
+        except StoreError as error:
+            return False if isinstance(self.fail(environment, error), DamagedStoreError) else None
+        if raw is None:
+            # The daemon is about to write it.
+            return None
+        try:
+            Header.unpack(raw)
+        except StoreError as error:
+            self.failure = error
+            return False
+        return True
