@@ -8,9 +8,6 @@ from typing import Any
 
 from pmm_shm.wire.protocol import Request, pack_error, pack_result
 
-JobDone = Callable[[dict[str, Any] | None, str | None], None]
-"""Called from any thread with the (result, None) of a job that a client asked for, or with (None, error message)."""
-
 
 @dataclass(frozen=True)
 class ClientCall:

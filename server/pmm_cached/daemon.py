@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pmm_cached.client_call import JobDone
+from pmm_cached.background import JobDone
 from pmm_cached.commands import CommandServer
 from pmm_cached.follower import Follower, all_folds
 from pmm_cached.health import HeadProbe, assess

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pmm_cached.client_call import ClientCall, JobDone
+from pmm_cached.background import JobDone
+from pmm_cached.client_call import ClientCall
 from pmm_cached.leases import Leases
 from pmm_cached.roles import Roles
 from pmm_cached.status import Status

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
 from pmm_cached.embedding_import import EmbeddingImport, ImportCounts
 from pmm_cached.event_embedder import TextLeases
 from pmm_cached.event_tables import EventTables
@@ -31,14 +32,7 @@ from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.embedder import Embedder
 
-_STOPS = "the daemon stops"
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
-OnIndexed = Callable[[dict[str, Any] | None, str | None], None]
-"""Called with a result, or with None and an error."""
-
-
-class IndexerStopped(Exception):
-    """The daemon stops: give up the current work."""
 
 
 @dataclass(eq=False)
@@ -50,20 +44,22 @@ class _IndexRequest:
         counts: the result of comparing `event_embeddings`, once that head was published.
     """
 
-    done: OnIndexed
+    done: JobDone
     until_id: int | None = None
     counts: ImportCounts | None = None
 
 
-class Indexer:
+class Indexer(BackgroundThread):
     """The thread that fills the tables.
 
     Parameters:
         embedder, found_as, kinds: as for `EventTables`.
         standstill: the follower's lock; while it is held, this thread pauses.
         leases: shared with the workers, so that each new text is computed once.
-        on_death: called with the reason if the thread fails.
+        on_death: as for `BackgroundThread`.
     """
+
+    _task = "indexing"
 
     def __init__(
         self,
@@ -78,11 +74,10 @@ class Indexer:
         leases: TextLeases,
         on_death: Callable[[str], None],
     ) -> None:
+        super().__init__("indexer", log, on_death)
         self._store = writer
         self._status = status
-        self._log = log
         self._standstill = standstill
-        self._on_death = on_death
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
@@ -96,24 +91,10 @@ class Indexer:
         self._steps_not_before = 0.0
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
-        self._changed = threading.Condition()
         self._has_news = True
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_IndexRequest] = []
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout_s: float) -> bool:
-        """Give up the current work, and wait for the thread. Returns whether it has ended."""
-        with self._changed:
-            self._is_stopping = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def ledger_changed(self) -> None:
         """Report that the ledger has changed, and that the follower has published the change."""
@@ -127,7 +108,7 @@ class Indexer:
             self._is_reset = self._has_news = True
             self._changed.notify_all()
 
-    def index(self, done: OnIndexed) -> None:
+    def index(self, done: JobDone) -> None:
         """Compare the ledger's `event_embeddings`, index the log up to its present head, and then call `done`."""
         with self._changed:
             if not self._is_stopping:
@@ -135,27 +116,22 @@ class Indexer:
                 self._has_news = True
                 self._changed.notify_all()
                 return
-        done(None, _STOPS)
+        done(None, STOPS)
 
     # The thread.
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         try:
             while not self._is_stopping:
                 self._attempt()
-        except IndexerStopped:
-            pass
         except DamagedStoreError as error:
             self._store.mark_damaged()
             self._on_death(str(error))
-        except BaseException as error:
-            self._log.exception("indexing ended")
-            self._on_death(f"indexing ended: {type(error).__name__}: {error}")
         finally:
             self._connection.close()
             with self._changed:
                 self._is_stopping = True
-            self._answer(self._requests, None, _STOPS)
+            self._answer(self._requests, None, STOPS)
 
     def _attempt(self) -> None:
         try:
@@ -189,7 +165,7 @@ class Indexer:
         with self._changed:
             self._has_news = False
         if self._is_stopping:
-            raise IndexerStopped
+            raise Stopped
         if self._is_reset:
             self._clear()
 
@@ -264,11 +240,11 @@ class Indexer:
     # Pauses.
 
     def _pause(self) -> None:
-        """Let the follower go first. Raises `IndexerStopped`."""
+        """Let the follower go first. Raises `Stopped`."""
         while self._standstill.locked() and not self._is_stopping:
             time.sleep(limits.BACKOFF_S_MIN)
         if self._is_stopping:
-            raise IndexerStopped
+            raise Stopped
 
     def _pause_import(self) -> None:
         """Between pieces of an import, which may take long: index new events."""

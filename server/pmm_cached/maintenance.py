@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
 from pmm_cached.follower import Follower
 from pmm_cached.logs import Logger
 from pmm_cached.rebuild import Rebuild
@@ -31,13 +32,6 @@ from pmm_shm.store.writer import StoreWriter
 _FOLLOWER_LOOKS_S = 0.5
 _WAIT_FOR_READERS_S = 0.1
 _RETRY_S = 0.5
-_STOPS = "the daemon stops"
-Done = Callable[[dict[str, Any] | None, str | None], None]
-"""Called with (result, None) or (None, error message)."""
-
-
-class Stopped(Exception):
-    """The daemon stops: abandon the running job."""
 
 
 class _Preempted(Exception):
@@ -49,18 +43,20 @@ class _Job:
     kind: str
     fold: str | None
     reason: str
-    done: list[Done] = field(default_factory=list)
+    done: list[JobDone] = field(default_factory=list)
 
 
-class Maintenance:
+class Maintenance(BackgroundThread):
     """The background thread.
 
     Parameters:
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
         on_other_log: called when the log turns out not to be the published one: it was replaced or edited.
-        on_death: called with the reason when the thread ends unexpectedly.
+        on_death: as for `BackgroundThread`.
     """
+
+    _task = "maintenance"
 
     def __init__(
         self,
@@ -76,26 +72,19 @@ class Maintenance:
         on_other_log: Callable[[], None],
         on_death: Callable[[str], None],
     ) -> None:
+        super().__init__("maintenance", log, on_death)
         self._path = path
         self._writer = writer
         self._follower = follower
         self._folds = {fold.name: fold for fold in folds}
         self._status = status
         self._settings = settings
-        self._log = log
         self._standstill = standstill
         self._on_flip = on_flip
         self._on_other_log = on_other_log
-        self._on_death = on_death
         self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._is_stopping = False
         self._last_flip_txn = 0
         self._events_at_verification = -settings.verify_every_events
-        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Abandon running and waiting jobs, and wait for the thread. Returns whether it has ended."""
@@ -103,17 +92,15 @@ class Maintenance:
             self._is_stopping = True
             left = list(self._jobs)
             self._jobs.clear()
-            self._changed.notify_all()
         for job in left:
-            _answer(job, None, _STOPS)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            _answer(job, None, STOPS)
+        return super().stop(timeout_s)
 
     def knows(self, fold: str) -> bool:
         """Whether a fold of this name exists to verify or rebuild."""
         return fold in self._folds
 
-    def rebuild(self, fold: str | None, reason: str, done: Done | None = None) -> None:
+    def rebuild(self, fold: str | None, reason: str, done: JobDone | None = None) -> None:
         """Rebuild one fold, or all; one that waits for its turn already serves both."""
         self._enqueue("rebuild", fold, reason, done)
 
@@ -139,7 +126,7 @@ class Maintenance:
         self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
         self.rebuild(None, "the log does not continue what is published")
 
-    def verify(self, fold: str | None, done: Done) -> None:
+    def verify(self, fold: str | None, done: JobDone) -> None:
         """Verify one fold, or all, at full speed."""
         self._enqueue("verify", fold, "asked for", done)
 
@@ -149,11 +136,11 @@ class Maintenance:
             with self._changed:
                 self._changed.notify_all()
 
-    def _enqueue(self, kind: str, fold: str | None, reason: str, done: Done | None) -> None:
+    def _enqueue(self, kind: str, fold: str | None, reason: str, done: JobDone | None) -> None:
         with self._changed:
             if self._is_stopping:
                 if done is not None:
-                    done(None, _STOPS)
+                    done(None, STOPS)
                 return
             for job in self._jobs:
                 if (job.kind, job.fold) == (kind, fold):
@@ -169,20 +156,10 @@ class Maintenance:
         every = self._settings.verify_every_events
         return every > 0 and self._status.events_folded - self._events_at_verification >= every
 
-    def _run(self) -> None:
-        try:
-            self._tidy()
-            while True:
-                job = self._next()
-                if job is None:
-                    return
-                self._attempt(job)
-        except Stopped:
-            return
-        except BaseException as error:
-            # Without this thread nothing is rebuilt or verified any more.
-            self._log.exception("maintenance ended")
-            self._on_death(f"maintenance ended: {type(error).__name__}: {error}")
+    def _work(self) -> None:
+        self._tidy()
+        while (job := self._next()) is not None:
+            self._attempt(job)
 
     def _next(self) -> _Job | None:
         with self._changed:
@@ -200,7 +177,7 @@ class Maintenance:
         except _Preempted:
             return
         except Stopped:
-            _answer(job, None, _STOPS)
+            _answer(job, None, STOPS)
             raise
         except DamagedStoreError as error:
             _answer(job, None, str(error))

@@ -5,11 +5,11 @@ A separate thread, because a rebuild may hold the writer's lock for a second whi
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 
+from pmm_cached.background import STOPS, BackgroundThread
 from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm.errors import InvalidVectorError, StoreError
@@ -18,23 +18,24 @@ from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.text_table import TextTableWriter, TextVector, model_tag, text_vector_key
 
 _WAITING_BYTES_MAX = 64 << 20
-_STOPS = "the daemon stops"
 _tag = lru_cache(maxsize=64)(model_tag)
 
 OnStored = Callable[[str | None], None]
 """Called with None once all vectors are stored, otherwise with the reason why none are."""
 
 
-class TextTable:
+class TextTable(BackgroundThread):
     """The text table.
 
     Parameters:
         vectors_max: the bound of the table.
-        on_death: called with the reason if the thread fails.
+        on_death: as for `BackgroundThread`.
 
     Raises:
         StoreError: the stored table cannot be read, or not be reduced to the bound.
     """
+
+    _task = "storing text vectors"
 
     def __init__(
         self,
@@ -44,30 +45,14 @@ class TextTable:
         log: Logger,
         on_death: Callable[[str], None],
     ) -> None:
+        super().__init__("texts", log, on_death)
         self._writer = writer
         self._table = TextTableWriter(writer, vectors_max)
         self._status = status
-        self._log = log
-        self._on_death = on_death
-        # None ends the thread.
-        self._jobs: queue.SimpleQueue[tuple[list[TextVector], OnStored] | None] = queue.SimpleQueue()
+        self._jobs: deque[tuple[list[TextVector], OnStored]] = deque()
         self._waiting_bytes = 0
-        self._lock = threading.Lock()
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="texts", daemon=True)
         status.text_vectors_max = vectors_max
         status.text_vectors = self._table.count
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout_s: float) -> bool:
-        """Store what is queued, refuse more, and wait for the thread. Returns whether it has ended."""
-        with self._lock:
-            self._is_stopping = True
-            self._jobs.put(None)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def has(self, model: str, key: bytes) -> bool:
         """Whether the table has the vector of a text. If it cannot be read now, the answer is no: computing the vector
@@ -81,27 +66,27 @@ class TextTable:
     def put(self, vectors: list[TextVector], done: OnStored) -> None:
         """Store vectors in one commit. The thread calls `done`; if the queue is full, it is called at once."""
         size_bytes = _size_bytes(vectors)
-        with self._lock:
-            refusal = _STOPS if self._is_stopping else None
+        with self._changed:
+            refusal = STOPS if self._is_stopping else None
             if self._waiting_bytes + size_bytes > _WAITING_BYTES_MAX:
                 refusal = f"{_WAITING_BYTES_MAX} bytes are already waiting to be stored"
             if refusal is None:
-                self._jobs.put((vectors, done))
+                self._jobs.append((vectors, done))
                 self._waiting_bytes += size_bytes
+                self._changed.notify_all()
         if refusal is not None:
             done(refusal)
 
-    def _run(self) -> None:
-        try:
-            while (job := self._jobs.get()) is not None:
-                vectors, done = job
-                with self._lock:
-                    self._waiting_bytes -= _size_bytes(vectors)
-                done(self._stored(vectors))
-        except BaseException as error:
-            # Without this thread, no worker that puts a vector would get an answer.
-            self._log.exception("storing text vectors ended")
-            self._on_death(f"storing text vectors ended: {type(error).__name__}: {error}")
+    def _work(self) -> None:
+        # A stopping daemon stores first what is queued.
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._is_stopping)
+                if not self._jobs:
+                    return
+                vectors, done = self._jobs.popleft()
+                self._waiting_bytes -= _size_bytes(vectors)
+            done(self._stored(vectors))
 
     def _stored(self, vectors: list[TextVector]) -> str | None:
         try:
