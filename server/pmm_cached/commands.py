@@ -17,8 +17,7 @@ import zmq
 from pmm_cached.client_call import ClientCall
 from pmm_cached.dispatch import Backend, Dispatcher
 from pmm_cached.logs import Logger
-from pmm_cached.memory import MemoryWatch
-from pmm_cached.peers import Peers, allow_descriptors
+from pmm_cached.peers import MemoryWatch, Peers, allow_descriptors
 from pmm_cached.reports import Reports
 from pmm_cached.sockets import GROUP_MODE, OWNER_MODE, Inbox, bind_socket, make_socket
 from pmm_cached.status import Status

@@ -1,22 +1,26 @@
 """Importing vectors from the ledger's own table `event_embeddings`.
 
 Its rows change without an event. So the table is compared on request, and after a change of the ledger if its number of
-rows or its newest `created_at` differs from the last comparison.
+rows or its newest `created_at` differs from the last comparison. Looking for one takes a limited share of time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pmm_cached.logs import Logger
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
-from pmm_shm.errors import InvalidVectorError
+from pmm_shm.errors import InvalidVectorError, PmmShmError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.tail import Position
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.event_table import VectorRows
@@ -50,9 +54,6 @@ class ImportState(NamedTuple):
     newest: Any
     awaited: int | None
 
-    def pack(self) -> bytes:
-        return pack(list(self))
-
 
 class ImportCounts(NamedTuple):
     """Rows that one comparison put into and removed from the event tables, and rows it could not use."""
@@ -63,58 +64,113 @@ class ImportCounts(NamedTuple):
 
 
 class EmbeddingImport:
-    """Compares the ledger's table with the vectors that came from it.
+    """Compares the ledger's table with the vectors that came from it, when that is due.
 
     Parameters:
         connection: a read-only connection of the thread that calls.
+        freshness: of that connection.
+        models: returns name and dimension of every model that may have imported vectors.
         table_for: returns the event table of a model, opened if necessary.
         on_removed: called with a model that lost vectors.
         pause: called between small pieces of work.
 
     Attributes:
         progress: [rows compared, rows in all] during a comparison.
+        problem: why the last comparison failed; None if it did not.
     """
 
     def __init__(
         self,
         writer: StoreWriter,
         connection: Connection,
+        freshness: Freshness,
+        models: Callable[[], dict[str, int]],
         table_for: Callable[[str, int], EventTableWriter],
         on_removed: Callable[[str], None],
         pause: Callable[[], None],
+        log: Logger,
     ) -> None:
         self._store = writer
         self._connection = connection
+        self._freshness = freshness
+        self._models = models
         self._table_for = table_for
         self._on_removed = on_removed
         self._pause = pause
+        self._log = log
+        # The ledger's mark and the published head at the last comparison.
+        self._compared_at: tuple[Mark, int] | None = None
+        self._not_before = 0.0
+        self._is_late = False
         self.progress: list[int] | None = None
+        self.problem: str | None = None
+        connection.on_close(self._forget_mark)
 
-    def differs(self, published_id: int) -> bool:
-        """Whether the table has changed since the last comparison, or the awaited event was published.
+    @property
+    def due_at(self) -> float | None:
+        """When a postponed comparison is due, on the monotonic clock; None if there is none."""
+        return self._not_before if self._is_late else None
+
+    def run(self, published: Position, *, is_requested: bool) -> ImportCounts | None:
+        """Compare if it is requested or due. Returns None after a failure, which is logged and tried again later.
 
         Raises:
-            LedgerError, StoreError: the ledger or the store failed.
+            DamagedStoreError: the store cannot be used any more.
         """
+        try:
+            counts = self._compare_if_due(published, is_requested=is_requested)
+        except DamagedStoreError:
+            raise
+        except PmmShmError as error:
+            if self.problem is None:
+                self._log.error("import of event_embeddings failed", error=str(error))
+            self.problem = str(error)
+            self._is_late, self._not_before = True, time.monotonic() + limits.IMPORT_RETRY_S
+            return None
+        if self._compared_at is not None:
+            self.problem = None
+        return counts
+
+    def restart(self) -> None:
+        """Forget all comparisons, because the event tables were cleared."""
+        self._store.transact("imports.forget", lambda records: records.delete(STATE_KEY))
+        self._not_before, self._compared_at = 0.0, None
+
+    def _forget_mark(self) -> None:
+        self._compared_at = None
+
+    def _compare_if_due(self, published: Position, *, is_requested: bool) -> ImportCounts:
+        began = time.monotonic()
+        with self._connection.lock:
+            now_at = self._freshness.take(), published.as_of
+        if not is_requested:
+            has_changed = now_at != self._compared_at
+            self._is_late = has_changed and began < self._not_before
+            if self._is_late or not has_changed:
+                return ImportCounts(0, 0, 0)
+            differs = self._differs(published.as_of)
+            took_s = time.monotonic() - began
+            # Checking a large table takes time: at most a small share of one core.
+            self._not_before = began + max(limits.IMPORT_CHECK_S, took_s / limits.IMPORT_CHECK_SHARE)
+            if not differs:
+                self._compared_at = now_at
+                return ImportCounts(0, 0, 0)
+        counts = self._compare(published)
+        self._compared_at = now_at
+        if any(counts):
+            self._log.info("imported event_embeddings", **counts._asdict())
+        return counts
+
+    def _differs(self, published_id: int) -> bool:
+        """Whether the table has changed since the last comparison, or the awaited event was published."""
         data = self._store.environment.get(STATE_KEY)
         state = ImportState(0, None, None) if data is None else ImportState(*unpack(data))
         is_published = state.awaited is not None and state.awaited <= published_id
         return is_published or self._summary() != (state.rows, state.newest)
 
-    def forget(self) -> None:
-        """Forget the last comparison, because the event tables were cleared."""
-        self._store.transact("imports.forget", lambda records: records.delete(STATE_KEY))
-
-    def compare(self, models: dict[str, int], position: Position) -> ImportCounts:
-        """Bring the imported vectors up to date with the ledger's table.
-
-        Parameters:
-            models: name and dimension of every model that may have imported vectors.
-            position: the published head.
-
-        Raises:
-            LedgerError, StoreError: the ledger or the store failed.
-        """
+    def _compare(self, position: Position) -> ImportCounts:
+        """Bring the imported vectors up to date with the ledger's table; `position` is the published head."""
+        models = self._models()
         rows, newest = self._summary()
         self.progress = [0, rows]
         try:
@@ -123,7 +179,7 @@ class EmbeddingImport:
             for model, dimension in {**models, **{name: parts[0] for name, parts in found.items()}}.items():
                 if model != local_bow.NAME:
                     self._table_for(model, dimension).apply(VectorRows.none(dimension), position=position)
-            state = ImportState(rows, newest, awaited).pack()
+            state = pack([rows, newest, awaited])
             self._store.transact("imports.seen", lambda records: records.put(STATE_KEY, state))
         finally:
             self.progress = None

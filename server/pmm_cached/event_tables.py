@@ -90,7 +90,7 @@ class EventTables:
         """When to retry the first failed embedder, on the monotonic clock; None if none failed."""
         return min((model.not_before for model in self.indexed if model.problem and model.indexer), default=None)
 
-    def open(self) -> None:
+    def open_missing(self) -> None:
         """Open the tables that are not open yet. Raises `LedgerError`, `StoreError`."""
         if not self._is_open:
             self._store.transact("indexer.served", self._put_served)

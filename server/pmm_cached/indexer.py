@@ -16,7 +16,6 @@ from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
 from pmm_cached.embedding_import import EmbeddingImport, ImportCounts
 from pmm_cached.event_embedder import TextLeases
 from pmm_cached.event_tables import EventTables
-from pmm_cached.import_schedule import ImportSchedule
 from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
 from pmm_shm import limits
@@ -83,10 +82,14 @@ class Indexer(BackgroundThread):
         self._heads = TailReader(self._connection, ())
         self._tables = EventTables(writer, self._connection, embedder, found_as, kinds, self._pause, leases, log)
         self._import = EmbeddingImport(
-            writer, self._connection, self._tables.writer_of, self._tables.read_again, self._pause_import
-        )
-        self._schedule = ImportSchedule(
-            self._import, self._connection, self._freshness, self._tables.imported_models, log
+            writer,
+            self._connection,
+            self._freshness,
+            self._tables.imported_models,
+            self._tables.writer_of,
+            self._tables.read_again,
+            self._pause_import,
+            log,
         )
         self._steps_not_before = 0.0
         # The beginning of the round that indexed all published events; None if the last round left some.
@@ -171,7 +174,7 @@ class Indexer(BackgroundThread):
 
     def _idle_s(self) -> float | None:
         """The time until something is due without news; None if nothing is."""
-        due = [instant for instant in (self._tables.retry_at, self._schedule.due_at) if instant is not None]
+        due = [instant for instant in (self._tables.retry_at, self._import.due_at) if instant is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _round(self) -> None:
@@ -180,11 +183,11 @@ class Indexer(BackgroundThread):
         published = self._published()
         if published is None:
             return
-        self._tables.open()
+        self._tables.open_missing()
         requests = self._requests_to_import(published)
-        counts = self._schedule.run(published, is_requested=bool(requests))
+        counts = self._import.run(published, is_requested=bool(requests))
         if counts is None:
-            self._answer(requests, None, self._schedule.problem)
+            self._answer(requests, None, self._import.problem)
         for request in requests:
             request.counts = counts
         for model in self._tables.indexed:
@@ -219,15 +222,15 @@ class Indexer(BackgroundThread):
             return header.position if self._heads.holds(header.position) else None
 
     def _problem(self) -> str | None:
-        return self._tables.problem or self._schedule.problem
+        return self._tables.problem or self._import.problem
 
     def _clear(self) -> None:
         """Empty all tables."""
         self._is_reset = False
         try:
-            self._tables.open()
+            self._tables.open_missing()
             self._tables.clear()
-            self._schedule.restart()
+            self._import.restart()
             # Last: until then no reader trusts the tables.
             self._store.transact("indexer.history_ended", lambda records: records.delete(OTHER_HISTORY_KEY))
         except BaseException:

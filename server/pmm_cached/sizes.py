@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from pathlib import Path
 
-from pmm_cached.memory import process_memory
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.writer import StoreWriter
 
@@ -20,8 +21,18 @@ def sizes(writer: StoreWriter, instance: Instance) -> dict[str, int]:
         "store_disk_bytes": data.st_blocks * _BLOCK_BYTES if data else 0,
         "ledger_bytes": ledger.st_size if ledger else 0,
         "wal_bytes": wal.st_size if wal else 0,
-        "resident_bytes": process_memory().resident_bytes,
+        "resident_bytes": process_memory()[0],
     }
+
+
+def process_memory() -> tuple[int, int]:
+    """Memory of this process in RAM, in bytes: all of it, and the part that is not backed by files.
+
+    Raises:
+        OSError: `/proc` cannot be read.
+    """
+    resident, shared = map(int, Path("/proc/self/statm").read_bytes().split()[1:3])
+    return resident * resource.getpagesize(), (resident - shared) * resource.getpagesize()
 
 
 def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmm_cached.memory import MemoryWatch, Suspects
+from pmm_cached.peers import MemoryWatch, Suspects
 from pmm_shm import limits
 
 # The watch over the memory, with a clock of its own.

@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from pmm_cached.client_call import ClientCall
-from pmm_cached.memory import MemoryWatch, Suspects
+from pmm_cached.peers import MemoryWatch, Suspects
 from pmm_cached.status import Status
 from pmm_cached.waits import Waits
 from pmm_shm import limits
