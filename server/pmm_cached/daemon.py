@@ -27,6 +27,7 @@ from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.registry import find_embedder
@@ -244,8 +245,9 @@ class Daemon:
         while not self._is_stopping:
             with self._standstill:
                 looked = time.monotonic()
-                step = self._follower.step()
-                if not step.is_anchored:
+                try:
+                    step = self._follower.step()
+                except LogChanged:
                     self._maintenance.end_history()
                     return True
             if step.has_moved:

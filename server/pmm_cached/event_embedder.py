@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pmm_cached.commands import CommandServer
 from pmm_shm import limits
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.store.writer import StoreWriter
@@ -33,30 +33,20 @@ Pause = Callable[[], None]
 """Called between small pieces of work: lets the follower go first; raises to give up."""
 
 
-class TextLeases(Protocol):
-    """The leases on texts, for threads of this process."""
-
-    def acquire_leases(self, model: str, keys: list[bytes]) -> list[bytes]:
-        """Take the leases of those texts that have no vector and no other holder; they last until `finish_leases`."""
-
-    def finish_leases(self, model: str, keys: list[bytes], vectors: list[TextVector]) -> None:
-        """End leases, and store the vectors that were computed."""
-
-
 class EventEmbedder:
     """Vectors of events from one embedder.
 
     Parameters:
         store: with the text table.
         pause: called between small pieces of work.
-        leases: shared with the workers.
+        server: has the leases on texts, which are shared with the workers.
     """
 
-    def __init__(self, store: StoreWriter, embedder: Embedder, pause: Pause, leases: TextLeases) -> None:
+    def __init__(self, store: StoreWriter, embedder: Embedder, pause: Pause, server: CommandServer) -> None:
         self._store = store
         self._embedder = embedder
         self._pause = pause
-        self._leases = leases
+        self._server = server
         self._tag = model_tag(embedder.name)
         # The default embedder is faster than looking up its vectors.
         self._is_shared = not isinstance(embedder, LocalBow)
@@ -122,7 +112,7 @@ class EventEmbedder:
     def _computed_under_leases(self, texts: list[str]) -> dict[str, _Vector | None]:
         """The vectors of those texts that have no vector and no other holder."""
         keys = {text_key(text): text for text in texts}
-        taken = self._leases.acquire_leases(self._embedder.name, list(keys))
+        taken = self._server.acquire_leases(self._embedder.name, list(keys))
         mine = [keys[key] for key in taken]
         stored: list[TextVector] = []
         try:
@@ -133,7 +123,7 @@ class EventEmbedder:
                 if vector is not None
             ]
         finally:
-            self._leases.finish_leases(self._embedder.name, taken, stored)
+            self._server.finish_leases(self._embedder.name, taken, stored)
         return found
 
     def _computed(self, texts: list[str]) -> list[_Vector | None]:

@@ -37,13 +37,11 @@ class FollowStep(NamedTuple):
     Attributes:
         rows: how many rows it folded, of the kinds that the folds need.
         has_moved: whether the position has moved, even if only over events that no fold needs.
-        is_anchored: False when the log does not continue the published state: it was replaced, truncated or edited.
         is_complete: whether it reached the head of the log.
     """
 
     rows: int
     has_moved: bool
-    is_anchored: bool
     is_complete: bool
 
 
@@ -105,12 +103,13 @@ class Follower:
         """Fold and publish one batch.
 
         Raises:
+            LogChanged: the log does not continue the published state: it was replaced, truncated or edited.
             LedgerError: the ledger cannot be read.
             StoreError: it cannot be published; the last snapshot stays.
         """
         self.progressed()
         if not self._live:
-            return FollowStep(0, False, True, True)
+            return FollowStep(0, False, True)
         mark = self._take_mark()
         try:
             with self._writer.environment.read() as transaction:
@@ -119,9 +118,6 @@ class Follower:
             # Half a batch is folded; the next step begins at the published position again.
             self._cursor.drop_overlay()
             raise
-        if not step.is_anchored:
-            self._cursor.drop_overlay()
-            return step
         if step.has_moved:
             self._publish()
         if step.is_complete:
@@ -132,8 +128,7 @@ class Follower:
         """Bring the live folds to the head, and run `action` on the same snapshot of the ledger.
 
         Raises:
-            LogChanged: the log does not continue the published state.
-            LedgerError, StoreError: as `step`.
+            LogChanged, LedgerError, StoreError: as `step`.
         """
         self._to_head()
         with self.connection.lock, self.connection.one_snapshot():
@@ -169,12 +164,8 @@ class Follower:
         self._cursor = Cursor(folds, self.connection)
 
     def _to_head(self) -> None:
-        while True:
-            step = self.step()
-            if not step.is_anchored:
-                raise LogChanged
-            if step.is_complete:
-                return
+        while not self.step().is_complete:
+            pass
 
     def _forget_mark(self) -> None:
         self._mark = None
@@ -195,10 +186,10 @@ class Follower:
             # Progress is told within a batch, too: a slow fold is no hanging one.
             tail = cursor.advance(on_progress=self.progressed)
             if not tail.is_anchored:
-                return FollowStep(0, False, False, False)
+                raise LogChanged
             rows += len(tail.rows)
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
-                return FollowStep(rows, cursor.position != start, True, tail.is_complete)
+                return FollowStep(rows, cursor.position != start, tail.is_complete)
 
     def _publish(self) -> None:
         try:

@@ -22,26 +22,17 @@ _LAG = (
 )
 
 
-class Lag(NamedTuple):
-    """The part of the log that is not published yet.
-
-    Attributes:
-        head_id: id of the newest event; 0 if there is none.
-        lag_events: number of events after the published position, counted up to `limits.LAG_EVENTS_MAX`.
-    """
-
-    head_id: int
-    lag_events: int
-
-
 class HeadProbe:
     """Reads the ledger's head. Thread-safe."""
 
     def __init__(self, path: str) -> None:
         self._connection = Connection(path, "ro", limits.HEAD_PROBE_S)
 
-    def lag_behind(self, position: Position) -> Lag | None:
-        """The lag of a reader at `position`; None if the ledger cannot be read now, because it is busy, say."""
+    def lag_behind(self, position: Position) -> tuple[int, int] | None:
+        """(id of the newest event or 0, number of events after `position` up to `limits.LAG_EVENTS_MAX`).
+
+        None if the ledger cannot be read now, because it is busy, say.
+        """
         connection = self._connection
         try:
             with connection.lock:
@@ -52,7 +43,7 @@ class HeadProbe:
                 head_id, count = connection.retry(lambda: handle.execute(_LAG, parameters).fetchall()[0])
         except LedgerError:
             return None
-        return Lag(head_id or 0, count)
+        return head_id or 0, count
 
     def close(self) -> None:
         self._connection.close()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
+from pmm_cached.commands import CommandServer
 from pmm_cached.embedding_import import EmbeddingImport, ImportCounts
-from pmm_cached.event_embedder import TextLeases
 from pmm_cached.event_tables import EventTables
 from pmm_cached.logs import Logger
 from pmm_cached.status import EmbeddingStatus
@@ -54,7 +54,7 @@ class Indexer(BackgroundThread):
     Parameters:
         embedder, found_as, kinds: as for `EventTables`.
         standstill: the follower's lock; while it is held, this thread pauses.
-        leases: shared with the workers, so that each new text is computed once.
+        server: has the leases on texts, which are shared with the workers: each new text is computed once.
         on_death: as for `BackgroundThread`.
     """
 
@@ -70,7 +70,7 @@ class Indexer(BackgroundThread):
         status: EmbeddingStatus,
         log: Logger,
         standstill: threading.Lock,
-        leases: TextLeases,
+        server: CommandServer,
         on_death: Callable[[str], None],
     ) -> None:
         super().__init__("indexer", log, on_death)
@@ -80,7 +80,7 @@ class Indexer(BackgroundThread):
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
-        self._tables = EventTables(writer, self._connection, embedder, found_as, kinds, self._pause, leases, log)
+        self._tables = EventTables(writer, self._connection, embedder, found_as, kinds, self._pause, server, log)
         self._import = EmbeddingImport(
             writer,
             self._connection,

@@ -35,13 +35,15 @@ class _Lease:
 
 @dataclass(eq=False)
 class _LeaseWaiter:
-    """A request whose keys are all held by others; `number` is its place in the order of arrival."""
+    """A request whose keys are all held by others."""
 
-    number: int
     model: str
     keys: Sequence[bytes]
     deadline: float
     on_result: OnLeaseResult
+
+    def __post_init__(self) -> None:
+        self.lease_keys = frozenset((self.model, key) for key in self.keys)
 
     def expire(self) -> None:
         self.on_result(LeaseResult([], [], list(range(len(self.keys))), []))
@@ -70,8 +72,8 @@ class Leases:
         # By token, in the order of expiry; without the leases whose vectors are being stored, which do not expire.
         self._by_grant: dict[int, _Lease] = {}
         self._by_renewal: dict[int, _Lease] = {}
-        self._waiters: dict[_LeaseWaiter, None] = {}
-        self._waiters_of: dict[LeaseKey, dict[_LeaseWaiter, None]] = {}
+        # In the order of arrival.
+        self._waiters: list[_LeaseWaiter] = []
 
     @property
     def waiting(self) -> int:
@@ -93,9 +95,7 @@ class Leases:
             on_result(None)
         else:
             self._status.lease_waits += 1
-            self._add_waiter(
-                _LeaseWaiter(self._status.lease_waits, model, keys, self._clock() + wait_s, on_result),
-            )
+            self._waiters.append(_LeaseWaiter(model, keys, self._clock() + wait_s, on_result))
 
     def try_acquire(self, model: str, keys: Sequence[bytes]) -> LeaseResult | None:
         """As `acquire`, without waiting. None: there are too many leases."""
@@ -163,7 +163,7 @@ class Leases:
             self._status.leases_expired += len(expired)
             self._end(expired.values())
         for waiter in [waiter for waiter in self._waiters if waiter.deadline <= now]:
-            self._remove_waiter(waiter)
+            self._waiters.remove(waiter)
             waiter.expire()
 
     def next_deadline(self) -> float | None:
@@ -176,8 +176,8 @@ class Leases:
 
     def close(self) -> None:
         """Answer all waiters, because the daemon stops."""
-        for waiter in list(self._waiters):
-            self._remove_waiter(waiter)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
             waiter.expire()
 
     def _grant_free(self, model: str, keys: Sequence[bytes]) -> LeaseResult | None:
@@ -210,7 +210,7 @@ class Leases:
         """
         keys = {lease.key for lease in leases}
         for waiter in self._waiters_for(keys):
-            self._remove_waiter(waiter)
+            self._waiters.remove(waiter)
             held: list[int] = []
             failed: list[int] = []
             for index, key in enumerate(waiter.keys):
@@ -230,22 +230,8 @@ class Leases:
         for waiter in self._waiters_for(keys):
             result = self._grant_free(waiter.model, waiter.keys)
             if result is None or result.granted or result.ready:
-                self._remove_waiter(waiter)
+                self._waiters.remove(waiter)
                 waiter.on_result(result)
 
     def _waiters_for(self, keys: set[LeaseKey]) -> list[_LeaseWaiter]:
-        waiters = {waiter for key in keys for waiter in self._waiters_of.get(key, ())}
-        return sorted(waiters, key=lambda waiter: waiter.number)
-
-    def _add_waiter(self, waiter: _LeaseWaiter) -> None:
-        self._waiters[waiter] = None
-        for key in waiter.keys:
-            self._waiters_of.setdefault((waiter.model, key), {})[waiter] = None
-
-    def _remove_waiter(self, waiter: _LeaseWaiter) -> None:
-        del self._waiters[waiter]
-        for key in waiter.keys:
-            others = self._waiters_of[waiter.model, key]
-            del others[waiter]
-            if not others:
-                del self._waiters_of[waiter.model, key]
+        return [waiter for waiter in self._waiters if not waiter.lease_keys.isdisjoint(keys)]

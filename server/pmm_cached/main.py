@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from typing import Any
 
 import click
 import zmq
@@ -32,35 +33,33 @@ Examples:
 """
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=_EPILOG)
 @click.argument("ledger", required=False, type=click.Path(readable=False))
 @click.option(
     "--log-format",
     type=click.Choice(["json", "text"]),
     default="text",
-    show_default=True,
     help="Format of the log on stderr: one JSON object per line, or text.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    show_default=True,
     help="Lowest level that is logged.",
 )
 @click.option(
     "--verify-every",
+    "verify_every_events",
     type=click.IntRange(min=0),
     default=limits.VERIFY_EVERY_EVENTS,
-    show_default=True,
     metavar="EVENTS",
     help="Verify against a full replay after this many events; 0 for never.",
 )
 @click.option(
     "--verify-budget",
+    "verify_cpu_budget",
     type=click.FloatRange(min=0, max=1, min_open=True),
     default=limits.VERIFY_CPU_BUDGET,
-    show_default=True,
     metavar="SHARE",
     help="Share of one core that periodic verification may use.",
 )
@@ -68,12 +67,13 @@ Examples:
     "--slow-poll-ms",
     type=click.IntRange(min=1, max=60_000),
     default=int(limits.SLOW_POLL_S * 1_000),
-    show_default=True,
     metavar="MS",
     help="Longest sleep without a file system event.",
 )
 @click.option(
     "--map-size",
+    "map_size_bytes",
+    show_default=False,
     type=click.IntRange(min=1 << 16),
     default=limits.MAP_SIZE_BYTES,
     metavar="BYTES",
@@ -83,7 +83,6 @@ Examples:
     "--text-vectors-max",
     type=click.IntRange(min=1),
     default=limits.TEXT_VECTORS_MAX,
-    show_default=True,
     metavar="VECTORS",
     help="Text vectors to keep; beyond it the oldest are deleted first.",
 )
@@ -96,7 +95,6 @@ Examples:
 @click.option(
     "--embed-kinds",
     default=",".join(DEFAULT_KINDS),
-    show_default=True,
     metavar="KINDS",
     help="Event kinds to embed, separated by commas.",
 )
@@ -111,14 +109,10 @@ def command(
     ledger: str | None,
     log_format: LogFormat,
     log_level: str,
-    verify_every: int,
-    verify_budget: float,
     slow_poll_ms: int,
-    map_size: int,
-    text_vectors_max: int,
     embedder: str | None,
     embed_kinds: str,
-    metrics_port: int | None,
+    **numbers: Any,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
 
@@ -135,14 +129,10 @@ def command(
     name = embedder or flags.embedder() or local_bow.NAME
     kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
     settings = Settings(
-        verify_every_events=verify_every,
-        verify_cpu_budget=verify_budget,
         slow_poll_s=slow_poll_ms / 1_000,
-        map_size_bytes=map_size,
-        text_vectors_max=text_vectors_max,
         embedder=None if name == "none" else name,
         embed_kinds=kinds,
-        metrics_port=metrics_port,
+        **numbers,
     )
     # Prints the stack of each thread at a crash, and at a watchdog's SIGABRT.
     if sys.stderr is not None:
