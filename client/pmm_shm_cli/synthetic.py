@@ -33,7 +33,7 @@ DIRECTIVES_MAX = 50
 Journal = Literal["wal", "delete"]
 RawEvent = tuple[str, str, dict[str, Any]]
 """(kind, content, meta) of an event that is not yet in a log."""
-RawRow = tuple[int, str, str, str, str, str | None, str]
+SyntheticRow = tuple[int, str, str, str, str, str | None, str]
 """(id, ts, kind, content, meta, prev_hash, hash)"""
 
 _CHUNK_EVENTS = 20_000
@@ -264,7 +264,7 @@ def synthetic_events(seed: int) -> Iterator[RawEvent]:
     return _Story(seed).events()
 
 
-def synthetic_rows(seed: int) -> Iterator[RawRow]:
+def synthetic_rows(seed: int) -> Iterator[SyntheticRow]:
     """Rows with the values of all columns, from id 1, chained with the formula `full`."""
     # A separate random sequence: the seconds between events must not depend on the story.
     chance = random.Random(seed ^ 0x5EED).random
@@ -318,7 +318,7 @@ def generate(
     return target
 
 
-def _write(path: str, rows: Iterator[RawRow], journal: Journal, progress: Callable[[int], None]) -> None:
+def _write(path: str, rows: Iterator[SyntheticRow], journal: Journal, progress: Callable[[int], None]) -> None:
     with contextlib.closing(sqlite3.connect(os.fsencode(path), isolation_level=None)) as connection:
         # No other process knows the file, and it is removed on failure: no journal, and one sync at the end.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE", "cache_size = -65536"):

@@ -42,6 +42,10 @@ class Endpoints(NamedTuple):
     pid: int
     reports: str = ""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.commands, self.admin, self.announcements, self.reports)))
+
 
 def choose_endpoints(instance: Instance) -> Endpoints:
     """Paths for a daemon's sockets; makes the fallback directory if the instance's path is too long.
@@ -139,14 +143,9 @@ def recorded_endpoints(instance: Instance) -> Endpoints:
     try:
         check_directory(instance)
         record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        endpoints = Endpoints(
-            str(record["commands"]),
-            str(record["admin"]),
-            str(record["announcements"]),
-            int(record["pid"]),
-            str(record.get("reports", "")),
-        )
-        for path in filter(None, (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports)):
+        commands, admin, announcements = (str(record[name]) for name in ("commands", "admin", "announcements"))
+        endpoints = Endpoints(commands, admin, announcements, int(record["pid"]), str(record.get("reports", "")))
+        for path in endpoints.paths:
             address_of(path)
             if (folder := Path(path).parent) != instance.directory:
                 check_socket_directory(folder, instance)

@@ -40,7 +40,7 @@ class BackgroundThread(ABC):
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
+    def stop(self, timeout_s: float | None = None) -> bool:
         """Tell the thread to stop, and wait for it. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
 
+from pmm_cached.background import BackgroundThread
 from pmm_cached.client_call import ClientCall
 from pmm_cached.dispatch import Backend, Dispatcher
 from pmm_cached.logs import Logger
@@ -34,15 +34,17 @@ _UNDELIVERABLE = (OSError, zmq.ZMQError)
 """Errors of sending that are ignored: a client that is gone or does not read misses a hint."""
 
 
-class CommandServer:
+class CommandServer(BackgroundThread):
     """Binds the sockets when made; `start` begins to answer.
 
     Parameters:
-        on_death: called with the reason if the thread ends unasked.
+        on_death: as for `BackgroundThread`.
 
     Raises:
         zmq.ZMQError: a socket cannot be bound.
     """
+
+    _task = "commands"
 
     def __init__(
         self,
@@ -53,11 +55,10 @@ class CommandServer:
         log: Logger,
         on_death: Callable[[str], None],
     ) -> None:
+        super().__init__("commands", log, on_death)
         self._endpoints = endpoints
-        self._on_death = on_death
         self._texts = texts
         self._status = status
-        self._log = log
         self._dispatcher = Dispatcher(backend, texts, status, self._post)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._peers: dict[zmq.Socket[bytes], Peers] = {}
@@ -74,17 +75,12 @@ class CommandServer:
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._disconnections_logged = 0
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, *, removes_files: bool = True) -> None:
+    def stop(self, timeout_s: float | None = None, *, removes_files: bool = True) -> bool:
         """Answer the clients that can be answered, close the sockets, and remove their files."""
         self._is_stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        has_ended = super().stop(timeout_s)
         for peers in self._peers.values():
             peers.close()
         for socket in (self._commands, self._admin):
@@ -94,12 +90,10 @@ class CommandServer:
         self._reports.close()
         self._context.term()
         os.close(self._wake)
-        if not removes_files:
-            return
-        endpoints = self._endpoints
-        for path in (endpoints.commands, endpoints.admin, endpoints.announcements, endpoints.reports):
+        for path in self._endpoints.paths if removes_files else ():
             with suppress(OSError):
                 os.unlink(path)
+        return has_ended
 
     def announce(self, as_of: int, sequence: int) -> None:
         """Announce a position, and answer the clients that wait for it. From any thread."""
@@ -137,15 +131,7 @@ class CommandServer:
         self._posted.put(action)
         os.eventfd_write(self._wake, 1)
 
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except BaseException as error:
-            # Without this thread no client is answered, and nobody learns the daemon's health.
-            self._log.exception("commands ended")
-            self._on_death(f"commands ended: {type(error).__name__}: {error}")
-
-    def _serve(self) -> None:
+    def _work(self) -> None:
         poller = zmq.Poller()
         for peers in self._peers.values():
             poller.register(peers.monitor, zmq.POLLIN)

@@ -186,7 +186,7 @@ class Daemon:
         self._indexer.index(done)
 
     def knows(self, fold: str) -> bool:
-        return self._maintenance.knows(fold)
+        return any(fold == known.name for known in self._folds)
 
     # The follower's loop.
 

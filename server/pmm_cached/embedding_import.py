@@ -28,7 +28,7 @@ from pmm_shm.vectors.event_table_writer import EventTableWriter
 from pmm_shm.vectors.events import Source
 from pmm_shm.vectors.nearest import EventIds
 
-STATE_KEY = b"i"
+_STATE_KEY = b"i"
 _BEFORE_ALL = -(1 << 63)
 # Not of a view, which may compute anything, and without end.
 _COLUMNS_SQL = (
@@ -133,7 +133,7 @@ class EmbeddingImport:
 
     def restart(self) -> None:
         """Forget all comparisons, because the event tables were cleared."""
-        self._store.transact("imports.forget", lambda records: records.delete(STATE_KEY))
+        self._store.transact("imports.forget", lambda records: records.delete(_STATE_KEY))
         self._not_before, self._compared_at = 0.0, None
 
     def _forget_mark(self) -> None:
@@ -163,7 +163,7 @@ class EmbeddingImport:
 
     def _differs(self, published_id: int) -> bool:
         """Whether the table has changed since the last comparison, or the awaited event was published."""
-        data = self._store.environment.get(STATE_KEY)
+        data = self._store.environment.get(_STATE_KEY)
         state = ImportState(0, None, None) if data is None else ImportState(*unpack(data))
         is_published = state.awaited is not None and state.awaited <= published_id
         return is_published or self._summary() != (state.rows, state.newest)
@@ -180,7 +180,7 @@ class EmbeddingImport:
                 if model != local_bow.NAME:
                     self._table_for(model, dimension).apply(VectorRows.none(dimension), position=position)
             state = pack([rows, newest, awaited])
-            self._store.transact("imports.seen", lambda records: records.put(STATE_KEY, state))
+            self._store.transact("imports.seen", lambda records: records.put(_STATE_KEY, state))
         finally:
             self.progress = None
         return ImportCounts(put, removed, malformed)

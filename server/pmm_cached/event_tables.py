@@ -280,18 +280,16 @@ class EventTables:
 
     def writer_of(self, name: str, dimension: int) -> EventTableWriter:
         """The table of a model, opened if necessary. Raises `InvalidVectorError`, `StoreError`."""
-        for model in self.indexed:
-            if model.indexer is not None and model.embedder.name == name:
-                return model.indexer.table
+        if (indexer := self._indexer_of(name)) is not None:
+            return indexer.table
         if name not in self._others:
             self._others[name] = EventTableWriter(self._store, name, dimension)
         return self._others[name]
 
     def read_again(self, name: str) -> None:
         """Read the log again for a model that lost imported vectors."""
-        for model in self.indexed:
-            if model.indexer is not None and model.embedder.name == name:
-                model.indexer.read_again()
+        if (indexer := self._indexer_of(name)) is not None:
+            indexer.read_again()
 
     def clear(self) -> None:
         """Empty all tables, including those of other daemons' embedders."""
@@ -319,6 +317,9 @@ class EventTables:
             }
             for record in self._records()
         }
+
+    def _indexer_of(self, name: str) -> EventTableIndexer | None:
+        return next((model.indexer for model in self.indexed if model.embedder.name == name), None)
 
     def _records(self) -> list[EventTableRecord]:
         with self._store.environment.read() as records:

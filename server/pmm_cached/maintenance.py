@@ -83,10 +83,13 @@ class Maintenance(BackgroundThread):
         self._on_flip = on_flip
         self._on_other_log = on_other_log
         self._jobs: deque[_Job] = deque()
+        # Whether the running job gives way to requested ones, and this thread's CPU time when its slice began.
+        self._is_periodic = False
+        self._slice_began_s = 0.0
         self._last_flip_txn = 0
         self._events_at_verification = -settings.verify_every_events
 
-    def stop(self, timeout_s: float) -> bool:
+    def stop(self, timeout_s: float | None = None) -> bool:
         """Abandon running and waiting jobs, and wait for the thread. Returns whether it has ended."""
         with self._changed:
             self._is_stopping = True
@@ -95,10 +98,6 @@ class Maintenance(BackgroundThread):
         for job in left:
             _answer(job, None, STOPS)
         return super().stop(timeout_s)
-
-    def knows(self, fold: str) -> bool:
-        """Whether a fold of this name exists to verify or rebuild."""
-        return fold in self._folds
 
     def rebuild(self, fold: str | None, reason: str, done: JobDone | None = None) -> None:
         """Rebuild one fold, or all; one that waits for its turn already serves both."""
@@ -172,6 +171,7 @@ class Maintenance(BackgroundThread):
         return None
 
     def _attempt(self, job: _Job) -> None:
+        self._is_periodic = job.kind == "periodic"
         try:
             result = self._rebuild(job) if job.kind == "rebuild" else self._verify(job)
         except _Preempted:
@@ -196,6 +196,7 @@ class Maintenance(BackgroundThread):
         _answer(job, result, None)
 
     def _give_up(self, job: _Job, error: str) -> None:
+        self._is_periodic = False
         _answer(job, None, error)
         self._status.failed(f"{job.kind} failed: {error}")
         if job.kind == "rebuild":
@@ -220,7 +221,7 @@ class Maintenance(BackgroundThread):
 
     def _delete_old_generations(self) -> None:
         while self._writer.delete_old_generation():
-            self._check_stop()
+            self._check()
 
     def _rebuild(self, job: _Job) -> dict[str, Any]:
         names = [job.fold] if job.fold is not None else list(self._folds)
@@ -230,7 +231,7 @@ class Maintenance(BackgroundThread):
         try:
             self._wait_for_old_readers()
             while not self._replayed_and_flipped([self._folds[name] for name in names]):
-                self._check_stop()
+                self._check()
         finally:
             self._status.rebuilding = []
         self._status.rebuilds += 1
@@ -242,7 +243,7 @@ class Maintenance(BackgroundThread):
         return {"as_of": as_of, "folds": names}
 
     def _replayed_and_flipped(self, folds: list[Fold]) -> bool:
-        rebuild = Rebuild(self._path, self._writer, folds, self._check_stop)
+        rebuild = Rebuild(self._path, self._writer, folds, self._check)
         try:
             rebuild.run()
             with self._standstill:
@@ -267,18 +268,18 @@ class Maintenance(BackgroundThread):
     # Verification.
 
     def _verify(self, job: _Job) -> dict[str, Any]:
-        if job.kind == "periodic":
+        if self._is_periodic:
             self._let_follower_judge()
         copy = self._copy(job)
         if copy is None:
             return VerifyReport(True, 0, (), 0, 0, None)._asdict()
-        pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
+        self._slice_began_s = time.thread_time()
         connection = Connection(self._path, "ro")
         try:
-            report, new_seals = verify(connection, copy, pace)
+            report, new_seals = verify(connection, copy, self._keep_pace)
         finally:
             connection.close()
-        self._act_on(report, new_seals, copy, is_periodic=job.kind == "periodic")
+        self._act_on(report, new_seals, copy)
         return report._replace(folds=tuple(name for name in report.folds if name != DECODE))._asdict()
 
     def _let_follower_judge(self) -> None:
@@ -287,7 +288,7 @@ class Maintenance(BackgroundThread):
         with self._standstill:
             is_anchored = self._follower.is_anchored()
         if not is_anchored:
-            self.pause(_FOLLOWER_LOOKS_S, is_periodic=True)
+            self._pause(_FOLLOWER_LOOKS_S)
 
     def _copy(self, job: _Job) -> PublishedCopy | None:
         with self._standstill:
@@ -304,14 +305,12 @@ class Maintenance(BackgroundThread):
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
-    def _act_on(
-        self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy, *, is_periodic: bool
-    ) -> None:
+    def _act_on(self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy) -> None:
         with self._standstill:
             # Seals of a history that has ended meanwhile would be compared with the next one.
             if not self._is_still_published(copy):
                 return
-            if is_periodic:
+            if self._is_periodic:
                 self._events_at_verification = self._status.events_folded
             if report.ok:
                 self._writer.put_seals(new_seals)
@@ -334,41 +333,26 @@ class Maintenance(BackgroundThread):
 
     # Giving way.
 
-    def check(self, *, is_periodic: bool) -> None:
-        """Raise if the job must end early."""
-        self._check_stop()
-        if is_periodic and self._jobs:
-            raise _Preempted
-
-    def pause(self, seconds: float, *, is_periodic: bool) -> None:
-        """Sleep, unless something else is to be done."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_stopping or (is_periodic and bool(self._jobs)), seconds)
-        self.check(is_periodic=is_periodic)
-
-    def _pause(self, seconds: float) -> None:
-        self.pause(seconds, is_periodic=False)
-
-    def _check_stop(self) -> None:
+    def _check(self) -> None:
+        """Raise if the running job must end early."""
         if self._is_stopping:
             raise Stopped
+        if self._is_periodic and self._jobs:
+            raise _Preempted
 
+    def _pause(self, seconds: float) -> None:
+        """Sleep, unless something else is to be done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping or (self._is_periodic and bool(self._jobs)), seconds)
+        self._check()
 
-class _Pace:
-    """Keeps a verification within its share of one core, measured in this thread's own CPU time."""
-
-    def __init__(self, maintenance: Maintenance, budget: float) -> None:
-        self._maintenance = maintenance
-        self._budget = budget
-        self._is_periodic = budget < 1.0
-        self._cpu_s = time.thread_time()
-
-    def __call__(self) -> None:
-        self._maintenance.check(is_periodic=self._is_periodic)
-        used_s = time.thread_time() - self._cpu_s
+    def _keep_pace(self) -> None:
+        """Keep a periodic verification within its share of one core, measured in this thread's own CPU time."""
+        self._check()
+        used_s = time.thread_time() - self._slice_began_s
         if self._is_periodic and used_s >= limits.VERIFY_SLICE_S:
-            self._maintenance.pause(used_s * (1.0 / self._budget - 1.0), is_periodic=True)
-            self._cpu_s = time.thread_time()
+            self._pause(used_s * (1.0 / self._settings.verify_cpu_budget - 1.0))
+            self._slice_began_s = time.thread_time()
 
 
 def _answer(job: _Job, result: dict[str, Any] | None, error: str | None) -> None:

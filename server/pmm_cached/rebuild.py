@@ -6,13 +6,12 @@ last flip, because the pages that it pins cannot be reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from pmm_cached.follower import Follower
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import LmdbBase
@@ -87,13 +86,7 @@ class Rebuild:
                     raise LogChanged
                 is_complete = tail.is_complete
                 check()
-        self._flush()
-        return is_complete
-
-    def _flush(self) -> None:
-        shadows: Mapping[int, State] = {
-            generation: self._cursor.states[fold.name] for fold, generation in self._generations.items()
-        }
-        self._writer.flush_shadow(shadows)
+        self._writer.flush_shadow({number: cursor.states[fold.name] for fold, number in self._generations.items()})
         self._is_flushed = True
-        self._cursor.drop_overlay()
+        cursor.drop_overlay()
+        return is_complete

@@ -11,6 +11,7 @@ import socket
 import struct
 from contextlib import suppress
 
+from pmm_cached.sockets import new_files_of
 from pmm_cached.workers import Workers
 from pmm_shm import limits
 from pmm_shm.wire.protocol import REPORTS, ProtocolError, unpack_request
@@ -36,11 +37,8 @@ class Reports:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with suppress(FileNotFoundError):
             os.unlink(path)
-        before = os.umask(0o777 & ~mode)
-        try:
+        with new_files_of(mode):
             self._socket.bind(path)
-        finally:
-            os.umask(before)
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import zmq
 
@@ -55,11 +56,18 @@ def bind_socket(socket: zmq.Socket[bytes], path: str, mode: int) -> None:
         for uid in {os.geteuid(), _ROOT}:
             with suppress(zmq.ZMQError):
                 socket.setsockopt(zmq.IPC_FILTER_UID, uid)
-    before = os.umask(0o777 & ~mode)
-    try:
+    with new_files_of(mode):
         crash_point("socket.before")
         socket.bind(address_of(path))
         crash_point("socket.bound")
+
+
+@contextmanager
+def new_files_of(mode: int) -> Iterator[None]:
+    """Files that are made within have this mode."""
+    before = os.umask(0o777 & ~mode)
+    try:
+        yield
     finally:
         os.umask(before)
 

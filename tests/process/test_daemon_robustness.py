@@ -25,7 +25,7 @@ from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.store import boot
-from pmm_shm.store.environment import Cursor, DamagedStoreError, Transaction, close, open_reader
+from pmm_shm.store.environment import DamagedStoreError, KeyCursor, Transaction, close, open_reader
 from pmm_shm.store.snapshot import LmdbBase, SnapshotReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.wire import protocol
@@ -171,7 +171,7 @@ class _Damaged:
     def get(self, _: bytes) -> bytes | None:
         raise lmdb.CorruptedError("page")
 
-    def cursor(self) -> Cursor:
+    def cursor(self) -> KeyCursor:
         raise lmdb.PageNotFoundError("page")
 
 
