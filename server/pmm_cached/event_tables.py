@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ TableProgress = tuple[Position, PositionRange | None]
 
 
 class EventTableIndexer:
-    """Fills the table of an embedder along the log.
+    """Fills the table of an embedder along the log, and tries again later when the embedder fails.
 
     Parameters:
         connection: a read-only connection of the calling thread.
@@ -45,6 +44,11 @@ class EventTableIndexer:
             them lose the vectors made from their content.
         pause: called between small pieces of work.
         server: has the leases on texts, which are shared with the workers: each new text is computed once.
+
+    Attributes:
+        is_done: whether the table has all published events.
+        problem: why the embedder failed; None if it did not.
+        not_before: when to retry after a failure, on the monotonic clock.
 
     Raises:
         InvalidVectorError: the model has vectors of another dimension.
@@ -59,6 +63,7 @@ class EventTableIndexer:
         kinds: tuple[str, ...],
         pause: Pause,
         server: CommandServer,
+        log: Logger,
     ) -> None:
         self._connection = connection
         self._kinds = kinds
@@ -69,24 +74,43 @@ class EventTableIndexer:
         self._reader = EventTextReader(connection, kinds, embedder.name)
         # By whether the events are new.
         self._events_max = {True: limits.INDEX_EVENTS_PER_COMMIT, False: limits.INDEX_EVENTS_PER_COMMIT}
+        self._log = log
+        self._retry_s = limits.INDEX_RETRY_S
+        self.is_done = False
+        self.not_before = 0.0
+        self.problem: str | None = None
         self.table = EventTableWriter(writer, embedder.name, embedder.dimension)
         if self.table.record.kinds != kinds:
             self._change_kinds(set(self.table.record.kinds) - set(kinds))
 
-    @property
-    def as_of(self) -> int:
-        """The table has all events up to this event id."""
-        return self.table.record.position.as_of
+    def has_reached(self, event_id: int) -> bool:
+        """Whether the table has all events up to this one."""
+        return self.is_done or self.table.record.position.as_of >= event_id
 
-    def step(self, published: Position) -> bool:
-        """Index events up to the published head for about `STEP_S`: new ones first, then some of the backlog.
-        Returns whether none are left.
+    def advance(self, published: Position) -> None:
+        """Index events up to the published head for about `STEP_S`; an embedder's failure is logged.
 
         Raises:
             LogChanged: the log does not continue the table.
-            EmbedderError: the embedder failed; all vectors before it are stored.
             LedgerError, StoreError: the ledger or the store failed.
         """
+        self._pause()
+        try:
+            self.is_done = self._step(published)
+        except EmbedderError as error:
+            # All vectors before it are stored.
+            if self.problem is None:
+                self._log.error("embedding failed", error=str(error))
+            self.is_done, self.problem = False, str(error)
+            self.not_before = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, limits.INDEX_RETRY_S_MAX)
+            return
+        if self.problem is not None:
+            self._log.info("embedding recovered")
+        self.problem, self.not_before, self._retry_s = None, 0.0, limits.INDEX_RETRY_S
+
+    def _step(self, published: Position) -> bool:
+        """Index new events first, then some of the backlog. Returns whether none are left."""
         record = self.table.record
         if record.newer is None:
             if published.as_of - record.position.as_of <= limits.INDEX_EVENTS_PER_COMMIT:
@@ -172,28 +196,6 @@ class EventTableIndexer:
             last = rows[-1][0]
 
 
-@dataclass
-class IndexedModel:
-    """An embedder with its table, and when to retry after a failure.
-
-    Attributes:
-        indexer: None if the table cannot be opened; `problem` has the reason.
-        is_done: whether the table has all published events.
-    """
-
-    embedder: Embedder
-    kinds: tuple[str, ...]
-    indexer: EventTableIndexer | None = None
-    is_done: bool = False
-    not_before: float = 0.0
-    wait_s: float = limits.INDEX_RETRY_S
-    problem: str | None = None
-
-    def has_reached(self, event_id: int) -> bool:
-        """Whether the table has all events up to this one."""
-        return self.is_done or (self.indexer is not None and self.indexer.as_of >= event_id)
-
-
 class EventTables:
     """The tables, each opened once.
 
@@ -202,6 +204,9 @@ class EventTables:
         found_as: the name by which workers find this embedder; a search without a model uses it.
         kinds: of the events that it embeds.
         pause, server: as for `EventTableIndexer`.
+
+    Attributes:
+        indexers: one for each embedder whose table is open.
     """
 
     def __init__(
@@ -225,58 +230,40 @@ class EventTables:
         self._others: dict[str, EventTableWriter] = {}
         default = local_bow.LocalBow()
         is_default = embedder is not None and embedder.name == default.name
-        self.indexed = [IndexedModel(default, kinds if is_default else ())]
+        self._unopened: list[tuple[Embedder, tuple[str, ...]]] = [(default, kinds if is_default else ())]
         if embedder is not None and not is_default:
-            self.indexed.append(IndexedModel(embedder, kinds))
+            self._unopened.append((embedder, kinds))
+        self._served = {served.name for served, _ in self._unopened}
+        self._refusal: str | None = None
+        self.indexers: list[EventTableIndexer] = []
 
     @property
     def problem(self) -> str | None:
-        """Why a table is not up to date, if an embedder failed."""
-        return next((model.problem for model in self.indexed if model.problem), None)
+        """Why a table is not up to date: it cannot be opened, or its embedder failed."""
+        return next((indexer.problem for indexer in self.indexers if indexer.problem), self._refusal)
 
     @property
     def retry_at(self) -> float | None:
         """When to retry the first failed embedder, on the monotonic clock; None if none failed."""
-        return min((model.not_before for model in self.indexed if model.problem and model.indexer), default=None)
+        return min((indexer.not_before for indexer in self.indexers if indexer.problem), default=None)
 
     def open_missing(self) -> None:
         """Open the tables that are not open yet. Raises `LedgerError`, `StoreError`."""
         if not self._is_open:
             self._store.transact("indexer.served", self._put_served)
             self._is_open = True
-        for model in self.indexed:
-            if model.indexer is None and model.problem is None:
-                try:
-                    model.indexer = EventTableIndexer(
-                        self._store, self._connection, model.embedder, model.kinds, self._pause, self._server
+        while self._unopened:
+            try:
+                self.indexers.append(
+                    EventTableIndexer(
+                        self._store, self._connection, *self._unopened[0], self._pause, self._server, self._log
                     )
-                except InvalidVectorError as error:
-                    # For as long as the store has vectors of this name: retrying would not help.
-                    self._log.error("no table of vectors", error=str(error))
-                    model.problem = str(error)
-
-    def advance(self, model: IndexedModel, published: Position) -> None:
-        """Do one step for a model, unless its table cannot be opened; an embedder's failure is logged.
-
-        Raises:
-            LogChanged: the log does not continue the table.
-            LedgerError, StoreError: the ledger or the store failed.
-        """
-        if model.indexer is None:
-            return
-        self._pause()
-        try:
-            model.is_done = model.indexer.step(published)
-        except EmbedderError as error:
-            if model.problem is None:
-                self._log.error("embedding failed", error=str(error))
-            model.is_done, model.problem = False, str(error)
-            model.not_before = time.monotonic() + model.wait_s
-            model.wait_s = min(2 * model.wait_s, limits.INDEX_RETRY_S_MAX)
-            return
-        if model.problem is not None:
-            self._log.info("embedding recovered")
-        model.problem, model.not_before, model.wait_s = None, 0.0, limits.INDEX_RETRY_S
+                )
+            except InvalidVectorError as error:
+                # For as long as the store has vectors of this name: retrying would not help.
+                self._log.error("no table of vectors", error=str(error))
+                self._refusal = str(error)
+            del self._unopened[0]
 
     def writer_of(self, name: str, dimension: int) -> EventTableWriter:
         """The table of a model, opened if necessary. Raises `InvalidVectorError`, `StoreError`."""
@@ -306,20 +293,19 @@ class EventTables:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Model to the numbers of its table."""
-        served = {model.embedder.name for model in self.indexed}
         return {
             record.name: {
                 "rows": record.rows,
                 "dimension": record.dimension,
                 "as_of": record.position.as_of,
                 "kinds": list(record.kinds),
-                "is_served": record.name in served or record.name == imported_model(record.dimension),
+                "is_served": record.name in self._served or record.name == imported_model(record.dimension),
             }
             for record in self._records()
         }
 
     def _indexer_of(self, name: str) -> EventTableIndexer | None:
-        return next((model.indexer for model in self.indexed if model.embedder.name == name), None)
+        return next((indexer for indexer in self.indexers if indexer.table.record.name == name), None)
 
     def _records(self) -> list[EventTableRecord]:
         with self._store.environment.read() as records:

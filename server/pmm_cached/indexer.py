@@ -190,10 +190,10 @@ class Indexer(BackgroundThread):
             self._answer(requests, None, self._import.problem)
         for request in requests:
             request.counts = counts
-        for model in self._tables.indexed:
-            if time.monotonic() >= model.not_before or requests:
-                self._tables.advance(model, published)
-        if all(model.is_done or model.problem for model in self._tables.indexed):
+        for indexer in self._tables.indexers:
+            if time.monotonic() >= indexer.not_before or requests:
+                indexer.advance(published)
+        if all(indexer.is_done or indexer.problem for indexer in self._tables.indexers):
             self._caught_up_at = began
         else:
             self.ledger_changed()
@@ -259,9 +259,9 @@ class Indexer(BackgroundThread):
         self._steps_not_before = now + limits.IMPORT_YIELD_S
         published = self._published()
         if published is not None:
-            for model in self._tables.indexed:
-                if now >= model.not_before:
-                    self._tables.advance(model, published)
+            for indexer in self._tables.indexers:
+                if now >= indexer.not_before:
+                    indexer.advance(published)
 
     def _rest(self, seconds: float) -> None:
         with self._changed:
@@ -278,7 +278,7 @@ class Indexer(BackgroundThread):
                 continue
             if problem is not None:
                 self._answer([request], None, problem)
-            elif all(model.has_reached(request.until_id) for model in self._tables.indexed):
+            elif all(indexer.has_reached(request.until_id) for indexer in self._tables.indexers):
                 self._answer([request], {"as_of": request.until_id, **request.counts._asdict()}, None)
 
     def _answer(self, requests: list[_IndexRequest], result: dict[str, Any] | None, error: str | None) -> None:

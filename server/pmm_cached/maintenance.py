@@ -276,7 +276,7 @@ class Maintenance(BackgroundThread):
         self._slice_began_s = time.thread_time()
         connection = Connection(self._path, "ro")
         try:
-            report, new_seals = verify(connection, copy, self._keep_pace)
+            report, new_seals = verify(connection, copy, self._keep_cpu_budget)
         finally:
             connection.close()
         self._act_on(report, new_seals, copy)
@@ -346,7 +346,7 @@ class Maintenance(BackgroundThread):
             self._changed.wait_for(lambda: self._is_stopping or (self._is_periodic and bool(self._jobs)), seconds)
         self._check()
 
-    def _keep_pace(self) -> None:
+    def _keep_cpu_budget(self) -> None:
         """Keep a periodic verification within its share of one core, measured in this thread's own CPU time."""
         self._check()
         used_s = time.thread_time() - self._slice_began_s
