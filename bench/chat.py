@@ -62,7 +62,7 @@ with connect(ledger) as cache:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run came to; times in ms.
+    """The result of a run; times in ms.
 
     Attributes:
         contexts: the different (position, context) that the workers had at the end: one, if all is well.
@@ -90,7 +90,7 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
     with _daemon(ledger) as restart, _workers(ledger, workers, turns, recall) as processes:
         for process in processes:
             assert _line(process) == "ready"
-        # What the daemon has to do once for a ledger is not what a turn costs.
+        # The first build of a ledger's state is not part of the cost of a turn.
         until(lambda: is_running(Instance.of(ledger)), "the daemon answers")
         call(Instance.of(ledger), protocol.INDEX, {}, _FIRST_BUILD_S)
         began = time.monotonic()
