@@ -67,7 +67,7 @@ def private_memory(bench: Bench) -> Row:
         above, views, bare_mb = [], [], []
         with bench.sites.site(events) as site:
             site.start()
-            # Pages that two processes map are private to neither: measured beside a worker, as in an agent with several.
+            # Pages that two processes map are private to neither: so it is measured beside another worker.
             with connect(site.ledger) as cache:
                 as_of = cache.frame().as_of
                 for _ in range(bench.scale.uss_workers):
