@@ -247,7 +247,7 @@ class EventTables:
         """When to retry the first failed embedder, on the monotonic clock; None if none failed."""
         return min((indexer.not_before for indexer in self.indexers if indexer.problem), default=None)
 
-    def open_missing(self) -> None:
+    def open(self) -> None:
         """Open the tables that are not open yet. Raises `LedgerError`, `StoreError`."""
         if not self._is_open:
             self._store.transact("indexer.served", self._put_served)

@@ -183,7 +183,7 @@ class Indexer(BackgroundThread):
         published = self._published()
         if published is None:
             return
-        self._tables.open_missing()
+        self._tables.open()
         requests = self._requests_to_import(published)
         counts = self._import.run(published, is_requested=bool(requests))
         if counts is None:
@@ -228,7 +228,7 @@ class Indexer(BackgroundThread):
         """Empty all tables."""
         self._is_reset = False
         try:
-            self._tables.open_missing()
+            self._tables.open()
             self._tables.clear()
             self._import.restart()
             # Last: until then no reader trusts the tables.
