@@ -29,7 +29,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
 
 Column = Literal["content", "meta"]
-FoldIdentity = tuple[str, int, bytes]
+Identity = tuple[str, int, bytes]
 """(name, version, packed parameters): state folded under one identity is void under another."""
 
 
@@ -74,9 +74,9 @@ class Fold(ABC):
         """
         return self.view(state)
 
-    def identity(self) -> FoldIdentity:
+    def identity(self) -> Identity:
         """(name, version, parameters as bytes); the same for the life of the fold."""
-        known: FoldIdentity | None = self.__dict__.get("_identity")
+        known: Identity | None = self.__dict__.get("_identity")
         if known is None:
             known = self.__dict__["_identity"] = (self.name, self.version, pack(dict(self.parameters)))
         return known
