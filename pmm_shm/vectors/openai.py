@@ -81,10 +81,11 @@ class OpenAIEmbedder(Embedder):
         """The body of an answer, if it is not too large. One that breaks off is requested once more."""
         bytes_max = len(texts) * self.dimension * _ANSWER_BYTES_PER_NUMBER + _ANSWER_BYTES_SPARE
         options = {"dimensions": self.dimension} if self._asks_for_dimension() else {}
-        resource = client.retrying(request).embeddings
         body = bytearray()
         try:
-            with client.answer(resource, request, input=texts, encoding_format="float", **options) as chunks:
+            with client.answer(
+                client.sdk.embeddings, request, input=texts, encoding_format="float", **options
+            ) as chunks:
                 for chunk in chunks:
                     body += chunk
                     if len(body) > bytes_max:
