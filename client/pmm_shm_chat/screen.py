@@ -57,22 +57,19 @@ class LineWrapper:
         """Add a piece of the text."""
         for char in text:
             if char == "\n":
-                self._flush()
+                self.end()
                 self._break()
             elif char == " ":
-                self._flush()
+                self.end()
                 self._spaces += char
             else:
                 self._word += char
                 if self._cells(self._word) >= self._width or self._cells(char) > 1:
                     # Longer than a line, or of a script without spaces.
-                    self._flush()
+                    self.end()
 
     def end(self) -> None:
-        """End the text."""
-        self._flush()
-
-    def _flush(self) -> None:
+        """Write the last word."""
         if not self._word:
             return
         if self._column and self._column + len(self._spaces) + self._cells(self._word) > self._width:

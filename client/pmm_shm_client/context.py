@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
@@ -36,8 +36,14 @@ VALUE_CHARS_MAX = 40
 TEXT_CHARS_MAX = 500
 """Of a directive or a message, in the block."""
 
-_ROLES = {"user": "user", "user_message": "user", "response": "assistant", "assistant_message": "assistant"}
-assert _ROLES.keys() == set(MESSAGE_KINDS)
+ROLES: Mapping[str, Literal["user", "assistant"]] = {
+    "user": "user",
+    "user_message": "user",
+    "response": "assistant",
+    "assistant_message": "assistant",
+}
+"""The kind of a message to its speaker."""
+assert ROLES.keys() == set(MESSAGE_KINDS)
 _SEARCH_MARGIN, _SEARCH_GROWTH = 16, 4
 _EPOCH = datetime(1970, 1, 1)
 
@@ -167,7 +173,7 @@ def _recall(
 ) -> tuple[tuple[Recalled, ...], str | None]:
     """Repeats the search for more hits while too few of them are messages; only the last search counts."""
     last = frame.recent().messages[-1:]
-    answered = [one.id for one in last if _ROLES[one.kind] == "user" and one.content == request.user_text]
+    answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
     events: dict[int, dict[str, Any] | None] = {}
     k = request.recall + _SEARCH_MARGIN
     while True:
@@ -179,7 +185,7 @@ def _recall(
             if event_id not in events:
                 events[event_id] = event_of(event_id)
             event = events[event_id]
-            if event is not None and event["kind"] in _ROLES:
+            if event is not None and event["kind"] in ROLES:
                 found.append(Recalled(event_id, event["ts"], event["kind"], event["content"], similarity))
                 if len(found) == request.recall:
                     break
@@ -229,7 +235,7 @@ def _number(value: Any) -> str:
 
 
 def _message_line(message: Entry | Recalled) -> str:
-    return f"{shown_time(message.ts)} {_ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
+    return f"{shown_time(message.ts)} {ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
 
 
 # Lines.

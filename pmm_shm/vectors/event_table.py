@@ -19,7 +19,7 @@ added so that they sort.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,9 +140,6 @@ class EventTableRecord:
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of an event table cannot be read: {error!r}") from error
 
-    def changed(self, **changes: Any) -> EventTableRecord:
-        return replace(self, **changes)
-
 
 def table_key(name: str) -> bytes:
     return TABLE_PREFIX + model_tag(name)
@@ -154,11 +151,6 @@ def block_key(tag: bytes, number: int, part: bytes) -> bytes:
 
 def tail_key(tag: bytes, event_id: int) -> bytes:
     return TAIL_PREFIX + tag + (event_id + _ID_OFFSET).to_bytes(8, "big")
-
-
-def tail_event_id(key: bytes) -> int:
-    """The event id in a key of the tail."""
-    return int.from_bytes(key[-8:], "big") - _ID_OFFSET
 
 
 def table_records(records: Transaction) -> list[EventTableRecord]:
@@ -198,7 +190,7 @@ def tail_rows(records: Transaction | MappedTransaction, record: EventTableRecord
             for key, value in cursor:
                 if bytes(key[: len(prefix)]) != prefix:
                     break
-                ids.append(tail_event_id(bytes(key)))
+                ids.append(int.from_bytes(key[-8:], "big") - _ID_OFFSET)
                 values.append(bytes(value))
     try:
         vectors = np.frombuffer(b"".join(value[:-1] for value in values), "<f4").reshape(len(ids), record.dimension)
