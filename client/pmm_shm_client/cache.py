@@ -356,9 +356,9 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm.projection.verification import VerifyReport, copy_published, verify
 
-        names = (fold,) if fold is not None else self._reader.fold_names()
+        names = (fold,) if fold is not None else tuple(self._reader.folds)
         with self._reader.transaction() as snapshot:
-            folds = [self._reader.fold_named(name) for name in names]
+            folds = [self._reader.folds[name] for name in names]
             if snapshot is not None:
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None

@@ -181,7 +181,7 @@ class Reads(ABC):
 
     def frame(self, *, consistency: Consistency | None = None) -> Frame:
         """All answers at one position, immutable, built now."""
-        names = self._reader.fold_names()
+        names = tuple(self._reader.folds)
         if not (self._projection_off or self._metrics_off):
             mode = self._mode("self_model", consistency)
             return self._run(mode, lambda reading: self._make_frame(reading, names), names)
@@ -255,7 +255,7 @@ class Reads(ABC):
         if mode == "exact":
             return self._reader.exact(make)
         if mode == _REPLAY:
-            return make(self._replayed([self._reader.fold_named(name) for name in names]))
+            return make(self._replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
         head = self._head()
@@ -290,7 +290,7 @@ class Reads(ABC):
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)
-        if not self._reader.knows(name):
+        if name not in self._reader.folds:
             self._reader.add_fold(find_fold(name))
 
     def _head(self) -> int:
