@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.directives import Directives
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warnings
+
+OnWarn = Callable[[dict[str, Any]], object]
+CloseWithoutEvidence = tuple[Cid, int]
+"""(cid, event id)"""
 
 FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
 """The fold behind a read method, where it has another name."""
@@ -23,6 +26,13 @@ RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
     "history": lambda view, as_of: History._make((*view, as_of)),
 }
 """Read method to the result it makes of its fold's view."""
+
+
+class Warnings(NamedTuple):
+    """The closes without evidence up to some position: the first `total` of `closes`, a list that only grows."""
+
+    closes: list[CloseWithoutEvidence]
+    total: int
 
 
 class Replays(NamedTuple):

@@ -11,17 +11,17 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, Frame, Replays
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
 Consistency = Literal["exact", "snapshot", "wait"]
@@ -29,6 +29,47 @@ _CONSISTENCIES = ("exact", "snapshot", "wait")
 _REPLAY = "replay"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
+
+
+class WarningsLog:
+    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
+
+    It keeps what it has seen, so that each read decodes only newer ones.
+    """
+
+    def __init__(self) -> None:
+        self._closes: list[CloseWithoutEvidence] = []
+        self._reported = 0
+
+    def of(self, state: State) -> Warnings:
+        """The closes without evidence in a state of the self-model, at any position."""
+        count = warning_count_in(state)
+        known = min(len(self._closes), count)
+        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
+            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
+            self._closes, self._reported = [], 0
+        if len(self._closes) < count:
+            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
+        return Warnings(self._closes, count)
+
+    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
+        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
+        if warnings.closes is not self._closes:
+            return
+        fresh = warnings.closes[self._reported : warnings.total]
+        self._reported += len(fresh)
+        for cid, event_id in fresh:
+            warn(cid, event_id, on_warn)
+
+
+def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
+    """Report one close without evidence."""
+    meta = {"cid": cid, "eid": event_id, "reason": "close_without_evidence"}
+    content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
+    try:
+        on_warn({"kind": "projection_warn", "content": content, "meta": meta})
+    except Exception:
+        pass
 
 
 class ReadCounter:
