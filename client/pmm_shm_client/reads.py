@@ -73,7 +73,7 @@ def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
 
 
 class ReadCounter:
-    """Reads of one group of methods, as this process sees them."""
+    """Reads of one group of methods, or look-ups of vectors, as this process sees them."""
 
     __slots__ = ("hits", "last_id", "misses", "recomputations")
 
@@ -83,13 +83,13 @@ class ReadCounter:
         self.recomputations = 0
         self.last_id = 0
 
+    @property
+    def hit_rate(self) -> float:
+        """The hits among all reads, 0.0 to 1.0."""
+        return self.hits / ((self.hits + self.misses) or 1)
+
     def as_dict(self) -> dict[str, Any]:
-        total = self.hits + self.misses
-        return {
-            "cache_hits": self.hits,
-            "cache_misses": self.misses,
-            "hit_rate": self.hits / total if total else 0.0,
-        }
+        return {"cache_hits": self.hits, "cache_misses": self.misses, "hit_rate": self.hit_rate}
 
 
 class Memo(NamedTuple):
@@ -139,7 +139,7 @@ class Reads(ABC):
         self._timeout_s = timeout_s
         self._projection_off = flags.projection_cache() is Flag.OFF
         self._metrics_off = flags.metrics_cache() is Flag.OFF
-        self._counters = {"projection": ReadCounter(), "metrics": ReadCounter()}
+        self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)

@@ -30,7 +30,7 @@ from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import MappedTransaction, Transaction
 from pmm_shm.vectors.nearest import EventIds, SearchRows
-from pmm_shm.vectors.text_table import model_tag
+from pmm_shm.vectors.text_table import model_tag, records_under
 
 TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
@@ -155,14 +155,7 @@ def tail_key(tag: bytes, event_id: int) -> bytes:
 
 def table_records(records: Transaction) -> list[EventTableRecord]:
     """The records of all tables."""
-    found = []
-    with records.cursor() as cursor:
-        if cursor.set_range(TABLE_PREFIX):
-            for key, value in cursor:
-                if not key.startswith(TABLE_PREFIX):
-                    break
-                found.append(EventTableRecord.unpack(value))
-    return found
+    return [EventTableRecord.unpack(value) for _, value in records_under(records, TABLE_PREFIX)]
 
 
 class VectorRows(NamedTuple):
@@ -183,15 +176,8 @@ class VectorRows(NamedTuple):
 
 def tail_rows(records: Transaction | MappedTransaction, record: EventTableRecord) -> VectorRows:
     """A copy of the rows in a table's tail, ordered by event id. Raises `StoreError`."""
-    prefix = TAIL_PREFIX + record.tag
-    ids, values = [], []
-    with records.cursor() as cursor:
-        if cursor.set_range(prefix):
-            for key, value in cursor:
-                if bytes(key[: len(prefix)]) != prefix:
-                    break
-                ids.append(int.from_bytes(key[-8:], "big") - _ID_OFFSET)
-                values.append(bytes(value))
+    found = dict(records_under(records, TAIL_PREFIX + record.tag))
+    ids, values = [int.from_bytes(key[-8:], "big") - _ID_OFFSET for key in found], found.values()
     try:
         vectors = np.frombuffer(b"".join(value[:-1] for value in values), "<f4").reshape(len(ids), record.dimension)
     except ValueError as error:
