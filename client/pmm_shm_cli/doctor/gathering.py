@@ -309,7 +309,7 @@ def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, D
 
 
 def _look_at_store(instance: Instance) -> StoreFacts | None:
-    sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
+    sizes, table = inspection.sizes_of(instance.directory), inspection.reader_table(instance.directory)
     if sizes is None or table is None:
         return None
     readers = tuple(
