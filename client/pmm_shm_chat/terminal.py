@@ -53,7 +53,6 @@ class _Conversation:
         self._recall_problem: str | None = None
 
     def run(self, lines: Iterator[str]) -> None:
-        """Handle all lines."""
         with self._interruptible():
             try:
                 self._welcome()

@@ -18,7 +18,6 @@ from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, Invalid
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.instants import instant_us
-from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS
 from pmm_shm.vectors.embedder import checked_text
 
 if TYPE_CHECKING:
@@ -309,21 +308,14 @@ def _spelled(value: Any) -> str:
 
 
 def _spelled_in_parts(value: Any) -> str:
+    from decimal import Decimal
+
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_spelled_in_parts(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_spelled_in_parts, value)) + "]"
-    return _digits(value) if type(value) is int else repr(value)
-
-
-def _digits(value: int) -> str:
-    if value < 0:
-        return "-" + _digits(-value)
-    parts, part = [], 10**SHORT_INTEGER_DIGITS
-    while value >= part:
-        value, rest = divmod(value, part)
-        parts.append(f"{rest:0{SHORT_INTEGER_DIGITS}d}")
-    return "".join([str(value), *reversed(parts)])
+    # `Decimal` writes all digits of an integer, whatever the limit.
+    return f"{Decimal(value):f}" if type(value) is int else repr(value)
 
 
 def _last(entries: tuple[Entry, ...], count: int) -> tuple[Entry, ...]:

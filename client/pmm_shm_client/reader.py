@@ -45,11 +45,9 @@ class Reading:
         self.mark = mark
 
     def view(self, name: str) -> Any:
-        """The view of a fold."""
         return self._read_model_of(name).view(name)
 
     def state(self, name: str) -> State:
-        """The state of a fold."""
         return self._read_model_of(name).state(name)
 
     def _read_model_of(self, name: str) -> ReadModel:
