@@ -1,8 +1,9 @@
 """A client for any endpoint that speaks OpenAI's HTTP interface, built on the `openai` SDK: an optional package.
 
 `OPENAI_API_KEY` and `OPENAI_BASE_URL` name the endpoint. Each request has a deadline. The SDK retries temporary
-failures; hooks on its HTTP client keep the retries within the deadline. No attempt begins after the deadline, and each
-of its steps (connect, send, wait for an answer) gets at most the time that is left.
+failures, and its HTTP client, which is extended here, keeps the retries within the deadline: each step of an attempt
+(connect, send, wait for an answer) gets at most the time that is left, and an attempt that fails is the last one if
+the wait before the next could reach the deadline.
 
 Invariant: no error message contains the password of the URL, or a key of 8 characters or more. (Endpoints without keys
 accept any word, and a short one would be masked wherever it occurs.)
@@ -26,6 +27,8 @@ from pmm_shm.late import late_imports
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
 _KEY_CHARS_MIN = 8
+_RETRIES_MAX = 1_000
+"""More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
 _REMEDIES = {
     401: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
     403: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
@@ -39,7 +42,10 @@ class BrokenAnswerError(Exception):
 
 
 class _DeadlineReached(BaseException):
-    """No time is left for another attempt. Not an `Exception`: some versions of the SDK retry after any of those."""
+    """No time is left for another attempt; the cause is the failure of the last one, if it failed.
+
+    Not an `Exception`: some versions of the SDK retry after any of those.
+    """
 
 
 @dataclass
@@ -60,7 +66,7 @@ class OpenAIRequest:
 
 
 _current: ContextVar[OpenAIRequest] = ContextVar("_current")
-"""The request that this thread is sending, for the hooks."""
+"""The request that this thread is sending, for the SDK's HTTP client."""
 
 
 class OpenAIClient:
@@ -131,26 +137,15 @@ class OpenAIClient:
                 response = stack.enter_context(manager)
             except openai.APIStatusError as problem:
                 self._refused(request, problem)
-            except openai.APITimeoutError:
-                self.give_up(request, f"no answer within {request.timeout_s:g} s")
             except openai.APIConnectionError as problem:
-                reason = f"no connection: {problem.__cause__ or problem}"
-                self.give_up(request, reason, "is it running? check OPENAI_BASE_URL")
+                self._unanswered(request, problem.__cause__)
             except openai.OpenAIError as problem:
                 self.fail(f"{type(problem).__name__}: {problem}")
-            except _DeadlineReached:
-                self.give_up(request, f"no answer within {request.deadline_s:g} s")
+            except _DeadlineReached as reached:
+                self._unanswered(request, reached.__cause__)
             finally:
                 _current.reset(token)
             yield self._chunks(response.iter_bytes(), request)
-
-    def retrying(self, request: OpenAIRequest) -> Any:
-        """The SDK's client, set to as many retries as have time for the waits between them."""
-        left_s = request.deadline - self._clock()
-        count = 0
-        while (left_s := left_s - _backoff_max_s(count)) > 0:
-            count += 1
-        return self.sdk.with_options(max_retries=count)
 
     def give_up(self, request: OpenAIRequest, reason: str, remedy: str = "try again later") -> NoReturn:
         """Raise the error of a failure that may be temporary."""
@@ -176,16 +171,32 @@ class OpenAIClient:
             self.fail("no OPENAI_API_KEY", "set it (to any word, if the endpoint needs no key)")
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             self.fail("OPENAI_API_KEY contains characters that no key has", "correct it")
-        hooks = {"request": [self._before_attempt], "response": [self._after_attempt]}
         try:
             if urlsplit(self._base_url).scheme not in ("http", "https"):
                 raise ValueError("it does not begin with http:// or https://")
-            http_client = self._sdk_module.DefaultHttpxClient(event_hooks=hooks)
             return self._sdk_module.OpenAI(
-                api_key=self._key, base_url=self._base_url, max_retries=0, http_client=http_client
+                api_key=self._key,
+                base_url=self._base_url,
+                max_retries=_RETRIES_MAX if self._retries else 0,
+                http_client=self._http_client(),
             )
         except Exception as problem:
             self.fail(f"OPENAI_BASE_URL cannot be used: {type(problem).__name__}: {problem}")
+
+    def _http_client(self) -> Any:
+        """The SDK's HTTP client, which keeps its attempts within the deadline."""
+        default: Any = self._sdk_module.DefaultHttpxClient
+        before_attempt, after_failure = self._before_attempt, self._after_failure
+
+        class HttpClient(default):  # type: ignore[misc]
+            def send(self, *args: Any, **options: Any) -> Any:
+                try:
+                    return super().send(*args, **options)
+                except Exception as problem:
+                    after_failure(problem)
+                    raise
+
+        return HttpClient(event_hooks={"request": [before_attempt], "response": [self._after_answer]})
 
     def _before_attempt(self, attempt: Any) -> None:
         """Give an attempt no more time than is left."""
@@ -197,23 +208,31 @@ class OpenAIClient:
         timeout_s = min(left_s, request.timeout_s)
         attempt.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
 
-    def _after_attempt(self, response: Any) -> None:
-        """Tell the SDK whether to retry: only what may be temporary, and only if the wait ends before the deadline."""
+    def _after_answer(self, response: Any) -> None:
+        """Tell the SDK whether to retry: only after a temporary failure, and only if the wait ends in time."""
         if response.status_code < 400:
             return
-        request = _current.get()
         headers = response.headers
         # The SDK would also wait until a date, or for `retry-after-ms`, however long that is.
         headers.pop("retry-after-ms", None)
         asked_s = _seconds(headers.pop("retry-after", ""))
         if asked_s:
             headers["retry-after"] = str(asked_s)
-        wait_s = asked_s or _backoff_max_s(request.attempts - 1)
         is_temporary = response.status_code in (408, 429) or response.status_code >= 500
         if response.status_code == 429:
             is_temporary = b'"insufficient_quota"' not in response.read()
-        retries = is_temporary and self._clock() + wait_s < request.deadline
-        headers["x-should-retry"] = "true" if retries else "false"
+        headers["x-should-retry"] = "true" if is_temporary and self._can_wait(asked_s) else "false"
+
+    def _after_failure(self, problem: Exception) -> None:
+        """End the request if the SDK's wait after a failed connection could reach the deadline."""
+        if self._retries and not self._can_wait():
+            raise _DeadlineReached from problem
+
+    def _can_wait(self, asked_s: float = 0.0) -> bool:
+        """Whether the SDK's next wait ends before the deadline: the wait asked for, or half a second, then doubled."""
+        request = _current.get()
+        wait_s = asked_s or min(0.5 * 2.0 ** (request.attempts - 1), 8.0)
+        return self._clock() + wait_s < request.deadline
 
     def _chunks(self, chunks: Iterator[bytes], request: OpenAIRequest) -> Iterator[bytes]:
         while True:
@@ -227,6 +246,15 @@ class OpenAIClient:
             if self._clock() >= request.deadline:
                 self.give_up(request, f"the answer did not end within {request.deadline_s:g} s")
             yield chunk
+
+    def _unanswered(self, request: OpenAIRequest, problem: BaseException | None) -> NoReturn:
+        """Raise the error of a request without an answer; `problem` is that of its last attempt, if it failed."""
+        if problem is None:
+            self.give_up(request, f"no answer within {request.deadline_s:g} s")
+        # By name, because the SDK's version decides which HTTP library it is.
+        if any(one.__name__ == "TimeoutException" for one in type(problem).__mro__):
+            self.give_up(request, f"no answer within {request.timeout_s:g} s")
+        self.give_up(request, f"no connection: {problem}", "is it running? check OPENAI_BASE_URL")
 
     def _refused(self, request: OpenAIRequest, problem: Any) -> NoReturn:
         """Raise the error of an answer with an error status."""
@@ -246,11 +274,6 @@ def message_of(body: Any) -> str:
     if isinstance(body, dict):
         return str(body.get("message") or body.get("error") or body)
     return str(body or "")
-
-
-def _backoff_max_s(retry: int) -> float:
-    """The longest wait of the SDK before its retry of this number, counted from 0."""
-    return min(0.5 * 2.0**retry, 8.0)
 
 
 def _seconds(value: str) -> float:

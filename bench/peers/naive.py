@@ -21,9 +21,8 @@ from pmm_shm.folds.state import State
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
 from pmm_shm_client.context import Context, ContextRequest, make_context
-from pmm_shm_client.frame import Frame, Replays
+from pmm_shm_client.frame import Frame, Replays, Warnings
 from pmm_shm_client.results import Metrics, self_model_dict
-from pmm_shm_client.warnings_log import Warnings
 
 _ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 

@@ -54,7 +54,6 @@ class Autonomy:
 
     @property
     def is_elected(self) -> bool:
-        """Whether this process is elected."""
         return self._role.is_held()
 
     def start(self) -> None:

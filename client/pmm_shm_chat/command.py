@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from pmm_shm_chat.responder import Responder
     from pmm_shm_client.cache import Cache
 
+_F = TypeVar("_F", bound="Callable[..., object]")
 _RESPONDERS = ("offline", "openai")
-_REFLECTIONS_MAX = 32
-_RECALL_MAX = 100
-_MESSAGES_MAX = 63
+
+
+def _count_option(name: str, most: int, default: int, metavar: str, help: str) -> Callable[[_F], _F]:
+    number = click.IntRange(0, most)
+    return click.option(name, type=number, default=default, show_default=True, metavar=metavar, help=help)
 
 
 @click.command(context_settings=CONTEXT)
@@ -33,30 +36,9 @@ _MESSAGES_MAX = 63
     help="The source of answers: offline needs no model; openai is the endpoint in OPENAI_BASE_URL and OPENAI_API_KEY.",
 )
 @click.option("--model", metavar="NAME", help="The model of --responder openai.")
-@click.option(
-    "--recall",
-    type=click.IntRange(0, _RECALL_MAX),
-    default=3,
-    show_default=True,
-    metavar="K",
-    help="Similar past messages that are recalled for each answer.",
-)
-@click.option(
-    "--reflections",
-    type=click.IntRange(0, _REFLECTIONS_MAX),
-    default=3,
-    show_default=True,
-    metavar="N",
-    help="Newest reflections that the responder receives.",
-)
-@click.option(
-    "--messages",
-    type=click.IntRange(0, _MESSAGES_MAX),
-    default=16,
-    show_default=True,
-    metavar="M",
-    help="Previous messages that the responder receives.",
-)
+@_count_option("--recall", 100, 3, "K", "Similar past messages that are recalled for each answer.")
+@_count_option("--reflections", 32, 3, "N", "Newest reflections that the responder receives.")
+@_count_option("--messages", 63, 16, "M", "Previous messages that the responder receives.")
 @click.option(
     "--tick-seconds",
     type=Finite(min=0, min_open=True),

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pmm_shm.openai_client import BrokenAnswerError, OpenAIClient, OpenAIRequest, message_of
+from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.responder import Message, ResponderError
-from pmm_shm_chat.sentences import storable
 
 DEADLINE_S = 300.0
 """For a whole answer."""
@@ -59,9 +59,9 @@ class OpenAIResponder:
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
         """The answer, piece by piece. Raises `ResponderError`."""
         messages = [
-            {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{storable(context)}"},
-            *({"role": one.role, "content": storable(one.content)} for one in history),
-            {"role": "user", "content": storable(user_text)},
+            {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{encodable(context)}"},
+            *({"role": one.role, "content": encodable(one.content)} for one in history),
+            {"role": "user", "content": encodable(user_text)},
         ]
         client, has_events = self._client, False
         request = OpenAIRequest(self._clock() + self._deadline_s, self._deadline_s, self._silence_s)

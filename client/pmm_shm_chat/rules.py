@@ -24,7 +24,8 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm.folds.self_model import Cid
-from pmm_shm_chat.sentences import Sentence, sentences, storable
+from pmm_shm.vectors.embedder import encodable
+from pmm_shm_chat.sentences import Sentence, sentences
 
 Speaker = Literal["user", "assistant"]
 EventDraft = tuple[str, str, dict[str, Any]]
@@ -61,28 +62,7 @@ _NO_NAMES = frozenset(
 )
 """Words after "your name is" that are not names."""
 _DONE = re.compile(r"done\s*:\s*", re.IGNORECASE)
-_FILLERS = frozenset(
-    {
-        "a",
-        "an",
-        "and",
-        "at",
-        "for",
-        "i",
-        "in",
-        "it",
-        "my",
-        "of",
-        "on",
-        "that",
-        "the",
-        "this",
-        "to",
-        "will",
-        "with",
-        "you",
-    }
-)
+_FILLERS = frozenset(re.findall(r"\w+", "a an and at for i in it my of on that the this to will with you"))
 """Words that do not identify a commitment."""
 _QUOTES = " \t.,;:!#'\"’‘“”`«»"  # noqa: RUF001
 
@@ -146,7 +126,7 @@ def events_of(text: str, speaker: Speaker, event_id: int, load_open: LoadOpen) -
     origin, open_ones = Origin(event_id, speaker), OpenCommitments(load_open)
     made: list[EventDraft] = []
     statements = 0
-    for sentence in sentences(storable(text)):
+    for sentence in sentences(encodable(text)):
         for rule in _RULES[speaker]:
             drafts = rule(sentence, origin, open_ones)
             if drafts is not None:
@@ -256,7 +236,7 @@ def _is_capitalised(word: str) -> bool:
 def _text_of(meta: Mapping[str, Any]) -> str:
     text = meta.get("text")
     # JSON can contain lone surrogates; the content of an event cannot.
-    return storable(text[:_COMPARED_CHARS_MAX]) if isinstance(text, str) else ""
+    return encodable(text[:_COMPARED_CHARS_MAX]) if isinstance(text, str) else ""
 
 
 @lru_cache(maxsize=4_096)

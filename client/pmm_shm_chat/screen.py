@@ -54,25 +54,21 @@ class LineWrapper:
         self._spaces = ""
 
     def add(self, text: str) -> None:
-        """Add a piece of the text."""
         for char in text:
             if char == "\n":
-                self._flush()
+                self.end()
                 self._break()
             elif char == " ":
-                self._flush()
+                self.end()
                 self._spaces += char
             else:
                 self._word += char
                 if self._cells(self._word) >= self._width or self._cells(char) > 1:
                     # Longer than a line, or of a script without spaces.
-                    self._flush()
+                    self.end()
 
     def end(self) -> None:
-        """End the text."""
-        self._flush()
-
-    def _flush(self) -> None:
+        """Write the last word."""
         if not self._word:
             return
         if self._column and self._column + len(self._spaces) + self._cells(self._word) > self._width:
@@ -100,18 +96,15 @@ class PlainScreen:
         """Begin an answer."""
 
     def piece(self, text: str) -> None:
-        """Show a piece of the answer."""
         click.echo(readable(text), nl=False)
 
     def end(self, is_interrupted: bool) -> None:
-        """End the answer."""
         click.echo("")
 
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
-        """Show a note."""
         click.echo(f"pmm-shm: {printable(' '.join(text.split()))}", err=True)
 
 
@@ -149,12 +142,10 @@ class TerminalScreen:
         self._flow = LineWrapper(self._print, self._console.width, cell_len(head))
 
     def piece(self, text: str) -> None:
-        """Show a piece of the answer."""
         if self._flow is not None:
             self._flow.add(readable(text))
 
     def end(self, is_interrupted: bool) -> None:
-        """End the answer."""
         if self._flow is not None:
             self._flow.end()
             self._flow = None
@@ -171,7 +162,6 @@ class TerminalScreen:
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
 
     def note(self, text: str) -> None:
-        """Show a note."""
         self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
 
     def _cut(self, line: str) -> str:

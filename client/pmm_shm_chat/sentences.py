@@ -47,13 +47,6 @@ def sentences(text: str) -> Iterator[Sentence]:
                 yield found
 
 
-def storable(text: str) -> str:
-    """The text as a ledger can store it: a pair of surrogates becomes its character, a lone one U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _blocks(text: str) -> Iterator[str]:
     """Paragraphs, list items and headings as one line each, without code and block quotes."""
     fence: str | None = None

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import click
@@ -54,7 +53,6 @@ class _Conversation:
         self._recall_problem: str | None = None
 
     def run(self, lines: Iterator[str]) -> None:
-        """Handle all lines."""
         with self._interruptible():
             try:
                 self._welcome()
@@ -160,8 +158,9 @@ def _piped() -> Iterator[str]:
 @contextlib.contextmanager
 def _line_editing(chat: Chat) -> Iterator[None]:
     """Line history, including earlier messages to this agent, and completion of commands, if readline is available."""
-    readline = _readline()
-    if readline is None:
+    try:
+        import readline
+    except ImportError:
         yield
         return
     for message in chat.cache.recent().messages:
@@ -182,11 +181,3 @@ def _line_editing(chat: Chat) -> Iterator[None]:
     finally:
         readline.set_completer(before[0])
         readline.set_completer_delims(before[1])
-
-
-def _readline() -> ModuleType | Any | None:
-    try:
-        import readline
-    except ImportError:
-        return None
-    return readline

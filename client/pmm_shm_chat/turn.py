@@ -14,29 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.responder import Message, Responder, ResponderError
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
-from pmm_shm_chat.sentences import storable
+from pmm_shm_client.context import ROLES, Context
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
-    from pmm_shm_client.context import Context
 
 MESSAGES_MAX = 63
 """Of the 64 newest messages, one is the user's current one."""
 HISTORY_CHARS_MAX = 64_000
 
-_ROLES: Mapping[str, Literal["user", "assistant"]] = {
-    "user": "user",
-    "user_message": "user",
-    "response": "assistant",
-    "assistant_message": "assistant",
-}
 _KINDS: Mapping[Speaker, str] = {"user": "user", "assistant": "response"}
 OnText = Callable[[str], None]
 """Called with each piece of an answer as it arrives."""
@@ -132,7 +126,7 @@ class Chat:
             ResponderError: there is no answer, or it ends early; its beginning is appended.
             LedgerError: an event could not be appended; earlier ones of the turn were.
         """
-        text = storable(text)
+        text = encodable(text)
         if not text.strip():
             raise InvalidTextError("text: empty; there is nothing to answer")
         if len(text) > limits.TEXT_CHARS_MAX:
@@ -246,7 +240,7 @@ class _PartialAnswer:
     @property
     def text(self) -> str:
         """The answer as it is stored."""
-        return storable("".join(self._pieces)[: limits.TEXT_CHARS_MAX]).strip()
+        return encodable("".join(self._pieces)[: limits.TEXT_CHARS_MAX]).strip()
 
 
 class _TurnProgress:
@@ -280,5 +274,5 @@ def _history(context: Context, user_id: int, count: int) -> Sequence[Message]:
         chars += len(one.content)
         if chars > HISTORY_CHARS_MAX:
             break
-        kept.append(Message(_ROLES[one.kind], one.content))
+        kept.append(Message(ROLES[one.kind], one.content))
     return kept[::-1]

@@ -159,13 +159,5 @@ async def connect_async(
     embedder: Embedder | str | None = None,
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
-    return await asyncio.to_thread(
-        open_cache,
-        AsyncCache,
-        path,
-        autostart=autostart,
-        consistency=consistency,
-        timeout=timeout,
-        freshness=freshness,
-        embedder=embedder,
-    )
+    options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
+    return await asyncio.to_thread(open_cache, AsyncCache, path, autostart, options)

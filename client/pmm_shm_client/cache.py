@@ -197,7 +197,7 @@ class Cache(Reads):
             from pmm_shm_client.embeddings import Embeddings
 
         shared = self._open_texts() if self._embeds_shared else None
-        made = Embeddings(self._instance, self._embedder, shared, self._reporter)
+        made = Embeddings(self._instance, self._embedder, shared, self._reporter, self._counters["embedding"])
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -319,7 +319,7 @@ class Cache(Reads):
         }
 
     def _counted(self) -> dict[str, int]:
-        projection, metrics, embeddings = self._counters["projection"], self._counters["metrics"], self._embeddings
+        projection, metrics, embedding = self._counters.values()
         return {
             "projection_hits": projection.hits,
             "projection_misses": projection.misses,
@@ -328,15 +328,13 @@ class Cache(Reads):
             "metrics_misses": metrics.misses,
             "metrics_recomputations": metrics.recomputations,
             "events_folded": self._reader.events_folded,
-            "embedding_hits": 0 if embeddings is None else embeddings.hits,
-            "embedding_misses": 0 if embeddings is None else embeddings.misses,
+            "embedding_hits": embedding.hits,
+            "embedding_misses": embedding.misses,
         }
 
     def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
-        own = self._embeddings
-        hits, misses = (own.hits, own.misses) if own is not None else (0, 0)
-        total = hits + misses
-        numbers: dict[str, Any] = {"hits": hits, "misses": misses, "hit_rate": hits / total if total else 0.0}
+        own, counter = self._embeddings, self._counters["embedding"]
+        numbers: dict[str, Any] = {"hits": counter.hits, "misses": counter.misses, "hit_rate": counter.hit_rate}
         if daemon is not None:
             numbers["maxsize"], numbers["currsize"] = daemon["text_vectors_max"], daemon["text_vectors"]
         else:
@@ -356,9 +354,9 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm.projection.verification import VerifyReport, copy_published, verify
 
-        names = (fold,) if fold is not None else self._reader.fold_names()
+        names = (fold,) if fold is not None else tuple(self._reader.folds)
         with self._reader.transaction() as snapshot:
-            folds = [self._reader.fold_named(name) for name in names]
+            folds = [self._reader.folds[name] for name in names]
             if snapshot is not None:
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None

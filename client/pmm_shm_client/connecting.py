@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
@@ -15,9 +16,9 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache
-from pmm_shm_client.reads import Consistency, checked_trait_delta
+from pmm_shm_client.frame import OnWarn
+from pmm_shm_client.reads import Consistency, checked_trait_delta, warn
 from pmm_shm_client.results import self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, warn
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
@@ -49,32 +50,16 @@ def connect(
         ConfigError: an argument or an environment variable has no meaning.
         DaemonError: `autostart`, and the daemon does not start.
     """
-    return open_cache(
-        Cache,
-        path,
-        autostart=autostart,
-        consistency=consistency,
-        timeout=timeout,
-        freshness=freshness,
-        embedder=embedder,
-    )
+    options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
+    return open_cache(Cache, path, autostart, options)
 
 
-def open_cache(
-    kind: type[_C],
-    path: str | os.PathLike[str] | None,
-    *,
-    autostart: bool,
-    consistency: Consistency,
-    timeout: float,
-    freshness: Choice,
-    embedder: Embedder | str | None = None,
-) -> _C:
+def open_cache(kind: type[_C], path: str | os.PathLike[str] | None, autostart: bool, options: Mapping[str, Any]) -> _C:
     """`connect` for any kind of `Cache`."""
     ledger = path if path is not None else flags.default_ledger()
     if ledger is None:
         raise ConfigError("no ledger: name one, or set PMM_DB")
-    cache = kind(ledger, consistency=consistency, timeout=timeout, freshness=freshness, embedder=embedder)
+    cache = kind(ledger, **options)
     if autostart:
         with late_imports:
             from pmm_shm_client.autostart import start_daemon

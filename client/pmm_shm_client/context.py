@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.instants import instant_us
-from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS
 from pmm_shm.vectors.embedder import checked_text
 
 if TYPE_CHECKING:
@@ -36,8 +35,14 @@ VALUE_CHARS_MAX = 40
 TEXT_CHARS_MAX = 500
 """Of a directive or a message, in the block."""
 
-_ROLES = {"user": "user", "user_message": "user", "response": "assistant", "assistant_message": "assistant"}
-assert _ROLES.keys() == set(MESSAGE_KINDS)
+ROLES: Mapping[str, Literal["user", "assistant"]] = {
+    "user": "user",
+    "user_message": "user",
+    "response": "assistant",
+    "assistant_message": "assistant",
+}
+"""The kind of a message to its speaker."""
+assert ROLES.keys() == set(MESSAGE_KINDS)
 _SEARCH_MARGIN, _SEARCH_GROWTH = 16, 4
 _EPOCH = datetime(1970, 1, 1)
 
@@ -167,7 +172,7 @@ def _recall(
 ) -> tuple[tuple[Recalled, ...], str | None]:
     """Repeats the search for more hits while too few of them are messages; only the last search counts."""
     last = frame.recent().messages[-1:]
-    answered = [one.id for one in last if _ROLES[one.kind] == "user" and one.content == request.user_text]
+    answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
     events: dict[int, dict[str, Any] | None] = {}
     k = request.recall + _SEARCH_MARGIN
     while True:
@@ -179,7 +184,7 @@ def _recall(
             if event_id not in events:
                 events[event_id] = event_of(event_id)
             event = events[event_id]
-            if event is not None and event["kind"] in _ROLES:
+            if event is not None and event["kind"] in ROLES:
                 found.append(Recalled(event_id, event["ts"], event["kind"], event["content"], similarity))
                 if len(found) == request.recall:
                     break
@@ -229,7 +234,7 @@ def _number(value: Any) -> str:
 
 
 def _message_line(message: Entry | Recalled) -> str:
-    return f"{shown_time(message.ts)} {_ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
+    return f"{shown_time(message.ts)} {ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
 
 
 # Lines.
@@ -303,21 +308,14 @@ def _spelled(value: Any) -> str:
 
 
 def _spelled_in_parts(value: Any) -> str:
+    from decimal import Decimal
+
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_spelled_in_parts(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_spelled_in_parts, value)) + "]"
-    return _digits(value) if type(value) is int else repr(value)
-
-
-def _digits(value: int) -> str:
-    if value < 0:
-        return "-" + _digits(-value)
-    parts, part = [], 10**SHORT_INTEGER_DIGITS
-    while value >= part:
-        value, rest = divmod(value, part)
-        parts.append(f"{rest:0{SHORT_INTEGER_DIGITS}d}")
-    return "".join([str(value), *reversed(parts)])
+    # `Decimal` writes all digits of an integer, whatever the limit.
+    return f"{Decimal(value):f}" if type(value) is int else repr(value)
 
 
 def _last(entries: tuple[Entry, ...], count: int) -> tuple[Entry, ...]:

@@ -21,6 +21,7 @@ from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, t
 from pmm_shm.vectors.registry import find_embedder
 from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
+from pmm_shm_client.reads import ReadCounter
 from pmm_shm_client.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -34,11 +35,18 @@ class Embeddings:
         embedder: the default model, or its name; None for `PMM_EMBEDDER`.
         shared: the text table; None to compute everything, without look-ups.
         reporter: reports to the daemon after a miss.
+        counter: counts hits and misses.
     """
 
     def __init__(
-        self, instance: Instance, embedder: Embedder | str | None, shared: TextTableReader | None, reporter: Reporter
+        self,
+        instance: Instance,
+        embedder: Embedder | str | None,
+        shared: TextTableReader | None,
+        reporter: Reporter,
+        counter: ReadCounter,
     ) -> None:
+        self._counter = counter
         self._reporter = reporter
         self._default = embedder
         self.names_default = embedder is not None or flags.embedder() is not None
@@ -47,8 +55,6 @@ class Embeddings:
         self._leasing = None if shared is None else Leasing(instance, shared)
         self._models: dict[str | None, Model] = {}
         self.local = LocalVectors()
-        self.hits = 0
-        self.misses = 0
 
     def embed(self, text: str | None, model: str | None = None) -> Vector:
         """The vector of a text, (dimension,) float32; the caller may change it.
@@ -78,7 +84,7 @@ class Embeddings:
             data = self.local.get(key)
             if data is None or len(data) != found.size_bytes:
                 return None
-        self.hits += 1
+        self._counter.hits += 1
         # An array over bytes would be read-only, and copying the array costs more.
         return np.frombuffer(bytearray(data), FLOAT)
 
@@ -96,8 +102,8 @@ class Embeddings:
         wanted = dict(zip(keys, checked, strict=True))
         vectors = {} if self._shared is None else self._look_up(self._shared, found, wanted)
         missing = {key: text for key, text in wanted.items() if key not in vectors}
-        self.hits += len(vectors)
-        self.misses += len(missing)
+        self._counter.hits += len(vectors)
+        self._counter.misses += len(missing)
         if missing:
             vectors.update(self._computed(found, missing))
             if monotonic() >= self._reporter.due:

@@ -6,50 +6,33 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.directives import Directives
-from pmm_shm.folds.history import HistoryView
-from pmm_shm.folds.recent import RecentView
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
-from pmm_shm.folds.stage import StageView
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warnings
+
+OnWarn = Callable[[dict[str, Any]], object]
+CloseWithoutEvidence = tuple[Cid, int]
+"""(cid, event id)"""
 
 FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
 """The fold behind a read method, where it has another name."""
 
 
-def _identity(view: SelfModel, as_of: int) -> Identity:
-    return Identity(view.name, view.traits, as_of)
-
-
-def _commitments(view: SelfModel, as_of: int) -> Commitments:
-    return Commitments(view.open, view.expired, as_of)
-
-
-def _metrics(view: Any, as_of: int) -> Metrics:
-    return Metrics(view.ias, view.gas, as_of)
-
-
-def _stage(view: StageView, as_of: int) -> Stage:
-    return Stage(view.stage, view.snapshot, as_of)
-
-
-def _recent(view: RecentView, as_of: int) -> Recent:
-    return Recent(view.reflections, view.messages, view.telemetry, as_of)
-
-
-def _history(view: HistoryView, as_of: int) -> History:
-    return History(*view, as_of)
-
-
 RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
-    "identity": _identity,
-    "commitments": _commitments,
-    "metrics": _metrics,
-    "stage": _stage,
-    "recent": _recent,
-    "history": _history,
+    "identity": lambda view, as_of: Identity(view.name, view.traits, as_of),
+    "commitments": lambda view, as_of: Commitments(view.open, view.expired, as_of),
+    "metrics": lambda view, as_of: Metrics(view.ias, view.gas, as_of),
+    "stage": lambda view, as_of: Stage(view.stage, view.snapshot, as_of),
+    "recent": lambda view, as_of: Recent(view.reflections, view.messages, view.telemetry, as_of),
+    "history": lambda view, as_of: History._make((*view, as_of)),
 }
 """Read method to the result it makes of its fold's view."""
+
+
+class Warnings(NamedTuple):
+    """The closes without evidence up to some position: the first `total` of `closes`, a list that only grows."""
+
+    closes: list[CloseWithoutEvidence]
+    total: int
 
 
 class Replays(NamedTuple):

@@ -45,11 +45,9 @@ class Reading:
         self.mark = mark
 
     def view(self, name: str) -> Any:
-        """The view of a fold."""
         return self._read_model_of(name).view(name)
 
     def state(self, name: str) -> State:
-        """The state of a fold."""
         return self._read_model_of(name).state(name)
 
     def _read_model_of(self, name: str) -> ReadModel:
@@ -68,6 +66,9 @@ class Reader:
         freshness: which mark to use.
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
         on_reset: called when earlier reads are void; memos must expire.
+
+    Attributes:
+        folds: those that take part in reads, by name, the built-in ones first; see `add_fold`.
     """
 
     def __init__(
@@ -80,14 +81,14 @@ class Reader:
     ) -> None:
         self.connection = Connection(path, "ro", timeout_s)
         self.connection.on_close(on_reset)
-        # The connection closes before a fork, and no environment may cross one.
-        self.connection.on_close(self._close_snapshots)
         self.freshness = Freshness(self.connection, freshness)
         self.snapshots = SnapshotReader(Instance.of(path))
+        # The connection closes before a fork, and no environment may cross one.
+        self.connection.on_close(self.snapshots.close)
         self._recover = recover
         self._on_reset = on_reset
-        self._folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
-        self._built_in = frozenset(self._folds)
+        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
+        self._built_in = frozenset(self.folds)
         self._read_models: dict[str, ReadModel] = {}
         # The environment and the folds of the header for which `_read_models` were arranged.
         self._arranged_for: tuple[FileId, object] | None = None
@@ -104,23 +105,11 @@ class Reader:
         """How many events this process has folded for its reads."""
         return self._events_folded + sum(one.events_folded for one in list(self._read_models.values()))
 
-    def knows(self, name: str) -> bool:
-        """Whether the fold takes part in reads."""
-        return name in self._folds
-
     def add_fold(self, fold: Fold) -> None:
         """Let a registered fold take part in reads from now on."""
         with self.connection.lock:
-            self._folds[fold.name] = fold
+            self.folds[fold.name] = fold
             self._arranged_for = None
-
-    def fold_names(self) -> tuple[str, ...]:
-        """The folds that take part in reads, the built-in ones first."""
-        return tuple(self._folds)
-
-    def fold_named(self, name: str) -> Fold:
-        """A fold that takes part in reads. Raises `KeyError`."""
-        return self._folds[name]
 
     def exact(self, make: Callable[[Reading], _T]) -> _T:
         """The result of `make` for the ledger as it is. `make` runs with the lock held; its argument has the mark.
@@ -162,7 +151,7 @@ class Reader:
             SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
         """
         with self._entered(), self.snapshots.begin() as snapshot:
-            folds = [self._folds[name] for name in names]
+            folds = [self.folds[name] for name in names]
             lineage = None if snapshot is None else snapshot.lineage(folds)
             if snapshot is None or lineage is None or self._is_distrusted(lineage):
                 raise SnapshotUnavailableError(self._why_no_snapshot())
@@ -249,9 +238,6 @@ class Reader:
         self._read_models.clear()
         self._arranged_for = None
         self._on_reset()
-
-    def _close_snapshots(self) -> None:
-        self.snapshots.close()
 
     def close(self) -> None:
         """Give back the snapshot and close the connection."""
@@ -342,7 +328,7 @@ class Reader:
     def _wanted_read_models(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
         published: list[Fold] = []
         if snapshot is not None:
-            published = [fold for fold in self._folds.values() if snapshot.header.generation_of(fold) is not None]
+            published = [fold for fold in self.folds.values() if snapshot.header.generation_of(fold) is not None]
             lineage = snapshot.lineage(published)
             if self._rejected is not None and self._rejected != (lineage, snapshot.header.position):
                 self._rejected = None
@@ -352,7 +338,7 @@ class Reader:
         if published:
             assert snapshot is not None
             wanted[_PUBLISHED] = (published, snapshot.lineage(published))
-        for fold in self._folds.values():
+        for fold in self.folds.values():
             if fold not in published:
                 key = _BUILT_IN if fold.name in self._built_in else fold.name
                 wanted.setdefault(key, ([], None))[0].append(fold)

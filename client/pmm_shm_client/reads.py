@@ -11,17 +11,17 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, Frame, Replays
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
-from pmm_shm_client.warnings_log import OnWarn, Warnings, WarningsLog
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
 Consistency = Literal["exact", "snapshot", "wait"]
@@ -31,8 +31,49 @@ _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
 
 
+class WarningsLog:
+    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
+
+    It keeps what it has seen, so that each read decodes only newer ones.
+    """
+
+    def __init__(self) -> None:
+        self._closes: list[CloseWithoutEvidence] = []
+        self._reported = 0
+
+    def of(self, state: State) -> Warnings:
+        """The closes without evidence in a state of the self-model, at any position."""
+        count = warning_count_in(state)
+        known = min(len(self._closes), count)
+        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
+            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
+            self._closes, self._reported = [], 0
+        if len(self._closes) < count:
+            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
+        return Warnings(self._closes, count)
+
+    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
+        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
+        if warnings.closes is not self._closes:
+            return
+        fresh = warnings.closes[self._reported : warnings.total]
+        self._reported += len(fresh)
+        for cid, event_id in fresh:
+            warn(cid, event_id, on_warn)
+
+
+def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
+    """Report one close without evidence."""
+    meta = {"cid": cid, "eid": event_id, "reason": "close_without_evidence"}
+    content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
+    try:
+        on_warn({"kind": "projection_warn", "content": content, "meta": meta})
+    except Exception:
+        pass
+
+
 class ReadCounter:
-    """Reads of one group of methods, as this process sees them."""
+    """Reads of one group of methods, or look-ups of vectors, as this process sees them."""
 
     __slots__ = ("hits", "last_id", "misses", "recomputations")
 
@@ -42,13 +83,13 @@ class ReadCounter:
         self.recomputations = 0
         self.last_id = 0
 
+    @property
+    def hit_rate(self) -> float:
+        """The hits among all reads, 0.0 to 1.0."""
+        return self.hits / ((self.hits + self.misses) or 1)
+
     def as_dict(self) -> dict[str, Any]:
-        total = self.hits + self.misses
-        return {
-            "cache_hits": self.hits,
-            "cache_misses": self.misses,
-            "hit_rate": self.hits / total if total else 0.0,
-        }
+        return {"cache_hits": self.hits, "cache_misses": self.misses, "hit_rate": self.hit_rate}
 
 
 class Memo(NamedTuple):
@@ -98,7 +139,7 @@ class Reads(ABC):
         self._timeout_s = timeout_s
         self._projection_off = flags.projection_cache() is Flag.OFF
         self._metrics_off = flags.metrics_cache() is Flag.OFF
-        self._counters = {"projection": ReadCounter(), "metrics": ReadCounter()}
+        self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
@@ -181,7 +222,7 @@ class Reads(ABC):
 
     def frame(self, *, consistency: Consistency | None = None) -> Frame:
         """All answers at one position, immutable, built now."""
-        names = self._reader.fold_names()
+        names = tuple(self._reader.folds)
         if not (self._projection_off or self._metrics_off):
             mode = self._mode("self_model", consistency)
             return self._run(mode, lambda reading: self._make_frame(reading, names), names)
@@ -255,7 +296,7 @@ class Reads(ABC):
         if mode == "exact":
             return self._reader.exact(make)
         if mode == _REPLAY:
-            return make(self._replayed([self._reader.fold_named(name) for name in names]))
+            return make(self._replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
         head = self._head()
@@ -290,7 +331,7 @@ class Reads(ABC):
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)
-        if not self._reader.knows(name):
+        if name not in self._reader.folds:
             self._reader.add_fold(find_fold(name))
 
     def _head(self) -> int:

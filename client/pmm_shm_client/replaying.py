@@ -10,7 +10,7 @@ from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.projection.replay import Progress, replay
+from pmm_shm.projection.replay import replay
 
 
 class ReplayReading:
@@ -48,13 +48,11 @@ def opened(path: str, timeout_s: float) -> Connection:
     return connection
 
 
-def replayed(
-    connection: Connection, folds: Sequence[Fold], until_id: int | None = None, progress: Progress | None = None
-) -> ReplayReading:
+def replayed(connection: Connection, folds: Sequence[Fold], until_id: int | None = None) -> ReplayReading:
     """The folds at the head of the log, or at event `until_id`, from the first event on.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    position, states = replay(connection, folds, progress, until_id)
+    position, states = replay(connection, folds, until_id=until_id)
     return ReplayReading(folds, states, position.as_of)

@@ -20,17 +20,18 @@ from pmm_shm.store.environment import FileId, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, table_key
-from pmm_shm.vectors.events import EventText
+from pmm_shm.vectors.events import EventText, EventTextReader
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
 from pmm_shm.vectors.text_table_reader import TextTableReader
-from pmm_shm_client.new_events import NewEvents, Vectors, read_new_events
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
 
 Query = str | Sequence[float] | NDArray[Any]
+_Vectors = dict[str, NDArray[np.float32] | None]
+"""Text to vector; None for a text that has none."""
 
 
 class Hit(NamedTuple):
@@ -105,6 +106,45 @@ class _SearchPass(NamedTuple):
     missing: list[str]
 
 
+class _NewEvents(NamedTuple):
+    """The events that a table in one state does not have.
+
+    Attributes:
+        identity, record: of the environment and of the table: the state.
+        end: the last event that was read.
+        mark: of the ledger, if `end` was the head of the log; otherwise None.
+        rows: of the events that are not in the table.
+    """
+
+    identity: FileId
+    record: EventTableRecord
+    end: Position
+    mark: Mark | None
+    rows: SearchRows
+
+    @classmethod
+    def none(cls, identity: FileId, record: EventTableRecord) -> _NewEvents:
+        """Nothing read yet."""
+        rows = SearchRows.of(np.empty(0, np.int64), np.empty((0, record.dimension), np.float32))
+        return cls(identity, record, record.newest, None, rows)
+
+    @property
+    def as_of(self) -> int:
+        """A search takes into account every event up to this one; with a backlog, none beyond its beginning."""
+        return self.end.as_of if self.record.newer is None else self.record.position.as_of
+
+    def with_rows(self, texts: list[EventText], vectors: _Vectors) -> _NewEvents:
+        """The same with the rows of more events; a text without a vector gets no row."""
+        texts = [one for one in texts if one.vector is not None or vectors[one.text] is not None]
+        if not texts:
+            return self
+        ids = np.concatenate((self.rows.ids, np.array([one.event_id for one in texts], np.int64)))
+        found = [vectors[one.text] if one.vector is None else one.vector for one in texts]
+        order = np.argsort(ids)
+        matrix = np.concatenate((self.rows.vectors, np.array(found, np.float32)))
+        return self._replace(rows=SearchRows.of(ids[order], matrix[order]))
+
+
 class Searching:
     """The searches of one cache. Thread-safe.
 
@@ -122,7 +162,7 @@ class Searching:
         self._embeddings = embeddings
         self._shared = shared
         self._records: dict[str, tuple[bytes, EventTableRecord]] = {}
-        self._new_events: dict[str, NewEvents] = {}
+        self._new_events: dict[str, _NewEvents] = {}
         self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
         # A mark is valid for one connection only, and the environment closes with the connection.
         reader.connection.on_close(self._new_events.clear)
@@ -136,11 +176,11 @@ class Searching:
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
-        vectors: Vectors = {}
-        first = last = self._pass(request, vectors, None)
+        vectors: _Vectors = {}
+        first = last = self._reader.with_ledger(lambda: self._pass(request, vectors, None))
         while last.missing:
             vectors.update(self._vectors(last.missing, embedder, model))
-            last = self._pass(request, vectors, first.end.event_id)
+            last = self._reader.with_ledger(lambda: self._pass(request, vectors, first.end.event_id))
         hits = (Hit(*pair) for pair in last.hits)
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
@@ -158,7 +198,7 @@ class Searching:
             raise InvalidTextError("text: empty; there is nothing to search for")
         return checked_vector(self._embedded([query], embedder, model)[0])
 
-    def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> Vectors:
+    def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> _Vectors:
         """The vector of each text; None for a text that has none, neither in the table."""
         try:
             return dict(zip(texts, self._embedded(texts, embedder, model), strict=True))
@@ -174,11 +214,8 @@ class Searching:
             return embedded(embedder, [checked_text(text) for text in texts])
         return self._embeddings.embed_many(texts, model)
 
-    def _pass(self, request: _SearchRequest, vectors: Vectors, until_id: int | None) -> _SearchPass:
-        """Search the published table and the new events, up to `until_id` if given."""
-        return self._reader.with_ledger(lambda: self._locked_pass(request, vectors, until_id))
-
-    def _locked_pass(self, request: _SearchRequest, vectors: Vectors, until_id: int | None) -> _SearchPass:
+    def _pass(self, request: _SearchRequest, vectors: _Vectors, until_id: int | None) -> _SearchPass:
+        """Search the published table and the new events, up to `until_id` if given; with the reader's lock held."""
         # The mark first: it must not include commits after the read.
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
@@ -191,7 +228,7 @@ class Searching:
             parts = [*table.blocks(), self._tail(table, found[1])]
             new = self._new_events.get(record.name)
             if new is None or (new.identity, new.record) != (found[1], record):
-                new = NewEvents.none(found[1], record)
+                new = _NewEvents.none(found[1], record)
             texts: list[EventText] = []
             is_complete = new.mark == mark
             if not is_complete:
@@ -204,21 +241,45 @@ class Searching:
         return _SearchPass(hits, new.end, new.as_of, is_complete and record.newer is None, len(new.rows), [])
 
     def _read_new(
-        self, known: NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None
-    ) -> tuple[list[EventText], NewEvents, bool]:
-        """As `read_new_events`, within the limits of the embedder."""
-        rows_max, embedder, record = limits.SEARCH_EVENTS_MAX, request.embedder, known.record
+        self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None
+    ) -> tuple[list[EventText], _NewEvents, bool]:
+        """Read on in the log, within the limits of the embedder: the events found, the new end, and whether it is the
+        head of the log or `until_id`.
+
+        Parameters:
+            mark: of the ledger, taken before the call.
+            parts: all rows of the table.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+            SnapshotUnavailableError: the log does not continue the table.
+        """
+        rows_max, embedder, record = limits.SEARCH_EVENTS_MAX - len(known.rows), request.embedder, known.record
         if not isinstance(embedder, LocalBow):
             # Each text may cost money, and time on the network.
-            rows_max = min(rows_max, len(known.rows) + limits.SEARCH_TEXTS_MAX)
-        try:
-            texts, new, is_complete = read_new_events(self._reader.connection, known, mark, parts, until_id, rows_max)
-        except SnapshotUnavailableError:
-            self._new_events.pop(record.name, None)
-            raise
+            rows_max = min(rows_max, limits.SEARCH_TEXTS_MAX)
+        connection = self._reader.connection
+        reader = EventTextReader(connection, record.kinds, record.name)
+        found: dict[int, EventText] = {}
+        end, is_complete = known.end, False
+        while True:
+            # Even without room, because the log may have lost what was read before.
+            read = reader.read(end, min(rows_max - len(found), limits.TAIL_ROWS_MAX), until_id)
+            if not read.is_anchored:
+                self._new_events.pop(record.name, None)
+                raise SnapshotUnavailableError(
+                    f"{connection.path}: the log does not continue the published table of model {record.name!r}; "
+                    "pmm-cached will rebuild it"
+                )
+            end, is_complete = read.position, read.is_complete
+            found.update((one.event_id, one) for one in _not_in([*parts, known.rows], read.texts))
+            if is_complete or len(found) >= rows_max:
+                break
+        texts = list(found.values())
+        new = known._replace(end=end, mark=mark if is_complete and until_id is None else None)
         if embedder is None:
             # New events cannot be embedded here, so a search by vector covers only the table.
-            return ([], NewEvents.none(known.identity, record), False) if texts else ([], new, is_complete)
+            return ([], _NewEvents.none(known.identity, record), False) if texts else ([], new, is_complete)
         if texts and embedder.dimension != record.dimension:
             raise InvalidVectorError(
                 f"model {record.name!r}: dimension {embedder.dimension} here, and the table has {record.dimension}"
@@ -272,3 +333,12 @@ def _checked_scope(scope: object) -> EventIds | None:
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"scope: expected event ids: {error}") from None
     return np.unique(ids.astype(np.int64))
+
+
+def _not_in(parts: Iterable[SearchRows], texts: list[EventText]) -> list[EventText]:
+    """The events without a row: the table may have events beyond its position, and later events name earlier ones."""
+    ids = np.array([one.event_id for one in texts], np.int64)
+    is_missing = np.ones(len(texts), bool)
+    for rows in parts if texts else ():
+        is_missing &= ~rows.living(ids)
+    return [one for one, is_wanted in zip(texts, is_missing.tolist(), strict=True) if is_wanted]

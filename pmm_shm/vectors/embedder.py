@@ -80,6 +80,8 @@ def checked_text(text: object, embedder: Embedder | None = None) -> str:
 
 def encodable(text: str) -> str:
     """The text as UTF-8 can encode it: a pair of surrogates becomes its character, a lone one U+FFFD."""
+    if text.isascii():
+        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

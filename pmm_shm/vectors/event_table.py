@@ -19,7 +19,7 @@ added so that they sort.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import MappedTransaction, Transaction
 from pmm_shm.vectors.nearest import EventIds, SearchRows
-from pmm_shm.vectors.text_table import model_tag
+from pmm_shm.vectors.text_table import model_tag, records_under
 
 TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
@@ -140,9 +140,6 @@ class EventTableRecord:
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of an event table cannot be read: {error!r}") from error
 
-    def changed(self, **changes: Any) -> EventTableRecord:
-        return replace(self, **changes)
-
 
 def table_key(name: str) -> bytes:
     return TABLE_PREFIX + model_tag(name)
@@ -156,21 +153,9 @@ def tail_key(tag: bytes, event_id: int) -> bytes:
     return TAIL_PREFIX + tag + (event_id + _ID_OFFSET).to_bytes(8, "big")
 
 
-def tail_event_id(key: bytes) -> int:
-    """The event id in a key of the tail."""
-    return int.from_bytes(key[-8:], "big") - _ID_OFFSET
-
-
 def table_records(records: Transaction) -> list[EventTableRecord]:
     """The records of all tables."""
-    found = []
-    with records.cursor() as cursor:
-        if cursor.set_range(TABLE_PREFIX):
-            for key, value in cursor:
-                if not key.startswith(TABLE_PREFIX):
-                    break
-                found.append(EventTableRecord.unpack(value))
-    return found
+    return [EventTableRecord.unpack(value) for _, value in records_under(records, TABLE_PREFIX)]
 
 
 class VectorRows(NamedTuple):
@@ -191,15 +176,8 @@ class VectorRows(NamedTuple):
 
 def tail_rows(records: Transaction | MappedTransaction, record: EventTableRecord) -> VectorRows:
     """A copy of the rows in a table's tail, ordered by event id. Raises `StoreError`."""
-    prefix = TAIL_PREFIX + record.tag
-    ids, values = [], []
-    with records.cursor() as cursor:
-        if cursor.set_range(prefix):
-            for key, value in cursor:
-                if bytes(key[: len(prefix)]) != prefix:
-                    break
-                ids.append(tail_event_id(bytes(key)))
-                values.append(bytes(value))
+    found = dict(records_under(records, TAIL_PREFIX + record.tag))
+    ids, values = [int.from_bytes(key[-8:], "big") - _ID_OFFSET for key in found], found.values()
     try:
         vectors = np.frombuffer(b"".join(value[:-1] for value in values), "<f4").reshape(len(ids), record.dimension)
     except ValueError as error:

@@ -11,6 +11,7 @@ Invariant: rows and the position that they belong to change in one transaction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,8 @@ class _Changes:
         for group in self._mergeable():
             self._merge(group)
         record = self.record
-        self.record = record.changed(
+        self.record = replace(
+            record,
             kinds=record.kinds if kinds is None else kinds,
             position=record.position if position is None else position,
             newer=record.newer if position is None else newer,

@@ -43,14 +43,7 @@ class EventText(NamedTuple):
 
 
 class EventTextBatch(NamedTuple):
-    """The result of one read.
-
-    Attributes:
-        texts: one for each event, in order of event ids.
-        position: the last event that was read.
-        is_anchored: False if the log does not continue the position that the read began at.
-        is_complete: whether `position` is the head of the log, or the last event asked for.
-    """
+    """The result of one read: the events that need a vector, ascending; position and flags as in `Tail`."""
 
     texts: list[EventText]
     position: Position

@@ -80,11 +80,13 @@ class OpenAIEmbedder(Embedder):
     ) -> bytes:
         """The body of an answer, if it is not too large. One that breaks off is requested once more."""
         bytes_max = len(texts) * self.dimension * _ANSWER_BYTES_PER_NUMBER + _ANSWER_BYTES_SPARE
-        options = {"dimensions": self.dimension} if self._asks_for_dimension() else {}
-        resource = client.retrying(request).embeddings
+        is_shorter = self._model in _SHORTENS and self.dimension != _KNOWN_DIMENSIONS[self._model]
+        options = {"dimensions": self.dimension} if is_shorter else {}
         body = bytearray()
         try:
-            with client.answer(resource, request, input=texts, encoding_format="float", **options) as chunks:
+            with client.answer(
+                client.sdk.embeddings, request, input=texts, encoding_format="float", **options
+            ) as chunks:
                 for chunk in chunks:
                     body += chunk
                     if len(body) > bytes_max:
@@ -114,9 +116,6 @@ class OpenAIEmbedder(Embedder):
                 remedy = f"name the model {self.PREFIX}{self._model}/{len(vector)}"
                 client.fail(f"a vector of dimension {len(vector)}, expected {self.dimension}", remedy)
         return [vectors[index] for index in range(count)]
-
-    def _asks_for_dimension(self) -> bool:
-        return self._model in _SHORTENS and self.dimension != _KNOWN_DIMENSIONS[self._model]
 
     def _client(self) -> OpenAIClient:
         """The client of this process."""

@@ -15,14 +15,13 @@ The table is bounded; the oldest vector is evicted first. Reads write nothing, s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import InvalidVectorError
-from pmm_shm.store.environment import Transaction
+from pmm_shm.store.environment import MappedTransaction, Transaction
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
 
@@ -40,6 +39,16 @@ def model_tag(name: str) -> bytes:
 def text_vector_key(tag: bytes, key: bytes) -> bytes:
     """The key of a text's vector."""
     return TEXT_PREFIX + tag + key
+
+
+def records_under(records: Transaction | MappedTransaction, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Copies of the keys that begin with a prefix, in order, and of their values."""
+    with records.cursor() as cursor:
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if bytes(key[: len(prefix)]) != prefix:
+                    return
+                yield bytes(key), bytes(value)
 
 
 def queue_ends(records: Transaction) -> tuple[int, int]:
@@ -70,16 +79,9 @@ def put_model(records: Transaction, name: str, dimension: int) -> None:
             f"model {name!r} has vectors of dimension {known} here, not {dimension}: give the other one another name"
         )
     if is_new:
-        if _count_models(records) >= limits.MODELS_MAX:
+        if sum(1 for _ in records_under(records, MODEL_PREFIX)) >= limits.MODELS_MAX:
             raise InvalidVectorError(f"model {name!r}: there are vectors of {limits.MODELS_MAX} models already")
         records.put(MODEL_PREFIX + model_tag(name), pack([name, dimension]))
-
-
-def _count_models(records: Transaction) -> int:
-    with records.cursor() as cursor:
-        if not cursor.set_range(MODEL_PREFIX):
-            return 0
-        return sum(1 for _ in takewhile(lambda record: record[0].startswith(MODEL_PREFIX), cursor))
 
 
 class TextVector(NamedTuple):

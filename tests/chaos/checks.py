@@ -27,8 +27,8 @@ SLOTS_OF_DAEMON_MAX = 8
 
 def difference_from_replay(cache: Cache, frame: Frame) -> str | None:
     """The first answer of a frame that a replay up to its position does not give; None where all are the same."""
-    names = cache._reader.fold_names()
-    reading = replayed(cache._reader, [cache._reader.fold_named(name) for name in names], frame.as_of)
+    names = tuple(cache._reader.folds)
+    reading = replayed(cache._reader.connection, [cache._reader.folds[name] for name in names], frame.as_of)
     assert reading.as_of == frame.as_of, f"the replay ends at {reading.as_of}, the frame stands at {frame.as_of}"
     return _first_difference(answers.everything(frame), answers.everything(cache._make_frame(reading, names)))
 

@@ -330,6 +330,28 @@ def test_openai_nobody_listens(provider: Provider, clock: Clock, monkeypatch: py
     assert "given up after" in text
     assert "secret" not in text
     assert len(clock.sleeps) >= 2
+    assert sum(clock.sleeps) < 3.0
+
+
+def test_openai_waits_for_no_connection_beyond_its_deadline(
+    provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failed attempts take time, too, and leave less of it for the waits between them."""
+    began = clock.now
+    connect = socket.create_connection
+
+    def slow_connect(*args: Any, **options: Any) -> Any:
+        clock.now += 2.4
+        return connect(*args, **options)
+
+    monkeypatch.setattr(socket, "create_connection", slow_connect)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/v1")
+        text = failure(embedder(clock, deadline_s=20.0))
+    assert "no connection: " in text
+    assert "given up after 5 attempts within 20 s" in text
+    assert clock.now - began < 20.0
 
 
 @pytest.mark.parametrize(

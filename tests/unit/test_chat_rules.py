@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.rules import NAME_CONFIDENCE, STATEMENTS_MAX, EventDraft, Speaker, cid_of, events_of
-from pmm_shm_chat.sentences import sentences, storable
+from pmm_shm_chat.sentences import sentences
 from pmm_shm_client.cache import Cache
 from tests.support.profiles import examples
 
@@ -328,7 +329,7 @@ TEXTS = st.one_of(
 @given(TEXTS)
 @settings(max_examples=examples(300))
 def test_sentences_of_any_text(text: str) -> None:
-    for sentence in sentences(storable(text)):
+    for sentence in sentences(encodable(text)):
         assert len(sentence.text) == len(sentence.masked)
         assert "\n" not in sentence.text
         sentence.text.encode()
@@ -342,7 +343,7 @@ def test_events_of_any_text_are_appended_and_do_what_they_say(
     path = str(tmp_path_factory.mktemp("any") / "l.db")
     with EventLog(path) as log, Cache(path) as cache:
         for text, speaker in texts:
-            event_id = log.append("user" if speaker == "user" else "response", storable(text))
+            event_id = log.append("user" if speaker == "user" else "response", encodable(text))
             before = cache.self_model()["commitments"]["open"]
             drafts = events_of(text, speaker, event_id, lambda: cache.commitments().open)
             log.append_many(drafts)
