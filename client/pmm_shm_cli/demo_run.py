@@ -20,15 +20,15 @@ from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.recovery import open_recovered
+from pmm_shm.ledger.recovery import ledger_head, open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency
-from pmm_shm_terminal.answers import NAMES, answer_of_cache, answer_of_views, folds_for
+from pmm_shm_client.replaying import replayed
+from pmm_shm_terminal.answers import NAMES, answer_of_cache, answer_of_replay, folds_for
 
 INITIAL_EVENTS = 20_000
 KILL_AT, RESTART_AT = 0.35, 0.65
@@ -343,13 +343,9 @@ class Run:
         return DemoCheck("reads never go back, own appends are seen at once", not broken, detail)
 
     def _check_count(self) -> DemoCheck:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            with connection.lock:
-                handle = connection.handle()
-                count = connection.retry(lambda: handle.execute("SELECT count(*) FROM events").fetchall())[0][0]
-        finally:
-            connection.close()
+        with contextlib.closing(open_recovered(self.ledger, 10.0)) as connection, connection.lock:
+            handle = connection.handle()
+            count = connection.retry(lambda: handle.execute("SELECT count(*) FROM events").fetchall())[0][0]
         appends = self.picture.total("appends")
         return DemoCheck(
             "no append was lost",
@@ -358,11 +354,7 @@ class Run:
         )
 
     def _check_published(self, cache: Cache) -> DemoCheck:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            head = head_of(connection)
-        finally:
-            connection.close()
+        head = ledger_head(self.ledger, 10.0)
         try:
             published = cache.wait_for(head, timeout=10.0)
         except DaemonError as error:
@@ -371,19 +363,16 @@ class Run:
         return DemoCheck("the daemon has published everything", published >= head, f"as of event {published:,}")
 
     def _check_answers(self, cache: Cache, consistency: Consistency) -> list[DemoCheck]:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            as_of, views = replayed_views(connection, folds_for("frame", None))
-        finally:
-            connection.close()
+        with contextlib.closing(open_recovered(self.ledger, 10.0)) as connection:
+            reading = replayed(connection, folds_for("frame", None))
         names = [name for name in NAMES if name != "frame"]
         wrong = [
             name
             for name in names
-            if answer_of_cache(name, cache, consistency, False, MAX_TRAIT_DELTA) != answer_of_views(name, views, as_of)
+            if answer_of_cache(name, cache, consistency, False, MAX_TRAIT_DELTA) != answer_of_replay(name, reading)
         ]
         title = "exact reads equal a full replay" if consistency == "exact" else "the snapshot equals a full replay"
-        detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {as_of:,}"
+        detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {reading.as_of:,}"
         return [DemoCheck(title, not wrong, detail)]
 
     def _say(self, text: str) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.replay import Progress, replay
 
 
@@ -28,24 +26,6 @@ class ReplayReading:
 
     def state(self, name: str) -> State:
         return self._states[name]
-
-
-def opened(path: str, timeout_s: float) -> Connection:
-    """A connection that reads the ledger; the journal of a dead writer has been rolled back.
-
-    Raises:
-        LedgerError: no usable ledger at `path`.
-    """
-    connection = Connection(path, "ro", timeout_s)
-    with connection.lock:
-        try:
-            connection.handle()
-        except HotJournalError:
-            # A reader may not repair it; an append would, and so every worker does.
-            with EventLog(path, timeout=timeout_s, create=False) as log:
-                log.recover()
-            connection.handle()
-    return connection
 
 
 def replayed(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.reads import Consistency
+    from pmm_shm_client.replaying import ReplayReading
 
 NAMES = (
     "self-model",
@@ -72,8 +73,8 @@ def folds_for(what: str, limit: float | None) -> list[Fold]:
     return folds
 
 
-def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: bool = False) -> Any:
-    """The answer of a replay as a JSON value, from the views of its folds.
+def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) -> Any:
+    """The answer of a replay as a JSON value.
 
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
@@ -82,15 +83,15 @@ def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: boo
     from pmm_shm_client.results import self_model_dict
 
     if what == "frame":
-        return {"as_of": as_of, **{name: answer_of_views(name, views, as_of, strict) for name in _FRAME}}
-    view = views[_source(what)]
+        return {"as_of": reading.as_of, **{name: answer_of_replay(name, reading, strict) for name in _FRAME}}
+    view = reading.view(_source(what))
     if what == "self-model":
         return plain(self_model_dict(view, strict=strict))
     if what == "directives":
         return plain(view.rows())
     if what == "active-directives":
         return plain(view.active())
-    return plain(RESULTS[what](view, as_of) if what in RESULTS else view)
+    return plain(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
 
 
 def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:

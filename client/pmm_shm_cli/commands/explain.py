@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +51,18 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
-    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.recovery import head_of, open_recovered
     from pmm_shm_cli.explaining import explain as explained
-    from pmm_shm_cli.oracle import head_of
 
-    connection = open_recovered(ledger, timeout)
-    try:
+    with contextlib.closing(open_recovered(ledger, timeout)) as connection:
         head = head_of(connection)
         for candidate in candidates:
             with progress("Replaying", head if until is None else min(head, until)) as advance:
-                answer = explained(connection, candidate, limit or None, until, advance)
+                answer = explained(
+                    connection, candidate, limit or None, until, lambda position: advance(position.as_of)
+                )
             if answer.events:
                 break
-    finally:
-        connection.close()
     if subject == "commitment" and not answer.events:
         raise exits.CommandFailed(f"{ledger}: no event speaks of commitment {argument!r}", exits.FAILURE)
     if as_json:

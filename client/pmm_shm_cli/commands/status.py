@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,12 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.recovery import head_of, open_recovered
     from pmm_shm_cli import state
-    from pmm_shm_cli.oracle import head_of
 
-    connection = open_recovered(path, limits.LEDGER_TIMEOUT_S)
-    try:
+    with contextlib.closing(open_recovered(path, limits.LEDGER_TIMEOUT_S)) as connection:
         head = head_of(connection)
         journal = "wal" if connection.is_wal else "rollback"
-    finally:
-        connection.close()
     instance = Instance.of(path)
     asked = state.ask(instance, timeout, head)
     daemon = asked.numbers

@@ -168,14 +168,9 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
 def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     if found.is_complete:
         return
-    from pmm_shm.ledger.recovery import open_recovered
-    from pmm_shm_cli.oracle import head_of
+    from pmm_shm.ledger.recovery import ledger_head
 
-    connection = open_recovered(ledger, timeout_s)
-    try:
-        head = head_of(connection)
-    finally:
-        connection.close()
+    head = ledger_head(ledger, timeout_s)
     newer = head - found.as_of
     if newer > 0:
         events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
@@ -234,16 +229,11 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.recovery import ledger_head
     from pmm_shm.wire import protocol
-    from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
-    connection = open_recovered(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
-    try:
-        head = head_of(connection)
-    finally:
-        connection.close()
+    head = ledger_head(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
     instance = Instance.of(path)
     # A daemon that is stopped: better said at once than after ten minutes.
     commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
