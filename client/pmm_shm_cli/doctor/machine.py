@@ -55,6 +55,7 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
         boot_id(),
         () if ledger is None else services(ledger),
         _user_name(),
+        ledger,
     )
 
 
