@@ -29,7 +29,7 @@ from pmm_shm.ledger.files import bytes_of
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_cli.spectator import SpectatorCache
 from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
-from pmm_shm_client.autostart import daemon_command, is_running, last_line
+from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import Frame
 
@@ -123,14 +123,7 @@ def serving(ledger: Path) -> Iterator[None]:
         DaemonError: it does not start.
     """
     log_file = ledger.with_suffix(".log")
-    with open(log_file, "wb") as log:
-        process = subprocess.Popen(
-            [*daemon_command(), "--verify-every", "0", "--embedder", "none", str(ledger)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process = spawn_daemon(str(ledger), log_file, "--verify-every", "0", "--embedder", "none")
     try:
         if not _is_published_in_time(ledger, process):
             raise DaemonTimeoutError(f"{ledger}: the daemon did not come up: {last_line(log_file)}")

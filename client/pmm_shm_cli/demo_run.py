@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
@@ -24,7 +25,7 @@ from pmm_shm.ledger.recovery import ledger_head, open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
 from pmm_shm_client import commands
-from pmm_shm_client.autostart import daemon_command, is_running
+from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency
 from pmm_shm_client.replaying import replayed
@@ -116,7 +117,7 @@ class Run:
 
     Parameters:
         on_event: called with each line of the timeline.
-        on_tick: called about ten times a second.
+        on_tick: called about ten times a second with the picture.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Run:
         workers: int,
         seconds: float,
         on_event: Callable[[float, str], None],
-        on_tick: Callable[[], None],
+        on_tick: Callable[[Picture], None],
     ) -> None:
         self.picture = Picture(seconds)
         self.ledger = str(directory / "demo.db")
@@ -194,11 +195,11 @@ class Run:
                 raise PmmShmError(f"worker {number} ended with exit code {worker.process.returncode}")
         if self._daemon is not None:
             if self._daemon.poll() is not None:
-                raise PmmShmError(f"the daemon ended by itself: {self._last_log_line()}")
+                raise PmmShmError(f"the daemon ended by itself: {last_line(self._log)}")
             if time.monotonic() >= self._next_stats_s:
                 self._next_stats_s = time.monotonic() + _STATS_EVERY_S
                 self._look_at_daemon()
-        self._on_tick()
+        self._on_tick(self.picture)
 
     def _look_at_daemon(self) -> None:
         head = self.picture.head
@@ -217,15 +218,7 @@ class Run:
     # Processes.
 
     def _start_daemon(self) -> None:
-        with open(self._log, "ab") as log:
-            self._daemon = subprocess.Popen(
-                [*daemon_command(), "--log-format", "json", self.ledger],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Only the demo receives Ctrl-C; it then ends its children in order.
-                start_new_session=True,
-            )
+        self._daemon = spawn_daemon(self.ledger, self._log, "--log-format", "json")
         self.picture.daemon_pid = self._daemon.pid
         self.picture.daemon_state = "starting"
 
@@ -233,14 +226,10 @@ class Run:
         deadline = time.monotonic() + _DAEMON_STARTS_S
         while not is_running(self._instance, 0.5):
             if time.monotonic() >= deadline:
-                raise DaemonTimeoutError(f"the daemon did not start: {self._last_log_line()}")
+                raise DaemonTimeoutError(f"the daemon did not start: {last_line(self._log)}")
             self._look()
             time.sleep(0.05)
         self._look_at_daemon()
-
-    def _last_log_line(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return lines[-1] if lines else "its log is empty"
 
     def _kill_daemon(self) -> None:
         if self._daemon is not None:
@@ -256,6 +245,7 @@ class Run:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                # Only the demo receives Ctrl-C; it then ends its children in order.
                 start_new_session=True,
             )
             none = {"appends": 0, "reads": 0, "hits": 0, "as_of": 0, "p50_us": 0.0, "p99_us": 0.0, "violations": []}
@@ -327,8 +317,8 @@ class Run:
                 "hit_rate": picture.hit_rate,
                 "reads_per_second": round(reads / seconds),
                 "appends_per_second": round(picture.total("appends") / seconds),
-                "read_p50_us": _middle([worker.report["p50_us"] for worker in picture.workers]),
-                "read_p99_us": _middle([worker.report["p99_us"] for worker in picture.workers]),
+                "read_p50_us": round(median_high(worker.report["p50_us"] for worker in picture.workers), 3),
+                "read_p99_us": round(median_high(worker.report["p99_us"] for worker in picture.workers), 3),
                 **self._numbers,
             },
         )
@@ -380,9 +370,4 @@ class Run:
         self.picture.elapsed_s = at_s
         self.picture.timeline.append((at_s, text))
         self._on_event(at_s, text)
-        self._on_tick()
-
-
-def _middle(values: list[float]) -> float:
-    """The median."""
-    return round(sorted(values)[len(values) // 2], 3) if values else 0.0
+        self._on_tick(self.picture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     "--seconds",
     type=Finite(min=0, max=3_600),
     default=3.0,
-    show_default=True,
     metavar="S",
     help="Approximate duration of each comparison.",
 )
@@ -105,15 +103,14 @@ def duration(microseconds: float) -> str:
 
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="pmm-shm-bench-"))
+    # Without PMM_SHM_DIR, the copy's instance directory is in the directory, and is removed with it.
     before = os.environ.pop("PMM_SHM_DIR", None)
     try:
-        # Else the copy's instance directory would stay behind.
-        yield path
+        with tempfile.TemporaryDirectory(prefix="pmm-shm-bench-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
     finally:
         if before is not None:
             os.environ["PMM_SHM_DIR"] = before
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
