@@ -52,13 +52,14 @@ class Restored:
     """The result of a restore.
 
     Attributes:
-        ledger: the ledger's real path.
+        ledger, backup: the real paths.
         events: number of events in it now.
         head_id: the newest event's id; 0 without events.
         safety_copy: the file with the ledger's former content; None if it was empty, or no copy was wanted.
     """
 
     ledger: str
+    backup: str
     events: int
     head_id: int
     safety_copy: str | None
@@ -102,7 +103,7 @@ def restore(
                 _make(source, before, target)
     finally:
         source.close()
-    return Restored(target, events, head_id, safety_copy)
+    return Restored(target, source.path, events, head_id, safety_copy)
 
 
 # The backup.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, ledger_timeout_option, the_ledger
-from pmm_shm_terminal.output import print_json, progress
+from pmm_shm_terminal.output import plain, print_json, progress
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("backup", shell_complete=completers.files)
 @ledger_argument
-@click.option("--chain/--no-chain", default=True, show_default=True, help="Check BACKUP's hash chain first.")
-@click.option("--keep/--no-keep", default=True, show_default=True, help="Keep a copy of LEDGER's content beside it.")
+@click.option("--chain/--no-chain", default=True, help="Check BACKUP's hash chain first.")
+@click.option("--keep/--no-keep", default=True, help="Keep a copy of LEDGER's content beside it.")
 @ledger_timeout_option
 @json_option
 def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: float, as_json: bool) -> None:
@@ -30,15 +28,7 @@ def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: f
     with progress("Restoring", None):
         done = restoring.restore(backup, path, timeout=timeout, chain=chain, keep=keep)
     if as_json:
-        print_json(
-            {
-                "ledger": done.ledger,
-                "backup": os.path.realpath(backup),
-                "events": done.events,
-                "head_id": done.head_id,
-                "safety_copy": done.safety_copy,
-            }
-        )
+        print_json(plain(done))
         return
     kept = "" if done.safety_copy is None else f"; what it held before is in {done.safety_copy}"
     click.echo(f"{done.ledger}: {done.events:,} events from {backup}, as of event {done.head_id}{kept}")
