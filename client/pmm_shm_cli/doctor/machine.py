@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import pwd
 import re
 import resource
 import shlex
@@ -20,6 +19,7 @@ from pathlib import Path
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
 from pmm_shm.store.boot import boot_id
+from pmm_shm_cli.doctor.checks.common import user_name
 from pmm_shm_cli.doctor.facts import Limits, MachineFacts, Package, Service
 
 SETTINGS = Path("/etc/pmm-cached")
@@ -54,7 +54,7 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
         time.time(),
         boot_id(),
         () if ledger is None else services(ledger),
-        _user_name(),
+        user_name(os.geteuid()),
         ledger,
     )
 
@@ -192,10 +192,3 @@ def _libzmq() -> tuple[str | None, bool | None]:
 def _limit(number: int) -> int | None:
     soft, _ = resource.getrlimit(number)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
