@@ -32,7 +32,6 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
     "--limit",
     type=click.IntRange(min=0),
     default=_STEPS_SHOWN,
-    show_default=True,
     metavar="N",
     help="Number of events to list, the newest; 0 for all.",
 )

@@ -29,7 +29,6 @@ _max_trait_delta = click.option(
     "--max-trait-delta",
     type=Finite(min=0),
     default=_MAX_TRAIT_DELTA,
-    show_default=True,
     metavar="LIMIT",
     help="The limit of --strict; another value than the default means a full replay.",
 )
@@ -43,7 +42,6 @@ _max_trait_delta = click.option(
     "--consistency",
     type=click.Choice(["exact", "snapshot", "wait"]),
     default="exact",
-    show_default=True,
     help="exact: every append before now. snapshot: what the daemon has published. wait: until it has published all.",
 )
 @timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger, and for the daemon with wait.")

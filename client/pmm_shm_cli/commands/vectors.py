@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,11 @@ _model_option = click.option(
 @click.argument("words", nargs=-1, metavar="[LEDGER] TEXT", shell_complete=completers.ledger_and_text)
 @click.option("--vector", metavar="JSON", help="Search for this vector, a JSON array of numbers, instead of TEXT.")
 @click.option(
-    "-k",
-    "k",
-    type=click.IntRange(1, limits.SEARCH_K_MAX),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="Number of events to find.",
+    "-k", "k", type=click.IntRange(1, limits.SEARCH_K_MAX), default=5, metavar="N", help="Number of events to find."
 )
 @_model_option
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
-@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not only their ids.")
+@click.option("--events/--no-events", default=True, help="Show the events, not only their ids.")
 @ledger_timeout_option
 @json_option
 def search(
@@ -250,56 +245,37 @@ def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
 
 def _indexed(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
     """The daemon's answer when every event up to `head` is in its tables. Shows how far it is."""
-    waiting = _Indexing(instance, head, timeout_s)
-    waiting.start()
-    with _bars(head) as update:
-        while waiting.is_alive():
-            waiting.join(_LOOK_S)
-            if update is not None:
-                # The bar stands still; what is wrong is for the thread to tell.
-                with suppress(DaemonError):
-                    update(_numbers(instance))
-    if waiting.error is not None:
-        raise waiting.error
-    return waiting.done
-
-
-class _Indexing(threading.Thread):
-    """Waits for the daemon in the background, so that the bar moves and Ctrl-C ends the command at once."""
-
-    def __init__(self, instance: Instance, head: int, timeout_s: float) -> None:
-        super().__init__(daemon=True)
-        self._instance = instance
-        self._head = head
-        self._timeout_s = timeout_s
-        self.done: dict[str, Any] = {}
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Ask, and keep the answer or the error."""
-        try:
-            self.done = self._ask()
-        except BaseException as error:
-            self.error = error
-
-    def _ask(self) -> dict[str, Any]:
-        from pmm_shm.wire import protocol
-        from pmm_shm_client import commands
-
-        deadline = time.monotonic() + commands.checked_timeout(self._timeout_s)
-        # The tables take in what is published: the events of a moment ago may not be yet.
-        commands.give(self._instance, commands.wait_command(self._instance.ledger, self._head, self._timeout_s))
-        remaining_s = max(0.0, deadline - time.monotonic())
-        done: dict[str, Any] = commands.call(self._instance, protocol.INDEX, {}, remaining_s)
-        return done
-
-
-def _numbers(instance: Instance) -> DaemonNumbers:
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    numbers: DaemonNumbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
-    return numbers
+    indexed: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            indexed.set_result(_index(instance, head, timeout_s))
+        except BaseException as error:
+            indexed.set_exception(error)
+
+    # In the background, so that the bar moves and Ctrl-C ends the command at once: no pool, which would wait for it.
+    threading.Thread(target=run, daemon=True).start()
+    with _bars(head) as update:
+        while not wait([indexed], _LOOK_S).done:
+            if update is not None:
+                # If this fails, the bar stops; the thread reports the error.
+                with suppress(DaemonError):
+                    update(commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S))
+    return indexed.result()
+
+
+def _index(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
+    from pmm_shm.wire import protocol
+    from pmm_shm_client import commands
+
+    deadline = time.monotonic() + commands.checked_timeout(timeout_s)
+    # The tables take in what is published: the events of a moment ago may not be yet.
+    commands.give(instance, commands.wait_command(instance.ledger, head, timeout_s))
+    done: dict[str, Any] = commands.call(instance, protocol.INDEX, {}, max(0.0, deadline - time.monotonic()))
+    return done
 
 
 @contextmanager
