@@ -115,7 +115,7 @@ def _shown(answer: Explanation) -> list[RenderableType]:
     made = table("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
     for step in answer.steps:
         made.add_row(
-            *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(_short(step.effect))),
+            *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(step.effect, _TEXT_SHOWN)),
             *(_scores(step) if is_metrics else (_value(step.before), _value(step.after))),
         )
     hidden = answer.events - len(answer.steps)
@@ -146,18 +146,8 @@ def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return cell(_commitment(value))
-    return cell(_short(value))
-
-
-def _commitment(value: Mapping[str, Any]) -> str:
-    """A commitment's state in a word or two; its entry is printed above."""
+    if not isinstance(value, dict):
+        return cell(value, _TEXT_SHOWN)
+    # A commitment's state in a word or two; its entry is printed above.
     status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"
-    return f"{status}, evidence" if value["has_evidence"] else status
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
-        return value[: _TEXT_SHOWN - 1] + "…"
-    return value
+    return cell(f"{status}, evidence" if value["has_evidence"] else status)

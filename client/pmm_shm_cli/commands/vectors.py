@@ -174,8 +174,7 @@ def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
 
 def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
     """The beginning of a text as one printable line of at most `chars_max` characters."""
-    text = str(value)
-    shown = printable(text[: chars_max + 1])
+    shown = printable(str(value)[: chars_max + 1])
     return shown if len(shown) <= chars_max else shown[: chars_max - 1] + "…"
 
 

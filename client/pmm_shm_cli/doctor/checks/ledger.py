@@ -25,9 +25,7 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
         )
     elif disk.is_memory:
         yield note(
-            f"the ledger is in memory: {disk.directory}",
-            "a reboot removes it",
-            remedy("back-up", ledger=facts.path),
+            f"the ledger is in memory: {disk.directory}", "a reboot removes it", remedy("back-up", ledger=facts.path)
         )
     else:
         yield ok(f"the ledger is on a local file system: {disk.directory}", "locks and maps work there")
