@@ -51,7 +51,7 @@ def run(numbers: Sequence[int], scale: Scale, directory: Path) -> dict[str, Any]
         WrongAnswerError: two sides gave different answers.
     """
     for name in [name for name in os.environ if name.startswith("PMM_")]:
-        # What is measured is the product as it is, not as this shell has set it up.
+        # The product is measured with its defaults, not with the settings of this shell.
         del os.environ[name]
     compile_packages()
     directory.mkdir(parents=True, exist_ok=True)

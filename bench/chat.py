@@ -27,7 +27,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.replay import replay
 from pmm_shm.wire import protocol
-from pmm_shm_client import connect
+from pmm_shm_client import EventLog, connect
 from pmm_shm_client.autostart import is_running
 from pmm_shm_client.commands import call
 
@@ -35,7 +35,7 @@ _FIRST_BUILD_S = 120.0
 
 WORKER = """
 import json, sys
-from pmm_shm_client import connect
+from pmm_shm_client import EventLog, connect
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.turn import Chat
 
@@ -62,7 +62,7 @@ with connect(ledger) as cache:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run came to; times in ms.
+    """The result of a run; times in ms.
 
     Attributes:
         contexts: the different (position, context) that the workers had at the end: one, if all is well.
@@ -90,7 +90,7 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
     with _daemon(ledger) as restart, _workers(ledger, workers, turns, recall) as processes:
         for process in processes:
             assert _line(process) == "ready"
-        # What the daemon has to do once for a ledger is not what a turn costs.
+        # The first build of a ledger's state is not part of the cost of a turn.
         until(lambda: is_running(Instance.of(ledger)), "the daemon answers")
         call(Instance.of(ledger), protocol.INDEX, {}, _FIRST_BUILD_S)
         began = time.monotonic()
@@ -107,8 +107,8 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
             as_of, text = json.loads(_line(process))
             contexts.append((as_of, text))
     after = _counted(ledger)
-    with connect(ledger) as cache:
-        chain = cache._log.verify_chain()
+    with EventLog(ledger, create=False) as log:
+        chain = log.verify_chain()
     return Report(
         workers,
         turns,
@@ -175,11 +175,11 @@ def _tell(process: subprocess.Popen[str]) -> None:
 
 
 def _counted(ledger: str) -> dict[str, int]:
-    with connect(ledger) as cache:
+    with connect(ledger) as cache, EventLog(ledger, create=False) as log:
         return {
             "events": cache.metrics().as_of,
-            "user": len(cache._log.query(kind="user")),
-            "response": len(cache._log.query(kind="response")),
+            "user": len(log.query(kind="user")),
+            "response": len(log.query(kind="response")),
         }
 
 

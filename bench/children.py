@@ -21,7 +21,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 class Child:
-    """One of `CHILDREN` in a process of its own; a context manager that leaves nothing behind."""
+    """One of `CHILDREN` in a separate process; a context manager that leaves nothing behind."""
 
     def __init__(self, name: str, *arguments: Any) -> None:
         command = [sys.executable, "-m", "bench.children", name, json.dumps(arguments)]
@@ -173,7 +173,7 @@ print(*steps, len(own))
 
 
 def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
-    """What a value and all it holds take, each object once; what others hold as well is counted, too."""
+    """The size of a value and of everything it holds, each object once; shared objects are counted, too."""
     import gc
 
     known: set[int] = set() if seen is None else seen
@@ -195,7 +195,7 @@ def compile_packages() -> None:
 
 
 def run_python(code: str, *arguments: str) -> str:
-    """What a new process prints that runs this code in the checkout."""
+    """The output of a new process that runs this code in the checkout."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=_ROOT,

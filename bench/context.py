@@ -1,4 +1,4 @@
-"""What a row needs to be measured: how much, and where."""
+"""The surroundings of a row: the amount of work, and where."""
 
 from __future__ import annotations
 

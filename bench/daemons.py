@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool], what: str, deadline_s: float = _DEADLIN
 
 
 def execute(path: str | os.PathLike[str], sql: str) -> list[Any]:
-    """The rows of one statement, by a connection of its own, as another program would have them."""
+    """The rows of one statement, by a separate connection, as another program would have them."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         return connection.execute(sql).fetchall()
 

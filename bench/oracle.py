@@ -1,4 +1,4 @@
-"""What every side of a benchmark has to agree with: for every answer a full replay, by the product itself."""
+"""The oracle of every benchmark: a full replay for every answer, by the product itself."""
 
 from __future__ import annotations
 

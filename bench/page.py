@@ -1,4 +1,4 @@
-"""`docs/BENCHMARKS.md`: what stands between its two markers is made of `docs/bench/report.json` alone."""
+"""`docs/BENCHMARKS.md`: the part between its two markers is generated from `docs/bench/report.json` alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parts(text: str) -> tuple[str, str, str]:
 
 
 def measured(report: Mapping[str, Any]) -> str:
-    """What stands between the markers."""
+    """The part between the markers."""
     return "\n" + "\n".join(_lines(report)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What was measured: figures with their goals, timings, curves; as JSON, and as a table."""
+"""The results: figures with their goals, timings, curves; as JSON, and as a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Verdict = Literal["met", "missed", "stated"]
 
 
 class Goal(NamedTuple):
-    """What a figure is to reach."""
+    """The target of a figure."""
 
     sign: Literal["<=", ">="]
     bound: float

@@ -1,4 +1,4 @@
-"""How much is measured: everything that a run repeats or waits for, in one place."""
+"""The amount of work: all repetitions and waits of a run, in one place."""
 
 from __future__ import annotations
 

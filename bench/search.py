@@ -55,7 +55,7 @@ _NO_PEER = "sqlite-vec is not installed: left out (make bench-search installs it
 
 
 class Sizes(NamedTuple):
-    """How much is measured.
+    """The amount of work.
 
     Attributes:
         tables: (rows, dimension) of the searched ones: for contention, for the dimension, for memory.
@@ -78,7 +78,7 @@ QUICK = Sizes(((2_000, 32), (2_000, 256), (3_000, 32)), 3, 3, 50, 10, 0.2, 1, 50
 
 
 class Report:
-    """What was measured, and which targets were met."""
+    """The results, and the targets that were met."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -412,7 +412,7 @@ def measure_ordinary(ledger: Path, sizes: Sizes, report: Report) -> None:
     report.target("search of a seen text, ms, ordinary ledger", statistics.median(text_us) / 1e3, 1)
 
 
-# What they share.
+# Shared by all parts.
 
 
 def queries_of(dimension: int) -> list[np.ndarray]:
@@ -511,7 +511,7 @@ class Worker:
         self._process.stdin.flush()
 
     def finish(self) -> str:
-        """What it printed."""
+        """Its output."""
         output, _ = self._process.communicate(timeout=600)
         assert self._process.returncode == 0, "a worker failed"
         return output

@@ -140,6 +140,6 @@ class Sites:
 
 
 def published_as_of(site: Site) -> int:
-    """What the snapshot of a site says it stands at."""
+    """The position of a site's snapshot."""
     with connect(site.ledger, consistency="snapshot") as cache:
         return cache.metrics().as_of

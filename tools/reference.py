@@ -350,7 +350,7 @@ def exit_codes() -> str:
     told = help_text(group).split("Exit codes: ")[1].split(".")[0]
     said = {int(code): meaning for code, meaning in re.findall(r"(\d) ([^,]+)", told)}
     rows: dict[int, list[str]] = {}
-    for kind, code in exits._CODES:
+    for kind, code in exits.CODES:
         rows.setdefault(code, []).append(f"`{kind.__name__}`")
     names = {value: name for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
     meanings = {code: said.get(code, name.lower()) for code, name in names.items()}

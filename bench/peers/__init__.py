@@ -1,4 +1,4 @@
-"""What the product is compared with, each in a module of its own; the third-party ones are in the extra `bench`.
+"""The peers that the product is compared with, one module each; third-party ones are in the extra `bench`.
 
 A store keeps bytes under a name and gives them back: it does not know whether they are still true, so it does less than
 an exact read. The models of an agent's own caches, `naive` and `in_process`, are exact.
@@ -81,7 +81,7 @@ def put_answer(store: Store, key: str, answer: Answer) -> None:
 
 
 def get_answer(store: Store, key: str) -> Any:
-    """What a program that keeps its state in this store does to read it."""
+    """The read of a program that keeps its state in this store."""
     data = store.get(key)
     return None if data is None else unpack(data)
 

@@ -29,7 +29,7 @@ _ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, Histo
 
 
 class Naive:
-    """The answers that the benchmarks ask for, each by a replay of its own; a context is one replay."""
+    """The answers that the benchmarks ask for, each by a separate replay; a context is one replay."""
 
     def __init__(self, ledger: str | Path) -> None:
         self._log = EventLog(ledger, create=False)

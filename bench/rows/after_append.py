@@ -108,7 +108,7 @@ def _stopped_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int
 
 @contextlib.contextmanager
 def _stopped(daemon: Daemon) -> Iterator[None]:
-    # Past its busy steps, so that it does not stand within a transaction.
+    # Past its busy steps, so that it is not within a transaction.
     time.sleep(0.03)
     daemon.freeze()
     try:
@@ -163,7 +163,7 @@ class _Measuring:
         self._newest = self._appender.ask()
 
     def append_nothing(self) -> None:
-        """What `append` does to this process: another one answers."""
+        """An append as this process sees it: another one answers."""
         self._appender.ask(children.NOTHING)
 
     def wait_published(self) -> None:
@@ -173,7 +173,7 @@ class _Measuring:
 
     def ours(self, side: str) -> None:
         value = self.watch.time(side, self._read)
-        assert value.as_of == self._newest, f"{self._name} stands at {value.as_of}, not at {self._newest}"
+        assert value.as_of == self._newest, f"{self._name} is at {value.as_of}, not at {self._newest}"
 
     def both(self, side: str, *, is_ours_first: bool) -> None:
         """Ours and the bare calls; the second finds warm what the first has just used."""
@@ -204,7 +204,7 @@ def _measuring(site: Site, read: str, watch: RoundTimer | None = None) -> Iterat
 
 @contextlib.contextmanager
 def _bare_read(ledger: Path) -> Iterator[Callable[[], tuple[list[Any], Any]]]:
-    """What is new by sqlite3, and the scores as they are published, by py-lmdb and msgpack."""
+    """The new rows by sqlite3, and the published scores by py-lmdb and msgpack."""
     environment = open_reader(Instance.of(ledger).directory)
     assert environment is not None
     with environment.read() as records:

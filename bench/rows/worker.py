@@ -67,7 +67,7 @@ def private_memory(bench: Bench) -> Row:
         above, views, bare_mb = [], [], []
         with bench.sites.site(events) as site:
             site.start()
-            # What two processes map, is neither's own: beside a worker, as in an agent with several.
+            # Pages that two processes map are private to neither: so it is measured beside another worker.
             with connect(site.ledger) as cache:
                 as_of = cache.frame().as_of
                 for _ in range(bench.scale.uss_workers):
@@ -86,7 +86,7 @@ def private_memory(bench: Bench) -> Row:
 
 
 def _memory_by_part(bench: Bench, row: Row) -> None:
-    """What is added step by step, beside another worker; a part has what the parts before it have not imported."""
+    """The memory that each step adds, beside another worker; a part has only imports that no earlier part had."""
     events = bench.largest
     bench.say("row 8: by part")
     with bench.sites.site(events) as site:

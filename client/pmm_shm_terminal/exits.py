@@ -14,7 +14,7 @@ INTEGRITY = 5
 INTERRUPTED = 130
 TERMINATED = 143
 
-_CODES: tuple[tuple[type[BaseException], int], ...] = (
+CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ConfigError, USAGE),
     (errors.UnknownFoldError, USAGE),
     (errors.InvalidEventError, USAGE),
@@ -31,7 +31,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 def exit_code(error: BaseException) -> int:
     """The exit code for an error that ends a command."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILURE)
+    return next((code for kind, code in CODES if isinstance(error, kind)), FAILURE)
 
 
 class CommandFailed(Exception):

@@ -80,6 +80,20 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
         raise beside_old_wal(path)
 
 
+def refuse_orphaned_wal(path: str) -> None:
+    """Raise if the ledger is missing and its `-wal` is not empty: SQLite deletes such a `-wal` with a new file.
+
+    Raises:
+        LedgerReplacedError: a new ledger there would destroy commits.
+    """
+    # In this order: a process that creates the ledger makes the file before the -wal.
+    if has_wal(path) and not os.path.exists(path):
+        raise LedgerReplacedError(
+            f"{path}: missing, but its -wal holds commits, which a new ledger would destroy. "
+            f"Put the ledger back beside it, or move {path}-wal to another name"
+        )
+
+
 def beside_old_wal(path: str) -> LedgerReplacedError:
     """The error for a ledger beside its predecessor's non-empty `-wal`, with the remedy."""
     return LedgerReplacedError(

@@ -8,6 +8,7 @@ import time
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.files import refuse_orphaned_wal
 from pmm_shm.ledger.sqlite_errors import retry_busy
 
 TABLE_SQL = """CREATE TABLE IF NOT EXISTS events (
@@ -43,11 +44,13 @@ def create_ledger(path: str, timeout_s: float) -> None:
         NotALedgerError: a database with other tables; it is not changed.
         LedgerUnwritableError: the file cannot be created.
         LedgerBusyError: another process held it for `timeout_s` seconds.
+        LedgerReplacedError: the file is missing, and its `-wal` holds commits.
     """
     deadline = time.monotonic() + timeout_s
     connection = Connection(path, "rwc", timeout_s)
     try:
         with connection.lock:
+            refuse_orphaned_wal(connection.path)
             handle = connection.handle()
             if connection.columns:
                 return

@@ -42,8 +42,8 @@ class Sizes(NamedTuple):
     transaction_id: int
 
 
-class Table(NamedTuple):
-    """The table of readers."""
+class ReaderTable(NamedTuple):
+    """LMDB's table of readers."""
 
     slots_max: int
     slots: tuple[Slot, ...]
@@ -65,7 +65,7 @@ def sizes_of(directory: Path) -> Sizes | None:
     return Sizes(map_bytes, (last_page + 1) * page_bytes, transaction_id) if magic == _MAGIC else None
 
 
-def table_of(directory: Path) -> Table | None:
+def reader_table(directory: Path) -> ReaderTable | None:
     """The reader table; None if it is missing or unreadable for this process.
 
     Raises:
@@ -89,4 +89,4 @@ def table_of(directory: Path) -> Table | None:
     used = min(header.unpack_from(data)[3], slots_max)
     found = (_READER.unpack_from(data, begin + number * _READER.size) for number in range(used))
     slots = tuple(Slot(pid, None if txn == _NO_TRANSACTION else txn) for txn, pid in found if pid)
-    return Table(slots_max, slots)
+    return ReaderTable(slots_max, slots)

@@ -295,7 +295,7 @@ class Maintenance:
         copy = self._copy(job)
         if copy is None:
             return VerifyReport(True, 0, (), 0, 0, None)._asdict()
-        pace = _Pace(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
+        pace = _CpuBudget(self, self._settings.verify_cpu_budget if job.kind == "periodic" else 1.0)
         connection = Connection(self._path, "ro")
         try:
             report, new_seals = verify(connection, copy, pace)
@@ -377,7 +377,7 @@ class Maintenance:
             raise Stopped
 
 
-class _Pace:
+class _CpuBudget:
     """Keeps a verification within its share of one core, measured in this thread's own CPU time."""
 
     def __init__(self, maintenance: Maintenance, budget: float) -> None:

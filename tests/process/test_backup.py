@@ -20,9 +20,9 @@ from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from tests.conftest import StartDaemon
-from tests.process.test_restore import AS_NOBODY, BUSY, dead_writer, without_table
 from tests.support import ledgers, workers
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
+from tests.support.restoring import AS_NOBODY, BUSY, dead_writer, without_table
 from tests.support.workers import EVENT_LOG, FOREIGN, PROMISES, contents, journal_of, make, working
 
 JOURNALS = ("wal", "delete")

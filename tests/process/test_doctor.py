@@ -513,7 +513,7 @@ def test_the_table_of_readers_is_the_one_that_lmdb_reports(
 ) -> None:
     daemon = start_daemon(path)
     process = reader(daemon.instance)
-    sizes, table = inspection.sizes_of(daemon.instance.directory), inspection.table_of(daemon.instance.directory)
+    sizes, table = inspection.sizes_of(daemon.instance.directory), inspection.reader_table(daemon.instance.directory)
     assert sizes is not None
     assert table is not None
     environment_ = open_reader(daemon.instance.directory)
@@ -521,7 +521,7 @@ def test_the_table_of_readers_is_the_one_that_lmdb_reports(
     try:
         told, numbers = environment_.env.readers(), environment_.env.info()
         # What this process has open, only LMDB may look at: to close its table would drop its locks.
-        assert inspection.table_of(daemon.instance.directory) is None
+        assert inspection.reader_table(daemon.instance.directory) is None
         with environment_.read():
             assert "store" not in examined(path)
             assert holds_lock(os.stat(daemon.instance.directory / "lock.mdb").st_ino, 0)

@@ -132,6 +132,7 @@ OPENERS = {
 # What opens a file or a database, per module: nobody else may, and none of these is given a file of the ledger but the
 # two marked so. Sockets connect, too.
 ALLOWED: dict[str, dict[str, int]] = {
+    "server/pmm_cached/indexer.py": {"self._tables.open": 2},  # Tables of vectors.
     "pmm_shm/instance/file_systems.py": {"open": 1},  # /proc/self/mountinfo
     "pmm_shm/ledger/opening.py": {"sqlite3.connect": 1},  # The ledger, by SQLite.
     "pmm_shm/ledger/restore.py": {"os.open": 1, "sqlite3.connect": 1},  # New files beside the ledger: copies.
@@ -348,6 +349,7 @@ THIRD_PARTY = {
     "matplotlib",
     "msgpack",
     "numpy",
+    "openai",
     "prometheus_client",
     "rich",
     "structlog",

@@ -25,7 +25,17 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers, workers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
-from tests.support.restoring import HEAD, JOURNALS, check_refused_for_room, empty, without_hashes
+from tests.support.restoring import (
+    AS_NOBODY,
+    BUSY,
+    HEAD,
+    JOURNALS,
+    check_refused_for_room,
+    dead_writer,
+    empty,
+    without_hashes,
+    without_table,
+)
 from tests.support.workers import EVENT_LOG, FOREIGN, READER, contents, journal_of, make, working
 
 NEVER = ("--verify-every", "0")
@@ -178,10 +188,6 @@ def cut_text(path: str) -> None:
     Path(path).write_text("no database at all\n" * 100, encoding="utf-8")
 
 
-def without_table(path: str) -> None:
-    ledgers.execute(path, "DROP TABLE events")
-
-
 def without_column(path: str) -> None:
     ledgers.execute(path, "ALTER TABLE events RENAME COLUMN kind TO sort")
 
@@ -206,21 +212,6 @@ def link(path: str) -> None:
 def symlink(path: str) -> None:
     os.unlink(path)
     os.symlink(ledger_of(path), path)
-
-
-def dead_writer(path: str) -> None:
-    """A writer died within a transaction and left its journal."""
-    ledgers.execute(path, "PRAGMA journal_mode = DELETE")
-    code = """
-import os, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("PRAGMA cache_size = 2")
-connection.execute("BEGIN")
-connection.execute("UPDATE events SET content = content || 'x'")
-os._exit(0)
-"""
-    assert run_python(code, path).returncode == 0
-    assert os.stat(path + "-journal").st_size
 
 
 def ledger_of(backup: str) -> str:
@@ -319,21 +310,6 @@ def stands(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
 
 
-AS_NOBODY = """
-import os, pwd, sys
-from pmm_shm.errors import PmmShmError
-from pmm_shm.ledger.restore import restore
-if os.getuid() == 0:
-    os.setgroups([])
-    os.setgid(pwd.getpwnam("nobody").pw_gid)
-    os.setuid(pwd.getpwnam("nobody").pw_uid)
-try:
-    print(restore(*sys.argv[1:]).events)
-except PmmShmError as error:
-    print(f"{type(error).__name__}: {error}")
-"""
-
-
 @pytest.fixture
 def apart() -> Iterator[Path]:
     """A directory that nobody may enter and write, which `tmp_path` is not."""
@@ -398,14 +374,6 @@ def test_a_backup_that_is_written_meanwhile(place: tuple[str, str], mode: str, m
 # A busy ledger, and a full disk.
 
 
-BUSY = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-cursor = connection.execute(sys.argv[2])
-cursor.fetchone()
-print("ready", flush=True)
-sys.stdin.readline()
-"""
 COMMITS_LATE = """
 import sqlite3
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)

@@ -17,9 +17,10 @@ from typing import Any
 import pexpect
 import pytest
 
-from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError, LedgerReplacedError
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.state import with_remedies
 from pmm_shm_client import commands, connect
@@ -148,22 +149,22 @@ def test_the_remedy_of_a_damaged_ledger_restores_it_and_keeps_the_backup(tmp_pat
     """BACKUP first, then LEDGER: the other way round it would overwrite the backup."""
     ledger, backup = str(tmp_path / "agent.db"), str(tmp_path / "backup.db")
     ledgers.build(ledger, 500, journal="delete")
-    assert run("backup", ledger, backup).returncode == 0
+    assert run("backup", ledger, backup).code == 0
     whole = ledgers.raw_rows(ledger)
     with open(ledger, "r+b") as file:
         file.seek(os.stat(ledger).st_size // 2 // 4_096 * 4_096)
         file.write(b"\xff" * 4_096)
-    found = json.loads(run("top", ledger, "--json", "--interval", "0.1").stdout)
+    found = json.loads(run("top", ledger, "--json", "--interval", "0.1", env=PLAIN).out)
     command = next(one["command"] for one in found["remedies"] if "malformed" in one["problem"])
     assert command == f"pmm-shm restore BACKUP {ledger}"
     given = cli.commands["restore"].make_context("restore", shlex.split(command)[2:]).params
     assert (given["backup"], given["ledger"]) == ("BACKUP", ledger)
     kept = ledgers.read_bytes(backup)
     ran = run(*shlex.split(command.replace("BACKUP", backup))[1:], "--json")
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (ran.code, ran.err) == (0, "")
     assert ledgers.raw_rows(ledger) == whole
     assert ledgers.read_bytes(backup) == kept
-    assert b"\xff" * 4_096 in ledgers.read_bytes(json.loads(ran.stdout)["safety_copy"])
+    assert b"\xff" * 4_096 in ledgers.read_bytes(json.loads(ran.out)["safety_copy"])
 
 
 def test_one_frame(ledger: str, start_daemon: StartDaemon) -> None:
@@ -291,3 +292,24 @@ def test_the_terminal_is_given_back(terminal: Callable[..., pexpect.spawn[str]],
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == {"ctrl-c": 130, "sigterm": 143}.get(how, 0)
+
+
+def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
+    source = Path(refuse_foreign_wal.__code__.co_filename).read_text(encoding="utf-8")
+    assert "replaced beside the -wal" in source
+    ledger = str(tmp_path / "a b.db")
+    error = LedgerReplacedError(f"{ledger}: replaced beside the -wal of the file it replaced; ...")
+    remedy = typed(error, Instance.of(ledger))
+    assert remedy is not None
+    move = ["mv", "--backup=numbered"]
+    moves = [*move, f"{ledger}-wal", f"{ledger}-wal.old", "&&", *move, f"{ledger}-shm", f"{ledger}-shm.old"]
+    assert shlex.split(remedy, comments=True) == moves
+    for turn in range(2):
+        for suffix in ("-wal", "-shm"):
+            Path(ledger + suffix).write_text(f"{turn}", encoding="utf-8")
+        subprocess.run(["bash", "-c", remedy], check=True)
+    # The second turn keeps what the first one moved.
+    kept = {name: (tmp_path / name).read_text(encoding="utf-8") for name in os.listdir(tmp_path)}
+    assert kept == {
+        "a b.db-wal.old": "1", "a b.db-wal.old.~1~": "0", "a b.db-shm.old": "1", "a b.db-shm.old.~1~": "0",
+    }  # fmt: skip

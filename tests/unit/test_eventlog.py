@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import threading
 import time
 from collections import UserDict
@@ -83,6 +84,20 @@ def test_what_is_not_a_ledger_is_refused_and_left_alone(tmp_path: Path, create: 
         assert path.read_bytes() == before
     with pytest.raises(errors.NotALedgerError):
         EventLog(tmp_path / "dir.db", create=create)
+
+
+def test_no_ledger_is_made_beside_the_wal_of_a_missing_one(path: str, tmp_path: Path) -> None:
+    """SQLite deletes such a -wal with the first look at the new file, and the commits in it are gone."""
+    lost = str(tmp_path / "lost.db")
+    with EventLog(path) as log:
+        log.append("note", "acknowledged")
+        shutil.copyfile(path + "-wal", lost + "-wal")
+    wal = Path(lost + "-wal").read_bytes()
+    assert b"acknowledged" in wal
+    with pytest.raises(errors.LedgerReplacedError, match="missing, but its -wal holds commits"):
+        EventLog(lost)
+    assert Path(lost + "-wal").read_bytes() == wal
+    assert not os.path.exists(lost)
 
 
 def test_a_missing_file_or_directory(tmp_path: Path) -> None:

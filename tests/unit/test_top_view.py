@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from pmm_shm.errors import LedgerReplacedError
 from pmm_shm.instance.paths import Instance
-from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm.remedies import remedy_for
 from pmm_shm.wire.protocol import COUNTERS
 from pmm_shm_cli.charts import curve, spark
@@ -27,27 +20,6 @@ def typed(problem: str | Exception, instance: Instance) -> str | None:
     (found,) = with_remedies(instance, [problem])
     assert found["problem"] == str(problem)
     return found["command"]
-
-
-def test_the_remedy_of_a_foreign_wal(tmp_path: Path) -> None:
-    source = Path(refuse_foreign_wal.__code__.co_filename).read_text(encoding="utf-8")
-    assert "replaced beside the -wal" in source
-    ledger = str(tmp_path / "a b.db")
-    error = LedgerReplacedError(f"{ledger}: replaced beside the -wal of the file it replaced; ...")
-    remedy = typed(error, Instance.of(ledger))
-    assert remedy is not None
-    move = ["mv", "--backup=numbered"]
-    moves = [*move, f"{ledger}-wal", f"{ledger}-wal.old", "&&", *move, f"{ledger}-shm", f"{ledger}-shm.old"]
-    assert shlex.split(remedy, comments=True) == moves
-    for turn in range(2):
-        for suffix in ("-wal", "-shm"):
-            Path(ledger + suffix).write_text(f"{turn}", encoding="utf-8")
-        subprocess.run(["bash", "-c", remedy], check=True)
-    # The second turn keeps what the first one moved.
-    kept = {name: (tmp_path / name).read_text(encoding="utf-8") for name in os.listdir(tmp_path)}
-    assert kept == {
-        "a b.db-wal.old": "1", "a b.db-wal.old.~1~": "0", "a b.db-shm.old": "1", "a b.db-shm.old.~1~": "0",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a check finds: how bad it is, what it means, and what to do about it."""
+"""The finding of a check: its severity, its meaning, and its remedy."""
 
 from __future__ import annotations
 

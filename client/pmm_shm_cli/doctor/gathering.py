@@ -290,7 +290,7 @@ def _socket_state(path: str) -> SocketState:
 
 
 def _look_at_store(instance: Instance) -> StoreFacts | None:
-    sizes, table = inspection.sizes_of(instance.directory), inspection.table_of(instance.directory)
+    sizes, table = inspection.sizes_of(instance.directory), inspection.reader_table(instance.directory)
     if sizes is None or table is None:
         return None
     readers = tuple(

@@ -1,4 +1,4 @@
-"""What several checks share."""
+"""Helpers that several checks share."""
 
 from __future__ import annotations
 
