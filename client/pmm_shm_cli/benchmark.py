@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
+from pmm_shm.errors import DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.files import bytes_of
@@ -304,6 +304,3 @@ def _cpu_model() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.machine() or sys.platform
-
-
-__all__ = ["Comparison", "DaemonError", "Report", "WrongAnswerError", "machine", "run"]

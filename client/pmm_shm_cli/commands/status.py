@@ -39,7 +39,7 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     instance = Instance.of(path)
     asked = state.ask(instance, timeout, head)
     daemon = asked.numbers
-    published = state.published(instance)
+    as_of, folds = state.published(instance)
     found: dict[str, Any] = {
         "health": asked.health,
         "reasons": [str(problem) for problem in asked.problems],
@@ -48,10 +48,10 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
         "journal": journal,
         "instance_directory": str(instance.directory),
         "head_id": head,
-        "as_of": published.as_of if daemon is None else daemon["as_of"],
+        "as_of": as_of if daemon is None else daemon["as_of"],
         "lag_events": None if daemon is None else daemon["lag_events"],
         "lag_ms": None if daemon is None else daemon["lag_ms"],
-        "folds": published.folds,
+        "folds": folds,
         "sizes": _sizes(instance, daemon),
         "readers": state.readers_of(daemon),
         "daemon": daemon,

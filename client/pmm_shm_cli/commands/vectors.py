@@ -236,7 +236,7 @@ def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     if as_json:
         print_json({"ledger": instance.ledger, **done, "tables": tables})
         return
-    show(shown_tables(tables, done["as_of"]))
+    show(_shown_tables(tables, done["as_of"]))
     imported = [f"{done[name]:,} {name}" for name in ("put", "removed", "malformed") if done[name]]
     if imported:
         click.echo(f"rows of event_embeddings: {', '.join(imported)}")
@@ -314,10 +314,10 @@ def _bars(head: int) -> Iterator[Callable[[DaemonNumbers], None] | None]:
         yield update
 
 
-def shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int | None = None) -> RenderableType:
+def _shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int) -> RenderableType:
     """The daemon's tables of event vectors."""
     made = table("model", "rows", "dimension", "as of event", "kinds")
     for model, found in sorted(tables.items()):
         kinds = ", ".join(found["kinds"]) or None
         made.add_row(*map(cell, (model, found["rows"], found["dimension"], found["as_of"], kinds)))
-    return titled("event vectors" if as_of is None else f"event vectors (as of event {as_of})", made)
+    return titled(f"event vectors (as of event {as_of})", made)

@@ -12,7 +12,7 @@ from pmm_shm_cli.doctor.facts import MachineFacts, SystemFacts
 from pmm_shm_cli.doctor.finding import Finding
 from pmm_shm_cli.doctor.gathering import look_at_ledger, look_at_state
 from pmm_shm_cli.doctor.machine import look_at_machine
-from pmm_shm_cli.doctor.processes import limits_of, users_of
+from pmm_shm_cli.doctor.processes import users_of
 
 
 def gather(path: str, timeout_s: float) -> SystemFacts:
@@ -24,9 +24,7 @@ def gather(path: str, timeout_s: float) -> SystemFacts:
     ledger = look_at_ledger(instance.ledger, timeout_s)
     state = look_at_state(instance, timeout_s)
     pid = state.daemon_pid if state.daemon_state is not None else None
-    daemon_limits = None if pid is None else limits_of(pid, f"the daemon (pid {pid})")
-    machine = look_at_machine(instance.ledger, daemon_limits=daemon_limits)
-    return SystemFacts(machine, ledger, state, users_of(instance))
+    return SystemFacts(look_at_machine(instance.ledger, pid), ledger, state, users_of(instance))
 
 
 def diagnose(facts: SystemFacts | MachineFacts) -> list[Finding]:

@@ -37,7 +37,7 @@ def users_of(instance: Instance) -> tuple[User, ...]:
 
 
 def limits_of(pid: int, whose: str) -> Limits | None:
-    """The resource limits of another process; None if this user may not see them."""
+    """The resource limits of a process; None if this user may not see them."""
     text = _text(f"/proc/{pid}/limits")
     found = {field: re.search(rf"^{name} +(\S+)", text, re.MULTILINE) for name, field in _LIMITS.items()}
     if not text or not all(found.values()):

@@ -48,13 +48,13 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
         yield warning(
             found,
             "any user of this machine can change what the agent believes",
-            remedy("protect-from-writers", ledger=file.path),
+            remedy("protect", ledger=file.path),
         )
     elif file.mode & stat.S_IROTH:
         yield note(
             found,
             "any user of this machine can read what the agent remembers",
-            remedy("protect-from-readers", ledger=file.path),
+            remedy("protect", ledger=file.path),
         )
     else:
         yield ok(found, "only users who may read the ledger may read the shared state")
