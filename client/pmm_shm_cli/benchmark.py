@@ -27,6 +27,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.files import bytes_of
 from pmm_shm.ledger.new_events import EventInput
+from pmm_shm_cli.environment import changed_environment
 from pmm_shm_cli.spectator import SpectatorCache
 from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
 from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
@@ -148,25 +149,11 @@ def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> boo
 def caches(ledger: Path) -> Iterator[tuple[Cache, Cache]]:
     """The two sides: with caches and without."""
     with contextlib.ExitStack() as stack:
-        with _flags("true"):
+        with changed_environment(dict.fromkeys(_FLAGS, "true")):
             on = stack.enter_context(Cache(ledger))
-        with _flags("false"):
+        with changed_environment(dict.fromkeys(_FLAGS, "false")):
             off = stack.enter_context(Cache(ledger))
         yield on, off
-
-
-@contextlib.contextmanager
-def _flags(value: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _FLAGS}
-    os.environ.update(dict.fromkeys(_FLAGS, value))
-    try:
-        yield
-    finally:
-        for name, text in before.items():
-            if text is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = text
 
 
 def answers(source: Cache | Frame) -> dict[str, Any]:

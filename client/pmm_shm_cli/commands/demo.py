@@ -7,12 +7,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm_cli.environment import changed_environment
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Finite, json_option
@@ -38,7 +39,10 @@ def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
 
     Ends with a comparison of every answer with a full replay; exit code 5 where they differ.
     """
-    with _environment(), _directory(keep) as directory:
+    # The demo shows the product as it is, not as this shell has set it up, and keeps to its own directory.
+    ours = dict.fromkeys(name for name in os.environ if name.startswith("PMM_"))
+    with changed_environment(ours), _directory(keep) as name:
+        directory = Path(name)
         if sys.stdout.isatty() and not as_json:
             outcome = _run_live(directory, workers, seconds)
         else:
@@ -89,29 +93,16 @@ def _run_with_lines(directory: Path, workers: int, seconds: float, to_stderr: bo
     return Run(directory, workers, seconds, say, tick).run()
 
 
-@contextlib.contextmanager
-def _directory(keep: str | None) -> Iterator[Path]:
+def _directory(keep: str | None) -> AbstractContextManager[str]:
     """The directory of the demo: a temporary one, removed at the end, or the one to keep."""
-    if keep is not None:
-        path = Path(os.path.realpath(keep))
-        try:
-            path.mkdir(exist_ok=True)
-            occupied = any(path.iterdir())
-        except OSError as error:
-            raise CommandFailed(f"{path}: {error.strerror}", exits.FAILURE) from None
-        if occupied:
-            raise CommandFailed(f"{path}: not empty; name a new directory", exits.FAILURE)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="pmm-shm-demo-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """The demo shows the product as it is, not as this shell has set it up, and keeps to its own directory."""
-    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PMM_")}
+    if keep is None:
+        return tempfile.TemporaryDirectory(prefix="pmm-shm-demo-", ignore_cleanup_errors=True)
+    path = Path(os.path.realpath(keep))
     try:
-        yield
-    finally:
-        os.environ.update(before)
+        path.mkdir(exist_ok=True)
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise CommandFailed(f"{path}: {error.strerror}", exits.FAILURE) from None
+    if occupied:
+        raise CommandFailed(f"{path}: not empty; name a new directory", exits.FAILURE)
+    return contextlib.nullcontext(str(path))
