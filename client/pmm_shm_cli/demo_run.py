@@ -44,14 +44,16 @@ _STATS_TIMEOUT_S = 0.5
 
 @dataclass
 class WorkerProcess:
-    """One worker process, and its newest report."""
+    """One worker process, and its newest report, which a thread keeps up to date."""
 
     process: subprocess.Popen[str]
     report: dict[str, Any]
-    reader: threading.Thread | None = None
 
-    def listen(self) -> None:
-        """Keep the newest report until the process ends."""
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        self.reader.start()
+
+    def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
@@ -249,10 +251,7 @@ class Run:
                 start_new_session=True,
             )
             none = {"appends": 0, "reads": 0, "hits": 0, "as_of": 0, "p50_us": 0.0, "p99_us": 0.0, "violations": []}
-            worker = WorkerProcess(process, {**none, "is_final": False})
-            worker.reader = threading.Thread(target=worker.listen, daemon=True)
-            worker.reader.start()
-            self.picture.workers.append(worker)
+            self.picture.workers.append(WorkerProcess(process, {**none, "is_final": False}))
 
     def _wait_for_workers(self) -> None:
         """Wait until the workers run: the demo does not measure the start of Python."""
@@ -272,8 +271,7 @@ class Run:
         for worker in self.picture.workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
-            if worker.reader is not None:
-                worker.reader.join(1.0)
+            worker.reader.join(1.0)
         self._say("the workers have stopped")
 
     def _kill_all(self) -> None:

@@ -52,4 +52,3 @@ MACHINE_CHECKS = (
     DoctorCheck("environment", machine.environment),
     DoctorCheck("service", machine.services),
 )
-CHECKS = (*LEDGER_CHECKS, *MACHINE_CHECKS)
