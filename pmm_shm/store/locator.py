@@ -55,7 +55,7 @@ class EnvironmentLocator:
         return environment if self._is_usable else None
 
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
-        """Note that reading the environment failed. A damaged one is refused until it is made anew."""
+        """Note that reading the environment failed. A damaged one is refused as long as it is open here."""
         self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
         if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
             self._is_usable = False
