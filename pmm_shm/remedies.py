@@ -166,8 +166,7 @@ TEMPLATES: Mapping[str, Template] = {
         "see how much is affected, then restore a good backup",
         "pmm-shm verify {ledger}; pmm-shm restore BACKUP {ledger}",
     ),
-    "protect-from-writers": Template("let only the owner and the group write", "chmod o-rwx {ledger}"),
-    "protect-from-readers": Template("let only the owner and the group read", "chmod o-rwx {ledger}"),
+    "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "join-to-read": Template(
         "make {user} a member of the ledger's group, and let the group read and write",
         "usermod -aG {group} {user} && chmod g+rw {ledger}",

@@ -22,14 +22,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
+from pmm_shm.errors import DaemonTimeoutError, PmmShmError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.files import bytes_of
 from pmm_shm.ledger.new_events import EventInput
+from pmm_shm_cli.environment import changed_environment
 from pmm_shm_cli.spectator import SpectatorCache
 from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
-from pmm_shm_client.autostart import daemon_command, is_running, last_line
+from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import Frame
 
@@ -123,14 +124,7 @@ def serving(ledger: Path) -> Iterator[None]:
         DaemonError: it does not start.
     """
     log_file = ledger.with_suffix(".log")
-    with open(log_file, "wb") as log:
-        process = subprocess.Popen(
-            [*daemon_command(), "--verify-every", "0", "--embedder", "none", str(ledger)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process = spawn_daemon(str(ledger), log_file, "--verify-every", "0", "--embedder", "none")
     try:
         if not _is_published_in_time(ledger, process):
             raise DaemonTimeoutError(f"{ledger}: the daemon did not come up: {last_line(log_file)}")
@@ -155,25 +149,11 @@ def _is_published_in_time(ledger: Path, process: subprocess.Popen[bytes]) -> boo
 def caches(ledger: Path) -> Iterator[tuple[Cache, Cache]]:
     """The two sides: with caches and without."""
     with contextlib.ExitStack() as stack:
-        with _flags("true"):
+        with changed_environment(dict.fromkeys(_FLAGS, "true")):
             on = stack.enter_context(Cache(ledger))
-        with _flags("false"):
+        with changed_environment(dict.fromkeys(_FLAGS, "false")):
             off = stack.enter_context(Cache(ledger))
         yield on, off
-
-
-@contextlib.contextmanager
-def _flags(value: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _FLAGS}
-    os.environ.update(dict.fromkeys(_FLAGS, value))
-    try:
-        yield
-    finally:
-        for name, text in before.items():
-            if text is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = text
 
 
 def answers(source: Cache | Frame) -> dict[str, Any]:
@@ -311,6 +291,3 @@ def _cpu_model() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.machine() or sys.platform
-
-
-__all__ = ["Comparison", "DaemonError", "Report", "WrongAnswerError", "machine", "run"]

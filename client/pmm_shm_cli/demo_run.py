@@ -14,21 +14,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from pmm_shm.errors import DaemonError, DaemonTimeoutError, PmmShmError
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.recovery import open_recovered
+from pmm_shm.ledger.recovery import ledger_head, open_recovered
 from pmm_shm.wire import protocol
 from pmm_shm_cli import synthetic
-from pmm_shm_cli.oracle import head_of, replayed_views
 from pmm_shm_client import commands
-from pmm_shm_client.autostart import daemon_command, is_running
+from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency
-from pmm_shm_terminal.answers import NAMES, answer_of_cache, answer_of_views, folds_for
+from pmm_shm_client.replaying import replayed
+from pmm_shm_terminal.answers import NAMES, answer_of_cache, answer_of_replay, folds_for
 
 INITIAL_EVENTS = 20_000
 KILL_AT, RESTART_AT = 0.35, 0.65
@@ -43,14 +44,16 @@ _STATS_TIMEOUT_S = 0.5
 
 @dataclass
 class WorkerProcess:
-    """One worker process, and its newest report."""
+    """One worker process, and its newest report, which a thread keeps up to date."""
 
     process: subprocess.Popen[str]
     report: dict[str, Any]
-    reader: threading.Thread | None = None
 
-    def listen(self) -> None:
-        """Keep the newest report until the process ends."""
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        self.reader.start()
+
+    def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
@@ -116,7 +119,7 @@ class Run:
 
     Parameters:
         on_event: called with each line of the timeline.
-        on_tick: called about ten times a second.
+        on_tick: called about ten times a second with the picture.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class Run:
         workers: int,
         seconds: float,
         on_event: Callable[[float, str], None],
-        on_tick: Callable[[], None],
+        on_tick: Callable[[Picture], None],
     ) -> None:
         self.picture = Picture(seconds)
         self.ledger = str(directory / "demo.db")
@@ -194,11 +197,11 @@ class Run:
                 raise PmmShmError(f"worker {number} ended with exit code {worker.process.returncode}")
         if self._daemon is not None:
             if self._daemon.poll() is not None:
-                raise PmmShmError(f"the daemon ended by itself: {self._last_log_line()}")
+                raise PmmShmError(f"the daemon ended by itself: {last_line(self._log)}")
             if time.monotonic() >= self._next_stats_s:
                 self._next_stats_s = time.monotonic() + _STATS_EVERY_S
                 self._look_at_daemon()
-        self._on_tick()
+        self._on_tick(self.picture)
 
     def _look_at_daemon(self) -> None:
         head = self.picture.head
@@ -217,15 +220,7 @@ class Run:
     # Processes.
 
     def _start_daemon(self) -> None:
-        with open(self._log, "ab") as log:
-            self._daemon = subprocess.Popen(
-                [*daemon_command(), "--log-format", "json", self.ledger],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Only the demo receives Ctrl-C; it then ends its children in order.
-                start_new_session=True,
-            )
+        self._daemon = spawn_daemon(self.ledger, self._log, "--log-format", "json")
         self.picture.daemon_pid = self._daemon.pid
         self.picture.daemon_state = "starting"
 
@@ -233,14 +228,10 @@ class Run:
         deadline = time.monotonic() + _DAEMON_STARTS_S
         while not is_running(self._instance, 0.5):
             if time.monotonic() >= deadline:
-                raise DaemonTimeoutError(f"the daemon did not start: {self._last_log_line()}")
+                raise DaemonTimeoutError(f"the daemon did not start: {last_line(self._log)}")
             self._look()
             time.sleep(0.05)
         self._look_at_daemon()
-
-    def _last_log_line(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return lines[-1] if lines else "its log is empty"
 
     def _kill_daemon(self) -> None:
         if self._daemon is not None:
@@ -256,13 +247,11 @@ class Run:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                # Only the demo receives Ctrl-C; it then ends its children in order.
                 start_new_session=True,
             )
             none = {"appends": 0, "reads": 0, "hits": 0, "as_of": 0, "p50_us": 0.0, "p99_us": 0.0, "violations": []}
-            worker = WorkerProcess(process, {**none, "is_final": False})
-            worker.reader = threading.Thread(target=worker.listen, daemon=True)
-            worker.reader.start()
-            self.picture.workers.append(worker)
+            self.picture.workers.append(WorkerProcess(process, {**none, "is_final": False}))
 
     def _wait_for_workers(self) -> None:
         """Wait until the workers run: the demo does not measure the start of Python."""
@@ -282,8 +271,7 @@ class Run:
         for worker in self.picture.workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
-            if worker.reader is not None:
-                worker.reader.join(1.0)
+            worker.reader.join(1.0)
         self._say("the workers have stopped")
 
     def _kill_all(self) -> None:
@@ -327,8 +315,8 @@ class Run:
                 "hit_rate": picture.hit_rate,
                 "reads_per_second": round(reads / seconds),
                 "appends_per_second": round(picture.total("appends") / seconds),
-                "read_p50_us": _middle([worker.report["p50_us"] for worker in picture.workers]),
-                "read_p99_us": _middle([worker.report["p99_us"] for worker in picture.workers]),
+                "read_p50_us": round(median_high(worker.report["p50_us"] for worker in picture.workers), 3),
+                "read_p99_us": round(median_high(worker.report["p99_us"] for worker in picture.workers), 3),
                 **self._numbers,
             },
         )
@@ -343,13 +331,9 @@ class Run:
         return DemoCheck("reads never go back, own appends are seen at once", not broken, detail)
 
     def _check_count(self) -> DemoCheck:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            with connection.lock:
-                handle = connection.handle()
-                count = connection.retry(lambda: handle.execute("SELECT count(*) FROM events").fetchall())[0][0]
-        finally:
-            connection.close()
+        with contextlib.closing(open_recovered(self.ledger, 10.0)) as connection, connection.lock:
+            handle = connection.handle()
+            count = connection.retry(lambda: handle.execute("SELECT count(*) FROM events").fetchall())[0][0]
         appends = self.picture.total("appends")
         return DemoCheck(
             "no append was lost",
@@ -358,11 +342,7 @@ class Run:
         )
 
     def _check_published(self, cache: Cache) -> DemoCheck:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            head = head_of(connection)
-        finally:
-            connection.close()
+        head = ledger_head(self.ledger, 10.0)
         try:
             published = cache.wait_for(head, timeout=10.0)
         except DaemonError as error:
@@ -371,19 +351,16 @@ class Run:
         return DemoCheck("the daemon has published everything", published >= head, f"as of event {published:,}")
 
     def _check_answers(self, cache: Cache, consistency: Consistency) -> list[DemoCheck]:
-        connection = open_recovered(self.ledger, 10.0)
-        try:
-            as_of, views = replayed_views(connection, folds_for("frame", None))
-        finally:
-            connection.close()
+        with contextlib.closing(open_recovered(self.ledger, 10.0)) as connection:
+            reading = replayed(connection, folds_for("frame", None))
         names = [name for name in NAMES if name != "frame"]
         wrong = [
             name
             for name in names
-            if answer_of_cache(name, cache, consistency, False, MAX_TRAIT_DELTA) != answer_of_views(name, views, as_of)
+            if answer_of_cache(name, cache, consistency, False, MAX_TRAIT_DELTA) != answer_of_replay(name, reading)
         ]
         title = "exact reads equal a full replay" if consistency == "exact" else "the snapshot equals a full replay"
-        detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {as_of:,}"
+        detail = f"{', '.join(wrong)} differ" if wrong else f"{len(names)} answers at event {reading.as_of:,}"
         return [DemoCheck(title, not wrong, detail)]
 
     def _say(self, text: str) -> None:
@@ -391,9 +368,4 @@ class Run:
         self.picture.elapsed_s = at_s
         self.picture.timeline.append((at_s, text))
         self._on_event(at_s, text)
-        self._on_tick()
-
-
-def _middle(values: list[float]) -> float:
-    """The median."""
-    return round(sorted(values)[len(values) // 2], 3) if values else 0.0
+        self._on_tick(self.picture)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import Group, RenderableType
+from rich.text import Text
 
+from pmm_shm_cli.demo_run import DemoOutcome, Picture
 from pmm_shm_terminal.output import pairs, table, titled
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
-    from pmm_shm_cli.demo_run import DemoOutcome, Picture
 
 _STATES = {"running": "bold green", "killed": "bold red", "starting": "bold yellow"}
 
@@ -25,14 +21,10 @@ def status_line(picture: Picture) -> str:
 
 def live_view(picture: Picture) -> RenderableType:
     """The picture on a terminal; its height changes only with new lines of the timeline."""
-    from rich.console import Group
-
     return Group(_header(picture), _workers(picture), *_timeline(picture))
 
 
 def _header(picture: Picture) -> Text:
-    from rich.text import Text
-
     line = Text.assemble(("pmm-shm demo", "bold"), f"  {picture.elapsed_s:4.1f} s   daemon ")
     line.append(picture.daemon_state, _STATES.get(picture.daemon_state, ""))
     line.append(f"   published {picture.published:,}   ")
@@ -63,8 +55,6 @@ def _workers(picture: Picture) -> RenderableType:
 
 
 def _timeline(picture: Picture) -> list[Text]:
-    from rich.text import Text
-
     return [
         Text.assemble((f"{at_s:5.1f} s  ", "dim"), (text, "red" if "killed" in text else ""))
         for at_s, text in picture.timeline
@@ -73,8 +63,6 @@ def _timeline(picture: Picture) -> list[Text]:
 
 def verdict(outcome: DemoOutcome) -> list[RenderableType]:
     """The end of the demo, for people."""
-    from rich.text import Text
-
     made = table("", "promise", "found")
     for check in outcome.checks:
         mark = Text("kept", "green") if check.ok else Text("BROKEN", "bold red")

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack
 from pmm_shm.errors import ConfigError
-from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
 from pmm_shm.folds.self_model import (
     IDENTITY_STEPS,
@@ -30,8 +30,7 @@ from pmm_shm.folds.state import QUARANTINE, State
 from pmm_shm.frozen import thawed
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import Event
-from pmm_shm.ledger.tail import Position
-from pmm_shm.projection.replay import replay
+from pmm_shm.projection.replay import Progress, replay
 
 Apply = Callable[[Event, State], None]
 TOTALS = ("ias_up", "ias_down", "gas_up", "gas_down")
@@ -84,10 +83,7 @@ class Subject(ABC):
     """A value that can be explained: the events that concern it, and its form in the state of its fold."""
 
     name: str
-
-    @abstractmethod
-    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
-        """The fold that computes it, whose events go through `watch`."""
+    fold: type[SelfModelFold | MetricsFold] = SelfModelFold
 
     @abstractmethod
     def concerns(self, event: Event) -> bool:
@@ -121,33 +117,7 @@ class Observation(NamedTuple):
     is_same: bool
 
 
-class _WatchedSelfModel(SelfModelFold):
-    takes_batches = False
-
-    def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def apply(self, event: Event, state: State) -> None:
-        self._watch(super().apply, event, state)
-
-
-class _WatchedMetrics(MetricsFold):
-    takes_batches = False
-
-    def __init__(self, watch: Callable[[Apply, Event, State], None]) -> None:
-        self._watch = watch
-
-    def apply(self, event: Event, state: State) -> None:
-        self._watch(super().apply, event, state)
-
-
-class _OfSelfModel(Subject):
-    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
-        return _WatchedSelfModel(watch)
-
-
-class Name(_OfSelfModel):
+class Name(Subject):
     """The name: adoptions, changes, clears, and events without effect."""
 
     name = "identity.name"
@@ -171,7 +141,7 @@ class Name(_OfSelfModel):
         return "adopted" if seen.event.kind == "identity_adopt" else "changed", {}
 
 
-class Trait(_OfSelfModel):
+class Trait(Subject):
     """One trait: every update, and whether it was clamped.
 
     Raises:
@@ -208,7 +178,7 @@ class Trait(_OfSelfModel):
         return f"{_NOTHING}: {words}" if seen.is_same else words, {"deltas": deltas, "clamped": was_clamped}
 
 
-class Commitment(_OfSelfModel):
+class Commitment(Subject):
     """One commitment: opened, evidence, snoozed, closed or expired. The value is its entry in the self-model.
 
     Raises:
@@ -277,9 +247,7 @@ class MetricsSubject(Subject):
     """IAS and GAS: every event that changed the scores, before feedback and clamping."""
 
     name = "metrics"
-
-    def fold(self, watch: Callable[[Apply, Event, State], None]) -> Fold:
-        return _WatchedMetrics(watch)
+    fold = MetricsFold
 
     def concerns(self, event: Event) -> bool:
         return event.kind in METRICS_KINDS
@@ -317,23 +285,21 @@ def explain(
     subject: Subject,
     limit: int | None = None,
     until_id: int | None = None,
-    advance: Callable[[int], None] = lambda event_id: None,
+    progress: Progress | None = None,
 ) -> Explanation:
     """Explain a value at the head of the log, or at event `until_id`, by a full replay of its fold.
 
     Parameters:
         limit: number of steps to keep, the newest; None for all.
-        advance: called with the position of the replay.
+        progress: called with the position of the replay.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
     watch = _Recorder(subject, limit)
-    fold = subject.fold(watch)
-
-    def progress(position: Position) -> None:
-        advance(position.as_of)
-
+    fold = subject.fold()
+    # An instance that shows each event to the recorder, one by one; the fold itself stays as it is.
+    fold.takes_batches, fold.apply = False, partial(watch, fold.apply)  # type: ignore[misc, method-assign]
     position, states = replay(connection, [fold], progress, until_id)
     state = states[fold.name]
     watch.begin(state)

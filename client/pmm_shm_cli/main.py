@@ -12,7 +12,7 @@ import click
 
 from pmm_shm_chat.command import chat
 from pmm_shm_cli.commands.admin import append, invalidate, verify
-from pmm_shm_cli.commands.backup import backup
+from pmm_shm_cli.commands.backup import backup, restore
 from pmm_shm_cli.commands.bench import bench
 from pmm_shm_cli.commands.completion import completion
 from pmm_shm_cli.commands.demo import demo
@@ -21,7 +21,6 @@ from pmm_shm_cli.commands.explain import explain
 from pmm_shm_cli.commands.generate import generate
 from pmm_shm_cli.commands.plot import plot
 from pmm_shm_cli.commands.reads import read, replay
-from pmm_shm_cli.commands.restore import restore
 from pmm_shm_cli.commands.status import status
 from pmm_shm_cli.commands.top import top
 from pmm_shm_cli.commands.vectors import embed, search
@@ -80,6 +79,3 @@ for _command in _COMMANDS:
 def main() -> NoReturn:
     """Entry point of `pmm-shm`."""
     run_program(cli, "pmm-shm")
-
-
-__all__ = ["cli", "main"]

@@ -67,27 +67,20 @@ def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> li
     return found
 
 
-class Published(NamedTuple):
-    """The content of the store.
+def published(instance: Instance) -> tuple[int | None, dict[str, dict[str, Any]]]:
+    """The published state, also that of a daemon that has ended.
 
-    Attributes:
-        as_of: the newest event in it; None if nothing is published.
-        folds: name to {"version", "entries", "bytes", "is_complete"}: counted up to a number of entries.
+    Returns:
+        (as_of, folds): the newest event in it, None if nothing is published; and by name "version", "entries", "bytes"
+        and "is_complete", which is false if there are more entries than were counted.
     """
-
-    as_of: int | None
-    folds: dict[str, dict[str, Any]]
-
-
-def published(instance: Instance) -> Published:
-    """The published state, also that of a daemon that has ended."""
     from pmm_shm.store.snapshot import SnapshotReader
 
     reader = SnapshotReader(instance)
     try:
         with reader.begin() as snapshot:
             if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return Published(None, {})
+                return None, {}
             sizes = snapshot.state_sizes(_ENTRIES_MAX)
             folds = {
                 name: {
@@ -98,9 +91,9 @@ def published(instance: Instance) -> Published:
                 }
                 for name, (version, _, _) in snapshot.header.folds.items()
             }
-            return Published(snapshot.header.position.as_of, folds)
+            return snapshot.header.position.as_of, folds
     except StoreError:
-        return Published(None, {})
+        return None, {}
     finally:
         reader.close()
 

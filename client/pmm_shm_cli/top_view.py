@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from pmm_shm_cli.charts import Value, curve, spark
-from pmm_shm_cli.commands.status import duration, headline, rate, size
+from pmm_shm_cli.sampling import Series
+from pmm_shm_cli.status_view import duration, headline, rate, size
 from pmm_shm_terminal.output import printable
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from pmm_shm_cli.sampling import Series
 
 _LABEL, _FIGURE = 12, 12
 _CURVE_LINES_MAX = 6
@@ -25,9 +24,6 @@ def frame(
     found: dict[str, Any], series: Series, width: int, height: int, *, hint: str = "", plain: bool = False
 ) -> RenderableType:
     """One frame; `found` is a sample of `top`, `plain` means a terminal without Unicode."""
-    from rich.console import Group
-    from rich.text import Text
-
     first = headline(found)
     if hint and first.cell_len + len(hint) + 2 <= width:
         first.append(" " * (width - first.cell_len - len(hint)))
@@ -48,8 +44,6 @@ def _fitted(line: Any, width: int) -> Any:
 
 
 def _problems(found: dict[str, Any]) -> list[Any]:
-    from rich.text import Text
-
     lines = []
     for entry in found["remedies"][:2]:
         lines.append(Text(printable(entry["problem"]), "red"))
@@ -69,8 +63,6 @@ def _rates(series: Series, width: int, plain: bool) -> list[Any]:
 
 
 def _charted(name: str, values: Sequence[Value], note: str, width: int, plain: bool) -> Any:
-    from rich.text import Text
-
     newest = values[-1] if values else None
     figure = "–" if newest is None else f"{newest:,.1f}" if newest < 100 else f"{newest:,.0f}"
     line = Text.assemble((name.ljust(_LABEL), "cyan"), figure.rjust(_FIGURE))
@@ -80,8 +72,6 @@ def _charted(name: str, values: Sequence[Value], note: str, width: int, plain: b
 
 
 def _scores(series: Series, width: int, height: int, plain: bool) -> list[Any]:
-    from rich.text import Text
-
     lines: list[Any] = []
     for name, values, style in (("IAS", series.ias, "magenta"), ("GAS", series.gas, "blue")):
         newest = values[-1] if values else None
@@ -97,8 +87,6 @@ def _scores(series: Series, width: int, height: int, plain: bool) -> list[Any]:
 
 
 def _facts(daemon: dict[str, Any] | None, readers: list[dict[str, Any]]) -> list[Any]:
-    from rich.text import Text
-
     if daemon is None:
         return []
     sizes, workers = daemon["sizes"], daemon["workers"]

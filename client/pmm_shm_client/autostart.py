@@ -48,7 +48,8 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
         return
     try:
         make_directory(instance)
-        process = _spawn(instance)
+        os.close(make_file(instance.log_file, PRIVATE_MODE))
+        process = spawn_daemon(instance.ledger, instance.log_file, "--log-format", "json")
     except StoreError as error:
         raise DaemonError(str(error)) from error
     except OSError as error:
@@ -62,14 +63,14 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     process.returncode = process.poll() or 0
 
 
-def _spawn(instance: Instance) -> subprocess.Popen[bytes]:
+def spawn_daemon(ledger: str, log_file: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start `pmm-cached`, whatever runs already, in a session of its own; it appends to `log_file`."""
     # A service manager that started this process would take the daemon's notifications for this process's.
     environment = {name: value for name, value in os.environ.items() if name not in _NOTIFY_VARIABLES}
-    os.close(make_file(instance.log_file, PRIVATE_MODE))
-    # Opened again to append, because a daemon that is started at the same time writes to it, too.
-    with open(instance.log_file, "ab") as log:
+    # Appends, because a daemon that is started at the same time writes to it, too.
+    with open(log_file, "ab") as log:
         return subprocess.Popen(
-            [*daemon_command(), "--log-format", "json", instance.ledger],
+            [*daemon_command(), *options, ledger],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Mapping
@@ -111,13 +112,11 @@ def get_or_compute_ias_gas(eventlog: EventLog) -> tuple[float, float]:
 
 def _replayed(eventlog: EventLog, fold: Fold) -> ReplayReading:
     with late_imports:
-        from pmm_shm_client.replaying import opened, replayed
+        from pmm_shm.ledger.recovery import open_recovered
+        from pmm_shm_client.replaying import replayed
 
-    connection = opened(eventlog.path, eventlog.timeout)
-    try:
+    with contextlib.closing(open_recovered(eventlog.path, eventlog.timeout)) as connection:
         return replayed(connection, [fold])
-    finally:
-        connection.close()
 
 
 def cache_of(eventlog: EventLog) -> Cache:

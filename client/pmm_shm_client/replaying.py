@@ -8,9 +8,7 @@ from typing import Any
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.projection.replay import replay
+from pmm_shm.projection.replay import Progress, replay
 
 
 class ReplayReading:
@@ -30,29 +28,13 @@ class ReplayReading:
         return self._states[name]
 
 
-def opened(path: str, timeout_s: float) -> Connection:
-    """A connection that reads the ledger; the journal of a dead writer has been rolled back.
-
-    Raises:
-        LedgerError: no usable ledger at `path`.
-    """
-    connection = Connection(path, "ro", timeout_s)
-    with connection.lock:
-        try:
-            connection.handle()
-        except HotJournalError:
-            # A reader may not repair it; an append would, and so every worker does.
-            with EventLog(path, timeout=timeout_s, create=False) as log:
-                log.recover()
-            connection.handle()
-    return connection
-
-
-def replayed(connection: Connection, folds: Sequence[Fold], until_id: int | None = None) -> ReplayReading:
+def replayed(
+    connection: Connection, folds: Sequence[Fold], until_id: int | None = None, progress: Progress | None = None
+) -> ReplayReading:
     """The folds at the head of the log, or at event `until_id`, from the first event on.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    position, states = replay(connection, folds, until_id=until_id)
+    position, states = replay(connection, folds, progress, until_id)
     return ReplayReading(folds, states, position.as_of)

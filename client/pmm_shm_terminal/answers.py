@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.reads import Consistency
+    from pmm_shm_client.replaying import ReplayReading
 
 NAMES = (
     "self-model",
@@ -72,8 +73,8 @@ def folds_for(what: str, limit: float | None) -> list[Fold]:
     return folds
 
 
-def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: bool = False) -> Any:
-    """The answer of a replay as a JSON value, from the views of its folds.
+def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) -> Any:
+    """The answer of a replay as a JSON value.
 
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
@@ -82,15 +83,15 @@ def answer_of_views(what: str, views: Mapping[str, Any], as_of: int, strict: boo
     from pmm_shm_client.results import self_model_dict
 
     if what == "frame":
-        return {"as_of": as_of, **{name: answer_of_views(name, views, as_of, strict) for name in _FRAME}}
-    view = views[_source(what)]
+        return {"as_of": reading.as_of, **{name: answer_of_replay(name, reading, strict) for name in _FRAME}}
+    view = reading.view(_source(what))
     if what == "self-model":
         return plain(self_model_dict(view, strict=strict))
     if what == "directives":
         return plain(view.rows())
     if what == "active-directives":
         return plain(view.active())
-    return plain(RESULTS[what](view, as_of) if what in RESULTS else view)
+    return plain(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
 
 
 def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:
@@ -144,11 +145,11 @@ def _show_identity(what: str, answer: Any) -> list[RenderableType]:
 def _show_commitments(what: str, answer: Any) -> list[RenderableType]:
     running = table("cid", "text", "snoozed until")
     for cid, entry in answer["open"].items():
-        running.add_row(cell(cid), cell(_short(entry.get("text"))), cell(entry.get("snoozed_until")))
+        running.add_row(cell(cid), cell(entry.get("text"), _TEXT_SHOWN), cell(entry.get("snoozed_until")))
     expired = table("cid", "text", "expired at", "reason")
     for cid, entry in answer["expired"].items():
         expired.add_row(
-            cell(cid), cell(_short(entry["text"])), cell(entry["expired_at"]), cell(_short(entry["reason"]))
+            cell(cid), cell(entry["text"], _TEXT_SHOWN), cell(entry["expired_at"]), cell(entry["reason"], _TEXT_SHOWN)
         )
     return [
         titled(_title(f"open commitments: {len(answer['open'])}", answer), running),
@@ -165,7 +166,7 @@ def _show_rows(what: str, answer: Any) -> list[RenderableType]:
         return [pairs(what, {"none": None})]
     made = table(*(name.replace("_", " ") for name in answer[0]))
     for row in answer:
-        made.add_row(*(cell(_short(value)) for value in row.values()))
+        made.add_row(*(cell(value, _TEXT_SHOWN) for value in row.values()))
     return [titled(f"{what}: {len(answer)}", made)]
 
 
@@ -175,7 +176,9 @@ def _show_recent(what: str, answer: Any) -> list[RenderableType]:
     for name in ("reflections", "messages"):
         made = table("id", "time", "kind", "content")
         for entry in answer[name]:
-            made.add_row(cell(entry["id"]), cell(entry["ts"][:19]), cell(entry["kind"]), cell(_short(entry["content"])))
+            made.add_row(
+                cell(entry["id"]), cell(entry["ts"][:19]), cell(entry["kind"]), cell(entry["content"], _TEXT_SHOWN)
+            )
         parts.append(titled(f"{name}: {len(answer[name])}", made))
     return parts
 
@@ -217,12 +220,6 @@ def _show_any(what: str, answer: Any) -> list[RenderableType]:
 
 def _title(name: str, answer: Mapping[str, Any]) -> str:
     return f"{name} (as of event {answer['as_of']})" if "as_of" in answer else name
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
-        return value[: _TEXT_SHOWN - 1] + "…"
-    return value
 
 
 _SHOWN: Mapping[str, Callable[[str, Any], list[RenderableType]]] = {

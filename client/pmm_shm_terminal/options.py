@@ -14,7 +14,7 @@ from pmm_shm_terminal import completers
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
 class Finite(click.FloatRange):
@@ -34,9 +34,7 @@ def json_option(command: _F) -> _F:
 
 def timeout_option(default_s: float, what: str) -> Callable[[_F], _F]:
     """`--timeout SECONDS`"""
-    return click.option(
-        "--timeout", type=Finite(min=0), default=default_s, show_default=True, metavar="SECONDS", help=what
-    )
+    return click.option("--timeout", type=Finite(min=0), default=default_s, metavar="SECONDS", help=what)
 
 
 ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")

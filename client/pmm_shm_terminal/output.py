@@ -107,8 +107,8 @@ def pairs(title: str, rows: Mapping[str, Any]) -> RenderableType:
     return titled(title, made)
 
 
-def cell(value: Any) -> Any:
-    """A value as the text of a cell; control sequences are escaped."""
+def cell(value: Any, chars_max: int | None = None) -> Any:
+    """A value as the text of a cell; control sequences are escaped. A text is cut to `chars_max` characters."""
     from rich.text import Text
 
     if value is None:
@@ -118,6 +118,8 @@ def cell(value: Any) -> Any:
     if isinstance(value, float):
         return Text(f"{value:.6g}")
     if isinstance(value, str):
+        if chars_max is not None and len(value) > chars_max:
+            value = value[: chars_max - 1] + "…"
         return Text(printable(value))
     if isinstance(value, (dict, list)):
         return Text(printable(json.dumps(value, ensure_ascii=False)) if value else "–")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from pmm_shm.ledger.connection import Connection
@@ -17,16 +18,28 @@ def open_recovered(ledger: str | os.PathLike[str], timeout_s: float) -> Connecti
     """
     connection = Connection(ledger, "ro", timeout_s)
     try:
-        _open(connection)
-    except HotJournalError:
-        # A read connection may not roll it back; the connection of an append does.
-        with EventLog(ledger, timeout=timeout_s, create=False) as log:
-            log.recover()
-        _open(connection)
+        try:
+            head_of(connection)
+        except HotJournalError:
+            # A read connection may not roll it back; the connection of an append does.
+            with EventLog(ledger, timeout=timeout_s, create=False) as log:
+                log.recover()
+            head_of(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _open(connection: Connection) -> None:
+def head_of(connection: Connection) -> int:
+    """The newest event's id; 0 for an empty ledger."""
     with connection.lock:
         handle = connection.handle()
-        connection.retry(lambda: handle.execute("SELECT 1 FROM events LIMIT 1").fetchall())
+        rows = connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
+    return int(rows[0][0] or 0)
+
+
+def ledger_head(ledger: str | os.PathLike[str], timeout_s: float) -> int:
+    """The newest event's id, by a connection for this question alone."""
+    with contextlib.closing(open_recovered(ledger, timeout_s)) as connection:
+        return head_of(connection)

@@ -37,7 +37,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.files import bytes_of, file_identity
+from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
@@ -52,13 +52,14 @@ class Restored:
     """The result of a restore.
 
     Attributes:
-        ledger: the ledger's real path.
+        ledger, backup: the real paths.
         events: number of events in it now.
         head_id: the newest event's id; 0 without events.
         safety_copy: the file with the ledger's former content; None if it was empty, or no copy was wanted.
     """
 
     ledger: str
+    backup: str
     events: int
     head_id: int
     safety_copy: str | None
@@ -102,7 +103,7 @@ def restore(
                 _make(source, before, target)
     finally:
         source.close()
-    return Restored(target, events, head_id, safety_copy)
+    return Restored(target, source.path, events, head_id, safety_copy)
 
 
 # The backup.
@@ -123,16 +124,14 @@ def _opened_backup(backup: str, ledger: str, timeout_s: float) -> Connection:
             handle = connection.handle()
             if connection.mode == "rw":
                 handle.execute("PRAGMA query_only = ON")
-    except LedgerUnreadableError:
+    except BaseException as error:
         connection.close()
-        if bytes_of(backup + "-wal") and not os.access(os.path.dirname(backup), os.W_OK):
+        is_unreadable = isinstance(error, LedgerUnreadableError)
+        if is_unreadable and has_wal(backup) and not os.access(os.path.dirname(backup), os.W_OK):
             raise LedgerUnreadableError(
                 f"{backup}: its -wal cannot be read without permission to write in its directory; "
                 "copy both files elsewhere and restore from there"
             ) from None
-        raise
-    except BaseException:
-        connection.close()
         raise
     return connection
 
@@ -143,7 +142,7 @@ def _mode_for(backup: str) -> Mode:
     A read-only connection leaves `-wal` and `-shm` behind, a writable one removes them. But a writable one would also
     write the commits of a `-wal`, or the journal of a dead writer, into the backup, which must stay as it is.
     """
-    if bytes_of(backup + "-wal") or bytes_of(backup + "-journal"):
+    if has_wal(backup) or bytes_of(backup + "-journal"):
         return "ro"
     if os.access(backup, os.W_OK) and os.access(os.path.dirname(backup), os.W_OK):
         return "rw"
@@ -321,7 +320,11 @@ class _Attempt:
             if self._writer.is_wal:
                 self._transfer(handle, lambda: self._under_lock(self._reader))
             else:
-                self._lock_all_out(handle)
+                # Exclusive until the connection closes: a backup cannot begin within a transaction. The mode is set
+                # after the lock was taken: otherwise a failed attempt would lock others out, too.
+                handle.execute("BEGIN EXCLUSIVE")
+                handle.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+                handle.execute("COMMIT")
                 self._under_lock(self._writer)
                 self._transfer(handle, lambda: None)
         except (sqlite3.Error, LedgerError):
@@ -329,15 +332,6 @@ class _Attempt:
                 _remove(self.safety_copy)
                 self.safety_copy = None
             raise
-
-    def _lock_all_out(self, handle: sqlite3.Connection) -> None:
-        """Take the exclusive lock until the connection closes: a backup cannot begin within a transaction.
-
-        The mode is set after the lock was taken: otherwise a failed attempt would lock others out, too.
-        """
-        handle.execute("BEGIN EXCLUSIVE")
-        handle.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-        handle.execute("COMMIT")
 
     def _under_lock(self, connection: Connection) -> None:
         """Make the safety copy; called while nobody else can commit."""

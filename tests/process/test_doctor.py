@@ -216,8 +216,8 @@ import dataclasses, json, os, sys
 import inotify_simple, zmq
 from pmm_shm.folds.registry import BUILT_IN
 from pmm_shm_client import commands
-from pmm_shm_cli.doctor import diagnose, gather
-gather(None, 1.0)
+from pmm_shm_cli.doctor import diagnose, gather, look_at_machine
+look_at_machine(None)
 os.setgroups([])
 os.setgid(int(sys.argv[2]))
 os.setuid(int(sys.argv[2]))
@@ -664,12 +664,12 @@ def test_the_restart_waits_for_the_old_daemon(path: str, start_daemon: StartDaem
         check=True,
     )
     daemon.process.wait(DEADLINE_S)
-    until(lambda: gather(path, TIMEOUT_S).state.daemon is not None, "another daemon answers")  # type: ignore[union-attr]
+    until(lambda: gather(path, TIMEOUT_S).state.daemon is not None, "another daemon answers")
     state = gather(path, TIMEOUT_S).state
     assert state is not None
     assert state.daemon_pid not in (None, daemon.pid)
     os.kill(state.daemon_pid, signal.SIGTERM)  # type: ignore[arg-type]
-    until(lambda: gather(path, TIMEOUT_S).state.daemon is None, "it ends")  # type: ignore[union-attr]
+    until(lambda: gather(path, TIMEOUT_S).state.daemon is None, "it ends")
 
 
 def test_paths_are_quoted(folder: Path) -> None:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pmm_shm_cli.doctor import Finding, SystemFacts, diagnose, gather
-from pmm_shm_cli.doctor.facts import Disk, Limits, Package
+from pmm_shm_cli.doctor import Finding, SystemFacts, diagnose, gather, look_at_machine
+from pmm_shm_cli.doctor.facts import Disk, Limits, MachineFacts, Package
 from pmm_shm_cli.doctor.finding import SEVERITIES
 
 TIMEOUT_S = 1.0
@@ -17,10 +17,10 @@ Found = dict[str, list[Finding]]
 
 def examined(path: str | os.PathLike[str] | None, timeout_s: float = TIMEOUT_S) -> Found:
     """The findings by the name of their check."""
-    return by_check(gather(None if path is None else os.fspath(path), timeout_s))
+    return by_check(look_at_machine(None) if path is None else gather(os.fspath(path), timeout_s))
 
 
-def by_check(facts: SystemFacts) -> Found:
+def by_check(facts: SystemFacts | MachineFacts) -> Found:
     found: Found = {}
     for one in diagnose(facts):
         found.setdefault(one.check, []).append(one)
@@ -35,8 +35,6 @@ def worst(found: Found, check: str) -> Finding:
 def ill(facts: SystemFacts) -> Iterator[tuple[str, SystemFacts]]:
     """(check, facts) for what a test cannot bring about."""
     machine, ledger, state = facts.machine, facts.ledger, facts.state
-    assert ledger is not None
-    assert state is not None
 
     def with_machine(**changes: Any) -> SystemFacts:
         return dataclasses.replace(facts, machine=dataclasses.replace(machine, **changes))

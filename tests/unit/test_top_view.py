@@ -8,9 +8,9 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.remedies import remedy_for
 from pmm_shm.wire.protocol import COUNTERS
 from pmm_shm_cli.charts import curve, spark
-from pmm_shm_cli.commands.status import duration, size
 from pmm_shm_cli.sampling import Sample, Series
 from pmm_shm_cli.state import with_remedies
+from pmm_shm_cli.status_view import duration, size
 
 # What to type.
 

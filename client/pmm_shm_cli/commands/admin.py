@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -25,13 +25,12 @@ from pmm_shm_terminal.options import (
 from pmm_shm_terminal.output import pairs, plain, print_json, progress, show
 from pmm_shm_terminal.verification import check, check_fold, daemon_answers
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] KIND [CONTENT]", shell_complete=completers.kinds)
-@click.option("--meta", "meta_text", default="{}", metavar="JSON", help="The event's meta, a JSON object.")
+@click.option(
+    "--meta", "meta_text", default="{}", show_default=False, metavar="JSON", help="The event's meta, a JSON object."
+)
 @click.option("--create", is_flag=True, help="Make the ledger if it does not exist.")
 @ledger_timeout_option
 @json_option
@@ -94,7 +93,7 @@ def _stdin() -> str:
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @fold_option
-@click.option("--chain/--no-chain", default=True, show_default=True, help="Check the ledger's own hash chain too.")
+@click.option("--chain/--no-chain", default=True, help="Check the ledger's own hash chain too.")
 @timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the daemon's verification.")
 @json_option
 def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as_json: bool) -> None:

@@ -1,11 +1,18 @@
-"""`pmm-shm backup`"""
+"""`pmm-shm backup` and `pmm-shm restore`"""
 
 from __future__ import annotations
 
 import click
 
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_and_word, ledger_timeout_option
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    json_option,
+    ledger_and_word,
+    ledger_argument,
+    ledger_timeout_option,
+    the_ledger,
+)
 from pmm_shm_terminal.output import plain, print_json, progress
 
 
@@ -29,3 +36,28 @@ def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
         print_json(plain(done))
     else:
         click.echo(f"{done.backup}: {done.events:,} events of {done.ledger}, as of event {done.head_id:,}")
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("backup", shell_complete=completers.files)
+@ledger_argument
+@click.option("--chain/--no-chain", default=True, help="Check BACKUP's hash chain first.")
+@click.option("--keep/--no-keep", default=True, help="Keep a copy of LEDGER's content beside it.")
+@ledger_timeout_option
+@json_option
+def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: float, as_json: bool) -> None:
+    """Replace the content of LEDGER by that of BACKUP.
+
+    It is one transaction; workers, readers and the daemon may run. BACKUP is checked first and never written; a missing
+    LEDGER is made. Exit code 5 if the hash chain of BACKUP is broken.
+    """
+    path = the_ledger(ledger)
+    from pmm_shm.ledger import restore as restoring
+
+    with progress("Restoring", None):
+        done = restoring.restore(backup, path, timeout=timeout, chain=chain, keep=keep)
+    if as_json:
+        print_json(plain(done))
+        return
+    kept = "" if done.safety_copy is None else f"; what it held before is in {done.safety_copy}"
+    click.echo(f"{done.ledger}: {done.events:,} events from {backup}, as of event {done.head_id}{kept}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm_cli.environment import changed_environment
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     "--seconds",
     type=Finite(min=0, max=3_600),
     default=3.0,
-    show_default=True,
     metavar="S",
     help="Approximate duration of each comparison.",
 )
@@ -45,9 +43,15 @@ def bench(ledger: str | None, seconds: float, as_json: bool) -> None:
     from pmm_shm_cli import benchmark
 
     facts = benchmark.machine()
-    with _directory() as directory, _saying() as say:
+    # Without PMM_SHM_DIR, the copy's instance directory is in the temporary one, and is removed with it.
+    here = changed_environment({"PMM_SHM_DIR": None})
+    with (
+        here,
+        tempfile.TemporaryDirectory(prefix="pmm-shm-bench-", ignore_cleanup_errors=True) as name,
+        _saying() as say,
+    ):
         try:
-            report = benchmark.run(path, directory, seconds, say)
+            report = benchmark.run(path, Path(name), seconds, say)
         except benchmark.WrongAnswerError as error:
             raise CommandFailed(str(error), exits.INTEGRITY) from None
         except OSError as error:
@@ -101,19 +105,6 @@ def duration(microseconds: float) -> str:
         if value < 999.5 or unit == "s":
             return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
     raise AssertionError
-
-
-@contextlib.contextmanager
-def _directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="pmm-shm-bench-"))
-    before = os.environ.pop("PMM_SHM_DIR", None)
-    try:
-        # Else the copy's instance directory would stay behind.
-        yield path
-    finally:
-        if before is not None:
-            os.environ["PMM_SHM_DIR"] = before
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

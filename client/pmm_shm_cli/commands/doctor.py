@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,12 @@ def doctor(ledger: str | None, timeout: float, as_json: bool) -> None:
     code 1 if a finding is an error; 0 if there are only notes and warnings.
     """
     from pmm_shm import flags
-    from pmm_shm_cli.doctor import diagnose, gather
+    from pmm_shm_cli.doctor import diagnose, gather, look_at_machine
 
+    named = ledger or flags.default_ledger()
     with progress("Looking", None):
-        facts = gather(ledger or flags.default_ledger(), timeout)
-    findings = diagnose(facts)
-    path = None if facts.state is None else facts.path
+        findings = diagnose(look_at_machine(None) if named is None else gather(named, timeout))
+    path = None if named is None else os.path.realpath(named)
     errors = [one for one in findings if one.severity == "error"]
     if as_json:
         shown = [dataclasses.asdict(one) for one in findings]

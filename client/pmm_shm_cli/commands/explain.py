@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,6 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
     "--limit",
     type=click.IntRange(min=0),
     default=_STEPS_SHOWN,
-    show_default=True,
     metavar="N",
     help="Number of events to list, the newest; 0 for all.",
 )
@@ -50,20 +50,18 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
-    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.recovery import head_of, open_recovered
     from pmm_shm_cli.explaining import explain as explained
-    from pmm_shm_cli.oracle import head_of
 
-    connection = open_recovered(ledger, timeout)
-    try:
+    with contextlib.closing(open_recovered(ledger, timeout)) as connection:
         head = head_of(connection)
         for candidate in candidates:
             with progress("Replaying", head if until is None else min(head, until)) as advance:
-                answer = explained(connection, candidate, limit or None, until, advance)
+                answer = explained(
+                    connection, candidate, limit or None, until, lambda position: advance(position.as_of)
+                )
             if answer.events:
                 break
-    finally:
-        connection.close()
     if subject == "commitment" and not answer.events:
         raise exits.CommandFailed(f"{ledger}: no event speaks of commitment {argument!r}", exits.FAILURE)
     if as_json:
@@ -117,7 +115,7 @@ def _shown(answer: Explanation) -> list[RenderableType]:
     made = table("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
     for step in answer.steps:
         made.add_row(
-            *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(_short(step.effect))),
+            *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(step.effect, _TEXT_SHOWN)),
             *(_scores(step) if is_metrics else (_value(step.before), _value(step.after))),
         )
     hidden = answer.events - len(answer.steps)
@@ -148,18 +146,8 @@ def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return cell(_commitment(value))
-    return cell(_short(value))
-
-
-def _commitment(value: Mapping[str, Any]) -> str:
-    """A commitment's state in a word or two; its entry is printed above."""
+    if not isinstance(value, dict):
+        return cell(value, _TEXT_SHOWN)
+    # A commitment's state in a word or two; its entry is printed above.
     status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"
-    return f"{status}, evidence" if value["has_evidence"] else status
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _TEXT_SHOWN:
-        return value[: _TEXT_SHOWN - 1] + "…"
-    return value
+    return cell(f"{status}, evidence" if value["has_evidence"] else status)

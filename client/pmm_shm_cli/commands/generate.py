@@ -13,18 +13,10 @@ from pmm_shm_terminal.output import print_json, progress
 
 @click.command(context_settings=CONTEXT)
 @click.argument("path", shell_complete=completers.files)
+@click.option("--events", type=click.IntRange(min=0), default=10_000, metavar="N", help="Number of events.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, metavar="S", help="Seed of the random content.")
 @click.option(
-    "--events", type=click.IntRange(min=0), default=10_000, show_default=True, metavar="N", help="Number of events."
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=1, show_default=True, metavar="S", help="Seed of the random content."
-)
-@click.option(
-    "--journal",
-    type=click.Choice(["wal", "delete"]),
-    default="wal",
-    show_default=True,
-    help="SQLite's journal mode of the ledger.",
+    "--journal", type=click.Choice(["wal", "delete"]), default="wal", help="SQLite's journal mode of the ledger."
 )
 @json_option
 def generate(path: str, events: int, seed: int, journal: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ import click
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.answers import NAMES, STRICT, answer_of_cache, answer_of_views, checked_what, folds_for, shown
+from pmm_shm_terminal.answers import NAMES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
 from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_and_word, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 
@@ -28,7 +29,6 @@ _max_trait_delta = click.option(
     "--max-trait-delta",
     type=Finite(min=0),
     default=_MAX_TRAIT_DELTA,
-    show_default=True,
     metavar="LIMIT",
     help="The limit of --strict; another value than the default means a full replay.",
 )
@@ -42,7 +42,6 @@ _max_trait_delta = click.option(
     "--consistency",
     type=click.Choice(["exact", "snapshot", "wait"]),
     default="exact",
-    show_default=True,
     help="exact: every append before now. snapshot: what the daemon has published. wait: until it has published all.",
 )
 @timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger, and for the daemon with wait.")
@@ -84,18 +83,15 @@ def replay(
     words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
 ) -> None:
     ledger, what = _checked(words, strict)
-    from pmm_shm.ledger.recovery import open_recovered
-    from pmm_shm_cli.oracle import head_of, replayed_views
+    from pmm_shm.ledger.recovery import head_of, open_recovered
+    from pmm_shm_client.replaying import replayed
 
-    connection = open_recovered(ledger, timeout)
-    try:
+    with contextlib.closing(open_recovered(ledger, timeout)) as connection:
         head = head_of(connection)
         folds = folds_for(what, max_trait_delta if strict else None)
         with progress("Replaying", head if until is None else min(head, until)) as advance:
-            as_of, views = replayed_views(connection, folds, until, advance)
-    finally:
-        connection.close()
-    _print(what, answer_of_views(what, views, as_of, strict), as_json)
+            reading = replayed(connection, folds, until, lambda position: advance(position.as_of))
+    _print(what, answer_of_replay(what, reading, strict), as_json)
 
 
 def _checked(words: tuple[str, ...], strict: bool) -> tuple[str, str]:

@@ -35,12 +35,7 @@ _PIPE_LINES = 24
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @click.option(
-    "--interval",
-    type=Finite(min=0.1, max=3_600),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time between two samples.",
+    "--interval", type=Finite(min=0.1, max=3_600), default=1.0, metavar="SECONDS", help="Time between two samples."
 )
 @click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
 @json_option

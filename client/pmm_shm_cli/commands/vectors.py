@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,11 @@ _model_option = click.option(
 @click.argument("words", nargs=-1, metavar="[LEDGER] TEXT", shell_complete=completers.ledger_and_text)
 @click.option("--vector", metavar="JSON", help="Search for this vector, a JSON array of numbers, instead of TEXT.")
 @click.option(
-    "-k",
-    "k",
-    type=click.IntRange(1, limits.SEARCH_K_MAX),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="Number of events to find.",
+    "-k", "k", type=click.IntRange(1, limits.SEARCH_K_MAX), default=5, metavar="N", help="Number of events to find."
 )
 @_model_option
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
-@click.option("--events/--no-events", default=True, show_default=True, help="Show the events, not only their ids.")
+@click.option("--events/--no-events", default=True, help="Show the events, not only their ids.")
 @ledger_timeout_option
 @json_option
 def search(
@@ -168,14 +163,9 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
 def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     if found.is_complete:
         return
-    from pmm_shm.ledger.recovery import open_recovered
-    from pmm_shm_cli.oracle import head_of
+    from pmm_shm.ledger.recovery import ledger_head
 
-    connection = open_recovered(ledger, timeout_s)
-    try:
-        head = head_of(connection)
-    finally:
-        connection.close()
+    head = ledger_head(ledger, timeout_s)
     newer = head - found.as_of
     if newer > 0:
         events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
@@ -184,8 +174,7 @@ def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
 
 def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
     """The beginning of a text as one printable line of at most `chars_max` characters."""
-    text = str(value)
-    shown = printable(text[: chars_max + 1])
+    shown = printable(str(value)[: chars_max + 1])
     return shown if len(shown) <= chars_max else shown[: chars_max - 1] + "…"
 
 
@@ -234,16 +223,11 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
 
 def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.recovery import ledger_head
     from pmm_shm.wire import protocol
-    from pmm_shm_cli.oracle import head_of
     from pmm_shm_client import commands
 
-    connection = open_recovered(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
-    try:
-        head = head_of(connection)
-    finally:
-        connection.close()
+    head = ledger_head(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
     instance = Instance.of(path)
     # A daemon that is stopped: better said at once than after ten minutes.
     commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
@@ -252,7 +236,7 @@ def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
     if as_json:
         print_json({"ledger": instance.ledger, **done, "tables": tables})
         return
-    show(shown_tables(tables, done["as_of"]))
+    show(_shown_tables(tables, done["as_of"]))
     imported = [f"{done[name]:,} {name}" for name in ("put", "removed", "malformed") if done[name]]
     if imported:
         click.echo(f"rows of event_embeddings: {', '.join(imported)}")
@@ -260,56 +244,37 @@ def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
 
 def _indexed(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
     """The daemon's answer when every event up to `head` is in its tables. Shows how far it is."""
-    waiting = _Indexing(instance, head, timeout_s)
-    waiting.start()
-    with _bars(head) as update:
-        while waiting.is_alive():
-            waiting.join(_LOOK_S)
-            if update is not None:
-                # The bar stands still; what is wrong is for the thread to tell.
-                with suppress(DaemonError):
-                    update(_numbers(instance))
-    if waiting.error is not None:
-        raise waiting.error
-    return waiting.done
-
-
-class _Indexing(threading.Thread):
-    """Waits for the daemon in the background, so that the bar moves and Ctrl-C ends the command at once."""
-
-    def __init__(self, instance: Instance, head: int, timeout_s: float) -> None:
-        super().__init__(daemon=True)
-        self._instance = instance
-        self._head = head
-        self._timeout_s = timeout_s
-        self.done: dict[str, Any] = {}
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Ask, and keep the answer or the error."""
-        try:
-            self.done = self._ask()
-        except BaseException as error:
-            self.error = error
-
-    def _ask(self) -> dict[str, Any]:
-        from pmm_shm.wire import protocol
-        from pmm_shm_client import commands
-
-        deadline = time.monotonic() + commands.checked_timeout(self._timeout_s)
-        # The tables take in what is published: the events of a moment ago may not be yet.
-        commands.give(self._instance, commands.wait_command(self._instance.ledger, self._head, self._timeout_s))
-        remaining_s = max(0.0, deadline - time.monotonic())
-        done: dict[str, Any] = commands.call(self._instance, protocol.INDEX, {}, remaining_s)
-        return done
-
-
-def _numbers(instance: Instance) -> DaemonNumbers:
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    numbers: DaemonNumbers = commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S)
-    return numbers
+    indexed: Future[dict[str, Any]] = Future()
+
+    def run() -> None:
+        try:
+            indexed.set_result(_index(instance, head, timeout_s))
+        except BaseException as error:
+            indexed.set_exception(error)
+
+    # In the background, so that the bar moves and Ctrl-C ends the command at once: no pool, which would wait for it.
+    threading.Thread(target=run, daemon=True).start()
+    with _bars(head) as update:
+        while not wait([indexed], _LOOK_S).done:
+            if update is not None:
+                # If this fails, the bar stops; the thread reports the error.
+                with suppress(DaemonError):
+                    update(commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S))
+    return indexed.result()
+
+
+def _index(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
+    from pmm_shm.wire import protocol
+    from pmm_shm_client import commands
+
+    deadline = time.monotonic() + commands.checked_timeout(timeout_s)
+    # The tables take in what is published: the events of a moment ago may not be yet.
+    commands.give(instance, commands.wait_command(instance.ledger, head, timeout_s))
+    done: dict[str, Any] = commands.call(instance, protocol.INDEX, {}, max(0.0, deadline - time.monotonic()))
+    return done
 
 
 @contextmanager
@@ -349,10 +314,10 @@ def _bars(head: int) -> Iterator[Callable[[DaemonNumbers], None] | None]:
         yield update
 
 
-def shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int | None = None) -> RenderableType:
+def _shown_tables(tables: Mapping[str, DaemonNumbers], as_of: int) -> RenderableType:
     """The daemon's tables of event vectors."""
     made = table("model", "rows", "dimension", "as of event", "kinds")
     for model, found in sorted(tables.items()):
         kinds = ", ".join(found["kinds"]) or None
         made.add_row(*map(cell, (model, found["rows"], found["dimension"], found["as_of"], kinds)))
-    return titled("event vectors" if as_of is None else f"event vectors (as of event {as_of})", made)
+    return titled(f"event vectors (as of event {as_of})", made)

@@ -222,6 +222,7 @@ class MachineFacts:
         meaningless: what is wrong with some of them.
         missing_embedder: the package that the embedder in `PMM_EMBEDDER` needs and that is not there.
         now_s: seconds since the epoch, by the wall clock.
+        ledger: the real path of the one asked about.
     """
 
     versions: Mapping[str, str | int]
@@ -238,18 +239,19 @@ class MachineFacts:
     boot_id: str
     services: tuple[Service, ...] = ()
     user: str = "this user"
+    ledger: str | None = None
 
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """Everything; without a ledger, only the machine."""
+    """Everything around one ledger."""
 
     machine: MachineFacts
-    ledger: LedgerFacts | None = None
-    state: StateFacts | None = None
+    ledger: LedgerFacts
+    state: StateFacts
     users: tuple[User, ...] = ()
 
     @property
     def path(self) -> str:
         """The ledger's real path."""
-        return "LEDGER" if self.state is None else self.state.instance.ledger
+        return self.state.instance.ledger

@@ -4,51 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pmm_shm.remedies import Remedy
-from pmm_shm_cli.doctor.facts import SystemFacts
 
 Severity = Literal["ok", "note", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("ok", "note", "warning", "error")
 """From good to bad."""
 
 
-class Verdict(NamedTuple):
-    """A finding before it gets the name of its check; the fields are those of `Finding`."""
-
-    severity: Severity
-    found: str
-    meaning: str
-    remedy: str = ""
-    command: str = ""
+Verdict = tuple[Severity, str, str, str, str]
+"""A `Finding` without the name of its check."""
 
 
 def ok(found: str, meaning: str) -> Verdict:
     """Nothing to do."""
-    return Verdict("ok", found, meaning)
+    return "ok", found, meaning, "", ""
 
 
 def note(found: str, meaning: str, remedy: Remedy) -> Verdict:
     """Worth knowing."""
-    return Verdict("note", found, meaning, *remedy)
+    return "note", found, meaning, *remedy
 
 
 def warning(found: str, meaning: str, remedy: Remedy) -> Verdict:
     """Works, but something should be changed."""
-    return Verdict("warning", found, meaning, *remedy)
+    return "warning", found, meaning, *remedy
 
 
 def error(found: str, meaning: str, remedy: Remedy) -> Verdict:
     """Does not work."""
-    return Verdict("error", found, meaning, *remedy)
+    return "error", found, meaning, *remedy
 
 
 class DoctorCheck(NamedTuple):
-    """One entry of the table of checks: a pure function from facts to what it finds, under a name with hyphens."""
+    """One entry of the table of checks: a pure function of `SystemFacts` or, for one of the
+    machine, of `MachineFacts`."""
 
     name: str
-    look: Callable[[SystemFacts], Iterator[Verdict]]
+    look: Callable[[Any], Iterator[Verdict]]
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,17 @@ import urllib.parse
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.errors import InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.files import bytes_of, has_wal
+from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
-from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening
 from pmm_shm_cli.doctor.facts import (
     Disk,
@@ -43,11 +44,11 @@ from pmm_shm_cli.doctor.facts import (
     StoreFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
+from pmm_shm_cli.state import ask
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""
 
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 _MEMORY = frozenset({0x01021994, 0x858458F6})
 _UNLOCKED_READS_MAX = 3
 _KINDS: dict[int, FileKind] = {
@@ -61,9 +62,9 @@ _KINDS: dict[int, FileKind] = {
 def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     """The facts of the ledger at a real path. Raises nothing, whatever it meets."""
     directory = os.path.dirname(path)
-    sides = {suffix: found for suffix in _SIDE_FILES if (found := file_at(path + suffix)) is not None}
+    sides = {suffix: found for suffix in SIDE_FILES if (found := file_at(path + suffix)) is not None}
     kept = [file_at(name) for name in sorted(glob.glob(glob.escape(path) + ".*"))]
-    leftovers = tuple(one for one in kept if one is not None and is_leftover(path, one.path))
+    leftovers = tuple(one for one in kept if one is not None and _is_leftover(path, one.path))
     rows, problem, left_unread = None, None, False
     try:
         rows = _read(path, timeout_s)
@@ -75,10 +76,10 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     )
 
 
-def is_leftover(ledger: str, path: str) -> bool:
+def _is_leftover(ledger: str, path: str) -> bool:
     """Whether a restore made the file: a safety copy, or a temporary one of a restore that was killed."""
     suffix = path.removeprefix(ledger)
-    return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(_SIDE_FILES)
+    return suffix.startswith((".before-restore-", ".restoring")) and not suffix.endswith(SIDE_FILES)
 
 
 def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
@@ -104,7 +105,8 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
     except OSError:
         allowed_mode = None
     recorded, pid = _record(instance)
-    daemon, failure = _ask(instance, timeout_s)
+    sockets = dict.fromkeys([*(one.path for one in entries if one.kind == "socket"), *recorded])
+    daemon, failure = ask(instance, timeout_s)
     store, store_problem = None, None
     if directory is not None and not distrust and not is_closed:
         try:
@@ -122,7 +124,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
         boot.openings(instance.boot_file),
         boot.is_trusted(instance.boot_file),
         recorded,
-        tuple(Socket(path, _socket_state(path)) for path in _sockets(entries, recorded)),
+        tuple(Socket(path, _socket_state(path)) for path in sockets),
         daemon,
         failure,
         pid,
@@ -199,16 +201,9 @@ def _read(path: str, timeout_s: float) -> RowFacts | None:
 def _mode_for(path: str) -> Mode | None:
     if not os.path.exists(path) or any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
         return "ro"
-    if _bytes_of(path + "-wal"):
+    if has_wal(path):
         return None
     return "immutable" if _is_in_wal_mode(path) else "ro"
-
-
-def _bytes_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _status(path: str) -> tuple[int, ...]:
@@ -216,7 +211,7 @@ def _status(path: str) -> tuple[int, ...]:
         status = os.stat(path)
     except OSError:
         return ()
-    sides = (int(os.path.exists(path + "-shm")), _bytes_of(path + "-wal"), _bytes_of(path + "-journal"))
+    sides = (int(os.path.exists(path + "-shm")), bytes_of(path + "-wal"), bytes_of(path + "-journal"))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *sides
 
 
@@ -275,11 +270,6 @@ def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
         return (), None
 
 
-def _sockets(entries: tuple[File, ...], recorded: tuple[str, ...]) -> list[str]:
-    found = [entry.path for entry in entries if entry.kind == "socket"]
-    return found + [path for path in recorded if path not in found]
-
-
 def _socket_state(path: str) -> SocketState:
     try:
         try:
@@ -297,15 +287,6 @@ def _socket_state(path: str) -> SocketState:
     except OSError:
         return "absent"
     return "listening"
-
-
-def _ask(instance: Instance, timeout_s: float) -> tuple[dict[str, Any] | None, DaemonError | None]:
-    from pmm_shm_client import commands
-
-    try:
-        return commands.call(instance, protocol.STATS, {}, timeout_s), None
-    except DaemonError as error:
-        return None, error
 
 
 def _look_at_store(instance: Instance) -> StoreFacts | None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import pwd
 import re
-import resource
 import shlex
 import shutil
 import subprocess
@@ -20,7 +18,9 @@ from pathlib import Path
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
 from pmm_shm.store.boot import boot_id
-from pmm_shm_cli.doctor.facts import Limits, MachineFacts, Package, Service
+from pmm_shm_cli.doctor.checks.common import user_name
+from pmm_shm_cli.doctor.facts import MachineFacts, Package, Service
+from pmm_shm_cli.doctor.processes import limits_of
 
 SETTINGS = Path("/etc/pmm-cached")
 """The folder of the unit's settings, one file per ledger."""
@@ -31,22 +31,19 @@ _SYSTEMCTL_S = 2.0
 _EMBEDDER_PACKAGES = {"wordllama": "wordllama", "openai": "openai"}
 
 
-def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) -> MachineFacts:
+def look_at_machine(ledger: str | None, daemon_pid: int | None = None) -> MachineFacts:
     """The facts. Raises nothing, whatever it meets."""
     libzmq, has_peer_filter = _libzmq()
-    own = Limits(
-        "this process",
-        _limit(resource.RLIMIT_AS),
-        _limit(resource.RLIMIT_FSIZE),
-        _limit(resource.RLIMIT_NOFILE),
-    )
+    limits = [limits_of(os.getpid(), "this process")]
+    if daemon_pid is not None:
+        limits.append(limits_of(daemon_pid, f"the daemon (pid {daemon_pid})"))
     return MachineFacts(
         versions.of_this_process(),
         sys.version_info[:3],
         packages(),
         libzmq,
         has_peer_filter,
-        (own,) if daemon_limits is None else (own, daemon_limits),
+        tuple(one for one in limits if one is not None),
         inotify_exhausted(os.path.dirname(ledger) if ledger is not None else "/"),
         {name: value for name, value in os.environ.items() if name.startswith("PMM_")},
         meaningless_variables(),
@@ -54,7 +51,8 @@ def look_at_machine(ledger: str | None, *, daemon_limits: Limits | None = None) 
         time.time(),
         boot_id(),
         () if ledger is None else services(ledger),
-        _user_name(),
+        user_name(os.geteuid()),
+        ledger,
     )
 
 
@@ -186,15 +184,3 @@ def _libzmq() -> tuple[str | None, bool | None]:
             socket.close(linger=0)
     finally:
         context.term()
-
-
-def _limit(number: int) -> int | None:
-    soft, _ = resource.getrlimit(number)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

@@ -26,7 +26,7 @@ def users_of(instance: Instance) -> tuple[User, ...]:
     data = str(instance.directory / DATA_FILE)
     old = old_users(instance.ledger, inode_of(instance.ledger + "-shm"))
     users = []
-    for pid in _pids():
+    for pid in sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}):
         opened = _links(pid)
         for path in (instance.ledger, data):
             if path + _DELETED in opened or (pid in old and path == instance.ledger):
@@ -37,7 +37,7 @@ def users_of(instance: Instance) -> tuple[User, ...]:
 
 
 def limits_of(pid: int, whose: str) -> Limits | None:
-    """The resource limits of another process; None if this user may not see them."""
+    """The resource limits of a process; None if this user may not see them."""
     text = _text(f"/proc/{pid}/limits")
     found = {field: re.search(rf"^{name} +(\S+)", text, re.MULTILINE) for name, field in _LIMITS.items()}
     if not text or not all(found.values()):
@@ -64,11 +64,6 @@ def _user(pid: int, path: str, *, is_old: bool) -> User:
     variables = variables_of(pid) if is_daemon else None
     shm_dir = None if variables is None else variables.get("PMM_SHM_DIR", "")
     return User(pid, _text(f"/proc/{pid}/comm").strip() or "?", path, is_old, is_daemon, shm_dir)
-
-
-def _pids() -> list[int]:
-    own = os.getpid()
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
 
 
 def _links(pid: int) -> set[str]:

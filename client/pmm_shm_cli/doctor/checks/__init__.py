@@ -5,7 +5,7 @@ from __future__ import annotations
 from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, state, store
 from pmm_shm_cli.doctor.finding import DoctorCheck
 
-CHECKS = (
+LEDGER_CHECKS = (
     DoctorCheck("file-system", ledger.file_system),
     DoctorCheck("file-system-room", ledger.room),
     DoctorCheck("ledger-mode", ledger.mode),
@@ -38,6 +38,8 @@ CHECKS = (
     DoctorCheck("stale-reader", store.stale_readers),
     DoctorCheck("state-room", store.room),
     DoctorCheck("replaced-file", store.replaced),
+)
+MACHINE_CHECKS = (
     DoctorCheck("python", machine.python),
     DoctorCheck("packages", machine.packages),
     DoctorCheck("libzmq", machine.peer_filter),

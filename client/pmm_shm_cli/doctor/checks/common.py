@@ -27,12 +27,12 @@ def restart(facts: SystemFacts) -> Remedy:
     """How to restart the daemon: its service, if it is one."""
     if facts.machine.services:
         return remedy("restart-service", unit=facts.machine.services[0].unit)
-    return remedy("restart", ledger=facts.path, daemon=None if facts.state is None else facts.state.daemon_pid)
+    return remedy("restart", ledger=facts.path, daemon=facts.state.daemon_pid)
 
 
 def ledger_group(facts: SystemFacts) -> str | None:
     """The name of the ledger's group."""
-    file = None if facts.ledger is None else facts.ledger.file
+    file = facts.ledger.file
     return None if file is None else group_name(file.gid)
 
 

@@ -19,8 +19,6 @@ _VERSIONS = ("version", "format", "protocol")
 def answers(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether a daemon answers, and how it is."""
     state = facts.state
-    if state is None:
-        return
     failure, daemon = state.failure, {"ledger": facts.path, "daemon": state.daemon_pid}
     if state.daemon is not None:
         yield from _health(facts)
@@ -51,7 +49,6 @@ def answers(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def _health(facts: SystemFacts) -> Iterator[Verdict]:
-    assert facts.state is not None
     assert facts.state.daemon is not None
     daemon = facts.state.daemon
     health, reasons = str(daemon.get("health", "healthy")), daemon.get("health_reasons", [])
@@ -69,7 +66,7 @@ def _health(facts: SystemFacts) -> Iterator[Verdict]:
 
 def versions(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether daemon and client fit."""
-    if facts.state is None or facts.state.daemon is None:
+    if facts.state.daemon is None:
         return
     ours, theirs = facts.machine.versions, {name: facts.state.daemon.get(name) for name in _VERSIONS}
     different = [
@@ -93,8 +90,6 @@ def versions(facts: SystemFacts) -> Iterator[Verdict]:
 
 def elsewhere(facts: SystemFacts) -> Iterator[Verdict]:
     """Daemons that publish for this ledger in another instance directory."""
-    if facts.state is None:
-        return
     ours = facts.machine.variables.get("PMM_SHM_DIR", "")
     for user in facts.users:
         if not user.is_daemon or user.path != facts.path or user.is_old or user.pid == facts.state.daemon_pid:
@@ -113,8 +108,6 @@ def elsewhere(facts: SystemFacts) -> Iterator[Verdict]:
 def socket_path(facts: SystemFacts) -> Iterator[Verdict]:
     """The system limits the length of a socket's path."""
     state = facts.state
-    if state is None:
-        return
     directory = state.instance.directory
     length = len(os.fsencode(directory / _LONGEST_SOCKET))
     if length > limits.SOCKET_PATH_BYTES_MAX:
@@ -131,14 +124,14 @@ def socket_path(facts: SystemFacts) -> Iterator[Verdict]:
 def stale_sockets(facts: SystemFacts) -> Iterator[Verdict]:
     """Sockets without a listener, and recorded ones that were removed."""
     state = facts.state
-    for socket in () if state is None else state.sockets:
+    for socket in state.sockets:
         if socket.state == "silent":
             yield note(
                 f"nobody listens on {socket.path}",
                 "a daemon was killed; clients notice at once, and the next daemon makes a new socket",
                 remedy("remove-socket", file=socket.path),
             )
-        elif socket.state == "absent" and state is not None and state.daemon is not None:
+        elif socket.state == "absent" and state.daemon is not None:
             yield warning(
                 f"{socket.path} is recorded but does not exist",
                 "somebody removed it under the running daemon: no command arrives there",

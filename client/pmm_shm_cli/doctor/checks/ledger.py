@@ -16,8 +16,6 @@ _WAL_BYTES_MAX = 64 << 20
 
 def file_system(facts: SystemFacts) -> Iterator[Verdict]:
     """SQLite needs shared memory and locks, which a network file system has not."""
-    if facts.ledger is None:
-        return
     disk = facts.ledger.disk
     if disk.network is not None:
         yield error(
@@ -27,22 +25,19 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
         )
     elif disk.is_memory:
         yield note(
-            f"the ledger is in memory: {disk.directory}",
-            "a reboot removes it",
-            remedy("back-up", ledger=facts.path),
+            f"the ledger is in memory: {disk.directory}", "a reboot removes it", remedy("back-up", ledger=facts.path)
         )
     else:
         yield ok(f"the ledger is on a local file system: {disk.directory}", "locks and maps work there")
 
 
 def room(facts: SystemFacts) -> Iterator[Verdict]:
-    if facts.ledger is not None:
-        yield from disk_room("the ledger", facts.ledger.disk)
+    yield from disk_room("the ledger", facts.ledger.disk)
 
 
 def mode(facts: SystemFacts) -> Iterator[Verdict]:
     """Who may read and write the ledger."""
-    if facts.ledger is None or facts.ledger.file is None:
+    if facts.ledger.file is None:
         return
     file = facts.ledger.file
     users = "everybody" if file.mode & stat.S_IROTH else f"group {group_name(file.gid)}"
@@ -53,13 +48,13 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
         yield warning(
             found,
             "any user of this machine can change what the agent believes",
-            remedy("protect-from-writers", ledger=file.path),
+            remedy("protect", ledger=file.path),
         )
     elif file.mode & stat.S_IROTH:
         yield note(
             found,
             "any user of this machine can read what the agent remembers",
-            remedy("protect-from-readers", ledger=file.path),
+            remedy("protect", ledger=file.path),
         )
     else:
         yield ok(found, "only users who may read the ledger may read the shared state")
@@ -67,7 +62,7 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
 
 def access(facts: SystemFacts) -> Iterator[Verdict]:
     """What this user may do with the ledger."""
-    if facts.ledger is None or facts.ledger.file is None:
+    if facts.ledger.file is None:
         return
     file, directory, user = facts.ledger.file, facts.ledger.directory, facts.machine.user
     if not file.is_readable:
@@ -88,7 +83,7 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
 
 def side_files(facts: SystemFacts) -> Iterator[Verdict]:
     """The group that may use the ledger must be able to open SQLite's files beside it."""
-    if facts.ledger is None or facts.ledger.file is None:
+    if facts.ledger.file is None:
         return
     file, group = facts.ledger.file, group_name(facts.ledger.file.gid)
     for side in facts.ledger.side_files.values():
@@ -103,7 +98,7 @@ def side_files(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def wal_size(facts: SystemFacts) -> Iterator[Verdict]:
-    wal = None if facts.ledger is None else facts.ledger.side_files.get("-wal")
+    wal = facts.ledger.side_files.get("-wal")
     if wal is not None and wal.size_bytes > _WAL_BYTES_MAX:
         yield warning(
             f"{wal.path} holds {wal.size_bytes >> 20:,} MiB",
@@ -126,7 +121,7 @@ def replaced(facts: SystemFacts) -> Iterator[Verdict]:
 
 def leftovers(facts: SystemFacts) -> Iterator[Verdict]:
     """Copies that a restore made."""
-    for file in () if facts.ledger is None else facts.ledger.leftovers:
+    for file in facts.ledger.leftovers:
         found = f"{file.path} ({file.size_bytes >> 10:,} KiB)"
         if ".before-restore-" in file.path[len(facts.path) :]:
             yield note(found, "the content of the ledger before a restore", remedy("remove-copy", file=file.path))

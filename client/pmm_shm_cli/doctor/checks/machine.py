@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pmm_shm import flags, limits
 from pmm_shm.remedies import remedy
 from pmm_shm.versions import DISTRIBUTION
-from pmm_shm_cli.doctor.facts import SystemFacts
+from pmm_shm_cli.doctor.facts import MachineFacts
 from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
 _OLDEST_PYTHON = (3, 10)
@@ -26,8 +26,8 @@ _INOTIFY = {
 }
 
 
-def python(facts: SystemFacts) -> Iterator[Verdict]:
-    version = facts.machine.python
+def python(machine: MachineFacts) -> Iterator[Verdict]:
+    version = machine.python
     text = "Python " + ".".join(map(str, version))
     if version[:2] < _OLDEST_PYTHON:
         yield error(text, "too old: pmm-shm is not tested with it", remedy("newer-python"))
@@ -37,9 +37,9 @@ def python(facts: SystemFacts) -> Iterator[Verdict]:
         yield ok(text, "one that pmm-shm is tested with")
 
 
-def packages(facts: SystemFacts) -> Iterator[Verdict]:
+def packages(machine: MachineFacts) -> Iterator[Verdict]:
     """Whether the packages that pmm-shm needs are installed."""
-    found = facts.machine.packages
+    found = machine.packages
     bad = [one for one in found if one.installed is None or _numbers(one.installed) < _numbers(one.needed)]
     for package in bad:
         yield error(
@@ -56,9 +56,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def peer_filter(facts: SystemFacts) -> Iterator[Verdict]:
+def peer_filter(machine: MachineFacts) -> Iterator[Verdict]:
     """Whether the daemon can tell which user connects to its administrative socket."""
-    version, has_filter = facts.machine.libzmq, facts.machine.has_peer_filter
+    version, has_filter = machine.libzmq, machine.has_peer_filter
     if has_filter is False:
         yield warning(
             f"libzmq {version} cannot tell which user connects",
@@ -69,8 +69,8 @@ def peer_filter(facts: SystemFacts) -> Iterator[Verdict]:
         yield ok(f"libzmq {version}", "it tells which user connects")
 
 
-def address_space(facts: SystemFacts) -> Iterator[Verdict]:
-    for one in facts.machine.limits:
+def address_space(machine: MachineFacts) -> Iterator[Verdict]:
+    for one in machine.limits:
         size = one.address_space_bytes
         if size is None or size >= limits.MAP_SIZE_BYTES:
             continue
@@ -82,8 +82,8 @@ def address_space(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
-def file_size(facts: SystemFacts) -> Iterator[Verdict]:
-    for one in facts.machine.limits:
+def file_size(machine: MachineFacts) -> Iterator[Verdict]:
+    for one in machine.limits:
         if one.file_bytes is not None and one.file_bytes < _FILE_BYTES_MIN:
             yield warning(
                 f"{one.whose} may write files of {one.file_bytes >> 20:,} MiB at most",
@@ -92,8 +92,8 @@ def file_size(facts: SystemFacts) -> Iterator[Verdict]:
             )
 
 
-def open_files(facts: SystemFacts) -> Iterator[Verdict]:
-    for one in facts.machine.limits:
+def open_files(machine: MachineFacts) -> Iterator[Verdict]:
+    for one in machine.limits:
         if one.open_files is not None and one.open_files < _OPEN_FILES_MIN:
             yield warning(
                 f"{one.whose} may have {one.open_files} files open",
@@ -102,15 +102,15 @@ def open_files(facts: SystemFacts) -> Iterator[Verdict]:
             )
 
 
-def inotify(facts: SystemFacts) -> Iterator[Verdict]:
+def inotify(machine: MachineFacts) -> Iterator[Verdict]:
     """Whether a daemon of this user can watch the ledger."""
-    exhausted = facts.machine.inotify
+    exhausted = machine.inotify
     if exhausted is None:
         yield ok("instances and watches are left", "a daemon of this user wakes at once")
         return
     setting, value = _INOTIFY[exhausted]
     found, raised = (
-        f"{facts.machine.user} has no inotify {exhausted} left",
+        f"{machine.user} has no inotify {exhausted} left",
         remedy("raise-inotify", setting=setting, value=value),
     )
     if exhausted == "instances":
@@ -120,8 +120,8 @@ def inotify(facts: SystemFacts) -> Iterator[Verdict]:
         yield warning(found, f"the daemon sees commits late, at its slow poll of {poll_ms:g} ms", raised)
 
 
-def clock(facts: SystemFacts) -> Iterator[Verdict]:
-    if facts.machine.now_s < _EPOCH_2024_S:
+def clock(machine: MachineFacts) -> Iterator[Verdict]:
+    if machine.now_s < _EPOCH_2024_S:
         yield warning(
             "the clock of this machine shows a time before 2024",
             "ids order the events, so every answer is right; but new events get these times",
@@ -129,8 +129,8 @@ def clock(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
-def boot_id(facts: SystemFacts) -> Iterator[Verdict]:
-    if not facts.machine.boot_id:
+def boot_id(machine: MachineFacts) -> Iterator[Verdict]:
+    if not machine.boot_id:
         yield note(
             "the system has no boot id",
             "after a daemon was killed, the next one rebuilds the shared state",
@@ -138,9 +138,8 @@ def boot_id(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
-def environment(facts: SystemFacts) -> Iterator[Verdict]:
+def environment(machine: MachineFacts) -> Iterator[Verdict]:
     """Environment variables whose name or value means nothing."""
-    machine = facts.machine
     for problem in machine.meaningless:
         yield error(
             one_line(problem), "every call of pmm-shm fails with it", remedy("unset", name=problem.partition(":")[0])
@@ -153,11 +152,11 @@ def environment(facts: SystemFacts) -> Iterator[Verdict]:
         else:
             yield note(f"{name} means nothing to pmm-shm", "its value is not used", remedy("unset-unless", name=name))
     named = machine.variables.get("PMM_DB")
-    if facts.state is not None and named and os.path.realpath(named) != facts.path:
+    if machine.ledger and named and os.path.realpath(named) != machine.ledger:
         yield note(
             f"PMM_DB names {one_line(named)}",
             "commands without a LEDGER use that one",
-            remedy("same-ledger", ledger=facts.path),
+            remedy("same-ledger", ledger=machine.ledger),
         )
     if machine.missing_embedder is not None:
         embedder = one_line(machine.variables.get("PMM_EMBEDDER", ""))
@@ -168,9 +167,8 @@ def environment(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
-def services(facts: SystemFacts) -> Iterator[Verdict]:
+def services(machine: MachineFacts) -> Iterator[Verdict]:
     """The systemd units of this ledger."""
-    machine = facts.machine
     ours = machine.variables.get("PMM_SHM_DIR", "")
     for service in machine.services:
         if service.state is not None and service.state not in _GOOD_STATES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pmm_shm.errors import (
     LedgerBusyError,
@@ -15,9 +15,9 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.remedies import remedy
+from pmm_shm.remedies import Remedy, remedy
 from pmm_shm_cli.doctor.facts import SystemFacts
-from pmm_shm_cli.doctor.finding import Severity, Verdict, error, note, ok, one_line, warning
+from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
 _FUTURE_S = 24 * 3_600
 _FIXED_SQLITE = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
@@ -28,24 +28,22 @@ _MODES = {
     "truncate": _ROLLBACK,
     "persist": _ROLLBACK,
 }
-_PROBLEMS: tuple[tuple[type[LedgerError], Severity, str, str], ...] = (
-    (LedgerNotFoundError, "error", "there is nothing to read", "put-back"),
-    (HotJournalError, "warning", "nothing is lost: what was not committed is rolled back", "roll-back"),
-    (NotALedgerError, "error", "it cannot be read as a ledger", "replace-damaged"),
-    (LedgerBusyError, "warning", "another process keeps it locked: reads and appends wait", "see-holder"),
-    (LedgerReplacedError, "error", "a file replaced a ledger in use; to continue can destroy data", "see-users"),
-    (LockLostError, "error", "this process must not touch the ledger", "new-process"),
-    (LedgerUnreadableError, "error", "it cannot be read from here", "share"),
-    (LedgerError, "error", "it cannot be read", "check-database"),
+_PROBLEMS: tuple[tuple[type[LedgerError], Callable[[str, str, Remedy], Verdict], str, str], ...] = (
+    (LedgerNotFoundError, error, "there is nothing to read", "put-back"),
+    (HotJournalError, warning, "nothing is lost: what was not committed is rolled back", "roll-back"),
+    (NotALedgerError, error, "it cannot be read as a ledger", "replace-damaged"),
+    (LedgerBusyError, warning, "another process keeps it locked: reads and appends wait", "see-holder"),
+    (LedgerReplacedError, error, "a file replaced a ledger in use; to continue can destroy data", "see-users"),
+    (LockLostError, error, "this process must not touch the ledger", "new-process"),
+    (LedgerUnreadableError, error, "it cannot be read from here", "share"),
+    (LedgerError, error, "it cannot be read", "check-database"),
 )
-"""(error, severity, meaning, remedy): the first that fits."""
+"""(error, how bad, meaning, remedy): the first that fits."""
 
 
 def readable(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether the rows were read, and if not, why."""
     ledger = facts.ledger
-    if ledger is None:
-        return
     if ledger.left_unread:
         yield note(
             "its -wal holds commits, and nobody has it open",
@@ -54,17 +52,17 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
         )
     if ledger.problem is not None:
         problem = ledger.problem
-        _, severity, meaning, key = next(entry for entry in _PROBLEMS if isinstance(problem, entry[0]))
+        _, judged, meaning, key = next(entry for entry in _PROBLEMS if isinstance(problem, entry[0]))
         if ledger.disk.network is not None and isinstance(problem, LedgerUnreadableError):
             key = "leave-network"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
-        yield Verdict(severity, one_line(problem), meaning, *remedy(key, ledger=facts.path))
+        yield judged(one_line(problem), meaning, remedy(key, ledger=facts.path))
 
 
 def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
-    rows = None if facts.ledger is None else facts.ledger.rows
+    rows = facts.ledger.rows
     if rows is None:
         return
     switch = remedy("switch-to-wal", ledger=facts.path)
@@ -78,7 +76,7 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
 
 def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
     """The chain over the newest rows."""
-    rows = None if facts.ledger is None else facts.ledger.rows
+    rows = facts.ledger.rows
     if rows is None:
         return
     verify = remedy("verify", ledger=facts.path)
@@ -112,7 +110,7 @@ def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
 
 def newest_time(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether the newest event is from the future."""
-    ts = None if facts.ledger is None or facts.ledger.rows is None else facts.ledger.rows.newest_ts
+    ts = None if facts.ledger.rows is None else facts.ledger.rows.newest_ts
     latest = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(facts.machine.now_s + _FUTURE_S))
     if isinstance(ts, str) and ts[:4].isdigit() and ts[:19] > latest:
         yield warning(
@@ -123,8 +121,6 @@ def newest_time(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def sqlite_version(facts: SystemFacts) -> Iterator[Verdict]:
-    if facts.ledger is None:
-        return
     version = str(facts.machine.versions["sqlite"])
     if not has_wal_reset_bug(version):
         yield ok(f"SQLite {version}", "without the WAL-reset bug")

@@ -17,8 +17,6 @@ _LOG_BYTES_MAX = 100 << 20
 
 def file_system(facts: SystemFacts) -> Iterator[Verdict]:
     """LMDB needs shared memory and locks, which a network file system has not."""
-    if facts.state is None:
-        return
     disk = facts.state.disk
     if disk.network is not None:
         yield error(
@@ -31,15 +29,12 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def room(facts: SystemFacts) -> Iterator[Verdict]:
-    if facts.state is not None:
-        yield from disk_room("the shared state", facts.state.disk)
+    yield from disk_room("the shared state", facts.state.disk)
 
 
 def directory(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether clients trust the instance directory, and who may use it."""
     state = facts.state
-    if state is None:
-        return
     name, found = str(state.instance.directory), state.directory
     excess = 0 if found is None or state.allowed_mode is None else found.mode & ~state.allowed_mode & 0o777
     if found is None:
@@ -93,7 +88,7 @@ def files(facts: SystemFacts) -> Iterator[Verdict]:
 
 def daemon_log(facts: SystemFacts) -> Iterator[Verdict]:
     for entry in _entries(facts):
-        if facts.state and entry.path == str(facts.state.instance.log_file) and entry.size_bytes > _LOG_BYTES_MAX:
+        if entry.path == str(facts.state.instance.log_file) and entry.size_bytes > _LOG_BYTES_MAX:
             yield note(
                 f"{entry.path} holds {entry.size_bytes >> 20:,} MiB",
                 "the log of a daemon that a client started; nothing shortens it",
@@ -103,7 +98,7 @@ def daemon_log(facts: SystemFacts) -> Iterator[Verdict]:
 
 def leftovers(facts: SystemFacts) -> Iterator[Verdict]:
     for entry in _entries(facts):
-        if entry.path.endswith(".new") and facts.state and facts.state.daemon is None:
+        if entry.path.endswith(".new") and facts.state.daemon is None:
             yield note(
                 entry.path,
                 "a daemon was killed while it wrote this; its next start overwrites it",
@@ -114,7 +109,7 @@ def leftovers(facts: SystemFacts) -> Iterator[Verdict]:
 def boot_mark(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether the next daemon can take over what the last one left."""
     state = facts.state
-    if state is None or state.daemon is not None:
+    if state.daemon is not None:
         return
     start = remedy("start", ledger=facts.path)
     has_data = any(entry.path == str(state.instance.data_file) for entry in state.entries)
@@ -141,10 +136,10 @@ def boot_mark(facts: SystemFacts) -> Iterator[Verdict]:
 def _entries(facts: SystemFacts) -> tuple[File, ...]:
     """The files of a directory that clients trust and this user can read."""
     state = facts.state
-    if state is None or state.directory is None or state.distrust is not None or state.is_closed:
+    if state.directory is None or state.distrust is not None or state.is_closed:
         return ()
     return state.entries
 
 
 def _owner(facts: SystemFacts) -> int | None:
-    return None if facts.state is None or facts.state.directory is None else facts.state.directory.uid
+    return None if facts.state.directory is None else facts.state.directory.uid

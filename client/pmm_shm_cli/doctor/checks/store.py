@@ -17,7 +17,7 @@ _PINNED = "pages that it may still read are not reused: the data file grows, and
 
 
 def readable(facts: SystemFacts) -> Iterator[Verdict]:
-    if facts.state is not None and facts.state.store_problem is not None:
+    if facts.state.store_problem is not None:
         yield error(
             one_line(facts.state.store_problem),
             "readers here cannot use the published state, and fold the log themselves; a restart rebuilds what is "
@@ -28,7 +28,7 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
 
 def map_size(facts: SystemFacts) -> Iterator[Verdict]:
     """How full the memory map is."""
-    store = None if facts.state is None else facts.state.store
+    store = facts.state.store
     if store is None:
         return
     used, size = store.used_bytes >> 20, store.map_bytes >> 20
@@ -45,7 +45,7 @@ def map_size(facts: SystemFacts) -> Iterator[Verdict]:
 def reader_slots(facts: SystemFacts) -> Iterator[Verdict]:
     """How many processes and threads can still register as readers."""
     state = facts.state
-    if state is None or state.store is None:
+    if state.store is None:
         return
     used, size = len(state.store.readers), state.store.readers_max
     if used < size * _FULL_SHARE:
@@ -90,7 +90,7 @@ def stale_readers(facts: SystemFacts) -> Iterator[Verdict]:
 def room(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether a rebuild, which writes a second state, has room."""
     state = facts.state
-    if state is None or state.store is None or state.disk.free_bytes is None:
+    if state.store is None or state.disk.free_bytes is None:
         return
     needed = next((entry.size_bytes for entry in state.entries if entry.path == str(state.instance.data_file)), 0)
     if limits.DISK_FULL_BYTES <= state.disk.free_bytes < needed:
@@ -104,7 +104,7 @@ def room(facts: SystemFacts) -> Iterator[Verdict]:
 def replaced(facts: SystemFacts) -> Iterator[Verdict]:
     """Processes that keep a removed environment open."""
     for user in facts.users:
-        if facts.state and user.is_old and user.path == str(facts.state.instance.data_file):
+        if user.is_old and user.path == str(facts.state.instance.data_file):
             yield note(
                 f"process {user.pid} ({user.name}) has a {DATA_FILE} open that was removed",
                 "it keeps that disk space until its next read",
@@ -113,4 +113,4 @@ def replaced(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def _readers(facts: SystemFacts) -> tuple[ReaderSlot, ...]:
-    return () if facts.state is None or facts.state.store is None else facts.state.store.readers
+    return () if facts.state.store is None else facts.state.store.readers

@@ -1,0 +1,180 @@
+"""How `pmm-shm status` looks, and what `top` shows in the same way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pmm_shm_terminal.output import printable
+
+_STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
+_READERS_MAX = 8
+_QUARANTINE_MAX = 3
+StatusNumbers = dict[str, Any]
+LabelledLines = tuple[str, list[Any]]
+
+
+def headline(found: StatusNumbers) -> Text:
+    """Health, ledger, position and lag in one line."""
+    line = Text(found["health"], _STYLES.get(found["health"], ""), no_wrap=True, overflow="ellipsis")
+    line.append(f"  {printable(os.path.basename(found['ledger']))}", "bold")
+    as_of = found["as_of"]
+    line.append("  nothing published" if as_of is None else f"  event {as_of:,}", "")
+    lag = found["lag_events"]
+    if lag is None:
+        line.append(f"  head {found['head_id']:,}", "")
+    else:
+        line.append(f"  lag {lag:,}", "yellow" if lag else "")
+    return line
+
+
+def sections(found: StatusNumbers) -> list[RenderableType]:
+    """The answer of `status` below its headline."""
+    rows = [*_problem_rows(found), *_ledger_rows(found)]
+    if found["daemon"] is not None:
+        rows += _daemon_rows(found, found["daemon"])
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="cyan")
+    grid.add_column(overflow="fold")
+    for name, lines in rows:
+        for number, line in enumerate(lines):
+            grid.add_row(name if number == 0 else "", line if isinstance(line, Text) else Text(printable(line)))
+    return [Text(""), grid]
+
+
+def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
+    rows: list[LabelledLines] = []
+    for entry in found["remedies"]:
+        is_past = entry["problem"] not in found["reasons"]
+        lines: list[Any] = [Text(printable(entry["problem"]), "dim" if is_past else "red")]
+        if is_past:
+            lines[0].append(f"  ({duration(found['daemon']['last_error_age_ms'])} ago)")
+        if entry["command"] is not None:
+            lines.append(Text.assemble(("type: ", "dim"), (printable(entry["command"]), "bold")))
+        rows.append(("last error" if is_past else "problem", lines))
+    return rows
+
+
+def _ledger_rows(found: StatusNumbers) -> list[LabelledLines]:
+    lag = "" if found["lag_events"] is None else f", lag {found['lag_events']:,} events, {found['lag_ms']:,} ms"
+    applied = "nothing" if found["as_of"] is None else f"{found['as_of']:,}"
+    folds = ", ".join(f"{name} {fold['version']}" for name, fold in found["folds"].items())
+    sizes = found["sizes"]
+    ledger = f"ledger {size(sizes['ledger_bytes'])} + wal {size(sizes['wal_bytes'])}"
+    disk = f"data.mdb {size(sizes['store_disk_bytes'])} on disk"
+    if "store_used_bytes" in sizes:
+        disk += f", {size(sizes['store_used_bytes'])} used; daemon {size(sizes['resident_bytes'])} resident"
+    state = ", ".join(
+        f"{name} {'' if fold['is_complete'] else 'over '}{size(fold['bytes'])}" for name, fold in found["folds"].items()
+    )
+    return [
+        ("ledger", [found["ledger"], f"{found['journal']} journal, shared in {found['instance_directory']}"]),
+        ("position", [f"head {found['head_id']:,}, applied {applied}{lag}"]),
+        ("folds", [folds or "none published"]),
+        ("sizes", [ledger, disk, *([f"state: {state}"] if state else [])]),
+    ]
+
+
+def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLines]:
+    checked = f"up to event {daemon['verified_as_of']:,}" if daemon["verified_as_of"] else "nothing yet"
+    verified = [
+        f"{checked}; {daemon['verifications_passed']:,} passed, {daemon['verifications_failed']:,} failed; "
+        f"{daemon['sealed_blocks']:,} sealed blocks, {daemon['history_breaks']:,} history breaks"
+    ]
+    if daemon["last_difference"]:
+        verified.append(f"last difference: {daemon['last_difference']}")
+    work = (
+        f"pid {daemon['pid']}, up {duration(daemon['uptime_ms'])}; {daemon['events_folded']:,} events in "
+        f"{daemon['commits']:,} commits, {daemon['commands']:,} commands, {daemon['rebuilds']:,} rebuilds"
+    )
+    rebuilding = [f"rebuilding {', '.join(daemon['rebuilding'])}"] if daemon["rebuilding"] else []
+    return [
+        ("daemon", [work, *rebuilding]),
+        ("verified", verified),
+        ("workers", _worker_lines(daemon["workers"])),
+        ("embeddings", _embedding_lines(daemon["embeddings"])),
+        ("readers", _reader_lines(found["readers"])),
+        ("quarantine", _quarantine_lines(daemon)),
+    ]
+
+
+def rate(hits: int, misses: int) -> str:
+    """A share of hits as text."""
+    return f"{hits / (hits + misses):.2%}" if hits + misses else "–"
+
+
+def _worker_lines(workers: StatusNumbers) -> list[str]:
+    if not workers["seen"]:
+        return ["none has reported yet"]
+    parts = []
+    for group in ("projection", "metrics"):
+        hits, misses = workers[f"{group}_hits"], workers[f"{group}_misses"]
+        parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
+    hits, misses = workers["embedding_hits"], workers["embedding_misses"]
+    recomputed = workers["projection_recomputations"] + workers["metrics_recomputations"]
+    return [
+        f"{workers['live']:,} live of {workers['seen']:,}; hit rates: {', '.join(parts)}, embeddings "
+        f"{rate(hits, misses)} of {hits + misses:,}",
+        f"{recomputed:,} recomputations, {workers['events_folded']:,} events folded",
+    ]
+
+
+def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
+    lines = [
+        f"{embeddings['text_vectors']:,} of {embeddings['text_vectors_max']:,} texts; leases: "
+        f"{embeddings['leases_granted']:,} granted, {embeddings['leases_held']:,} held, {embeddings['lease_waits']:,} "
+        f"waited for, {embeddings['leases_expired']:,} expired, {embeddings['late_puts']:,} late puts"
+    ]
+    for model, found in sorted(embeddings["tables"].items()):
+        lines.append(
+            f"{model}: {found['rows']:,} events of {found['dimension']} numbers, up to event {found['as_of']:,}"
+        )
+    if embeddings["importing"] is not None:
+        lines.append("importing {:,} of {:,} rows of event_embeddings".format(*embeddings["importing"]))
+    return lines
+
+
+def _reader_lines(readers: list[StatusNumbers]) -> list[str]:
+    lines = []
+    for reader in readers[:_READERS_MAX]:
+        behind = reader["behind_txns"]
+        doing = "idle" if behind is None else f"reading, {behind:,} commits behind"
+        lines.append(f"pid {reader['pid']}  {doing}  {reader['command'] or ''}".rstrip())
+    if len(readers) > _READERS_MAX:
+        lines.append(f"and {len(readers) - _READERS_MAX:,} more")
+    return lines or ["none"]
+
+
+def _quarantine_lines(daemon: StatusNumbers) -> list[str]:
+    if not daemon["quarantined"]:
+        return ["empty"]
+    newest = daemon["quarantine"][-_QUARANTINE_MAX:][::-1]
+    return [
+        f"{daemon['quarantined']:,} times an event could not be used; the newest:",
+        *(f"event {event_id}, {fold}: {reason}" for event_id, fold, reason in newest),
+    ]
+
+
+def size(size_bytes: int | None) -> str:
+    """Bytes for people."""
+    if size_bytes is None:
+        return "–"
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1_000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1_000
+    return f"{value:,.1f} TB"
+
+
+def duration(duration_ms: int) -> str:
+    """A time for people."""
+    seconds = duration_ms // 1_000
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds} s"
