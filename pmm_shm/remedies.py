@@ -43,7 +43,13 @@ class Remedy(NamedTuple):
 
 
 TEMPLATES: Mapping[str, Template] = {
-    # The daemon. In this order, the first entry whose words fit is taken.
+    # The daemon. In this order, the first entry whose words fit is taken. A difference quotes events: it comes first, so
+    # that no words of an event are taken for the daemon's.
+    "verify": Template(
+        "check the whole ledger",
+        "pmm-shm verify {ledger}",
+        words="^verification failed|^history broken|published is wrong",
+    ),
     "set-wal-aside": Template(
         "stop all users of the ledger, move its -wal and -shm away, start them again; next time use restore",
         "mv --backup=numbered {wal} {wal}.old && mv --backup=numbered {shm} {shm}.old"
@@ -53,7 +59,7 @@ TEMPLATES: Mapping[str, Template] = {
     "end-old-user": Template(
         "stop the process that has the replaced file open, then start it again",
         "kill {pid}  # then start that program again",
-        words=r"process (?P<pid>\d+) still has the file open",
+        words=r"^process (?P<pid>\d+) still has the file open",
     ),
     "start": Template("start the daemon", "pmm-cached {ledger} &", words="no daemon serves it"),
     "start-to-see": Template(
@@ -95,11 +101,6 @@ TEMPLATES: Mapping[str, Template] = {
         "df -h {directory}  # then make room there",
         words="no space left|disk is full|map cannot grow",
     ),
-    "verify": Template(
-        "check the whole ledger",
-        "pmm-shm verify {ledger}",
-        words="verification failed|history broken|published is wrong|is wrong: ",
-    ),
     "leave-network": Template(
         "stop all writers, then copy it together with its -wal to a local disk; or use it on the file server itself",
         words="network file system",
@@ -107,7 +108,7 @@ TEMPLATES: Mapping[str, Template] = {
     "see-permissions": Template(
         "compare the permissions",
         "ls -ld {directory} {ledger}",
-        words="no permission|share a group|not to be trusted|permission denied",
+        words="no permission|share a group|nothing in it is trusted|permission denied",
     ),
     "put-back": Template(
         "put the ledger back, or restore a backup of it",
@@ -123,8 +124,8 @@ TEMPLATES: Mapping[str, Template] = {
         errors=(HotJournalError,),
     ),
     "replace-damaged": Template(
-        "name the ledger; if this is a damaged one, move it away and restore a backup in its place",
-        "mv --backup=numbered {ledger} {ledger}.damaged && pmm-shm restore BACKUP {ledger}",
+        "name the ledger; if this is a damaged one, move it and its -wal away and restore a backup in its place",
+        "ls -l {ledger}*  # if it is the ledger, when it was moved away: pmm-shm restore BACKUP {ledger}",
         words="not a database|not a ledger",
         errors=(errors.NotALedgerError,),
     ),
@@ -134,7 +135,7 @@ TEMPLATES: Mapping[str, Template] = {
     "see-holder": Template(
         "see which process holds it, and end that process if it hangs",
         "fuser -v {ledger}",
-        words="is busy|busy for",
+        words="busy for",
         errors=(errors.LedgerBusyError,),
     ),
     "embed": Template(
@@ -164,7 +165,7 @@ TEMPLATES: Mapping[str, Template] = {
     "back-up": Template("keep a copy on a disk", "pmm-shm backup {ledger} FILE"),
     "verify-and-restore": Template(
         "see how much is affected, then restore a good backup",
-        "pmm-shm verify {ledger}; pmm-shm restore BACKUP {ledger}",
+        "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "join-to-read": Template(
@@ -210,7 +211,8 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "no-directory": Template("use the same PMM_SHM_DIR for the daemon and all workers", "unset PMM_SHM_DIR"),
     "remake-state": Template(
-        "remove it (it is a cache), then start the daemon", "rm -r {directory} && pmm-cached {ledger} &"
+        "when no daemon runs, move it away (it may hold embeddings that cost money), then start the daemon",
+        "mv --backup=numbered {directory} {directory}.old && pmm-cached {ledger} &",
     ),
     "join-group": Template("join the group of the instance directory", "usermod -aG {group} {user}"),
     "join-ledgers-group": Template(
@@ -238,7 +240,9 @@ TEMPLATES: Mapping[str, Template] = {
         "raise {setting}; in a file of /etc/sysctl.d to keep it after a reboot", "sysctl {setting}={value}"
     ),
     "set-clock": Template("set the clock from the network", "timedatectl set-ntp true"),
-    "stop-in-order": Template("stop daemons by SIGTERM", "pkill -TERM -x pmm-cached"),
+    "stop-in-order": Template(
+        "stop daemons by SIGTERM", "pgrep -a pmm-cached  # then, for one of them: kill -TERM PID"
+    ),
     "unset": Template("unset it", "unset {name}"),
     "rename-variable": Template("write {near}", "unset {name}"),
     "unset-unless": Template("unset it, unless it is another program's", "unset {name}"),
@@ -267,8 +271,12 @@ def remedy_for(problem: str | Exception, **values: object) -> Remedy | None:
 
     An error is looked up by what it says first: one class may have several remedies.
     """
+    text = str(problem)
+    for path in map(str, values.values()):
+        # Words within a path are not the message's.
+        text = text.replace(f"{path}: ", "").replace(path, "")
     for key, template in TEMPLATES.items():
-        found = re.search(template.words, str(problem), re.IGNORECASE) if template.words else None
+        found = re.search(template.words, text, re.IGNORECASE) if template.words else None
         if found is not None:
             return remedy(key, **{**values, **found.groupdict()})
     for key, template in TEMPLATES.items():

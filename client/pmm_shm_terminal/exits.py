@@ -11,6 +11,7 @@ DAEMON_ABSENT = 3
 LAGGING = 4
 INTEGRITY = 5
 # As the shell reports a program that the signal ended.
+HUNG_UP = 129
 INTERRUPTED = 130
 TERMINATED = 143
 

@@ -89,5 +89,6 @@ def _end_in_order() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_with(exits.INTERRUPTED))
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end_with(exits.TERMINATED))
+    for number, code in ((signal.SIGTERM, exits.TERMINATED), (signal.SIGHUP, exits.HUNG_UP)):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end_with(code))

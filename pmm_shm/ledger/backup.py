@@ -60,9 +60,7 @@ def backup(
     """
     source = open_recovered(ledger, timeout)
     try:
-        target = new_path(file)
-        if target in [source.path + suffix for suffix in SIDE_FILES]:
-            raise LedgerUnwritableError(f"{target}: SQLite's name for a file of the ledger; choose another path")
+        target = new_path(file, [source.path + suffix for suffix in ("", *SIDE_FILES)])
         try:
             with staged(target) as temporary:
                 _copy(source, temporary, target)

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Collection, Iterator
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database, by suffix."""
 
-_NAME_CHARS_MAX = 150
+_NAME_BYTES_MAX = 150
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def new_path(path: str | os.PathLike[str]) -> str:
+def new_path(path: str | os.PathLike[str], ledger_files: Collection[str] = ()) -> str:
     """The real path of a database that can be made.
+
+    Parameters:
+        ledger_files: paths that belong to a ledger, whether they exist or not.
 
     Raises:
         ConfigError: not the path of a file.
-        LedgerUnwritableError: the file or one of its side files exists, or its directory cannot be written.
+        LedgerUnwritableError: the file or one of its side files exists or belongs to the ledger, or its directory
+            cannot be written.
     """
     name = os.fsdecode(path)
     if not name or name == ":memory:" or name.startswith("file:") or "\0" in name or name.endswith("/"):
         raise ConfigError(f"{name!r}: give the path of a file")
     target = os.path.realpath(name)
+    if target in ledger_files:
+        raise LedgerUnwritableError(f"{target}: this is the ledger or one of its own files; choose another path")
     for suffix in ("", *SIDE_FILES):
         # SQLite would replay a journal left by another database into the new one.
         if os.path.lexists(target + suffix):
@@ -41,19 +50,23 @@ def new_path(path: str | os.PathLike[str]) -> str:
 def staged(target: str) -> Iterator[str]:
     """A name beside `target` to write to; when the block ends, the file is synced and gets the name `target`.
 
-    After an error or a signal's exception neither file exists.
+    After an error neither file exists. An exception of a signal handler in the last step may leave the whole `target`.
 
     Raises:
         LedgerUnwritableError: `target` exists by now.
         OSError: the file cannot be synced or renamed.
     """
     parent, name = os.path.split(target)
-    temporary = f"{parent}/.{name[:_NAME_CHARS_MAX]}.{os.getpid()}.new"
+    short = os.fsdecode(os.fsencode(name)[:_NAME_BYTES_MAX])
+    # A name that no other writer has: pids repeat where containers share a volume.
+    temporary = f"{parent}/.{short}.{secrets.token_hex(4)}.new"
     try:
         yield temporary
         sync(temporary)
         _rename(temporary, target)
-        sync(parent)
+        # The file is complete. In a directory that may be written but not read, its name is not synced.
+        with contextlib.suppress(PermissionError):
+            sync(parent)
     finally:
         for suffix in ("", *SIDE_FILES):
             with contextlib.suppress(OSError):
@@ -75,14 +88,21 @@ def _rename(temporary: str, target: str) -> None:
         os.link(temporary, target)
     except FileExistsError:
         raise _exists(target) from None
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
         # This file system has no hard links: reserve the name, then replace our own empty file.
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             raise _exists(target) from None
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(target)
+            raise
 
 
 def _exists(path: str) -> LedgerUnwritableError:
-    return LedgerUnwritableError(f"{path}: exists already; remove it or choose another path")
+    return LedgerUnwritableError(f"{path}: exists already; choose another path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -129,7 +130,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     }  # fmt: skip
     done = cli("backup", ledger, file)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"pmm-shm: {file}: exists already; remove it or choose another path\n"
+    assert done.stderr == f"pmm-shm: {file}: exists already; choose another path\n"
     assert cli("restore", file, ledger).returncode == 0
     assert "appends wait until the copy is complete" in " ".join(cli("backup", "--help").stdout.split())
 
@@ -193,7 +194,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
 def test_the_ledgers_own_files_are_refused(tmp_path: Path, name: str, journal: str) -> None:
     ledger = make(str(tmp_path / "ledger.db"), "Old", 5, journal)
     before = ledgers.raw_rows(ledger)
-    with pytest.raises(errors.LedgerUnwritableError, match=rf"{name}: "):
+    with pytest.raises(errors.LedgerUnwritableError, match=rf"{name}: this is the ledger or one of its own files"):
         backup(ledger, tmp_path / name)
     assert ledgers.raw_rows(ledger) == before
 
@@ -294,3 +295,23 @@ def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, number: int
     assert process.wait(DEADLINE_S) == code
     assert process.communicate() == (None, b"")
     assert set(os.listdir(tmp_path)) <= {*before, "ledger.db-wal", "ledger.db-shm"}
+
+
+def test_a_backup_that_cannot_get_its_name_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an empty file, where the file system has no hard links, nor where linking fails for another reason."""
+    ledger = make(str(tmp_path / "ledger.db"), "Old", 5, "delete")
+
+    def fails(number: int) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    for link, replace in ((errno.EIO, None), (errno.EPERM, errno.EIO)):
+        monkeypatch.setattr(os, "link", fails(link))
+        if replace is not None:
+            monkeypatch.setattr(os, "replace", fails(replace))
+        with pytest.raises(errors.LedgerUnwritableError, match="nothing was written"):
+            backup(ledger, tmp_path / "backup.db")
+        assert not (tmp_path / "backup.db").exists()
+        assert temporary_files(tmp_path) == []

@@ -42,7 +42,7 @@ def directory(facts: SystemFacts) -> Iterator[Verdict]:
     elif state.distrust is not None:
         yield error(
             one_line(state.distrust),
-            "clients ignore it and fold the log themselves, and no daemon starts there",
+            "clients ignore it and fold the log themselves",
             remedy("remake-state", directory=name, ledger=facts.path),
         )
     elif state.is_closed:
