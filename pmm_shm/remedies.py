@@ -43,8 +43,8 @@ class Remedy(NamedTuple):
 
 
 TEMPLATES: Mapping[str, Template] = {
-    # The daemon. In this order, the first entry whose words fit is taken. A difference quotes events: it comes first, so
-    # that no words of an event are taken for the daemon's.
+    # The daemon. In this order, the first entry whose words fit is taken. A difference quotes events: it comes first,
+    # so that no words of an event are taken for the daemon's.
     "verify": Template(
         "check the whole ledger",
         "pmm-shm verify {ledger}",

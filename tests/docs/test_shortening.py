@@ -11,7 +11,6 @@ from tests.support.sources import sources
 SHORTENS = {
     "server/pmm_cached/instance_lock.py": ["ftruncate"],  # daemon.lock
     "pmm_shm/instance/access.py": ["w"],  # A temporary file, to be renamed.
-    "client/pmm_shm_cli/benchmark.py": ["wb"],  # The log of a daemon on a copy.
     "client/pmm_shm_cli/commands/plot.py": ["write_bytes"],  # The figure.
     "client/pmm_shm_cli/top_view.py": ["truncate"],  # A line of text.
 }

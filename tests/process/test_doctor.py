@@ -389,7 +389,8 @@ def test_a_directory_that_others_may_write_is_not_trusted(path: str, start_daemo
     found = examined(path)
     finding = worst(found, "state-directory")
     assert (finding.severity, "store" in found) == ("error", False)
-    assert finding.command == f"rm -r {daemon.instance.directory} && pmm-cached {path} &"
+    directory = daemon.instance.directory
+    assert finding.command == f"mv --backup=numbered {directory} {directory}.old && pmm-cached {path} &"
 
 
 def test_files_in_it_that_are_not_as_they_should_be(path: str, start_daemon: StartDaemon) -> None:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -247,23 +246,28 @@ def _indexed(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    indexed: Future[dict[str, Any]] = Future()
+    done: dict[str, Any] = {}
+    failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            indexed.set_result(_index(instance, head, timeout_s))
+            done.update(_index(instance, head, timeout_s))
         except BaseException as error:
-            indexed.set_exception(error)
+            failures.append(error)
 
-    # In the background, so that the bar moves and Ctrl-C ends the command at once: no pool, which would wait for it.
-    threading.Thread(target=run, daemon=True).start()
+    # In the background, so that the bar moves and Ctrl-C ends the command at once.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     with _bars(head) as update:
-        while not wait([indexed], _LOOK_S).done:
+        while thread.is_alive():
+            thread.join(_LOOK_S)
             if update is not None:
                 # If this fails, the bar stops; the thread reports the error.
                 with suppress(DaemonError):
                     update(commands.call(instance, protocol.STATS, {}, _LOOK_ANSWERS_S))
-    return indexed.result()
+    if failures:
+        raise failures[0]
+    return done
 
 
 def _index(instance: Instance, head: int, timeout_s: float) -> dict[str, Any]:
