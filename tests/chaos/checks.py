@@ -61,7 +61,7 @@ def check_published(cache: Cache) -> int | None:
         return None
     connection = Connection(cache.path, "ro")
     try:
-        report = verify(connection, copy).report
+        report, _ = verify(connection, copy)
     finally:
         connection.close()
     assert report.ok, f"what is published at {copy.position.as_of} diverges: {report.difference}"

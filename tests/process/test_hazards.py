@@ -143,7 +143,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/store/environment.py": {"lmdb.open": 2, "open": 1},  # data.mdb: LMDB locks another file
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/instance/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
-    "client/pmm_shm_cli/benchmark.py": {"open": 2, "sqlite3.connect": 1},  # /proc/cpuinfo, a log, its own copy
+    "client/pmm_shm_cli/benchmark.py": {"open": 1, "sqlite3.connect": 1},  # /proc/cpuinfo, its own copy
     "pmm_shm/wire/endpoints.py": {"instance.endpoints_file.read_text": 1, "probe.connect": 1},
     # data.mdb, and lock.mdb, which a process that has LMDB's environment open does not open so.
     "pmm_shm/store/inspection.py": {"open": 1, "(directory / LOCK_TABLE_FILE).read_bytes": 1},
@@ -164,7 +164,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_cli/synthetic.py": {"sqlite3.connect": 1},  # New ledgers, before anyone uses them.
     "client/pmm_shm_terminal/program.py": {"os.open": 1},  # /dev/null
     "client/pmm_shm_cli/commands/plot.py": {"target.write_bytes": 1},  # The figure, which is no file of the ledger.
-    "client/pmm_shm_cli/demo_run.py": {"open": 1, "self._log.read_text": 1},
 }
 
 
