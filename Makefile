@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 TOOLS_STAMP := $(VENV)/.installed-tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Workers of the tests: many of them wait for a process or a time limit rather than compute.
+JOBS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 # Some tests only: make test TESTS=tests/process/test_cli.py.
 TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.
@@ -64,7 +66,7 @@ test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
 
 test: $(STAMP) ## Run all tests except the slow ones: minutes.
-	$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
 	@TESTS="$(TESTS)" tools/test-all
