@@ -10,5 +10,5 @@ from tests.support.contention import writers_and_readers
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_writers_and_readers_at_length(journal: str, tmp_path: Path) -> None:
+def test_writers_and_readers(journal: str, tmp_path: Path) -> None:
     writers_and_readers(tmp_path / "pmm.db", journal, 20.0)

@@ -1,4 +1,4 @@
-"""Four writers and four readers at once, as processes, in each journal mode; and after a fork."""
+"""Writers and readers that fork, as processes, in each journal mode; tests/chaos has many of them at length."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.contention import check_end_state, run_workers, writers_and_readers
+from tests.support.contention import check_end_state, run_workers
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.golden_cases import make_ledger
-
-
-@pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_writers_and_readers(journal: str, tmp_path: Path) -> None:
-    writers_and_readers(tmp_path / "pmm.db", journal, 4.0)
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
