@@ -14,6 +14,7 @@ from pmm_shm.folds.registry import checked_fold_name, find_fold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
+from pmm_shm.ledger.tail import head_of
 from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
@@ -337,9 +338,7 @@ class Reads(ABC):
     def _head(self) -> int:
         def read() -> int:
             self._freshness.take()
-            handle = self._reader.connection.handle()
-            rows = self._reader.connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
-            return rows[0][0] or 0
+            return head_of(self._reader.connection)
 
         return self._reader.with_ledger(read)
 

@@ -8,6 +8,7 @@ import os
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.sqlite_errors import HotJournalError
+from pmm_shm.ledger.tail import head_of
 
 
 def open_recovered(ledger: str | os.PathLike[str], timeout_s: float) -> Connection:
@@ -29,14 +30,6 @@ def open_recovered(ledger: str | os.PathLike[str], timeout_s: float) -> Connecti
         connection.close()
         raise
     return connection
-
-
-def head_of(connection: Connection) -> int:
-    """The newest event's id; 0 for an empty ledger."""
-    with connection.lock:
-        handle = connection.handle()
-        rows = connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
-    return int(rows[0][0] or 0)
 
 
 def ledger_head(ledger: str | os.PathLike[str], timeout_s: float) -> int:

@@ -161,6 +161,14 @@ class TailReader:
         return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
 
 
+def head_of(connection: Connection) -> int:
+    """The newest event's id; 0 for an empty ledger."""
+    with connection.lock:
+        handle = connection.handle()
+        rows = connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
+    return int(rows[0][0] or 0)
+
+
 def position_of(row: RawRow) -> Position:
     """The position at a whole row, with the head's id as its last column, as tails of whole rows have them."""
     return Position(row[0], row_digest(row[:-1]))

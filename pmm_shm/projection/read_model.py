@@ -162,11 +162,10 @@ class ReadModel(Cursor):
     def _move_to(self, snapshot: Snapshot) -> None:
         """Stand on the base, and remember what its commits touched since our position."""
         touched = snapshot.touched_since(self.position.event_id) if self.position is not START else None
-        self.drop_overlay()
+        self.stand_on(snapshot.header.position, {})
         for name, theirs in (dict.fromkeys(self.states) if touched is None else touched).items():
             if name in self.states:
                 self._put_pending(name, theirs)
-        self.position = snapshot.header.position
 
     def _put_pending(self, name: str, touched: Touched | None) -> None:
         before = self._pending.setdefault(name, touched)

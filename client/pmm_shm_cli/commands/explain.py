@@ -50,7 +50,8 @@ def explain(
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
     candidates = _subjects(subject, argument, integer)
-    from pmm_shm.ledger.recovery import head_of, open_recovered
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.tail import head_of
     from pmm_shm_cli.explaining import explain as explained
 
     with contextlib.closing(open_recovered(ledger, timeout)) as connection:

@@ -83,7 +83,8 @@ def replay(
     words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
 ) -> None:
     ledger, what = _checked(words, strict)
-    from pmm_shm.ledger.recovery import head_of, open_recovered
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.tail import head_of
     from pmm_shm_client.replaying import replayed
 
     with contextlib.closing(open_recovered(ledger, timeout)) as connection:

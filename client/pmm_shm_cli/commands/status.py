@@ -30,7 +30,8 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
-    from pmm_shm.ledger.recovery import head_of, open_recovered
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.tail import head_of
     from pmm_shm_cli import state
 
     with contextlib.closing(open_recovered(path, limits.LEDGER_TIMEOUT_S)) as connection:
