@@ -85,7 +85,12 @@ class StartDaemon(Protocol):
     """Starts a daemon for a ledger; unless told otherwise, waits until it has published the ledger's head."""
 
     def __call__(
-        self, ledger: str, *options: str, env: Mapping[str, str] | None = None, wait: bool = True
+        self,
+        ledger: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        forked: bool = True,
     ) -> Daemon: ...
 
 
@@ -94,8 +99,14 @@ def start_daemon() -> Iterator[StartDaemon]:
     """Start daemons that end with the test."""
     daemons: list[Daemon] = []
 
-    def start(ledger: str, *options: str, env: Mapping[str, str] | None = None, wait: bool = True) -> Daemon:
-        daemon = Daemon(ledger, *options, env=env)
+    def start(
+        ledger: str,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        forked: bool = True,
+    ) -> Daemon:
+        daemon = Daemon(ledger, *options, env=env, forked=forked)
         daemons.append(daemon)
         if wait:
             daemon.wait_ready()

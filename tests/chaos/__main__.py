@@ -54,7 +54,8 @@ from tests.chaos.work import (
 )
 from tests.support import daemons, search_oracle
 from tests.support.daemons import until
-from tests.support.fork_daemon import ForkedDaemon, server
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.forking import server
 
 _FIRST_EVENTS = 2_000
 _STUCK_S = 20.0

@@ -1,17 +1,23 @@
-"""Hostile messages of another seed each time."""
+"""Hostile messages, many and of another seed each time, and a peer that reads no answer."""
 
 from __future__ import annotations
 
 import pytest
+import zmq
 
+from pmm_shm.wire import protocol
+from pmm_shm.wire.endpoints import find_endpoints
 from tests.conftest import StartDaemon
 from tests.support import answers
 from tests.support.attacks import (
     MESSAGES,
+    Honest,
+    anonymous_bytes,
     check_attack,
+    dealer,
     events,
 )
-from tests.support.daemons import Daemon
+from tests.support.daemons import Daemon, until
 from tests.support.fuzz_commands import seed_of
 
 
@@ -30,3 +36,17 @@ def test_hostile_messages_of_another_seed_each_time(daemon: Daemon) -> None:
 
 def test_100_000_hostile_messages(daemon: Daemon) -> None:
     check_attack(daemon, seed_of(4), MESSAGES)
+
+
+def test_a_peer_that_reads_no_answer_costs_bounded_memory(daemon: Daemon) -> None:
+    for _ in range(200):
+        daemon.stats()
+    memory, before = anonymous_bytes(daemon.pid), daemon.stats()["commands"]
+    with dealer(find_endpoints(daemon.instance).commands) as peer:
+        peer.setsockopt(zmq.RCVHWM, 1)
+        for number in range(10_000):
+            peer.send(protocol.Request(number, protocol.STATS, {}).pack())
+        with Honest(daemon) as honest:
+            until(lambda: daemon.stats()["commands"] - before > 10_000, "all are carried out")
+    assert honest.errors == []
+    assert anonymous_bytes(daemon.pid) - memory < 16 << 20

@@ -32,7 +32,7 @@ from pmm_shm_client import connect
 from tests.chaos.checks import difference_from_replay
 from tests.chaos.plan import CLIENTS
 from tests.support.answers import everything
-from tests.support.fork_daemon import end_with_parent
+from tests.support.forking import end_with_parent
 
 MODEL, DIMENSION = "chaos", 24
 QUIET, FINISH, PROGRESS, EMBEDDED = "quiet", "finish", "progress", "embedded"

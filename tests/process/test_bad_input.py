@@ -399,7 +399,7 @@ def test_a_rebuild_that_fails_shows_in_the_stats(tmp_path: Path, start_daemon: S
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
-        daemon = start_daemon(path, wait=False)
+        daemon = start_daemon(path, wait=False, forked=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     daemons.until(daemon._answers)

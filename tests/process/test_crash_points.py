@@ -31,7 +31,8 @@ from pmm_shm_client import EventLog, commands, connect
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import until
-from tests.support.fork_daemon import ForkedDaemon, die_at, in_child
+from tests.support.fork_daemon import ForkedDaemon, die_at
+from tests.support.forking import in_child
 from tests.support.search_oracle import blob, expected, index, stored
 
 DEADLINE_S = 20.0

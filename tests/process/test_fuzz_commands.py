@@ -10,11 +10,9 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import msgpack
 import pytest
-import zmq
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError
@@ -31,6 +29,7 @@ from tests.support.attacks import (
     Honest,
     anonymous_bytes,
     check_attack,
+    dealer,
     descriptors,
     events,
     flood,
@@ -169,29 +168,6 @@ def connect_patiently(peer: socket.socket, path: str) -> None:
 
     peer.settimeout(5.0)
     until(is_connected, f"{path} accepts")
-
-
-@contextlib.contextmanager
-def dealer(path: str) -> Iterator[zmq.Socket[bytes]]:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
-        peer.setsockopt(zmq.LINGER, 0)
-        peer.setsockopt(zmq.SNDTIMEO, 30_000)
-        peer.connect("ipc://" + path)
-        yield peer
-
-
-def test_a_peer_that_reads_no_answer_costs_bounded_memory(daemon: Daemon) -> None:
-    for _ in range(200):
-        daemon.stats()
-    memory, before = anonymous_bytes(daemon.pid), daemon.stats()["commands"]
-    with dealer(find_endpoints(daemon.instance).commands) as peer:
-        peer.setsockopt(zmq.RCVHWM, 1)
-        for number in range(10_000):
-            peer.send(protocol.Request(number, protocol.STATS, {}).pack())
-        with Honest(daemon) as honest:
-            until(lambda: daemon.stats()["commands"] - before > 10_000, "all are carried out")
-    assert honest.errors == []
-    assert anonymous_bytes(daemon.pid) - memory < 16 << 20
 
 
 def test_a_peer_that_takes_all_places_to_wait_loses_its_own(daemon: Daemon) -> None:

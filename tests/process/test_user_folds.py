@@ -31,7 +31,7 @@ def version_two() -> str:
 def test_a_fold_of_the_client_alone_beside_a_daemon_that_has_it_not(
     ledger: str, site: Site, start_daemon: StartDaemon
 ) -> None:
-    daemon = start_daemon(ledger)
+    daemon = start_daemon(ledger, forked=False)
     assert "tool_use" not in daemon.stats()["folds"]
     with connect(ledger) as cache:
         cache.wait_for(use(cache, "search", "write"), 30.0)
@@ -216,7 +216,7 @@ def test_a_fold_that_is_taken_away_leaves_the_others_alone(ledger: str, site: Si
     with connect(ledger) as cache:
         use(cache, "search")
         start_daemon(ledger, env=site.environment).stop()
-        daemon = start_daemon(ledger)
+        daemon = start_daemon(ledger, forked=False)
         daemons.until(lambda: daemon.stats()["folds"] and "tool_use" not in daemon.stats()["folds"])
         use(cache, "search")
         assert calls(cache) == {"search": 2}

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +207,12 @@ def flood(connect_: Callable[[], socket.socket], data: bytes, duration_s: float,
                 sent += len(data)
                 peak = max(peak, anonymous_bytes(pid))
     return sent, peak
+
+
+@contextlib.contextmanager
+def dealer(path: str) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.setsockopt(zmq.SNDTIMEO, 30_000)
+        peer.connect("ipc://" + path)
+        yield peer

@@ -1,20 +1,14 @@
-"""Real daemon processes that start in milliseconds: forked from a server that has imported all and opened nothing."""
+"""Daemons that are forked for a time, or to die at a crash point."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
-import multiprocessing.process
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 from pmm_shm import crash_points
 from pmm_shm.errors import DaemonError
@@ -22,34 +16,10 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm.wire.protocol import PING
 from pmm_shm_client.commands import call
-from tests.support.daemons import environment
+from tests.support.forking import end_with_parent, in_child
 
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
-_PR_SET_PDEATHSIG = 1
 UNKNOWN_POINT = 86
 """Exit code of a process that reached a crash point which is not registered."""
-
-
-def end_with_parent() -> None:
-    """Let the system kill this process when the fork server ends, and it ends with the test run: however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A process that runs `target`, a function of a module."""
-    # The server must find this checkout's packages, whatever is installed, and it has the variables of its start.
-    with mock.patch.dict(os.environ, {"PYTHONPATH": environment()["PYTHONPATH"]}):
-        forkserver.ensure_running()
-    process = server.Process(target=_run, args=(dict(os.environ), target, arguments))
-    process.start()
-    return process
-
-
-def _run(variables: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
-    target(*arguments)
 
 
 DiesAt = tuple[str, int]

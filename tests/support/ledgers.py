@@ -24,6 +24,12 @@ PACKAGES = {
 TS = "2026-01-02T03:04:05.{:06d}+00:00"
 
 
+def checkout_path() -> str:
+    """A PYTHONPATH in which this checkout's packages come first."""
+    checkout = [str(ROOT / folder) for folder in ("server", "client", "")]
+    return os.pathsep.join([*checkout, os.environ.get("PYTHONPATH", "")])
+
+
 def reference_hash(formula: str, row: dict[str, Any]) -> str:
     """The specification's formula, word by word; `row["meta"]` is the parsed object."""
     keys = ["kind", "content", "meta", "prev_hash"] + (["id", "ts"] if formula == "full" else [])
