@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from tests.support import daemons
+from tests.support.forking import ForkedProgram
 
 COMMAND = [sys.executable, "-m", "pmm_shm_cli"]
 _DEADLINE_S = 60.0
@@ -21,20 +24,28 @@ class Ran(NamedTuple):
     err: str
 
 
-def run(*arguments: str, env: Mapping[str, str | None] | None = None, **options: Any) -> Ran:
-    """`pmm-shm` with these arguments, to its end; a variable in `env` that is None is removed."""
-    if "input" not in options:
-        options.setdefault("stdin", subprocess.DEVNULL)
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        env=daemons.environment(**(env or {})),
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE_S,
-        check=False,
-        **options,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+def run(
+    *arguments: str,
+    env: Mapping[str, str | None] | None = None,
+    cwd: str | os.PathLike[str] = os.curdir,
+    input: str = "",
+) -> Ran:
+    """`pmm-shm` with these arguments, to its end, in a forked process; a variable in `env` that is None is removed."""
+    with tempfile.TemporaryDirectory(prefix="pmm-run-") as folder:
+        streams = [Path(folder, name) for name in ("in", "out", "err")]
+        for stream in streams:
+            stream.write_text(input if stream.name == "in" else "", encoding="utf-8")
+        stdin, stdout, stderr = map(str, streams)
+        program = ForkedProgram(
+            "pmm_shm_cli.main:main",
+            ["pmm-shm", *arguments],
+            (stdin, stdout, stderr),
+            cwd,
+            daemons.environment(**(env or {})),
+        )
+        code = program.wait(_DEADLINE_S)
+        out, err = (stream.read_text(encoding="utf-8") for stream in streams[1:])
+    return Ran(code, out, err)
 
 
 def is_one_line(err: str) -> bool:

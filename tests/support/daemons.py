@@ -127,7 +127,9 @@ class Daemon:
         self.log = Path(f"{self.instance.ledger}.log-{time.monotonic_ns()}")
         arguments = ["--log-format", "json", *options, ledger]
         if forked and env is None:
-            self.process = ForkedProgram(arguments, str(self.log))
+            self.process = ForkedProgram(
+                "pmm_cached.main:main", ["pmm-cached", *arguments], (os.devnull, str(self.log), str(self.log))
+            )
         else:
             with open(self.log, "wb") as log:
                 self.process = subprocess.Popen(

@@ -6,10 +6,11 @@ import ctypes
 import multiprocessing
 import multiprocessing.process
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from unittest import mock
 from tests.support.ledgers import checkout_path
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog"])
+server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog", "pmm_shm_cli.main"])
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,10 +44,24 @@ def _run(variables: dict[str, str], target: Callable[..., None], arguments: tupl
 
 
 class ForkedProgram:
-    """`pmm-cached` with these arguments in a forked process, used like `subprocess.Popen`; its streams go to a file."""
+    """A program in a forked process, used like `subprocess.Popen`.
 
-    def __init__(self, arguments: list[str], output: str) -> None:
-        self._process = in_child(_serve, arguments, output)
+    Parameters:
+        entry: "module:function" of what runs it.
+        arguments: its name and arguments, as `sys.argv` has them.
+        streams: files for stdin, stdout and stderr.
+        folder: where it runs.
+    """
+
+    def __init__(
+        self,
+        entry: str,
+        arguments: list[str],
+        streams: tuple[str, str, str],
+        folder: str | os.PathLike[str] = os.curdir,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._process = in_child(_run_program, entry, arguments, streams, os.path.abspath(folder), variables)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 
@@ -61,7 +76,7 @@ class ForkedProgram:
         self._process.join(timeout)
         code = self._process.exitcode
         if code is None:
-            raise subprocess.TimeoutExpired("pmm-cached", timeout or 0.0)
+            raise subprocess.TimeoutExpired("a forked program", timeout or 0.0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -72,13 +87,26 @@ class ForkedProgram:
         self.send_signal(signal.SIGKILL)
 
 
-def _serve(arguments: list[str], output: str) -> None:
-    from pmm_cached.main import main
-
+def _run_program(
+    entry: str,
+    arguments: list[str],
+    streams: tuple[str, str, str],
+    folder: str,
+    variables: Mapping[str, str] | None,
+) -> None:
     end_with_parent()
-    file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    os.close(file)
-    sys.argv = ["pmm-cached", *arguments]
-    main()
+    os.chdir(folder)
+    if variables is not None:
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.path[:0] = variables.get("PYTHONPATH", "").split(os.pathsep)
+    for number, path in enumerate(streams):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY, 0o644)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if encoding := os.environ.get("PYTHONIOENCODING"):
+        for file in (sys.stdin, sys.stdout, sys.stderr):
+            file.reconfigure(encoding=encoding)  # type: ignore[union-attr]
+    sys.argv = arguments
+    pkgutil.resolve_name(entry)()
