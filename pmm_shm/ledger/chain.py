@@ -13,6 +13,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
@@ -179,10 +180,11 @@ def verify_chain(connection: Connection) -> ChainReport:
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
     """
-    while True:
+    for _ in range(limits.REPLAYS_MAX):
         report = _verify_one_file(connection)
         if report is not None:
             return report
+    raise LedgerBusyError(f"{connection.path}: it was replaced {limits.REPLAYS_MAX} times while it was verified")
 
 
 def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | None:
