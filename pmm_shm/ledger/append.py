@@ -243,27 +243,28 @@ class Appender:
         if self._is_hashed:
             formula, last_hash = self._chain_end(handle, newest)
             rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
-            self._insert_rows(handle, rows)
+            self._insert_rows(handle, rows, newest)
             return rows, formula
         rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
-        self._insert_rows(handle, rows)
+        self._insert_rows(handle, rows, None)
         return rows, None
 
-    def _insert_rows(self, handle: sqlite3.Connection, rows: list[RawRow]) -> None:
-        """Insert the rows, and prove that they are there.
+    def _insert_rows(self, handle: sqlite3.Connection, rows: list[RawRow], newest: RawRow | None) -> None:
+        """Insert the rows behind the row `newest`, and prove that they are there.
 
         Raises:
-            LedgerUnwritableError: a trigger or a constraint has dropped or changed one of them.
+            LedgerUnwritableError: a trigger or a constraint has dropped or changed one of them, or the one before.
         """
         changes = handle.total_changes
         inserted = handle.executemany(self._insert_sql, rows).rowcount
         if inserted == handle.total_changes - changes == len(rows) and self._keeps_text:
             return
-        found = handle.execute(self._read_back_sql, (rows[0][0], rows[-1][0])).fetchall()
-        if found != rows:
+        expected = rows if newest is None else [newest, *rows]
+        found = handle.execute(self._read_back_sql, (expected[0][0], rows[-1][0])).fetchall()
+        if found != expected:
             with late_imports:
                 from pmm_shm.ledger.obstacles import interference
-            reason = interference(handle, is_dropped=len(found) < len(rows))
+            reason = interference(handle, is_dropped=len(found) < len(expected))
             raise LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
     def _chain_end(self, handle: sqlite3.Connection, newest: RawRow | None) -> tuple[Formula, str | None]:
@@ -335,4 +336,6 @@ def _newest_id(handle: sqlite3.Connection) -> int:
 
 
 def _newest_of(newest_id: int, sequence: object) -> int:
+    if type(newest_id) is not int:
+        raise sqlite3.DatabaseError(f"the column `id` holds {newest_id!r:.80}, not an integer")
     return max(0, newest_id, sequence if isinstance(sequence, int) else 0)

@@ -1,4 +1,4 @@
-"""Why a ledger takes no events from this process: triggers and constraints of its owner, and his SQL functions.
+"""Why a ledger takes no events from this process: its owner's triggers, constraints and SQL functions.
 
 Read when an append has failed, and by `doctor`.
 """
@@ -42,9 +42,12 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
     name = text.rpartition(": ")[2].partition(".")[0]
     if text.startswith(_NO_FUNCTION):
         guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\s*\(", sql)]
-        owner = "PMM 2 keeps it, and only the process that holds its lease" if is_of_pmm2(handle) else "only a program"
-        caller = f"{_named(guilty)} calls" if guilty else "its table calls"
-        return f"{owner} can append, for {caller} the SQL function {name}(), which is its own; everybody can read it"
+        caller = _named(guilty) if guilty else "the table `events`"
+        owner = "the process that holds the writer lease of PMM 2" if is_of_pmm2(handle) else "its owner's program"
+        return (
+            f"only {owner} can append, the others can read: {caller} calls the SQL function {name}(), which no other "
+            "program has"
+        )
     guilty = [trigger for trigger, sql in triggers.items() if text.replace("'", "''") in sql]
     if not guilty and name.lower() != "events" and ": " in text:
         # Of another table: a trigger wrote there.
@@ -60,7 +63,7 @@ def interference(handle: sqlite3.Connection, *, is_dropped: bool) -> str:
     triggers = _triggers(handle)
     guilty = [name for name, sql in triggers.items() if word in sql.lower()] or list(triggers)
     who = _named(guilty) if guilty else "a constraint" if is_dropped else "the type of a column"
-    return f"{who} of the table `events` {'dropped' if is_dropped else 'changed'} the event"
+    return f"{who} of the table `events` {'dropped' if is_dropped else 'changed'} an event"
 
 
 def _triggers(handle: sqlite3.Connection) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
-from pmm_shm.ledger.chain import broken_at, first_bad_id
+from pmm_shm.ledger.chain import broken_at, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import Cursor, LogChanged
@@ -20,6 +20,7 @@ from pmm_shm.store.layout import Seal
 from pmm_shm.store.snapshot import Lineage, Snapshot
 
 Pace = Callable[[], None]
+_CHANGED_MEANWHILE = "the log lost or changed its newest rows while it was replayed"
 
 
 class VerifyReport(NamedTuple):
@@ -91,6 +92,21 @@ def verify(
     return report, new_seals
 
 
+def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:
+    """Where nothing is published, read the whole ledger: a report is never about nothing.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    cursor = Cursor((), connection, whole_rows=True)
+    try:
+        for _ in cursor.advance_to_head():
+            pace()
+    except LogChanged:
+        return VerifyReport(False, 0, (), cursor.events_folded, 0, _CHANGED_MEANWHILE)
+    return VerifyReport(True, 0, (), cursor.events_folded, 0, None)
+
+
 def _columns_sealed(connection: Connection, seal: Seal) -> int | None:
     """How many columns the seal of the first block covers; None if it fits none."""
     try:
@@ -116,7 +132,7 @@ def _verify(
             new_seals = seals.finish()
         difference = _difference(cursor, copy, seals, connection)
     except LogChanged:
-        difference = "the log lost or changed its newest rows while it was replayed"
+        difference = _CHANGED_MEANWHILE
     names = tuple(fold.name for fold in copy.folds)
     report = VerifyReport(
         difference is None, copy.position.as_of, names, cursor.events_folded, seals.compared, difference
@@ -141,7 +157,7 @@ def _changed_rows(seals: SealCheck, connection: Connection) -> list[str]:
     if seals.changed is None:
         return []
     first_id, last_id = seals.changed
-    bad_id = first_bad_id(connection, first_id, last_id)
+    bad_id = verify_range(connection, first_id, last_id).first_bad_id
     broken = [] if bad_id is None else [broken_at(bad_id)]
     return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
 

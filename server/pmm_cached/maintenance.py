@@ -25,7 +25,13 @@ from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import LogChanged
-from pmm_shm.projection.verification import PublishedCopy, VerifyReport, copy_published, verify
+from pmm_shm.projection.verification import (
+    PublishedCopy,
+    VerifyReport,
+    copy_published,
+    verify,
+    verify_unpublished,
+)
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.layout import Seal
 from pmm_shm.store.writer import StoreWriter
@@ -332,11 +338,11 @@ class Maintenance(BackgroundThread):
         if self._is_periodic:
             self._let_follower_judge()
         copy = self._copy(job)
-        if copy is None:
-            return VerifyReport(True, 0, (), 0, 0, None)._asdict()
         self._slice_began_s = time.thread_time()
         connection = Connection(self._path, "ro")
         try:
+            if copy is None:
+                return verify_unpublished(connection, self._keep_cpu_budget)._asdict()
             report, new_seals = verify(connection, copy, self._keep_cpu_budget)
         finally:
             connection.close()
