@@ -141,11 +141,11 @@ class Appender:
             handle.text_factory = decode_text
             if self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
-            self._prepare_statements(handle)
+            self._prepare_statements()
             self._prepared = True
         return handle
 
-    def _prepare_statements(self, handle: sqlite3.Connection) -> None:
+    def _prepare_statements(self) -> None:
         connection = self.connection
         self._is_hashed = set(HASH_COLUMNS) <= set(connection.columns)
         columns = _COLUMNS_HASHED if self._is_hashed else _COLUMNS_PLAIN
@@ -153,8 +153,8 @@ class Appender:
         places = ", ".join("?" * len(columns.split(", ")))
         self._insert_sql = f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({columns}) VALUES ({places})"
         self._read_back_sql = f"SELECT {columns} FROM events WHERE id >= ? AND id <= ? ORDER BY id"
-        declared = {row[1]: row[2] for row in handle.execute("PRAGMA table_info(events)").fetchall()}
-        self._keeps_text = all(_keeps_text(declared[name]) for name in columns.split(", ")[1:])
+        types = connection.types
+        self._keeps_text = all(_keeps_text(types[name]) for name in columns.split(", ")[1:])
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
         """Run a statement without rows, as soon as the ledger is not busy."""

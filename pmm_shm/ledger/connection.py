@@ -94,6 +94,11 @@ class Connection:
         return file.columns if (file := self._file) else ()
 
     @property
+    def types(self) -> dict[str, str]:
+        """The declared types of the columns of `events`, as of the open."""
+        return dict(zip(file.columns, file.types, strict=True)) if (file := self._file) else {}
+
+    @property
     def definition(self) -> frozenset[bytes]:
         """What defines the table `events` and its triggers, as of the open; for comparison."""
         return file.definition if (file := self._file) else frozenset()

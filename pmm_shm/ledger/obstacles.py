@@ -13,7 +13,7 @@ _TRIGGERS = (
     "ORDER BY name"
 )
 _TRY = "EXPLAIN INSERT INTO events (ts, kind, content, meta) VALUES ('', '', '', '')"
-_NO_FUNCTION = "no such function: "
+_NO_FUNCTION = re.compile(r"^(?:no such|unknown) function: (\w+)")
 _PMM2_TABLE = "pmm_writer_lease"
 
 
@@ -31,7 +31,7 @@ def needs_function(handle: sqlite3.Connection) -> str | None:
     try:
         handle.execute(_TRY).fetchall()
     except sqlite3.OperationalError as error:
-        return refusal(handle, error) if str(error).startswith(_NO_FUNCTION) else None
+        return refusal(handle, error) if _NO_FUNCTION.match(str(error)) else None
     return None
 
 
@@ -39,8 +39,8 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
     """What SQLite said of an insert, with the trigger that is behind it."""
     text = str(error)
     triggers = _triggers(handle)
-    name = text.rpartition(": ")[2].partition(".")[0]
-    if text.startswith(_NO_FUNCTION):
+    if unknown := _NO_FUNCTION.match(text):
+        name = unknown[1]
         guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\s*\(", sql)]
         caller = _named(guilty) if guilty else "the table `events`"
         owner = "the process that holds the writer lease of PMM 2" if is_of_pmm2(handle) else "its owner's program"
@@ -48,6 +48,7 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
             f"only {owner} can append, the others can read: {caller} calls the SQL function {name}(), which no other "
             "program has"
         )
+    name = text.rpartition(": ")[2].partition(".")[0]
     guilty = [trigger for trigger, sql in triggers.items() if text.replace("'", "''") in sql]
     if not guilty and name.lower() != "events" and ": " in text:
         # Of another table: a trigger wrote there.

@@ -43,6 +43,7 @@ class LedgerFile(NamedTuple):
     Attributes:
         identity: (device, inode) of the main file.
         columns: those of the table `events`; none in a database without tables.
+        types: their declared types.
         schema_version: SQLite's number of the schema; every change of any table, index or trigger raises it.
         definition: what defines the table `events` and its triggers, for comparison.
         is_wal: whether the journal mode is WAL.
@@ -52,6 +53,7 @@ class LedgerFile(NamedTuple):
 
     identity: tuple[int, int]
     columns: tuple[str, ...]
+    types: tuple[str, ...]
     schema_version: int
     definition: frozenset[bytes]
     is_wal: bool
@@ -170,11 +172,12 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
         try:
             columns = [(row[1], row[2], row[5]) for row in handle.execute("PRAGMA table_info(events)").fetchall()]
             names = tuple(name for name, _, _ in columns)
+            types = tuple(declared for _, declared, _ in columns)
             version, definition = schema_of(handle)
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             shm_inode = inode_of(path + "-shm") if is_wal else None
             file = LedgerFile(
-                file_identity(path), names, version, definition, is_wal, shm_inode, inode_of(path + "-wal")
+                file_identity(path), names, types, version, definition, is_wal, shm_inode, inode_of(path + "-wal")
             )
             if mode != "immutable":
                 _check_locks(path, file)

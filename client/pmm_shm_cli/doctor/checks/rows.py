@@ -66,7 +66,7 @@ def owner(facts: SystemFacts) -> Iterator[Verdict]:
     if facts.ledger.rows is not None and facts.ledger.rows.is_of_pmm2:
         yield note(
             "it is a ledger of PMM 2",
-            "the process that holds its writer lease appends, everybody else reads; it has no OCEAN traits, IAS and GAS, "
+            "the process that holds its writer lease appends, and everybody reads; it has no OCEAN traits, IAS or GAS, "
             "which are empty in every answer",
             remedy("leave-to-owner"),
         )
@@ -111,8 +111,8 @@ def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
     elif rows.fork is not None:
         yield warning(
             f"it forks: events {rows.fork[0]} and {rows.fork[1]} have the same predecessor",
-            "a program read the newest hash before it took the write lock, beside another writer; no event was lost or "
-            "changed, every answer is right, and appends go on",
+            "a program reads the newest hash before it takes the write lock, beside another writer; a fork loses and "
+            "changes no event, every answer is right, and appends go on",
             remedy("append-under-lock"),
         )
     elif rows.formula is None:
