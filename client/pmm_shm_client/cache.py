@@ -16,6 +16,7 @@ from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_client.reader import Reader
@@ -245,9 +246,12 @@ class Cache(Reads):
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
-        wrong state until a daemon has rebuilt it. If nothing is published, the report is true, with no `folds`.
+        wrong state until a daemon has rebuilt it. If nothing is published, the whole ledger is read all the same, and
+        the report is true, with no `folds`.
 
         Raises:
+            LedgerNotFoundError: the ledger is gone, whatever the daemon still has open.
+            LedgerError: it cannot be read.
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
@@ -258,6 +262,7 @@ class Cache(Reads):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
+        file_identity(self.path)
         try:
             report = self._give(command)
         except DaemonAbsentError:
@@ -352,7 +357,7 @@ class Cache(Reads):
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
-            from pmm_shm.projection.verification import VerifyReport, copy_published, verify
+            from pmm_shm.projection.verification import copy_published, verify, verify_unpublished
 
         names = (fold,) if fold is not None else tuple(self._reader.folds)
         with self._reader.transaction() as snapshot:
@@ -361,9 +366,9 @@ class Cache(Reads):
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
-        if copy is None:
-            return VerifyReport(True, 0, (), 0, 0, None)
         self._reader.with_ledger(self._freshness.take)
+        if copy is None:
+            return verify_unpublished(self._reader.connection)
         report = verify(self._reader.connection, copy)[0]
         if not report.ok and everything is not None:
             # As the daemon does, which voids it for all: exactness before speed.

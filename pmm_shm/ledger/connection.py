@@ -23,7 +23,15 @@ from pmm_shm.errors import LedgerError, LockLostError
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, inode_of, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
-from pmm_shm.ledger.opening import HeldByOldUsersError, LedgerFile, Mode, check_path, open_ledger, reads_only
+from pmm_shm.ledger.opening import (
+    HeldByOldUsersError,
+    LedgerFile,
+    Mode,
+    check_path,
+    open_ledger,
+    reads_only,
+    schema_of,
+)
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
 
 _T = TypeVar("_T")
@@ -86,6 +94,16 @@ class Connection:
         return file.columns if (file := self._file) else ()
 
     @property
+    def types(self) -> dict[str, str]:
+        """The declared types of the columns of `events`, as of the open."""
+        return dict(zip(file.columns, file.types, strict=True)) if (file := self._file) else {}
+
+    @property
+    def definition(self) -> frozenset[bytes]:
+        """What defines the table `events` and its triggers, as of the open; for comparison."""
+        return file.definition if (file := self._file) else frozenset()
+
+    @property
     def is_wal(self) -> bool:
         """Whether the ledger was in WAL mode at the open."""
         return file.is_wal if (file := self._file) else False
@@ -105,6 +123,26 @@ class Connection:
             wal_inode = inode_of(self.path + "-wal")
             if wal_inode is not None and wal_inode != file.wal_inode:
                 self.close()
+
+    def close_if_redefined(self) -> None:
+        """Close where the columns or triggers of `events` have changed since the open. The caller holds `lock`.
+
+        A `VACUUM`, an index or another table changes the schema's number alone.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        handle, file = self._handle, self._file
+        if handle is None or file is None or handle.in_transaction:
+            return
+        version = self.retry(lambda: handle.execute("PRAGMA schema_version").fetchall()[0][0])
+        if version == file.schema_version:
+            return
+        version, definition = self.retry(lambda: schema_of(handle))
+        if definition != file.definition:
+            self.close()
+        else:
+            self._file = file._replace(schema_version=version)
 
     def is_lock_held(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
@@ -133,6 +171,7 @@ class Connection:
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
+        self.close_if_redefined()
         self._next_lock_check_s = now_s + limits.TRUST_PERIOD_S
 
     def follow_replacement(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 from pmm_shm.errors import (
@@ -23,10 +23,17 @@ from pmm_shm.errors import (
 from pmm_shm.instance.file_systems import network_file_system
 from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, inode_of, old_users
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
-from pmm_shm.ledger.rows import REQUIRED_COLUMNS
+from pmm_shm.ledger.rows import REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
+_DEFINITION = (
+    "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL"
+)
+_KINDS_OF_ID = (
+    "SELECT (SELECT typeof(id) FROM events ORDER BY id LIMIT 1), "
+    "(SELECT typeof(id) FROM events ORDER BY id DESC LIMIT 1)"
+)
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 
 
@@ -36,6 +43,9 @@ class LedgerFile(NamedTuple):
     Attributes:
         identity: (device, inode) of the main file.
         columns: those of the table `events`; none in a database without tables.
+        types: their declared types.
+        schema_version: SQLite's number of the schema; every change of any table, index or trigger raises it.
+        definition: what defines the table `events` and its triggers, for comparison.
         is_wal: whether the journal mode is WAL.
         shm_inode: inode of the `-shm` file; None outside WAL mode.
         wal_inode: inode of the `-wal` file; outside WAL mode, of one that was left there.
@@ -43,6 +53,9 @@ class LedgerFile(NamedTuple):
 
     identity: tuple[int, int]
     columns: tuple[str, ...]
+    types: tuple[str, ...]
+    schema_version: int
+    definition: frozenset[bytes]
     is_wal: bool
     shm_inode: int | None
     wal_inode: int | None
@@ -157,17 +170,25 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
     def inspect() -> LedgerFile:
         handle.execute("BEGIN")
         try:
-            columns = [row[1] for row in handle.execute("PRAGMA table_info(events)").fetchall()]
-            table_count = handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            columns = [(row[1], row[2], row[5]) for row in handle.execute("PRAGMA table_info(events)").fetchall()]
+            names = tuple(name for name, _, _ in columns)
+            types = tuple(declared for _, declared, _ in columns)
+            version, definition = schema_of(handle)
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             shm_inode = inode_of(path + "-shm") if is_wal else None
-            file = LedgerFile(file_identity(path), tuple(columns), is_wal, shm_inode, inode_of(path + "-wal"))
+            file = LedgerFile(
+                file_identity(path), names, types, version, definition, is_wal, shm_inode, inode_of(path + "-wal")
+            )
             if mode != "immutable":
                 _check_locks(path, file)
+            if columns:
+                _check_columns(path, names)
+                _check_ids(handle, path, columns)
+            else:
+                _check_blank(handle, path, may_be_blank=mode == "rwc")
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
-        _check_columns(path, columns, table_count, may_be_blank=mode == "rwc")
         return file
 
     try:
@@ -195,16 +216,37 @@ def _lock_lost(path: str) -> LockLostError:
     )
 
 
-def _check_columns(path: str, columns: list[str], table_count: int, *, may_be_blank: bool) -> None:
-    if not table_count:
-        if may_be_blank:
-            return
-        raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    if not columns:
+def schema_of(handle: sqlite3.Connection) -> tuple[int, frozenset[bytes]]:
+    """The number of the schema, and what defines the table `events` and its triggers."""
+    version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
+    # As bytes: a foreign program's names need not be UTF-8.
+    return version, frozenset(row[0] for row in handle.execute(_DEFINITION).fetchall())
+
+
+def _check_blank(handle: sqlite3.Connection, path: str, *, may_be_blank: bool) -> None:
+    if handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
+    if not may_be_blank:
+        raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
+
+
+def _check_columns(path: str, columns: Sequence[str]) -> None:
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
         raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
+
+
+def _check_ids(handle: sqlite3.Connection, path: str, columns: Sequence[tuple[str, str, int]]) -> None:
+    """Raise if an id can be anything but a different integer for each row.
+
+    A key that is no rowid keeps texts and NULLs, too; they sort behind and before all numbers.
+    """
+    key = [(name, declared) for name, declared, place in columns if place]
+    if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
+        raise not_integers(path, "is not its integer primary key")
+    for kind in filter(None, handle.execute(_KINDS_OF_ID).fetchall()[0]):
+        if kind != "integer":
+            raise not_integers(path, f"holds a value of type {kind}, not an integer")
 
 
 def _cannot_open(path: str, mode: Mode, reason: object) -> LedgerError:

@@ -45,6 +45,15 @@ class FollowStep(NamedTuple):
     is_complete: bool
 
 
+class _Table(NamedTuple):
+    """The table `events` as one epoch of the connection found it."""
+
+    epoch: int
+    identity: tuple[int, int] | None
+    columns: tuple[str, ...]
+    definition: frozenset[bytes]
+
+
 class Follower:
     """Keeps the live folds at the head of the log. Not thread-safe: the daemon has a lock.
 
@@ -54,6 +63,11 @@ class Follower:
         folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
         status: where the numbers go.
         on_progress: called, from any thread, whenever the follower has made progress.
+        on_redefined: called with a few words when the columns or triggers of `events` have changed.
+
+    Attributes:
+        has_lost_columns: whether the table has lost columns since the published state was adopted: then its anchor fits
+            no row.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class Follower:
         folds: list[Fold],
         status: Status,
         on_progress: Callable[[], None] = lambda: None,
+        on_redefined: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connection = Connection(path, "ro")
         self._freshness = Freshness(self.connection)
@@ -70,6 +85,9 @@ class Follower:
         self._folds = folds
         self._status = status
         self._on_progress = on_progress
+        self._on_redefined = on_redefined
+        self._table: _Table | None = None
+        self.has_lost_columns = False
         self._mark: Mark | None = None
         # The header of an empty WAL is always the same: a mark dies with its connection.
         self.connection.on_close(self._forget_mark)
@@ -87,6 +105,7 @@ class Follower:
     def adopt_published(self) -> None:
         """Follow on from the published state: at the start, and after every flip."""
         header = self._writer.header
+        self.has_lost_columns = False
         self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
         self._mark = None
         self._publish_status()
@@ -111,6 +130,8 @@ class Follower:
         if not self._live:
             return FollowStep(0, False, True)
         mark = self._take_mark()
+        if self._table is None or self._table.epoch != self.connection.epoch:
+            self._look_at_table()
         try:
             with self._writer.environment.read() as transaction:
                 step = self._fold_batch(self._writer.snapshot(transaction))
@@ -118,6 +139,7 @@ class Follower:
             # Half a batch is folded; the next step begins at the published position again.
             self._cursor.drop_overlay()
             raise
+        self.has_lost_columns = False
         if step.has_moved:
             self._publish()
         if step.is_complete:
@@ -177,6 +199,21 @@ class Follower:
                     return self._freshness.take()
             except LedgerMoved:
                 close_replaced(self.connection.path)
+
+    def _look_at_table(self) -> None:
+        """The connection was opened anew: see whether the table is another one than before."""
+        connection, before = self.connection, self._table
+        now = _Table(connection.epoch, connection.identity, connection.columns, connection.definition)
+        self._table = now
+        if before is None or before.identity != now.identity or before.definition == now.definition:
+            return
+        added = [name for name in now.columns if name not in before.columns]
+        removed = [name for name in before.columns if name not in now.columns]
+        self.has_lost_columns = self.has_lost_columns or bool(removed)
+        changes = [
+            f"columns {what}: {', '.join(names)}" for what, names in (("added", added), ("removed", removed)) if names
+        ]
+        self._on_redefined("; ".join(changes) or "its triggers or constraints changed")
 
     def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
         cursor, start = self._cursor, snapshot.header.position
