@@ -15,7 +15,7 @@ from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelF
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
-from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings, warn
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
@@ -61,16 +61,6 @@ class WarningsLog:
         self._reported += len(fresh)
         for cid, event_id in fresh:
             warn(cid, event_id, on_warn)
-
-
-def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
-    """Report one close without evidence."""
-    meta = {"cid": cid, "eid": event_id, "reason": "close_without_evidence"}
-    content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
-    try:
-        on_warn({"kind": "projection_warn", "content": content, "meta": meta})
-    except Exception:
-        pass
 
 
 class ReadCounter:
