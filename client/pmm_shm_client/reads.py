@@ -11,7 +11,7 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelFold, warning_count_in, warnings_since
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
