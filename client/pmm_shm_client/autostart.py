@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, StoreError
+from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, ResourceLimitError, StoreError
 from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
@@ -43,12 +43,14 @@ def daemon_command() -> list[str]:
 
 
 def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
-    """Whether a daemon answers for this ledger."""
+    """Whether a daemon answers for this ledger. Raises `ResourceLimitError`, where this process cannot ask."""
     try:
         commands.call(instance, protocol.PING, {}, timeout_s)
     except CommandError:
         # It has another version, but it serves the ledger.
         return True
+    except ResourceLimitError:
+        raise
     except DaemonError:
         return False
     return True

@@ -290,8 +290,9 @@ class Reads(ABC):
             return make(self._replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
+        deadline = monotonic() + self._timeout_s
         head = self._head()
-        self.wait_for(head, self._timeout_s)
+        self.wait_for(head, max(0.0, deadline - monotonic()))
         return self._reader.published(make, names, head)
 
     def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
