@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
+from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, ResourceLimitError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
@@ -198,7 +198,8 @@ class Cache(Reads):
             from pmm_shm_client.embeddings import Embeddings
 
         shared = self._open_texts() if self._embeds_shared else None
-        made = Embeddings(self._instance, self._embedder, shared, self._reporter, self._counters["embedding"])
+        counter = self._counters["embedding"]
+        made = Embeddings(self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s)
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -289,6 +290,9 @@ class Cache(Reads):
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
         In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
+
+        Raises:
+            ResourceLimitError: this process has no file descriptor, thread or memory left to ask a daemon.
         """
         with late_imports:
             from pmm_shm_client.commands import stats_command
@@ -297,6 +301,8 @@ class Cache(Reads):
         daemon: dict[str, Any] | None
         try:
             daemon = self._give(stats_command())
+        except ResourceLimitError:
+            raise
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]

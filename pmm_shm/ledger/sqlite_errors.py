@@ -16,11 +16,21 @@ from pmm_shm.errors import (
     LedgerUnwritableError,
     NotALedgerError,
 )
+from pmm_shm.late import late_imports
+from pmm_shm.ledger.locks import (
+    PENDING_BYTE,
+    SHARED_LAST_BYTE,
+    WAL_RECOVER_BYTE,
+    WAL_WRITE_BYTE,
+    pids_with_lock,
+    writers_of,
+)
 
 _T = TypeVar("_T")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
 _NO_ROLLBACK = "attempt to write a readonly database"
+_CANNOT_OPEN = "unable to open database file"
 
 
 class BlankLedgerError(NotALedgerError):
@@ -47,8 +57,34 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
             if not is_busy(error):
                 raise
         if time.monotonic() >= deadline:
-            raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
+            raise LedgerBusyError(f"{path}: busy for {round(timeout_s, 2):g} s; {_holder(path)} holds the write lock")
         sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+
+
+def _holder(path: str) -> str:
+    """Who keeps others out of the ledger, as far as the system tells."""
+    files = ((path, PENDING_BYTE, SHARED_LAST_BYTE), (path + "-shm", WAL_WRITE_BYTE, WAL_RECOVER_BYTE))
+    pids: set[int] = set()
+    for name, first_byte, last_byte in files:
+        try:
+            pids |= writers_of(os.stat(name).st_ino, first_byte, last_byte)
+        except OSError:
+            continue
+    others = sorted(pids - {os.getpid()})
+    if others:
+        return f"process {others[0]}{_name_of(others[0])}"
+    # A writer that waits for readers holds such a lock itself: then the readers are the others.
+    is_here = bool(pids) and not pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
+    return "another connection of this process" if is_here else "another process"
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().strip()
+    except OSError:
+        return ""
+    return f" ({name})" if name.isprintable() else ""
 
 
 def sleep_between(least_s: float, most_s: float) -> None:
@@ -75,11 +111,46 @@ def _may_make_index(path: str) -> bool:
     return os.access(index if os.path.exists(index) else os.path.dirname(path), os.W_OK)
 
 
+def why_not_opened(path: str) -> str | None:
+    """Why SQLite could not open the ledger or a file beside it, which it does not tell; None if it is not known."""
+    with late_imports:
+        from pmm_shm.resources import shortage
+
+    # SQLite opens two more files beside the main one.
+    found = shortage(descriptors=3)
+    if found is not None:
+        return found
+    for name in (path, path + "-wal", path + "-shm", path + "-journal"):
+        try:
+            status = os.stat(name)
+        except OSError:
+            continue
+        if not os.access(name, os.R_OK, effective_ids=True):
+            return _no_permission(name, status.st_mode, status.st_uid)
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return f"no permission to write in {folder}; share a group"
+    return None
+
+
+def _no_permission(name: str, mode: int, uid: int) -> str:
+    with late_imports:
+        import pwd
+
+    try:
+        owner = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        owner = str(uid)
+    return f"no permission to read {name}, which belongs to user {owner} and has mode {mode & 0o777:04o}; share a group"
+
+
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
     """Our error for one of SQLite's; `is_reader` says whether the connection only reads."""
     text = str(error)
     if is_busy(error):
         return LedgerBusyError(f"{path}: {text}")
+    if text == _CANNOT_OPEN:
+        text = why_not_opened(path) or text
     if any(part in text for part in _NOT_A_DATABASE):
         return NotALedgerError(f"{path}: {text}")
     if text == _NO_ROLLBACK and is_reader:

@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -226,8 +226,10 @@ class Environment:
         self._slots += 1
 
     def check_readers(self) -> None:
-        """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
-        with self._reads_lock:
+        """Free the reader slots of processes that have died; without effect while the table of readers is locked, and
+        where no thread can be started.
+        """
+        with self._reads_lock, suppress(StoreError):
             self._check.run()
 
     def _check_readers(self) -> None:

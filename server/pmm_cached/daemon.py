@@ -22,7 +22,7 @@ from pmm_cached.status import Status
 from pmm_cached.text_table import TextTable
 from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
-from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
+from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
@@ -338,13 +338,14 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
 def _check_ledger(path: str) -> None:
     """Raise `LedgerError` if there is no usable ledger.
 
-    The journal of a dead writer is no reason: the next writer rolls it back.
+    The journal of a dead writer is no reason: the next writer rolls it back. Nor is a busy ledger: the follower says
+    what it waits for.
     """
-    connection = Connection(path, "ro")
+    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
     try:
         with connection.lock:
             connection.handle()
-    except HotJournalError:
+    except (HotJournalError, LedgerBusyError):
         return
     finally:
         connection.close()

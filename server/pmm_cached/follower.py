@@ -79,7 +79,7 @@ class Follower:
         on_progress: Callable[[], None] = lambda: None,
         on_redefined: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.connection = Connection(path, "ro")
+        self.connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
         self._freshness = Freshness(self.connection)
         self._writer = writer
         self._folds = folds

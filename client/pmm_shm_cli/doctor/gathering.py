@@ -26,6 +26,7 @@ from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, veri
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
+from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
 from pmm_shm.ledger.opening import Mode
@@ -204,7 +205,9 @@ def _mode_for(path: str) -> Mode | None:
         return "ro"
     if has_wal(path):
         return None
-    return "immutable" if _is_in_wal_mode(path) else "ro"
+    # A program that keeps the ledger for itself has its index in memory.
+    is_in_use = pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
+    return "immutable" if not is_in_use and _is_in_wal_mode(path) else "ro"
 
 
 def _status(path: str) -> tuple[int, ...]:
