@@ -60,7 +60,7 @@ class Naive:
         for fold in folds:
             assert fold.kinds is not None
             state = State()
-            fold.apply_batch([Event(*event.values()) for event in events if event["kind"] in fold.kinds], state)
+            fold.apply_batch([Event(**event) for event in events if event["kind"] in fold.kinds], state)
             views.append(fold.view(state))
         return views, events[-1]["id"] if events else 0
 

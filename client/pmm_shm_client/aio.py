@@ -14,6 +14,7 @@ from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
+from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.vectors.embedder import Embedder
 from pmm_shm.wire.endpoints import address_of, find_endpoints
@@ -44,6 +45,17 @@ class AsyncCache(Cache):
     async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
         return await asyncio.to_thread(self.append, kind, content, meta)
+
+    async def events_async(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """As `events`, in a thread."""
+        return await asyncio.to_thread(self.events, kind, after, before, limit, newest_first)
 
     async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
         """As `embed`; a vector that is not at hand is computed or waited for in a thread."""

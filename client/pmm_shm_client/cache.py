@@ -19,6 +19,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
+from pmm_shm.ledger.rows import Event
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
@@ -203,6 +204,36 @@ class Cache(Reads):
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
+
+    # The events themselves.
+
+    def events(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """The first `limit` events in a range of ids, of the moment of the call; from the ledger itself.
+
+        Parameters:
+            kind: only events of this kind; None for all.
+            after, before: only events with a higher or lower id; these two ids are excluded.
+            limit: how many at most; None for all.
+            newest_first: begin with the newest event; otherwise with the oldest.
+
+        Raises:
+            ConfigError: an argument has no meaning.
+        """
+        self._check_open()
+        return self._log.events(kind, after, before, limit, newest_first)
+
+    def event(self, event_id: int) -> Event | None:
+        """The event with this id; None if there is none."""
+        self._check_open()
+        found = self._log.get_event(event_id)
+        return None if found is None else Event(**found)
 
     # Writing, and commands to the daemon.
 

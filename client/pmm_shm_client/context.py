@@ -21,6 +21,7 @@ from pmm_shm.ledger.instants import instant_us
 from pmm_shm.vectors.embedder import checked_text
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits
 
@@ -132,7 +133,7 @@ class ContextRequest(NamedTuple):
 
 
 Search = Callable[[str, int], "Hits[Hit]"]
-EventOf = Callable[[int], "dict[str, Any] | None"]
+EventOf = Callable[[int], "EventDict | None"]
 
 
 def make_context(frame: Frame, request: ContextRequest, search: Search, event_of: EventOf) -> Context:
@@ -173,7 +174,7 @@ def _recall(
     """Repeats the search for more hits while too few of them are messages; only the last search counts."""
     last = frame.recent().messages[-1:]
     answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
-    events: dict[int, dict[str, Any] | None] = {}
+    events: dict[int, EventDict | None] = {}
     k = request.recall + _SEARCH_MARGIN
     while True:
         hits = search(request.user_text, k)

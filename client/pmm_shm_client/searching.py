@@ -27,6 +27,7 @@ from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.embeddings import Embeddings
 
 Query = str | Sequence[float] | NDArray[Any]
@@ -46,7 +47,7 @@ class Recollection(NamedTuple):
 
     event_id: int
     similarity: float
-    event: dict[str, Any]
+    event: EventDict
 
 
 _H = TypeVar("_H", bound="Hit | Recollection")
@@ -76,7 +77,7 @@ class Hits(tuple[_H, ...]):
         # The attributes are arguments: without them no tuple of this class can be made.
         return Hits, (tuple(self), self.as_of, self.is_complete, self.embedded_here, self.model)
 
-    def with_events(self, event_of: Callable[[int], dict[str, Any] | None]) -> Hits[Recollection]:
+    def with_events(self, event_of: Callable[[int], EventDict | None]) -> Hits[Recollection]:
         """The same with the events, without those that are no longer in the log."""
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
         kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
+from pmm_shm.late import late_imports
 from pmm_shm.ledger import chain
 from pmm_shm.ledger.append import Appender
 from pmm_shm.ledger.chain import ChainReport
@@ -20,12 +21,20 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
 from pmm_shm.ledger.new_events import EventInput, new_event, new_events
-from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 
-EventDict = dict[str, Any]
-"""`{"id", "ts", "kind", "content", "meta"}`"""
+
+class EventDict(TypedDict):
+    """One event, decoded; the caller's own."""
+
+    id: int
+    ts: str
+    kind: str
+    content: str
+    meta: dict[str, Any]
+
 
 _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
@@ -152,6 +161,35 @@ class EventLog:
             return None
         found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
         return found[0] if found else None
+
+    def events(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """The first `limit` events in a range of ids, of the moment of the call.
+
+        With an index of the ledger that begins with the kind, a call reads no rows of other kinds; without one it
+        scans in short statements.
+
+        Parameters:
+            kind: only events of this kind; None for all.
+            after, before: only events with a higher or lower id; these two ids are excluded.
+            limit: how many at most; None for all.
+            newest_first: begin with the newest event; otherwise with the oldest.
+
+        Raises:
+            ConfigError: an argument has no meaning.
+            LedgerError: the ledger cannot be read.
+        """
+        with late_imports:
+            from pmm_shm.ledger.event_range import EventRange, read_range
+
+        wanted = EventRange.of(kind, after, before, limit, newest_first)
+        return [Event(**_event(row)) for row in self._read(lambda: read_range(self._reader, wanted))]
 
     def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
         """The newest `limit` events of one kind (None: any kind), newest first."""
