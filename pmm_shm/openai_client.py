@@ -5,8 +5,8 @@ failures, and its HTTP client, which is extended here, keeps the retries within 
 (connect, send, wait for an answer) gets at most the time that is left, and an attempt that fails is the last one if
 the wait before the next could reach the deadline.
 
-Invariant: no error message contains the password of the URL, or a key of 8 characters or more. (Endpoints without keys
-accept any word, and a short one would be masked wherever it occurs.)
+Invariant: no error message contains a key or a password of 8 characters or more, or the user and password of a URL in
+front of its host. (Endpoints without keys accept any word, and a short one would be masked wherever it occurs.)
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from pmm_shm import network_settings
 from pmm_shm.errors import PmmShmError
 from pmm_shm.late import late_imports
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
-_KEY_CHARS_MIN = 8
+_SECRET_CHARS_MIN = 8
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
 _REMEDIES = {
@@ -101,6 +102,7 @@ class OpenAIClient:
         self._clock = clock
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._base_url = os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
+        self._proxy: str | None = None
         try:
             with late_imports:
                 import openai
@@ -159,12 +161,22 @@ class OpenAIClient:
         scheme, mark, rest = self._base_url.partition("?")[0].partition("://")
         user, _, host = rest.rpartition("@")
         endpoint = f"{scheme}://{host}" if mark else "OPENAI_BASE_URL"
-        for secret in (self._key if len(self._key) >= _KEY_CHARS_MIN else "", user, user.partition(":")[2]):
-            if secret:
-                reason = reason.replace(secret, "***")
+        if self._proxy is not None:
+            endpoint += f" (through the proxy in {self._proxy})"
+        reason = self._masked(reason, user)
         reason = " ".join(reason.split())
         reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."
         raise self._error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
+
+    def _masked(self, text: str, user: str) -> str:
+        """The text without secrets; `user` is that of the URL, perhaps with its password."""
+        users = [one for one in (user, *network_settings.secrets()) if one]
+        for one in users:
+            text = text.replace(f"{one}@", "***@")
+        for secret in (self._key, *users, *(one.partition(":")[2] for one in users)):
+            if len(secret) >= _SECRET_CHARS_MIN:
+                text = text.replace(secret, "***")
+        return text
 
     def _connected(self) -> Any:
         if not self._key:
@@ -172,18 +184,38 @@ class OpenAIClient:
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             self.fail("OPENAI_API_KEY contains characters that no key has", "correct it")
         try:
-            if urlsplit(self._base_url).scheme not in ("http", "https"):
+            parts = urlsplit(self._base_url)
+            if parts.scheme not in ("http", "https"):
                 raise ValueError("it does not begin with http:// or https://")
+            # `port` raises `ValueError` if it is not a number.
+            if not parts.hostname or parts.port == 0:
+                raise ValueError("it names no host")
+            self._proxy = network_settings.proxy_variable(self._base_url)
             return self._sdk_module.OpenAI(
                 api_key=self._key,
                 base_url=self._base_url,
                 max_retries=_RETRIES_MAX if self._retries else 0,
                 http_client=self._http_client(),
             )
+        except self._error:
+            raise
         except Exception as problem:
             self.fail(f"OPENAI_BASE_URL cannot be used: {type(problem).__name__}: {problem}")
 
     def _http_client(self) -> Any:
+        """The SDK's HTTP client, which reads the variables of `network_settings`."""
+        try:
+            return self._limited_client()
+        except Exception as problem:
+            reason, default = f"{type(problem).__name__}: {problem}", self._sdk_module.DefaultHttpxClient
+            if (name := network_settings.unusable_certificates()) is not None:
+                self.fail(f"{name}={os.environ[name]} cannot be used: {reason}", "correct it, or unset it")
+            name = network_settings.unusable_proxy(lambda url: default(proxy=url, trust_env=False).close())
+            if name is not None:
+                self.fail(f"the proxy in {name} cannot be used: {reason}", f"correct {name}, or unset it")
+            raise
+
+    def _limited_client(self) -> Any:
         """The SDK's HTTP client, which keeps its attempts within the deadline."""
         default: Any = self._sdk_module.DefaultHttpxClient
         before_attempt, after_failure = self._before_attempt, self._after_failure
@@ -225,7 +257,7 @@ class OpenAIClient:
 
     def _after_failure(self, problem: Exception) -> None:
         """End the request if the SDK's wait after a failed connection could reach the deadline."""
-        if self._retries and not self._can_wait():
+        if self._retries and (_is_untrusted(problem) or not self._can_wait()):
             raise _DeadlineReached from problem
 
     def _can_wait(self, asked_s: float = 0.0) -> bool:
@@ -254,6 +286,13 @@ class OpenAIClient:
         # By name, because the SDK's version decides which HTTP library it is.
         if any(one.__name__ == "TimeoutException" for one in type(problem).__mro__):
             self.give_up(request, f"no answer within {request.timeout_s:g} s")
+        if _is_untrusted(problem):
+            names = [name for name in network_settings.CERTIFICATES if os.environ.get(name)]
+            remedy = f"check the certificates in {names[0]}" if names else "name its authority's in SSL_CERT_FILE"
+            self.give_up(request, f"its certificate is not trusted: {problem}", remedy)
+        if self._proxy is not None:
+            host = urlsplit(self._base_url).hostname
+            self.give_up(request, f"no connection: {problem}", f"check {self._proxy}, or name {host} in NO_PROXY")
         self.give_up(request, f"no connection: {problem}", "is it running? check OPENAI_BASE_URL")
 
     def _refused(self, request: OpenAIRequest, problem: Any) -> NoReturn:
@@ -262,11 +301,18 @@ class OpenAIClient:
         reason = f"status {status}: {message_of(problem.body) or problem.message}"
         if status == 429 and problem.code == "insufficient_quota":
             self.fail(reason, "check the account's credit")
+        if status == 407 and self._proxy is not None:
+            self.fail(reason, f"check the user and password in {self._proxy}")
         if status in (408, 429) or status >= 500:
             self.give_up(request, reason, _REMEDIES.get(status, "try again later"))
         if status == 404:
             self.fail(reason, f"check OPENAI_BASE_URL and the model {self._model!r}")
         self.fail(reason, _REMEDIES.get(status, "the endpoint does not accept this request"))
+
+
+def _is_untrusted(problem: BaseException | None) -> bool:
+    """Whether a connection failed because a certificate is not trusted."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(problem)
 
 
 def message_of(body: Any) -> str:

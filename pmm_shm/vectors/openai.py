@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError
@@ -106,9 +107,10 @@ class OpenAIEmbedder(Embedder):
         entries = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             client.fail("an answer without vectors", "check OPENAI_BASE_URL")
-        vectors = {entry.get("index"): entry.get("embedding") for entry in entries if type(entry.get("index")) is int}
+        vectors = {index: entry.get("embedding") for index, entry in zip(_indices(entries), entries, strict=True)}
         if len(entries) != count or vectors.keys() != set(range(count)):
-            client.fail(f"{len(entries)} vectors with {len(vectors)} indices, and {count} texts were sent")
+            found = sum(index is not None for index in vectors)
+            client.fail(f"{len(entries)} vectors with {found} indices, and {count} texts were sent")
         for vector in vectors.values():
             if not isinstance(vector, list):
                 client.fail(f"expected a list of numbers for each vector, got {type(vector).__name__}")
@@ -127,6 +129,19 @@ class OpenAIEmbedder(Embedder):
             # In one step: another thread may have been faster.
             client = self._clients.setdefault(pid, made)
         return client
+
+
+def _indices(entries: list[dict[str, Any]]) -> list[int | None]:
+    """The index of each entry; None if it has none that is a number.
+
+    Some endpoints leave out all indices and keep the order; others leave out zeros, as Protocol Buffers do.
+    """
+    indices = [entry.get("index") for entry in entries]
+    if indices.count(None) == len(indices):
+        return list(range(len(indices)))
+    if indices.count(None) == 1 and 0 not in indices:
+        indices[indices.index(None)] = 0
+    return [index if type(index) is int else None for index in indices]
 
 
 def _parsed(name: str) -> tuple[str, int]:
