@@ -15,7 +15,7 @@ CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 def proxy_variable(url: str) -> str | None:
     """The variable with the proxy for a URL; None if the request needs no proxy."""
     # Slow to import, and needed only after a failure.
-    from urllib.request import proxy_bypass_environment
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
     parts = urlsplit(url)
     if proxy_bypass_environment(parts.netloc.rpartition("@")[2]):
@@ -38,16 +38,13 @@ def unusable_certificates() -> str | None:
     """The variable that names a file or folder of certificates that cannot be read; None if all can."""
     import ssl
 
-    for name, option in zip(CERTIFICATES, ("cafile", "capath"), strict=True):
-        path = os.environ.get(name)
-        try:
-            if path:
-                ssl.create_default_context(**{option: path})
-        except (OSError, ValueError):
-            return name
-        if path and option == "capath" and not os.path.isdir(path):
-            return name
-    return None
+    file, folder = map(os.environ.get, CERTIFICATES)
+    try:
+        if file:
+            ssl.create_default_context(cafile=file)
+    except (OSError, ValueError):
+        return CERTIFICATES[0]
+    return CERTIFICATES[1] if folder and not os.path.isdir(folder) else None
 
 
 def unusable_proxy(use: Callable[[str], object]) -> str | None:
