@@ -18,18 +18,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from pmm_shm import network_settings
 from pmm_shm.errors import PmmShmError
 from pmm_shm.late import late_imports
 
+if TYPE_CHECKING:
+    from pmm_shm.vectors.in_flight import InFlight
+
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
 _SECRET_CHARS_MIN = 8
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
+REFUSALS = frozenset({400, 413, 422})
+"""Statuses with which endpoints refuse a text or a batch that is too large for them, among other things."""
 _REMEDIES = {
     401: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
     403: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
@@ -57,13 +62,21 @@ class OpenAIRequest:
         deadline: when to give up, on the client's clock.
         deadline_s: how long the caller allowed in all, for messages.
         timeout_s: how long each attempt waits for the endpoint, at most.
+        in_flight: limits how many attempts are made at the same time, if there are several requests.
+        retries: whether temporary failures of this request are retried.
         attempts: how many have begun.
+        began: when the last one did, on the clock of `in_flight`.
+        status: of the last answer; None if there was none.
     """
 
     deadline: float
     deadline_s: float
     timeout_s: float
+    in_flight: InFlight | None = None
+    retries: bool = True
     attempts: int = 0
+    began: float = 0.0
+    status: int | None = None
 
 
 _current: ContextVar[OpenAIRequest] = ContextVar("_current")
@@ -77,7 +90,8 @@ class OpenAIClient:
         caller: how error messages begin.
         model: as the endpoint calls it.
         extra: the extra of pmm-shm that installs the SDK.
-        error: the class of all errors raised here.
+        error: the class of all errors raised here, except for `refusal`.
+        refusal: the class of the error if the endpoint refuses what a request contains (`REFUSALS`).
         retries: whether temporary failures are retried until the deadline.
         clock: monotonic seconds.
 
@@ -91,6 +105,7 @@ class OpenAIClient:
         model: str,
         extra: str,
         error: type[PmmShmError],
+        refusal: type[PmmShmError],
         *,
         retries: bool,
         clock: Callable[[], float] = time.monotonic,
@@ -98,6 +113,7 @@ class OpenAIClient:
         self._caller = caller
         self._model = model
         self._error = error
+        self._refusal = refusal
         self._retries = retries
         self._clock = clock
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -156,7 +172,7 @@ class OpenAIClient:
             remedy = f"given up after {many} within {request.deadline_s:g} s; {remedy}"
         self.fail(reason, remedy)
 
-    def fail(self, reason: str, remedy: str = "") -> NoReturn:
+    def fail(self, reason: str, remedy: str = "", *, is_refusal: bool = False) -> NoReturn:
         """Raise an error: one line with the endpoint and the remedy, without secrets."""
         scheme, mark, rest = self._base_url.partition("?")[0].partition("://")
         user, _, host = rest.rpartition("@")
@@ -166,7 +182,8 @@ class OpenAIClient:
         reason = self._masked(reason, user)
         reason = " ".join(reason.split())
         reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."
-        raise self._error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
+        error = self._refusal if is_refusal else self._error
+        raise error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
 
     def _masked(self, text: str, user: str) -> str:
         """The text without secrets; `user` is that of the URL, perhaps with its password."""
@@ -222,11 +239,12 @@ class OpenAIClient:
 
         class HttpClient(default):  # type: ignore[misc]
             def send(self, *args: Any, **options: Any) -> Any:
-                try:
-                    return super().send(*args, **options)
-                except Exception as problem:
-                    after_failure(problem)
-                    raise
+                with _room():
+                    try:
+                        return super().send(*args, **options)
+                    except Exception as problem:
+                        after_failure(problem)
+                        raise
 
         return HttpClient(event_hooks={"request": [before_attempt], "response": [self._after_answer]})
 
@@ -242,6 +260,8 @@ class OpenAIClient:
 
     def _after_answer(self, response: Any) -> None:
         """Tell the SDK whether to retry: only after a temporary failure, and only if the wait ends in time."""
+        request = _current.get()
+        request.status = response.status_code
         if response.status_code < 400:
             return
         headers = response.headers
@@ -251,18 +271,25 @@ class OpenAIClient:
         if asked_s:
             headers["retry-after"] = str(asked_s)
         is_temporary = response.status_code in (408, 429) or response.status_code >= 500
+        if request.in_flight is not None and (response.status_code == 429 or response.status_code >= 500):
+            request.in_flight.overloaded(request.began, asked_s)
         if response.status_code == 429:
             is_temporary = b'"insufficient_quota"' not in response.read()
         headers["x-should-retry"] = "true" if is_temporary and self._can_wait(asked_s) else "false"
 
     def _after_failure(self, problem: Exception) -> None:
         """End the request if the SDK's wait after a failed connection could reach the deadline."""
+        request = _current.get()
+        if request.in_flight is not None:
+            request.in_flight.overloaded(request.began)
         if self._retries and (_is_untrusted(problem) or not self._can_wait()):
             raise _DeadlineReached from problem
 
     def _can_wait(self, asked_s: float = 0.0) -> bool:
         """Whether the SDK's next wait ends before the deadline: the wait asked for, or half a second, then doubled."""
         request = _current.get()
+        if not request.retries:
+            return False
         wait_s = asked_s or min(0.5 * 2.0 ** (request.attempts - 1), 8.0)
         return self._clock() + wait_s < request.deadline
 
@@ -281,6 +308,8 @@ class OpenAIClient:
 
     def _unanswered(self, request: OpenAIRequest, problem: BaseException | None) -> NoReturn:
         """Raise the error of a request without an answer; `problem` is that of its last attempt, if it failed."""
+        if problem is None and request.attempts == 0:
+            self.give_up(request, "the endpoint is overloaded and asks to wait")
         if problem is None:
             self.give_up(request, f"no answer within {request.deadline_s:g} s")
         # By name, because the SDK's version decides which HTTP library it is.
@@ -307,7 +336,25 @@ class OpenAIClient:
             self.give_up(request, reason, _REMEDIES.get(status, "try again later"))
         if status == 404:
             self.fail(reason, f"check OPENAI_BASE_URL and the model {self._model!r}")
-        self.fail(reason, _REMEDIES.get(status, "the endpoint does not accept this request"))
+        remedy = _REMEDIES.get(status, "the endpoint does not accept this request")
+        self.fail(reason, remedy, is_refusal=status in REFUSALS)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """The room for one attempt among all those in flight, if these are limited."""
+    request = _current.get()
+    if request.in_flight is None:
+        yield
+        return
+    began = request.in_flight.enter(request.deadline)
+    if began is None:
+        raise _DeadlineReached
+    request.began = began
+    try:
+        yield
+    finally:
+        request.in_flight.leave()
 
 
 def _is_untrusted(problem: BaseException | None) -> bool:

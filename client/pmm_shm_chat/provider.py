@@ -54,7 +54,7 @@ class OpenAIResponder:
         self._silence_s = min(silence_s, deadline_s)
         self._clock = clock
         self._client = OpenAIClient(
-            f"responder openai ({model})", model, "chat", ResponderError, retries=False, clock=clock
+            f"responder openai ({model})", model, "chat", ResponderError, ResponderError, retries=False, clock=clock
         )
 
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:

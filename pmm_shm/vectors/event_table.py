@@ -74,6 +74,7 @@ class EventTableRecord:
         kinds: events of these kinds are embedded for the table; empty for a table filled from other sources only.
         position: the table has all events up to this one.
         newer: while there is a backlog: newer events that the table has, too. The backlog is between the two.
+        refused: how many events have no vector because the embedder refused them.
         version: grows with every commit to the table.
         blocks: the sealed blocks.
         tail: number of rows in the tail.
@@ -89,6 +90,7 @@ class EventTableRecord:
     tail: int = 0
     next_block: int = 0
     newer: PositionRange | None = None
+    refused: int = 0
 
     @property
     def newest(self) -> Position:
@@ -117,6 +119,7 @@ class EventTableRecord:
                 "tail": self.tail,
                 "next_block": self.next_block,
                 "ahead": None if self.newer is None else [list(position) for position in self.newer],
+                "refused": self.refused,
             }
         )
 
@@ -136,6 +139,8 @@ class EventTableRecord:
                 record["tail"],
                 record["next_block"],
                 None if ahead is None else PositionRange(*(Position(*position) for position in ahead)),
+                # Earlier daemons did not write it.
+                record.get("refused", 0),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of an event table cannot be read: {error!r}") from error
