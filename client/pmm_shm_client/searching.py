@@ -15,7 +15,7 @@ from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
 from pmm_shm.ledger.freshness import Mark
-from pmm_shm.ledger.tail import Position
+from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import FileId, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
@@ -131,6 +131,8 @@ class _NewEvents(NamedTuple):
     @property
     def as_of(self) -> int:
         """A search takes into account every event up to this one; with a backlog, none beyond its beginning."""
+        if not self.record.is_filled:
+            return START.as_of
         return self.end.as_of if self.record.newer is None else self.record.position.as_of
 
     def with_rows(self, texts: list[EventText], vectors: _Vectors) -> _NewEvents:
@@ -230,7 +232,8 @@ class Searching:
                 return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
             new = self._new_events[request.model] = new.with_rows(texts, vectors)
             hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
-        return _SearchPass(hits, new.end, new.as_of, is_complete and record.newer is None, len(new.rows), [])
+        is_complete = is_complete and record.newer is None and record.is_filled
+        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [])
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

@@ -36,6 +36,8 @@ TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
 TAIL_PREFIX = b"r"
 SERVED_KEY = b"d"
+IMPORTED_PREFIX = "imported-"
+"""Before the dimension: the models of vectors that are imported only."""
 IDS, VECTORS, NORMS, SOURCES, DEAD = b"i", b"v", b"n", b"s", b"d"
 PARTS = (IDS, VECTORS, NORMS, SOURCES, DEAD)
 DTYPES: dict[bytes, np.dtype[Any]] = {
@@ -96,6 +98,11 @@ class EventTableRecord:
     def newest(self) -> Position:
         """The last event that was read for the table; all later ones are new to it."""
         return self.position if self.newer is None else self.newer.until
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the daemon puts into the table what belongs to it: without kinds, that is only so for imports."""
+        return bool(self.kinds) or self.name.startswith(IMPORTED_PREFIX)
 
     @property
     def rows(self) -> int:

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pmm_shm.errors import EmbedderError
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.vectors.embedder import Embedder, embedded
+from pmm_shm.vectors.embedder import Embedder, embedded, embedded_each
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.openai import OpenAIEmbedder
 from pmm_shm.vectors.registry import find_embedder
@@ -186,13 +187,27 @@ def test_openai_gives_up_by_its_deadline_over_all_requests(provider: Provider, c
     assert len(provider.requests) > count + 5
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+@pytest.mark.parametrize("status", [401, 403, 404])
 def test_openai_does_not_try_again_what_stays(provider: Provider, clock: Clock, status: int) -> None:
     provider.answers = [refusal(status, f"Incorrect API key provided: {KEY}.")]
     text = failure(embedder(clock), provider=provider)
     assert f"status {status}: Incorrect API key provided: ***." in text
     assert ("check OPENAI_API_KEY" in text) == (status in (401, 403))
     assert (len(provider.requests), clock.sleeps) == (1, [])
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_openai_an_endpoint_that_refuses_every_text(provider: Provider, clock: Clock, status: int) -> None:
+    """A wrong setting must not look like a wrong text."""
+    provider.answers = [refusal(status, f"Incorrect API key provided: {KEY}.")]
+    text = failure(embedder(clock), ["a"], provider=provider)
+    assert f"status {status}: Incorrect API key provided: ***." in text
+    assert [request["input"] for request in provider.requests] == [["a"], ["text"]]
+    assert clock.sleeps == []
+    provider.requests.clear()
+    with pytest.raises(EmbedderError, match=f"status {status}"):
+        embedded_each(embedder(clock), list("abcdefgh"))
+    assert [len(request["input"]) for request in provider.requests] == [8, 4, 2, 1, 1]
 
 
 def test_openai_without_credit_is_not_tried_again(provider: Provider, clock: Clock) -> None:
