@@ -32,6 +32,10 @@ class InFlight:
         """How many requests may be in flight now."""
         return int(self._limit)
 
+    def was_overloaded(self, since: float) -> bool:
+        """Whether the limit was halved after an instant, on the monotonic clock."""
+        return self._halved_at is not None and self._halved_at >= since
+
     def enter(self, deadline: float) -> float | None:
         """Wait for room for one more attempt, and until the endpoint may be asked again.
 

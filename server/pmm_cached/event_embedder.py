@@ -9,6 +9,8 @@ network takes little of it, and gets several batches at the same time.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import itertools
 import threading
 import time
@@ -35,6 +37,7 @@ STEP_S = 0.25
 _BATCH_S = 1.0
 _WAIT_FOR_WORKERS_S = 5.0
 _POLL_S = 0.02
+_BATCHES_PER_CALL = 16
 _Vector = Sequence[float] | NDArray[np.float32]
 _Outcome = _Vector | InvalidTextError
 _Outcomes = dict[str, _Outcome]
@@ -57,30 +60,10 @@ class EventVectors(NamedTuple):
     refused: list[tuple[int, str]]
 
 
-class _Batch(threading.Thread):
-    """One call of the embedder, in a thread of its own or (by `run`) in the caller's."""
-
-    def __init__(self, embedder: Embedder, texts: list[str]) -> None:
-        super().__init__(name="embedding", daemon=True)
-        self._embedder = embedder
-        self.texts = texts
-        self.outcomes: list[_Outcome] = []
-        self.failure: BaseException | None = None
-        self.cpu_s = self.elapsed_s = 0.0
-
-    def run(self) -> None:
-        cpu_began, began = time.thread_time(), time.monotonic()
-        in_flight = self._embedder.in_flight
-        try:
-            self.outcomes = list(embedded_each(self._embedder, self.texts))
-        except BaseException as failure:
-            self.failure = failure
-            if in_flight is not None:
-                in_flight.overloaded(began)
-        else:
-            if in_flight is not None:
-                in_flight.answered()
-        self.cpu_s, self.elapsed_s = time.thread_time() - cpu_began, time.monotonic() - began
+def _started(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name="embedding", daemon=True)
+    thread.start()
+    return thread
 
 
 class EventEmbedder:
@@ -106,6 +89,11 @@ class EventEmbedder:
         if embedder.requests_max > 1:
             embedder.in_flight = InFlight(embedder.requests_max)
 
+    @property
+    def texts_at_once(self) -> int:
+        """How many texts are computed between two pauses, at most."""
+        return self._batch * self._calls * (1 if self._embedder.in_flight is None else _BATCHES_PER_CALL)
+
     def vectors(self, texts: list[EventText], *, are_new: bool) -> EventVectors:
         """The vectors of the first events: of all, unless computing takes longer than `STEP_S` or fails at a later one.
         Vectors that were computed are never discarded.
@@ -119,11 +107,9 @@ class EventEmbedder:
         outcomes: list[_Outcome] = []
         deadline = time.monotonic() + STEP_S
         while len(outcomes) < len(texts) and (not outcomes or time.monotonic() < deadline):
-            in_flight = self._embedder.in_flight
-            count = self._batch * (1 if in_flight is None else in_flight.limit)
             try:
                 self._pause()
-                outcomes += self._outcomes(texts[len(outcomes) : len(outcomes) + count], are_new=are_new)
+                outcomes += self._outcomes(texts[len(outcomes) : len(outcomes) + self.texts_at_once], are_new=are_new)
             except Exception:
                 # One text may be to blame: the next step begins with it alone, and raises the error.
                 self._batch = 1
@@ -201,27 +187,61 @@ class EventEmbedder:
         return found, failure
 
     def _computed(self, texts: list[str]) -> tuple[_Outcomes, BaseException | None]:
-        """The outcomes for texts, computed in as many calls at a time as the embedder allows; and the first failure."""
-        if not texts:
-            return {}, None
-        size = max(1, min(self._batch, self._embedder.batch_max))
-        batches = [_Batch(self._embedder, texts[start : start + size]) for start in range(0, len(texts), size)]
-        started = []
-        for batch in batches[1:] if self._embedder.in_flight is not None else ():
-            try:
-                batch.start()
-                started.append(batch)
-            except RuntimeError:
-                # No more threads.
-                break
-        for batch in batches:
-            if batch not in started:
-                batch.run()
-        for batch in started:
-            batch.join()
-        self._adapt(batches)
-        outcomes = {text: one for batch in batches for text, one in zip(batch.texts, batch.outcomes, strict=False)}
-        return outcomes, next((batch.failure for batch in batches if batch.failure is not None), None)
+        """The outcomes for the first texts, computed in as many calls at a time as the embedder allows, for about
+        `_BATCH_S`; and the first failure.
+        """
+        outcomes: _Outcomes = {}
+        failures: list[BaseException] = []
+        threads: list[threading.Thread] = []
+        lock = threading.Lock()
+        left, deadline = collections.deque(texts), time.monotonic() + _BATCH_S
+
+        def work() -> None:
+            while True:
+                with lock:
+                    if not left or failures or (outcomes and time.monotonic() >= deadline):
+                        return
+                    batch = [left.popleft() for _ in range(min(self._batch, len(left)))]
+                    if left and len(threads) + 1 < self._calls:
+                        # More calls are allowed by now. Without more threads, those that run do all of the work.
+                        with contextlib.suppress(RuntimeError):
+                            threads.append(_started(work))
+                try:
+                    found = self._called(batch)
+                except BaseException as failure:
+                    failures.append(failure)
+                else:
+                    outcomes.update(zip(batch, found, strict=True))
+
+        work()
+        for thread in threads:
+            thread.join()
+        return outcomes, failures[0] if failures else None
+
+    def _called(self, texts: list[str]) -> Sequence[_Outcome]:
+        """The outcomes of one call of the embedder, which also chooses the size of the next batch."""
+        in_flight = self._embedder.in_flight
+        cpu_began, began = time.thread_time(), time.monotonic()
+        try:
+            found = embedded_each(self._embedder, texts)
+        except BaseException:
+            if in_flight is not None:
+                in_flight.overloaded(began)
+            raise
+        cpu_s, elapsed_s = time.thread_time() - cpu_began, time.monotonic() - began
+        if in_flight is None:
+            self._adapt(len(texts), cpu_s / limits.INDEX_SLICE_S, elapsed_s / _BATCH_S)
+            return found
+        in_flight.answered()
+        # After an overload, the call has waited longer than it took.
+        took_s = 0.0 if in_flight.was_overloaded(began) else elapsed_s
+        self._adapt(len(texts), cpu_s / limits.INDEX_REQUEST_CPU_S, took_s / limits.INDEX_REQUEST_S)
+        return found
+
+    @property
+    def _calls(self) -> int:
+        """How many calls of the embedder may run at the same time."""
+        return 1 if self._embedder.in_flight is None else self._embedder.in_flight.limit
 
     def _stored(self, text: str) -> _Vector | None:
         """The vector in the text table."""
@@ -230,16 +250,12 @@ class EventEmbedder:
         data = self._store.environment.get(text_vector_key(self._tag, text_key(text)))
         return None if data is None else np.frombuffer(data, "<f4")
 
-    def _adapt(self, batches: list[_Batch]) -> None:
-        """Choose the size of a batch by the CPU time, so that the follower waits no longer, and by the time in all, so
-        that new events do not wait long for a backlog.
+    def _adapt(self, count: int, *shares: float) -> None:
+        """Choose the size of a batch by what one of `count` texts took, as shares of what it should take: CPU time, so
+        that the follower waits no longer, and time, so that new events do not wait long for a backlog.
         """
-        is_local = self._embedder.in_flight is None
-        cpu_s, elapsed_s = (
-            (limits.INDEX_SLICE_S, _BATCH_S) if is_local else (limits.INDEX_REQUEST_CPU_S, limits.INDEX_REQUEST_S)
-        )
-        sizes = [2 * self._batch, self._embedder.batch_max]
-        for batch in batches:
-            sizes += [int(cpu_s * len(batch.texts) / batch.cpu_s)] if batch.cpu_s > 0 else []
-            sizes += [int(elapsed_s * len(batch.texts) / batch.elapsed_s)] if batch.elapsed_s > 0 else []
-        self._batch = max(1, min(sizes))
+        if count < self._batch and max(shares) <= 1:
+            # The last texts of a list say little.
+            return
+        sizes = [int(count / share) for share in shares if share > 0]
+        self._batch = max(1, min(*sizes, 2 * count, self._embedder.batch_max))

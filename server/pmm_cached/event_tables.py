@@ -180,7 +180,7 @@ class EventTableIndexer:
         self._note_refused(refused)
         if done < len(missing):
             self.table.apply(rows, kinds=self._kinds, refused=len(self._refused))
-            self._events_max[are_new] = done
+            self._events_max[are_new] = min(max(done, 2 * self._embedder.texts_at_once), limits.INDEX_EVENTS_PER_COMMIT)
             return False
         self._events_max[are_new] = min(2 * self._events_max[are_new], limits.INDEX_EVENTS_PER_COMMIT)
         if len(rows.ids) or read.position != after or (read.is_complete and not are_new):
