@@ -20,7 +20,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
 from pmm_shm.vectors.registry import find_embedder
 from pmm_shm.vectors.text_table_reader import TextTableReader
-from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
+from pmm_shm_client.leasing import FLOAT, Leasing, Model, Outcomes, computed
 from pmm_shm_client.reads import ReadCounter
 from pmm_shm_client.reporting import Reporter
 
@@ -98,20 +98,37 @@ class Embeddings:
         """
         found = self._found(model)
         checked = [checked_text(text, found.embedder) for text in _checked_texts(texts)]
-        if not checked:
-            return np.empty((0, found.embedder.dimension), np.float32)
-        keys = [text_key(text) for text in checked]
-        wanted = dict(zip(keys, checked, strict=True))
-        vectors = {} if self._shared is None else self._look_up(self._shared, found, wanted)
-        missing = {key: text for key, text in wanted.items() if key not in vectors}
-        self._counter.hits += len(vectors)
+        rows = bytearray()
+        for outcome in self._outcomes(found, checked):
+            if isinstance(outcome, InvalidTextError):
+                raise outcome
+            rows += outcome
+        return np.frombuffer(rows, FLOAT).reshape(len(checked), found.embedder.dimension)
+
+    def embed_each(self, texts: Iterable[str], model: str | None = None) -> list[Vector | None]:
+        """The vector of each text, (dimension,) float32; None for a text that has none.
+
+        Raises:
+            UnknownModelError, EmbedderError: as `embed`.
+        """
+        outcomes = self._outcomes(self._found(model), list(texts))
+        return [None if isinstance(one, InvalidTextError) else np.frombuffer(one, FLOAT) for one in outcomes]
+
+    def _outcomes(self, model: Model, texts: list[str]) -> list[bytes | InvalidTextError]:
+        """The vector of each checked text, or the reason why it has none."""
+        keys = [text_key(text) for text in texts]
+        wanted = dict(zip(keys, texts, strict=True))
+        found: Outcomes = {}
+        if self._shared is not None:
+            found.update(self._look_up(self._shared, model, wanted))
+        missing = {key: text for key, text in wanted.items() if key not in found}
+        self._counter.hits += len(found)
         self._counter.misses += len(missing)
         if missing:
-            vectors.update(self._computed(found, missing))
+            found.update(self._computed(model, missing))
             if monotonic() >= self._reporter.due:
                 self._reporter.report()
-        rows = bytearray().join([vectors[key] for key in keys])
-        return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
+        return [found[key] for key in keys]
 
     def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}
@@ -123,13 +140,14 @@ class Embeddings:
                     break
         return vectors
 
-    def _computed(self, model: Model, texts: dict[bytes, str]) -> dict[bytes, bytes]:
+    def _computed(self, model: Model, texts: dict[bytes, str]) -> Outcomes:
         if self._leasing is None:
             return computed(model, texts)
-        vectors = self._leasing.vectors(model, texts)
-        for key, data in vectors.items():
-            self.local.put(model.prefix + key, data)
-        return vectors
+        outcomes = self._leasing.outcomes(model, texts)
+        for key, data in outcomes.items():
+            if isinstance(data, bytes):
+                self.local.put(model.prefix + key, data)
+        return outcomes
 
     def _found(self, name: Any) -> Model:
         """The model of this name, or the default one."""
