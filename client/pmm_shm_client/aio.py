@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
@@ -12,8 +12,10 @@ import zmq.asyncio
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.ledger.append import Durability
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
+from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.vectors.embedder import Embedder
@@ -28,6 +30,7 @@ from pmm_shm_client.reads import Consistency
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
+    from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
 
 _T = TypeVar("_T")
@@ -42,9 +45,22 @@ class AsyncCache(Cache):
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+    async def append_async(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Frame | None = None,
+    ) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
-        return await asyncio.to_thread(self.append, kind, content, meta)
+        return await asyncio.to_thread(self.append, kind, content, meta, expected_head=expected_head)
+
+    async def decide_async(
+        self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
+    ) -> list[int]:
+        """As `decide`, in a thread, in which `decision` is called, too."""
+        return await asyncio.to_thread(self.decide, decision, timeout)
 
     async def events_async(
         self,
@@ -171,7 +187,16 @@ async def connect_async(
     timeout: float = limits.LEDGER_TIMEOUT_S,
     freshness: Choice = "auto",
     embedder: Embedder | str | None = None,
+    create: bool = False,
+    durability: Durability = "default",
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
-    options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
+    options = {
+        "consistency": consistency,
+        "timeout": timeout,
+        "freshness": freshness,
+        "embedder": embedder,
+        "create": create,
+        "durability": durability,
+    }
     return await asyncio.to_thread(open_cache, AsyncCache, path, autostart, options)

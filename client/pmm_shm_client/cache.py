@@ -7,19 +7,22 @@ Reads are exact unless asked otherwise, with or without a daemon (module `reads`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, ResourceLimitError
+from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, HeadMovedError, ResourceLimitError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.eventlog import EventLog, check_timeout
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event
+from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
+    from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
 
 _T = TypeVar("_T")
@@ -39,13 +43,15 @@ class Cache(Reads):
     """The shared state of one ledger. Made by `connect`; thread-safe; usable on both sides of a fork.
 
     Parameters:
-        path: the ledger; it must exist.
+        path: the ledger; it must exist, unless `create`.
         consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
             daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
             the one in `PMM_EMBEDDER`.
+        create: make a new ledger if the file is missing or is a database without tables.
+        durability: what an acknowledged append survives, as in `EventLog`.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -63,6 +69,8 @@ class Cache(Reads):
         timeout: float = limits.LEDGER_TIMEOUT_S,
         freshness: Choice = "auto",
         embedder: Embedder | str | None = None,
+        create: bool = False,
+        durability: Durability = "default",
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
@@ -71,7 +79,7 @@ class Cache(Reads):
         # Read first: a flag that means nothing must not leave a connection behind.
         flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = flags.embedding_cache() is Flag.ON
-        self._log = EventLog(path, timeout=timeout, create=False)
+        self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
         super().__init__(reader, memos, consistency, timeout)
@@ -237,24 +245,72 @@ class Cache(Reads):
 
     # Writing, and commands to the daemon.
 
-    def append(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Frame | None = None,
+    ) -> int:
         """Append an event; the next read of any worker includes it. Returns its id.
 
+        Parameters:
+            expected_head: append only if nobody has appended since: the `as_of` of an answer, or a frame, which
+                notices a replaced or restored ledger, too. 0 is an empty ledger.
+
         Raises:
+            HeadMovedError: somebody has appended since.
             InvalidEventError: it could not be read back as it is.
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        return self._log.append(kind, content, meta)
+        return self._log.append(kind, content, meta, expected_head=expected_head)
 
-    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
         """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
 
         Raises:
-            InvalidEventError, LedgerError: as `append`; none was written.
+            HeadMovedError, InvalidEventError, LedgerError: as `append`; none was written.
         """
         self._check_open()
-        return self._log.append_many(events)
+        return self._log.append_many(events, expected_head=expected_head)
+
+    def decide(
+        self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
+    ) -> list[int]:
+        """Append what a decision returns, if the frame it was made from still is the newest; otherwise decide again.
+
+        So of several workers that see the same frame, only one acts on it; the others decide again with its events.
+
+        Parameters:
+            decision: gets an exact frame, and returns events as `append_many` takes them; None or no events to append
+                nothing. It may be called several times, and must append nothing itself.
+            timeout: seconds for all attempts; None for those of the cache. An attempt that began is finished.
+
+        Returns:
+            The ids of the events.
+
+        Raises:
+            ConfigError: `timeout` is not a number of seconds.
+            HeadMovedError: others have appended during each attempt.
+            InvalidEventError, LedgerError: as `append`; nothing was written.
+        """
+        if timeout is not None:
+            check_timeout(timeout)
+        deadline_s = monotonic() + (self._timeout_s if timeout is None else timeout)
+        while True:
+            frame = self.frame(consistency="exact")
+            events = list(decision(frame) or ())
+            if not events:
+                return []
+            try:
+                return self.append_many(events, expected_head=frame)
+            except HeadMovedError:
+                if monotonic() >= deadline_s:
+                    raise
+                # Whoever decides fastest would win again.
+                sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
 
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.

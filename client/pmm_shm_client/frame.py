@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 from pmm_shm.errors import ClosedError
 from pmm_shm.folds.directives import Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
+from pmm_shm.ledger.tail import Position
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
 
 OnWarn = Callable[[dict[str, Any]], object]
@@ -79,14 +80,18 @@ class Frame:
     `on_warn` gets all closes without evidence.
     """
 
-    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of")
+    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of", "position")
     _replays: Replays
     _results: Mapping[str, Any]
     _views: dict[str, Any]
     _warnings: Warnings
     as_of: int
+    """The newest event that it includes, an id; 0 before the first event."""
+    position: Position
+    """The same event with a digest of its row: what `expected_head=frame` compares."""
 
-    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
+    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, position: Position) -> None:
+        as_of = position.as_of
         results = {name: make(views[FOLD_BEHIND.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_replays", replays),
@@ -94,11 +99,12 @@ class Frame:
             ("_results", results),
             ("_warnings", warnings),
             ("as_of", as_of),
+            ("position", position),
         ):
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Frame, (_OF_A_COPY, self._views, self._warnings, self.as_of)
+        return Frame, (_OF_A_COPY, self._views, self._warnings, self.position)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a frame is immutable")

@@ -309,7 +309,7 @@ class Reads(ABC):
         views = {name: reading.view(name) for name in names}
         # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
         replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
-        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position)
 
     def _replayed_view(self, name: str, as_of: int) -> Any:
         return self._replayed([find_fold(name)], as_of).view(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
@@ -18,6 +18,13 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
+
+
+class Positioned(Protocol):
+    """What was read at one position of the log."""
+
+    @property
+    def position(self) -> Position: ...
 
 
 class Position(NamedTuple):
