@@ -69,7 +69,7 @@ class HeadMovedError(LedgerError):
         head_id: the newest event's id now; 0 for an empty ledger.
     """
 
-    def __init__(self, message: str, head_id: int) -> None:
+    def __init__(self, message: str, head_id: int = 0) -> None:
         self.head_id = head_id
         super().__init__(message)
 
