@@ -32,10 +32,12 @@ def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Com
 
 def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] KIND [CONTENT]` of `append`: the kinds that the built-in folds know."""
-    from pmm_shm.folds.registry import BUILT_IN
+    return _ledger_then(ctx, param, incomplete, _known_kinds())
 
-    known = {kind for fold in BUILT_IN for kind in fold.kinds or ()}
-    return _ledger_then(ctx, param, incomplete, sorted(known))
+
+def kind_alone(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
+    """`--kind KIND`: the kinds that the built-in folds know."""
+    return _beginning(incomplete, _known_kinds())
 
 
 def ledger_and_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -67,6 +69,12 @@ def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, wo
         # A single word refers to the ledger in PMM_DB; if none fits, the shell shows files.
         return files(ctx, param, incomplete) + (_beginning(incomplete, words) if os.environ.get("PMM_DB") else [])
     return _beginning(incomplete, words) if len(given) == 1 else []
+
+
+def _known_kinds() -> list[str]:
+    from pmm_shm.folds.registry import BUILT_IN
+
+    return sorted({kind for fold in BUILT_IN for kind in fold.kinds or ()})
 
 
 def _beginning(incomplete: str, words: Sequence[str]) -> Completions:
