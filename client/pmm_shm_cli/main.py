@@ -33,7 +33,6 @@ from pmm_shm_cli.examples import EXAMPLES, epilog
 from pmm_shm_terminal.options import CONTEXT, did_you_mean
 from pmm_shm_terminal.program import run_program
 
-
 _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "Look": (read, log, context, recall, search, explain, plot, status, top),
     "Write": (append, chat, generate, import_),

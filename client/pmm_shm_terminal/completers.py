@@ -22,7 +22,7 @@ def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Comp
     """`[LEDGER] WHAT` of `read` and `replay`."""
     from pmm_shm_terminal.answers import NAMES
 
-    return _ledger_then(ctx, param, incomplete, (*NAMES, *_registered()))
+    return _ledger_then(ctx, param, incomplete, (*NAMES, *registered_folds()))
 
 
 def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -55,7 +55,7 @@ def folds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Comple
     """Names of folds, built in and registered."""
     from pmm_shm.folds.registry import BUILT_IN_NAMES
 
-    return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *_registered()}))
+    return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *registered_folds()}))
 
 
 def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -81,7 +81,7 @@ def _beginning(incomplete: str, words: Sequence[str]) -> Completions:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-def _registered() -> list[str]:
+def registered_folds() -> list[str]:
     """Names of registered folds, by their entry points; loads none of them."""
     from importlib.metadata import entry_points
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pmm_shm.errors import ChainError, LedgerReplacedError, LedgerUnwritableError, NotALedgerError
-from pmm_shm.ledger.chain import broken_at, verify_chain
+from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, REQUIRED_COLUMNS, InvalidText, decode_text
@@ -30,13 +30,8 @@ Progress = Callable[[int], object]
 
 _REALS = {"inf": math.inf, "-inf": -math.inf}
 _PROGRESS_EVENTS = 1_000
-# For values that the usual columns would refuse or convert: NULL, and numbers in place of text.
-_UNTYPED_SQL = (
-    "ALTER TABLE events RENAME TO typed",
-    "CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})",
-    "INSERT INTO events SELECT * FROM typed",
-    "DROP TABLE typed",
-)
+_TYPES = dict.fromkeys(REQUIRED_COLUMNS[1:], " TEXT NOT NULL") | dict.fromkeys(HASH_COLUMNS, " TEXT")
+_USUAL_COLUMNS = [*REQUIRED_COLUMNS, *HASH_COLUMNS]
 
 
 class Imported(NamedTuple):
@@ -154,8 +149,7 @@ class _Writer:
 
     def write(self, lines: Iterable[bytes]) -> tuple[int, int]:
         """Returns the number of events, and the newest id."""
-        self._handle.execute(TABLE_SQL)
-        events, last_id, number = 0, ID_MIN - 1, 0
+        events, last_id = 0, ID_MIN - 1
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -171,6 +165,8 @@ class _Writer:
             events, last_id = events + 1, row[0]
             if events % _PROGRESS_EVENTS == 0:
                 self._progress(events)
+        if not events:
+            self._handle.execute(TABLE_SQL)
         return events, last_id if events else 0
 
     def _parsed(self, line: bytes) -> list[Any]:
@@ -183,9 +179,7 @@ class _Writer:
             raise ValueError(f"without {', '.join(missing)}")
         if not self._columns:
             self._columns = ordered_columns(tuple(found))
-            for name in self._columns:
-                if name not in (*REQUIRED_COLUMNS, *HASH_COLUMNS):
-                    self._handle.execute(f"ALTER TABLE events ADD COLUMN {_quoted(name)}")
+            self._handle.execute(TABLE_SQL if self._columns == _USUAL_COLUMNS else _table_sql(self._columns, _TYPES))
         elif len(found) > len(self._columns):
             raise ValueError(f"{', '.join(sorted(found.keys() - set(self._columns)))}: in no line before")
         row = [_value(found[name]) for name in self._columns]
@@ -194,11 +188,7 @@ class _Writer:
         return row
 
     def _insert(self, row: Sequence[Any]) -> None:
-        if self._is_typed and not all(
-            isinstance(value, (str, bytes, InvalidText)) or (value is None and name in HASH_COLUMNS)
-            for name, value in zip(self._columns[1:], row[1:], strict=True)
-            if name in (*REQUIRED_COLUMNS, *HASH_COLUMNS)
-        ):
+        if self._is_typed and not all(map(_keeps, self._columns[1:], row[1:])):
             self._drop_types()
         # SQLite takes text that is not UTF-8 only by a cast of its bytes.
         slots = ", ".join(["CAST(? AS TEXT)" if isinstance(value, InvalidText) else "?" for value in row])
@@ -207,14 +197,30 @@ class _Writer:
 
     def _drop_types(self) -> None:
         self._is_typed = False
-        names = [row[1] for row in self._handle.execute("PRAGMA table_info(events)").fetchall()[1:]]
-        for statement in _UNTYPED_SQL:
-            self._handle.execute(statement.format(columns=", ".join(map(_quoted, names))))
+        for statement in (
+            "ALTER TABLE events RENAME TO typed",
+            _table_sql(self._columns, {}),
+            "INSERT INTO events SELECT * FROM typed",
+            "DROP TABLE typed",
+        ):
+            self._handle.execute(statement)
+
+
+def _table_sql(columns: Sequence[str], types: Mapping[str, str]) -> str:
+    others = ", ".join(_quoted(name) + types.get(name, "") for name in columns[1:])
+    return f"CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, {others})"
+
+
+def _keeps(name: str, value: object) -> bool:
+    """Whether the typed column keeps a value: it refuses NULL where it is required, and makes a number text."""
+    return (
+        name not in _TYPES or isinstance(value, (str, bytes, InvalidText)) or (value is None and name in HASH_COLUMNS)
+    )
 
 
 def _value(value: object) -> object:
     """The value of a column."""
-    if isinstance(value, bool) or isinstance(value, list):
+    if isinstance(value, (bool, list)):
         raise ValueError(f"{json.dumps(value):.40} is no value of a column")
     if not isinstance(value, dict):
         return value
