@@ -421,9 +421,13 @@ class Cache(Reads):
         return {
             "projection_hits": projection.hits,
             "projection_misses": projection.misses,
+            "projection_caught_up": projection.caught_up,
+            "projection_replayed": projection.replayed,
             "projection_recomputations": projection.recomputations,
             "metrics_hits": metrics.hits,
             "metrics_misses": metrics.misses,
+            "metrics_caught_up": metrics.caught_up,
+            "metrics_replayed": metrics.replayed,
             "metrics_recomputations": metrics.recomputations,
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,

@@ -52,6 +52,10 @@ class Reading:
     def state(self, name: str) -> State:
         return self._read_model_of(name).state(name)
 
+    def is_published(self, name: str) -> bool:
+        """Whether the view stands on what the daemon has published, and not on a replay in memory."""
+        return self._read_model_of(name).lineage is not None
+
     def _read_model_of(self, name: str) -> ReadModel:
         for read_model in self._read_models:
             if name in read_model.folds:

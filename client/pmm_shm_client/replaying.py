@@ -26,6 +26,9 @@ class ReplayReading:
     def view(self, name: str) -> Any:
         return self._folds[name].view(self._states[name])
 
+    def is_published(self, name: str) -> bool:
+        return False
+
     def state(self, name: str) -> State:
         return self._states[name]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm.errors import UnknownFoldError
+from pmm_shm_terminal.completers import registered_folds
+from pmm_shm_terminal.options import did_you_mean
 from pmm_shm_terminal.output import cell, pairs, plain, table, titled
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ NAMES = (
     "frame",
 )
 """Every WHAT except the names of registered folds."""
+
+CHOICES = f"one of {', '.join(NAMES)}, or the name of a registered fold"
+"""What WHAT can be, in words."""
 
 _FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
 """The parts of `frame`: all except the history, which is long and can be read alone."""
@@ -59,7 +64,8 @@ def checked_what(what: str) -> str:
     try:
         return find_fold(what).name
     except UnknownFoldError:
-        raise UnknownFoldError(f"WHAT: {what!r} is none of {', '.join(NAMES)}, nor a registered fold") from None
+        near = did_you_mean(name, (*NAMES, *registered_folds()))
+        raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
 
 
 def folds_for(what: str, limit: float | None) -> list[Fold]:

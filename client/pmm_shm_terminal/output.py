@@ -126,6 +126,11 @@ def cell(value: Any, chars_max: int | None = None) -> Any:
     return Text(str(value))
 
 
+def styled(text: str, **style: Any) -> str:
+    """The text with the styles of `click.style`, where stdout takes them; `click.echo` it with `color=True`."""
+    return click.style(text, **style) if wants_colour(sys.stdout) else text
+
+
 def printable(text: str) -> str:
     """The text with control characters, and those that cannot be shown, as escapes."""
     if text.isprintable():

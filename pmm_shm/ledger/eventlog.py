@@ -179,6 +179,13 @@ class EventLog:
 
         return self._events(lambda: self._ascending("id >= ?", self._first_id_since(instant), limit, later))
 
+    def first_id_since(self, instant: int) -> int:
+        """An id below which no event is of this instant (microseconds since 1970, UTC) or later.
+
+        By the index on `ts`; without it, the lowest id there can be.
+        """
+        return self._read(lambda: self._first_id_since(instant))
+
     def read_tail(self, limit: int = 1_000) -> list[EventDict]:
         """The newest `limit` events, ascending."""
         return self._events(lambda: self._descending("id <= ?", (), limit))[::-1]

@@ -34,9 +34,13 @@ TEXT_KEY_BYTES = 32
 COUNTERS = (
     "projection_hits",
     "projection_misses",
+    "projection_caught_up",
+    "projection_replayed",
     "projection_recomputations",
     "metrics_hits",
     "metrics_misses",
+    "metrics_caught_up",
+    "metrics_replayed",
     "metrics_recomputations",
     "events_folded",
     "embedding_hits",

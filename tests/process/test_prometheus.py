@@ -118,6 +118,8 @@ def test_nothing_of_the_ledger_is_in_it(scraped: tuple[daemons.Daemon, str]) -> 
     labels = set(re.findall(r'="([^"]*)"', text)) - {"healthy", "lagging", "degraded", "passed", "failed"}
     assert {label for label in labels if not re.fullmatch(r"\d[\w.+]*|unknown", label)} == {
         "hit",
+        "caught_up",
+        "replayed",
         "miss",
         "projection",
         "metrics",
