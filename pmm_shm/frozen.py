@@ -98,7 +98,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not value - value == 0 else value
+    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def result(kind: type[_T]) -> type[_T]:

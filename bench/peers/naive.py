@@ -23,7 +23,7 @@ from pmm_shm.ledger.rows import Event
 from pmm_shm.ledger.tail import Position
 from pmm_shm_client.context import Context, ContextRequest, make_context
 from pmm_shm_client.frame import Frame, Replays, Warnings
-from pmm_shm_client.results import Metrics, self_model_dict
+from pmm_shm_client.results import Metrics, SelfModelDict, self_model_dict
 
 _ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 
@@ -37,7 +37,7 @@ class Naive:
     def append(self, kind: str, content: str, meta: dict[str, Any]) -> int:
         return self._log.append(kind, content, meta)
 
-    def self_model(self) -> dict[str, Any]:
+    def self_model(self) -> SelfModelDict:
         (model,), _ = self._views([SelfModelFold()])
         return self_model_dict(model, strict=False)
 

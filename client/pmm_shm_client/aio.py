@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.context import Context
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
+    from pmm_shm_client.stats import Stats
 
 _T = TypeVar("_T")
 
@@ -131,7 +132,7 @@ class AsyncCache(Cache):
         self._check_open()
         return await self._give_async(invalidate_command(fold, timeout))
 
-    async def stats_async(self) -> dict[str, Any]:
+    async def stats_async(self) -> Stats:
         """As `stats`."""
         return await asyncio.to_thread(self.stats)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, HeadMovedError, ResourceLimitError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.append import DURABILITIES, Durability
 from pmm_shm.ledger.eventlog import EventLog, check_timeout
 from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
+    from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
 _T = TypeVar("_T")
 
@@ -85,6 +86,7 @@ class Cache(Reads):
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
         self._verifications = {True: 0, False: 0}
+        self._appends = 0
         self._reader.with_ledger(self._freshness.take)
 
     def __enter__(self) -> Cache:
@@ -92,6 +94,10 @@ class Cache(Reads):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else self._consistency
+        return f"<{type(self).__name__} {self.path}, {state}>"
 
     def close(self) -> None:
         """Close the connections. A later call of another method raises `ClosedError`."""
@@ -265,7 +271,9 @@ class Cache(Reads):
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        return self._log.append(kind, content, meta, expected_head=expected_head)
+        event_id = self._log.append(kind, content, meta, expected_head=expected_head)
+        self._appends += 1
+        return event_id
 
     def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
         """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
@@ -274,7 +282,9 @@ class Cache(Reads):
             HeadMovedError, InvalidEventError, LedgerError: as `append`; none was written.
         """
         self._check_open()
-        return self._log.append_many(events, expected_head=expected_head)
+        ids = self._log.append_many(events, expected_head=expected_head)
+        self._appends += len(ids)
+        return ids
 
     def decide(
         self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
@@ -373,7 +383,7 @@ class Cache(Reads):
         self._check_open()
         return self._give(invalidate_command(fold, timeout))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
         In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
@@ -385,9 +395,9 @@ class Cache(Reads):
             from pmm_shm_client.commands import stats_command
 
         self._check_open()
-        daemon: dict[str, Any] | None
+        daemon: DaemonStats | None
         try:
-            daemon = self._give(stats_command())
+            daemon = cast("DaemonStats", self._give(stats_command()))
         except ResourceLimitError:
             raise
         except DaemonError:
@@ -412,7 +422,8 @@ class Cache(Reads):
                 "ias": last.value.ias if last else 0.0,
                 "gas": last.value.gas if last else 0.0,
             },
-            "embeddings": self._embedding_numbers((daemon or {}).get("embeddings")),
+            "embeddings": self._embedding_numbers(None if daemon is None else daemon["embeddings"]),
+            "appends": {"appends": self._appends, "durability": self._log.durability},
             "daemon": daemon,
         }
 
@@ -432,19 +443,22 @@ class Cache(Reads):
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
+            **{f"appends_{one}": self._appends if one == self._log.durability else 0 for one in DURABILITIES},
         }
 
-    def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
+    def _embedding_numbers(self, daemon: DaemonEmbeddingStats | None) -> EmbeddingStats:
         own, counter = self._embeddings, self._counters["embedding"]
-        numbers: dict[str, Any] = {"hits": counter.hits, "misses": counter.misses, "hit_rate": counter.hit_rate}
-        if daemon is not None:
-            numbers["maxsize"], numbers["currsize"] = daemon["text_vectors_max"], daemon["text_vectors"]
-        else:
-            numbers["maxsize"] = limits.LOCAL_TEXT_VECTORS_MAX
-            numbers["currsize"] = len(own.local) if own is not None else 0
-        for name in ("leases_granted", "lease_waits", "leases_expired"):
-            numbers[name] = daemon[name] if daemon is not None else 0
-        return numbers
+        here = len(own.local) if own is not None else 0
+        return {
+            "hits": counter.hits,
+            "misses": counter.misses,
+            "hit_rate": counter.hit_rate,
+            "maxsize": limits.LOCAL_TEXT_VECTORS_MAX if daemon is None else daemon["text_vectors_max"],
+            "currsize": here if daemon is None else daemon["text_vectors"],
+            "leases_granted": 0 if daemon is None else daemon["leases_granted"],
+            "lease_waits": 0 if daemon is None else daemon["lease_waits"],
+            "leases_expired": 0 if daemon is None else daemon["leases_expired"],
+        }
 
     def _published_as_of(self) -> int | None:
         with self._reader.transaction() as snapshot:

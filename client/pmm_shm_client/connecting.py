@@ -20,7 +20,7 @@ from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import OnWarn, warn
 from pmm_shm_client.reads import Consistency, checked_trait_delta
-from pmm_shm_client.results import self_model_dict
+from pmm_shm_client.results import SelfModelDict, self_model_dict
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
@@ -93,7 +93,7 @@ def build_self_model_cached(
     strict: bool = False,
     max_trait_delta: float = MAX_TRAIT_DELTA,
     on_warn: OnWarn | None = None,
-) -> dict[str, Any]:
+) -> SelfModelDict:
     """The self-model of a ledger as a fresh dict: from the shared cache where `PMM_USE_PROJECTION_CACHE` is true,
     otherwise by a plain full replay.
 

@@ -6,10 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from pmm_shm.errors import ClosedError
-from pmm_shm.folds.directives import Directives
+from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
+from pmm_shm.frozen import json_text
 from pmm_shm.ledger.tail import Position
-from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.results import (
+    Commitments,
+    History,
+    Identity,
+    Metrics,
+    Recent,
+    SelfModelDict,
+    Stage,
+    self_model_dict,
+)
 
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
@@ -46,7 +56,7 @@ class Replays(NamedTuple):
         report: hands warnings that are new to `on_warn`.
     """
 
-    model: Callable[[float, OnWarn | None, int], dict[str, Any]]
+    model: Callable[[float, OnWarn | None, int], SelfModelDict]
     view: Callable[[str, int], Any]
     report: Callable[[Warnings, OnWarn], None]
 
@@ -106,6 +116,23 @@ class Frame:
     def __reduce__(self) -> tuple[Any, ...]:
         return Frame, (_OF_A_COPY, self._views, self._warnings, self.position)
 
+    def __repr__(self) -> str:
+        return f"<Frame as_of={self.as_of}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All answers as a new dict, by the names of their methods; `fold` and the strict self-model are left out."""
+        return {
+            "as_of": self.as_of,
+            "self_model": self.self_model(),
+            **{name: value.to_dict() for name, value in self._results.items()},
+            "directives": self.directives(),
+            "active_directives": self.active_directives(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a frame is immutable")
 
@@ -114,7 +141,7 @@ class Frame:
 
     def self_model(
         self, strict: bool = False, max_trait_delta: float = MAX_TRAIT_DELTA, on_warn: OnWarn | None = None
-    ) -> dict[str, Any]:
+    ) -> SelfModelDict:
         """As `Cache.self_model`; another limit than 0.05 is a full replay up to the frame's position."""
         if strict and max_trait_delta != MAX_TRAIT_DELTA:
             return self._replays.model(max_trait_delta, on_warn, self.as_of)
@@ -146,12 +173,12 @@ class Frame:
         """As `Cache.history`."""
         return self._results["history"]  # type: ignore[no-any-return]
 
-    def directives(self) -> list[dict[str, Any]]:
+    def directives(self) -> list[Directive]:
         """As `Cache.directives`: fresh dicts."""
         directives: Directives = self._views["directives"]
         return directives.rows()
 
-    def active_directives(self) -> list[dict[str, Any]]:
+    def active_directives(self) -> list[ActiveDirective]:
         """As `Cache.active_directives`: fresh dicts, best first."""
         directives: Directives = self._views["directives"]
         return directives.active()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
+from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import FileId, MappedTransaction
@@ -35,19 +36,37 @@ _Vectors = dict[str, NDArray[np.float32] | None]
 """Text to vector; None for a text that has none."""
 
 
+@result
 class Hit(NamedTuple):
     """An event and its similarity to the query, -1.0 to 1.0."""
 
     event_id: int
     similarity: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Recollection(NamedTuple):
     """As `Hit`, with the event as returned by `EventLog.get_event`."""
 
     event_id: int
     similarity: float
     event: EventDict
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 _H = TypeVar("_H", bound="Hit | Recollection")
@@ -76,6 +95,25 @@ class Hits(tuple[_H, ...]):
     def __reduce__(self) -> tuple[Any, ...]:
         # The attributes are arguments: without them no tuple of this class can be made.
         return Hits, (tuple(self), self.as_of, self.is_complete, self.embedded_here, self.model)
+
+    def __repr__(self) -> str:
+        best = f", best {self[0].event_id} ({self[0].similarity:.3f})" if self else ""
+        whole = "" if self.is_complete else ", incomplete"
+        return f"<Hits of {self.model}: {len(self)}{best}, as_of={self.as_of}{whole}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict: the attributes, and `hits`, a list of dicts."""
+        return {
+            "hits": plain(tuple(self)),
+            "as_of": self.as_of,
+            "is_complete": self.is_complete,
+            "embedded_here": self.embedded_here,
+            "model": self.model,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
 
     def with_events(self, event_of: Callable[[int], EventDict | None]) -> Hits[Recollection]:
         """The same with the events, without those that are no longer in the log."""

@@ -98,6 +98,9 @@ class EventLog:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<EventLog {self.path}>"
+
     def add_close_hook(self, hook: Callable[[], None]) -> None:
         """Call `hook` at every `close()`, before the connections close."""
         self._close_hooks.append(hook)

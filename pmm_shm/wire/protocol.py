@@ -45,6 +45,8 @@ COUNTERS = (
     "events_folded",
     "embedding_hits",
     "embedding_misses",
+    "appends_default",
+    "appends_full",
 )
 """The counters that a worker reports, each since the worker began."""
 LEASE_WAIT_MS_MAX = 60_000
