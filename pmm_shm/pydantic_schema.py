@@ -5,11 +5,10 @@ Imported only by programs that have pydantic: it calls this.
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from pydantic_core import core_schema
-
-from pmm_shm.frozen import plain
 
 
 def schema_of(kind: type[Any], handler: Any) -> Any:
@@ -26,7 +25,7 @@ def schema_of(kind: type[Any], handler: Any) -> Any:
                 core_schema.no_info_after_validator_function(lambda fields: kind(**fields), shape),
             ]
         ),
-        serialization=core_schema.plain_serializer_function_ser_schema(plain, return_schema=shape),
+        serialization=core_schema.plain_serializer_function_ser_schema(kind._asdict, return_schema=shape),
     )
 
 
@@ -39,4 +38,4 @@ def _open(hint: Any) -> Any:
     origin, arguments = get_origin(hint), tuple(_open(one) for one in get_args(hint))
     if not arguments:
         return hint
-    return Union[arguments] if isinstance(None, hint) else origin[arguments]  # noqa: UP007
+    return Union[arguments] if origin in (Union, UnionType) else origin[arguments]  # noqa: UP007

@@ -15,6 +15,7 @@ from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
 from pmm_shm.frozen import json_text, plain, result
+from pmm_shm.ledger.eventlog import EventDict
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import FileId, MappedTransaction
@@ -28,7 +29,6 @@ from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
-    from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.embeddings import Embeddings
 
 Query = str | Sequence[float] | NDArray[Any]
