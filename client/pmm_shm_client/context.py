@@ -218,6 +218,8 @@ def _recall(
         if len(found) == request.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
             break
         k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
+    if not hits.is_complete and not hits.as_of:
+        return tuple(found), "some events were not searched; start pmm-cached with an embedder"
     if not hits.is_complete and hits.as_of < frame.as_of:
         return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached with an embedder"
     if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:

@@ -111,6 +111,15 @@ class TailReader:
         rows = self._rows(_ONE_SQL, (position.event_id,), 1)
         return bool(rows) and _is_at(rows[0], position)
 
+    def position_before(self, event_id: int) -> Position:
+        """The position at the newest event with a lower id; the start of the log where there is none.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        rows = self._rows(_NEWEST_SQL, (event_id - 1,), 1) if event_id > _ID_MIN else []
+        return position_of(rows[0]) if rows else START
+
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
         """Rows with the columns and of the kinds that folds need."""
         with self._connection.one_snapshot():
