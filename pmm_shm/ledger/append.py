@@ -157,7 +157,8 @@ class Appender:
         if not self._prepared:
             handle.text_factory = decode_text
             if self._durability == "full":
-                handle.execute("PRAGMA synchronous = FULL")
+                # As FULL, and the removal of a rollback journal, which commits, is synced, too.
+                handle.execute("PRAGMA synchronous = EXTRA")
             elif self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
             self._prepare_statements()

@@ -48,9 +48,10 @@ class EventLog:
         path: the SQLite file.
         timeout: seconds to wait for a busy ledger before `LedgerBusyError`.
         create: create the ledger if the file is missing or is a database without tables.
-        durability: what an acknowledged append survives. Both survive the death of any process. `"full"` survives a
-            power cut, too, and costs a write to the disk for each append; `"default"` does so in a ledger with a
-            rollback journal only: in WAL mode, a power cut can lose the newest appends.
+        durability: what an acknowledged append survives. Both survive the death of any process, and a power cut never
+            damages the ledger. `"full"` survives a power cut, too, and waits for the disk at each append. With
+            `"default"`, a power cut can lose the newest appends: in WAL mode those since the last checkpoint, with a
+            rollback journal the last one.
 
     Raises:
         ConfigError: the path cannot be that of a file.
