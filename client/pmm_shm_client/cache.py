@@ -272,7 +272,7 @@ class Cache(Reads):
         """
         self._check_open()
         event_id = self._log.append(kind, content, meta, expected_head=expected_head)
-        self._count_appends(1)
+        self._appends += 1
         return event_id
 
     def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
@@ -283,13 +283,8 @@ class Cache(Reads):
         """
         self._check_open()
         ids = self._log.append_many(events, expected_head=expected_head)
-        self._count_appends(len(ids))
+        self._appends += len(ids)
         return ids
-
-    def _count_appends(self, count: int) -> None:
-        self._appends += count
-        if monotonic() >= self._reporter.due:
-            self._reporter.report()
 
     def decide(
         self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
