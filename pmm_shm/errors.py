@@ -104,7 +104,7 @@ class FoldError(PmmShmError):
 
 
 class InvalidTextError(PmmShmError, ValueError):
-    """A text that cannot be embedded: empty, too long, or no text."""
+    """A text that cannot be embedded: empty, too long, no text, or refused by the embedder."""
 
 
 class InvalidVectorError(PmmShmError, ValueError):
