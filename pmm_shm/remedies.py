@@ -67,6 +67,11 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-cached {ledger}",
         words="ended before it answered|daemon did not start",
     ),
+    "share-pids": Template(
+        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
+        "start their programs by an init process, so that none is pid 1",
+        words="another pid namespace",
+    ),
     "continue-reader": Template(
         "let the process go on, or end it",
         "kill -CONT {pid}  # or end it: kill {pid}",

@@ -72,7 +72,8 @@ def _thread_shortage(count: int) -> str | None:
             thread.start()
             started.append(thread)
         # libzmq's threads have the system's stack size, whatever Python's have.
-        mmap.mmap(-1, count * _STACK_BYTES_MAX + _MARGIN_BYTES).close()
+        stacks = count * _STACK_BYTES_MAX if threading.stack_size() else 0
+        mmap.mmap(-1, stacks + _MARGIN_BYTES).close()
     except RuntimeError:
         return _no_thread()
     except (OSError, MemoryError):

@@ -336,6 +336,7 @@ class Cache(Reads):
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
+            "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
     def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class User:
     Attributes:
         is_old: its open file is no longer the one at the path.
         shm_dir: `PMM_SHM_DIR` of a daemon; "" if not set, None if it could not be read.
+        inner_pid: its pid in its own pid namespace; None if it could not be read.
     """
 
     pid: int
@@ -174,6 +175,7 @@ class User:
     is_old: bool
     is_daemon: bool = False
     shm_dir: str | None = None
+    inner_pid: int | None = None
 
 
 @dataclass(frozen=True)

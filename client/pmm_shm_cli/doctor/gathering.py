@@ -45,7 +45,7 @@ from pmm_shm_cli.doctor.facts import (
     StoreFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
-from pmm_shm_cli.state import ask
+from pmm_shm_cli.state import ask, pid_here
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""
@@ -268,7 +268,7 @@ def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
     try:
         record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
         paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
-        return paths, int(record["pid"])
+        return paths, pid_here(paths[0], int(record["pid"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return (), None
 

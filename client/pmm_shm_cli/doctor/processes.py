@@ -63,7 +63,9 @@ def _user(pid: int, path: str, *, is_old: bool) -> User:
     )
     variables = variables_of(pid) if is_daemon else None
     shm_dir = None if variables is None else variables.get("PMM_SHM_DIR", "")
-    return User(pid, _text(f"/proc/{pid}/comm").strip() or "?", path, is_old, is_daemon, shm_dir)
+    pids = re.search(r"^NSpid:(?:\s+\d+)*\s+(\d+)$", _text(f"/proc/{pid}/status"), re.MULTILINE)
+    inner = None if pids is None else int(pids.group(1))
+    return User(pid, _text(f"/proc/{pid}/comm").strip() or "?", path, is_old, is_daemon, shm_dir, inner)
 
 
 def _links(pid: int) -> set[str]:
