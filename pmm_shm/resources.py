@@ -7,7 +7,6 @@ limit nor its remedy. So operations that need them ask here first, and translate
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 
@@ -64,6 +63,8 @@ def require(what: str, descriptors: int = 1, threads: int = 0) -> None:
 
 
 def _thread_shortage(count: int) -> str | None:
+    import mmap
+
     over = threading.Event()
     started = []
     try:

@@ -21,8 +21,8 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import network_file_system
-from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, inode_of, old_users
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, old_users
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
 

@@ -6,7 +6,8 @@ import os
 import re
 
 from pmm_shm.instance.paths import DATA_FILE, Instance
-from pmm_shm.ledger.files import inode_of, old_users
+from pmm_shm.ledger.files import old_users
+from pmm_shm.ledger.locks import inode_of
 from pmm_shm_cli.doctor.facts import Limits, User
 
 _DELETED = " (deleted)"
