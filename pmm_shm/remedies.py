@@ -173,6 +173,9 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
+    "mount-protected": Template(
+        "its file system has no permissions: mount it with the option umask=077, and uid= for the user"
+    ),
     "join-to-read": Template(
         "make {user} a member of the ledger's group, and let the group read and write",
         "usermod -aG {group} {user} && chmod g+rw {ledger}",
@@ -206,6 +209,7 @@ TEMPLATES: Mapping[str, Template] = {
     "move-state": Template(
         "set PMM_SHM_DIR to a directory on a local disk, for the daemon and all workers",
         "export PMM_SHM_DIR=/var/cache/pmm",
+        words="a file system without",
     ),
     "shorten-state": Template("for sockets beside the state, use a shorter path", "export PMM_SHM_DIR=/run/pmm"),
     "make-room-for-state": Template(

@@ -34,6 +34,7 @@ class Disk:
 
     Attributes:
         network: the name of its network file system; None for a local one.
+        plain: the name of its file system if that has, as a rule, neither sockets nor permissions.
         is_memory: a reboot removes it.
         free_bytes, free_files: for this user; None if unknown.
     """
@@ -43,6 +44,7 @@ class Disk:
     is_memory: bool = False
     free_bytes: int | None = None
     free_files: int | None = None
+    plain: str | None = None
 
 
 @dataclass(frozen=True)

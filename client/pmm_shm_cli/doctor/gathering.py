@@ -167,6 +167,7 @@ def disk_of(directory: str) -> Disk:
         numbers.f_bavail * numbers.f_frsize,
         # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
+        file_systems.plain_file_system(directory),
     )
 
 
