@@ -76,7 +76,7 @@ class AsyncCache(Cache):
         """As `wait_for`."""
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return await self._give_async(command)

@@ -224,8 +224,21 @@ class Cache(Reads):
         self._check_open()
         return self._log.append_many(events)
 
+    def published_as_of(self) -> int | None:
+        """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.
+
+        It reads shared memory and never waits: ask it again and again where `wait_for` would stop other green threads.
+        """
+        self._check_open()
+        with self._reader.transaction() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return None
+            return snapshot.header.position.as_of
+
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
+
+        It blocks the whole thread, with all green threads in it (gevent, eventlet); see `published_as_of`.
 
         Raises:
             ConfigError: an argument is no number, or no id.
@@ -237,7 +250,7 @@ class Cache(Reads):
 
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return self._give(command)
@@ -350,12 +363,6 @@ class Cache(Reads):
         for name in ("leases_granted", "lease_waits", "leases_expired"):
             numbers[name] = daemon[name] if daemon is not None else 0
         return numbers
-
-    def _published_as_of(self) -> int | None:
-        with self._reader.transaction() as snapshot:
-            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return None
-            return snapshot.header.position.as_of
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
