@@ -12,7 +12,6 @@ import zmq.asyncio
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError
-from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.vectors.embedder import Embedder
@@ -90,7 +89,7 @@ class AsyncCache(Cache):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
-        file_identity(self.path)
+        await asyncio.to_thread(self._look_at_ledger)
         try:
             report = await self._give_async(command)
         except DaemonAbsentError:

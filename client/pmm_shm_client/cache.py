@@ -16,7 +16,6 @@ from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_client.reader import Reader
@@ -250,8 +249,7 @@ class Cache(Reads):
         the report is true, with no `folds`.
 
         Raises:
-            LedgerNotFoundError: the ledger is gone, whatever the daemon still has open.
-            LedgerError: it cannot be read.
+            LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
@@ -262,7 +260,7 @@ class Cache(Reads):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
-        file_identity(self.path)
+        self._look_at_ledger()
         try:
             report = self._give(command)
         except DaemonAbsentError:
@@ -355,6 +353,11 @@ class Cache(Reads):
                 return None
             return snapshot.header.position.as_of
 
+    def _look_at_ledger(self) -> None:
+        """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""
+        self._reader.connection.follow_replacement()
+        self._reader.with_ledger(self._freshness.take)
+
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
             from pmm_shm.projection.verification import copy_published, verify, verify_unpublished
@@ -366,7 +369,6 @@ class Cache(Reads):
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
-        self._reader.with_ledger(self._freshness.take)
         if copy is None:
             return verify_unpublished(self._reader.connection)
         report = verify(self._reader.connection, copy)[0]

@@ -25,6 +25,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy
@@ -56,7 +57,7 @@ class Appender:
     def _forget(self) -> None:
         self._last_row: RawRow | None = None
         self._formula: Formula | None = None
-        self._prepared = False
+        self._prepared_for: Schema | None = None
         self._indexed = False
         self._is_hashed = False
         self._keeps_text = False
@@ -76,7 +77,8 @@ class Appender:
             except LedgerMoved:
                 continue
         raise LedgerBusyError(
-            f"{self.connection.path}: replaced {_REPLACEMENTS_MAX} times during this append; nothing was written"
+            f"{self.connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this append; nothing was "
+            "written"
         )
 
     def recover(self) -> None:
@@ -137,23 +139,22 @@ class Appender:
         if handle.in_transaction:  # Left by a call that was interrupted before its rollback.
             self.connection.close()
             handle = self.connection.handle()
-        if not self._prepared:
+        if self._prepared_for is not self.connection.schema:
             handle.text_factory = decode_text
             if self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
             self._prepare_statements()
-            self._prepared = True
+            self._prepared_for = self.connection.schema
         return handle
 
     def _prepare_statements(self) -> None:
-        connection = self.connection
-        self._is_hashed = set(HASH_COLUMNS) <= set(connection.columns)
+        types, definition = self.connection.schema.columns, self.connection.schema.definition
+        self._is_hashed = set(HASH_COLUMNS) <= set(types)
         columns = _COLUMNS_HASHED if self._is_hashed else _COLUMNS_PLAIN
-        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in connection.definition)
+        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in definition)
         places = ", ".join("?" * len(columns.split(", ")))
         self._insert_sql = f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({columns}) VALUES ({places})"
         self._read_back_sql = f"SELECT {columns} FROM events WHERE id >= ? AND id <= ? ORDER BY id"
-        types = connection.types
         self._keeps_text = all(_keeps_text(types[name]) for name in columns.split(", ")[1:])
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
@@ -202,6 +203,8 @@ class Appender:
             if isinstance(error, sqlite3.Error):
                 # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
+                if self.connection.is_open and self.connection.follow_schema():
+                    raise LedgerMoved from error
                 raise self._refused(error) from error
             raise
         self._indexed = True
