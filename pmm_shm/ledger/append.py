@@ -41,6 +41,7 @@ _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
 _COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
 _COLUMNS_PLAIN = "id, ts, kind, content, meta"
+_OTHER_SCHEMA = ("no such ", "table events has no column")
 # A constraint that has them would drop the new row, or remove old ones, and say nothing.
 _SILENT_CONFLICT = re.compile(rb"\bon\s+conflict\s+(ignore|replace)\b", re.IGNORECASE)
 
@@ -203,7 +204,7 @@ class Appender:
             if isinstance(error, sqlite3.Error):
                 # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
-                if self.connection.is_open and self.connection.follow_schema():
+                if str(error).startswith(_OTHER_SCHEMA) and self.connection.follow_schema():
                     raise LedgerMoved from error
                 raise self._refused(error) from error
             raise
