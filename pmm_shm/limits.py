@@ -52,6 +52,8 @@ RESTORE_BUSY_MS = 20
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0
 """Within this time, reads notice that another file is at the ledger's path; appends notice it at once."""
+REPLAYS_MAX = 5
+"""How often one call reads the log from its start, where the log changes behind what was read."""
 
 # Seals: one digest over all raw columns of each block of rows; the newest block may be shorter.
 SEAL_BLOCK_ROWS = 1_024

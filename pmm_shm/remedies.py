@@ -172,6 +172,10 @@ TEMPLATES: Mapping[str, Template] = {
         "see how much is affected, then restore a good backup",
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
+    "append-under-lock": Template(
+        "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
+    ),
+    "leave-to-owner": Template("read it here, and append with its owner's program"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(
         "its file system has no permissions: mount it with the option umask=077, and uid= for the user"

@@ -89,6 +89,7 @@ class AsyncCache(Cache):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
+        await asyncio.to_thread(self._look_at_ledger)
         try:
             report = await self._give_async(command)
         except DaemonAbsentError:

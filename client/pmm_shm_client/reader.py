@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pmm_shm import limits
 from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUnavailableError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
@@ -272,13 +273,15 @@ class Reader:
         return Reading(self._read_models.values(), mark)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
-        while True:
+        # Each round may reject one of them.
+        for _ in range(limits.REPLAYS_MAX * (1 + len(self.folds))):
             for key in list(self._read_models):
                 if not self._catch_up(key, snapshot):
                     # The read models are others now.
                     break
             else:
                 return
+        raise LedgerBusyError(f"{self.connection.path}: changed again and again while it was replayed")
 
     def _catch_up(self, key: str, snapshot: Snapshot | None) -> bool:
         """Bring a read model to the head; False where the log does not continue it, and others have taken its place."""

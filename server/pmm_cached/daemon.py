@@ -100,7 +100,15 @@ class Daemon:
         )
         record_endpoints(self._instance, self._endpoints)
         self._watch = LedgerWatch(self._instance.ledger)
-        self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status, self._notifier.feed)
+        self._follower = Follower(
+            self._instance.ledger,
+            self._writer,
+            self._folds,
+            self._status,
+            self._notifier.feed,
+            # Looked up when it is called: the maintenance needs the follower.
+            lambda change: self._maintenance.table_redefined(change),
+        )
         self._maintenance = Maintenance(
             self._instance.ledger,
             self._writer,
@@ -297,6 +305,7 @@ class Daemon:
         if self._status.problem is not None:
             self._log.info("recovered", problem=self._status.problem)
             self._status.problem = None
+            self._maintenance.try_again()
 
     def _shut_down(self) -> None:
         # The follower has returned: the other parts have their own time limits.

@@ -57,6 +57,10 @@ class RowFacts:
         rows_hashed: number of the newest rows with a hash.
         rows_checked: number of the newest rows checked.
         first_bad_id: the first of them that does not continue the chain.
+        fork: the first two of them that have the same predecessor.
+        is_continuable: whether the newest hash fits a formula, so that appends can continue the chain.
+        refusal: why no plain program can append; None if nothing stands against it.
+        is_of_pmm2: whether PMM 2 keeps the ledger.
         newest_ts: the time stamp of the newest row, unparsed.
     """
 
@@ -68,6 +72,10 @@ class RowFacts:
     rows_checked: int
     first_bad_id: int | None
     newest_ts: Any
+    fork: tuple[int, int] | None = None
+    is_continuable: bool = True
+    refusal: str | None = None
+    is_of_pmm2: bool = False
 
 
 @dataclass(frozen=True)

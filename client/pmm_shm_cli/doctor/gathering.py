@@ -22,12 +22,13 @@ from pmm_shm import limits
 from pmm_shm.errors import InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
+from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
@@ -238,11 +239,15 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
+        refusal, of_pmm2 = connection.retry(lambda: (needs_function(handle), is_of_pmm2(handle)))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
-    bad = first_bad_id(connection, first_id, head_id) if newest else None
+    links = verify_range(connection, first_id, head_id) if newest else None
+    bad, fork = (links.first_bad_id, links.fork) if links is not None else (None, None)
+    is_continuable = not newest or detect_formula(newest[-1]) is not None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
-    return RowFacts(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+    facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+    return RowFacts(*facts, fork, is_continuable, refusal, of_pmm2)
 
 
 def _is_in_wal_mode(path: str) -> bool:

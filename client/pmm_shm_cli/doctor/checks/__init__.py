@@ -13,6 +13,7 @@ LEDGER_CHECKS = (
     DoctorCheck("side-files", ledger.side_files),
     DoctorCheck("wal-size", ledger.wal_size),
     DoctorCheck("rows", rows.readable),
+    DoctorCheck("owner", rows.owner),
     DoctorCheck("journal-mode", rows.journal_mode),
     DoctorCheck("hash-chain", rows.hash_chain),
     DoctorCheck("clock", rows.newest_time),

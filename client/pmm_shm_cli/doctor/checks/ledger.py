@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pmm_shm.remedies import remedy
 from pmm_shm_cli.doctor.checks.common import disk_room, group_name, user_name
 from pmm_shm_cli.doctor.facts import SystemFacts
-from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, warning
+from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
 _WAL_BYTES_MAX = 64 << 20
 
@@ -70,6 +70,12 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
             f"{user} may not write {file.path if not file.is_writable else os.path.dirname(file.path)}",
             "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
             remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
+        )
+    elif facts.ledger.rows is not None and facts.ledger.rows.refusal is not None:
+        yield note(
+            f"{user} may read it, and nobody but its owner's program can append",
+            one_line(facts.ledger.rows.refusal),
+            remedy("leave-to-owner"),
         )
     else:
         yield ok(f"{user} may read and write it", "reads and appends work from here")
