@@ -23,10 +23,9 @@ from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance import access
+from pmm_shm.instance.identity import FileId, file_id
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
 from pmm_shm.store.bounded import BoundedCall
-
-FileId = tuple[int, int]
 
 _AnyTransaction = Any
 """The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
@@ -253,16 +252,7 @@ _left_open: list[Environment] = []
 
 def data_file_identity(directory: Path) -> FileId | None:
     """(device, inode) of the data file in the directory now; None if it is missing."""
-    return file_id(str(directory / DATA_FILE))
-
-
-def file_id(path: str) -> FileId | None:
-    """(device, inode) of the file at the path now; None if it is missing."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    return file_id(directory / DATA_FILE)
 
 
 def is_open_here(directory: Path) -> bool:

@@ -11,13 +11,13 @@ import lmdb
 
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.identity import file_id
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     close,
-    file_id,
     open_reader,
     store_error,
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import os
 import socket
 import sqlite3
@@ -19,7 +18,7 @@ import urllib.parse
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.errors import DaemonAbsentError, InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
@@ -30,7 +29,7 @@ from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
-from pmm_shm.wire.endpoints import check_listening
+from pmm_shm.wire.endpoints import check_listening, read_record
 from pmm_shm_cli.doctor.facts import (
     Disk,
     File,
@@ -263,11 +262,10 @@ def _is_in_wal_mode(path: str) -> bool:
 
 def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
     try:
-        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
-        return paths, int(record["pid"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        endpoints = read_record(instance)
+    except (OSError, DaemonAbsentError):
         return (), None
+    return (endpoints.commands, endpoints.admin, endpoints.announcements), endpoints.pid
 
 
 def _socket_state(path: str) -> SocketState:
