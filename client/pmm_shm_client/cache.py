@@ -245,11 +245,13 @@ class Cache(Reads):
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
-        wrong state until a daemon has rebuilt it. If nothing is published, the report is true, with no `folds`.
+        wrong state until a daemon has rebuilt it. If nothing is published, it checks the hash chain alone, and the
+        report has no `folds`.
 
         Raises:
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
+            LedgerError: without a daemon, the ledger cannot be read.
         """
         with late_imports:
             from pmm_shm_client.commands import verify_command
@@ -352,6 +354,7 @@ class Cache(Reads):
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
+            from pmm_shm.ledger.chain import verify_chain
             from pmm_shm.projection.verification import VerifyReport, copy_published, verify
 
         names = (fold,) if fold is not None else tuple(self._reader.folds)
@@ -361,9 +364,10 @@ class Cache(Reads):
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
-        if copy is None:
-            return VerifyReport(True, 0, (), 0, 0, None)
         self._reader.with_ledger(self._freshness.take)
+        if copy is None:
+            links = verify_chain(self._reader.connection)
+            return VerifyReport(links.ok, 0, (), links.rows_checked, 0, links.problem)
         report = verify(self._reader.connection, copy)[0]
         if not report.ok and everything is not None:
             # As the daemon does, which voids it for all: exactness before speed.

@@ -29,8 +29,10 @@ class Checked(NamedTuple):
         said = (report.difference or "").split("; ")
         if links is not None and links.problem is not None and links.problem not in said:
             found.append(links.problem)
-        if not report.ok:
+        if not report.ok and report.folds:
             found.append(f"what is published is wrong: {report.difference}")
+        elif not report.ok and report.difference is not None:
+            found.append(report.difference)
         return found
 
     def rows(self) -> dict[str, Any]:
@@ -45,10 +47,10 @@ class Checked(NamedTuple):
             rows["hash chain"] = f"ok, {links.rows_checked:,} rows, formula {links.formula}"
         if links is not None and links.rows_without_hash:
             rows["rows without hash"] = links.rows_without_hash
-        if not report.ok:
-            rows["published state"] = f"wrong: {report.difference}"
-        elif not report.folds:
+        if not report.folds:
             rows["published state"] = "nothing is published"
+        elif not report.ok:
+            rows["published state"] = f"wrong: {report.difference}"
         else:
             rows["published state"] = f"equals a full replay of {report.events:,} events"
             rows["as of event"] = report.as_of

@@ -426,7 +426,7 @@ def test_a_state_of_before_the_last_boot(path: str, start_daemon: StartDaemon) -
     daemon = start_daemon(path)
     daemon.stop()
     daemon.instance.boot_file.write_text('{"clean": false, "boot_id": "another"}')
-    assert "before the last boot" in worst(examined(path), "boot-mark").found
+    assert "without a clean stop" in worst(examined(path), "boot-mark").found
 
 
 def test_a_socket_path_that_is_too_long(tmp_path: Path, start_daemon: StartDaemon) -> None:

@@ -150,7 +150,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     # The ledger, by SQLite; its name for the mode keeps it from locks, not from minding the others' of its process.
     "client/pmm_shm_cli/doctor/gathering.py": {
         "sqlite3.connect": 1,
-        "instance.endpoints_file.read_text": 1,
         "probe.connect": 1,
     },
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
