@@ -61,6 +61,15 @@ TEMPLATES: Mapping[str, Template] = {
         "kill {pid}  # then start that program again",
         words=r"^process (?P<pid>\d+) still has the file open",
     ),
+    "end-other-name": Template(
+        "stop the process that uses another name of the file, and let all use one name",
+        "kill {pid}  # then start that program again with this path",
+        words=r"^process (?P<pid>\d+) has it open by another name",
+    ),
+    "mount-folder": Template(
+        "mount the folder that holds the ledger, in every container, instead of the file",
+        words="mounted as a single file",
+    ),
     "start": Template("start the daemon", "pmm-cached {ledger} &", words="no daemon serves it"),
     "start-to-see": Template(
         "start the daemon in the foreground to see why it ends",
@@ -162,6 +171,8 @@ TEMPLATES: Mapping[str, Template] = {
         "check it with SQLite", "sqlite3 {ledger} 'PRAGMA quick_check'", errors=(errors.LedgerError,)
     ),
     "make-ledger": Template("name the right file, or make a ledger", "pmm-shm append {ledger} user hello --create"),
+    "one-name": Template("use one of them only, in all programs", "find / -xdev -samefile {ledger}"),
+    "start-again": Template("when the link is switched, start the daemon and all workers again"),
     "back-up": Template("keep a copy on a disk", "pmm-shm backup {ledger} FILE"),
     "verify-and-restore": Template(
         "see how much is affected, then restore a good backup",

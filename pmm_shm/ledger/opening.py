@@ -20,8 +20,17 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.instance.file_systems import network_file_system
-from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, inode_of, old_users
+from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.ledger.files import (
+    MOUNTED_ALONE,
+    beside_old_wal,
+    check_file,
+    file_identity,
+    has_wal,
+    inode_of,
+    old_users,
+    why_wal_is_not_shared,
+)
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
@@ -87,6 +96,9 @@ def check_path(path: str, mode: Mode) -> None:
             f"it is on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
             "stop all its users, then move it and its -wal to a local disk",
         )
+    if mode == "rwc" and is_mounted_alone(path):
+        # A new ledger is in WAL mode.
+        raise _cannot_open(path, mode, MOUNTED_ALONE)
 
 
 def open_ledger(
@@ -164,6 +176,9 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
             file = LedgerFile(file_identity(path), tuple(columns), is_wal, shm_inode, inode_of(path + "-wal"))
             if mode != "immutable":
                 _check_locks(path, file)
+                reason = why_wal_is_not_shared(path, file.shm_inode) if is_wal else None
+                if reason is not None:
+                    raise _cannot_open(path, mode, reason)
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")

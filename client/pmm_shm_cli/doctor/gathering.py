@@ -71,7 +71,15 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     except LedgerError as error:
         problem = error
     return LedgerFacts(
-        file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers
+        file_at(path),
+        file_at(directory),
+        disk_of(directory),
+        sides,
+        rows,
+        problem,
+        left_unread,
+        leftovers,
+        file_systems.is_mounted_alone(path),
     )
 
 
@@ -149,6 +157,7 @@ def file_at(path: str) -> File | None:
         status.st_size,
         os.access(path, os.R_OK),
         os.access(path, os.W_OK),
+        status.st_nlink,
     )
 
 
