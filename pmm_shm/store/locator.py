@@ -6,9 +6,11 @@ Used for snapshots and for the text table alike: both refuse the same directorie
 from __future__ import annotations
 
 import os
+from time import monotonic
 
 import lmdb
 
+from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
 from pmm_shm.instance.identity import file_id
@@ -38,6 +40,7 @@ class EnvironmentLocator:
         self._instance = instance
         self._data_file = str(instance.data_file)
         self._is_usable: bool | None = None
+        self._trusted_until = 0.0
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
 
@@ -50,6 +53,9 @@ class EnvironmentLocator:
             environment = None
         if environment is None and identity is not None:
             environment = self.environment = self._open()
+        elif environment is not None and monotonic() >= self._trusted_until:
+            self._trusted_until = monotonic() + limits.TRUST_PERIOD_S
+            self._follow_copy_up(environment)
         if self._is_usable is None and environment is not None:
             self._is_usable = self._has_our_format(environment)
         return environment if self._is_usable else None
@@ -71,6 +77,12 @@ class EnvironmentLocator:
         environment, self.environment, self._is_usable = self.environment, None, None
         if environment is not None:
             close(environment)
+
+    def _follow_copy_up(self, environment: Environment) -> None:
+        try:
+            environment.follow_copy_up()
+        except StoreError as error:
+            self.failure = error
 
     def _open(self) -> Environment | None:
         try:
