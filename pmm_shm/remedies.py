@@ -50,11 +50,11 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}",
         words="^verification failed|^history broken|published is wrong",
     ),
-    "set-wal-aside": Template(
-        "stop all users of the ledger, move its -wal and -shm away, start them again; next time use restore",
-        "mv --backup=numbered {wal} {wal}.old && mv --backup=numbered {shm} {shm}.old"
-        "  # when all users of the ledger have stopped; then start them again",
-        words="replaced beside the -wal",
+    "look-at-wal": Template(
+        "stop all users of the ledger, and see in a backup what it holds with this -wal; next time use restore",
+        "pmm-shm backup {ledger} FILE && pmm-shm verify FILE  # when all users have stopped. If it is ok and has the "
+        "newest events, start them again; if not, first: mv --backup=numbered {wal} {wal}.old",
+        words="replaced beside a -wal",
     ),
     "end-old-user": Template(
         "stop the process that has the replaced file open, then start it again",
@@ -155,7 +155,7 @@ TEMPLATES: Mapping[str, Template] = {
     "watch": Template("watch it catch up", "pmm-shm top {ledger}", words="events behind the head|is being built"),
     # The ledger.
     "see-users": Template(
-        "stop all users of the ledger, move its -wal and -shm away, start them again; next time use restore",
+        "stop all users of the ledger, then do what the message says",
         "fuser -v {ledger} {wal} {shm}",
         errors=(errors.LedgerReplacedError,),
     ),

@@ -106,11 +106,16 @@ def refuse_orphaned_wal(path: str) -> None:
 
 
 def beside_old_wal(path: str) -> LedgerReplacedError:
-    """The error for a ledger beside its predecessor's non-empty `-wal`, with the remedy."""
+    """The error for a ledger beside a non-empty `-wal` that may be its predecessor's, with the remedy.
+
+    It may be the ledger's own, too, if somebody has appended and ended before this process looked. Nothing in the files
+    tells. A backup shows what both together hold, and writes neither.
+    """
     return LedgerReplacedError(
-        f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
-        f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
-        "the right way next time: `pmm-shm restore`"
+        f"{path}: replaced beside a -wal with commits, its own or those of the file it replaced; to write the wrong "
+        f"pair would destroy data. Stop all users of the ledger, then `pmm-shm backup {path} FILE` and `pmm-shm verify "
+        "FILE` show what both together hold. If that is ok and has the newest events, start again; if not, first move "
+        f"{path}-wal to another name; the right way next time: `pmm-shm restore`"
     )
 
 
