@@ -57,7 +57,8 @@ TEMPLATES: Mapping[str, Template] = {
         words="replaced beside a -wal",
     ),
     "end-old-user": Template(
-        "stop the process that has the replaced file open, then start it again",
+        "stop the process that has the replaced file open, then start it again; if it has written there, copy that file "
+        "out of /proc/{pid}/fd first",
         "kill {pid}  # then start that program again",
         words=r"^process (?P<pid>\d+) still has the file open",
     ),
@@ -204,6 +205,11 @@ TEMPLATES: Mapping[str, Template] = {
         "python -c 'import sqlite3; print(sqlite3.sqlite_version)'",
     ),
     "end-process": Template("if it stays, restart that program", "kill -TERM {pid}"),
+    "end-user-of-old-file": Template(
+        "if it stays, restart that program; what it has written since is gone then, unless that file is copied out of "
+        "/proc/{pid}/fd first",
+        "kill -TERM {pid}",
+    ),
     "continue-process": Template("let it go on, or end it", "kill -CONT {pid}"),
     "remove-copy": Template("remove it when it is no longer needed", "rm {file}"),
     "remove-stage": Template("remove it if no restore runs", "rm {file}"),

@@ -146,7 +146,7 @@ def replaced(facts: SystemFacts) -> Iterator[Verdict]:
                 f"process {user.pid} ({user.name}) has a file open that was replaced or removed at {user.path}",
                 "it reads, and may write, events that nobody else sees; pmm-shm's own processes let go with their next "
                 "read",
-                remedy("end-process", pid=user.pid),
+                remedy("end-user-of-old-file", pid=user.pid),
             )
 
 
