@@ -57,8 +57,8 @@ TEMPLATES: Mapping[str, Template] = {
         words="replaced beside a -wal",
     ),
     "end-old-user": Template(
-        "stop the process that has the replaced file open, then start it again; if it has written there, copy that file "
-        "out of /proc/{pid}/fd first",
+        "stop the process that has the replaced file open, then start it again; if it has written there, copy that "
+        "file out of /proc/{pid}/fd first",
         "kill {pid}  # then start that program again",
         words=r"^process (?P<pid>\d+) still has the file open",
     ),
