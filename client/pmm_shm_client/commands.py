@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.folds.registry import checked_fold_name
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.late import late_imports
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.wire import protocol

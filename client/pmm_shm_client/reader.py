@@ -18,8 +18,7 @@ from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUn
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
-from pmm_shm.instance.identity import FileId
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Choice, Freshness, Mark

@@ -80,7 +80,7 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
         with late_imports:
             import socket
 
-            from pmm_shm.instance.identity import file_id
+            from pmm_shm.instance.paths import file_id
             from pmm_shm.wire.endpoints import recorded_endpoints
             from pmm_shm.wire.protocol import REPORT, Request
 

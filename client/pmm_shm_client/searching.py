@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
-from pmm_shm.instance.identity import FileId
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import Position
 from pmm_shm.store.environment import MappedTransaction

@@ -17,7 +17,7 @@ from typing import Any
 
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import replace_file
-from pmm_shm.instance.identity import file_id, is_id_of
+from pmm_shm.instance.paths import file_id, is_id_of
 
 _OPENINGS = "openings"
 _DIRECTORY = "directory"

@@ -23,8 +23,7 @@ from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance import access
-from pmm_shm.instance.identity import FileId, file_id
-from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
+from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, file_id
 from pmm_shm.store.bounded import BoundedCall
 
 _AnyTransaction = Any

@@ -13,8 +13,7 @@ import lmdb
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,

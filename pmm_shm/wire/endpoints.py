@@ -23,8 +23,7 @@ from pmm_shm.instance.access import (
     may_group_enter,
     replace_file,
 )
-from pmm_shm.instance.identity import file_id, is_id_of
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id, is_id_of
 from pmm_shm.late import late_imports
 
 _LONGEST_NAME = "announcements.sock"

@@ -21,7 +21,7 @@ import msgpack
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, ConfigError
-from pmm_shm.instance.identity import FileId
+from pmm_shm.instance.paths import FileId
 from pmm_shm.names import checked_model_name
 
 VERSION = 2

@@ -23,7 +23,7 @@ from pmm_cached.sockets import GROUP_MODE, OWNER_MODE, Inbox, bind_socket, make_
 from pmm_cached.status import Status
 from pmm_cached.text_table import TextTable
 from pmm_shm import limits
-from pmm_shm.instance.identity import FileId
+from pmm_shm.instance.paths import FileId
 from pmm_shm.vectors.text_table import TextVector
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints

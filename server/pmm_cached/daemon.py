@@ -24,8 +24,7 @@ from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
-from pmm_shm.instance.identity import FileId, file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged

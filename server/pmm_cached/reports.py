@@ -15,7 +15,7 @@ from contextlib import suppress
 from pmm_cached.sockets import new_files_of
 from pmm_cached.workers import Workers
 from pmm_shm import limits
-from pmm_shm.instance.identity import FileId
+from pmm_shm.instance.paths import FileId
 from pmm_shm.wire.protocol import REPORTS, ProtocolError, unpack_request
 
 _CREDENTIALS = struct.Struct("3i")

@@ -430,7 +430,7 @@ def test_a_replacement_beside_a_full_wal_stops_client_and_daemon(
     before = sha256(ledger, ledger + "-wal")
     until(lambda: daemon.stats()["problem"], "the daemon stops following")
     problem = daemon.stats()["problem"]
-    assert f"move {ledger}-wal and {ledger}-shm away" in problem
+    assert f"move {ledger}-wal to another name" in problem
 
     def refused() -> bool:
         try:
@@ -450,7 +450,6 @@ def test_a_replacement_beside_a_full_wal_stops_client_and_daemon(
     assert sha256(ledger, ledger + "-wal") == before
     # The remedy.
     os.rename(ledger + "-wal", str(tmp_path / "saved-wal"))
-    os.rename(ledger + "-shm", str(tmp_path / "saved-shm"))
     start_daemon(ledger, *NEVER)
     with connect(ledger) as again:
         assert everything(again) == expected == replayed(ledger)

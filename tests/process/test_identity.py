@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from pmm_shm.errors import DaemonAbsentError, SnapshotUnavailableError
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.store import boot
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints

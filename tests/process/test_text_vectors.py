@@ -16,8 +16,7 @@ import zmq
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints

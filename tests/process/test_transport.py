@@ -18,8 +18,7 @@ import pytest
 import zmq
 
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, check_listening, find_endpoints, record_endpoints
 from pmm_shm_client import EventLog, connect, connect_async

@@ -11,8 +11,7 @@ import pytest
 
 from pmm_cached.workers import started_at
 from pmm_shm import limits
-from pmm_shm.instance.identity import file_id
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.wire.endpoints import recorded_endpoints
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon

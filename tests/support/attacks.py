@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 
 from pmm_shm import limits
-from pmm_shm.instance.identity import file_id
+from pmm_shm.instance.paths import file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, find_endpoints
 from pmm_shm_client import connect

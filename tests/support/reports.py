@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pmm_shm.instance.identity import FileId
+from pmm_shm.instance.paths import FileId
 from pmm_shm.wire import protocol
 from pmm_shm.wire.protocol import COUNTERS, Request
 
