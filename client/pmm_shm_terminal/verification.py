@@ -26,13 +26,12 @@ class Checked(NamedTuple):
         """A line for each problem."""
         links, report = self.chain, self.report
         found = []
-        said = (report.difference or "").split("; ")
+        # Of a ledger without folds, the report is on the chain, too.
+        said = (report.difference or "").split("; ") if report.folds else []
         if links is not None and links.problem is not None and links.problem not in said:
             found.append(links.problem)
         if not report.ok and report.folds:
             found.append(f"what is published is wrong: {report.difference}")
-        elif not report.ok and report.difference is not None:
-            found.append(report.difference)
         return found
 
     def rows(self) -> dict[str, Any]:
