@@ -16,7 +16,7 @@ from pmm_shm.errors import DaemonAbsentError, SnapshotUnavailableError
 from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.store import boot
 from pmm_shm.wire import protocol
-from pmm_shm.wire.endpoints import find_endpoints
+from pmm_shm.wire.endpoints import find_endpoints, recorded_endpoints
 from pmm_shm_client import Cache, EventLog, connect, connect_async
 from pmm_shm_client.commands import call
 from tests.support import answers, command
@@ -118,6 +118,9 @@ def test_a_copied_record_of_sockets_elsewhere_leads_to_nobody(tmp_path: Path) ->
         copied(ledger.parent, tmp_path / "copy")
         with connect(tmp_path / "copy" / "a.db") as cache:
             refuses_all(cache)
+        # No remedy may name the pid of the original's daemon either.
+        with pytest.raises(DaemonAbsentError):
+            recorded_endpoints(Instance.of(tmp_path / "copy" / "a.db"))
         # The directory itself may move, and its daemon with it.
         ledger.parent.rename(tmp_path / "moved")
         assert find_endpoints(Instance.of(tmp_path / "moved" / "a.db")).pid == daemon.pid
@@ -175,6 +178,7 @@ from pmm_shm_client import connect
 folder, mounted = sys.argv[1:]
 os.mkdir(mounted)
 subprocess.run(["mount", "--bind", folder, mounted], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
 with connect(mounted + "/a.db") as cache:
     newest = cache.append("user", "from the container")
     said = [cache.wait_for(newest, 20.0) == newest, cache.metrics(consistency="snapshot").as_of == newest]
