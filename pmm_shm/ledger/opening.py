@@ -6,6 +6,7 @@ locks are really held. Never opens the ledger's files itself: closing any descri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import urllib.parse
@@ -179,6 +180,9 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
                 reason = why_wal_is_not_shared(path, file.shm_inode) if is_wal else None
                 if reason is not None:
                     raise _cannot_open(path, mode, reason)
+            elif is_mounted_alone(path) and is_in_wal_mode(path):
+                # The commits that its users have in a -wal elsewhere are missing.
+                raise _cannot_open(path, mode, MOUNTED_ALONE)
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
@@ -188,7 +192,27 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
     try:
         return retry_busy(inspect, timeout_s, path)
     except sqlite3.Error as error:
+        if "unable to open" in str(error) and os.access(path, os.R_OK) and is_mounted_alone(path):
+            # There SQLite may not make the -wal that is missing.
+            raise _cannot_open(path, mode, MOUNTED_ALONE) from error
         raise translated(error, path, is_reader=reads_only(mode)) from error
+
+
+def is_in_wal_mode(path: str) -> bool:
+    """Whether a database that this process does not have open is in WAL mode.
+
+    Without locks SQLite refuses to read one, before it makes any other file.
+    """
+    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
+            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return False
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        # No database, or written meanwhile: opening it in the normal way reports which.
+        return False
 
 
 def _check_locks(path: str, file: LedgerFile) -> None:

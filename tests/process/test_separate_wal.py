@@ -28,9 +28,16 @@ CONTAINER = """
 import json, os, subprocess, sys
 from pathlib import Path
 from pmm_shm.ledger.backup import backup
+from pmm_shm.ledger.restore import restore
 from pmm_shm_client import EventLog, connect
 source, target, options, asked = sys.argv[1:]
-Path(target).touch()
+if options == "read-only folder":
+    folder, options = os.path.dirname(target), ""
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    Path(target).touch()
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+else:
+    Path(target).touch()
 subprocess.run(["mount", "--bind", source, target], check=True)
 if options:
     subprocess.run(["mount", "-o", "remount,bind," + options, target], check=True)
@@ -46,7 +53,8 @@ found = {
     "log": said(lambda: EventLog(asked, create=False)),
     "append": said(lambda: EventLog(asked).append("user", "from the container")),
     "read": said(lambda: connect(asked).metrics().as_of),
-    "backup": said(lambda: backup(asked, asked + ".copy").events),
+    "backup": said(lambda: backup(asked, source + ".copy").events),
+    "restore": said(lambda: restore(asked, source + ".restored").events),
     "daemon": command("pmm_cached", asked) if "error" in asked else None,
     "status": command("pmm_shm_cli", "status", asked)[0],
     "doctor": command("pmm_shm_cli", "doctor", asked),
@@ -68,8 +76,10 @@ def in_container(source: Path, target: Path, options: str = "", asked: Path | No
 
 
 def refuses(found: dict[str, Any], path: Path) -> None:
-    for way in ("log", "append", "read", "backup"):
-        assert found[way].startswith(f"LedgerUnreadableError: {path}: {WHY}"), way
+    for way in ("log", "append", "read", "backup", "restore"):
+        kind, _, message = found[way].partition(": ")
+        assert kind == ("LedgerUnreadableError" if way != "restore" else kind), way
+        assert message.startswith(f"{path}: {WHY}"), way
         assert "mount the folder" in found[way]
     assert found["status"] != 0
     code, out, _ = found["doctor"]
@@ -98,6 +108,13 @@ def test_under_another_name_read_only_and_through_a_link(folders: tuple[Path, Pa
     refuses(found, container / "data.db")
 
 
+def test_in_a_folder_where_sqlite_may_make_no_files(folders: tuple[Path, Path]) -> None:
+    host, container = folders
+    with EventLog(host / "a.db") as log:
+        log.append("user", "event")
+        refuses(in_container(host / "a.db", container / "a.db", "read-only folder"), container / "a.db")
+
+
 def test_no_ledger_is_made_in_an_empty_file_that_is_mounted(folders: tuple[Path, Path]) -> None:
     host, container = folders
     (host / "a.db").touch()
@@ -113,7 +130,8 @@ def test_a_rollback_journal_works_there_and_doctor_warns(folders: tuple[Path, Pa
         handle.execute("PRAGMA journal_mode = DELETE")
     handle.close()
     found = in_container(host / "a.db", container / "a.db")
-    assert (found["append"], found["read"], found["doctor"][0]) == ("1", "1", 0)
+    assert [found[name] for name in ("append", "read", "backup", "restore")] == ["1", "1", "1", "1"]
+    assert found["doctor"][0] == 0
     assert "is mounted as a single file" in found["doctor"][1]
     assert "journal_mode = WAL" not in found["doctor"][1]
     with EventLog(host / "a.db", create=False) as log:

@@ -7,14 +7,11 @@ make beside it. LMDB's files are read without LMDB.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import os
 import socket
-import sqlite3
 import stat
-import urllib.parse
 from typing import Any
 
 from pmm_shm import limits
@@ -26,7 +23,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.new_file import SIDE_FILES
-from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.opening import Mode, is_in_wal_mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire.endpoints import check_listening, read_record
@@ -211,7 +208,7 @@ def _mode_for(path: str) -> Mode | None:
         return "ro"
     if has_wal(path):
         return None
-    return "immutable" if _is_in_wal_mode(path) else "ro"
+    return "immutable" if is_in_wal_mode(path) else "ro"
 
 
 def _status(path: str) -> tuple[int, ...]:
@@ -247,23 +244,6 @@ def _rows(connection: Connection) -> RowFacts:
     bad = first_bad_id(connection, first_id, head_id) if newest else None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
     return RowFacts(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
-
-
-def _is_in_wal_mode(path: str) -> bool:
-    """Whether a ledger that nobody has open is in WAL mode.
-
-    Without locks SQLite refuses to read one, before it makes any other file.
-    """
-    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
-    try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
-            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            return False
-    except sqlite3.OperationalError:
-        return True
-    except sqlite3.DatabaseError:
-        # No database, or written meanwhile: opening it in the normal way reports which.
-        return False
 
 
 # The instance directory.
