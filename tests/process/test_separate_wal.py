@@ -30,7 +30,7 @@ from pathlib import Path
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.restore import restore
 from pmm_shm_client import EventLog, connect
-source, target, options, asked = sys.argv[1:]
+source, target, options, asked, runs_daemon = sys.argv[1:]
 if options == "read-only folder":
     folder, options = os.path.dirname(target), ""
     subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
@@ -55,7 +55,7 @@ found = {
     "read": said(lambda: connect(asked).metrics().as_of),
     "backup": said(lambda: backup(asked, source + ".copy").events),
     "restore": said(lambda: restore(asked, source + ".restored").events),
-    "daemon": command("pmm_cached", asked) if "error" in asked else None,
+    "daemon": command("pmm_cached", asked) if runs_daemon else None,
     "status": command("pmm_shm_cli", "status", asked)[0],
     "doctor": command("pmm_shm_cli", "doctor", asked),
 }
@@ -71,8 +71,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "host", tmp_path / "container"
 
 
-def in_container(source: Path, target: Path, options: str = "", asked: Path | None = None) -> dict[str, Any]:
-    return in_mount_namespace(CONTAINER, str(source), str(target), options, str(asked or target))
+def in_container(
+    source: Path, target: Path, options: str = "", asked: Path | None = None, runs_daemon: str = ""
+) -> dict[str, Any]:
+    return in_mount_namespace(CONTAINER, str(source), str(target), options, str(asked or target), runs_daemon)
 
 
 def refuses(found: dict[str, Any], path: Path) -> None:
@@ -142,8 +144,8 @@ def test_the_daemon_does_not_start_on_a_single_file(folders: tuple[Path, Path]) 
     host, container = folders
     with EventLog(host / "a.db") as log:
         log.append("user", "event")
-    path = container / "error.db"
-    code, _, error = in_container(host / "a.db", path)["daemon"]
+    path = container / "a.db"
+    code, _, error = in_container(host / "a.db", path, runs_daemon="yes")["daemon"]
     assert code == 1
     assert error.startswith(f"pmm-cached: {path}: {WHY}")
     assert error.count("\n") == 1
