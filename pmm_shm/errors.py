@@ -45,7 +45,7 @@ class LedgerBusyError(LedgerError, TimeoutError):
 
 
 class LedgerReplacedError(LedgerError):
-    """The ledger was replaced beside the non-empty `-wal` of the former file: opening it would destroy data."""
+    """The ledger was replaced beside a non-empty `-wal`, perhaps of the former file: writing could destroy data."""
 
 
 class LockLostError(LedgerError):

@@ -6,6 +6,7 @@ locks are really held. Never opens the ledger's files itself: closing any descri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import urllib.parse
@@ -20,8 +21,16 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.instance.file_systems import network_file_system
-from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, old_users
+from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.ledger.files import (
+    MOUNTED_ALONE,
+    beside_old_wal,
+    check_file,
+    file_identity,
+    has_wal,
+    old_users,
+    why_wal_is_not_shared,
+)
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
@@ -108,6 +117,9 @@ def check_path(path: str, mode: Mode) -> None:
             f"it is on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
             "stop all its users, then move it and its -wal to a local disk",
         )
+    if mode == "rwc" and is_mounted_alone(path):
+        # A new ledger is in WAL mode.
+        raise _cannot_open(path, mode, MOUNTED_ALONE)
 
 
 def open_ledger(
@@ -185,6 +197,12 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
             version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
             if mode != "immutable":
                 _check_locks(path, identity[1], is_wal, shm_inode)
+                reason = why_wal_is_not_shared(path, shm_inode) if is_wal else None
+                if reason is not None:
+                    raise _cannot_open(path, mode, reason)
+            elif is_mounted_alone(path) and is_in_wal_mode(path):
+                # The commits that its users have in a -wal elsewhere are missing.
+                raise _cannot_open(path, mode, MOUNTED_ALONE)
             schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
             return LedgerFile(identity, schema, is_wal, shm_inode, inode_of(path + "-wal"))
         finally:
@@ -194,7 +212,27 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
     try:
         return retry_busy(inspect, timeout_s, path)
     except sqlite3.Error as error:
+        if "unable to open" in str(error) and os.access(path, os.R_OK) and is_mounted_alone(path):
+            # There SQLite may not make the -wal that is missing.
+            raise _cannot_open(path, mode, MOUNTED_ALONE) from error
         raise translated(error, path, is_reader=reads_only(mode)) from error
+
+
+def is_in_wal_mode(path: str) -> bool:
+    """Whether a database that this process does not have open is in WAL mode.
+
+    Without locks SQLite refuses to read one, before it makes any other file.
+    """
+    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
+            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return False
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        # No database, or written meanwhile: opening it in the normal way reports which.
+        return False
 
 
 def _check_locks(path: str, inode: int, is_wal: bool, shm_inode: int | None) -> None:

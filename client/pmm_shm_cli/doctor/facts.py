@@ -16,7 +16,7 @@ SocketState = Literal["listening", "silent", "forbidden", "absent"]
 
 @dataclass(frozen=True)
 class File:
-    """A file, by `lstat` alone; `mode` holds the permission bits."""
+    """A file, by `lstat` alone; `mode` holds the permission bits, `names` counts its hard links."""
 
     path: str
     kind: FileKind
@@ -26,6 +26,7 @@ class File:
     size_bytes: int
     is_readable: bool
     is_writable: bool
+    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class LedgerFacts:
         problem: the reason.
         left_unread: its `-wal` has commits but no index file, and reading would make one.
         leftovers: copies left by restores.
+        is_mounted_alone: the file itself is a mount point.
     """
 
     file: File | None
@@ -98,6 +100,7 @@ class LedgerFacts:
     problem: LedgerError | None = None
     left_unread: bool = False
     leftovers: tuple[File, ...] = ()
+    is_mounted_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,12 +259,17 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """Everything around one ledger."""
+    """Everything around one ledger.
+
+    Attributes:
+        named: the absolute path that was asked about, with its symbolic links.
+    """
 
     machine: MachineFacts
     ledger: LedgerFacts
     state: StateFacts
-    users: tuple[User, ...] = ()
+    users: tuple[User, ...]
+    named: str
 
     @property
     def path(self) -> str:

@@ -6,6 +6,8 @@ from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, state, stor
 from pmm_shm_cli.doctor.finding import DoctorCheck
 
 LEDGER_CHECKS = (
+    DoctorCheck("ledger-path", ledger.path),
+    DoctorCheck("ledger-mount", ledger.mount),
     DoctorCheck("file-system", ledger.file_system),
     DoctorCheck("file-system-room", ledger.room),
     DoctorCheck("ledger-mode", ledger.mode),
