@@ -113,9 +113,7 @@ def test_the_table_of_events_changes_under_daemon_and_workers(
         until(lambda: site.numbers()["verified_as_of"] == appended, "the verification that seals anew")
         numbers = site.numbers()
         assert (numbers["rebuilds"], numbers["history_breaks"], numbers["verifications_failed"]) == (1, 0, 0)
-        assert [line["event"] for line in site.lines()] == [
-            "the table `events` has changed: opened anew, and sealed anew"
-        ]
+        assert [line["event"] for line in site.lines()] == ["the table `events` has changed: its rows are sealed anew"]
         # All columns are sealed now, those that were added, too.
         column = "hash" if name == "hashes" else list(ledgers.execute(site.path, "PRAGMA table_info(events)"))[-1][1]
         ledgers.execute(site.path, f"UPDATE events SET {column} = 'edited' WHERE id = 7")
