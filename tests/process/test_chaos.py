@@ -57,7 +57,7 @@ def test_what_a_failed_client_said_is_kept(ledger: str) -> None:
         Path(ledger).rename(ledger + ".gone")
         chaos._start_client("reader-0")
         chaos._clients["reader-0"].join(10)
-        with pytest.raises(AssertionError, match="searcher-0 failed with -6") as caught:
+        with pytest.raises(AssertionError, match="searcher-0 failed with -6"):
             chaos._check_clients()
         text = chaos._failures()
         assert "searcher-0.0.stderr: Fatal Python error: Aborted" in text
