@@ -114,7 +114,7 @@ class AsyncCache(Cache):
             DaemonAbsentError: no daemon serves this ledger.
         """
         path = find_endpoints(self._instance).announcements
-        with commands.open_socket(self.path, _context(), zmq.SUB) as socket:
+        with commands.open_socket(self.path, _context, zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.CONFLATE, 1)
             socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
@@ -129,7 +129,7 @@ class AsyncCache(Cache):
                 yield announcement
 
     async def _give_async(self, command: DaemonCommand[_T]) -> _T:
-        with commands.open_socket(self.path, _context(), zmq.DEALER) as socket:
+        with commands.open_socket(self.path, _context, zmq.DEALER) as socket:
             # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))
             exchange = connection.exchange(command.name, command.args, command.timeout_s)

@@ -226,6 +226,26 @@ def test_a_daemon_with_few_descriptors_says_one_line(tmp_path: Path, descriptors
     assert run_daemon("--version").returncode == 0
 
 
+@pytest.mark.parametrize("descriptors", [10, 14, 18])
+def test_commands_with_few_descriptors_end_with_a_line_and_no_abort(
+    served: str, tmp_path: Path, descriptors: int
+) -> None:
+    own = str(tmp_path / "own.db")
+    fill(own, 3)
+    for words in (["doctor", served], ["status", served], ["append", own, "user", "x"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "pmm_shm_cli", *words],
+            env=environment(),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode in (0, 1, 4), (words, ended.returncode, ended.stderr)
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert "no daemon serves it" not in ended.stderr
+
+
 def test_a_client_that_forgets_the_reserved_descriptor_closes_no_other_file(tmp_path: Path) -> None:
     """A program that becomes a daemon closes every descriptor; its numbers are other files' afterwards."""
     code = """
