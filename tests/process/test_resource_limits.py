@@ -152,6 +152,35 @@ def test_the_asyncio_client_says_so_too(served: str) -> None:
     assert all(one.startswith("ResourceLimitError: ") and "(ulimit -n)" in one for one in said)
 
 
+NO_THREADS = """
+import asyncio, json, sys, threading
+from pmm_shm.errors import PmmShmError
+from pmm_shm_client import connect_async
+async def main():
+    cache = await connect_async(sys.argv[1])
+    async with cache:
+        as_of = cache.metrics().as_of
+        await asyncio.get_running_loop().shutdown_default_executor()
+        def start(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = start
+        asyncio.get_running_loop()._default_executor = None
+        asyncio.get_running_loop()._executor_shutdown_called = False
+        try:
+            await cache.embed_async("a new text")
+        except PmmShmError as error:
+            print(type(error).__name__, "(ulimit -u)" in str(error))
+        print(cache.metrics().as_of == as_of)
+    print(cache._is_closed)
+asyncio.run(main())
+"""
+
+
+def test_the_asyncio_client_without_threads(served: str) -> None:
+    done = run_python(NO_THREADS, served)
+    assert done.stdout == "ResourceLimitError True\nTrue\nTrue\n", done.stderr
+
+
 APPENDING = """
 import os, resource, sys
 from pmm_shm.errors import LedgerError
