@@ -127,6 +127,8 @@ BACKLOG_CONNECTIONS = 128
 CONNECTIONS_MAX = 512
 """Connections to one socket of the daemon."""
 DESCRIPTORS_WANTED = 16_384
+DESCRIPTORS_MIN = 96
+"""File descriptors without which the daemon does not start."""
 # libzmq limits the size of a frame but not their number in a message, and keeps them all until the last one arrives.
 # When the daemon's memory has grown by this much while peers are connected, it disconnects those that may be the cause.
 PEERS_MEMORY_BYTES_MAX = 128 << 20

@@ -35,6 +35,8 @@ _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
 REFUSALS = frozenset({400, 413, 422})
 """Statuses with which endpoints refuse a text or a batch that is too large for them, among other things."""
+_PROXY_STATUSES = frozenset({403, 502, 503, 504})
+"""Statuses with which a proxy itself answers if it forbids a host or does not reach it."""
 _REMEDIES = {
     401: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
     403: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
@@ -330,13 +332,17 @@ class OpenAIClient:
         reason = f"status {status}: {message_of(problem.body) or problem.message}"
         if status == 429 and problem.code == "insufficient_quota":
             self.fail(reason, "check the account's credit")
-        if status == 407 and self._proxy is not None:
-            self.fail(reason, f"check the user and password in {self._proxy}")
+        default = "try again later" if status >= 500 else "the endpoint does not accept this request"
+        remedy = _REMEDIES.get(status, default)
+        if self._proxy is not None:
+            if status == 407:
+                self.fail(reason, f"check the user and password in {self._proxy}")
+            if status in _PROXY_STATUSES:
+                remedy += f"; or check {self._proxy}: the answer may be the proxy's"
         if status in (408, 429) or status >= 500:
-            self.give_up(request, reason, _REMEDIES.get(status, "try again later"))
+            self.give_up(request, reason, remedy)
         if status == 404:
             self.fail(reason, f"check OPENAI_BASE_URL and the model {self._model!r}")
-        remedy = _REMEDIES.get(status, "the endpoint does not accept this request")
         self.fail(reason, remedy, is_refusal=status in REFUSALS)
 
 

@@ -7,7 +7,6 @@ limit nor its remedy. So operations that need them ask here first, and translate
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 
@@ -38,7 +37,7 @@ def shortage(descriptors: int = 1, threads: int = 0) -> str | None:
     """
     held: list[int] = []
     try:
-        held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        held.append(os.eventfd(0, os.EFD_CLOEXEC))
         while len(held) < descriptors:
             held.append(os.dup(held[0]))
     except OSError as error:
@@ -72,7 +71,8 @@ def _thread_shortage(count: int) -> str | None:
             thread.start()
             started.append(thread)
         # libzmq's threads have the system's stack size, whatever Python's have.
-        mmap.mmap(-1, count * _STACK_BYTES_MAX + _MARGIN_BYTES).close()
+        stacks = count * _STACK_BYTES_MAX if threading.stack_size() else 0
+        bytearray(stacks + _MARGIN_BYTES)
     except RuntimeError:
         return _no_thread()
     except (OSError, MemoryError):

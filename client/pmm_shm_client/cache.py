@@ -18,7 +18,6 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.append import DURABILITIES, Durability
 from pmm_shm.ledger.eventlog import EventLog, check_timeout
-from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event
@@ -322,8 +321,21 @@ class Cache(Reads):
                 # Whoever decides fastest would win again.
                 sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
 
+    def published_as_of(self) -> int | None:
+        """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.
+
+        It reads shared memory and never waits: ask it again and again where `wait_for` would stop other green threads.
+        """
+        self._check_open()
+        with self._reader.transaction() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return None
+            return snapshot.header.position.as_of
+
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
+
+        It blocks the whole thread, with all green threads in it (gevent, eventlet); see `published_as_of`.
 
         Raises:
             ConfigError: an argument is no number, or no id.
@@ -335,7 +347,7 @@ class Cache(Reads):
 
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return self._give(command)
@@ -348,8 +360,7 @@ class Cache(Reads):
         the report is true, with no `folds`.
 
         Raises:
-            LedgerNotFoundError: the ledger is gone, whatever the daemon still has open.
-            LedgerError: it cannot be read.
+            LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
@@ -360,7 +371,7 @@ class Cache(Reads):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
-        file_identity(self.path)
+        self._look_at_ledger()
         try:
             report = self._give(command)
         except DaemonAbsentError:
@@ -444,6 +455,7 @@ class Cache(Reads):
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
             **{f"appends_{one}": self._appends if one == self._log.durability else 0 for one in DURABILITIES},
+            "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
     def _embedding_numbers(self, daemon: DaemonEmbeddingStats | None) -> EmbeddingStats:
@@ -460,11 +472,10 @@ class Cache(Reads):
             "leases_expired": 0 if daemon is None else daemon["leases_expired"],
         }
 
-    def _published_as_of(self) -> int | None:
-        with self._reader.transaction() as snapshot:
-            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return None
-            return snapshot.header.position.as_of
+    def _look_at_ledger(self) -> None:
+        """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""
+        self._reader.connection.follow_replacement()
+        self._reader.with_ledger(self._freshness.take)
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
@@ -477,7 +488,6 @@ class Cache(Reads):
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
-        self._reader.with_ledger(self._freshness.take)
         if copy is None:
             return verify_unpublished(self._reader.connection)
         report = verify(self._reader.connection, copy)[0]

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
 from pmm_shm.folds.registry import checked_fold_name
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.late import late_imports
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.resources import require, shortage_of
 from pmm_shm.wire import protocol
-from pmm_shm.wire.endpoints import address_of, check_listening, find_endpoints
-from pmm_shm.wire.protocol import ProtocolError, Request, unpack_reply
+from pmm_shm.wire.endpoints import absent, address_of, check_listening, find_endpoints
+from pmm_shm.wire.protocol import OtherLedgerError, ProtocolError, Request, unpack_reply
 from pmm_shm.wire.results import WaitResult, read_result
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def invalidate_command(fold: str | None, timeout: float) -> DaemonCommand[int]:
     )
 
 
+def ping_command() -> DaemonCommand[dict[str, Any]]:
+    """Whether the daemon is there and serves this ledger."""
+    return DaemonCommand(protocol.PING, {}, _STATS_S, dict)
+
+
 def stats_command() -> DaemonCommand[dict[str, Any]]:
     """The daemon's numbers."""
     return DaemonCommand(protocol.STATS, {}, _STATS_S, dict)
@@ -163,7 +168,7 @@ class CommandConnection:
 
         self._instance = instance
         address, self._pid = _endpoint_for(instance, command)
-        self._socket = open_socket(str(instance.ledger), context(), zmq.DEALER) if socket is None else socket
+        self._socket = open_socket(instance.ledger, context, zmq.DEALER) if socket is None else socket
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
@@ -197,7 +202,7 @@ class CommandConnection:
         import zmq
 
         deadline = time.monotonic() + timeout_s
-        request = Request(next(_ids), command, args)
+        request = Request(next(_ids), command, args, file_id(self._instance.ledger))
         data, is_sent = request.pack(), False
         while True:
             remaining_s = deadline - time.monotonic()
@@ -219,6 +224,13 @@ class CommandConnection:
                 is_sent = True
             except (ProtocolError, zmq.Again):
                 continue
+            except OtherLedgerError:
+                ledger = file_id(self._instance.ledger)
+                if ledger == request.ledger:
+                    raise absent(self._instance) from None
+                # The ledger was replaced on the way.
+                request = request._replace(ledger=ledger)
+                data, is_sent = request.pack(), False
 
     def _check_alive(self, command: str) -> None:
         if find_endpoints(self._instance).pid != self._pid:
@@ -239,13 +251,14 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
         return found
 
 
-def open_socket(what: str, maker: zmq.Context[Any], kind: int) -> Any:
+def open_socket(what: str, context_of: Callable[[], zmq.Context[Any]], kind: int) -> Any:
     """A new socket of this process's context, or of a shadow of it.
 
     The first one starts libzmq's threads; where it cannot, libzmq ends the process.
 
     Parameters:
         what: the beginning of an error's message.
+        context_of: `context`, or a function that makes a shadow of it.
 
     Raises:
         ResourceLimitError: this process has not what it takes.
@@ -256,10 +269,10 @@ def open_socket(what: str, maker: zmq.Context[Any], kind: int) -> Any:
     try:
         if pid in _started:
             require(what, _DESCRIPTORS)
-            return maker.socket(kind)
+            return context_of().socket(kind)
         with late_imports:
             require(what, _FIRST_DESCRIPTORS, _CONTEXT_THREADS)
-            made = maker.socket(kind)
+            made = context_of().socket(kind)
             _started.add(pid)
             return made
     except zmq.ZMQError as error:

@@ -98,12 +98,11 @@ class Embeddings:
         """
         found = self._found(model)
         checked = [checked_text(text, found.embedder) for text in _checked_texts(texts)]
-        rows = bytearray()
-        for outcome in self._outcomes(found, checked):
-            if isinstance(outcome, InvalidTextError):
-                raise outcome
-            rows += outcome
-        return np.frombuffer(rows, FLOAT).reshape(len(checked), found.embedder.dimension)
+        keys, vectors, refused = self._vectors(found, checked)
+        if refused:
+            raise next(refused[key] for key in keys if key in refused)
+        rows = bytearray().join([vectors[key] for key in keys])
+        return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
 
     def embed_each(self, texts: Iterable[str], model: str | None = None) -> list[Vector | None]:
         """The vector of each text, (dimension,) float32; None for a text that has none.
@@ -111,24 +110,29 @@ class Embeddings:
         Raises:
             UnknownModelError, EmbedderError: as `embed`.
         """
-        outcomes = self._outcomes(self._found(model), list(texts))
-        return [None if isinstance(one, InvalidTextError) else np.frombuffer(one, FLOAT) for one in outcomes]
+        keys, vectors, _ = self._vectors(self._found(model), list(texts))
+        return [np.frombuffer(vectors[key], FLOAT) if key in vectors else None for key in keys]
 
-    def _outcomes(self, model: Model, texts: list[str]) -> list[bytes | InvalidTextError]:
-        """The vector of each checked text, or the reason why it has none."""
+    def _vectors(
+        self, model: Model, texts: list[str]
+    ) -> tuple[list[bytes], dict[bytes, bytes], dict[bytes, InvalidTextError]]:
+        """The keys of checked texts in order, the vectors by key, and why the others have none."""
         keys = [text_key(text) for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
-        found: Outcomes = {}
-        if self._shared is not None:
-            found.update(self._look_up(self._shared, model, wanted))
-        missing = {key: text for key, text in wanted.items() if key not in found}
-        self._counter.hits += len(found)
+        vectors = {} if self._shared is None else self._look_up(self._shared, model, wanted)
+        missing = {key: text for key, text in wanted.items() if key not in vectors}
+        self._counter.hits += len(vectors)
         self._counter.misses += len(missing)
+        refused: dict[bytes, InvalidTextError] = {}
         if missing:
-            found.update(self._computed(model, missing))
+            for key, outcome in self._computed(model, missing).items():
+                if isinstance(outcome, InvalidTextError):
+                    refused[key] = outcome
+                else:
+                    vectors[key] = outcome
             if monotonic() >= self._reporter.due:
                 self._reporter.report()
-        return [found[key] for key in keys]
+        return keys, vectors, refused
 
     def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}

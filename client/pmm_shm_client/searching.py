@@ -20,10 +20,11 @@ from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, LedgerBusyError, SnapshotUnavailableError
 from pmm_shm.frozen import json_text, plain, result
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.eventlog import EventDict
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.store.environment import FileId, MappedTransaction
+from pmm_shm.store.environment import MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key

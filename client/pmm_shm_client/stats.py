@@ -105,6 +105,7 @@ class WorkerStats(TypedDict):
     embedding_misses: int
     appends_default: int
     appends_full: int
+    pid_collisions: int
 
 
 class DaemonSizes(TypedDict):

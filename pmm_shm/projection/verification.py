@@ -12,7 +12,7 @@ from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import json_text, plain, result
-from pmm_shm.ledger.chain import broken_at, verify_range
+from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import Cursor, LogChanged
@@ -29,10 +29,11 @@ class VerifyReport(NamedTuple):
     """The result of a verification; true when all is well.
 
     Attributes:
-        ok: whether the published state equals the replay, and the rows their seals.
+        ok: whether the published state equals the replay, and the rows their seals. If nothing is published: whether
+            the hash chain holds.
         as_of: the event id up to which the state was verified.
         folds: the names of the folds that were compared.
-        events: how many rows were replayed.
+        events: how many rows were replayed; if nothing is published, how many the chain covers.
         sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
         difference: the place of the first difference, in one line: the events of a block whose seal differs and, where
             the hash chain tells, the first bad event of it; the part of a fold that differs. None when all is well.
@@ -103,7 +104,7 @@ def verify(
 
 
 def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:
-    """Where nothing is published, read the whole ledger: a report is never about nothing.
+    """Where nothing is published, read the whole ledger and check its hash chain: a report is never about nothing.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -114,7 +115,9 @@ def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> Ver
             pace()
     except LogChanged:
         return VerifyReport(False, 0, (), cursor.events_folded, 0, _CHANGED_MEANWHILE)
-    return VerifyReport(True, 0, (), cursor.events_folded, 0, None)
+    bad_id = verify_chain(connection).first_bad_id
+    problem = None if bad_id is None else broken_at(bad_id)
+    return VerifyReport(problem is None, 0, (), cursor.events_folded, 0, problem)
 
 
 def _columns_sealed(connection: Connection, seal: Seal) -> int | None:

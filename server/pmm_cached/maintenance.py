@@ -156,7 +156,7 @@ class Maintenance(BackgroundThread):
 
     def table_redefined(self, change: str) -> None:
         """The columns or triggers of `events` have changed: compare the rows with their seals, and seal them anew."""
-        self._log.warning("the table `events` has changed: opened anew, and sealed anew", change=change)
+        self._log.warning("the table `events` has changed: its rows are sealed anew", change=change)
         with self._changed:
             self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
             self._changed.notify_all()
@@ -256,6 +256,7 @@ class Maintenance(BackgroundThread):
 
     def _give_up(self, job: _Job, error: str) -> None:
         self._is_periodic = False
+        _answer(job, None, error)
         job.done = []
         self._status.failed(f"{job.kind} failed: {error}")
         # The reason may go away, such as a full disk: try again, ever more rarely, and let other jobs go first.

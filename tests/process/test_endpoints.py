@@ -66,6 +66,11 @@ def test_openai_an_answer_of_the_proxy(provider: Provider, clock: Clock, monkeyp
     provider.answers = [refusal(407, "who is me:hunter2hunter2@?")]
     text = failure(embedder(clock))
     assert "status 407: who is ***@?: check the user and password in HTTP_PROXY" in text
+    for status in (403, 503):
+        provider.answers = [refusal(status, "not this host")]
+        text = failure(embedder(clock, deadline_s=0.4))
+        assert f"status {status}: not this host" in text
+        assert "or check HTTP_PROXY: the answer may be the proxy's" in text
 
 
 def test_openai_a_certificate_that_is_not_trusted(

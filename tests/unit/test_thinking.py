@@ -9,8 +9,7 @@ from pmm_shm_chat.screen import PlainScreen
 from pmm_shm_chat.thinking import ThinkingFilter, without_thinking
 from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
-from tests.support.chat import check_sound, events
-from tests.unit.test_chat import Says
+from tests.support.chat import Says, check_sound, events
 
 THOUGHT = "The user greets me.\nI must not reveal it.\nI will send `</think>` and a million emails.\n"
 ANSWER = "Hello! Nice to meet you."
