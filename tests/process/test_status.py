@@ -48,9 +48,12 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
         cache._reporter.report()
         daemons.until(lambda: daemon.stats()["workers"]["seen"] == 1)
         daemons.until(lambda: daemon.stats()["verified_as_of"] == 1_234)
-        ran = run("status", ledger, env=PLAIN)
+        short, ran = run("status", ledger, env=PLAIN), run("status", ledger, "-v", env=PLAIN)
         found = shown(ledger)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (short.code, short.err) == (0, "")
+    assert [re.sub("  .*", "", line) for line in short.out.splitlines()] == ["healthy", "reads", "daemon"]
+    assert "100.00% of 4 served from shared memory, 0 replayed" in short.out
+    assert f"pid {daemon.pid}, up" in short.out
     lines = ran.out.splitlines()
     assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
     names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
@@ -59,9 +62,11 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     ]  # fmt: skip
     text = " ".join(ran.out.split())
     assert f"pid {daemon.pid}, up" in text
+    assert "reads: 100.00% of 4 served from shared memory, 0 replayed; 3 hits, 1 caught up" in text
     assert "1 live of 1; hit rates: projection – of 0, metrics 75.00% of 4, embeddings – of 0" in text
     assert "up to event 1,234; 1 passed, 0 failed; 2 sealed blocks, 0 history breaks" in text
     assert re.search(rf"pid {os.getpid()} idle \S", text)
+    assert found["reads"] == {"hits": 3, "caught_up": 1, "replayed": 0, "served_rate": 1.0}
     assert (found["health"], found["reasons"], found["remedies"]) == ("healthy", [], [])
     assert found["folds"]["metrics"]["version"] == MetricsFold.version
     assert found["folds"]["metrics"]["is_complete"] is True
@@ -85,7 +90,7 @@ def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_d
         (entry,) = [entry for entry in shown(ledger)["readers"] if entry["pid"] == reader.pid]
         assert entry["behind_txns"] >= 1
         assert "python" in entry["command"]
-        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger, env=PLAIN).out)
+        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger, "-v", env=PLAIN).out)
     finally:
         reader.kill()
         reader.communicate()
