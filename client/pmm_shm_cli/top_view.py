@@ -67,7 +67,8 @@ def frame(
     lines: list[Any] = [first, *problems, Text("")]
     if display.shows_keys:
         lines += _key_lines()
-    left = height - _FIXED_LINES - len(problems)
+    # One line of those above, and a blank one, are fixed.
+    left = height - _FIXED_LINES - (len(lines) - 2)
     table = _process_lines(found, display, max(0, (left - _RATES - _SCORES) // _TABLE_SHARE))
     rate_lines, score_lines = _heights(left - len(table), plain)
     lines += [*_rates(series, width, rate_lines, plain), Text("")]

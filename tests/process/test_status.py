@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.state import with_remedies
+from pmm_shm_cli.synthetic import synthetic_events
 from pmm_shm_client import commands, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
@@ -273,6 +275,54 @@ def test_it_follows_the_size_of_the_terminal(
     child.setwinsize(40, 120)
     child.expect_exact("q quits")
     child.expect_exact("memory")
+    child.send("q")
+    check_left(child)
+
+
+def test_keys(terminal: Callable[..., pexpect.spawn[str]], ledger: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger)
+    child = terminal(40, 100)
+    child.expect_exact("? keys, q quits")
+    child.expect_exact("cpu v")
+    child.expect(rf"{daemon.pid} +\S+ (%|) *[0-9.]+ MB +–  ")
+    child.send("?")
+    child.expect_exact("sort the processes by the next column")
+    child.send("s")
+    child.expect_exact("memory v")
+    child.send("r")
+    child.expect_exact("memory ^")
+    child.send("p")
+    child.expect_exact("paused, p goes on")
+    with connect(ledger) as cache:
+        cache.append("user", "while it is paused")
+        daemon.wait_published(1)
+        child.send("?")
+        child.expect_exact("paused, p goes on")
+        child.send("s")
+        child.expect_exact("behind ^")
+        assert "event 1" not in child.before
+        child.send(" ")
+        child.expect_exact("event 1 ")
+    child.send("q")
+    check_left(child)
+
+
+def test_charts_begin_with_the_history_and_fill_the_screen(
+    terminal: Callable[..., pexpect.spawn[str]], ledger: str, start_daemon: StartDaemon
+) -> None:
+    with connect(ledger) as cache:
+        cache.append_many(islice(synthetic_events(1), 500))
+    start_daemon(ledger)
+    child = terminal(50, 100)
+    child.expect_exact("q quits")
+    child.expect_exact("process")
+    first = child.before
+    # More than the one sample of now; the rate of the events that were appended before it began.
+    assert len(re.findall("[⠁-⣿]", first)) > 10
+    assert re.search(r"events/s +\S+ [^│]*█", first.partition("reads/s")[0])
+    lines = first.split("\r\n")
+    assert len(lines) >= 45
+    assert sum("IAS" in line for line in lines) == 1
     child.send("q")
     check_left(child)
 
