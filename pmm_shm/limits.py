@@ -127,6 +127,8 @@ BACKLOG_CONNECTIONS = 128
 CONNECTIONS_MAX = 512
 """Connections to one socket of the daemon."""
 DESCRIPTORS_WANTED = 16_384
+DESCRIPTORS_MIN = 96
+"""File descriptors without which the daemon does not start."""
 # libzmq limits the size of a frame but not their number in a message, and keeps them all until the last one arrives.
 # When the daemon's memory has grown by this much while peers are connected, it disconnects those that may be the cause.
 PEERS_MEMORY_BYTES_MAX = 128 << 20
@@ -148,6 +150,8 @@ MODEL_NAME_CHARS_MAX = 128
 """Characters of a model's name."""
 EMBED_BATCH_MAX = 256
 """Texts that an embedder may accept in one call (its `batch_max`)."""
+EMBED_REQUESTS_MAX = 64
+"""Calls that an embedder may allow at the same time (its `requests_max`)."""
 MODELS_MAX = 256
 TEXT_VECTORS_MAX = 100_000
 """Text vectors that the store keeps, by default."""
@@ -172,6 +176,9 @@ SEARCH_TEXTS_MAX = 64
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_SLICE_S = 0.001
+# Of the daemon's own work for one request to an endpoint, and of the request.
+INDEX_REQUEST_CPU_S = 0.02
+INDEX_REQUEST_S = 0.25
 INDEX_GATHER_S = 0.01
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_S_MAX = 60.0

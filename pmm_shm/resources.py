@@ -7,7 +7,6 @@ limit nor its remedy. So operations that need them ask here first, and translate
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 
@@ -64,6 +63,8 @@ def require(what: str, descriptors: int = 1, threads: int = 0) -> None:
 
 
 def _thread_shortage(count: int) -> str | None:
+    import mmap
+
     over = threading.Event()
     started = []
     try:
@@ -72,7 +73,8 @@ def _thread_shortage(count: int) -> str | None:
             thread.start()
             started.append(thread)
         # libzmq's threads have the system's stack size, whatever Python's have.
-        mmap.mmap(-1, count * _STACK_BYTES_MAX + _MARGIN_BYTES).close()
+        stacks = count * _STACK_BYTES_MAX if threading.stack_size() else 0
+        mmap.mmap(-1, stacks + _MARGIN_BYTES).close()
     except RuntimeError:
         return _no_thread()
     except (OSError, MemoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,8 +12,7 @@ import zmq
 import zmq.asyncio
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError
-from pmm_shm.ledger.files import file_identity
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.verification import VerifyReport
@@ -89,7 +89,7 @@ class AsyncCache(Cache):
         """As `wait_for`."""
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return await self._give_async(command)
@@ -102,7 +102,7 @@ class AsyncCache(Cache):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
-        file_identity(self.path)
+        await asyncio.to_thread(self._look_at_ledger)
         try:
             report = await self._give_async(command)
         except DaemonAbsentError:
@@ -127,6 +127,9 @@ class AsyncCache(Cache):
         Raises:
             DaemonAbsentError: no daemon serves this ledger.
         """
+        # The sockets may be of the daemon of another ledger: only the answer to a request tells.
+        with contextlib.suppress(CommandError, DaemonTimeoutError):
+            await self._give_async(commands.ping_command())
         path = find_endpoints(self._instance).announcements
         with commands.open_socket(self.path, _context(), zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +70,8 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     try:
         daemon_command()
     except DaemonError as error:
+        import shlex
+
         typed = f"pmm-cached {shlex.quote(instance.ledger)}"
         raise DaemonError(f"{instance.ledger}: {error}; start it by hand: {typed}") from None
     try:

@@ -16,7 +16,6 @@ from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event
@@ -256,8 +255,21 @@ class Cache(Reads):
         self._check_open()
         return self._log.append_many(events)
 
+    def published_as_of(self) -> int | None:
+        """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.
+
+        It reads shared memory and never waits: ask it again and again where `wait_for` would stop other green threads.
+        """
+        self._check_open()
+        with self._reader.transaction() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return None
+            return snapshot.header.position.as_of
+
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
+
+        It blocks the whole thread, with all green threads in it (gevent, eventlet); see `published_as_of`.
 
         Raises:
             ConfigError: an argument is no number, or no id.
@@ -269,7 +281,7 @@ class Cache(Reads):
 
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return self._give(command)
@@ -282,8 +294,7 @@ class Cache(Reads):
         the report is true, with no `folds`.
 
         Raises:
-            LedgerNotFoundError: the ledger is gone, whatever the daemon still has open.
-            LedgerError: it cannot be read.
+            LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
@@ -294,7 +305,7 @@ class Cache(Reads):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
-        file_identity(self.path)
+        self._look_at_ledger()
         try:
             report = self._give(command)
         except DaemonAbsentError:
@@ -376,6 +387,7 @@ class Cache(Reads):
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
+            "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
     def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
@@ -390,11 +402,10 @@ class Cache(Reads):
             numbers[name] = daemon[name] if daemon is not None else 0
         return numbers
 
-    def _published_as_of(self) -> int | None:
-        with self._reader.transaction() as snapshot:
-            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return None
-            return snapshot.header.position.as_of
+    def _look_at_ledger(self) -> None:
+        """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""
+        self._reader.connection.follow_replacement()
+        self._reader.with_ledger(self._freshness.take)
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
@@ -407,7 +418,6 @@ class Cache(Reads):
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
-        self._reader.with_ledger(self._freshness.take)
         if copy is None:
             return verify_unpublished(self._reader.connection)
         report = verify(self._reader.connection, copy)[0]

@@ -19,14 +19,14 @@ from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUn
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.read_model import ReadModel
-from pmm_shm.store.environment import DamagedStoreError, FileId
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 
 _T = TypeVar("_T")

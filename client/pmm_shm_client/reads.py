@@ -160,6 +160,7 @@ class Reads(ABC):
         self._last_frame: tuple[int, Mapping[str, Any]] = (-1, {})
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
+        reader.snapshots.locator.on_pid_collision = self._reporter.hurry
 
     @abstractmethod
     def _counted(self) -> dict[str, int]:

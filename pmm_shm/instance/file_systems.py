@@ -1,4 +1,5 @@
-"""Detects file systems of networks and clusters, which cannot hold a ledger or an instance directory.
+"""Detects file systems that cannot hold a ledger or an instance directory: those of networks and clusters; and for the
+directory, those without sockets and permissions, such as exFAT. Also detects files that are mounted alone.
 
 SQLite's `-shm` file and LMDB's map are memory that all processes share. On a file system that several machines mount
 they are not shared, and locks may be granted twice. Unknown file systems count as local. Never opens a file in the
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 FUSE = 0x65735546
 NETWORK: dict[int, str] = {
@@ -49,8 +51,24 @@ NETWORK_FUSE = frozenset({
 # fmt: on
 """Subtypes of FUSE, as they follow `fuse.` in /proc/self/mountinfo."""
 
+PLAIN = {
+    "exfat": "exFAT",
+    "msdos": "FAT",
+    "vfat": "FAT",
+    "ntfs": "NTFS",
+    "ntfs3": "NTFS",
+    "fuseblk": "exFAT or NTFS (fuseblk)",
+}
+"""File systems that have neither sockets nor permissions, or not as they are usually mounted: kind in
+/proc/self/mountinfo to name.
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _STATFS_BYTES_MAX = 256
+_STATX_BYTES = 256
+_STATX = struct.Struct("=8xQ40xQ")
+"""Of statx(2): the attributes, and the mask of those that the kernel knows."""
+_AT_FDCWD, _ATTR_MOUNT_ROOT = -100, 0x2000
 
 
 def network_file_system(directory: str | os.PathLike[str]) -> str | None:
@@ -81,6 +99,23 @@ def mounts() -> str:
         return ""
 
 
+def is_mounted_alone(path: str) -> bool:
+    """Whether the file itself is a mount point, so that the files beside it are not those beside its origin.
+
+    One system call, which does not open the file.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0, buffer) == 0:
+            attributes, known = _STATX.unpack_from(buffer.raw)
+            if known & _ATTR_MOUNT_ROOT:
+                return bool(attributes & _ATTR_MOUNT_ROOT)
+    except AttributeError:
+        # A C library without statx. As with a kernel before 5.8, the table of mounts tells.
+        pass
+    return any(line.split(" ")[4].encode().decode("unicode_escape") == path for line in mounts().splitlines())
+
+
 def existing_part(directory: str | os.PathLike[str]) -> str:
     """The directory, or its nearest existing parent: a new directory will be on that file system."""
     path = os.path.abspath(os.fspath(directory))
@@ -89,20 +124,36 @@ def existing_part(directory: str | os.PathLike[str]) -> str:
     return path
 
 
+def plain_file_system(directory: str | os.PathLike[str]) -> str | None:
+    """The name of the directory's file system where it is one of `PLAIN`; otherwise None."""
+    kind, _ = _mounted_at(os.fspath(directory))
+    return PLAIN.get(kind) or (PLAIN["exfat"] if kind.startswith("fuse.exfat") else None)
+
+
+def kind_of(directory: str | os.PathLike[str]) -> str:
+    """The directory's file system as messages name it."""
+    return plain_file_system(directory) or _mounted_at(os.fspath(directory))[0] or "a file system"
+
+
 def _network_fuse(directory: str) -> str | None:
+    kind, source = _mounted_at(directory)
+    subtype = kind.partition(".")[2]
+    if subtype.lower() in NETWORK_FUSE:
+        return subtype
+    # Some, such as davfs2, have no subtype, but a URL as the source.
+    return source if "://" in source else None
+
+
+def _mounted_at(directory: str) -> tuple[str, str]:
+    """(kind, source) of the mount that holds the directory; empty if it is not known."""
     try:
         device = os.stat(directory).st_dev
     except OSError:
-        return None
+        return "", ""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts().splitlines():
         mount, _, details = line.partition(" - ")
         fields, (kind, source) = mount.split(" "), [*details.split(" "), "", ""][:2]
-        if len(fields) < 3 or fields[2] != wanted:
-            continue
-        subtype = kind.partition(".")[2]
-        if subtype.lower() in NETWORK_FUSE:
-            return subtype
-        # Some, such as davfs2, have no subtype, but a URL as the source.
-        return source if "://" in source else None
-    return None
+        if len(fields) >= 3 and fields[2] == wanted:
+            return kind, source
+    return "", ""

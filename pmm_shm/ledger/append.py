@@ -25,9 +25,10 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
-from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy
+from pmm_shm.ledger.sqlite_errors import holder_of, is_busy, retry_busy
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
@@ -40,6 +41,7 @@ _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
 _COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
 _COLUMNS_PLAIN = "id, ts, kind, content, meta"
+_OTHER_SCHEMA = ("no such ", "table events has no column")
 # A constraint that has them would drop the new row, or remove old ones, and say nothing.
 _SILENT_CONFLICT = re.compile(rb"\bon\s+conflict\s+(ignore|replace)\b", re.IGNORECASE)
 
@@ -56,7 +58,7 @@ class Appender:
     def _forget(self) -> None:
         self._last_row: RawRow | None = None
         self._formula: Formula | None = None
-        self._prepared = False
+        self._prepared_for: Schema | None = None
         self._indexed = False
         self._is_hashed = False
         self._keeps_text = False
@@ -76,7 +78,8 @@ class Appender:
             except LedgerMoved:
                 continue
         raise LedgerBusyError(
-            f"{self.connection.path}: replaced {_REPLACEMENTS_MAX} times during this append; nothing was written"
+            f"{self.connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this append; nothing was "
+            "written"
         )
 
     def recover(self) -> None:
@@ -129,7 +132,7 @@ class Appender:
     def _busy(self, holder: str) -> LedgerBusyError:
         connection = self.connection
         return LedgerBusyError(
-            f"{connection.path}: busy for {connection.timeout_s:g} s, held by {holder}; nothing was written"
+            f"{connection.path}: busy for {round(connection.timeout_s, 2):g} s, held by {holder}; nothing was written"
         )
 
     def _handle(self) -> sqlite3.Connection:
@@ -137,23 +140,22 @@ class Appender:
         if handle.in_transaction:  # Left by a call that was interrupted before its rollback.
             self.connection.close()
             handle = self.connection.handle()
-        if not self._prepared:
+        if self._prepared_for is not self.connection.schema:
             handle.text_factory = decode_text
             if self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
             self._prepare_statements()
-            self._prepared = True
+            self._prepared_for = self.connection.schema
         return handle
 
     def _prepare_statements(self) -> None:
-        connection = self.connection
-        self._is_hashed = set(HASH_COLUMNS) <= set(connection.columns)
+        types, definition = self.connection.schema.columns, self.connection.schema.definition
+        self._is_hashed = set(HASH_COLUMNS) <= set(types)
         columns = _COLUMNS_HASHED if self._is_hashed else _COLUMNS_PLAIN
-        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in connection.definition)
+        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in definition)
         places = ", ".join("?" * len(columns.split(", ")))
         self._insert_sql = f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({columns}) VALUES ({places})"
         self._read_back_sql = f"SELECT {columns} FROM events WHERE id >= ? AND id <= ? ORDER BY id"
-        types = connection.types
         self._keeps_text = all(_keeps_text(types[name]) for name in columns.split(", ")[1:])
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
@@ -167,7 +169,7 @@ class Appender:
         try:
             retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), self.connection.path)
         except LedgerBusyError:
-            raise self._busy("another process") from None
+            raise self._busy(holder_of(self.connection.path)) from None
 
     def _recover(self, deadline_s: float) -> None:
         handle = self._handle()
@@ -202,6 +204,8 @@ class Appender:
             if isinstance(error, sqlite3.Error):
                 # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
+                if str(error).startswith(_OTHER_SCHEMA) and self.connection.follow_schema():
+                    raise LedgerMoved from error
                 raise self._refused(error) from error
             raise
         self._indexed = True

@@ -99,8 +99,8 @@ def broken_at(event_id: int) -> str:
 def forked_at(pair: tuple[int, int]) -> str:
     """The words of every message about a fork."""
     return (
-        f"the hash chain forks: events {pair[0]} and {pair[1]} have the same predecessor, as happens when a program reads "
-        "the newest hash before it takes the write lock; a fork loses and changes no event, and appends go on"
+        f"the hash chain forks: events {pair[0]} and {pair[1]} have the same predecessor, as happens when a program "
+        "reads the newest hash before it takes the write lock; a fork loses and changes no event, and appends go on"
     )
 
 

@@ -22,20 +22,22 @@ from pmm_shm import limits
 from pmm_shm.errors import LedgerError, LockLostError
 from pmm_shm.instance.paths import real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.files import file_identity, inode_of, refuse_foreign_wal
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.opening import (
     HeldByOldUsersError,
     LedgerFile,
     Mode,
+    Schema,
     check_path,
     open_ledger,
+    read_schema,
     reads_only,
-    schema_of,
 )
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
 
 _T = TypeVar("_T")
+_NO_SCHEMA = Schema(0, {}, frozenset())
 
 
 class Connection:
@@ -91,18 +93,13 @@ class Connection:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table `events`, as of the open."""
-        return file.columns if (file := self._file) else ()
+        """The columns of the table `events`."""
+        return tuple(self.schema.columns)
 
     @property
-    def types(self) -> dict[str, str]:
-        """The declared types of the columns of `events`, as of the open."""
-        return dict(zip(file.columns, file.types, strict=True)) if (file := self._file) else {}
-
-    @property
-    def definition(self) -> frozenset[bytes]:
-        """What defines the table `events` and its triggers, as of the open; for comparison."""
-        return file.definition if (file := self._file) else frozenset()
+    def schema(self) -> Schema:
+        """The table `events`; another object whenever the schema was looked at again."""
+        return file.schema if (file := self._file) else _NO_SCHEMA
 
     @property
     def is_wal(self) -> bool:
@@ -125,25 +122,26 @@ class Connection:
             if wal_inode is not None and wal_inode != file.wal_inode:
                 self.close()
 
-    def close_if_redefined(self) -> None:
-        """Close where the columns or triggers of `events` have changed since the open. The caller holds `lock`.
+    def follow_schema(self) -> bool:
+        """Look at the schema again where it has changed. The caller holds `lock`.
 
-        A `VACUUM`, an index or another table changes the schema's number alone.
+        Returns:
+            Whether columns, constraints or triggers of `events` have changed: not after a `VACUUM`, for example, or the
+            creation of an index or of another table.
 
         Raises:
-            LedgerError: the ledger cannot be read.
+            LedgerError: the ledger cannot be read, or has no usable table `events` any more.
         """
         handle, file = self._handle, self._file
-        if handle is None or file is None or handle.in_transaction:
-            return
+        if handle is None or file is None:
+            return False
         version = self.retry(lambda: handle.execute("PRAGMA schema_version").fetchall()[0][0])
-        if version == file.schema_version:
-            return
-        version, definition = self.retry(lambda: schema_of(handle))
-        if definition != file.definition:
-            self.close()
-        else:
-            self._file = file._replace(schema_version=version)
+        if version == file.schema.version:
+            return False
+        schema = self.retry(lambda: read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc"))
+        has_changed = schema.definition != file.schema.definition
+        self._file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
+        return has_changed
 
     def is_lock_held(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
@@ -172,7 +170,7 @@ class Connection:
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
-        self.close_if_redefined()
+        self.follow_schema()
         self._next_lock_check_s = now_s + limits.TRUST_PERIOD_S
 
     def follow_replacement(self) -> None:

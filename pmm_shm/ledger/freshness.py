@@ -139,16 +139,15 @@ class Freshness:
             raise LedgerMoved
         connection.close_if_switched()
         connection.handle()
-        if self._epoch == connection.epoch:
-            if not connection.is_lock_held():
-                connection.close()
-                raise LockLostError(
-                    f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
-                )
-            connection.close_if_redefined()
-            connection.handle()
         if self._epoch != connection.epoch:
             self._begin_epoch()
+        elif not connection.is_lock_held():
+            connection.close()
+            raise LockLostError(
+                f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
+            )
+        else:
+            connection.follow_schema()
         self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
 
     def _begin_epoch(self) -> None:

@@ -28,6 +28,14 @@ SHARED_LAST_BYTE = PENDING_BYTE + 511
 """The last of those bytes."""
 
 
+def inode_of(path: str) -> int | None:
+    """The inode of a file; None if it does not exist."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
 def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | None:
     """Whether this process, or the one named, holds a POSIX lock on the file `inode` that reaches `first_byte` or
     beyond.

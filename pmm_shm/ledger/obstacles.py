@@ -60,9 +60,9 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
 
 def interference(handle: sqlite3.Connection, *, is_dropped: bool) -> str:
     """Who dropped or changed an event that was inserted, as far as the schema tells."""
-    word = "ignore" if is_dropped else "update"
+    pattern = r"raise\s*\(\s*ignore|delete\s" if is_dropped else r"update\s|replace\s"
     triggers = _triggers(handle)
-    guilty = [name for name, sql in triggers.items() if word in sql.lower()] or list(triggers)
+    guilty = [name for name, sql in triggers.items() if re.search(pattern, sql, re.IGNORECASE)] or list(triggers)
     who = _named(guilty) if guilty else "a constraint" if is_dropped else "the type of a column"
     return f"{who} of the table `events` {'dropped' if is_dropped else 'changed'} an event"
 

@@ -22,6 +22,7 @@ from pmm_shm.ledger.locks import (
     SHARED_LAST_BYTE,
     WAL_RECOVER_BYTE,
     WAL_WRITE_BYTE,
+    inode_of,
     pids_with_lock,
     writers_of,
 )
@@ -57,25 +58,24 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
             if not is_busy(error):
                 raise
         if time.monotonic() >= deadline:
-            raise LedgerBusyError(f"{path}: busy for {round(timeout_s, 2):g} s; {_holder(path)} holds the write lock")
+            raise LedgerBusyError(f"{path}: busy for {round(timeout_s, 2):g} s; {holder_of(path)} holds it")
         sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
 
 
-def _holder(path: str) -> str:
-    """Who keeps others out of the ledger, as far as the system tells."""
-    files = ((path, PENDING_BYTE, SHARED_LAST_BYTE), (path + "-shm", WAL_WRITE_BYTE, WAL_RECOVER_BYTE))
-    pids: set[int] = set()
-    for name, first_byte, last_byte in files:
-        try:
-            pids |= writers_of(os.stat(name).st_ino, first_byte, last_byte)
-        except OSError:
-            continue
-    others = sorted(pids - {os.getpid()})
+def holder_of(path: str) -> str:
+    """Who keeps this process's connection out of the ledger, as far as the system tells."""
+    inode, index = inode_of(path), inode_of(path + "-shm")
+    writers = set() if inode is None else writers_of(inode, PENDING_BYTE, SHARED_LAST_BYTE)
+    if index is not None:
+        writers |= writers_of(index, WAL_WRITE_BYTE, WAL_RECOVER_BYTE)
+    others = writers - {os.getpid()}
+    if writers and not others and index is None and inode is not None:
+        # With a rollback journal, a writer that waits for readers has such a lock itself.
+        others = pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
     if others:
-        return f"process {others[0]}{_name_of(others[0])}"
-    # A writer that waits for readers holds such a lock itself: then the readers are the others.
-    is_here = bool(pids) and not pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
-    return "another connection of this process" if is_here else "another process"
+        pid = min(others)
+        return f"process {pid}{_name_of(pid)}"
+    return "another connection of this process" if writers else "another process"
 
 
 def _name_of(pid: int) -> str:

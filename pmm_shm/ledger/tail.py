@@ -15,6 +15,7 @@ from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
@@ -71,7 +72,7 @@ class TailReader:
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._whole_rows = whole_rows
-        self._columns: tuple[int, str] = (-1, "")
+        self._columns: tuple[Schema | None, str] = (None, "")
         self._first_sql = _events_sql("id >= ?", self._kinds)
         self._next_sql = _events_sql("id > ?", self._kinds)
 
@@ -168,10 +169,10 @@ class TailReader:
         return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max).rows
 
     def _sql(self, sql: str) -> str:
-        epoch, columns = self._columns
-        if epoch != self._connection.epoch:
+        schema, columns = self._columns
+        if schema is not self._connection.schema:
             columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-            self._columns = (self._connection.epoch, columns)
+            self._columns = (self._connection.schema, columns)
         return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
 
 
@@ -248,4 +249,5 @@ def ordered_columns(columns: Collection[str]) -> list[str]:
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    # With the table's name: SQLite takes a quoted name alone, if there is no such column any more, for a text.
+    return 'events."' + name.replace('"', '""') + '"'

@@ -27,10 +27,11 @@ class VerifyReport(NamedTuple):
     """The result of a verification; true when all is well.
 
     Attributes:
-        ok: whether the published state equals the replay, and the rows their seals.
+        ok: whether the published state equals the replay, and the rows their seals. If nothing is published: whether
+            the hash chain holds.
         as_of: the event id up to which the state was verified.
         folds: the names of the folds that were compared.
-        events: how many rows were replayed.
+        events: how many rows were replayed; if nothing is published, how many the chain covers.
         sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
         difference: the place of the first difference, in one line: the events of a block whose seal differs and, where
             the hash chain tells, the first bad event of it; the part of a fold that differs. None when all is well.

@@ -6,18 +6,21 @@ Used for snapshots and for the text table alike: both refuse the same directorie
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from time import monotonic
 
 import lmdb
 
+from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
+    SamePidError,
     close,
-    file_id,
     open_reader,
     store_error,
 )
@@ -32,14 +35,19 @@ class EnvironmentLocator:
     Attributes:
         environment: the open one, usable or not: as long as it is open, no other file can have its inode.
         failure: why an existing environment cannot be used.
+        pid_collisions: how often it was refused because a process of another pid namespace has this process's pid.
+        on_pid_collision: called at the first of them.
     """
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._data_file = str(instance.data_file)
         self._is_usable: bool | None = None
+        self._trusted_until = 0.0
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
+        self.pid_collisions = 0
+        self.on_pid_collision: Callable[[], None] = lambda: None
 
     def locate(self) -> Environment | None:
         """The environment whose data file is at the path now; None where it cannot be used."""
@@ -50,6 +58,9 @@ class EnvironmentLocator:
             environment = None
         if environment is None and identity is not None:
             environment = self.environment = self._open()
+        elif environment is not None and monotonic() >= self._trusted_until:
+            self._trusted_until = monotonic() + limits.TRUST_PERIOD_S
+            self._follow_copy_up(environment)
         if self._is_usable is None and environment is not None:
             self._is_usable = self._has_our_format(environment)
         return environment if self._is_usable else None
@@ -57,6 +68,7 @@ class EnvironmentLocator:
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
         """Note that reading the environment failed. A damaged one is refused as long as it is open here."""
         self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        self._count_collision()
         if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
             self._is_usable = False
         return self.failure
@@ -72,6 +84,12 @@ class EnvironmentLocator:
         if environment is not None:
             close(environment)
 
+    def _follow_copy_up(self, environment: Environment) -> None:
+        try:
+            environment.follow_copy_up()
+        except StoreError as error:
+            self.failure = error
+
     def _open(self) -> Environment | None:
         try:
             check_directory(self._instance)
@@ -80,11 +98,18 @@ class EnvironmentLocator:
             environment = open_reader(self._instance.directory)
         except StoreError as error:
             self.failure = error
+            self._count_collision()
             return None
         except OSError:
             return None
         self.failure = None
         return environment
+
+    def _count_collision(self) -> None:
+        if isinstance(self.failure, SamePidError):
+            self.pid_collisions += 1
+            if self.pid_collisions == 1:
+                self.on_pid_collision()
 
     def _has_our_format(self, environment: Environment) -> bool | None:
         """Whether the header is of our format; None where that is not known yet."""

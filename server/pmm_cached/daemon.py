@@ -16,6 +16,7 @@ from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.notify import Notifier, StatusReporter
+from pmm_cached.peers import allow_descriptors
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
@@ -24,10 +25,11 @@ from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged
+from pmm_shm.resources import require
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.registry import find_embedder
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
+# Those of libzmq, which ends the process without them, and one more.
+_THREADS = 3
 _QUARANTINE_SHOWN = 20
 _READERS_SHOWN = 50
 
@@ -50,6 +54,7 @@ class Daemon:
         ConfigError: the instance directory cannot be used.
         DaemonRunningError: another daemon serves the ledger.
         StoreError: the store cannot be opened.
+        ResourceLimitError: this process lacks file descriptors, threads or memory; nothing was made.
     """
 
     def __init__(self, ledger: str, settings: Settings, log: Logger) -> None:
@@ -62,6 +67,9 @@ class Daemon:
         if settings.metrics_port is not None:
             # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
+        # Before anything is made: libzmq ends a process that lacks them.
+        allow_descriptors()
+        require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
         self._metrics: MetricsServer | None = None
         if settings.metrics_port is not None:
@@ -77,7 +85,7 @@ class Daemon:
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
-        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._is_ours, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
             self._writer,
@@ -156,6 +164,10 @@ class Daemon:
     def _die(self, reason: str) -> None:
         self._failure = reason
         self.stop()
+
+    def _is_ours(self, ledger: FileId | None) -> bool:
+        """Whether a client means our ledger by this file. Asked for each request, because it may be replaced."""
+        return ledger == file_id(self._instance.ledger)
 
     # The backend of the command server.
 

@@ -18,6 +18,7 @@ from pmm_shm.folds.registry import built_in_folds, registered_folds
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
@@ -43,15 +44,6 @@ class FollowStep(NamedTuple):
     rows: int
     has_moved: bool
     is_complete: bool
-
-
-class _Table(NamedTuple):
-    """The table `events` as one epoch of the connection found it."""
-
-    epoch: int
-    identity: tuple[int, int] | None
-    columns: tuple[str, ...]
-    definition: frozenset[bytes]
 
 
 class Follower:
@@ -86,7 +78,8 @@ class Follower:
         self._status = status
         self._on_progress = on_progress
         self._on_redefined = on_redefined
-        self._table: _Table | None = None
+        self._schema: Schema | None = None
+        self._schema_of: tuple[int, int] | None = None
         self.has_lost_columns = False
         self._mark: Mark | None = None
         # The header of an empty WAL is always the same: a mark dies with its connection.
@@ -116,7 +109,7 @@ class Follower:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        return self._take_mark() != self._mark
+        return self._take_mark() != self._mark or self._schema is not self.connection.schema
 
     def step(self) -> FollowStep:
         """Fold and publish one batch.
@@ -130,8 +123,7 @@ class Follower:
         if not self._live:
             return FollowStep(0, False, True)
         mark = self._take_mark()
-        if self._table is None or self._table.epoch != self.connection.epoch:
-            self._look_at_table()
+        self._look_at_schema()
         try:
             with self._writer.environment.read() as transaction:
                 step = self._fold_batch(self._writer.snapshot(transaction))
@@ -200,12 +192,14 @@ class Follower:
             except LedgerMoved:
                 close_replaced(self.connection.path)
 
-    def _look_at_table(self) -> None:
-        """The connection was opened anew: see whether the table is another one than before."""
-        connection, before = self.connection, self._table
-        now = _Table(connection.epoch, connection.identity, connection.columns, connection.definition)
-        self._table = now
-        if before is None or before.identity != now.identity or before.definition == now.definition:
+    def _look_at_schema(self) -> None:
+        """See whether the table of this file is defined in another way than before."""
+        before, now = self._schema, self.connection.schema
+        if now is before:
+            return
+        is_same_file = self._schema_of == self.connection.identity
+        self._schema, self._schema_of = now, self.connection.identity
+        if before is None or not is_same_file or before.definition == now.definition:
             return
         added = [name for name in now.columns if name not in before.columns]
         removed = [name for name in before.columns if name not in now.columns]
@@ -223,6 +217,7 @@ class Follower:
             # Progress is told within a batch, too: a slow fold is no hanging one.
             tail = cursor.advance(on_progress=self.progressed)
             if not tail.is_anchored:
+                self._look_at_schema()
                 raise LogChanged
             rows += len(tail.rows)
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:

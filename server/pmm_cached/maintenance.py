@@ -256,6 +256,7 @@ class Maintenance(BackgroundThread):
 
     def _give_up(self, job: _Job, error: str) -> None:
         self._is_periodic = False
+        _answer(job, None, error)
         job.done = []
         self._status.failed(f"{job.kind} failed: {error}")
         # The reason may go away, such as a full disk: try again, ever more rarely, and let other jobs go first.

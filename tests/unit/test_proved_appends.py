@@ -1,4 +1,4 @@
-"""An id that `append` returns is that of the event as it was given; otherwise nothing was written, and it is said why."""
+"""An id that `append` returns is that of the event as it was given; otherwise nothing was written, and it says why."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_ledger_of_pmm_2_is_recognised(tmp_path: Path) -> None:
     before = Path(path).read_bytes()
     with EventLog(path, create=False) as log:
         assert log.verify_chain().ok
-        with pytest.raises(errors.LedgerUnwritableError, match="writer lease of PMM 2.*`pmm_events_require_writer`"):
+        with pytest.raises(errors.LedgerUnwritableError, match=r"writer lease of PMM 2.*`pmm_events_require_writer`"):
             log.append("user", "hello")
         assert len(log.read_all()) == 5
     found = doctor.examined(path)

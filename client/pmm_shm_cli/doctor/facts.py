@@ -16,7 +16,7 @@ SocketState = Literal["listening", "silent", "forbidden", "absent"]
 
 @dataclass(frozen=True)
 class File:
-    """A file, by `lstat` alone; `mode` holds the permission bits."""
+    """A file, by `lstat` alone; `mode` holds the permission bits, `names` counts its hard links."""
 
     path: str
     kind: FileKind
@@ -26,6 +26,7 @@ class File:
     size_bytes: int
     is_readable: bool
     is_writable: bool
+    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Disk:
 
     Attributes:
         network: the name of its network file system; None for a local one.
+        plain: the name of its file system if that has, as a rule, neither sockets nor permissions.
         is_memory: a reboot removes it.
         free_bytes, free_files: for this user; None if unknown.
     """
@@ -43,6 +45,7 @@ class Disk:
     is_memory: bool = False
     free_bytes: int | None = None
     free_files: int | None = None
+    plain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class LedgerFacts:
         problem: the reason.
         left_unread: its `-wal` has commits but no index file, and reading would make one.
         leftovers: copies left by restores.
+        is_mounted_alone: the file itself is a mount point.
     """
 
     file: File | None
@@ -96,6 +100,7 @@ class LedgerFacts:
     problem: LedgerError | None = None
     left_unread: bool = False
     leftovers: tuple[File, ...] = ()
+    is_mounted_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,7 @@ class User:
     Attributes:
         is_old: its open file is no longer the one at the path.
         shm_dir: `PMM_SHM_DIR` of a daemon; "" if not set, None if it could not be read.
+        inner_pid: its pid in its own pid namespace; None if it could not be read.
     """
 
     pid: int
@@ -182,6 +188,7 @@ class User:
     is_old: bool
     is_daemon: bool = False
     shm_dir: str | None = None
+    inner_pid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -252,12 +259,17 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """Everything around one ledger."""
+    """Everything around one ledger.
+
+    Attributes:
+        named: the absolute path that was asked about, with its symbolic links.
+    """
 
     machine: MachineFacts
     ledger: LedgerFacts
     state: StateFacts
-    users: tuple[User, ...] = ()
+    users: tuple[User, ...]
+    named: str
 
     @property
     def path(self) -> str:

@@ -7,19 +7,15 @@ make beside it. LMDB's files are read without LMDB.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
-import json
 import os
 import socket
-import sqlite3
 import stat
-import urllib.parse
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
@@ -29,10 +25,10 @@ from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
-from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.opening import Mode, is_in_wal_mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
-from pmm_shm.wire.endpoints import check_listening
+from pmm_shm.wire.endpoints import check_listening, read_record
 from pmm_shm_cli.doctor.facts import (
     Disk,
     File,
@@ -46,7 +42,7 @@ from pmm_shm_cli.doctor.facts import (
     StoreFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
-from pmm_shm_cli.state import ask
+from pmm_shm_cli.state import ask, pid_here
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""
@@ -74,7 +70,15 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     except LedgerError as error:
         problem = error
     return LedgerFacts(
-        file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers
+        file_at(path),
+        file_at(directory),
+        disk_of(directory),
+        sides,
+        rows,
+        problem,
+        left_unread,
+        leftovers,
+        file_systems.is_mounted_alone(path),
     )
 
 
@@ -152,6 +156,7 @@ def file_at(path: str) -> File | None:
         status.st_size,
         os.access(path, os.R_OK),
         os.access(path, os.W_OK),
+        status.st_nlink,
     )
 
 
@@ -168,6 +173,7 @@ def disk_of(directory: str) -> Disk:
         numbers.f_bavail * numbers.f_frsize,
         # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
+        file_systems.plain_file_system(directory),
     )
 
 
@@ -207,7 +213,7 @@ def _mode_for(path: str) -> Mode | None:
         return None
     # A program that keeps the ledger for itself has its index in memory.
     is_in_use = pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
-    return "immutable" if not is_in_use and _is_in_wal_mode(path) else "ro"
+    return "immutable" if not is_in_use and is_in_wal_mode(path) else "ro"
 
 
 def _status(path: str) -> tuple[int, ...]:
@@ -249,33 +255,16 @@ def _rows(connection: Connection) -> RowFacts:
     return RowFacts(*facts, fork, is_continuable, refusal, of_pmm2)
 
 
-def _is_in_wal_mode(path: str) -> bool:
-    """Whether a ledger that nobody has open is in WAL mode.
-
-    Without locks SQLite refuses to read one, before it makes any other file.
-    """
-    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
-    try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
-            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            return False
-    except sqlite3.OperationalError:
-        return True
-    except sqlite3.DatabaseError:
-        # No database, or written meanwhile: opening it in the normal way reports which.
-        return False
-
-
 # The instance directory.
 
 
 def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
     try:
-        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
-        return paths, int(record["pid"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        endpoints = read_record(instance)
+    except (OSError, DaemonError):
         return (), None
+    pid = pid_here(endpoints.commands, endpoints.pid)
+    return (endpoints.commands, endpoints.admin, endpoints.announcements), pid
 
 
 def _socket_state(path: str) -> SocketState:

@@ -6,6 +6,8 @@ from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, state, stor
 from pmm_shm_cli.doctor.finding import DoctorCheck
 
 LEDGER_CHECKS = (
+    DoctorCheck("ledger-path", ledger.path),
+    DoctorCheck("ledger-mount", ledger.mount),
     DoctorCheck("file-system", ledger.file_system),
     DoctorCheck("file-system-room", ledger.room),
     DoctorCheck("ledger-mode", ledger.mode),
@@ -36,6 +38,7 @@ LEDGER_CHECKS = (
     DoctorCheck("map-size", store.map_size),
     DoctorCheck("reader-slots", store.reader_slots),
     DoctorCheck("dead-reader", store.dead_readers),
+    DoctorCheck("same-pid", store.same_pids),
     DoctorCheck("stale-reader", store.stale_readers),
     DoctorCheck("state-room", store.room),
     DoctorCheck("replaced-file", store.replaced),

@@ -31,6 +31,37 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
         yield ok(f"the ledger is on a local file system: {disk.directory}", "locks and maps work there")
 
 
+def path(facts: SystemFacts) -> Iterator[Verdict]:
+    """A symbolic link is resolved once, when a program opens the ledger."""
+    if facts.named != facts.path:
+        yield note(
+            f"{facts.named} leads through a symbolic link to {facts.path}",
+            "a program that runs keeps the ledger that the link led to when it began: one that is switched is not "
+            "followed",
+            remedy("start-again"),
+        )
+
+
+def mount(facts: SystemFacts) -> Iterator[Verdict]:
+    """SQLite finds the `-wal` and the journal by the name of the ledger: each place of the file has its own."""
+    ledger = facts.ledger
+    if ledger.is_mounted_alone:
+        is_rollback = ledger.rows is not None and ledger.rows.journal not in ("wal", "off")
+        yield (warning if is_rollback else error)(
+            f"{facts.path} is mounted as a single file",
+            "after a crash, others do not see its journal, and read half a transaction"
+            if is_rollback
+            else "others' commits are not seen here, and commits made here can be lost: it is neither read nor written",
+            remedy("mount-folder"),
+        )
+    elif ledger.file is not None and ledger.file.names > 1:
+        yield warning(
+            f"{facts.path} has {ledger.file.names} names (hard links)",
+            "programs that use different names have different -wal files, and destroy each other's commits",
+            remedy("one-name", ledger=facts.path),
+        )
+
+
 def room(facts: SystemFacts) -> Iterator[Verdict]:
     yield from disk_room("the ledger", facts.ledger.disk)
 
@@ -44,18 +75,12 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
     if not file.mode & (stat.S_IRGRP | stat.S_IROTH):
         users = "nobody else"
     found = f"mode {file.mode:04o}: read by user {user_name(file.uid)} and {users}"
+    # Where files have no modes of their own, those of the mount count.
+    protect = remedy("protect", ledger=file.path) if facts.ledger.disk.plain is None else remedy("mount-protected")
     if file.mode & stat.S_IWOTH:
-        yield warning(
-            found,
-            "any user of this machine can change what the agent believes",
-            remedy("protect", ledger=file.path),
-        )
+        yield warning(found, "any user of this machine can change what the agent believes", protect)
     elif file.mode & stat.S_IROTH:
-        yield note(
-            found,
-            "any user of this machine can read what the agent remembers",
-            remedy("protect", ledger=file.path),
-        )
+        yield note(found, "any user of this machine can read what the agent remembers", protect)
     else:
         yield ok(found, "only users who may read the ledger may read the shared state")
 
@@ -121,7 +146,7 @@ def replaced(facts: SystemFacts) -> Iterator[Verdict]:
                 f"process {user.pid} ({user.name}) has a file open that was replaced or removed at {user.path}",
                 "it reads, and may write, events that nobody else sees; pmm-shm's own processes let go with their next "
                 "read",
-                remedy("end-process", pid=user.pid),
+                remedy("end-user-of-old-file", pid=user.pid),
             )
 
 

@@ -55,6 +55,8 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
         _, judged, meaning, key = next(entry for entry in _PROBLEMS if isinstance(problem, entry[0]))
         if ledger.disk.network is not None and isinstance(problem, LedgerUnreadableError):
             key = "leave-network"
+        elif ledger.is_mounted_alone and isinstance(problem, LedgerUnreadableError):
+            key = "mount-folder"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
@@ -76,13 +78,14 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
     rows = facts.ledger.rows
     if rows is None:
         return
-    switch = remedy("switch-to-wal", ledger=facts.path)
+    is_alone, switch = facts.ledger.is_mounted_alone, remedy("switch-to-wal", ledger=facts.path)
     if rows.journal == "wal":
         yield ok("WAL", _MODES["wal"])
     elif rows.journal in _MODES and rows.is_of_pmm2:
         yield ok(rows.journal, f"{_MODES[rows.journal]}; PMM 2 has it so")
     elif rows.journal in _MODES:
-        yield note(rows.journal, _MODES[rows.journal], switch)
+        # In WAL mode, a file that is mounted alone is refused.
+        yield note(rows.journal, _MODES[rows.journal], remedy("mount-folder") if is_alone else switch)
     else:
         yield warning(rows.journal, "SQLite cannot roll back a transaction that a crash interrupts", switch)
 
