@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,15 @@ def test_one_that_does_not_end_in_time_is_4(ledger: str, start_daemon: StartDaem
 def test_the_record_alone_names_no_process(ledger: str, start_daemon: StartDaemon) -> None:
     """Its pid may be that of another process by now, or one of another container."""
     daemon = start_daemon(ledger)
-    record = Instance.of(ledger).endpoints_file
-    text = record.read_text(encoding="utf-8")
-    assert f'"pid": {daemon.pid}' in text
-    record.write_text(text.replace(f'"pid": {daemon.pid}', f'"pid": {os.getpid()}'), encoding="utf-8")
-    assert json.loads(run("stop", ledger, "--json").out)["pid"] == daemon.pid
-    assert daemon.process.wait(daemons.DEADLINE_S) == 0
+    with subprocess.Popen(["sleep", "60"]) as other:
+        record = Instance.of(ledger).endpoints_file
+        text = record.read_text(encoding="utf-8")
+        assert f'"pid": {daemon.pid}' in text
+        record.write_text(text.replace(f'"pid": {daemon.pid}', f'"pid": {other.pid}'), encoding="utf-8")
+        assert json.loads(run("stop", ledger, "--json").out)["pid"] == daemon.pid
+        assert daemon.process.wait(daemons.DEADLINE_S) == 0
+        assert other.poll() is None
+        other.kill()
 
 
 @pytest.mark.parametrize("suffix", ["", "-cache"])

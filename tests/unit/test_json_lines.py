@@ -153,6 +153,22 @@ def test_a_broken_chain_is_refused_unless_it_is_not_asked_about(tmp_path: Path) 
     assert import_lines(lines, tmp_path / "b.db", chain=False).events == 9
 
 
+def test_a_fork_of_the_chain_is_no_damage(tmp_path: Path) -> None:
+    path = ledgers.build(tmp_path / "a.db", 4)
+    (previous,) = ledgers.execute(path, "SELECT prev_hash FROM events WHERE id = 4")[0]
+    row = {"id": 5, "ts": ledgers.TS.format(5), "kind": "k", "content": "c", "meta": {}, "prev_hash": previous}
+    ledgers.execute(
+        path,
+        "INSERT INTO events VALUES (5, ?, 'k', 'c', '{}', ?, ?)",
+        row["ts"],
+        previous,
+        ledgers.reference_hash("full", row),
+    )
+    with EventLog(path) as log:
+        assert log.verify_chain().fork == (4, 5)
+    assert import_lines(lines_of(path), tmp_path / "b.db").events == 5
+
+
 def test_an_existing_file_is_refused(tmp_path: Path) -> None:
     ledger = ledgers.build(tmp_path / "a.db", 3)
     rows = ledgers.raw_rows(ledger)
