@@ -37,6 +37,8 @@ def glance(found: StatusNumbers) -> list[RenderableType]:
     rows = _problem_rows(found)
     if found["daemon"] is not None:
         rows += [("reads", [served(found["reads"])]), ("daemon", [_in_short(found["daemon"])])]
+        if found["daemon"]["quarantined"]:
+            rows.append(("quarantine", _quarantine_lines(found["daemon"])))
     return [_grid(rows)] if rows else []
 
 

@@ -155,6 +155,7 @@ class DaemonStats(_CaughtUp):
     last_difference: str | None
     sealed_blocks: int
     history_breaks: int
+    same_pid_workers: int
     quarantined: int
     quarantine: list[list[Any]]
     malformed_messages: int

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pmm_shm.errors import ChainError, LedgerReplacedError, LedgerUnwritableError, NotALedgerError
-from pmm_shm.ledger.chain import verify_chain
+from pmm_shm.ledger.chain import broken_at, verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, REQUIRED_COLUMNS, InvalidText, decode_text
@@ -132,9 +132,10 @@ def import_lines(
 
 def _check_chain(path: str, source: str) -> None:
     with contextlib.closing(Connection(path, "ro")) as connection:
-        problem = verify_chain(connection).problem
-    if problem is not None:
-        raise ChainError(f"{source}: {problem}; nothing was written")
+        # A fork damages no event: an export of such a ledger is as good as the ledger.
+        bad_id = verify_chain(connection).first_bad_id
+    if bad_id is not None:
+        raise ChainError(f"{source}: {broken_at(bad_id)}; nothing was written")
 
 
 class _Writer:

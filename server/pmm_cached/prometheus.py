@@ -24,7 +24,9 @@ try:
     from prometheus_client.exposition import MetricsHandler
     from prometheus_client.registry import Collector
 except ImportError:
-    raise ConfigError("--metrics-port needs prometheus-client: pip install 'pmm-shm[prometheus]'") from None
+    from pmm_shm.installation import extra_command
+
+    raise ConfigError(f"--metrics-port needs prometheus-client: {extra_command('prometheus')}") from None
 
 HOST = "127.0.0.1"
 _KEPT_S = 0.5

@@ -398,7 +398,7 @@ def test_status_shows_the_tables(served: Served) -> None:
     status = served.json("status", served.ledger)["daemon"]["embeddings"]
     assert status["tables"]["imported-3"]["rows"] == len(HOSTILE)
     assert (status["problem"], status["importing"]) == (None, None)
-    code, out, err = served.run("status", served.ledger)
+    code, out, err = served.run("status", served.ledger, "--verbose")
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert f"{status['text_vectors']:,} of 100,000" in out

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 
-from pmm_shm_client import Cache, Commitments, EventLog, Identity, Metrics, Recent, Stage, connect
+from pmm_shm_client import Cache, Commitments, EventLog, Identity, Metrics, Recent, Stage, Stats, connect
 from pmm_shm_client.results import History
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.hazards import event
@@ -72,6 +72,25 @@ def test_every_result_has_its_fields_by_name(cache: Cache) -> None:
         "embedded_here": 0,
         "model": "local-bow",
     }
+
+
+def check_keys(numbers: Any, shape: Any, path: str = "stats") -> None:
+    """`numbers` has the keys of the TypedDict `shape`, and so have those within it."""
+    hints = get_type_hints(shape)
+    assert shape.__required_keys__ <= set(numbers) <= set(hints), path
+    for name, value in numbers.items():
+        own = next((one for one in (hints[name], *get_args(hints[name])) if is_typeddict(one)), None)
+        if own is not None and value is not None:
+            for one in value.values() if get_origin(hints[name]) is dict else [value]:
+                check_keys(one, own, f"{path}.{name}")
+
+
+def test_the_stats_have_the_keys_of_their_type(cache: Cache) -> None:
+    cache.search("apple")
+    stats = cache.stats()
+    assert stats["daemon"] is not None
+    assert stats["daemon"]["embeddings"]["tables"]
+    check_keys(stats, Stats)
 
 
 def test_a_dict_is_the_callers_own(cache: Cache) -> None:

@@ -151,7 +151,8 @@ def _shown(answer: Explanation) -> list[RenderableType]:
     value = answer.value
     parts = [pairs(title, value if isinstance(value, dict) else {"value": plain(value)})]
     is_metrics = answer.subject == "metrics"
-    made = table("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
+    columns = ("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
+    made = table(*columns, optional=("time", *(("IAS", "GAS") if is_metrics else ("kind", "before"))))
     for step in answer.steps:
         made.add_row(
             *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(step.effect, _TEXT_SHOWN)),
@@ -177,7 +178,7 @@ def _scores(step: ExplainedEvent) -> list[Any]:
 def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
     from pmm_shm_cli.explaining import TOTALS
 
-    made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down")
+    made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down", optional=("events",))
     for kind, total in sorted(totals.items(), key=lambda item: (-item[1]["events"], item[0])):
         numbers = (f"{total[name]:+.6f}" if total[name] else "" for name in TOTALS)
         made.add_row(cell(kind), cell(total["events"]), *(cell(number) for number in numbers))

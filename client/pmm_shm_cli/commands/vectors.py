@@ -145,10 +145,9 @@ def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
 
 
 def _show_found(found: Hits[Any], with_events: bool) -> None:
-    made = table("event", "similarity", *(("kind", "time", "content") if with_events else ()))
-    for column in made.columns[:4]:
-        # Where there is little room, the content makes way, and nothing else.
-        column.no_wrap = True
+    made = table(
+        "event", "similarity", *(("kind", "time", "content") if with_events else ()), optional=("time", "kind")
+    )
     for hit in found:
         row = [str(hit.event_id), f"{hit.similarity:.4f}"]
         if with_events:
