@@ -26,6 +26,16 @@ GC_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
 
 
+class _Finite(click.FloatRange):
+    """A range that has no place for what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 _EPILOG = """\b
 Examples:
   pmm-cached agent.db
@@ -58,7 +68,7 @@ Examples:
 @click.option(
     "--verify-budget",
     "verify_cpu_budget",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=_Finite(min=0, max=1, min_open=True),
     default=limits.VERIFY_CPU_BUDGET,
     metavar="SHARE",
     help="Share of one core that periodic verification may use.",
@@ -97,6 +107,13 @@ Examples:
     default=",".join(DEFAULT_KINDS),
     metavar="KINDS",
     help="Event kinds to embed, separated by commas.",
+)
+@click.option(
+    "--idle-exit",
+    "idle_exit_s",
+    type=_Finite(min=0.1, max=10_000_000),
+    metavar="SECONDS",
+    help="End after so long without an append, a command or a worker's report; default: never. Reads go on without it.",
 )
 @click.option(
     "--metrics-port",

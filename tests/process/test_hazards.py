@@ -351,7 +351,6 @@ THIRD_PARTY = {
     "openai",
     "prometheus_client",
     "rich",
-    "structlog",
     "wordllama",
     "zmq",
 }
