@@ -84,6 +84,13 @@ class DaemonTimeoutError(DaemonError, TimeoutError):
     """The daemon did not answer within the deadline."""
 
 
+class ResourceLimitError(DaemonError):
+    """This process has no file descriptor, thread or memory left to ask the daemon, which may well serve.
+
+    The message names the limit. A retry is safe when the process has closed files or the limit was raised.
+    """
+
+
 class DaemonRunningError(DaemonError):
     """Another daemon already serves this ledger."""
 

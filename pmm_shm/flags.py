@@ -98,4 +98,7 @@ def shm_dir() -> Path | None:
     empty, the state of a ledger is beside the ledger, in `<ledger>-cache`.
     """
     value = os.environ.get("PMM_SHM_DIR")
-    return Path(os.path.abspath(value)) if value else None
+    try:
+        return Path(os.path.abspath(value)) if value else None
+    except FileNotFoundError:
+        raise ConfigError(f"PMM_SHM_DIR: {value!r} is relative, and the current directory was deleted") from None

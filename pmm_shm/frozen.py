@@ -11,7 +11,7 @@ def _refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
     raise TypeError("this view is read-only; copy it with pmm_shm.frozen.thawed or copy.deepcopy")
 
 
-class FrozenDict(dict[str, Any]):
+class FrozenDict(dict[Any, Any]):
     """A dict that cannot be changed; `copy.deepcopy` gives a plain one."""
 
     __slots__ = ()

@@ -80,6 +80,8 @@ VERIFY_EVERY_EVENTS = 1_000
 VERIFY_CPU_BUDGET = 0.1
 VERIFY_SLICE_S = 0.02
 SLOW_POLL_S = 0.25
+# How long the follower waits for a busy ledger before it says so, and tries again.
+FOLLOWER_WAIT_S = 1.0
 BACKOFF_S_MIN = 0.0001
 BACKOFF_S_MAX = 0.001
 BACKOFF_WINDOW_S = 0.02
@@ -123,6 +125,8 @@ BACKLOG_CONNECTIONS = 128
 CONNECTIONS_MAX = 512
 """Connections to one socket of the daemon."""
 DESCRIPTORS_WANTED = 16_384
+DESCRIPTORS_MIN = 96
+"""File descriptors without which the daemon does not start."""
 # libzmq limits the size of a frame but not their number in a message, and keeps them all until the last one arrives.
 # When the daemon's memory has grown by this much while peers are connected, it disconnects those that may be the cause.
 PEERS_MEMORY_BYTES_MAX = 128 << 20
@@ -192,6 +196,7 @@ assert HISTORY_POINTS_MAX % 2 == 0
 assert BUSY_SLEEP_S_MIN < BUSY_SLEEP_S_MAX
 assert BACKOFF_S_MIN < BACKOFF_S_MAX < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
 assert STOP_S < STOP_HARD_S < 2.0
+assert FOLLOWER_WAIT_S * 1_000 < HEARTBEAT_MS_MAX
 assert SLOW_POLL_S * 2_000 < LAG_MS_MAX < HEARTBEAT_MS_MAX
 assert LEASE_RENEWAL_S * 2 < LEASE_S < LEASE_LIFE_S
 assert DIMENSION_MAX * 4 * 3 // 2 < MESSAGE_BYTES_MAX

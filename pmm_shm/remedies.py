@@ -67,6 +67,11 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-cached {ledger}",
         words="ended before it answered|daemon did not start",
     ),
+    "share-pids": Template(
+        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
+        "start their programs by an init process, so that none is pid 1",
+        words="another pid namespace",
+    ),
     "continue-reader": Template(
         "let the process go on, or end it",
         "kill -CONT {pid}  # or end it: kill {pid}",
@@ -168,6 +173,9 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
+    "mount-protected": Template(
+        "its file system has no permissions: mount it with the option umask=077, and uid= for the user"
+    ),
     "join-to-read": Template(
         "make {user} a member of the ledger's group, and let the group read and write",
         "usermod -aG {group} {user} && chmod g+rw {ledger}",
@@ -201,6 +209,7 @@ TEMPLATES: Mapping[str, Template] = {
     "move-state": Template(
         "set PMM_SHM_DIR to a directory on a local disk, for the daemon and all workers",
         "export PMM_SHM_DIR=/var/cache/pmm",
+        words="a file system without",
     ),
     "shorten-state": Template("for sockets beside the state, use a shorter path", "export PMM_SHM_DIR=/run/pmm"),
     "make-room-for-state": Template(

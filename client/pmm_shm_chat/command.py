@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from pmm_shm.errors import DaemonError
-from pmm_shm_terminal.options import CONTEXT, Finite, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import CONTEXT, Deadline, Finite, ledger_argument, ledger_timeout_option, the_ledger
 
 if TYPE_CHECKING:
     from pmm_shm_chat.responder import Responder
@@ -62,7 +62,7 @@ def chat(
     messages: int,
     tick_seconds: float | None,
     autostart: bool,
-    timeout: float,
+    timeout: Deadline,
 ) -> None:
     """Talk with the agent whose memory is LEDGER.
 
@@ -79,11 +79,11 @@ def chat(
     if create:
         from pmm_shm.ledger.eventlog import EventLog
 
-        EventLog(path, timeout=timeout).close()
+        EventLog(path, timeout=timeout.timeout_s).close()
     # Undecodable bytes should show as an odd character, not end the conversation.
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    with Cache(path, timeout=timeout) as cache:
+    with Cache(path, timeout=timeout.timeout_s) as cache:
         if autostart:
             _start_daemon(cache.path)
         with _autonomy(cache, tick_seconds):

@@ -11,6 +11,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm_terminal.answers import answer_of_cache, shown
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
+from pmm_shm_terminal.options import Deadline
 from pmm_shm_terminal.output import cell, pairs, plain, show, table, titled
 from pmm_shm_terminal.verification import check
 
@@ -120,7 +121,7 @@ def _spaced(rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verify(session: Session, argument: str) -> None:
-    checked = check(session.cache.path, None, True, limits.LONG_COMMAND_TIMEOUT_S)
+    checked = check(session.cache.path, None, True, Deadline(limits.LONG_COMMAND_TIMEOUT_S))
     show(pairs("verification", checked.rows()))
     problems = checked.problems()
     if problems:

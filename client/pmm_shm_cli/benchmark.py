@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmm_shm.errors import DaemonTimeoutError, PmmShmError
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, real_path
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.files import bytes_of
 from pmm_shm.ledger.new_events import EventInput
@@ -108,7 +108,7 @@ def copy_ledger(ledger: str, target: Path) -> None:
         LedgerError: the ledger cannot be read, or the copy not written.
         OSError: the disk has too little room for it.
     """
-    needed, free = 2 * bytes_of(os.path.realpath(ledger)), shutil.disk_usage(target.parent).free
+    needed, free = 2 * bytes_of(real_path(ledger)), shutil.disk_usage(target.parent).free
     if needed > free:
         raise OSError(f"{target.parent}: the copy needs {needed >> 20} MB, and {free >> 20} MB are free; set TMPDIR")
     backup(ledger, target)

@@ -99,13 +99,30 @@ def published(instance: Instance) -> tuple[int | None, dict[str, dict[str, Any]]
 
 
 def recorded_pid(instance: Instance) -> int | None:
-    """The pid of the last daemon; None without a record."""
+    """The pid of the last daemon; None without a record, and where it runs in another pid namespace, unseen here."""
     from pmm_shm.wire.endpoints import recorded_endpoints
 
     try:
-        return recorded_endpoints(instance).pid
+        endpoints = recorded_endpoints(instance)
     except DaemonError:
         return None
+    return pid_here(endpoints.commands, endpoints.pid)
+
+
+def pid_here(path: str, recorded: int) -> int | None:
+    """The pid of the process that listens on a socket, in this process's pid namespace: None where it has none here.
+    `recorded` where nobody listens.
+    """
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+            found: int = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        except (OSError, ValueError):
+            return recorded
+    return found or None
 
 
 def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:

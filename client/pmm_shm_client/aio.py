@@ -76,7 +76,7 @@ class AsyncCache(Cache):
         """As `wait_for`."""
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return await self._give_async(command)
@@ -114,7 +114,7 @@ class AsyncCache(Cache):
             DaemonAbsentError: no daemon serves this ledger.
         """
         path = find_endpoints(self._instance).announcements
-        with _context().socket(zmq.SUB) as socket:
+        with commands.open_socket(self.path, _context(), zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.CONFLATE, 1)
             socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
@@ -129,14 +129,14 @@ class AsyncCache(Cache):
                 yield announcement
 
     async def _give_async(self, command: DaemonCommand[_T]) -> _T:
-        with _context().socket(zmq.DEALER) as socket:
+        with commands.open_socket(self.path, _context(), zmq.DEALER) as socket:
             # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))
             exchange = connection.exchange(command.name, command.args, command.timeout_s)
             try:
                 timeout_ms, events = next(exchange)
                 while True:
-                    if await socket.poll(timeout_ms, events):  # type: ignore[call-arg]
+                    if await socket.poll(timeout_ms, events):
                         timeout_ms, events = exchange.send(True)
                     else:
                         # In a thread: to look for a stopped daemon may take a second. The exchange never ends here.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError
+from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, ResourceLimitError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
@@ -197,7 +197,8 @@ class Cache(Reads):
             from pmm_shm_client.embeddings import Embeddings
 
         shared = self._open_texts() if self._embeds_shared else None
-        made = Embeddings(self._instance, self._embedder, shared, self._reporter, self._counters["embedding"])
+        counter = self._counters["embedding"]
+        made = Embeddings(self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s)
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -223,8 +224,21 @@ class Cache(Reads):
         self._check_open()
         return self._log.append_many(events)
 
+    def published_as_of(self) -> int | None:
+        """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.
+
+        It reads shared memory and never waits: ask it again and again where `wait_for` would stop other green threads.
+        """
+        self._check_open()
+        with self._reader.transaction() as snapshot:
+            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
+                return None
+            return snapshot.header.position.as_of
+
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
+
+        It blocks the whole thread, with all green threads in it (gevent, eventlet); see `published_as_of`.
 
         Raises:
             ConfigError: an argument is no number, or no id.
@@ -236,7 +250,7 @@ class Cache(Reads):
 
         self._check_open()
         command = wait_command(self.path, event_id, timeout)
-        published = self._published_as_of()
+        published = self.published_as_of()
         if published is not None and published >= event_id:
             return published
         return self._give(command)
@@ -284,6 +298,9 @@ class Cache(Reads):
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
         In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
+
+        Raises:
+            ResourceLimitError: this process has no file descriptor, thread or memory left to ask a daemon.
         """
         with late_imports:
             from pmm_shm_client.commands import stats_command
@@ -292,6 +309,8 @@ class Cache(Reads):
         daemon: dict[str, Any] | None
         try:
             daemon = self._give(stats_command())
+        except ResourceLimitError:
+            raise
         except DaemonError:
             daemon = None
         projection, metrics = self._counters["projection"], self._counters["metrics"]
@@ -330,6 +349,7 @@ class Cache(Reads):
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
+            "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
     def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
@@ -343,12 +363,6 @@ class Cache(Reads):
         for name in ("leases_granted", "lease_waits", "leases_expired"):
             numbers[name] = daemon[name] if daemon is not None else 0
         return numbers
-
-    def _published_as_of(self) -> int | None:
-        with self._reader.transaction() as snapshot:
-            if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
-                return None
-            return snapshot.header.position.as_of
 
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
 from pmm_shm.folds.registry import checked_fold_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.projection.verification import VerifyReport
+from pmm_shm.resources import require, shortage_of
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import address_of, check_listening, find_endpoints
 from pmm_shm.wire.protocol import ProtocolError, Request, unpack_reply
@@ -31,9 +32,14 @@ if TYPE_CHECKING:
 
 _STATS_S = 1.0
 _WAIT_MARGIN_MS = 50
+# libzmq's: of a context with its first socket, and of another socket; one more to look whether a daemon listens.
+_FIRST_DESCRIPTORS, _DESCRIPTORS = 10, 3
+_CONTEXT_THREADS = 2
 _T = TypeVar("_T")
 _ids = itertools.count(1)
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+_started: set[int] = set()
+"""The processes (this one, and those that it was forked from) whose context has its threads."""
 
 
 # What can be asked.
@@ -63,7 +69,7 @@ def wait_command(ledger: str, event_id: int, timeout: float) -> DaemonCommand[in
     def read(result: Any) -> int:
         reached, as_of = read_result(WaitResult, result)
         if not reached:
-            raise DaemonTimeoutError(f"{ledger}: event {event_id} was not published within {timeout_s:g} s")
+            raise DaemonTimeoutError(f"{ledger}: event {event_id} was not published within {round(timeout_s, 2):g} s")
         return as_of
 
     args = {"event_id": checked_event_id(event_id), "timeout_ms": timeout_ms}
@@ -133,6 +139,7 @@ def call(instance: Instance, command: str, args: Mapping[str, Any], timeout_s: f
         DaemonAbsentError: no daemon serves this ledger, or it ended before it answered.
         DaemonTimeoutError: no answer within `timeout_s`.
         CommandError: the daemon refused or failed.
+        ResourceLimitError: this process cannot ask it.
     """
     with CommandConnection(instance, command) as connection:
         return connection.ask(command, args, timeout_s)
@@ -147,6 +154,7 @@ class CommandConnection:
     Raises:
         DaemonAbsentError: no daemon serves this ledger.
         CommandError: this user may not give the command.
+        ResourceLimitError: this process has no file descriptor, thread or memory left for it.
     """
 
     def __init__(self, instance: Instance, command: str, socket: zmq.Socket[bytes] | None = None) -> None:
@@ -155,7 +163,7 @@ class CommandConnection:
 
         self._instance = instance
         address, self._pid = _endpoint_for(instance, command)
-        self._socket = context().socket(zmq.DEALER) if socket is None else socket
+        self._socket = open_socket(str(instance.ledger), context(), zmq.DEALER) if socket is None else socket
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
@@ -194,8 +202,10 @@ class CommandConnection:
         while True:
             remaining_s = deadline - time.monotonic()
             if remaining_s < 0:
+                # libzmq connects in the background, and tries again and again where it has no descriptor for that.
+                require(self._instance.ledger)
                 raise DaemonTimeoutError(
-                    f"{self._instance.ledger}: the daemon did not answer {command} within {timeout_s:g} s"
+                    f"{self._instance.ledger}: the daemon did not answer {command} within {round(timeout_s, 2):g} s"
                 )
             poll_ms = max(1, int(min(remaining_s, limits.DAEMON_CHECK_S) * 1_000))
             if not (yield poll_ms, zmq.POLLIN if is_sent else zmq.POLLOUT):
@@ -222,11 +232,38 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     with late_imports:
         import zmq
 
+        pid = os.getpid()
+        found = _contexts.get(pid)
+        if found is None:
+            found = _contexts[pid] = zmq.Context()
+        return found
+
+
+def open_socket(what: str, maker: zmq.Context[Any], kind: int) -> Any:
+    """A new socket of this process's context, or of a shadow of it.
+
+    The first one starts libzmq's threads; where it cannot, libzmq ends the process.
+
+    Parameters:
+        what: the beginning of an error's message.
+
+    Raises:
+        ResourceLimitError: this process has not what it takes.
+    """
+    import zmq
+
     pid = os.getpid()
-    found = _contexts.get(pid)
-    if found is None:
-        found = _contexts[pid] = zmq.Context()
-    return found
+    try:
+        if pid in _started:
+            require(what, _DESCRIPTORS)
+            return maker.socket(kind)
+        with late_imports:
+            require(what, _FIRST_DESCRIPTORS, _CONTEXT_THREADS)
+            made = maker.socket(kind)
+            _started.add(pid)
+            return made
+    except zmq.ZMQError as error:
+        raise ResourceLimitError(f"{what}: {shortage_of(OSError(error.errno, '')) or error}") from error
 
 
 def _endpoint_for(instance: Instance, command: str) -> tuple[str, int]:

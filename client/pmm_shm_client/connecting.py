@@ -17,8 +17,8 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache
-from pmm_shm_client.frame import OnWarn
-from pmm_shm_client.reads import Consistency, checked_trait_delta, warn
+from pmm_shm_client.frame import OnWarn, warn
+from pmm_shm_client.reads import Consistency, checked_trait_delta
 from pmm_shm_client.results import self_model_dict
 
 if TYPE_CHECKING:

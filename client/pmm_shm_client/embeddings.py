@@ -36,6 +36,7 @@ class Embeddings:
         shared: the text table; None to compute everything, without look-ups.
         reporter: reports to the daemon after a miss.
         counter: counts hits and misses.
+        timeout_s: how long to wait for the daemon's answer, at most.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Embeddings:
         shared: TextTableReader | None,
         reporter: Reporter,
         counter: ReadCounter,
+        timeout_s: float,
     ) -> None:
         self._counter = counter
         self._reporter = reporter
@@ -52,7 +54,7 @@ class Embeddings:
         self.names_default = embedder is not None or flags.embedder() is not None
         """Whether a default model was chosen, by parameter or environment."""
         self._shared = shared
-        self._leasing = None if shared is None else Leasing(instance, shared)
+        self._leasing = None if shared is None else Leasing(instance, shared, timeout_s)
         self._models: dict[str | None, Model] = {}
         self.local = LocalVectors()
 

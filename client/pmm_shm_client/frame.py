@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from pmm_shm.errors import ClosedError
 from pmm_shm.folds.directives import Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
@@ -49,8 +50,34 @@ class Replays(NamedTuple):
     report: Callable[[Warnings, OnWarn], None]
 
 
+def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
+    """Report one close without evidence; the exceptions of `on_warn` never reach the reader."""
+    meta = {"cid": cid, "eid": event_id, "reason": "close_without_evidence"}
+    content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
+    try:
+        on_warn({"kind": "projection_warn", "content": content, "meta": meta})
+    except Exception:
+        pass
+
+
+def _no_replay(*_: object) -> NoReturn:
+    raise ClosedError("a copy of a frame has no ledger to replay: ask a cache")
+
+
+def _report_all(warnings: Warnings, on_warn: OnWarn) -> None:
+    for cid, event_id in warnings.closes[: warnings.total]:
+        warn(cid, event_id, on_warn)
+
+
+_OF_A_COPY = Replays(_no_replay, _no_replay, _report_all)
+
+
 class Frame:
-    """Immutable answers, all at `as_of`, made by `Cache.frame`; the methods are those of `Cache`, and read nothing."""
+    """Immutable answers, all at `as_of`, made by `Cache.frame`; the methods are those of `Cache`, and read nothing.
+
+    It can be copied and pickled. A copy has no cache: an answer that would need a replay raises `ClosedError`, and
+    `on_warn` gets all closes without evidence.
+    """
 
     __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of")
     _replays: Replays
@@ -69,6 +96,9 @@ class Frame:
             ("as_of", as_of),
         ):
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frame, (_OF_A_COPY, self._views, self._warnings, self.as_of)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a frame is immutable")

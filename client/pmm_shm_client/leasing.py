@@ -28,6 +28,7 @@ from pmm_shm_client.commands import CommandConnection, call
 
 FLOAT = np.dtype("<f4")
 _ANSWER_S = 2.0
+_ANSWER_S_MIN = 0.25
 _ASK_AGAIN_S = 5.0
 _ENTRY_BYTES = 64
 _ENVELOPE_BYTES = 1_024
@@ -77,9 +78,11 @@ class Leasing:
 
     Parameters:
         shared: the table with the vectors that others have stored.
+        timeout_s: how long to wait for the daemon's answer, at most; two seconds suffice for a living one.
     """
 
-    def __init__(self, instance: Instance, shared: TextTableReader) -> None:
+    def __init__(self, instance: Instance, shared: TextTableReader, timeout_s: float) -> None:
+        self._answer_s = max(_ANSWER_S_MIN, timeout_s)
         self._instance = instance
         self._shared = shared
         # After a time-out the daemon is not asked again until then.
@@ -132,9 +135,10 @@ class Leasing:
     def _acquire(
         self, connection: CommandConnection, model: Model, keys: Sequence[bytes], wait_s: float
     ) -> _LeasedKeys:
+        wait_s = min(wait_s, self._answer_s / 2)
         args = {"model": model.embedder.name, "keys": list(keys), "wait_ms": int(wait_s * 1_000)}
         try:
-            result = connection.ask(protocol.LEASE, args, max(_ANSWER_S, wait_s + 1.0))
+            result = connection.ask(protocol.LEASE, args, min(self._answer_s, max(_ANSWER_S, wait_s + 1.0)))
         except DaemonTimeoutError:
             # It is stopped, or worse. To ask it again for each text would mean a time-out for each.
             self._asks_again_at = monotonic() + _ASK_AGAIN_S

@@ -11,11 +11,11 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, SelfModel, SelfModelFold, warning_count_in, warnings_since
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
-from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings
+from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings, warn
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
@@ -61,16 +61,6 @@ class WarningsLog:
         self._reported += len(fresh)
         for cid, event_id in fresh:
             warn(cid, event_id, on_warn)
-
-
-def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
-    """Report one close without evidence."""
-    meta = {"cid": cid, "eid": event_id, "reason": "close_without_evidence"}
-    content = f"commitment {cid!r} was closed by event {event_id} without prior evidence"
-    try:
-        on_warn({"kind": "projection_warn", "content": content, "meta": meta})
-    except Exception:
-        pass
 
 
 class ReadCounter:
@@ -144,6 +134,7 @@ class Reads(ABC):
         self._warnings = WarningsLog()
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
+        reader.snapshots.locator.on_pid_collision = self._reporter.hurry
 
     @abstractmethod
     def _counted(self) -> dict[str, int]:
@@ -300,8 +291,9 @@ class Reads(ABC):
             return make(self._replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
+        deadline = monotonic() + self._timeout_s
         head = self._head()
-        self.wait_for(head, self._timeout_s)
+        self.wait_for(head, max(0.0, deadline - monotonic()))
         return self._reader.published(make, names, head)
 
     def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:

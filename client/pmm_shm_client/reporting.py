@@ -51,6 +51,11 @@ class Reporter:
         _reporters.discard(self)
         self._is_silent, self.due = True, math.inf
 
+    def hurry(self) -> None:
+        """Report after the next miss: the daemon is to show something that cannot wait."""
+        if not self._is_silent:
+            self.due = 0.0
+
     def report(self, *, is_last: bool = False) -> None:
         """Report the counters, if they have changed since the last report."""
         found = self._counted()

@@ -72,6 +72,10 @@ class Hits(tuple[_H, ...]):
         made.as_of, made.is_complete, made.embedded_here, made.model = as_of, is_complete, embedded_here, model
         return made
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The attributes are arguments: without them no tuple of this class can be made.
+        return Hits, (tuple(self), self.as_of, self.is_complete, self.embedded_here, self.model)
+
     def with_events(self, event_of: Callable[[int], dict[str, Any] | None]) -> Hits[Recollection]:
         """The same with the events, without those that are no longer in the log."""
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)

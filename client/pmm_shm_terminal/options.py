@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -27,14 +28,36 @@ class Finite(click.FloatRange):
         return number
 
 
+class Deadline:
+    """The end of the time that a command may wait, for all things that it waits for.
+
+    Attributes:
+        timeout_s: the whole time, in seconds.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._ends_at = time.monotonic() + timeout_s
+
+    def left_s(self, most_s: float = math.inf) -> float:
+        """The seconds that are left, 0 to `most_s`."""
+        return min(max(0.0, self._ends_at - time.monotonic()), most_s)
+
+
 def json_option(command: _F) -> _F:
     """`--json`"""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON value on stdout.")(command)
 
 
 def timeout_option(default_s: float, what: str) -> Callable[[_F], _F]:
-    """`--timeout SECONDS`"""
-    return click.option("--timeout", type=Finite(min=0), default=default_s, metavar="SECONDS", help=what)
+    """`--timeout SECONDS`; the command gets a `Deadline`, which bounds all of its waiting together."""
+
+    def begin(_: click.Context, __: click.Parameter, value: float) -> Deadline:
+        return Deadline(value)
+
+    return click.option(
+        "--timeout", type=Finite(min=0), default=default_s, metavar="SECONDS", help=what, callback=begin
+    )
 
 
 ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")

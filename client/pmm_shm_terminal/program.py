@@ -52,9 +52,16 @@ def run_command(command: click.Command, name: str) -> int:
         return _complain(str(error), exits.exit_code(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return _complain(f"{where}{error.strerror or error}", exits.FAILURE)
+        return _complain(f"{where}{_reason(error)}", exits.FAILURE)
     # Click returns the exit code of `--help` and `--version`, otherwise the result of the command: None.
     return result if isinstance(result, int) else exits.OK
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        # Of a relative path, whatever it names.
+        return "the current directory was deleted"
+    return error.strerror or str(error)
 
 
 def _complain(message: str, code: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pmm_shm import limits
 from pmm_shm.errors import DaemonAbsentError
 from pmm_shm_terminal.output import progress
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.chain import ChainReport
     from pmm_shm.projection.verification import VerifyReport
+    from pmm_shm_terminal.options import Deadline
 
 _DAEMON_ANSWERS_S = 2.0
 
@@ -57,7 +59,7 @@ class Checked(NamedTuple):
         return rows
 
 
-def check(path: str, fold: str | None, chain: bool, timeout_s: float) -> Checked:
+def check(path: str, fold: str | None, chain: bool, timeout: Deadline) -> Checked:
     """Check the hash chain, and compare the published state with a full replay.
 
     Raises:
@@ -71,13 +73,14 @@ def check(path: str, fold: str | None, chain: bool, timeout_s: float) -> Checked
     from pmm_shm_client.cache import Cache
 
     links: ChainReport | None = None
-    with EventLog(path, create=False) as log:
-        daemon_answers(Instance.of(path))
+    with EventLog(path, timeout=timeout.left_s(limits.LEDGER_TIMEOUT_S), create=False) as log:
+        daemon_answers(Instance.of(path), timeout.left_s())
         if chain:
             with progress("Checking the hash chain", None):
                 links = log.verify_chain()
-    with Cache(path) as cache, progress("Comparing with a replay", None):
-        return Checked(cache.path, links, cache.verify(fold, timeout_s))
+    ledger_s = timeout.left_s(limits.LEDGER_TIMEOUT_S)
+    with Cache(path, timeout=ledger_s) as cache, progress("Comparing with a replay", None):
+        return Checked(cache.path, links, cache.verify(fold, timeout.left_s()))
 
 
 def check_fold(fold: str | None) -> None:
@@ -88,8 +91,8 @@ def check_fold(fold: str | None) -> None:
         find_fold(fold)
 
 
-def daemon_answers(instance: Instance) -> bool:
-    """Whether a daemon answers.
+def daemon_answers(instance: Instance, timeout_s: float) -> bool:
+    """Whether a daemon answers, within `timeout_s` and two seconds.
 
     Raises:
         DaemonTimeoutError: it is stopped; reported at once instead of after ten minutes.
@@ -98,7 +101,7 @@ def daemon_answers(instance: Instance) -> bool:
     from pmm_shm_client import commands
 
     try:
-        commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
+        commands.call(instance, protocol.PING, {}, min(timeout_s, _DAEMON_ANSWERS_S))
     except DaemonAbsentError:
         return False
     return True

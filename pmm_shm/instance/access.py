@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import InstanceDirectoryError, StoreError
+from pmm_shm.instance.file_systems import existing_part, kind_of, plain_file_system
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.late import late_imports
 
@@ -63,6 +64,19 @@ def make_directory(instance: Instance) -> None:
             _check_entry(entry)
     except OSError as error:
         raise StoreError(f"{directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
+
+
+def may_others_write(directory: Path) -> bool:
+    """Whether users other than its owner may write in a directory."""
+    return bool(os.lstat(directory).st_mode & _OTHERS_WRITE)
+
+
+def unusable(directory: Path, lacking: str) -> str:
+    """The message about a file system that lacks what an instance directory needs."""
+    return (
+        f"{directory}: it is on {kind_of(existing_part(directory))}, a file system without {lacking}; set PMM_SHM_DIR "
+        "to a directory on another disk, for the daemon and all workers"
+    )
 
 
 def make_socket_directory(directory: Path, instance: Instance) -> None:
@@ -134,6 +148,8 @@ def check_directory(instance: Instance) -> None:
             trusted.add(os.stat(folder).st_uid)
     _refuse_foreign(instance.directory, trusted)
     if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
+        if plain_file_system(instance.directory) is not None:
+            raise InstanceDirectoryError(unusable(instance.directory, "permissions"))
         raise InstanceDirectoryError(
             f"{instance.directory}: users other than its owner may write it: nothing in it is trusted; the next "
             "start of its daemon checks its files and takes that permission away"

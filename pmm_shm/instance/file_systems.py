@@ -1,4 +1,5 @@
-"""Detects file systems of networks and clusters, which cannot hold a ledger or an instance directory.
+"""Detects file systems that cannot hold a ledger or an instance directory: those of networks and clusters; and for the
+directory, those without sockets and permissions, such as exFAT.
 
 SQLite's `-shm` file and LMDB's map are memory that all processes share. On a file system that several machines mount
 they are not shared, and locks may be granted twice. Unknown file systems count as local. Never opens a file in the
@@ -49,6 +50,18 @@ NETWORK_FUSE = frozenset({
 # fmt: on
 """Subtypes of FUSE, as they follow `fuse.` in /proc/self/mountinfo."""
 
+PLAIN = {
+    "exfat": "exFAT",
+    "msdos": "FAT",
+    "vfat": "FAT",
+    "ntfs": "NTFS",
+    "ntfs3": "NTFS",
+    "fuseblk": "exFAT or NTFS (fuseblk)",
+}
+"""File systems that have neither sockets nor permissions, or not as they are usually mounted: kind in
+/proc/self/mountinfo to name.
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _STATFS_BYTES_MAX = 256
 
@@ -89,20 +102,36 @@ def existing_part(directory: str | os.PathLike[str]) -> str:
     return path
 
 
+def plain_file_system(directory: str | os.PathLike[str]) -> str | None:
+    """The name of the directory's file system where it is one of `PLAIN`; otherwise None."""
+    kind, _ = _mounted_at(os.fspath(directory))
+    return PLAIN.get(kind) or (PLAIN["exfat"] if kind.startswith("fuse.exfat") else None)
+
+
+def kind_of(directory: str | os.PathLike[str]) -> str:
+    """The directory's file system as messages name it."""
+    return plain_file_system(directory) or _mounted_at(os.fspath(directory))[0] or "a file system"
+
+
 def _network_fuse(directory: str) -> str | None:
+    kind, source = _mounted_at(directory)
+    subtype = kind.partition(".")[2]
+    if subtype.lower() in NETWORK_FUSE:
+        return subtype
+    # Some, such as davfs2, have no subtype, but a URL as the source.
+    return source if "://" in source else None
+
+
+def _mounted_at(directory: str) -> tuple[str, str]:
+    """(kind, source) of the mount that holds the directory; empty if it is not known."""
     try:
         device = os.stat(directory).st_dev
     except OSError:
-        return None
+        return "", ""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts().splitlines():
         mount, _, details = line.partition(" - ")
         fields, (kind, source) = mount.split(" "), [*details.split(" "), "", ""][:2]
-        if len(fields) < 3 or fields[2] != wanted:
-            continue
-        subtype = kind.partition(".")[2]
-        if subtype.lower() in NETWORK_FUSE:
-            return subtype
-        # Some, such as davfs2, have no subtype, but a URL as the source.
-        return source if "://" in source else None
-    return None
+        if len(fields) >= 3 and fields[2] == wanted:
+            return kind, source
+    return "", ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pmm_shm import flags
+from pmm_shm.errors import LedgerNotFoundError
 
 LOCK_FILE = "daemon.lock"
 ENDPOINTS_FILE = "endpoints.json"
@@ -15,6 +16,18 @@ BOOT_FILE = "boot.json"
 DATA_FILE = "data.mdb"
 LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """The absolute path without symbolic links; no file has to exist.
+
+    Raises:
+        LedgerNotFoundError: the path is relative, and the current directory was deleted.
+    """
+    try:
+        return os.path.realpath(os.fspath(path))
+    except FileNotFoundError:
+        raise LedgerNotFoundError(f"{os.fspath(path)}: no such file: the current directory was deleted") from None
 
 
 class Instance(NamedTuple):
@@ -31,8 +44,8 @@ class Instance(NamedTuple):
 
     @classmethod
     def of(cls, ledger: str | os.PathLike[str]) -> Instance:
-        """The instance of a ledger; no file has to exist."""
-        real = os.path.realpath(os.fspath(ledger))
+        """The instance of a ledger; no file has to exist. Raises as `real_path`."""
+        real = real_path(ledger)
         base = flags.shm_dir()
         if base is None:
             return cls(real, Path(real + "-cache"))

@@ -23,7 +23,7 @@ from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
-from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy
+from pmm_shm.ledger.sqlite_errors import holder_of, is_busy, retry_busy
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
@@ -121,7 +121,7 @@ class Appender:
     def _busy(self, holder: str) -> LedgerBusyError:
         connection = self.connection
         return LedgerBusyError(
-            f"{connection.path}: busy for {connection.timeout_s:g} s, held by {holder}; nothing was written"
+            f"{connection.path}: busy for {round(connection.timeout_s, 2):g} s, held by {holder}; nothing was written"
         )
 
     def _handle(self) -> sqlite3.Connection:
@@ -148,7 +148,7 @@ class Appender:
         try:
             retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), self.connection.path)
         except LedgerBusyError:
-            raise self._busy("another process") from None
+            raise self._busy(holder_of(self.connection.path)) from None
 
     def _recover(self, deadline_s: float) -> None:
         handle = self._handle()

@@ -20,9 +20,10 @@ from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError, LockLostError
+from pmm_shm.instance.paths import real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.files import file_identity, inode_of, refuse_foreign_wal
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.opening import HeldByOldUsersError, LedgerFile, Mode, check_path, open_ledger, reads_only
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
 
@@ -44,7 +45,7 @@ class Connection:
 
     def __init__(self, path: str | os.PathLike[str], mode: Mode, timeout_s: float = limits.LEDGER_TIMEOUT_S) -> None:
         # The real path: SQLite resolves symbolic links too, and names the -wal and -shm files after the target.
-        self.path = os.path.realpath(os.fspath(path))
+        self.path = real_path(path)
         self.mode: Mode = mode
         self.timeout_s = timeout_s
         self.lock = threading.RLock()

@@ -9,7 +9,7 @@ import os
 import stat
 
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, pids_with_lock
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError
 
 _DATABASE_BYTES_MIN = 512
@@ -51,14 +51,6 @@ def check_file(path: str, *, may_be_made: bool) -> None:
     if 0 < status.st_size < _DATABASE_BYTES_MIN:
         # SQLite treats a file of one byte as an empty database, and would overwrite it.
         raise NotALedgerError(f"{path}: file is not a database")
-
-
-def inode_of(path: str) -> int | None:
-    """The inode of a file; None if it does not exist."""
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return None
 
 
 def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:

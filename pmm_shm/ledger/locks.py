@@ -18,8 +18,22 @@ _LOOKS = 2
 WAL_DMS_BYTE = 128
 """The byte of the `-shm` file that every connection in WAL mode keeps locked (SQLite's UNIX_SHM_DMS)."""
 
+WAL_WRITE_BYTE, WAL_RECOVER_BYTE = 120, 122
+"""The bytes of the `-shm` file that a writer, and whoever mends the index, locks (and a checkpoint, between them)."""
+
 PENDING_BYTE = 0x40000000
 """The first of the bytes of the main file that SQLite locks; a reader locks a range behind it."""
+
+SHARED_LAST_BYTE = PENDING_BYTE + 511
+"""The last of those bytes."""
+
+
+def inode_of(path: str) -> int | None:
+    """The inode of a file; None if it does not exist."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def holds_lock(inode: int, first_byte: int, pid: int | None = None) -> bool | None:
@@ -87,6 +101,13 @@ def pids_with_lock(inode: int, first_byte: int) -> set[int]:
     return pids
 
 
+def writers_of(inode: int, first_byte: int, last_byte: int) -> set[int]:
+    """The processes that hold an exclusive POSIX lock on one of these bytes of the file `inode`; otherwise as
+    `pids_with_lock`.
+    """
+    return _pids_in(_table()[0], inode, first_byte, last_byte)
+
+
 def _table() -> tuple[list[bytes], bool]:
     """The lines of the system's table of locks, and whether they are of one moment."""
     try:
@@ -104,14 +125,15 @@ def _table() -> tuple[list[bytes], bool]:
     return b"".join(pieces).splitlines(), len(pieces) <= 1
 
 
-def _pids_in(lines: list[bytes], inode: int, first_byte: int) -> set[int]:
+def _pids_in(lines: list[bytes], inode: int, first_byte: int, last_byte: int | None = None) -> set[int]:
     # "1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"; a waiting lock has "->" in the second place.
     pids = set()
     for line in lines:
         fields = line.split()
         if len(fields) < 8 or fields[1] != b"POSIX" or not fields[4].isdigit():
             continue
-        if int(fields[5].rpartition(b":")[2]) == inode and _reaches(fields[7], first_byte):
+        is_meant = last_byte is None or (fields[3] == b"WRITE" and int(fields[6]) <= last_byte)
+        if is_meant and int(fields[5].rpartition(b":")[2]) == inode and _reaches(fields[7], first_byte):
             pids.add(int(fields[4]))
     return pids
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Collection, Iterator
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
+from pmm_shm.instance.paths import real_path
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database, by suffix."""
@@ -31,7 +32,7 @@ def new_path(path: str | os.PathLike[str], ledger_files: Collection[str] = ()) -
     name = os.fsdecode(path)
     if not name or name == ":memory:" or name.startswith("file:") or "\0" in name or name.endswith("/"):
         raise ConfigError(f"{name!r}: give the path of a file")
-    target = os.path.realpath(name)
+    target = real_path(name)
     if target in ledger_files:
         raise LedgerUnwritableError(f"{target}: this is the ledger or one of its own files; choose another path")
     for suffix in ("", *SIDE_FILES):

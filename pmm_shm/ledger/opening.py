@@ -21,10 +21,10 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import network_file_system
-from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, inode_of, old_users
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock
+from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, old_users
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
@@ -112,7 +112,7 @@ def open_ledger(
     try:
         handle = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
-        raise _cannot_open(path, mode, error) from error
+        raise _cannot_open(path, mode, why_not_opened(path) or error) from error
     try:
         try:
             return handle, _inspect(handle, path, mode, timeout_s)

@@ -35,6 +35,7 @@ from pmm_shm.errors import (
     LedgerUnwritableError,
     NotALedgerError,
 )
+from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
@@ -90,8 +91,8 @@ def restore(
         LedgerError: any other kind. In all cases nothing was changed.
     """
     deadline_s = time.monotonic() + timeout
-    target = os.path.realpath(os.fspath(ledger))
-    source = _opened_backup(os.path.realpath(os.fspath(backup)), target, timeout)
+    target = real_path(ledger)
+    source = _opened_backup(real_path(backup), target, timeout)
     try:
         before = _status(source)
         with source.lock, source.one_snapshot():

@@ -16,11 +16,22 @@ from pmm_shm.errors import (
     LedgerUnwritableError,
     NotALedgerError,
 )
+from pmm_shm.late import late_imports
+from pmm_shm.ledger.locks import (
+    PENDING_BYTE,
+    SHARED_LAST_BYTE,
+    WAL_RECOVER_BYTE,
+    WAL_WRITE_BYTE,
+    inode_of,
+    pids_with_lock,
+    writers_of,
+)
 
 _T = TypeVar("_T")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
 _NOT_A_DATABASE = ("file is not a database", "malformed", "unsupported file format")
 _NO_ROLLBACK = "attempt to write a readonly database"
+_CANNOT_OPEN = "unable to open database file"
 
 
 class BlankLedgerError(NotALedgerError):
@@ -47,8 +58,33 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
             if not is_busy(error):
                 raise
         if time.monotonic() >= deadline:
-            raise LedgerBusyError(f"{path}: busy for {timeout_s:g} s; another process holds the write lock")
+            raise LedgerBusyError(f"{path}: busy for {round(timeout_s, 2):g} s; {holder_of(path)} holds it")
         sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+
+
+def holder_of(path: str) -> str:
+    """Who keeps this process's connection out of the ledger, as far as the system tells."""
+    inode, index = inode_of(path), inode_of(path + "-shm")
+    writers = set() if inode is None else writers_of(inode, PENDING_BYTE, SHARED_LAST_BYTE)
+    if index is not None:
+        writers |= writers_of(index, WAL_WRITE_BYTE, WAL_RECOVER_BYTE)
+    others = writers - {os.getpid()}
+    if writers and not others and index is None and inode is not None:
+        # With a rollback journal, a writer that waits for readers has such a lock itself.
+        others = pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    if others:
+        pid = min(others)
+        return f"process {pid}{_name_of(pid)}"
+    return "another connection of this process" if writers else "another process"
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().strip()
+    except OSError:
+        return ""
+    return f" ({name})" if name.isprintable() else ""
 
 
 def sleep_between(least_s: float, most_s: float) -> None:
@@ -75,11 +111,46 @@ def _may_make_index(path: str) -> bool:
     return os.access(index if os.path.exists(index) else os.path.dirname(path), os.W_OK)
 
 
+def why_not_opened(path: str) -> str | None:
+    """Why SQLite could not open the ledger or a file beside it, which it does not tell; None if it is not known."""
+    with late_imports:
+        from pmm_shm.resources import shortage
+
+    # SQLite opens two more files beside the main one.
+    found = shortage(descriptors=3)
+    if found is not None:
+        return found
+    for name in (path, path + "-wal", path + "-shm", path + "-journal"):
+        try:
+            status = os.stat(name)
+        except OSError:
+            continue
+        if not os.access(name, os.R_OK, effective_ids=True):
+            return _no_permission(name, status.st_mode, status.st_uid)
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return f"no permission to write in {folder}; share a group"
+    return None
+
+
+def _no_permission(name: str, mode: int, uid: int) -> str:
+    with late_imports:
+        import pwd
+
+    try:
+        owner = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        owner = str(uid)
+    return f"no permission to read {name}, which belongs to user {owner} and has mode {mode & 0o777:04o}; share a group"
+
+
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
     """Our error for one of SQLite's; `is_reader` says whether the connection only reads."""
     text = str(error)
     if is_busy(error):
         return LedgerBusyError(f"{path}: {text}")
+    if text == _CANNOT_OPEN:
+        text = why_not_opened(path) or text
     if any(part in text for part in _NOT_A_DATABASE):
         return NotALedgerError(f"{path}: {text}")
     if text == _NO_ROLLBACK and is_reader:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pmm_shm.errors import StoreError
+from pmm_shm.late import late_imports
+
 
 class BoundedCall:
     """Runs one action in a separate thread; the caller waits for a limited time.
@@ -28,12 +31,20 @@ class BoundedCall:
         """Run the action, or wait for the one under way. Returns whether it has ended.
 
         Raises:
+            StoreError: no thread can be started.
             Exception: as the action raised it.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="bounded", daemon=True)
-            self._thread.start()
-            self._thread.join(self._timeout_s)
+            thread = threading.Thread(target=self._run, name="bounded", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                with late_imports:
+                    from pmm_shm.resources import shortage_of
+
+                raise StoreError(shortage_of(error) or str(error)) from error
+            self._thread = thread
+            thread.join(self._timeout_s)
         if self._thread.is_alive():
             return False
         self._thread = None

@@ -9,11 +9,12 @@ Invariant: never `writemap` (a full disk would be a SIGBUS), never `lock=False` 
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -34,10 +35,15 @@ _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
 """Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
 _MAGIC = 0xBEEFC0DE
 _NO_PAGE = (1 << 64) - 1
+_TAKEN = os.strerror(errno.EAGAIN)
 
 
 class DamagedStoreError(StoreError):
     """The files exist, but are damaged or not an LMDB environment of this version."""
+
+
+class SamePidError(StoreError):
+    """A process of another pid namespace has this process's pid, by which LMDB tells its readers apart."""
 
 
 _DAMAGE = (
@@ -52,6 +58,13 @@ _DAMAGE = (
 
 def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
     """Our error for one of LMDB's."""
+    if _TAKEN in str(error):
+        # A reader locks the byte of its pid in the lock file, and LMDB does not wait for that lock.
+        return SamePidError(
+            f"{where}: a process of another pid namespace has the same pid, {os.getpid()}, and LMDB tells readers "
+            "apart by it: share the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
+            "start the program by an init process, so that it is not pid 1"
+        )
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 
@@ -226,8 +239,10 @@ class Environment:
         self._slots += 1
 
     def check_readers(self) -> None:
-        """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
-        with self._reads_lock:
+        """Free the reader slots of processes that have died; without effect while the table of readers is locked, and
+        where no thread can be started.
+        """
+        with self._reads_lock, suppress(StoreError):
             self._check.run()
 
     def _check_readers(self) -> None:

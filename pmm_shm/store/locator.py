@@ -6,6 +6,7 @@ Used for snapshots and for the text table alike: both refuse the same directorie
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import lmdb
 
@@ -16,6 +17,7 @@ from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
+    SamePidError,
     close,
     file_id,
     open_reader,
@@ -32,6 +34,8 @@ class EnvironmentLocator:
     Attributes:
         environment: the open one, usable or not: as long as it is open, no other file can have its inode.
         failure: why an existing environment cannot be used.
+        pid_collisions: how often it was refused because a process of another pid namespace has this process's pid.
+        on_pid_collision: called at the first of them.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -40,6 +44,8 @@ class EnvironmentLocator:
         self._is_usable: bool | None = None
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
+        self.pid_collisions = 0
+        self.on_pid_collision: Callable[[], None] = lambda: None
 
     def locate(self) -> Environment | None:
         """The environment whose data file is at the path now; None where it cannot be used."""
@@ -57,6 +63,7 @@ class EnvironmentLocator:
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
         """Note that reading the environment failed. A damaged one is refused as long as it is open here."""
         self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        self._count_collision()
         if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
             self._is_usable = False
         return self.failure
@@ -80,11 +87,18 @@ class EnvironmentLocator:
             environment = open_reader(self._instance.directory)
         except StoreError as error:
             self.failure = error
+            self._count_collision()
             return None
         except OSError:
             return None
         self.failure = None
         return environment
+
+    def _count_collision(self) -> None:
+        if isinstance(self.failure, SamePidError):
+            self.pid_collisions += 1
+            if self.pid_collisions == 1:
+                self.on_pid_collision()
 
     def _has_our_format(self, environment: Environment) -> bool | None:
         """Whether the header is of our format; None where that is not known yet."""

@@ -22,7 +22,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment, Transaction, disk_hint
+from pmm_shm.store.environment import DamagedStoreError, Environment, SamePidError, Transaction, disk_hint
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -308,7 +308,12 @@ class StoreWriter:
         # A damaged file may crash this process: starts must not try it again and again.
         if self._instance.data_file.exists():
             boot.mark_opening(self._instance.boot_file)
-        opened = self._try_open()
+        try:
+            opened = self._try_open()
+        except SamePidError:
+            # Not the file's fault: the next starts must not make it anew.
+            boot.mark(self._instance.boot_file, is_clean=False)
+            raise
         if opened is None:
             _remove_environment(directory)
             opened = self._try_open()

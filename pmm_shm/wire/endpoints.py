@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
-from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError
+from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError, ResourceLimitError
 from pmm_shm.instance.access import (
     check_directory,
     check_socket_directory,
@@ -25,6 +25,7 @@ from pmm_shm.instance.access import (
 )
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
+from pmm_shm.resources import shortage_of
 
 _LONGEST_NAME = "announcements.sock"
 _SCHEME = "ipc://"
@@ -121,6 +122,7 @@ def find_endpoints(instance: Instance) -> Endpoints:
 
     Raises:
         DaemonAbsentError: no daemon serves it.
+        ResourceLimitError: this process has no file descriptor left to look.
         DaemonError: this user has no permission, or the instance directory is not to be trusted.
     """
     endpoints = recorded_endpoints(instance)
@@ -129,7 +131,7 @@ def find_endpoints(instance: Instance) -> Endpoints:
     except OSError as error:
         if isinstance(error, PermissionError):
             raise _no_permission(instance, endpoints.commands) from None
-        raise _absent(instance) from None
+        raise _absent(instance, error) from None
     return endpoints
 
 
@@ -154,11 +156,15 @@ def recorded_endpoints(instance: Instance) -> Endpoints:
         raise DaemonError(str(error)) from None
     except PermissionError:
         raise _no_permission(instance, instance.directory) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError):
-        raise _absent(instance) from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError) as error:
+        raise _absent(instance, error) from None
 
 
-def _absent(instance: Instance) -> DaemonAbsentError:
+def _absent(instance: Instance, error: Exception) -> DaemonError:
+    found = shortage_of(error)
+    if found is not None:
+        # Nobody knows whether a daemon serves.
+        return ResourceLimitError(f"{instance.ledger}: {found}")
     return DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
 
 

@@ -41,8 +41,11 @@ COUNTERS = (
     "events_folded",
     "embedding_hits",
     "embedding_misses",
+    "pid_collisions",
 )
-"""The counters that a worker reports, each since the worker began."""
+"""The counters that a worker reports, each since the worker began. A collision: it could not read the published state,
+because a process of another pid namespace has its pid.
+"""
 LEASE_WAIT_MS_MAX = 60_000
 _UNPACK = {"max_map_len": 1_024, "max_array_len": 65_536, "max_ext_len": 0, "strict_map_key": True}
 _REASON_CHARS_MAX = 300

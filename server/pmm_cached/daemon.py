@@ -16,18 +16,20 @@ from pmm_cached.instance_lock import InstanceLock
 from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.notify import Notifier, StatusReporter
+from pmm_cached.peers import allow_descriptors
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
 from pmm_cached.text_table import TextTable
 from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
-from pmm_shm.errors import DaemonError, LedgerError, LockLostError, StoreError
+from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged
+from pmm_shm.resources import require
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.registry import find_embedder
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
+# Those of libzmq, which ends the process without them, and one more.
+_THREADS = 3
 _QUARANTINE_SHOWN = 20
 _READERS_SHOWN = 50
 
@@ -50,6 +54,7 @@ class Daemon:
         ConfigError: the instance directory cannot be used.
         DaemonRunningError: another daemon serves the ledger.
         StoreError: the store cannot be opened.
+        ResourceLimitError: this process lacks file descriptors, threads or memory; nothing was made.
     """
 
     def __init__(self, ledger: str, settings: Settings, log: Logger) -> None:
@@ -62,6 +67,9 @@ class Daemon:
         if settings.metrics_port is not None:
             # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
+        # Before anything is made: libzmq ends a process that lacks them.
+        allow_descriptors()
+        require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
         self._metrics: MetricsServer | None = None
         if settings.metrics_port is not None:
@@ -344,13 +352,14 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
 def _check_ledger(path: str) -> None:
     """Raise `LedgerError` if there is no usable ledger.
 
-    The journal of a dead writer is no reason: the next writer rolls it back.
+    The journal of a dead writer is no reason: the next writer rolls it back. Nor is a busy ledger: the follower says
+    what it waits for.
     """
-    connection = Connection(path, "ro")
+    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
     try:
         with connection.lock:
             connection.handle()
-    except HotJournalError:
+    except (HotJournalError, LedgerBusyError):
         return
     finally:
         connection.close()

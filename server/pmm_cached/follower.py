@@ -64,7 +64,7 @@ class Follower:
         status: Status,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self.connection = Connection(path, "ro")
+        self.connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
         self._freshness = Freshness(self.connection)
         self._writer = writer
         self._folds = folds

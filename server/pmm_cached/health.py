@@ -95,6 +95,14 @@ def _delays(numbers: Mapping[str, Any]) -> list[str]:
 def _losses(numbers: Mapping[str, Any]) -> list[str]:
     problem = numbers["embeddings"]["problem"]
     found = [f"events get no vectors: {problem}"] if problem else []
+    colliding = numbers.get("same_pid_workers", 0)
+    if colliding:
+        subject = "1 worker has" if colliding == 1 else f"{colliding:,} workers have"
+        found.append(
+            f"{subject} the same pid as a process of another pid namespace, and cannot read the published state: share "
+            "the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or start the program by "
+            "an init process"
+        )
     if numbers["quarantined"]:
         found.append(f"{numbers['quarantined']:,} times an event could not be used; the quarantine lists the newest")
     return found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
+import socket
+from pathlib import Path
 
+from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import DaemonRunningError, StoreError
-from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file, may_others_write, unusable
 from pmm_shm.instance.file_systems import existing_part, network_file_system
 from pmm_shm.instance.paths import Instance
 
@@ -18,7 +23,7 @@ class InstanceLock:
     Raises:
         DaemonRunningError: another daemon holds it.
         StoreError: the instance directory cannot be made or written, belongs to another user, or is on a network file
-            system.
+            system, or on one without permissions or sockets.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -30,6 +35,7 @@ class InstanceLock:
                 "set PMM_SHM_DIR to a directory on a local disk"
             )
         make_directory(instance)
+        _check_abilities(instance)
         try:
             self._descriptor = make_file(self._path, PRIVATE_MODE)
         except OSError as error:
@@ -64,3 +70,38 @@ class InstanceLock:
 
     def release(self) -> None:
         os.close(self._descriptor)
+
+
+def _check_abilities(instance: Instance) -> None:
+    """Check that the file system of an instance directory, which exists, has permissions and sockets.
+
+    Raises:
+        StoreError: it has not. The directory is removed if it is empty.
+    """
+    directory = instance.directory
+    lacking = "permissions" if may_others_write(directory) else None
+    if lacking is None and not _has_sockets(directory):
+        lacking = "sockets"
+    if lacking is not None:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        raise StoreError(unusable(directory, lacking))
+
+
+def _has_sockets(directory: Path) -> bool:
+    """Whether a socket can be bound there; true where that cannot be known."""
+    path = os.fsencode(directory / "probe.sock")
+    if len(path) > limits.SOCKET_PATH_BYTES_MAX:
+        # The sockets will be elsewhere.
+        return True
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(path)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EADDRINUSE, errno.EROFS)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return True

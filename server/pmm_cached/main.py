@@ -18,6 +18,7 @@ from pmm_cached.logs import LogFormat, configure
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, PmmShmError
+from pmm_shm.resources import shortage_of
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.events import DEFAULT_KINDS
 
@@ -191,3 +192,10 @@ def main() -> None:
     except (PmmShmError, OSError, zmq.ZMQError) as error:
         click.echo(f"pmm-cached: {error}", err=True)
         sys.exit(_FAILURE)
+    except (RuntimeError, MemoryError) as error:
+        found = shortage_of(error)
+        if found is None:
+            raise
+        click.echo(f"pmm-cached: {found}", err=True)
+        # Not in order: threads that started already use the store.
+        os._exit(_FAILURE)

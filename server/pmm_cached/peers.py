@@ -32,6 +32,7 @@ _EVENT = struct.Struct("=Hi")
 _WATCHED_AFTER_S = 1.0
 _SETTLING_S = 0.5
 _TRIM_BYTES_MIN = 8 << 20
+_CONNECTIONS_MIN = 4
 
 
 class Suspects(Enum):
@@ -176,8 +177,11 @@ def allow_descriptors() -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    # Three sockets, and as much again for files.
-    return limits.CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else min(limits.CONNECTIONS_MAX, soft // 4)
+    if soft == resource.RLIM_INFINITY:
+        return limits.CONNECTIONS_MAX
+    # Three sockets. libzmq ends the process where it cannot accept a connection, and accepts a few before we know.
+    spare = soft - limits.DESCRIPTORS_MIN
+    return max(_CONNECTIONS_MIN, min(limits.CONNECTIONS_MAX, soft // 4, spare // 4))
 
 
 def _has_unread_data(descriptor: int) -> bool:

@@ -102,6 +102,7 @@ class Status:
             "folds": list(self.folds),
             "embeddings": asdict(self.embeddings),
             "workers": self.workers.as_dict(),
+            "same_pid_workers": self.workers.of_same_pid(),
         }
         del numbers["versions"], numbers["rebuild_problem"]
         return numbers

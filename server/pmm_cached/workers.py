@@ -19,6 +19,8 @@ from pmm_shm import limits
 from pmm_shm.wire.protocol import COUNTERS
 
 _LIVENESS_CHECK_S = 1.0
+# A worker of another pid namespace has no pid here: nobody sees it end.
+_INVISIBLE_S = 600.0
 
 
 @dataclass
@@ -27,12 +29,16 @@ class _WorkerRecord:
 
     Attributes:
         started: when the process was started, in ticks since boot; None if that is not known.
+        has_left: it said so itself.
+        reported_at: monotonic seconds.
     """
 
     pid: int
     started: int | None
     counters: dict[str, int]
     is_ended: bool = False
+    has_left: bool = False
+    reported_at: float = 0.0
 
 
 def started_at(pid: int) -> int | None:
@@ -82,6 +88,8 @@ class Workers:
                 known.counters[name] += grown
                 self._totals[name] = min(self._totals[name] + grown, limits.COUNTER_MAX)
             known.is_ended = known.is_ended or is_last
+            known.has_left = is_last
+            known.reported_at = self._clock()
 
     def as_dict(self) -> dict[str, Any]:
         """How many workers are alive, how many have reported, and the sums of their counters."""
@@ -89,6 +97,17 @@ class Workers:
             self._check_liveness()
             live = sum(not worker.is_ended for worker in self._known.values())
             return {"live": live, "seen": self._seen, **self._totals}
+
+    def of_same_pid(self) -> int:
+        """How many workers have the pid of a process of another pid namespace, and so no access to the snapshot."""
+        with self._lock:
+            self._check_liveness()
+            return sum(self._is_colliding(worker) for worker in self._known.values())
+
+    def _is_colliding(self, worker: _WorkerRecord) -> bool:
+        if not worker.counters["pid_collisions"] or worker.has_left:
+            return False
+        return self._clock() - worker.reported_at < _INVISIBLE_S if worker.pid == 0 else not worker.is_ended
 
     def _check_liveness(self) -> None:
         now = self._clock()

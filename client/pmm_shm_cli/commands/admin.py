@@ -15,6 +15,7 @@ from pmm_shm_terminal import completers, exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import (
     CONTEXT,
+    Deadline,
     fold_option,
     json_option,
     ledger_argument,
@@ -34,7 +35,7 @@ from pmm_shm_terminal.verification import check, check_fold, daemon_answers
 @click.option("--create", is_flag=True, help="Make the ledger if it does not exist.")
 @ledger_timeout_option
 @json_option
-def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: float, as_json: bool) -> None:
+def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: Deadline, as_json: bool) -> None:
     """Append an event and print its id.
 
     CONTENT "-" is read from stdin, without its last line break. With PMM_DB set, KIND CONTENT is enough: the first of
@@ -47,9 +48,11 @@ def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: float,
     from pmm_shm.ledger.eventlog import EventLog
 
     try:
-        with EventLog(path, timeout=timeout, create=create) as log:
+        with EventLog(path, timeout=timeout.left_s(), create=create) as log:
             event_id = log.append(kind, content, meta)
     except LedgerNotFoundError as error:
+        if create:
+            raise
         raise CommandFailed(f"{error}; --create makes a ledger", exits.FAILURE) from None
     if as_json:
         print_json({"id": event_id, "ledger": log.path})
@@ -94,9 +97,9 @@ def _stdin() -> str:
 @ledger_argument
 @fold_option
 @click.option("--chain/--no-chain", default=True, help="Check the ledger's own hash chain too.")
-@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the daemon's verification.")
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for a busy ledger and for the daemon's verification.")
 @json_option
-def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as_json: bool) -> None:
+def verify(ledger: str | None, fold: str | None, chain: bool, timeout: Deadline, as_json: bool) -> None:
     """Check the hash chain and the published state.
 
     The published state is compared with a full replay. Exit code 5 if either check fails; the message names the first
@@ -119,20 +122,20 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: float, as
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @fold_option
-@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for the rebuild.")
+@timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for a busy ledger and for the rebuild.")
 @json_option
-def invalidate(ledger: str | None, fold: str | None, timeout: float, as_json: bool) -> None:
+def invalidate(ledger: str | None, fold: str | None, timeout: Deadline, as_json: bool) -> None:
     """Rebuild the published state. Reads stay complete meanwhile."""
     path = the_ledger(ledger)
     check_fold(fold)
     from pmm_shm.instance.paths import Instance
     from pmm_shm_client.cache import Cache
 
-    with Cache(path) as cache:
-        if not daemon_answers(Instance.of(path)):
+    with Cache(path, timeout=timeout.left_s(limits.LEDGER_TIMEOUT_S)) as cache:
+        if not daemon_answers(Instance.of(path), timeout.left_s()):
             raise DaemonAbsentError(f"{cache.path}: no daemon serves it; start pmm-cached")
         with progress("Rebuilding", None):
-            as_of = cache.invalidate(fold, timeout)
+            as_of = cache.invalidate(fold, timeout.left_s())
     if as_json:
         print_json({"ledger": cache.path, "fold": fold, "as_of": as_of})
     else:

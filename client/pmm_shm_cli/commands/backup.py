@@ -7,6 +7,7 @@ import click
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
+    Deadline,
     json_option,
     ledger_and_word,
     ledger_argument,
@@ -20,7 +21,7 @@ from pmm_shm_terminal.output import plain, print_json, progress
 @click.argument("words", nargs=-1, metavar="[LEDGER] FILE", shell_complete=completers.ledger_and_file)
 @ledger_timeout_option
 @json_option
-def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
+def backup(words: tuple[str, ...], timeout: Deadline, as_json: bool) -> None:
     """Copy LEDGER to the new file FILE.
 
     The copy shows one moment; workers, readers and the daemon may run. An existing FILE is refused. FILE has mode 0600,
@@ -31,7 +32,7 @@ def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
     from pmm_shm.ledger import backup as backing_up
 
     with progress("Backing up", None):
-        done = backing_up.backup(ledger, file, timeout=timeout)
+        done = backing_up.backup(ledger, file, timeout=timeout.left_s())
     if as_json:
         print_json(plain(done))
     else:
@@ -45,7 +46,7 @@ def backup(words: tuple[str, ...], timeout: float, as_json: bool) -> None:
 @click.option("--keep/--no-keep", default=True, help="Keep a copy of LEDGER's content beside it.")
 @ledger_timeout_option
 @json_option
-def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: float, as_json: bool) -> None:
+def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: Deadline, as_json: bool) -> None:
     """Replace the content of LEDGER by that of BACKUP.
 
     It is one transaction; workers, readers and the daemon may run. BACKUP is checked first and never written; a missing
@@ -55,7 +56,7 @@ def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: f
     from pmm_shm.ledger import restore as restoring
 
     with progress("Restoring", None):
-        done = restoring.restore(backup, path, timeout=timeout, chain=chain, keep=keep)
+        done = restoring.restore(backup, path, timeout=timeout.left_s(), chain=chain, keep=keep)
     if as_json:
         print_json(plain(done))
         return

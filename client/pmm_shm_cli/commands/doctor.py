@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import click
 
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, timeout_option
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, timeout_option
 from pmm_shm_terminal.output import print_json, printable, progress, show
 
 if TYPE_CHECKING:
@@ -25,21 +24,22 @@ _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold re
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
-@timeout_option(_ANSWERS_S, "How long to wait for a busy ledger, and for the daemon's answer.")
+@timeout_option(_ANSWERS_S, "How long to wait for a busy ledger and for the daemon's answer.")
 @json_option
-def doctor(ledger: str | None, timeout: float, as_json: bool) -> None:
+def doctor(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Diagnose LEDGER, its daemon and this machine.
 
     Each finding comes with a remedy. Nothing is written. Without LEDGER and PMM_DB, only this machine is checked. Exit
     code 1 if a finding is an error; 0 if there are only notes and warnings.
     """
     from pmm_shm import flags
+    from pmm_shm.instance.paths import real_path
     from pmm_shm_cli.doctor import diagnose, gather, look_at_machine
 
     named = ledger or flags.default_ledger()
     with progress("Looking", None):
-        findings = diagnose(look_at_machine(None) if named is None else gather(named, timeout))
-    path = None if named is None else os.path.realpath(named)
+        findings = diagnose(look_at_machine(None) if named is None else gather(named, timeout.timeout_s))
+    path = None if named is None else real_path(named)
     errors = [one for one in findings if one.severity == "error"]
     if as_json:
         shown = [dataclasses.asdict(one) for one in findings]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_timeout_option, the_ledger
 from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, progress, show, table, titled
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 @ledger_timeout_option
 @json_option
 def explain(
-    words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: float, as_json: bool
+    words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: Deadline, as_json: bool
 ) -> None:
     """List the events that led to a value, each with the change.
 
@@ -54,7 +54,7 @@ def explain(
     from pmm_shm.ledger.tail import head_of
     from pmm_shm_cli.explaining import explain as explained
 
-    with contextlib.closing(open_recovered(ledger, timeout)) as connection:
+    with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
         for candidate in candidates:
             with progress("Replaying", head if until is None else min(head, until)) as advance:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, ledger_timeout_option, the_ledger
 from pmm_shm_terminal.output import print_json, printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option
 @json_option
-def plot(ledger: str | None, output: str, title: str | None, names: bool, timeout: float, as_json: bool) -> None:
+def plot(ledger: str | None, output: str, title: str | None, names: bool, timeout: Deadline, as_json: bool) -> None:
     """Draw IAS and GAS over the whole ledger.
 
     Stages and changes of the agent's name are marked.
@@ -52,7 +52,7 @@ def plot(ledger: str | None, output: str, title: str | None, names: bool, timeou
     from pmm_shm_cli.plotting import plotted
     from pmm_shm_client.cache import Cache
 
-    with Cache(path, timeout=timeout) as cache:
+    with Cache(path, timeout=timeout.left_s()) as cache:
         history = cache.history()
     drawn = plotted(history, file_format, None if title is None else printable(title), names)
     target.write_bytes(drawn)

@@ -11,7 +11,7 @@ from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.answers import NAMES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
-from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_and_word, timeout_option
+from pmm_shm_terminal.options import CONTEXT, Deadline, Finite, json_option, ledger_and_word, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read(
     strict: bool,
     max_trait_delta: float,
     consistency: Consistency,
-    timeout: float,
+    timeout: Deadline,
     as_json: bool,
 ) -> None:
     ledger, what = _checked(words, strict)
@@ -59,7 +59,7 @@ def read(
     from pmm_shm.wire.endpoints import find_endpoints
     from pmm_shm_client.cache import Cache
 
-    with Cache(ledger, timeout=timeout) as cache:
+    with Cache(ledger, timeout=timeout.left_s()) as cache:
         try:
             answer = answer_of_cache(what, cache, consistency, strict, max_trait_delta)
         except SnapshotUnavailableError:
@@ -80,14 +80,14 @@ def read(
 @timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")
 @json_option
 def replay(
-    words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: float, as_json: bool
+    words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: Deadline, as_json: bool
 ) -> None:
     ledger, what = _checked(words, strict)
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
     from pmm_shm_client.replaying import replayed
 
-    with contextlib.closing(open_recovered(ledger, timeout)) as connection:
+    with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
         folds = folds_for(what, max_trait_delta if strict else None)
         with progress("Replaying", head if until is None else min(head, until)) as advance:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm import limits
 from pmm_shm_cli.state import DAEMON_ANSWERS_S
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger, timeout_option
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
 from pmm_shm_terminal.output import plain, print_json, show
 
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
-@timeout_option(DAEMON_ANSWERS_S, "How long to wait for the daemon's answer.")
+@timeout_option(DAEMON_ANSWERS_S, "How long to wait for a busy ledger and for the daemon's answer.")
 @json_option
-def status(ledger: str | None, timeout: float, as_json: bool) -> None:
+def status(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Show health and position of the daemon.
 
     Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Exit codes: 0 the
@@ -34,11 +33,11 @@ def status(ledger: str | None, timeout: float, as_json: bool) -> None:
     from pmm_shm.ledger.tail import head_of
     from pmm_shm_cli import state
 
-    with contextlib.closing(open_recovered(path, limits.LEDGER_TIMEOUT_S)) as connection:
+    with contextlib.closing(open_recovered(path, timeout.left_s())) as connection:
         head = head_of(connection)
         journal = "wal" if connection.is_wal else "rollback"
     instance = Instance.of(path)
-    asked = state.ask(instance, timeout, head)
+    asked = state.ask(instance, timeout.left_s(), head)
     daemon = asked.numbers
     as_of, folds = state.published(instance)
     found: dict[str, Any] = {

@@ -17,6 +17,7 @@ from pmm_shm.errors import DaemonError, SnapshotUnavailableError
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
+    Deadline,
     json_option,
     ledger_and_word,
     ledger_argument,
@@ -70,7 +71,7 @@ def search(
     model: str | None,
     scope: str | None,
     events: bool,
-    timeout: float,
+    timeout: Deadline,
     as_json: bool,
 ) -> None:
     """Find the events nearest to TEXT, by cosine similarity.
@@ -84,7 +85,7 @@ def search(
     from pmm_shm.wire.endpoints import find_endpoints
     from pmm_shm_client.cache import Cache
 
-    with Cache(ledger, timeout=timeout) as cache:
+    with Cache(ledger, timeout=timeout.left_s()) as cache:
         try:
             found: Hits[Any] = (cache.recall if events else cache.search)(query, k, ids, model)
         except SnapshotUnavailableError:
@@ -95,7 +96,7 @@ def search(
         print_json(_found(found, events))
     else:
         _show_found(found, events)
-        _warn_of_newer(found, ledger, timeout)
+        _warn_of_newer(found, ledger, timeout.left_s())
 
 
 def _ledger_and_query(words: tuple[str, ...], vector: str | None) -> tuple[str, Any]:
@@ -186,7 +187,7 @@ def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
     f"How long to wait for the daemon; with --text at most {limits.LEDGER_TIMEOUT_S:g} for a busy ledger.",
 )
 @json_option
-def embed(ledger: str | None, text: str | None, model: str | None, timeout: float, as_json: bool) -> None:
+def embed(ledger: str | None, text: str | None, model: str | None, timeout: Deadline, as_json: bool) -> None:
     """Update the vectors of all events. With --text, embed a text.
 
     The daemon reads the table event_embeddings, where the ledger has one, and embeds what it has not embedded yet.
@@ -197,7 +198,7 @@ def embed(ledger: str | None, text: str | None, model: str | None, timeout: floa
     if text is None:
         _embed_events(path, timeout, as_json)
     else:
-        _embed_text(path, text, model, min(timeout, limits.LEDGER_TIMEOUT_S), as_json)
+        _embed_text(path, text, model, timeout.left_s(limits.LEDGER_TIMEOUT_S), as_json)
 
 
 def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_json: bool) -> None:
@@ -220,17 +221,17 @@ def _embed_text(path: str, text: str, model: str | None, timeout_s: float, as_js
     show(pairs("vector", found))
 
 
-def _embed_events(path: str, timeout_s: float, as_json: bool) -> None:
+def _embed_events(path: str, timeout: Deadline, as_json: bool) -> None:
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.recovery import ledger_head
     from pmm_shm.wire import protocol
     from pmm_shm_client import commands
 
-    head = ledger_head(path, min(timeout_s, limits.LEDGER_TIMEOUT_S))
+    head = ledger_head(path, timeout.left_s(limits.LEDGER_TIMEOUT_S))
     instance = Instance.of(path)
     # A daemon that is stopped: better said at once than after ten minutes.
-    commands.call(instance, protocol.PING, {}, _DAEMON_ANSWERS_S)
-    done = _indexed(instance, head, timeout_s)
+    commands.call(instance, protocol.PING, {}, timeout.left_s(_DAEMON_ANSWERS_S))
+    done = _indexed(instance, head, timeout.left_s())
     tables = commands.call(instance, protocol.STATS, {}, _DAEMON_ANSWERS_S)["embeddings"]["tables"]
     if as_json:
         print_json({"ledger": instance.ledger, **done, "tables": tables})

@@ -18,11 +18,11 @@ from pmm_shm_cli.doctor.processes import users_of
 def gather(path: str, timeout_s: float) -> SystemFacts:
     """The facts around a ledger. Raises nothing, whatever it meets.
 
-    `timeout_s` is how long to wait for the ledger, and again for the daemon.
+    `timeout_s` is how long to wait, half of it for the ledger, and half for the daemon.
     """
     instance = Instance.of(path)
-    ledger = look_at_ledger(instance.ledger, timeout_s)
-    state = look_at_state(instance, timeout_s)
+    ledger = look_at_ledger(instance.ledger, timeout_s / 2)
+    state = look_at_state(instance, timeout_s / 2)
     pid = state.daemon_pid if state.daemon_state is not None else None
     return SystemFacts(look_at_machine(instance.ledger, pid), ledger, state, users_of(instance))
 

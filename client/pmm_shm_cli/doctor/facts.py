@@ -34,6 +34,7 @@ class Disk:
 
     Attributes:
         network: the name of its network file system; None for a local one.
+        plain: the name of its file system if that has, as a rule, neither sockets nor permissions.
         is_memory: a reboot removes it.
         free_bytes, free_files: for this user; None if unknown.
     """
@@ -43,6 +44,7 @@ class Disk:
     is_memory: bool = False
     free_bytes: int | None = None
     free_files: int | None = None
+    plain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class User:
     Attributes:
         is_old: its open file is no longer the one at the path.
         shm_dir: `PMM_SHM_DIR` of a daemon; "" if not set, None if it could not be read.
+        inner_pid: its pid in its own pid namespace; None if it could not be read.
     """
 
     pid: int
@@ -174,6 +177,7 @@ class User:
     is_old: bool
     is_daemon: bool = False
     shm_dir: str | None = None
+    inner_pid: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, firs
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
+from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
@@ -44,7 +45,7 @@ from pmm_shm_cli.doctor.facts import (
     StoreFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
-from pmm_shm_cli.state import ask
+from pmm_shm_cli.state import ask, pid_here
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""
@@ -166,6 +167,7 @@ def disk_of(directory: str) -> Disk:
         numbers.f_bavail * numbers.f_frsize,
         # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
+        file_systems.plain_file_system(directory),
     )
 
 
@@ -203,7 +205,9 @@ def _mode_for(path: str) -> Mode | None:
         return "ro"
     if has_wal(path):
         return None
-    return "immutable" if _is_in_wal_mode(path) else "ro"
+    # A program that keeps the ledger for itself has its index in memory.
+    is_in_use = pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
+    return "immutable" if not is_in_use and _is_in_wal_mode(path) else "ro"
 
 
 def _status(path: str) -> tuple[int, ...]:
@@ -265,7 +269,7 @@ def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
     try:
         record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
         paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
-        return paths, int(record["pid"])
+        return paths, pid_here(paths[0], int(record["pid"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return (), None
 

@@ -6,7 +6,8 @@ import os
 import re
 
 from pmm_shm.instance.paths import DATA_FILE, Instance
-from pmm_shm.ledger.files import inode_of, old_users
+from pmm_shm.ledger.files import old_users
+from pmm_shm.ledger.locks import inode_of
 from pmm_shm_cli.doctor.facts import Limits, User
 
 _DELETED = " (deleted)"
@@ -63,7 +64,9 @@ def _user(pid: int, path: str, *, is_old: bool) -> User:
     )
     variables = variables_of(pid) if is_daemon else None
     shm_dir = None if variables is None else variables.get("PMM_SHM_DIR", "")
-    return User(pid, _text(f"/proc/{pid}/comm").strip() or "?", path, is_old, is_daemon, shm_dir)
+    pids = re.search(r"^NSpid:(?:\s+\d+)*\s+(\d+)$", _text(f"/proc/{pid}/status"), re.MULTILINE)
+    inner = None if pids is None else int(pids.group(1))
+    return User(pid, _text(f"/proc/{pid}/comm").strip() or "?", path, is_old, is_daemon, shm_dir, inner)
 
 
 def _links(pid: int) -> set[str]:

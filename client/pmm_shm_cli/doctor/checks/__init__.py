@@ -35,6 +35,7 @@ LEDGER_CHECKS = (
     DoctorCheck("map-size", store.map_size),
     DoctorCheck("reader-slots", store.reader_slots),
     DoctorCheck("dead-reader", store.dead_readers),
+    DoctorCheck("same-pid", store.same_pids),
     DoctorCheck("stale-reader", store.stale_readers),
     DoctorCheck("state-room", store.room),
     DoctorCheck("replaced-file", store.replaced),

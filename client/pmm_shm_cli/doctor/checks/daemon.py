@@ -9,6 +9,7 @@ from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.remedies import remedy
 from pmm_shm_cli.doctor.checks.common import ledger_group, restart
+from pmm_shm_cli.doctor.checks.state import is_plain
 from pmm_shm_cli.doctor.facts import SystemFacts
 from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
@@ -26,7 +27,7 @@ def answers(facts: SystemFacts) -> Iterator[Verdict]:
         yield note(
             "no daemon serves this ledger",
             "reads are exact without one; each process folds the log itself",
-            remedy("start", ledger=facts.path),
+            remedy("move-state") if is_plain(facts) else remedy("start", ledger=facts.path),
         )
     elif isinstance(failure, DaemonTimeoutError):
         is_stopped = state.daemon_state in ("T", "t")
@@ -40,6 +41,8 @@ def answers(facts: SystemFacts) -> Iterator[Verdict]:
         yield error(
             one_line(failure), "the daemon is of another version and refuses this version's request", restart(facts)
         )
+    elif is_plain(facts):
+        yield note("no daemon can serve this ledger", "each process folds the log itself", remedy("move-state"))
     else:
         yield warning(
             one_line(failure),

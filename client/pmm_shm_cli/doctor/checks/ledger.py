@@ -44,18 +44,12 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
     if not file.mode & (stat.S_IRGRP | stat.S_IROTH):
         users = "nobody else"
     found = f"mode {file.mode:04o}: read by user {user_name(file.uid)} and {users}"
+    # Where files have no modes of their own, those of the mount count.
+    protect = remedy("protect", ledger=file.path) if facts.ledger.disk.plain is None else remedy("mount-protected")
     if file.mode & stat.S_IWOTH:
-        yield warning(
-            found,
-            "any user of this machine can change what the agent believes",
-            remedy("protect", ledger=file.path),
-        )
+        yield warning(found, "any user of this machine can change what the agent believes", protect)
     elif file.mode & stat.S_IROTH:
-        yield note(
-            found,
-            "any user of this machine can read what the agent remembers",
-            remedy("protect", ledger=file.path),
-        )
+        yield note(found, "any user of this machine can read what the agent remembers", protect)
     else:
         yield ok(found, "only users who may read the ledger may read the shared state")
 

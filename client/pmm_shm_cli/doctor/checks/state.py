@@ -24,8 +24,22 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
             "a network file system lacks the shared memory and the locks that LMDB needs",
             remedy("move-state"),
         )
+    elif is_plain(facts):
+        yield error(
+            f"the shared state is on {disk.plain}: {disk.directory}",
+            "a file system without sockets and permissions: no daemon can serve there; reads are exact without one",
+            remedy("move-state"),
+        )
     else:
         yield ok(f"the shared state is on a local file system: {disk.directory}", "locks and maps work there")
+
+
+def is_plain(facts: SystemFacts) -> bool:
+    """Whether the shared state is on a file system that has neither sockets nor permissions.
+
+    Where a daemon answers it has: NTFS may be mounted with both.
+    """
+    return facts.state.disk.plain is not None and facts.state.daemon is None
 
 
 def room(facts: SystemFacts) -> Iterator[Verdict]:
@@ -39,6 +53,9 @@ def directory(facts: SystemFacts) -> Iterator[Verdict]:
     excess = 0 if found is None or state.allowed_mode is None else found.mode & ~state.allowed_mode & 0o777
     if found is None:
         yield ok(f"{name} does not exist yet", "the daemon makes it; reads are exact without it")
+    elif state.distrust is not None and is_plain(facts):
+        # Said by `file_system`.
+        return
     elif state.distrust is not None:
         yield error(
             one_line(state.distrust),

@@ -68,6 +68,22 @@ def dead_readers(facts: SystemFacts) -> Iterator[Verdict]:
             )
 
 
+def same_pids(facts: SystemFacts) -> Iterator[Verdict]:
+    """Processes of several pid namespaces with one pid: LMDB takes them for one reader."""
+    users: dict[int, dict[int, str]] = {}
+    for user in facts.users:
+        if user.inner_pid is not None:
+            users.setdefault(user.inner_pid, {})[user.pid] = user.name
+    for inner, found in sorted(users.items()):
+        if len(found) > 1:
+            named = ", ".join(f"{pid} ({name})" for pid, name in sorted(found.items()))
+            yield warning(
+                f"the processes {named} have the same pid, {inner}, each in another pid namespace",
+                "LMDB tells readers apart by it: only one of them reads the published state, the others replay the log",
+                remedy("share-pids"),
+            )
+
+
 def stale_readers(facts: SystemFacts) -> Iterator[Verdict]:
     """Readers that stay in an old transaction."""
     for reader in _readers(facts):

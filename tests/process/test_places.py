@@ -1,0 +1,106 @@
+"""A deleted current directory, and ledgers of other users: the message names the path and the cause."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support import ledgers
+from tests.support.command import is_one_line, run
+from tests.support.daemons import environment, run_daemon, run_python
+from tests.support.hazards import fill
+from tests.support.privileges import as_nobody
+
+COMMANDS = (
+    ("read", "a.db", "metrics"),
+    ("append", "a.db", "user", "x", "--create"),
+    ("status", "a.db"),
+    ("doctor", "a.db"),
+    ("verify", "a.db"),
+    ("backup", "a.db", "b.db"),
+    ("restore", "b.db", "a.db"),
+    ("generate", "a.db", "--events", "10"),
+    ("bench", "a.db"),
+    ("chat", "a.db"),
+)
+IN_DELETED = """
+import os, sys
+os.mkdir(sys.argv[1])
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+sys.argv = sys.argv[2:]
+if sys.argv[0] == "pmm-cached":
+    from pmm_cached.main import main
+else:
+    from pmm_shm_cli.main import main
+main()
+"""
+SAID = "a.db: no such file: the current directory was deleted\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_in_a_deleted_folder_a_relative_path_is_named_with_the_cause(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", *command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert is_one_line(done.stderr)
+    assert done.stderr.endswith(SAID)
+
+
+def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Path) -> None:
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-cached", "a.db")
+    assert (done.returncode, done.stderr) == (1, f"pmm-cached: {SAID}")
+    ledger = str(tmp_path / "a.db")
+    fill(ledger, 1)
+    for program, command in (("pmm-cached", ()), ("pmm-shm", ("read",))):
+        words = [program, *command, ledger, *(("metrics",) if command else ())]
+        done = run_python(IN_DELETED, str(tmp_path / "gone"), *words, env=environment(PMM_SHM_DIR="state"))
+        said = f"{program}: PMM_SHM_DIR: 'state' is relative, and the current directory was deleted\n"
+        assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_an_absolute_path_works_in_a_deleted_folder(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "a.db")
+    fill(ledger, 3)
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "read", ledger, "metrics", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's file")
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_another_users_private_ledger_is_named_with_owner_and_mode(open_folder: Path, journal: str) -> None:
+    """Not SQLite's "unable to open database file"."""
+    path = open_folder / "ledger.db"
+    ledgers.build(path, 3, journal=journal)
+    path.chmod(0o600)
+    said = f"no permission to read {path}, which belongs to user root and has mode 0600; share a group"
+    for action in ("read", "append"):
+        done = as_nobody(action, path)
+        assert (done.returncode, done.stderr) == (3, "")
+        assert done.stdout.endswith(f": {path}: {said}\n"), done.stdout
+    daemon = as_nobody("pmm-cached", path)
+    assert (daemon.returncode, daemon.stderr) == (1, f"pmm-cached: {path}: {said}\n")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's file")
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_another_users_private_file_beside_the_ledger_is_named(open_folder: Path, suffix: str) -> None:
+    """A writer whose umask is narrow made it: the ledger itself may be read."""
+    path = open_folder / "ledger.db"
+    ledgers.build(path, 3)
+    writer = ledgers.connect(path)
+    writer.execute("SELECT count(*) FROM events").fetchall()
+    writer.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', '', '{}')")
+    try:
+        Path(f"{path}{suffix}").chmod(0o600)
+        done = as_nobody("read", path)
+        assert done.returncode == 3
+        assert f"no permission to read {path}{suffix}, which belongs to user root and has mode 0600" in done.stdout
+    finally:
+        writer.close()
+
+
+def test_a_status_of_a_missing_ledger_names_it(tmp_path: Path) -> None:
+    assert run("status", str(tmp_path / "none.db")).err == f"pmm-shm: {tmp_path / 'none.db'}: no such file\n"
+    assert run_daemon(str(tmp_path / "none.db")).stderr == f"pmm-cached: {tmp_path / 'none.db'}: no such file\n"
