@@ -43,7 +43,8 @@ def connect(
 
     Parameters:
         path: the ledger, which must exist; None for the one in `PMM_DB`.
-        autostart: start a daemon where none runs.
+        autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
+            by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
         consistency, timeout, freshness, embedder: see `Cache`.
 
     Raises:
@@ -62,11 +63,8 @@ def open_cache(kind: type[_C], path: str | os.PathLike[str] | None, autostart: b
         raise ConfigError("no ledger: name one, or set PMM_DB")
     cache = kind(ledger, **options)
     if autostart:
-        with late_imports:
-            from pmm_shm_client.autostart import start_daemon
-
         try:
-            start_daemon(cache.path)
+            cache.start_daemon()
         except BaseException:
             cache.close()
             raise
