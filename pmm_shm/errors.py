@@ -45,7 +45,7 @@ class LedgerBusyError(LedgerError, TimeoutError):
 
 
 class LedgerReplacedError(LedgerError):
-    """The ledger was replaced beside the non-empty `-wal` of the former file: opening it would destroy data."""
+    """The ledger was replaced beside a non-empty `-wal`, perhaps of the former file: writing could destroy data."""
 
 
 class LockLostError(LedgerError):
@@ -111,7 +111,7 @@ class FoldError(PmmShmError):
 
 
 class InvalidTextError(PmmShmError, ValueError):
-    """A text that cannot be embedded: empty, too long, or no text."""
+    """A text that cannot be embedded: empty, too long, no text, or refused by the embedder."""
 
 
 class InvalidVectorError(PmmShmError, ValueError):

@@ -52,6 +52,8 @@ RESTORE_BUSY_MS = 20
 TRUST_PERIOD_S = 0.2
 REPLACEMENT_NOTICED_S = 1.0
 """Within this time, reads notice that another file is at the ledger's path; appends notice it at once."""
+REPLAYS_MAX = 5
+"""How often one call reads the log from its start, where the log changes behind what was read."""
 
 # Seals: one digest over all raw columns of each block of rows; the newest block may be shorter.
 SEAL_BLOCK_ROWS = 1_024
@@ -150,6 +152,8 @@ MODEL_NAME_CHARS_MAX = 128
 """Characters of a model's name."""
 EMBED_BATCH_MAX = 256
 """Texts that an embedder may accept in one call (its `batch_max`)."""
+EMBED_REQUESTS_MAX = 64
+"""Calls that an embedder may allow at the same time (its `requests_max`)."""
 MODELS_MAX = 256
 TEXT_VECTORS_MAX = 100_000
 """Text vectors that the store keeps, by default."""
@@ -174,6 +178,9 @@ SEARCH_TEXTS_MAX = 64
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_SLICE_S = 0.001
+# Of the daemon's own work for one request to an endpoint, and of the request.
+INDEX_REQUEST_CPU_S = 0.02
+INDEX_REQUEST_S = 0.25
 INDEX_GATHER_S = 0.01
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_S_MAX = 60.0

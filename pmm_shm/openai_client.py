@@ -5,8 +5,8 @@ failures, and its HTTP client, which is extended here, keeps the retries within 
 (connect, send, wait for an answer) gets at most the time that is left, and an attempt that fails is the last one if
 the wait before the next could reach the deadline.
 
-Invariant: no error message contains the password of the URL, or a key of 8 characters or more. (Endpoints without keys
-accept any word, and a short one would be masked wherever it occurs.)
+Invariant: no error message contains a key or a password of 8 characters or more, or the user and password of a URL in
+front of its host. (Endpoints without keys accept any word, and a short one would be masked wherever it occurs.)
 """
 
 from __future__ import annotations
@@ -18,17 +18,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from pmm_shm import network_settings
 from pmm_shm.errors import PmmShmError
 from pmm_shm.late import late_imports
 
+if TYPE_CHECKING:
+    from pmm_shm.vectors.in_flight import InFlight
+
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
-_KEY_CHARS_MIN = 8
+_SECRET_CHARS_MIN = 8
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
+REFUSALS = frozenset({400, 413, 422})
+"""Statuses with which endpoints refuse a text or a batch that is too large for them, among other things."""
+_PROXY_STATUSES = frozenset({403, 502, 503, 504})
+"""Statuses with which a proxy itself answers if it forbids a host or does not reach it."""
 _REMEDIES = {
     401: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
     403: "check OPENAI_API_KEY, and that it belongs to the endpoint in OPENAI_BASE_URL",
@@ -56,13 +64,21 @@ class OpenAIRequest:
         deadline: when to give up, on the client's clock.
         deadline_s: how long the caller allowed in all, for messages.
         timeout_s: how long each attempt waits for the endpoint, at most.
+        in_flight: limits how many attempts are made at the same time, if there are several requests.
+        retries: whether temporary failures of this request are retried.
         attempts: how many have begun.
+        began: when the last one did, on the clock of `in_flight`.
+        status: of the last answer; None if there was none.
     """
 
     deadline: float
     deadline_s: float
     timeout_s: float
+    in_flight: InFlight | None = None
+    retries: bool = True
     attempts: int = 0
+    began: float = 0.0
+    status: int | None = None
 
 
 _current: ContextVar[OpenAIRequest] = ContextVar("_current")
@@ -76,7 +92,8 @@ class OpenAIClient:
         caller: how error messages begin.
         model: as the endpoint calls it.
         extra: the extra of pmm-shm that installs the SDK.
-        error: the class of all errors raised here.
+        error: the class of all errors raised here, except for `refusal`.
+        refusal: the class of the error if the endpoint refuses what a request contains (`REFUSALS`).
         retries: whether temporary failures are retried until the deadline.
         clock: monotonic seconds.
 
@@ -90,6 +107,7 @@ class OpenAIClient:
         model: str,
         extra: str,
         error: type[PmmShmError],
+        refusal: type[PmmShmError],
         *,
         retries: bool,
         clock: Callable[[], float] = time.monotonic,
@@ -97,10 +115,12 @@ class OpenAIClient:
         self._caller = caller
         self._model = model
         self._error = error
+        self._refusal = refusal
         self._retries = retries
         self._clock = clock
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._base_url = os.environ.get("OPENAI_BASE_URL", "").strip() or _DEFAULT_BASE_URL
+        self._proxy: str | None = None
         try:
             with late_imports:
                 import openai
@@ -154,17 +174,28 @@ class OpenAIClient:
             remedy = f"given up after {many} within {request.deadline_s:g} s; {remedy}"
         self.fail(reason, remedy)
 
-    def fail(self, reason: str, remedy: str = "") -> NoReturn:
+    def fail(self, reason: str, remedy: str = "", *, is_refusal: bool = False) -> NoReturn:
         """Raise an error: one line with the endpoint and the remedy, without secrets."""
         scheme, mark, rest = self._base_url.partition("?")[0].partition("://")
         user, _, host = rest.rpartition("@")
         endpoint = f"{scheme}://{host}" if mark else "OPENAI_BASE_URL"
-        for secret in (self._key if len(self._key) >= _KEY_CHARS_MIN else "", user, user.partition(":")[2]):
-            if secret:
-                reason = reason.replace(secret, "***")
+        if self._proxy is not None:
+            endpoint += f" (through the proxy in {self._proxy})"
+        reason = self._masked(reason, user)
         reason = " ".join(reason.split())
         reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."
-        raise self._error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
+        error = self._refusal if is_refusal else self._error
+        raise error(": ".join(filter(None, (self._caller, endpoint, reason, remedy)))) from None
+
+    def _masked(self, text: str, user: str) -> str:
+        """The text without secrets; `user` is that of the URL, perhaps with its password."""
+        users = [one for one in (user, *network_settings.secrets()) if one]
+        for one in users:
+            text = text.replace(f"{one}@", "***@")
+        for secret in (self._key, *users, *(one.partition(":")[2] for one in users)):
+            if len(secret) >= _SECRET_CHARS_MIN:
+                text = text.replace(secret, "***")
+        return text
 
     def _connected(self) -> Any:
         if not self._key:
@@ -172,29 +203,50 @@ class OpenAIClient:
         if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
             self.fail("OPENAI_API_KEY contains characters that no key has", "correct it")
         try:
-            if urlsplit(self._base_url).scheme not in ("http", "https"):
+            parts = urlsplit(self._base_url)
+            if parts.scheme not in ("http", "https"):
                 raise ValueError("it does not begin with http:// or https://")
+            # `port` raises `ValueError` if it is not a number.
+            if not parts.hostname or parts.port == 0:
+                raise ValueError("it names no host")
+            self._proxy = network_settings.proxy_variable(self._base_url)
             return self._sdk_module.OpenAI(
                 api_key=self._key,
                 base_url=self._base_url,
                 max_retries=_RETRIES_MAX if self._retries else 0,
                 http_client=self._http_client(),
             )
+        except self._error:
+            raise
         except Exception as problem:
             self.fail(f"OPENAI_BASE_URL cannot be used: {type(problem).__name__}: {problem}")
 
     def _http_client(self) -> Any:
+        """The SDK's HTTP client, which reads the variables of `network_settings`."""
+        try:
+            return self._limited_client()
+        except Exception as problem:
+            reason, default = f"{type(problem).__name__}: {problem}", self._sdk_module.DefaultHttpxClient
+            if (name := network_settings.unusable_certificates()) is not None:
+                self.fail(f"{name}={os.environ[name]} cannot be used: {reason}", "correct it, or unset it")
+            name = network_settings.unusable_proxy(lambda url: default(proxy=url, trust_env=False).close())
+            if name is not None:
+                self.fail(f"the proxy in {name} cannot be used: {reason}", f"correct {name}, or unset it")
+            raise
+
+    def _limited_client(self) -> Any:
         """The SDK's HTTP client, which keeps its attempts within the deadline."""
         default: Any = self._sdk_module.DefaultHttpxClient
         before_attempt, after_failure = self._before_attempt, self._after_failure
 
         class HttpClient(default):  # type: ignore[misc]
             def send(self, *args: Any, **options: Any) -> Any:
-                try:
-                    return super().send(*args, **options)
-                except Exception as problem:
-                    after_failure(problem)
-                    raise
+                with _room():
+                    try:
+                        return super().send(*args, **options)
+                    except Exception as problem:
+                        after_failure(problem)
+                        raise
 
         return HttpClient(event_hooks={"request": [before_attempt], "response": [self._after_answer]})
 
@@ -210,6 +262,8 @@ class OpenAIClient:
 
     def _after_answer(self, response: Any) -> None:
         """Tell the SDK whether to retry: only after a temporary failure, and only if the wait ends in time."""
+        request = _current.get()
+        request.status = response.status_code
         if response.status_code < 400:
             return
         headers = response.headers
@@ -219,18 +273,25 @@ class OpenAIClient:
         if asked_s:
             headers["retry-after"] = str(asked_s)
         is_temporary = response.status_code in (408, 429) or response.status_code >= 500
+        if request.in_flight is not None and (response.status_code == 429 or response.status_code >= 500):
+            request.in_flight.overloaded(request.began, asked_s)
         if response.status_code == 429:
             is_temporary = b'"insufficient_quota"' not in response.read()
         headers["x-should-retry"] = "true" if is_temporary and self._can_wait(asked_s) else "false"
 
     def _after_failure(self, problem: Exception) -> None:
         """End the request if the SDK's wait after a failed connection could reach the deadline."""
-        if self._retries and not self._can_wait():
+        request = _current.get()
+        if request.in_flight is not None:
+            request.in_flight.overloaded(request.began)
+        if self._retries and (_is_untrusted(problem) or not self._can_wait()):
             raise _DeadlineReached from problem
 
     def _can_wait(self, asked_s: float = 0.0) -> bool:
         """Whether the SDK's next wait ends before the deadline: the wait asked for, or half a second, then doubled."""
         request = _current.get()
+        if not request.retries:
+            return False
         wait_s = asked_s or min(0.5 * 2.0 ** (request.attempts - 1), 8.0)
         return self._clock() + wait_s < request.deadline
 
@@ -249,11 +310,20 @@ class OpenAIClient:
 
     def _unanswered(self, request: OpenAIRequest, problem: BaseException | None) -> NoReturn:
         """Raise the error of a request without an answer; `problem` is that of its last attempt, if it failed."""
+        if problem is None and request.attempts == 0:
+            self.give_up(request, "the endpoint is overloaded and asks to wait")
         if problem is None:
             self.give_up(request, f"no answer within {request.deadline_s:g} s")
         # By name, because the SDK's version decides which HTTP library it is.
         if any(one.__name__ == "TimeoutException" for one in type(problem).__mro__):
             self.give_up(request, f"no answer within {request.timeout_s:g} s")
+        if _is_untrusted(problem):
+            names = [name for name in network_settings.CERTIFICATES if os.environ.get(name)]
+            remedy = f"check the certificates in {names[0]}" if names else "name its authority's in SSL_CERT_FILE"
+            self.give_up(request, f"its certificate is not trusted: {problem}", remedy)
+        if self._proxy is not None:
+            host = urlsplit(self._base_url).hostname
+            self.give_up(request, f"no connection: {problem}", f"check {self._proxy}, or name {host} in NO_PROXY")
         self.give_up(request, f"no connection: {problem}", "is it running? check OPENAI_BASE_URL")
 
     def _refused(self, request: OpenAIRequest, problem: Any) -> NoReturn:
@@ -262,11 +332,40 @@ class OpenAIClient:
         reason = f"status {status}: {message_of(problem.body) or problem.message}"
         if status == 429 and problem.code == "insufficient_quota":
             self.fail(reason, "check the account's credit")
+        default = "try again later" if status >= 500 else "the endpoint does not accept this request"
+        remedy = _REMEDIES.get(status, default)
+        if self._proxy is not None:
+            if status == 407:
+                self.fail(reason, f"check the user and password in {self._proxy}")
+            if status in _PROXY_STATUSES:
+                remedy += f"; or check {self._proxy}: the answer may be the proxy's"
         if status in (408, 429) or status >= 500:
-            self.give_up(request, reason, _REMEDIES.get(status, "try again later"))
+            self.give_up(request, reason, remedy)
         if status == 404:
             self.fail(reason, f"check OPENAI_BASE_URL and the model {self._model!r}")
-        self.fail(reason, _REMEDIES.get(status, "the endpoint does not accept this request"))
+        self.fail(reason, remedy, is_refusal=status in REFUSALS)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """The room for one attempt among all those in flight, if these are limited."""
+    request = _current.get()
+    if request.in_flight is None:
+        yield
+        return
+    began = request.in_flight.enter(request.deadline)
+    if began is None:
+        raise _DeadlineReached
+    request.began = began
+    try:
+        yield
+    finally:
+        request.in_flight.leave()
+
+
+def _is_untrusted(problem: BaseException | None) -> bool:
+    """Whether a connection failed because a certificate is not trusted."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(problem)
 
 
 def message_of(body: Any) -> str:

@@ -50,16 +50,26 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}",
         words="^verification failed|^history broken|published is wrong",
     ),
-    "set-wal-aside": Template(
-        "stop all users of the ledger, move its -wal and -shm away, start them again; next time use restore",
-        "mv --backup=numbered {wal} {wal}.old && mv --backup=numbered {shm} {shm}.old"
-        "  # when all users of the ledger have stopped; then start them again",
-        words="replaced beside the -wal",
+    "look-at-wal": Template(
+        "stop all users of the ledger, and see in a backup what it holds with this -wal; next time use restore",
+        "pmm-shm backup {ledger} FILE && pmm-shm verify FILE  # when all users have stopped. If it is ok and has the "
+        "newest events, start them again; if not, first: mv --backup=numbered {wal} {wal}.old",
+        words="replaced beside a -wal",
     ),
     "end-old-user": Template(
-        "stop the process that has the replaced file open, then start it again",
+        "stop the process that has the replaced file open, then start it again; if it has written there, copy that "
+        "file out of /proc/{pid}/fd first",
         "kill {pid}  # then start that program again",
         words=r"^process (?P<pid>\d+) still has the file open",
+    ),
+    "end-other-name": Template(
+        "stop the process that uses another name of the file, and let all use one name",
+        "kill {pid}  # then start that program again with this path",
+        words=r"^process (?P<pid>\d+) has it open by another name",
+    ),
+    "mount-folder": Template(
+        "mount the folder that holds the ledger, in every container, instead of the file",
+        words="mounted as a single file",
     ),
     "start": Template("start the daemon", "pmm-cached {ledger} &", words="no daemon serves it"),
     "start-to-see": Template(
@@ -151,7 +161,7 @@ TEMPLATES: Mapping[str, Template] = {
     "watch": Template("watch it catch up", "pmm-shm top {ledger}", words="events behind the head|is being built"),
     # The ledger.
     "see-users": Template(
-        "stop all users of the ledger, move its -wal and -shm away, start them again; next time use restore",
+        "stop all users of the ledger, then do what the message says",
         "fuser -v {ledger} {wal} {shm}",
         errors=(errors.LedgerReplacedError,),
     ),
@@ -167,11 +177,17 @@ TEMPLATES: Mapping[str, Template] = {
         "check it with SQLite", "sqlite3 {ledger} 'PRAGMA quick_check'", errors=(errors.LedgerError,)
     ),
     "make-ledger": Template("name the right file, or make a ledger", "pmm-shm append {ledger} user hello --create"),
+    "one-name": Template("use one of them only, in all programs", "find / -xdev -samefile {ledger}"),
+    "start-again": Template("when the link is switched, start the daemon and all workers again"),
     "back-up": Template("keep a copy on a disk", "pmm-shm backup {ledger} FILE"),
     "verify-and-restore": Template(
         "see how much is affected, then restore a good backup",
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
+    "append-under-lock": Template(
+        "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
+    ),
+    "leave-to-owner": Template("read it here, and append with its owner's program"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(
         "its file system has no permissions: mount it with the option umask=077, and uid= for the user"
@@ -201,6 +217,11 @@ TEMPLATES: Mapping[str, Template] = {
         "python -c 'import sqlite3; print(sqlite3.sqlite_version)'",
     ),
     "end-process": Template("if it stays, restart that program", "kill -TERM {pid}"),
+    "end-user-of-old-file": Template(
+        "if it stays, restart that program; what it has written since is gone then, unless that file is copied out of "
+        "/proc/{pid}/fd first",
+        "kill -TERM {pid}",
+    ),
     "continue-process": Template("let it go on, or end it", "kill -CONT {pid}"),
     "remove-copy": Template("remove it when it is no longer needed", "rm {file}"),
     "remove-stage": Template("remove it if no restore runs", "rm {file}"),

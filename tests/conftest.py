@@ -24,6 +24,7 @@ pytest_plugins = [
         "figures",
         "own_embedders",
         "privileges",
+        "provider",
         "publishing",
         "reentry",
         "restoring",

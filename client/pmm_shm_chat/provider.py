@@ -1,7 +1,8 @@
 """Answers from any endpoint that speaks OpenAI's HTTP interface (Ollama, vLLM, ...); it needs the extra `chat`.
 
 Nothing is retried: an answer may cost money, and the user can ask again. The stream of events is parsed here because
-the SDK waits as long as an endpoint sends anything, and the deadline must hold.
+the SDK waits as long as an endpoint sends anything, and the deadline must hold. The fields in which some endpoints send
+the thinking of the model (`reasoning_content`, `reasoning`) are ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class OpenAIResponder:
         self._silence_s = min(silence_s, deadline_s)
         self._clock = clock
         self._client = OpenAIClient(
-            f"responder openai ({model})", model, "chat", ResponderError, retries=False, clock=clock
+            f"responder openai ({model})", model, "chat", ResponderError, ResponderError, retries=False, clock=clock
         )
 
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
@@ -112,4 +113,12 @@ class OpenAIResponder:
             return "", False
         delta = choice.get("delta")
         content = delta.get("content") if isinstance(delta, dict) else None
-        return content if isinstance(content, str) else "", choice.get("finish_reason") is not None
+        return _text(content), choice.get("finish_reason") is not None
+
+
+def _text(content: object) -> str:
+    """The text of a delta's content, which may be a list of parts: of text, of thinking, and of other types."""
+    if isinstance(content, list):
+        parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
+        return "".join(_text(part.get("text")) for part in parts)
+    return content if isinstance(content, str) else ""

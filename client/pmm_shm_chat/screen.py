@@ -85,9 +85,12 @@ class LineWrapper:
 
 
 class PlainScreen:
-    """Answers on stdout and nothing else; notes on stderr."""
+    """Answers on stdout and nothing else, each when it is complete; notes on stderr."""
 
     is_terminal = False
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
 
     def welcome(self, lines: Sequence[str]) -> None:
         """Shows nothing: the reader of a pipe expects answers."""
@@ -96,10 +99,16 @@ class PlainScreen:
         """Begin an answer."""
 
     def piece(self, text: str) -> None:
-        click.echo(readable(text), nl=False)
+        self._pieces.append(text)
+
+    def retract(self) -> None:
+        """The pieces so far were thinking."""
+        self._pieces.clear()
 
     def end(self, is_interrupted: bool) -> None:
-        click.echo("")
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        click.echo(readable(text))
 
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
@@ -144,6 +153,13 @@ class TerminalScreen:
     def piece(self, text: str) -> None:
         if self._flow is not None:
             self._flow.add(readable(text))
+
+    def retract(self) -> None:
+        """Say that the text so far was thinking."""
+        if self._flow is not None:
+            self._flow.end()
+            self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
+            self._flow = LineWrapper(self._print, self._console.width, 0)
 
     def end(self, is_interrupted: bool) -> None:
         if self._flow is not None:

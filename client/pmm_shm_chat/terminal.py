@@ -90,7 +90,7 @@ class _Conversation:
         is_interrupted = True
         screen.begin(str(name)[:_NAME_CHARS_MAX] if name else UNNAMED)
         try:
-            turn = self._chat.turn(text, screen.piece)
+            turn = self._chat.turn(text, screen.piece, screen.retract)
             is_interrupted = turn.is_interrupted
         finally:
             self._in_turn = False

@@ -6,12 +6,13 @@ Each part between two bars is one transaction. If a worker dies, the conversatio
 index entry (the daemon embeds it nevertheless), or with a question without an answer.
 
 Invariant: the statements of a message are appended together with its index entry or not at all, evidence before close.
+Invariant: the thinking of a model is neither appended, nor read for statements, nor sent back as an earlier message.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.responder import Message, Responder, ResponderError
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
+from pmm_shm_chat.thinking import ThinkingFilter, without_thinking
 from pmm_shm_client.context import ROLES, Context
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ HISTORY_CHARS_MAX = 64_000
 _KINDS: Mapping[Speaker, str] = {"user": "user", "assistant": "response"}
 OnText = Callable[[str], None]
 """Called with each piece of an answer as it arrives."""
+OnRetract = Callable[[], None]
+"""Called when the pieces so far have turned out to be thinking: the answer begins anew."""
 
 
 class FollowUp(NamedTuple):
@@ -115,8 +119,8 @@ class Chat:
         self._is_answering = False
         self._is_stopped = False
 
-    def turn(self, text: str, on_text: OnText = lambda piece: None) -> TurnResult:
-        """Append a user's message, answer it, append the answer.
+    def turn(self, text: str, on_text: OnText = lambda piece: None, on_retract: OnRetract = lambda: None) -> TurnResult:
+        """Append a user's message, answer it, append the answer without the thinking of the model.
 
         The beginning of an answer that is interrupted (`KeyboardInterrupt` within the responder, or `interrupt`) is
         appended with `{"interrupted": true}`. Its statements do not count: it may have ended within a promise.
@@ -144,7 +148,7 @@ class Chat:
         answer = _PartialAnswer()
         try:
             with progress.timed("model"):
-                self._stream(answer, self.responder.stream(block, history, text), on_text)
+                self._stream(answer, self.responder.stream(block, history, text), on_text, on_retract)
         finally:
             # Also after an error: the ledger must contain everything that the user has read.
             with progress.timed("append"):
@@ -171,16 +175,18 @@ class Chat:
         if self._is_answering:
             raise KeyboardInterrupt
 
-    def _stream(self, answer: _PartialAnswer, pieces: Iterator[str], on_text: OnText) -> None:
+    def _stream(self, answer: _PartialAnswer, pieces: Iterator[str], on_text: OnText, on_retract: OnRetract) -> None:
         answer.is_interrupted = True
         try:
             try:
                 self._is_answering = True
                 if self._is_stopped:
                     return
-                for piece in pieces:
-                    answer.add(piece)
-                    on_text(piece)
+                for piece in answer.read(pieces):
+                    if answer.is_retracted:
+                        on_retract()
+                    if piece:
+                        on_text(piece)
                     if answer.size > limits.TEXT_CHARS_MAX:
                         return
             finally:
@@ -193,7 +199,8 @@ class Chat:
                 close()
         answer.is_interrupted = False
         if not answer.text.strip():
-            raise ResponderError(f"{self.responder.name}: an answer without a word")
+            what = "thinking and no answer" if answer.has_thought else "an answer without a word"
+            raise ResponderError(f"{self.responder.name}: {what}")
 
     def _append_response(self, progress: _TurnProgress, answer: _PartialAnswer) -> int | None:
         text = answer.text
@@ -225,22 +232,26 @@ class Chat:
         return self.cache.commitments().open
 
 
-class _PartialAnswer:
-    """The pieces of an answer so far."""
+class _PartialAnswer(ThinkingFilter):
+    """The answer so far."""
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        super().__init__()
         self.size = 0
         self.is_interrupted = False
 
-    def add(self, piece: str) -> None:
-        self._pieces.append(piece)
-        self.size += len(piece)
+    def read(self, pieces: Iterable[str]) -> Iterator[str]:
+        """What each of the pieces adds to the answer."""
+        for piece in pieces:
+            added = self.add(piece)
+            self.size = len(added) + (0 if self.is_retracted else self.size)
+            yield added
+        yield self.end()
 
     @property
     def text(self) -> str:
         """The answer as it is stored."""
-        return encodable("".join(self._pieces)[: limits.TEXT_CHARS_MAX]).strip()
+        return encodable(self.answer[: limits.TEXT_CHARS_MAX]).strip()
 
 
 class _TurnProgress:
@@ -271,8 +282,12 @@ def _history(context: Context, user_id: int, count: int) -> Sequence[Message]:
     kept: list[Message] = []
     chars = 0
     for one in reversed(before[-count:] if count else []):
-        chars += len(one.content)
+        role = ROLES[one.kind]
+        # Other programs may have stored the thinking, too.
+        content = without_thinking(one.content) if role == "assistant" else one.content
+        chars += len(content)
         if chars > HISTORY_CHARS_MAX:
             break
-        kept.append(Message(ROLES[one.kind], one.content))
+        if content or not one.content:
+            kept.append(Message(role, content))
     return kept[::-1]

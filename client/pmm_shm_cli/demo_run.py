@@ -360,7 +360,7 @@ class Run:
             checks.append(DemoCheck("the daemon's own verification", report.ok, detail))
         with EventLog(self.ledger, create=False) as log:
             chain = log.verify_chain()
-        detail = f"{chain.rows_checked:,} rows" if chain.ok else f"broken at event {chain.first_bad_id}"
+        detail = chain.problem or f"{chain.rows_checked:,} rows"
         checks.append(DemoCheck("the hash chain is linear", chain.ok, detail))
         seconds = self._numbers.get("work_seconds") or 1.0
         reads = picture.total("reads")

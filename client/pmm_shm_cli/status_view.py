@@ -133,6 +133,8 @@ def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
         lines.append(
             f"{model}: {found['rows']:,} events of {found['dimension']} numbers, up to event {found['as_of']:,}"
         )
+        if found["refused"]:
+            lines.append(f"  {found['refused']:,} skipped: the embedder refuses them; {found['last_refusal']}")
     if embeddings["importing"] is not None:
         lines.append("importing {:,} of {:,} rows of event_embeddings".format(*embeddings["importing"]))
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.vectors.embedder import Embedder
@@ -89,6 +90,7 @@ class AsyncCache(Cache):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
+        await asyncio.to_thread(self._look_at_ledger)
         try:
             report = await self._give_async(command)
         except DaemonAbsentError:
@@ -113,6 +115,9 @@ class AsyncCache(Cache):
         Raises:
             DaemonAbsentError: no daemon serves this ledger.
         """
+        # The sockets may be of the daemon of another ledger: only the answer to a request tells.
+        with contextlib.suppress(CommandError, DaemonTimeoutError):
+            await self._give_async(commands.ping_command())
         path = find_endpoints(self._instance).announcements
         with commands.open_socket(self.path, _context(), zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)

@@ -262,9 +262,11 @@ class Cache(Reads):
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
-        wrong state until a daemon has rebuilt it. If nothing is published, the report is true, with no `folds`.
+        wrong state until a daemon has rebuilt it. If nothing is published, the whole ledger is read all the same, and
+        the report is true, with no `folds`.
 
         Raises:
+            LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
             UnknownFoldError: no fold has this name.
             DaemonTimeoutError: not within `timeout` seconds.
         """
@@ -275,6 +277,7 @@ class Cache(Reads):
         command = verify_command(fold, timeout)
         if fold is not None:
             self._know(fold)
+        self._look_at_ledger()
         try:
             report = self._give(command)
         except DaemonAbsentError:
@@ -367,9 +370,14 @@ class Cache(Reads):
             numbers[name] = daemon[name] if daemon is not None else 0
         return numbers
 
+    def _look_at_ledger(self) -> None:
+        """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""
+        self._reader.connection.follow_replacement()
+        self._reader.with_ledger(self._freshness.take)
+
     def _verify_here(self, fold: str | None) -> VerifyReport:
         with late_imports:
-            from pmm_shm.projection.verification import VerifyReport, copy_published, verify
+            from pmm_shm.projection.verification import copy_published, verify, verify_unpublished
 
         names = (fold,) if fold is not None else tuple(self._reader.folds)
         with self._reader.transaction() as snapshot:
@@ -379,8 +387,7 @@ class Cache(Reads):
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
             everything = None if snapshot is None else snapshot.whole_lineage()
         if copy is None:
-            return VerifyReport(True, 0, (), 0, 0, None)
-        self._reader.with_ledger(self._freshness.take)
+            return verify_unpublished(self._reader.connection)
         report = verify(self._reader.connection, copy)[0]
         if not report.ok and everything is not None:
             # As the daemon does, which voids it for all: exactness before speed.

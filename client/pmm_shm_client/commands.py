@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, ConfigError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
 from pmm_shm.folds.registry import checked_fold_name
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.late import late_imports
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.resources import require, shortage_of
 from pmm_shm.wire import protocol
-from pmm_shm.wire.endpoints import address_of, check_listening, find_endpoints
-from pmm_shm.wire.protocol import ProtocolError, Request, unpack_reply
+from pmm_shm.wire.endpoints import absent, address_of, check_listening, find_endpoints
+from pmm_shm.wire.protocol import OtherLedgerError, ProtocolError, Request, unpack_reply
 from pmm_shm.wire.results import WaitResult, read_result
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ def invalidate_command(fold: str | None, timeout: float) -> DaemonCommand[int]:
     return DaemonCommand(
         protocol.INVALIDATE, {"fold": fold}, checked_timeout(timeout), lambda result: int(result["as_of"])
     )
+
+
+def ping_command() -> DaemonCommand[dict[str, Any]]:
+    """Whether the daemon is there and serves this ledger."""
+    return DaemonCommand(protocol.PING, {}, _STATS_S, dict)
 
 
 def stats_command() -> DaemonCommand[dict[str, Any]]:
@@ -197,7 +202,7 @@ class CommandConnection:
         import zmq
 
         deadline = time.monotonic() + timeout_s
-        request = Request(next(_ids), command, args)
+        request = Request(next(_ids), command, args, file_id(self._instance.ledger))
         data, is_sent = request.pack(), False
         while True:
             remaining_s = deadline - time.monotonic()
@@ -219,6 +224,13 @@ class CommandConnection:
                 is_sent = True
             except (ProtocolError, zmq.Again):
                 continue
+            except OtherLedgerError:
+                ledger = file_id(self._instance.ledger)
+                if ledger == request.ledger:
+                    raise absent(self._instance) from None
+                # The ledger was replaced on the way.
+                request = request._replace(ledger=ledger)
+                data, is_sent = request.pack(), False
 
     def _check_alive(self, command: str) -> None:
         if find_endpoints(self._instance).pid != self._pid:

@@ -20,7 +20,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
 from pmm_shm.vectors.registry import find_embedder
 from pmm_shm.vectors.text_table_reader import TextTableReader
-from pmm_shm_client.leasing import FLOAT, Leasing, Model, computed
+from pmm_shm_client.leasing import FLOAT, Leasing, Model, Outcomes, computed
 from pmm_shm_client.reads import ReadCounter
 from pmm_shm_client.reporting import Reporter
 
@@ -100,20 +100,41 @@ class Embeddings:
         """
         found = self._found(model)
         checked = [checked_text(text, found.embedder) for text in _checked_texts(texts)]
-        if not checked:
-            return np.empty((0, found.embedder.dimension), np.float32)
-        keys = [text_key(text) for text in checked]
-        wanted = dict(zip(keys, checked, strict=True))
-        vectors = {} if self._shared is None else self._look_up(self._shared, found, wanted)
+        keys, vectors, refused = self._vectors(found, checked)
+        if refused:
+            raise next(refused[key] for key in keys if key in refused)
+        rows = bytearray().join([vectors[key] for key in keys])
+        return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
+
+    def embed_each(self, texts: Iterable[str], model: str | None = None) -> list[Vector | None]:
+        """The vector of each text, (dimension,) float32; None for a text that has none.
+
+        Raises:
+            UnknownModelError, EmbedderError: as `embed`.
+        """
+        keys, vectors, _ = self._vectors(self._found(model), list(texts))
+        return [np.frombuffer(vectors[key], FLOAT) if key in vectors else None for key in keys]
+
+    def _vectors(
+        self, model: Model, texts: list[str]
+    ) -> tuple[list[bytes], dict[bytes, bytes], dict[bytes, InvalidTextError]]:
+        """The keys of checked texts in order, the vectors by key, and why the others have none."""
+        keys = [text_key(text) for text in texts]
+        wanted = dict(zip(keys, texts, strict=True))
+        vectors = {} if self._shared is None else self._look_up(self._shared, model, wanted)
         missing = {key: text for key, text in wanted.items() if key not in vectors}
         self._counter.hits += len(vectors)
         self._counter.misses += len(missing)
+        refused: dict[bytes, InvalidTextError] = {}
         if missing:
-            vectors.update(self._computed(found, missing))
+            for key, outcome in self._computed(model, missing).items():
+                if isinstance(outcome, InvalidTextError):
+                    refused[key] = outcome
+                else:
+                    vectors[key] = outcome
             if monotonic() >= self._reporter.due:
                 self._reporter.report()
-        rows = bytearray().join([vectors[key] for key in keys])
-        return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
+        return keys, vectors, refused
 
     def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}
@@ -125,13 +146,14 @@ class Embeddings:
                     break
         return vectors
 
-    def _computed(self, model: Model, texts: dict[bytes, str]) -> dict[bytes, bytes]:
+    def _computed(self, model: Model, texts: dict[bytes, str]) -> Outcomes:
         if self._leasing is None:
             return computed(model, texts)
-        vectors = self._leasing.vectors(model, texts)
-        for key, data in vectors.items():
-            self.local.put(model.prefix + key, data)
-        return vectors
+        outcomes = self._leasing.outcomes(model, texts)
+        for key, data in outcomes.items():
+            if isinstance(data, bytes):
+                self.local.put(model.prefix + key, data)
+        return outcomes
 
     def _found(self, name: Any) -> Model:
         """The model of this name, or the default one."""

@@ -17,9 +17,9 @@ import numpy as np
 import zmq
 
 from pmm_shm import limits
-from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonTimeoutError
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonError, DaemonTimeoutError, InvalidTextError
 from pmm_shm.instance.paths import Instance
-from pmm_shm.vectors.embedder import Embedder, embedded
+from pmm_shm.vectors.embedder import Embedder, embedded_each
 from pmm_shm.vectors.text_table import model_tag, text_vector_key
 from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm.wire import protocol
@@ -32,6 +32,8 @@ _ANSWER_S_MIN = 0.25
 _ASK_AGAIN_S = 5.0
 _ENTRY_BYTES = 64
 _ENVELOPE_BYTES = 1_024
+Outcomes = dict[bytes, bytes | InvalidTextError]
+"""Key to its vector, or to the reason why its text has none."""
 _NO_DAEMON = (DaemonError, OSError, zmq.ZMQError)
 _T = TypeVar("_T")
 
@@ -94,13 +96,13 @@ class Leasing:
         # (thread, key in the table) of the texts that are being computed here.
         self._computing: set[tuple[int, bytes]] = set()
 
-    def vectors(self, model: Model, texts: Mapping[bytes, str]) -> dict[bytes, bytes]:
+    def outcomes(self, model: Model, texts: Mapping[bytes, str]) -> Outcomes:
         """The vectors of texts, by their keys.
 
         Raises:
             EmbedderError: the embedder failed; no lease is held.
         """
-        found: dict[bytes, bytes] = {}
+        found: Outcomes = {}
         if monotonic() >= self._asks_again_at:
             try:
                 with self._connection() as connection:
@@ -120,7 +122,7 @@ class Leasing:
         return CommandConnection(self._instance, protocol.LEASE)
 
     def _compute_together(
-        self, connection: CommandConnection, model: Model, texts: Mapping[bytes, str], found: dict[bytes, bytes]
+        self, connection: CommandConnection, model: Model, texts: Mapping[bytes, str], found: Outcomes
     ) -> None:
         """Compute the granted texts, read the stored ones, and wait while others are held; all into `found`."""
         batch_max = model.embedder.batch_max
@@ -163,15 +165,18 @@ class Leasing:
         model: Model,
         tokens: Mapping[bytes, int],
         texts: Mapping[bytes, str],
-        found: dict[bytes, bytes],
+        found: Outcomes,
     ) -> None:
         computing = {(get_ident(), model.prefix + key) for key in tokens}
         try:
             self._computing |= computing
             with _LeaseRenewal(self._instance, list(tokens.values())):
-                vectors = computed(model, {key: texts[key] for key in tokens})
-                found.update(vectors)
+                outcomes = computed(model, {key: texts[key] for key in tokens})
+                found.update(outcomes)
+                vectors = {key: one for key, one in outcomes.items() if isinstance(one, bytes)}
                 self._put(connection, model, tokens, vectors, found)
+                if refused := [token for key, token in tokens.items() if key not in vectors]:
+                    connection.ask(protocol.RELEASE, {"tokens": refused}, _ANSWER_S)
         except _NO_DAEMON:
             raise
         except BaseException:
@@ -189,7 +194,7 @@ class Leasing:
         model: Model,
         tokens: Mapping[bytes, int],
         vectors: Mapping[bytes, bytes],
-        found: dict[bytes, bytes],
+        found: Outcomes,
     ) -> None:
         room = (limits.MESSAGE_BYTES_MAX - _ENVELOPE_BYTES) // (model.size_bytes + _ENTRY_BYTES)
         for keys in _batches(list(vectors), room):
@@ -206,7 +211,7 @@ class Leasing:
                 for key in keys:
                     self._read(model, key, found)
 
-    def _read(self, model: Model, key: bytes, found: dict[bytes, bytes]) -> None:
+    def _read(self, model: Model, key: bytes, found: Outcomes) -> None:
         """Read a vector that was just stored; if it cannot be read, it stays missing."""
         data = self._shared.get(model.prefix + key)
         if data is None:
@@ -247,13 +252,11 @@ class _LeaseRenewal:
                 continue
 
 
-def computed(model: Model, texts: Mapping[bytes, str]) -> dict[bytes, bytes]:
+def computed(model: Model, texts: Mapping[bytes, str]) -> Outcomes:
     """The vectors of texts, computed in this process. Raises `EmbedderError`."""
-    vectors: dict[bytes, bytes] = {}
-    for keys in _batches(list(texts), model.embedder.batch_max):
-        matrix = embedded(model.embedder, [texts[key] for key in keys])
-        vectors.update(zip(keys, (row.tobytes() for row in matrix.astype(FLOAT, copy=False)), strict=True))
-    return vectors
+    found = embedded_each(model.embedder, list(texts.values()))
+    vectors = (one if isinstance(one, InvalidTextError) else one.astype(FLOAT, copy=False).tobytes() for one in found)
+    return dict(zip(texts, vectors, strict=True))
 
 
 def _batches(items: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:

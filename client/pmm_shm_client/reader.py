@@ -14,18 +14,19 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pmm_shm import limits
 from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUnavailableError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.read_model import ReadModel
-from pmm_shm.store.environment import DamagedStoreError, FileId
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 
 _T = TypeVar("_T")
@@ -272,13 +273,15 @@ class Reader:
         return Reading(self._read_models.values(), mark)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
-        while True:
+        # Each round may reject one of them.
+        for _ in range(limits.REPLAYS_MAX * (1 + len(self.folds))):
             for key in list(self._read_models):
                 if not self._catch_up(key, snapshot):
                     # The read models are others now.
                     break
             else:
                 return
+        raise LedgerBusyError(f"{self.connection.path}: changed again and again while it was replayed")
 
     def _catch_up(self, key: str, snapshot: Snapshot | None) -> bool:
         """Bring a read model to the head; False where the log does not continue it, and others have taken its place."""

@@ -85,6 +85,7 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
         with late_imports:
             import socket
 
+            from pmm_shm.instance.paths import file_id
             from pmm_shm.wire.endpoints import recorded_endpoints
             from pmm_shm.wire.protocol import REPORT, Request
 
@@ -92,7 +93,7 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
         if not path:
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            sender.sendto(Request(0, REPORT, report).pack(), path)
+            sender.sendto(Request(0, REPORT, report, file_id(instance.ledger)).pack(), path)
     except (DaemonError, OSError, ValueError, ImportError):
         # No daemon, a stopped one, an untrusted directory, a damaged record: the next report may arrive. Or the
         # interpreter is ending, and imports fail.

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.freshness import Mark
-from pmm_shm.ledger.tail import Position
-from pmm_shm.store.environment import FileId, MappedTransaction
+from pmm_shm.ledger.tail import START, Position
+from pmm_shm.store.environment import MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, table_key
@@ -135,6 +136,8 @@ class _NewEvents(NamedTuple):
     @property
     def as_of(self) -> int:
         """A search takes into account every event up to this one; with a backlog, none beyond its beginning."""
+        if not self.record.is_filled:
+            return START.as_of
         return self.end.as_of if self.record.newer is None else self.record.position.as_of
 
     def with_rows(self, texts: list[EventText], vectors: _Vectors) -> _NewEvents:
@@ -200,23 +203,15 @@ class Searching:
             return checked_vector(query)
         if not query:
             raise InvalidTextError("text: empty; there is nothing to search for")
-        return checked_vector(self._embedded([query], embedder, model)[0])
+        if isinstance(embedder, LocalBow):
+            return checked_vector(_local_vectors(embedder, [checked_text(query)])[query])
+        return checked_vector(self._embeddings.embed(query, model))
 
     def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> _Vectors:
         """The vector of each text; None for a text that has none, neither in the table."""
-        try:
-            return dict(zip(texts, self._embedded(texts, embedder, model), strict=True))
-        except InvalidTextError:
-            if len(texts) == 1:
-                return {texts[0]: None}
-        half = len(texts) // 2
-        return {**self._vectors(texts[:half], embedder, model), **self._vectors(texts[half:], embedder, model)}
-
-    def _embedded(self, texts: list[str], embedder: Embedder | None, model: str | None) -> NDArray[np.float32]:
         if isinstance(embedder, LocalBow):
-            # Computing is faster than a look-up, and does not wait for a daemon that may be stopped.
-            return embedded(embedder, [checked_text(text) for text in texts])
-        return self._embeddings.embed_many(texts, model)
+            return _local_vectors(embedder, texts)
+        return dict(zip(texts, self._embeddings.embed_each(texts, model), strict=True))
 
     def _pass(self, request: _SearchRequest, vectors: _Vectors, until_id: int | None) -> _SearchPass:
         """Search the published table and the new events, up to `until_id` if given; with the reader's lock held."""
@@ -242,7 +237,8 @@ class Searching:
                 return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
             new = self._new_events[request.model] = new.with_rows(texts, vectors)
             hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
-        return _SearchPass(hits, new.end, new.as_of, is_complete and record.newer is None, len(new.rows), [])
+        is_complete = is_complete and record.newer is None and record.is_filled
+        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [])
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None
@@ -314,6 +310,11 @@ class Searching:
         failure = self._reader.snapshots.locator.failure
         why = f" ({failure})" if failure is not None else ""
         return f"{self._reader.connection.path}: no vectors of model {name!r} are published{why}; start pmm-cached"
+
+
+def _local_vectors(embedder: LocalBow, texts: list[str]) -> _Vectors:
+    """Computed: that is faster than a look-up, and does not wait for a daemon that may be stopped."""
+    return dict(zip(texts, embedded(embedder, texts), strict=True))
 
 
 def _checked_k(k: object) -> int:

@@ -29,8 +29,8 @@ class Checked(NamedTuple):
         links, report = self.chain, self.report
         found = []
         said = (report.difference or "").split("; ")
-        if links is not None and links.problem is not None and links.problem not in said:
-            found.append(links.problem)
+        if links is not None:
+            found += [problem for problem in links.problems if problem not in said]
         if not report.ok:
             found.append(f"what is published is wrong: {report.difference}")
         return found
@@ -41,8 +41,10 @@ class Checked(NamedTuple):
         rows: dict[str, Any] = {}
         if links is None:
             rows["hash chain"] = "not checked"
-        elif not links.ok:
-            rows["hash chain"] = f"broken at event {links.first_bad_id}"
+        elif links.problem is not None:
+            rows["hash chain"] = links.problem
+        elif not links.rows_checked:
+            rows["hash chain"] = "no row has a hash" if links.rows_without_hash else "no rows"
         else:
             rows["hash chain"] = f"ok, {links.rows_checked:,} rows, formula {links.formula}"
         if links is not None and links.rows_without_hash:
@@ -50,7 +52,7 @@ class Checked(NamedTuple):
         if not report.ok:
             rows["published state"] = f"wrong: {report.difference}"
         elif not report.folds:
-            rows["published state"] = "nothing is published"
+            rows["published state"] = f"nothing is published; all {report.events:,} events can be read"
         else:
             rows["published state"] = f"equals a full replay of {report.events:,} events"
             rows["as of event"] = report.as_of

@@ -1,5 +1,5 @@
 """Detects file systems that cannot hold a ledger or an instance directory: those of networks and clusters; and for the
-directory, those without sockets and permissions, such as exFAT.
+directory, those without sockets and permissions, such as exFAT. Also detects files that are mounted alone.
 
 SQLite's `-shm` file and LMDB's map are memory that all processes share. On a file system that several machines mount
 they are not shared, and locks may be granted twice. Unknown file systems count as local. Never opens a file in the
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 FUSE = 0x65735546
 NETWORK: dict[int, str] = {
@@ -64,6 +65,10 @@ PLAIN = {
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _STATFS_BYTES_MAX = 256
+_STATX_BYTES = 256
+_STATX = struct.Struct("=8xQ40xQ")
+"""Of statx(2): the attributes, and the mask of those that the kernel knows."""
+_AT_FDCWD, _ATTR_MOUNT_ROOT = -100, 0x2000
 
 
 def network_file_system(directory: str | os.PathLike[str]) -> str | None:
@@ -92,6 +97,23 @@ def mounts() -> str:
             return table.read()
     except OSError:
         return ""
+
+
+def is_mounted_alone(path: str) -> bool:
+    """Whether the file itself is a mount point, so that the files beside it are not those beside its origin.
+
+    One system call, which does not open the file.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    try:
+        if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0, buffer) == 0:
+            attributes, known = _STATX.unpack_from(buffer.raw)
+            if known & _ATTR_MOUNT_ROOT:
+                return bool(attributes & _ATTR_MOUNT_ROOT)
+    except AttributeError:
+        # A C library without statx. As with a kernel before 5.8, the table of mounts tells.
+        pass
+    return any(line.split(" ")[4].encode().decode("unicode_escape") == path for line in mounts().splitlines())
 
 
 def existing_part(directory: str | os.PathLike[str]) -> str:

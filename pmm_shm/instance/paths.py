@@ -1,4 +1,8 @@
-"""The paths of a ledger's instance directory and of the files in it."""
+"""The paths of a ledger's instance directory and of the files in it; and the identity of a file.
+
+A path names different files in different containers, and a record that names one can be copied. A file's identity is
+its device and inode; telling it never opens the file.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from typing import NamedTuple
 
 from pmm_shm import flags
 from pmm_shm.errors import LedgerNotFoundError
+
+FileId = tuple[int, int]
+"""(device, inode)"""
 
 LOCK_FILE = "daemon.lock"
 ENDPOINTS_FILE = "endpoints.json"
@@ -71,3 +78,18 @@ class Instance(NamedTuple):
     @property
     def log_file(self) -> Path:
         return self.directory / LOG_FILE
+
+
+def file_id(path: str | os.PathLike[str]) -> FileId | None:
+    """The identity of the file or directory at the path now; None if it is missing or hidden from this user."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_id_of(recorded: object, path: str | os.PathLike[str]) -> bool:
+    """Whether an identity out of a JSON record is that of the file or directory at the path now."""
+    found = file_id(path)
+    return found is not None and recorded == list(found)

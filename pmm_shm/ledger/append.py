@@ -1,6 +1,8 @@
 """Appending: one transaction per call, linear under any number of processes.
 
 Invariant: the newest hash is read under the write lock, in the transaction that inserts.
+Invariant: no id is returned unless the row is in the ledger as it was given: SQLite's counts prove it where nothing but
+the insert has changed a row, otherwise the rows are read back before the commit.
 Invariant: what is remembered of the last own append dies with the connection's epoch.
 Invariant: a thread within a call of an `Appender` begins no other (from a signal handler, say): it would work in the
 transaction of the first.
@@ -8,6 +10,7 @@ transaction of the first.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +19,13 @@ from typing import TypeVar
 
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import ChainError, InvalidEventError, LedgerBusyError, LedgerError, LedgerUnwritableError
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import holder_of, is_busy, retry_busy
@@ -34,8 +39,11 @@ _SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
 _NEWEST_AND_SEQUENCE = f"SELECT {', '.join(HashedRow._fields)}, {_SEQUENCE} FROM events ORDER BY id DESC LIMIT 1"
 _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
-_INSERT_HASHED = "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_INSERT_PLAIN = "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, ?, ?, ?, ?)"
+_COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
+_COLUMNS_PLAIN = "id, ts, kind, content, meta"
+_OTHER_SCHEMA = ("no such ", "table events has no column")
+# A constraint that has them would drop the new row, or remove old ones, and say nothing.
+_SILENT_CONFLICT = re.compile(rb"\bon\s+conflict\s+(ignore|replace)\b", re.IGNORECASE)
 
 
 class Appender:
@@ -50,9 +58,11 @@ class Appender:
     def _forget(self) -> None:
         self._last_row: RawRow | None = None
         self._formula: Formula | None = None
-        self._prepared = False
+        self._prepared_for: Schema | None = None
         self._indexed = False
         self._is_hashed = False
+        self._keeps_text = False
+        self._insert_sql = self._read_back_sql = ""
 
     def append(self, events: Sequence[NewEvent]) -> list[int]:
         """Write all events in one transaction, or none. Returns their ids.
@@ -68,7 +78,8 @@ class Appender:
             except LedgerMoved:
                 continue
         raise LedgerBusyError(
-            f"{self.connection.path}: replaced {_REPLACEMENTS_MAX} times during this append; nothing was written"
+            f"{self.connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this append; nothing was "
+            "written"
         )
 
     def recover(self) -> None:
@@ -129,13 +140,23 @@ class Appender:
         if handle.in_transaction:  # Left by a call that was interrupted before its rollback.
             self.connection.close()
             handle = self.connection.handle()
-        if not self._prepared:
+        if self._prepared_for is not self.connection.schema:
             handle.text_factory = decode_text
             if self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
-            self._is_hashed = set(HASH_COLUMNS) <= set(self.connection.columns)
-            self._prepared = True
+            self._prepare_statements()
+            self._prepared_for = self.connection.schema
         return handle
+
+    def _prepare_statements(self) -> None:
+        types, definition = self.connection.schema.columns, self.connection.schema.definition
+        self._is_hashed = set(HASH_COLUMNS) <= set(types)
+        columns = _COLUMNS_HASHED if self._is_hashed else _COLUMNS_PLAIN
+        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in definition)
+        places = ", ".join("?" * len(columns.split(", ")))
+        self._insert_sql = f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({columns}) VALUES ({places})"
+        self._read_back_sql = f"SELECT {columns} FROM events WHERE id >= ? AND id <= ? ORDER BY id"
+        self._keeps_text = all(_keeps_text(types[name]) for name in columns.split(", ")[1:])
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
         """Run a statement without rows, as soon as the ledger is not busy."""
@@ -183,13 +204,28 @@ class Appender:
             if isinstance(error, sqlite3.Error):
                 # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
-                raise self.connection.translate(error) from error
+                if str(error).startswith(_OTHER_SCHEMA) and self.connection.follow_schema():
+                    raise LedgerMoved from error
+                raise self._refused(error) from error
             raise
         self._indexed = True
         self._last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
         self._refuse_moved()
         return [row[0] for row in rows]
+
+    def _refused(self, error: sqlite3.Error) -> LedgerError:
+        """Our error for one of SQLite's, with the trigger that is behind it."""
+        made = self.connection.translate(error)
+        if type(made) is not LedgerUnwritableError or not self.connection.is_open:
+            return made
+        with late_imports:
+            from pmm_shm.ledger.obstacles import refusal
+        try:
+            reason = refusal(self.connection.handle(), error)
+        except sqlite3.Error:
+            return made
+        return LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
     def _refuse_moved(self) -> None:
         if file_identity(self.connection.path) != self.connection.identity:
@@ -211,11 +247,29 @@ class Appender:
         if self._is_hashed:
             formula, last_hash = self._chain_end(handle, newest)
             rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
-            handle.executemany(_INSERT_HASHED, rows)
+            self._insert_rows(handle, rows, newest)
             return rows, formula
         rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
-        handle.executemany(_INSERT_PLAIN, rows)
+        self._insert_rows(handle, rows, None)
         return rows, None
+
+    def _insert_rows(self, handle: sqlite3.Connection, rows: list[RawRow], newest: RawRow | None) -> None:
+        """Insert the rows behind the row `newest`, and prove that they are there.
+
+        Raises:
+            LedgerUnwritableError: a trigger or a constraint has dropped or changed one of them, or the one before.
+        """
+        changes = handle.total_changes
+        inserted = handle.executemany(self._insert_sql, rows).rowcount
+        if inserted == handle.total_changes - changes == len(rows) and self._keeps_text:
+            return
+        expected = rows if newest is None else [newest, *rows]
+        found = handle.execute(self._read_back_sql, (expected[0][0], rows[-1][0])).fetchall()
+        if found != expected:
+            with late_imports:
+                from pmm_shm.ledger.obstacles import interference
+            reason = interference(handle, is_dropped=len(found) < len(expected))
+            raise LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
     def _chain_end(self, handle: sqlite3.Connection, newest: RawRow | None) -> tuple[Formula, str | None]:
         """The formula to append with, and the hash to append to.
@@ -242,6 +296,14 @@ class Appender:
             self._formula = detect_formula(HashedRow._make(first)) or own
         previous: str = hashed.hash
         return self._formula, previous
+
+
+def _keeps_text(declared: str) -> bool:
+    """Whether a column of this declared type stores every text as it is (https://sqlite.org/datatype3.html, 3.1)."""
+    kind = declared.upper()
+    if "INT" in kind:
+        return False
+    return not kind or any(word in kind for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
 
 
 def _hashed_rows(
@@ -278,4 +340,6 @@ def _newest_id(handle: sqlite3.Connection) -> int:
 
 
 def _newest_of(newest_id: int, sequence: object) -> int:
+    if type(newest_id) is not int:
+        raise sqlite3.DatabaseError(f"the column `id` holds {newest_id!r:.80}, not an integer")
     return max(0, newest_id, sequence if isinstance(sequence, int) else 0)

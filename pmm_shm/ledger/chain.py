@@ -13,6 +13,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
@@ -61,28 +62,46 @@ class ChainReport(NamedTuple):
         rows_checked: rows with a hash that were checked, including the first bad one, where the verification ends.
         rows_without_hash: rows that the chain skips, up to there.
         formula: the formula of the first hashed row; None without hashed rows, or if it fits neither formula.
-        first_bad_id: the first row whose hash does not fit its values, or whose `prev_hash` is not the hash before it.
+        first_bad_id: the first row whose hash does not fit its values, or whose `prev_hash` is not the hash of an
+            earlier row.
+        fork: the first two events that follow the same event, both with a valid hash; None in a linear chain. The
+            verification goes on behind them.
     """
 
     rows_checked: int
     rows_without_hash: int
     formula: Formula | None
     first_bad_id: int | None
+    fork: tuple[int, int] | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether no bad row was found. Says nothing about rows without a hash, or about a tail that was cut off."""
-        return self.first_bad_id is None
+        """Whether no bad row and no fork was found. Says nothing about rows without a hash, or about a removed tail."""
+        return self.first_bad_id is None and self.fork is None
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for the bad row and for the fork, if there are any."""
+        broken = [] if self.first_bad_id is None else [broken_at(self.first_bad_id)]
+        return broken + ([] if self.fork is None else [forked_at(self.fork)])
 
     @property
     def problem(self) -> str | None:
-        """What was found, in a few words; None if no bad row was."""
-        return None if self.first_bad_id is None else broken_at(self.first_bad_id)
+        """What was found, in one line; None if nothing was."""
+        return "; ".join(self.problems) or None
 
 
 def broken_at(event_id: int) -> str:
     """The words of every message that says where the chain is broken."""
     return f"the hash chain is broken at event {event_id}"
+
+
+def forked_at(pair: tuple[int, int]) -> str:
+    """The words of every message about a fork."""
+    return (
+        f"the hash chain forks: events {pair[0]} and {pair[1]} have the same predecessor, as happens when a program "
+        "reads the newest hash before it takes the write lock; a fork loses and changes no event, and appends go on"
+    )
 
 
 def canonical_json(value: object) -> str:
@@ -135,9 +154,17 @@ def detect_formula(row: HashedRow) -> Formula | None:
 
 
 class _ChainVerifier:
-    """Follows the chain row by row."""
+    """Follows the chain row by row, and all its branches where it forks.
 
-    def __init__(self) -> None:
+    Parameters:
+        connection: where earlier rows are looked up; its lock is taken.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        # Of the newest rows, the oldest first: branches begin and go on near each other.
+        self._recent: dict[Any, None] = {}
+        self.fork: tuple[int, int] | None = None
         self.rows_checked = 0
         self.rows_without_hash = 0
         self.formula: Formula | None = None
@@ -155,10 +182,34 @@ class _ChainVerifier:
         self.rows_checked += 1
         if first:
             self.formula = detect_formula(row)
-        if self.formula is None or row.prev_hash != self.last_hash:
+        if self.formula is None or not (first or fits(self.formula, row)):
+            return False
+        if row.prev_hash != self.last_hash and (first or not self._is_branch(row)):
             return False
         self.last_hash = row.hash
-        return first or fits(self.formula, row)
+        self._recent[row.hash] = None
+        if len(self._recent) > limits.TAIL_ROWS_MAX:
+            del self._recent[next(iter(self._recent))]
+        return True
+
+    def _is_branch(self, row: HashedRow) -> bool:
+        """Whether the row, whose own hash is right, follows an earlier one than that before it."""
+        if row.prev_hash is not None and type(row.prev_hash) is not str:
+            return False
+        if self.fork is None:
+            sibling = self._earlier("prev_hash IS ?", row.prev_hash, row.id)
+            if sibling is None:
+                return False
+            self.fork = (sibling, row.id)
+            return True
+        return row.prev_hash in self._recent or self._earlier("hash IS ?", row.prev_hash, row.id) is not None
+
+    def _earlier(self, condition: str, value: Any, event_id: int) -> int | None:
+        """The first hashed event before `event_id` that fits the condition."""
+        sql = f"SELECT id FROM events WHERE {condition} AND hash IS NOT NULL AND id < ? ORDER BY id LIMIT ?"
+        with self._connection.lock:
+            rows = fetch_batch(self._connection, sql, (value, event_id), 1).rows
+        return rows[0][0] if rows else None
 
     def begin_behind(self, first: HashedRow, last: HashedRow) -> bool:
         """Trust the rows from `first` to `last`. Returns whether one of the two shows the formula."""
@@ -168,7 +219,7 @@ class _ChainVerifier:
         return self.formula is not None
 
     def report(self, first_bad_id: int | None) -> ChainReport:
-        return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id)
+        return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id, self.fork)
 
 
 def verify_chain(connection: Connection) -> ChainReport:
@@ -179,32 +230,33 @@ def verify_chain(connection: Connection) -> ChainReport:
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
     """
-    while True:
+    for _ in range(limits.REPLAYS_MAX):
         report = _verify_one_file(connection)
         if report is not None:
             return report
+    raise LedgerBusyError(f"{connection.path}: it was replaced {limits.REPLAYS_MAX} times while it was verified")
 
 
-def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | None:
-    """The first of the events `first_id` to `last_id` that does not continue the chain; those before are trusted.
+def verify_range(connection: Connection, first_id: int, last_id: int) -> ChainReport:
+    """Verify the chain of the events `first_id` to `last_id`; those before are trusted.
 
-    None if the chain holds, if there is no such event, or if the rows before fit no formula.
+    Nothing is bad where the ledger has no hashes, or where the rows before fit no formula.
 
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
     """
+    verifier = _ChainVerifier(connection)
     with connection.lock:
         connection.handle()
         if not set(HASH_COLUMNS) <= set(connection.columns):
-            return None
+            return verifier.report(None)
         before = "WHERE hash IS NOT NULL AND id < ? ORDER BY id"
         ends = [
             fetch_batch(connection, f"{HASHED_ROW_SQL} {before} {order} LIMIT ?", (first_id,), 1).rows
             for order in ("ASC", "DESC")
         ]
-    verifier = _ChainVerifier()
     if all(ends) and not verifier.begin_behind(*(HashedRow._make(rows[0]) for rows in ends)):
-        return None
+        return verifier.report(None)
     condition = "WHERE id >= ? AND id <= ?"
     while True:
         with connection.lock:
@@ -212,13 +264,13 @@ def first_bad_id(connection: Connection, first_id: int, last_id: int) -> int | N
             rows, complete = fetch_batch(connection, sql, (first_id, last_id), limits.TAIL_ROWS_MAX)
         bad_id = verifier.first_bad_id(rows)
         if bad_id is not None or complete:
-            return bad_id
+            return verifier.report(bad_id)
         first_id, condition = rows[-1][0], "WHERE id > ? AND id <= ?"
 
 
 def _verify_one_file(connection: Connection) -> ChainReport | None:
     """None if the ledger was replaced meanwhile."""
-    verifier = _ChainVerifier()
+    verifier = _ChainVerifier(connection)
     with connection.lock:
         connection.handle()
         identity = connection.identity

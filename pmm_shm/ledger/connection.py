@@ -24,10 +24,20 @@ from pmm_shm.instance.paths import real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
-from pmm_shm.ledger.opening import HeldByOldUsersError, LedgerFile, Mode, check_path, open_ledger, reads_only
+from pmm_shm.ledger.opening import (
+    HeldByOldUsersError,
+    LedgerFile,
+    Mode,
+    Schema,
+    check_path,
+    open_ledger,
+    read_schema,
+    reads_only,
+)
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
 
 _T = TypeVar("_T")
+_NO_SCHEMA = Schema(0, {}, frozenset())
 
 
 class Connection:
@@ -83,8 +93,13 @@ class Connection:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the table `events`, as of the open."""
-        return file.columns if (file := self._file) else ()
+        """The columns of the table `events`."""
+        return tuple(self.schema.columns)
+
+    @property
+    def schema(self) -> Schema:
+        """The table `events`; another object whenever the schema was looked at again."""
+        return file.schema if (file := self._file) else _NO_SCHEMA
 
     @property
     def is_wal(self) -> bool:
@@ -106,6 +121,27 @@ class Connection:
             wal_inode = inode_of(self.path + "-wal")
             if wal_inode is not None and wal_inode != file.wal_inode:
                 self.close()
+
+    def follow_schema(self) -> bool:
+        """Look at the schema again where it has changed. The caller holds `lock`.
+
+        Returns:
+            Whether columns, constraints or triggers of `events` have changed: not after a `VACUUM`, for example, or the
+            creation of an index or of another table.
+
+        Raises:
+            LedgerError: the ledger cannot be read, or has no usable table `events` any more.
+        """
+        handle, file = self._handle, self._file
+        if handle is None or file is None:
+            return False
+        version = self.retry(lambda: handle.execute("PRAGMA schema_version").fetchall()[0][0])
+        if version == file.schema.version:
+            return False
+        schema = self.retry(lambda: read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc"))
+        has_changed = schema.definition != file.schema.definition
+        self._file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
+        return has_changed
 
     def is_lock_held(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
@@ -134,6 +170,7 @@ class Connection:
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
+        self.follow_schema()
         self._next_lock_check_s = now_s + limits.TRUST_PERIOD_S
 
     def follow_replacement(self) -> None:

@@ -15,6 +15,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import RawRow, decode_text
 
 _UNDECODABLE = "Could not decode"
+_MISSING = "no such "
 _NUMBERS = frozenset({int, float, type(None)})
 
 
@@ -47,6 +48,9 @@ def fetch_batch(
         try:
             return _fetch(handle, text, bound, count)
         except sqlite3.OperationalError as error:
+            if str(error).startswith(_MISSING) and connection.follow_schema() and not isinstance(sql, str):
+                # Columns were renamed or removed since the schema was looked at.
+                return _fetch(handle, sql(), bound, count)
             if not str(error).startswith(_UNDECODABLE):
                 raise
         # Only for the batch that needs it: a factory in Python costs as much as all the rest of a fetch.

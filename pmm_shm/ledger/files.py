@@ -1,4 +1,5 @@
-"""The file at the ledger's path: its identity, and whether it replaced a file that is still in use.
+"""The file at the ledger's path: its identity, whether it replaced a file that is still in use, and whether its users
+elsewhere share its `-wal`.
 
 Uses only `stat` and the system's table of locks; never opens the ledger's files.
 """
@@ -7,12 +8,22 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
+from pmm_shm.instance.file_systems import is_mounted_alone
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError
 
 _DATABASE_BYTES_MIN = 512
+_LOOKS = 3
+_LOOK_AGAIN_S = 0.01
+
+MOUNTED_ALONE = (
+    "mounted as a single file, without the -wal and -shm beside it, so others' commits are not seen here, and commits "
+    "made here can be lost; mount the folder that holds the ledger instead"
+)
+"""Why a ledger in WAL mode is refused at a mount point of its own."""
 
 
 class LedgerMoved(Exception):
@@ -87,11 +98,16 @@ def refuse_orphaned_wal(path: str) -> None:
 
 
 def beside_old_wal(path: str) -> LedgerReplacedError:
-    """The error for a ledger beside its predecessor's non-empty `-wal`, with the remedy."""
+    """The error for a ledger beside a non-empty `-wal` that may be its predecessor's, with the remedy.
+
+    It may be the ledger's own, too, if somebody has appended and ended before this process looked. Nothing in the files
+    tells. A backup shows what both together hold, and writes neither.
+    """
     return LedgerReplacedError(
-        f"{path}: replaced beside the -wal of the file it replaced; opening it would destroy data. "
-        f"Stop all users of the ledger, move {path}-wal and {path}-shm away, then start again; "
-        "the right way next time: `pmm-shm restore`"
+        f"{path}: replaced beside a -wal with commits, its own or those of the file it replaced; to write the wrong "
+        f"pair would destroy data. Stop all users of the ledger, then `pmm-shm backup {path} FILE` and `pmm-shm verify "
+        "FILE` show what both together hold. If that is ok and has the newest events, start again; if not, first move "
+        f"{path}-wal to another name; the right way next time: `pmm-shm restore`"
     )
 
 
@@ -106,6 +122,31 @@ def bytes_of(path: str) -> int:
 def has_wal(path: str) -> bool:
     """Whether the ledger has a non-empty `-wal`."""
     return bytes_of(path + "-wal") > 0
+
+
+def why_wal_is_not_shared(path: str, shm_inode: int | None) -> str | None:
+    """Why other users of the ledger in WAL mode have another `-wal` than the one beside this path; None if they do not.
+
+    SQLite finds it by the name of the ledger. A file mounted alone, or with several names, has one for each place.
+    """
+    if is_mounted_alone(path):
+        return MOUNTED_ALONE
+    status = os.stat(path)
+    if status.st_nlink == 1 or shm_inode is None:
+        return None
+    pids: set[int] = set()
+    for look in range(_LOOKS):
+        if look:
+            # A process that is just opening the ledger by this name locks one file after the other.
+            time.sleep(_LOOK_AGAIN_S)
+        suspects = pids_with_lock(status.st_ino, PENDING_BYTE) - pids_with_lock(shm_inode, WAL_DMS_BYTE) - {os.getpid()}
+        pids = {pid for pid in suspects if holds_lock(shm_inode, WAL_DMS_BYTE, pid) is False}
+        if not pids:
+            return None
+    return (
+        f"process {min(pids)} has it open by another name (a hard link), with another -wal, so neither sees the "
+        "other's commits; stop it, and use one name only"
+    )
 
 
 def old_users(path: str, shm_inode: int | None) -> set[int]:

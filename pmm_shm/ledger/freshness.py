@@ -146,6 +146,8 @@ class Freshness:
             raise LockLostError(
                 f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
             )
+        else:
+            connection.follow_schema()
         self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
 
     def _begin_epoch(self) -> None:

@@ -6,10 +6,11 @@ locks are really held. Never opens the ledger's files itself: closing any descri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 from pmm_shm.errors import (
@@ -20,14 +21,43 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
-from pmm_shm.instance.file_systems import network_file_system
-from pmm_shm.ledger.files import beside_old_wal, check_file, file_identity, has_wal, old_users
+from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.ledger.files import (
+    MOUNTED_ALONE,
+    beside_old_wal,
+    check_file,
+    file_identity,
+    has_wal,
+    old_users,
+    why_wal_is_not_shared,
+)
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
-from pmm_shm.ledger.rows import REQUIRED_COLUMNS
+from pmm_shm.ledger.rows import REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
+_DEFINITION = (
+    "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL"
+)
+_KINDS_OF_ID = (
+    "SELECT (SELECT typeof(id) FROM events ORDER BY id LIMIT 1), "
+    "(SELECT typeof(id) FROM events ORDER BY id DESC LIMIT 1)"
+)
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
+
+
+class Schema(NamedTuple):
+    """The table `events`, as the schema defines it.
+
+    Attributes:
+        version: SQLite's number of the whole schema; a change of any table, index or trigger changes it.
+        columns: by name, with their declared types; none in a database without tables.
+        definition: the statements that made the table and its triggers, for comparison.
+    """
+
+    version: int
+    columns: dict[str, str]
+    definition: frozenset[bytes]
 
 
 class LedgerFile(NamedTuple):
@@ -35,14 +65,14 @@ class LedgerFile(NamedTuple):
 
     Attributes:
         identity: (device, inode) of the main file.
-        columns: those of the table `events`; none in a database without tables.
+        schema: as it was then, or when it was looked at again.
         is_wal: whether the journal mode is WAL.
         shm_inode: inode of the `-shm` file; None outside WAL mode.
         wal_inode: inode of the `-wal` file; outside WAL mode, of one that was left there.
     """
 
     identity: tuple[int, int]
-    columns: tuple[str, ...]
+    schema: Schema
     is_wal: bool
     shm_inode: int | None
     wal_inode: int | None
@@ -87,6 +117,9 @@ def check_path(path: str, mode: Mode) -> None:
             f"it is on {name}, a network file system, which shares neither memory nor locks as SQLite needs; "
             "stop all its users, then move it and its -wal to a local disk",
         )
+    if mode == "rwc" and is_mounted_alone(path):
+        # A new ledger is in WAL mode.
+        raise _cannot_open(path, mode, MOUNTED_ALONE)
 
 
 def open_ledger(
@@ -157,32 +190,58 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
     def inspect() -> LedgerFile:
         handle.execute("BEGIN")
         try:
-            columns = [row[1] for row in handle.execute("PRAGMA table_info(events)").fetchall()]
-            table_count = handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             shm_inode = inode_of(path + "-shm") if is_wal else None
-            file = LedgerFile(file_identity(path), tuple(columns), is_wal, shm_inode, inode_of(path + "-wal"))
+            identity = file_identity(path)
+            # Before the locks are checked: the first statement that reads takes them.
+            version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
             if mode != "immutable":
-                _check_locks(path, file)
+                _check_locks(path, identity[1], is_wal, shm_inode)
+                reason = why_wal_is_not_shared(path, shm_inode) if is_wal else None
+                if reason is not None:
+                    raise _cannot_open(path, mode, reason)
+            elif is_mounted_alone(path) and is_in_wal_mode(path):
+                # The commits that its users have in a -wal elsewhere are missing.
+                raise _cannot_open(path, mode, MOUNTED_ALONE)
+            schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
+            return LedgerFile(identity, schema, is_wal, shm_inode, inode_of(path + "-wal"))
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
-        _check_columns(path, columns, table_count, may_be_blank=mode == "rwc")
-        return file
 
     try:
         return retry_busy(inspect, timeout_s, path)
     except sqlite3.Error as error:
+        if "unable to open" in str(error) and os.access(path, os.R_OK) and is_mounted_alone(path):
+            # There SQLite may not make the -wal that is missing.
+            raise _cannot_open(path, mode, MOUNTED_ALONE) from error
         raise translated(error, path, is_reader=reads_only(mode)) from error
 
 
-def _check_locks(path: str, file: LedgerFile) -> None:
+def is_in_wal_mode(path: str) -> bool:
+    """Whether a database that this process does not have open is in WAL mode.
+
+    Without locks SQLite refuses to read one, before it makes any other file.
+    """
+    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
+            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return False
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        # No database, or written meanwhile: opening it in the normal way reports which.
+        return False
+
+
+def _check_locks(path: str, inode: int, is_wal: bool, shm_inode: int | None) -> None:
     """Raise where, within a transaction, the lock on the ledger or, in WAL mode, on the `-shm` file is missing."""
-    if holds_lock(file.identity[1], PENDING_BYTE) is False:
+    if holds_lock(inode, PENDING_BYTE) is False:
         raise _lock_lost(path)
-    if not file.is_wal or (file.shm_inode is not None and holds_lock(file.shm_inode, WAL_DMS_BYTE) is not False):
+    if not is_wal or (shm_inode is not None and holds_lock(shm_inode, WAL_DMS_BYTE) is not False):
         return
-    if file.shm_inode is None or not os.access(path + "-shm", os.W_OK):
+    if shm_inode is None or not os.access(path + "-shm", os.W_OK):
         # SQLite then reads by an index of its own in memory, which follows no writer.
         raise no_index(path)
     raise _lock_lost(path)
@@ -195,16 +254,38 @@ def _lock_lost(path: str) -> LockLostError:
     )
 
 
-def _check_columns(path: str, columns: list[str], table_count: int, *, may_be_blank: bool) -> None:
-    if not table_count:
-        if may_be_blank:
-            return
-        raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    if not columns:
+def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_blank: bool) -> Schema:
+    """The schema with this number.
+
+    Raises:
+        NotALedgerError: it has no usable table `events`.
+        sqlite3.Error: it cannot be read.
+    """
+    rows = handle.execute("PRAGMA table_info(events)").fetchall()
+    columns = {row[1]: row[2] for row in rows}
+    if columns:
+        missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+        if missing:
+            raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
+        _check_ids(handle, path, [(row[1], row[2]) for row in rows if row[5]])
+    elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
+    elif not may_be_blank:
+        raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
+    # As bytes: a foreign program's names need not be UTF-8.
+    return Schema(version, columns, frozenset(row[0] for row in handle.execute(_DEFINITION).fetchall()))
+
+
+def _check_ids(handle: sqlite3.Connection, path: str, key: Sequence[tuple[str, str]]) -> None:
+    """Raise if an id can be anything but a different integer for each row.
+
+    A key that is no rowid keeps texts and NULLs, too; they sort behind and before all numbers.
+    """
+    if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
+        raise not_integers(path, "is not its integer primary key")
+    for kind in filter(None, handle.execute(_KINDS_OF_ID).fetchall()[0]):
+        if kind != "integer":
+            raise not_integers(path, f"holds a value of type {kind}, not an integer")
 
 
 def _cannot_open(path: str, mode: Mode, reason: object) -> LedgerError:

@@ -36,7 +36,7 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.paths import real_path
-from pmm_shm.ledger.chain import verify_chain
+from pmm_shm.ledger.chain import broken_at, verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
 from pmm_shm.ledger.new_file import SIDE_FILES
@@ -163,10 +163,9 @@ def _check(source: Connection, chain: bool) -> tuple[int, int]:
         raise NotALedgerError(f"{source.path}: damaged: {' '.join(found.split())}; nothing was changed")
     if chain:
         links = verify_chain(source)
-        if not links.ok:
-            raise ChainError(
-                f"{source.path}: the hash chain is broken at event {links.first_bad_id}; nothing was changed"
-            )
+        # A fork damages no event: a backup of such a ledger is as good as the ledger.
+        if links.first_bad_id is not None:
+            raise ChainError(f"{source.path}: {broken_at(links.first_bad_id)}; nothing was changed")
     events, head_id = source.retry(lambda: handle.execute("SELECT count(*), max(id) FROM events").fetchall()[0])
     return events, head_id or 0
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.errors import NotALedgerError
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
@@ -25,6 +26,11 @@ HASH_COLUMNS = ("prev_hash", "hash")
 RawRow = tuple[Any, ...]
 """(id, ts, kind, content, meta[, prev_hash, hash]) with SQLite's own types: int, float, str, bytes, None, InvalidText.
 """
+
+
+def not_integers(path: str, fault: str) -> NotALedgerError:
+    """The error for a table whose ids are, or could be, something else than integers."""
+    return NotALedgerError(f"{path}: not a ledger: the column `id` of `events` {fault}")
 
 
 class InvalidText:

@@ -12,9 +12,11 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import RawRow, row_digest
+from pmm_shm.ledger.opening import Schema
+from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -70,7 +72,7 @@ class TailReader:
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._whole_rows = whole_rows
-        self._columns: tuple[int, str] = (-1, "")
+        self._columns: tuple[Schema | None, str] = (None, "")
         self._first_sql = _events_sql("id >= ?", self._kinds)
         self._next_sql = _events_sql("id > ?", self._kinds)
 
@@ -84,13 +86,13 @@ class TailReader:
             LedgerError: the ledger cannot be read.
         """
         if self._whole_rows:
-            return _cut(self._whole_tail(after, rows_max), after, until_id)
+            return _cut(self._checked(self._whole_tail(after, rows_max)), after, until_id)
         if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
             # Usually few rows follow a position, or none, and one statement costs half of those below.
-            short = self._short_tail(after)
+            short = self._checked(self._short_tail(after))
             if short.is_complete or not short.is_anchored:
                 return short
-        return self._needed_tail(after, rows_max, until_id)
+        return self._checked(self._needed_tail(after, rows_max, until_id))
 
     def holds(self, position: Position) -> bool:
         """Whether the row of the position is still the same: the log continues it.
@@ -101,7 +103,7 @@ class TailReader:
         if position.event_id is None:
             return True
         rows = self._rows(_ONE_SQL, (position.event_id,), 1)
-        return bool(rows) and position_of(rows[0]) == position
+        return bool(rows) and _is_at(rows[0], position)
 
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
         """Rows with the columns and of the kinds that folds need."""
@@ -147,17 +149,30 @@ class TailReader:
             return end_id
         # Counted from the first row, so that a gap of any size is one step.
         first_id = fetch_batch(self._connection, _FIRST_ID_SQL, (lower_id,), 1).rows[0][0]
-        return end_id if first_id is None else min(first_id + limits.TAIL_SPAN_IDS, end_id)
+        if first_id is None:
+            return end_id
+        if type(first_id) is not int:
+            raise self._not_integers(first_id)
+        return min(first_id + limits.TAIL_SPAN_IDS, end_id)
+
+    def _checked(self, tail: Tail) -> Tail:
+        """The tail; raises where it ends with an id that is no integer, which sorts behind all that are."""
+        if type(tail.position.event_id) is not int and tail.position.event_id is not None:
+            raise self._not_integers(tail.position.event_id)
+        return tail
+
+    def _not_integers(self, event_id: object) -> NotALedgerError:
+        return not_integers(self._connection.path, f"holds {event_id!r:.80}, not an integer")
 
     def _rows(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
         """Rows with all columns, and the head's id behind them."""
         return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max).rows
 
     def _sql(self, sql: str) -> str:
-        epoch, columns = self._columns
-        if epoch != self._connection.epoch:
+        schema, columns = self._columns
+        if schema is not self._connection.schema:
             columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-            self._columns = (self._connection.epoch, columns)
+            self._columns = (self._connection.schema, columns)
         return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
 
 
@@ -166,7 +181,10 @@ def head_of(connection: Connection) -> int:
     with connection.lock:
         handle = connection.handle()
         rows = connection.retry(lambda: handle.execute("SELECT max(id) FROM events").fetchall())
-    return int(rows[0][0] or 0)
+    head_id = rows[0][0] or 0
+    if type(head_id) is not int:
+        raise not_integers(connection.path, f"holds {head_id!r:.80}, not an integer")
+    return head_id
 
 
 def position_of(row: RawRow) -> Position:
@@ -174,8 +192,21 @@ def position_of(row: RawRow) -> Position:
     return Position(row[0], row_digest(row[:-1]))
 
 
+def _is_at(row: RawRow, position: Position) -> bool:
+    """Whether the position was taken at this whole row, with the head's id as its last column.
+
+    Columns that were added to the table since then are the last ones, and the digest does not cover them.
+    """
+    if row[0] != position.event_id:
+        return False
+    values = row[:-1]
+    return row_digest(values) == position.anchor or any(
+        row_digest(values[:count]) == position.anchor for count in range(len(REQUIRED_COLUMNS), len(values))
+    )
+
+
 def _behind(rows: list[RawRow], after: Position) -> Tail:
-    if not rows or rows[0][0] != after.event_id or position_of(rows[0]) != after:
+    if not rows or not _is_at(rows[0], after):
         return Tail([], after, False, False)
     if len(rows) == 1:
         return Tail([], after, True, after.event_id == rows[0][-1])
@@ -197,7 +228,7 @@ def _cut(tail: Tail, after: Position, until_id: int | None) -> Tail:
 
 _ONE_SQL = "WHERE id = ? LIMIT ?"
 _NEWEST_SQL = "WHERE id <= ? ORDER BY id DESC LIMIT ?"
-_FIRST_SQL = "ORDER BY id LIMIT ?"
+_FIRST_SQL = f"WHERE id >= {_ID_MIN} ORDER BY id LIMIT ?"
 _BEHIND_SQL = "WHERE id >= ? ORDER BY id LIMIT ?"
 _FIRST_ID_SQL = "SELECT min(id) FROM events WHERE id > ? LIMIT ?"
 
@@ -218,4 +249,5 @@ def ordered_columns(columns: Collection[str]) -> list[str]:
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    # With the table's name: SQLite takes a quoted name alone, if there is no such column any more, for a text.
+    return 'events."' + name.replace('"', '""') + '"'

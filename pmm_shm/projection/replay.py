@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pmm_shm import limits
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
@@ -18,15 +20,16 @@ def replay(
 ) -> tuple[Position, dict[str, State]]:
     """Fold the whole ledger from the first event to the head, or to the event `until_id`, in memory.
 
-    A log that loses or changes its newest folded row meanwhile is replayed anew.
+    A log that loses or changes its newest folded row meanwhile is replayed anew, a few times.
 
     Returns:
         The position reached, and the state of each fold.
 
     Raises:
+        LedgerBusyError: it has changed each time.
         LedgerError: the ledger cannot be read.
     """
-    while True:
+    for _ in range(limits.REPLAYS_MAX):
         cursor = Cursor(folds, connection)
         try:
             for _ in cursor.advance_to_head(until_id):
@@ -35,3 +38,4 @@ def replay(
         except LogChanged:
             continue
         return cursor.position, cursor.states
+    raise LedgerBusyError(f"{connection.path}: it has changed {limits.REPLAYS_MAX} times while it was replayed")

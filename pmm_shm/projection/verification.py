@@ -11,25 +11,27 @@ from typing import NamedTuple
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
-from pmm_shm.ledger.chain import broken_at, first_bad_id
+from pmm_shm.ledger.chain import broken_at, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm.projection.seals import SealCheck
+from pmm_shm.projection.seals import SealCheck, columns_sealed
 from pmm_shm.store.layout import Seal
 from pmm_shm.store.snapshot import Lineage, Snapshot
 
 Pace = Callable[[], None]
+_CHANGED_MEANWHILE = "the log lost or changed its newest rows while it was replayed"
 
 
 class VerifyReport(NamedTuple):
     """The result of a verification; true when all is well.
 
     Attributes:
-        ok: whether the published state equals the replay, and the rows their seals.
+        ok: whether the published state equals the replay, and the rows their seals. If nothing is published: whether
+            the hash chain holds.
         as_of: the event id up to which the state was verified.
         folds: the names of the folds that were compared.
-        events: how many rows were replayed.
+        events: how many rows were replayed; if nothing is published, how many the chain covers.
         sealed_blocks: how many seals were compared, each of a block of 1,024 rows or of the newest block, not full yet.
         difference: the place of the first difference, in one line: the events of a block whose seal differs and, where
             the hash chain tells, the first bad event of it; the part of a fold that differs. None when all is well.
@@ -76,13 +78,49 @@ def verify(
         pace: called after each batch; may sleep, or raise to give up.
 
     Returns:
-        The report, and the seals to keep, by their blocks: of rows that had none yet. None of them unless all is well.
+        The report, and the seals to keep, by their blocks: of rows that had none yet, and of all rows if they were
+        sealed when the table had fewer columns. None of them unless all is well.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    cursor = Cursor(copy.folds, connection, whole_rows=True)
     seals = SealCheck(copy.seals)
+    report, new_seals = _verify(connection, copy, seals, pace)
+    if seals.changed is not None and seals.changed[1] == copy.seals[0].last_id:
+        columns = _columns_sealed(connection, copy.seals[0])
+        if columns is not None:
+            return _verify(connection, copy, SealCheck(copy.seals, columns), pace)
+    return report, new_seals
+
+
+def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:
+    """Where nothing is published, read the whole ledger: a report is never about nothing.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    cursor = Cursor((), connection, whole_rows=True)
+    try:
+        for _ in cursor.advance_to_head():
+            pace()
+    except LogChanged:
+        return VerifyReport(False, 0, (), cursor.events_folded, 0, _CHANGED_MEANWHILE)
+    return VerifyReport(True, 0, (), cursor.events_folded, 0, None)
+
+
+def _columns_sealed(connection: Connection, seal: Seal) -> int | None:
+    """How many columns the seal of the first block covers; None if it fits none."""
+    try:
+        tails = Cursor((), connection, whole_rows=True).advance_to_head(seal.last_id)
+        return columns_sealed(seal, (row[:-1] for tail in tails for row in tail.rows))
+    except LogChanged:
+        return None
+
+
+def _verify(
+    connection: Connection, copy: PublishedCopy, seals: SealCheck, pace: Pace
+) -> tuple[VerifyReport, dict[int, Seal]]:
+    cursor = Cursor(copy.folds, connection, whole_rows=True)
     new_seals: dict[int, Seal] = {}
     target_id = copy.position.event_id
     difference: str | None
@@ -95,7 +133,7 @@ def verify(
             new_seals = seals.finish()
         difference = _difference(cursor, copy, seals, connection)
     except LogChanged:
-        difference = "the log lost or changed its newest rows while it was replayed"
+        difference = _CHANGED_MEANWHILE
     names = tuple(fold.name for fold in copy.folds)
     report = VerifyReport(
         difference is None, copy.position.as_of, names, cursor.events_folded, seals.compared, difference
@@ -105,7 +143,7 @@ def verify(
 
 def _difference(cursor: Cursor, copy: PublishedCopy, seals: SealCheck, connection: Connection) -> str | None:
     """The first difference, in one line: the block, which locates an edit, before the fold."""
-    if cursor.position != copy.position:
+    if cursor.position.event_id != copy.position.event_id or not cursor.log_holds(copy.position):
         return f"event {copy.position.as_of}, the newest that was folded, is gone or has changed"
     found = _changed_rows(seals, connection)
     for fold in copy.folds:
@@ -120,7 +158,7 @@ def _changed_rows(seals: SealCheck, connection: Connection) -> list[str]:
     if seals.changed is None:
         return []
     first_id, last_id = seals.changed
-    bad_id = first_bad_id(connection, first_id, last_id)
+    bad_id = verify_range(connection, first_id, last_id).first_bad_id
     broken = [] if bad_id is None else [broken_at(bad_id)]
     return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
 

@@ -2,8 +2,11 @@
 
 The daemon writes LMDB without syncing, for the ledger can rebuild everything. A killed daemon leaves a good environment
 all the same, since the pages are in the system's cache; a power loss may not. So a file beside the environment says
-under which boot it was written, and whether it was synced at the end. It is a file of its own because reading a record
-inside a corrupt environment may already crash.
+under which boot it was written, for which directory, and whether it was synced at the end. It is a file of its own
+because reading a record inside a corrupt environment may already crash.
+
+A directory that was copied while its daemon ran holds a torn environment, and a mark that looks good. So the mark names
+its directory, and without a clean stop it counts nowhere else.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from typing import Any
 
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import replace_file
+from pmm_shm.instance.paths import file_id, is_id_of
 
 _OPENINGS = "openings"
+_DIRECTORY = "directory"
 _OPENINGS_MAX = 2
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -63,13 +68,13 @@ def mark_damaged(path: Path) -> None:
 def is_trusted(path: Path) -> bool:
     """Whether readers can open an environment with this mark."""
     record = _record(path)
-    return record is not None and _OPENINGS not in record and _is_intact(record)
+    return record is not None and _OPENINGS not in record and _is_intact(record, path)
 
 
 def is_openable(path: Path) -> bool:
     """Whether a daemon can try to open an environment with this mark."""
     record = _record(path)
-    return record is not None and record.get(_OPENINGS, 0) < _OPENINGS_MAX and _is_intact(record)
+    return record is not None and record.get(_OPENINGS, 0) < _OPENINGS_MAX and _is_intact(record, path)
 
 
 def openings(path: Path) -> int:
@@ -78,9 +83,10 @@ def openings(path: Path) -> int:
     return 0 if record is None else int(record.get(_OPENINGS, 0))
 
 
-def _is_intact(record: dict[str, Any]) -> bool:
+def _is_intact(record: dict[str, Any], path: Path) -> bool:
     written_under = record["boot_id"]
-    return record["clean"] is True or (bool(written_under) and written_under == boot_id())
+    is_same_boot = bool(written_under) and written_under == boot_id()
+    return record["clean"] is True or (is_same_boot and is_id_of(record.get(_DIRECTORY), path.parent))
 
 
 def _record(path: Path) -> dict[str, Any] | None:
@@ -96,7 +102,8 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
+    stated = {"boot_id": boot_id(), _DIRECTORY: file_id(path.parent), **record}
     try:
-        replace_file(path, json.dumps({"boot_id": boot_id(), **record}), is_durable=True)
+        replace_file(path, json.dumps(stated), is_durable=True)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None

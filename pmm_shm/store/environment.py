@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import lmdb
 
@@ -24,18 +24,26 @@ from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance import access
-from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
+from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, file_id
 from pmm_shm.store.bounded import BoundedCall
-
-FileId = tuple[int, int]
 
 _AnyTransaction = Any
 """The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
 _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
-"""Of a meta page: magic, page size, roots of the tree of free pages and of the main tree, transaction id."""
+"""Of a meta page: the fields of `_Meta`."""
 _MAGIC = 0xBEEFC0DE
 _NO_PAGE = (1 << 64) - 1
 _TAKEN = os.strerror(errno.EAGAIN)
+
+
+class _Meta(NamedTuple):
+    """A meta page of the data file."""
+
+    magic: int
+    page_bytes: int
+    free_root: int
+    main_root: int
+    transaction_id: int
 
 
 class DamagedStoreError(StoreError):
@@ -110,10 +118,20 @@ class Environment:
     Attributes:
         env: py-lmdb's handle.
         identity: (device, inode) of its data file: an environment that was made anew has another.
+
+    Parameters:
+        open_again: opens the same environment once more; None for the writer's.
     """
 
-    def __init__(self, env: lmdb.Environment, directory: Path, identity: FileId) -> None:
+    def __init__(
+        self,
+        env: lmdb.Environment,
+        directory: Path,
+        identity: FileId,
+        open_again: Callable[[], lmdb.Environment] | None = None,
+    ) -> None:
         self.env = env
+        self._open_again = open_again
         self.directory = directory
         self.identity = identity
         self.users = 1
@@ -238,6 +256,37 @@ class Environment:
         self.env.begin().abort()
         self._slots += 1
 
+    def follow_copy_up(self) -> None:
+        """Map the data file anew if this map is of another file, which stands still.
+
+        On an overlay, the file of a lower layer is copied to the upper one when the daemon opens it to write. Path and
+        inode stay, and so does a map of the lower file. Compares the newest commit in the map with that in the file, as
+        a new descriptor reads it. Does nothing while another thread reads: the next call will.
+
+        Raises:
+            StoreError: the file cannot be mapped any more.
+        """
+        if self._open_again is None or not self._reads_lock.acquire(blocking=False):
+            return
+        try:
+            # In this order: a commit in between is in the map, unless the map is of another file.
+            newest = _newest_meta(self.directory)[0]
+            if newest is None or newest.transaction_id <= self._mapped_transaction_id():
+                return
+            if not self._reads and not self.is_hanging:
+                self.env.close()
+                self._slots = 0
+                self.env = self._open_again()
+        finally:
+            self._reads_lock.release()
+
+    def _mapped_transaction_id(self) -> int:
+        try:
+            return int(self.env.info()["last_txnid"])
+        except lmdb.Error:
+            # Closed: it could not be opened again.
+            return -1
+
     def check_readers(self) -> None:
         """Free the reader slots of processes that have died; without effect while the table of readers is locked, and
         where no thread can be started.
@@ -268,16 +317,7 @@ _left_open: list[Environment] = []
 
 def data_file_identity(directory: Path) -> FileId | None:
     """(device, inode) of the data file in the directory now; None if it is missing."""
-    return file_id(str(directory / DATA_FILE))
-
-
-def file_id(path: str) -> FileId | None:
-    """(device, inode) of the file at the path now; None if it is missing."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    return file_id(directory / DATA_FILE)
 
 
 def is_open_here(directory: Path) -> bool:
@@ -301,22 +341,26 @@ def open_reader(directory: Path) -> Environment | None:
             known.users += 1
             return known
         _close_left_open()
-        _check_size(directory)
-        env = _open_smaller_and_smaller(
-            lambda size: lmdb.open(
-                str(directory),
-                map_size=size,
-                readonly=True,
-                create=False,
-                max_readers=limits.READERS_MAX,
-                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
-            ),
-            directory,
-        )
+        env = _map_to_read(directory)
         if data_file_identity(directory) != identity:
             env.close()
             return None
-        return _remember(Environment(env, directory, identity))
+        return _remember(Environment(env, directory, identity, lambda: _map_to_read(directory)))
+
+
+def _map_to_read(directory: Path) -> lmdb.Environment:
+    _check_size(directory)
+    return _open_smaller_and_smaller(
+        lambda size: lmdb.open(
+            str(directory),
+            map_size=size,
+            readonly=True,
+            create=False,
+            max_readers=limits.READERS_MAX,
+            max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
+        ),
+        directory,
+    )
 
 
 def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
@@ -439,21 +483,28 @@ def _check_size(directory: Path) -> None:
     Raises:
         DamagedStoreError: the file is too short.
     """
+    # No meta page: an empty file, which LMDB makes anew, or another one, which it refuses.
+    meta, size_bytes = _newest_meta(directory)
+    roots = () if meta is None else (meta.free_root, meta.main_root)
+    if meta is not None and any(root != _NO_PAGE and (root + 1) * meta.page_bytes > size_bytes for root in roots):
+        raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
+
+
+def _newest_meta(directory: Path) -> tuple[_Meta | None, int]:
+    """The newer meta page of the data file, read through a descriptor of its own, and the file's size in bytes."""
     try:
-        with open(directory / DATA_FILE, "rb") as file:
+        with open(directory / DATA_FILE, "rb", buffering=0) as file:
             first = file.read(_META.size)
             if len(first) < _META.size:
-                return  # Empty: LMDB makes it anew. Otherwise LMDB refuses it.
-            page_size = _META.unpack(first)[1]
-            file.seek(page_size)
-            second = file.read(_META.size)
-            size = os.fstat(file.fileno()).st_size
-    except OSError:
-        return
-    metas = [_META.unpack(data) for data in (first, second) if len(data) == _META.size]
-    magic, page_size, *roots, _ = max(metas, key=lambda meta: int(meta[-1]))
-    if magic == _MAGIC and any(root != _NO_PAGE and (root + 1) * page_size > size for root in roots):
-        raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
+                return None, 0
+            file.seek(_META.unpack(first)[1])
+            pages = (first, file.read(_META.size))
+            size_bytes = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError):
+        return None, 0
+    metas = [_Meta._make(_META.unpack(page)) for page in pages if len(page) == _META.size]
+    newest = max(metas, key=lambda meta: meta.transaction_id)
+    return newest if newest.magic == _MAGIC else None, size_bytes
 
 
 def _close_left_open() -> None:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from time import monotonic
 
 import lmdb
 
+from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     SamePidError,
     close,
-    file_id,
     open_reader,
     store_error,
 )
@@ -42,6 +43,7 @@ class EnvironmentLocator:
         self._instance = instance
         self._data_file = str(instance.data_file)
         self._is_usable: bool | None = None
+        self._trusted_until = 0.0
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
         self.pid_collisions = 0
@@ -56,6 +58,9 @@ class EnvironmentLocator:
             environment = None
         if environment is None and identity is not None:
             environment = self.environment = self._open()
+        elif environment is not None and monotonic() >= self._trusted_until:
+            self._trusted_until = monotonic() + limits.TRUST_PERIOD_S
+            self._follow_copy_up(environment)
         if self._is_usable is None and environment is not None:
             self._is_usable = self._has_our_format(environment)
         return environment if self._is_usable else None
@@ -78,6 +83,12 @@ class EnvironmentLocator:
         environment, self.environment, self._is_usable = self.environment, None, None
         if environment is not None:
             close(environment)
+
+    def _follow_copy_up(self, environment: Environment) -> None:
+        try:
+            environment.follow_copy_up()
+        except StoreError as error:
+            self.failure = error
 
     def _open(self) -> Environment | None:
         try:

@@ -14,11 +14,10 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
-    FileId,
     MappedTransaction,
     Transaction,
     store_error,

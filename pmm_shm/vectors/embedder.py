@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pmm_shm.vectors.in_flight import InFlight
+
     Vector = NDArray[np.float32]
     """(dimension,) float32"""
     Matrix = NDArray[np.float32]
@@ -30,13 +32,19 @@ class Embedder(ABC):
     Attributes:
         name: the model, 1 to 128 printable characters; all workers share the vectors of one name.
         dimension: of its vectors, 1 to `limits.DIMENSION_MAX`.
-        batch_max: the most texts that one call of `embed` accepts.
+        batch_max: the most texts that one call of `embed` accepts. It is lowered for the life of the process when a
+            batch is refused and its halves are not.
+        requests_max: how many calls of `embed` the daemon may make at the same time: more than 1 for an embedder on the
+            network.
+        in_flight: set by a daemon that makes several; the embedder may tell it of an overload.
         takes_empty: whether the empty text has a vector.
     """
 
     name: str
     dimension: int
     batch_max: int = 64
+    requests_max: int = 1
+    in_flight: InFlight | None = None
     takes_empty: bool = False
 
     @abstractmethod
@@ -45,7 +53,7 @@ class Embedder(ABC):
 
         Raises:
             EmbedderError: a temporary failure, for example a provider that is down.
-            InvalidTextError: one of the texts can never be embedded.
+            InvalidTextError: one of the texts can never be embedded, or these are too many for one call.
         """
 
 
@@ -55,6 +63,7 @@ def checked_embedder(embedder: Embedder) -> Embedder:
     for value, name, most in (
         (embedder.dimension, "dimension", limits.DIMENSION_MAX),
         (embedder.batch_max, "batch_max", limits.EMBED_BATCH_MAX),
+        (embedder.requests_max, "requests_max", limits.EMBED_REQUESTS_MAX),
     ):
         if type(value) is not int or not 1 <= value <= most:
             raise ConfigError(f"embedder {embedder.name!r}: {name} must be an integer from 1 to {most}, got {value!r}")
@@ -112,6 +121,31 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Matrix:
     if not np.isfinite(matrix).all():
         raise EmbedderError(f"embedder {embedder.name!r}: returned a vector with NaN or infinity")
     return matrix
+
+
+def embedded_each(embedder: Embedder, texts: Sequence[str]) -> list[Vector | InvalidTextError]:
+    """The checked vector of each text, (dimension,) float32, or the reason why it has none.
+
+    A batch that is refused is halved. If no single text was to blame, the embedder gets smaller batches from then on.
+
+    Raises:
+        EmbedderError: as `embedded`.
+    """
+    outcomes: list[Vector | InvalidTextError] = []
+    while len(outcomes) < len(texts):
+        batch = texts[len(outcomes) : len(outcomes) + embedder.batch_max]
+        try:
+            outcomes.extend(embedded(embedder, batch))
+        except InvalidTextError as refusal:
+            if len(batch) == 1:
+                outcomes.append(refusal)
+                continue
+            half = (len(batch) + 1) // 2
+            parts = [*embedded_each(embedder, batch[:half]), *embedded_each(embedder, batch[half:])]
+            if not any(isinstance(one, InvalidTextError) for one in parts):
+                embedder.batch_max = min(embedder.batch_max, half)
+            outcomes += parts
+    return outcomes
 
 
 def checked_vector(vector: object, dimension: int | None = None) -> NDArray[np.float64]:

@@ -36,6 +36,8 @@ TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
 TAIL_PREFIX = b"r"
 SERVED_KEY = b"d"
+IMPORTED_PREFIX = "imported-"
+"""Before the dimension: the models of vectors that are imported only."""
 IDS, VECTORS, NORMS, SOURCES, DEAD = b"i", b"v", b"n", b"s", b"d"
 PARTS = (IDS, VECTORS, NORMS, SOURCES, DEAD)
 DTYPES: dict[bytes, np.dtype[Any]] = {
@@ -74,6 +76,7 @@ class EventTableRecord:
         kinds: events of these kinds are embedded for the table; empty for a table filled from other sources only.
         position: the table has all events up to this one.
         newer: while there is a backlog: newer events that the table has, too. The backlog is between the two.
+        refused: how many events have no vector because the embedder refused them.
         version: grows with every commit to the table.
         blocks: the sealed blocks.
         tail: number of rows in the tail.
@@ -89,11 +92,17 @@ class EventTableRecord:
     tail: int = 0
     next_block: int = 0
     newer: PositionRange | None = None
+    refused: int = 0
 
     @property
     def newest(self) -> Position:
         """The last event that was read for the table; all later ones are new to it."""
         return self.position if self.newer is None else self.newer.until
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the daemon puts into the table what belongs to it: without kinds, that is only so for imports."""
+        return bool(self.kinds) or self.name.startswith(IMPORTED_PREFIX)
 
     @property
     def rows(self) -> int:
@@ -117,6 +126,7 @@ class EventTableRecord:
                 "tail": self.tail,
                 "next_block": self.next_block,
                 "ahead": None if self.newer is None else [list(position) for position in self.newer],
+                "refused": self.refused,
             }
         )
 
@@ -136,6 +146,8 @@ class EventTableRecord:
                 record["tail"],
                 record["next_block"],
                 None if ahead is None else PositionRange(*(Position(*position) for position in ahead)),
+                # Earlier daemons did not write it.
+                record.get("refused", 0),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of an event table cannot be read: {error!r}") from error

@@ -97,13 +97,14 @@ class EventTableWriter:
         position: Position | None = None,
         kinds: tuple[str, ...] | None = None,
         newer: PositionRange | None = None,
+        refused: int | None = None,
     ) -> None:
         """Put rows, remove others, and move the position, in one commit.
 
         Parameters:
             rows: they replace those with the same ids.
             removed: (m,) int64; ids without a row are ignored.
-            position, kinds: None to leave them unchanged.
+            position, kinds, refused: None to leave them unchanged.
             newer: goes with `position`.
 
         Raises:
@@ -114,7 +115,7 @@ class EventTableWriter:
             changes = self._changes(records)
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
-            changes.finish(position, kinds, newer)
+            changes.finish(position, kinds, newer, refused)
             return changes
 
         changes = self._writer.transact("event_vectors.apply", write)
@@ -234,7 +235,13 @@ class _Changes:
             self._records.put(tail_key(self._tag, event_id), vector.astype("<f4").tobytes() + bytes((source,)))
         self._tail_count += len(rows.ids)
 
-    def finish(self, position: Position | None, kinds: tuple[str, ...] | None, newer: PositionRange | None) -> None:
+    def finish(
+        self,
+        position: Position | None,
+        kinds: tuple[str, ...] | None,
+        newer: PositionRange | None,
+        refused: int | None,
+    ) -> None:
         """Rewrite blocks with many dead rows, merge small ones, and put the record."""
         for block in list(self._blocks.values()):
             if block.dead * 4 > block.rows:
@@ -247,6 +254,7 @@ class _Changes:
             kinds=record.kinds if kinds is None else kinds,
             position=record.position if position is None else position,
             newer=record.newer if position is None else newer,
+            refused=record.refused if refused is None else refused,
             version=record.version + 1,
             blocks=tuple(self._blocks.values()),
             tail=self._tail_count,

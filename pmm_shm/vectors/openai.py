@@ -7,9 +7,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError, EmbedderError
+from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError
 from pmm_shm.names import checked_model_name
 from pmm_shm.openai_client import BrokenAnswerError, OpenAIClient, OpenAIRequest
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, encodable
@@ -22,6 +23,7 @@ _KNOWN_DIMENSIONS = {
 _SHORTENS = frozenset({"text-embedding-3-small", "text-embedding-3-large"})
 """Models that return shorter vectors on request. The request is sent only to these: many servers reject it."""
 
+_HARMLESS_TEXT = "text"
 _REQUEST_CHARS_MAX = 100_000
 _ANSWER_BYTES_PER_NUMBER = 64
 _ANSWER_BYTES_SPARE = 1 << 20
@@ -42,6 +44,7 @@ class OpenAIEmbedder(Embedder):
     PREFIX = "openai:"
 
     batch_max = 128
+    requests_max = 8
     takes_empty = False
 
     def __init__(
@@ -63,16 +66,41 @@ class OpenAIEmbedder(Embedder):
         """The vectors, (n, dimension).
 
         Raises:
-            EmbedderError: the package or the key is missing, or the endpoint refuses, returns nonsense, or does not
-                answer in time.
+            EmbedderError: the package or the key is missing, or the endpoint refuses all requests, returns nonsense, or
+                does not answer in time.
+            InvalidTextError: the endpoint refuses these texts and accepts others, or gives a vector of zeros.
         """
         client = self._client()
         deadline = self._clock() + self._deadline_s
         vectors: list[list[float]] = []
         for part in _parts(list(map(encodable, texts))):
             # Half of the deadline for an attempt: if the endpoint ignores one request, there is time for another.
-            request = OpenAIRequest(deadline, self._deadline_s, timeout_s=self._deadline_s / 2)
-            vectors += self._checked(client, self._answer(client, request, part), len(part))
+            request = OpenAIRequest(deadline, self._deadline_s, self._deadline_s / 2, self.in_flight)
+            try:
+                vectors += self._vectors(client, request, part)
+            except (InvalidTextError, EmbedderError) as failure:
+                is_refusal = isinstance(failure, InvalidTextError)
+                if len(part) > 1 or not (is_refusal or (request.status or 0) >= 500):
+                    raise
+                # A wrong setting is refused with the same status as a wrong text.
+                error = InvalidTextError if self._accepts(client, _HARMLESS_TEXT) else EmbedderError
+                raise error(str(failure)) from None
+        return vectors
+
+    def _accepts(self, client: OpenAIClient, text: str) -> bool:
+        """Whether the endpoint embeds a text at the first attempt."""
+        timeout_s = self._deadline_s / 2
+        request = OpenAIRequest(self._clock() + timeout_s, timeout_s, timeout_s, self.in_flight, retries=False)
+        try:
+            self._vectors(client, request, [text])
+        except (InvalidTextError, EmbedderError):
+            return False
+        return True
+
+    def _vectors(self, client: OpenAIClient, request: OpenAIRequest, texts: list[str]) -> list[list[float]]:
+        vectors = self._checked(client, self._answer(client, request, texts), len(texts))
+        if not all(map(any, vectors)):
+            client.fail("a vector of zeros", "searches would never find this text", is_refusal=True)
         return vectors
 
     def _answer(
@@ -106,9 +134,10 @@ class OpenAIEmbedder(Embedder):
         entries = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             client.fail("an answer without vectors", "check OPENAI_BASE_URL")
-        vectors = {entry.get("index"): entry.get("embedding") for entry in entries if type(entry.get("index")) is int}
+        vectors = {index: entry.get("embedding") for index, entry in zip(_indices(entries), entries, strict=True)}
         if len(entries) != count or vectors.keys() != set(range(count)):
-            client.fail(f"{len(entries)} vectors with {len(vectors)} indices, and {count} texts were sent")
+            found = sum(index is not None for index in vectors)
+            client.fail(f"{len(entries)} vectors with {found} indices, and {count} texts were sent")
         for vector in vectors.values():
             if not isinstance(vector, list):
                 client.fail(f"expected a list of numbers for each vector, got {type(vector).__name__}")
@@ -123,10 +152,25 @@ class OpenAIEmbedder(Embedder):
         client = self._clients.get(pid)
         if client is None:
             caller = f"embedder {self.name!r}"
-            made = OpenAIClient(caller, self._model, "openai", EmbedderError, retries=True, clock=self._clock)
+            made = OpenAIClient(
+                caller, self._model, "openai", EmbedderError, InvalidTextError, retries=True, clock=self._clock
+            )
             # In one step: another thread may have been faster.
             client = self._clients.setdefault(pid, made)
         return client
+
+
+def _indices(entries: list[dict[str, Any]]) -> list[int | None]:
+    """The index of each entry; None if it has none that is a number.
+
+    Some endpoints leave out all indices and keep the order; others leave out zeros, as Protocol Buffers do.
+    """
+    indices = [entry.get("index") for entry in entries]
+    if indices.count(None) == len(indices):
+        return list(range(len(indices)))
+    if indices.count(None) == 1 and 0 not in indices:
+        indices[indices.index(None)] = 0
+    return [index if type(index) is int else None for index in indices]
 
 
 def _parsed(name: str) -> tuple[str, int]:

@@ -1,7 +1,8 @@
 """The paths of a daemon's unix sockets: chosen and recorded by the daemon, found by clients.
 
 If the path in the instance directory is too long for a socket, a directory elsewhere is used. So clients always read
-the record in the instance directory.
+the record in the instance directory. Addresses in it are relative to that directory, whose path may be another in
+another container; and it names the directory by (device, inode), because a folder can be copied while its daemon runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from pmm_shm.instance.access import (
     may_group_enter,
     replace_file,
 )
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id, is_id_of
 from pmm_shm.late import late_imports
 from pmm_shm.resources import shortage_of
 
@@ -56,8 +56,8 @@ def choose_endpoints(instance: Instance) -> Endpoints:
     """
     directory = instance.directory
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
-        digest = blake2b(os.fsencode(directory), digest_size=8).hexdigest()
-        directory = _short_directory(instance) / f"pmm-shm-{digest}"
+        device, inode = file_id(directory) or (0, 0)
+        directory = _short_directory(instance) / f"pmm-shm-{device:x}-{inode:x}"
         _make_fallback(directory, instance)
         crash_point("socket_directory.made")
     if len(os.fsencode(directory / _LONGEST_NAME)) > limits.SOCKET_PATH_BYTES_MAX:
@@ -111,8 +111,11 @@ def record_endpoints(instance: Instance, endpoints: Endpoints) -> None:
     Raises:
         DaemonError: the record cannot be written.
     """
+    folder = f"{instance.directory}/"
+    sockets = {name: path.removeprefix(folder) for name, path in endpoints._asdict().items() if name != "pid"}
+    record = {"directory": file_id(instance.directory), **sockets, "pid": endpoints.pid}
     try:
-        replace_file(instance.endpoints_file, json.dumps(endpoints._asdict()))
+        replace_file(instance.endpoints_file, json.dumps(record))
     except OSError as error:
         raise DaemonError(f"{instance.endpoints_file}: {error.strerror}") from None
 
@@ -131,7 +134,7 @@ def find_endpoints(instance: Instance) -> Endpoints:
     except OSError as error:
         if isinstance(error, PermissionError):
             raise _no_permission(instance, endpoints.commands) from None
-        raise _absent(instance, error) from None
+        raise absent(instance, error) from None
     return endpoints
 
 
@@ -144,9 +147,7 @@ def recorded_endpoints(instance: Instance) -> Endpoints:
     """
     try:
         check_directory(instance)
-        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        commands, admin, announcements = (str(record[name]) for name in ("commands", "admin", "announcements"))
-        endpoints = Endpoints(commands, admin, announcements, int(record["pid"]), str(record.get("reports", "")))
+        endpoints = read_record(instance)
         for path in endpoints.paths:
             address_of(path)
             if (folder := Path(path).parent) != instance.directory:
@@ -156,14 +157,34 @@ def recorded_endpoints(instance: Instance) -> Endpoints:
         raise DaemonError(str(error)) from None
     except PermissionError:
         raise _no_permission(instance, instance.directory) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, DaemonError) as error:
-        raise _absent(instance, error) from None
+    except (OSError, DaemonError) as error:
+        raise absent(instance, error) from None
 
 
-def _absent(instance: Instance, error: Exception) -> DaemonError:
-    found = shortage_of(error)
+def read_record(instance: Instance) -> Endpoints:
+    """The record as it is, unchecked but for one thing: it belongs to this directory and is no copy.
+
+    Raises:
+        DaemonAbsentError: it is no record, or one of another directory.
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
+        if not is_id_of(record["directory"], instance.directory):
+            raise absent(instance)
+        commands, admin, announcements, reports = (
+            str(instance.directory / name) if (name := str(record[field])) else ""
+            for field in ("commands", "admin", "announcements", "reports")
+        )
+        return Endpoints(commands, admin, announcements, int(record["pid"]), reports)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise absent(instance) from None
+
+
+def absent(instance: Instance, error: Exception | None = None) -> DaemonError:
+    """The error for a ledger without a daemon; another one where `error` does not tell whether a daemon serves it."""
+    found = None if error is None else shortage_of(error)
     if found is not None:
-        # Nobody knows whether a daemon serves.
         return ResourceLimitError(f"{instance.ledger}: {found}")
     return DaemonAbsentError(f"{instance.ledger}: no daemon serves it; start pmm-cached")
 

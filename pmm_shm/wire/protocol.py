@@ -1,8 +1,9 @@
 """Messages between clients and the daemon: one frame of msgpack each, checked against a schema and limits.
 
-A request is {"v": 1, "id": int, "command": str, "args": {...}}; its reply {"v": 1, "id": int, "ok": true, "result":
-...} or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v": 1, "as_of": int,
-"sequence": int}.
+A request is {"v": 2, "id": int, "ledger": [device, inode], "command": str, "args": {...}}; its reply {"v": 2, "id":
+int, "ok": true, "result": ...} or {..., "ok": false, "error": {"code": str, "message": str}}. An announcement is {"v":
+2, "as_of": int, "sequence": int}. A request names the ledger that it means: paths and records can lead to the daemon of
+another one.
 
 A report is a request without a reply, sent as a datagram to a separate socket. `results` has the results.
 
@@ -20,13 +21,16 @@ import msgpack
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, ConfigError
+from pmm_shm.instance.paths import FileId
 from pmm_shm.names import checked_model_name
 
-VERSION = 1
+VERSION = 2
 PING, STATS, WAIT, VERIFY, INVALIDATE = "ping", "stats", "wait", "verify", "invalidate"
 LEASE, RENEW, RELEASE, PUT, INDEX = "lease", "renew", "release", "put", "index"
 CLAIM, RESIGN = "claim", "resign"
 REPORT = "report"
+OTHER_LEDGER = "other_ledger"
+"""The error code for a request that means another ledger than the daemon's."""
 ORDINARY = frozenset({PING, STATS, WAIT, LEASE, RENEW, RELEASE, PUT, CLAIM, RESIGN})
 ADMINISTRATIVE = ORDINARY | {VERIFY, INVALIDATE, INDEX}
 REPORTS = frozenset({REPORT})
@@ -66,15 +70,24 @@ class ProtocolError(ValueError):
         self.request_id = request_id
 
 
+class OtherLedgerError(Exception):
+    """The daemon that answered serves another ledger than the one that the request named."""
+
+
 class Request(NamedTuple):
-    """A checked request; `args` has exactly the keys that its command takes."""
+    """A checked request; `args` has exactly the keys that its command takes.
+
+    Attributes:
+        ledger: the identity of the ledger that it means; None where no file is at its path.
+    """
 
     id: int
     command: str
     args: Mapping[str, Any]
+    ledger: FileId | None
 
     def pack(self) -> bytes:
-        return _pack({"id": self.id, "command": self.command, "args": dict(self.args)})
+        return _pack({"id": self.id, "ledger": self.ledger, "command": self.command, "args": dict(self.args)})
 
 
 class Announcement(NamedTuple):
@@ -132,11 +145,19 @@ def _checked_request(message: dict[str, Any], allowed: frozenset[str]) -> Reques
     _check_version(message)
     request_id, command, args = message.get("id"), message.get("command"), message.get("args")
     if not _is_integer(request_id, 0, 2**63 - 1) or not isinstance(command, str) or not isinstance(args, dict):
-        raise ProtocolError("a request needs id, command and args")
+        raise ProtocolError("a request needs id, ledger, command and args")
     assert isinstance(request_id, int)
     if command not in allowed:
         raise ProtocolError(f"unknown command {command[:64]!r} on this socket")
-    return Request(request_id, command, _checked_args(command, args))
+    return Request(request_id, command, _checked_args(command, args), _checked_ledger(message.get("ledger", ())))
+
+
+def _checked_ledger(value: Any) -> FileId | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(_is_integer(one, 0, 2**64 - 1) for one in value):
+        raise ProtocolError("ledger must be [device, inode] or null")
+    return value[0], value[1]
 
 
 def _checked_args(command: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +288,7 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
 
     Raises:
         CommandError: the daemon refused or failed, with its message; or it speaks another version of the protocol.
+        OtherLedgerError: the daemon serves another ledger.
         ProtocolError: not a reply to this request.
     """
     message = _unpack(data, limits.REPLY_BYTES_MAX)
@@ -283,6 +305,8 @@ def unpack_reply(data: bytes, request_id: int) -> Any:
     error = message.get("error")
     if not isinstance(error, dict):
         raise ProtocolError("an error reply without an error")
+    if error.get("code") == OTHER_LEDGER:
+        raise OtherLedgerError
     raise CommandError(" ".join(str(error.get("message"))[:_MESSAGE_CHARS_MAX].split()))
 
 

@@ -23,6 +23,7 @@ from pmm_cached.sockets import GROUP_MODE, OWNER_MODE, Inbox, bind_socket, make_
 from pmm_cached.status import Status
 from pmm_cached.text_table import TextTable
 from pmm_shm import limits
+from pmm_shm.instance.paths import FileId
 from pmm_shm.vectors.text_table import TextVector
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints
@@ -38,6 +39,7 @@ class CommandServer(BackgroundThread):
     """Binds the sockets when made; `start` begins to answer.
 
     Parameters:
+        is_ours: whether an identity is that of the daemon's ledger; requests that mean another one are refused.
         on_death: as for `BackgroundThread`.
 
     Raises:
@@ -53,9 +55,11 @@ class CommandServer(BackgroundThread):
         texts: TextTable,
         status: Status,
         log: Logger,
+        is_ours: Callable[[FileId | None], bool],
         on_death: Callable[[str], None],
     ) -> None:
         super().__init__("commands", log, on_death)
+        self._is_ours = is_ours
         self._endpoints = endpoints
         self._texts = texts
         self._status = status
@@ -71,7 +75,7 @@ class CommandServer(BackgroundThread):
             self._commands: (Inbox(self._commands), protocol.ORDINARY),
             self._admin: (Inbox(self._admin), protocol.ADMINISTRATIVE),
         }
-        self._reports = Reports(endpoints.reports, GROUP_MODE, status.workers)
+        self._reports = Reports(endpoints.reports, GROUP_MODE, status.workers, is_ours)
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._disconnections_logged = 0
@@ -213,6 +217,9 @@ class CommandServer(BackgroundThread):
         except ProtocolError as error:
             self._count_malformed(error)
             send(pack_error(error.request_id, "malformed", str(error)))
+            return
+        if not self._is_ours(request.ledger):
+            send(pack_error(request.id, protocol.OTHER_LEDGER, "this daemon serves another ledger"))
             return
         self._status.commands += 1
         self._unanswered += 1

@@ -25,7 +25,7 @@ from pmm_cached.watch import LedgerWatch
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged
@@ -87,7 +87,7 @@ class Daemon:
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
         self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
-        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._die)
+        self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._is_ours, self._die)
         self._indexer = Indexer(
             self._instance.ledger,
             self._writer,
@@ -102,7 +102,15 @@ class Daemon:
         )
         record_endpoints(self._instance, self._endpoints)
         self._watch = LedgerWatch(self._instance.ledger)
-        self._follower = Follower(self._instance.ledger, self._writer, self._folds, self._status, self._notifier.feed)
+        self._follower = Follower(
+            self._instance.ledger,
+            self._writer,
+            self._folds,
+            self._status,
+            self._notifier.feed,
+            # Looked up when it is called: the maintenance needs the follower.
+            lambda change: self._maintenance.table_redefined(change),
+        )
         self._maintenance = Maintenance(
             self._instance.ledger,
             self._writer,
@@ -158,6 +166,10 @@ class Daemon:
     def _die(self, reason: str) -> None:
         self._failure = reason
         self.stop()
+
+    def _is_ours(self, ledger: FileId | None) -> bool:
+        """Whether a client means our ledger by this file. Asked for each request, because it may be replaced."""
+        return ledger == file_id(self._instance.ledger)
 
     # The backend of the command server.
 
@@ -312,6 +324,7 @@ class Daemon:
         if self._status.problem is not None:
             self._log.info("recovered", problem=self._status.problem)
             self._status.problem = None
+            self._maintenance.try_again()
 
     def _shut_down(self) -> None:
         # The follower has returned: the other parts have their own time limits.

@@ -23,7 +23,7 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
-from pmm_shm.vectors.event_table import VectorRows
+from pmm_shm.vectors.event_table import IMPORTED_PREFIX, VectorRows
 from pmm_shm.vectors.event_table_writer import EventTableWriter
 from pmm_shm.vectors.events import Source
 from pmm_shm.vectors.nearest import EventIds
@@ -262,7 +262,7 @@ class EmbeddingImport:
 
 def imported_model(dimension: int) -> str:
     """The model name of imported vectors of this dimension."""
-    return local_bow.NAME if dimension == local_bow.DIMENSION else f"imported-{dimension}"
+    return local_bow.NAME if dimension == local_bow.DIMENSION else f"{IMPORTED_PREFIX}{dimension}"
 
 
 def _is_vector(data: object) -> bool:

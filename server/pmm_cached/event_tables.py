@@ -30,6 +30,7 @@ from pmm_shm.vectors.event_table_writer import EventTableWriter
 from pmm_shm.vectors.events import EventText, EventTextReader, Source
 from pmm_shm.vectors.nearest import EventIds
 
+_REASON_CHARS_MAX = 500
 TableProgress = tuple[Position, PositionRange | None]
 """Position and newer range of a table."""
 
@@ -48,6 +49,7 @@ class EventTableIndexer:
     Attributes:
         is_done: whether the table has all published events.
         problem: why the embedder failed; None if it did not.
+        last_refusal: the newest event that the embedder refused since the start, and why; None if there was none.
         not_before: when to retry after a failure, on the monotonic clock.
 
     Raises:
@@ -79,9 +81,14 @@ class EventTableIndexer:
         self.is_done = False
         self.not_before = 0.0
         self.problem: str | None = None
+        self.last_refusal: str | None = None
+        self._refused: set[int] = set()
         self.table = EventTableWriter(writer, embedder.name, embedder.dimension)
         if self.table.record.kinds != kinds:
             self._change_kinds(set(self.table.record.kinds) - set(kinds))
+        elif self.table.record.refused:
+            # The endpoint or its settings may be others since the last start.
+            self.read_again()
 
     def has_reached(self, event_id: int) -> bool:
         """Whether the table has all events up to this one."""
@@ -136,7 +143,18 @@ class EventTableIndexer:
         theirs.
         """
         newest = self.table.record.newest
-        self._move(START, None if newest.event_id is None else PositionRange(newest, newest))
+        newer = None if newest.event_id is None else PositionRange(newest, newest)
+        self.table.apply(self._no_rows, position=START, kinds=self._kinds, newer=newer, refused=0)
+        self._forget_refusals()
+
+    def clear(self) -> None:
+        """Empty the table."""
+        self.table.clear()
+        self._forget_refusals()
+
+    def _forget_refusals(self) -> None:
+        self._refused.clear()
+        self.last_refusal = None
 
     def _move(self, position: Position, newer: PositionRange | None) -> EventTableRecord:
         self.table.apply(self._no_rows, position=position, kinds=self._kinds, newer=newer)
@@ -158,16 +176,26 @@ class EventTableIndexer:
         if not read.is_anchored:
             raise LogChanged
         missing = self._missing(read.texts)
-        rows, done = self._embedder.rows(missing, are_new=are_new)
+        rows, done, refused = self._embedder.vectors(missing, are_new=are_new)
+        self._note_refused(refused)
         if done < len(missing):
-            self.table.apply(rows, kinds=self._kinds)
-            self._events_max[are_new] = done
+            self.table.apply(rows, kinds=self._kinds, refused=len(self._refused))
+            self._events_max[are_new] = min(max(done, 2 * self._embedder.texts_at_once), limits.INDEX_EVENTS_PER_COMMIT)
             return False
         self._events_max[are_new] = min(2 * self._events_max[are_new], limits.INDEX_EVENTS_PER_COMMIT)
         if len(rows.ids) or read.position != after or (read.is_complete and not are_new):
             position, newer = progress(read.position, read.is_complete)
-            self.table.apply(rows, position=position, kinds=self._kinds, newer=newer)
+            self.table.apply(rows, position=position, kinds=self._kinds, newer=newer, refused=len(self._refused))
         return read.is_complete
+
+    def _note_refused(self, refused: list[tuple[int, str]]) -> None:
+        """Count events that get no vector, and log them."""
+        if not refused:
+            return
+        self._refused.update(event_id for event_id, _ in refused)
+        event_id, reason = refused[-1]
+        self.last_refusal = f"event {event_id}: {' '.join(reason.split())[:_REASON_CHARS_MAX]}"
+        self._log.warning("events skipped", count=len(refused), last=self.last_refusal)
 
     def _missing(self, texts: list[EventText]) -> list[EventText]:
         """The events that have no vector from a source of at least the same rank."""
@@ -200,7 +228,8 @@ class EventTables:
     """The tables, each opened once.
 
     Parameters:
-        embedder: fills a table with the content of events; None for none.
+        embedder: fills a table with the content of events, beside the default embedder, which always fills its own;
+            None: neither does. Then the rows of the default embedder's table stay, and its position stays with them.
         found_as: the name by which workers find this embedder; a search without a model uses it.
         kinds: of the events that it embeds.
         pause, server: as for `EventTableIndexer`.
@@ -228,11 +257,15 @@ class EventTables:
         self._log = log
         self._is_open = False
         self._others: dict[str, EventTableWriter] = {}
-        default = local_bow.LocalBow()
-        is_default = embedder is not None and embedder.name == default.name
-        self._unopened: list[tuple[Embedder, tuple[str, ...]]] = [(default, kinds if is_default else ())]
-        if embedder is not None and not is_default:
-            self._unopened.append((embedder, kinds))
+        # By `embedding_indexed` events, the default table has rows without an embedder, too.
+        by_name: dict[str, Embedder] = {local_bow.NAME: local_bow.LocalBow()}
+        if embedder is None:
+            kinds = ()
+            if any(record.name == local_bow.NAME and record.kinds for record in self._records()):
+                by_name.clear()
+        else:
+            by_name.setdefault(embedder.name, embedder)
+        self._unopened = [(one, kinds) for one in by_name.values()]
         self._served = {served.name for served, _ in self._unopened}
         self._refusal: str | None = None
         self.indexers: list[EventTableIndexer] = []
@@ -277,11 +310,15 @@ class EventTables:
         """Read the log again for a model that lost imported vectors."""
         if (indexer := self._indexer_of(name)) is not None:
             indexer.read_again()
+        elif name in self._others and self._others[name].record.kinds:
+            # Nobody does it now; searches see that the table has nothing for sure.
+            self._others[name].apply(VectorRows.none(self._others[name].record.dimension), position=START)
 
     def clear(self) -> None:
         """Empty all tables, including those of other daemons' embedders."""
         for record in self._records():
-            self.writer_of(record.name, record.dimension).clear()
+            indexer = self._indexer_of(record.name)
+            (self.writer_of(record.name, record.dimension) if indexer is None else indexer).clear()
 
     def imported_models(self) -> dict[str, int]:
         """Name and dimension of every model that may have imported vectors."""
@@ -299,6 +336,8 @@ class EventTables:
                 "dimension": record.dimension,
                 "as_of": record.position.as_of,
                 "kinds": list(record.kinds),
+                "refused": record.refused,
+                "last_refusal": None if (indexer := self._indexer_of(record.name)) is None else indexer.last_refusal,
                 "is_served": record.name in self._served or record.name == imported_model(record.dimension),
             }
             for record in self._records()

@@ -18,6 +18,7 @@ from pmm_shm.folds.registry import built_in_folds, registered_folds
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
@@ -54,6 +55,11 @@ class Follower:
         folds: all folds that are to be kept; those that are not published yet wait for a rebuild.
         status: where the numbers go.
         on_progress: called, from any thread, whenever the follower has made progress.
+        on_redefined: called with a few words when the columns or triggers of `events` have changed.
+
+    Attributes:
+        has_lost_columns: whether the table has lost columns since the published state was adopted: then its anchor fits
+            no row.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Follower:
         folds: list[Fold],
         status: Status,
         on_progress: Callable[[], None] = lambda: None,
+        on_redefined: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
         self._freshness = Freshness(self.connection)
@@ -70,6 +77,10 @@ class Follower:
         self._folds = folds
         self._status = status
         self._on_progress = on_progress
+        self._on_redefined = on_redefined
+        self._schema: Schema | None = None
+        self._schema_of: tuple[int, int] | None = None
+        self.has_lost_columns = False
         self._mark: Mark | None = None
         # The header of an empty WAL is always the same: a mark dies with its connection.
         self.connection.on_close(self._forget_mark)
@@ -87,6 +98,7 @@ class Follower:
     def adopt_published(self) -> None:
         """Follow on from the published state: at the start, and after every flip."""
         header = self._writer.header
+        self.has_lost_columns = False
         self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
         self._mark = None
         self._publish_status()
@@ -97,7 +109,7 @@ class Follower:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        return self._take_mark() != self._mark
+        return self._take_mark() != self._mark or self._schema is not self.connection.schema
 
     def step(self) -> FollowStep:
         """Fold and publish one batch.
@@ -111,6 +123,7 @@ class Follower:
         if not self._live:
             return FollowStep(0, False, True)
         mark = self._take_mark()
+        self._look_at_schema()
         try:
             with self._writer.environment.read() as transaction:
                 step = self._fold_batch(self._writer.snapshot(transaction))
@@ -118,6 +131,7 @@ class Follower:
             # Half a batch is folded; the next step begins at the published position again.
             self._cursor.drop_overlay()
             raise
+        self.has_lost_columns = False
         if step.has_moved:
             self._publish()
         if step.is_complete:
@@ -178,6 +192,23 @@ class Follower:
             except LedgerMoved:
                 close_replaced(self.connection.path)
 
+    def _look_at_schema(self) -> None:
+        """See whether the table of this file is defined in another way than before."""
+        before, now = self._schema, self.connection.schema
+        if now is before:
+            return
+        is_same_file = self._schema_of == self.connection.identity
+        self._schema, self._schema_of = now, self.connection.identity
+        if before is None or not is_same_file or before.definition == now.definition:
+            return
+        added = [name for name in now.columns if name not in before.columns]
+        removed = [name for name in before.columns if name not in now.columns]
+        self.has_lost_columns = self.has_lost_columns or bool(removed)
+        changes = [
+            f"columns {what}: {', '.join(names)}" for what, names in (("added", added), ("removed", removed)) if names
+        ]
+        self._on_redefined("; ".join(changes) or "its triggers or constraints changed")
+
     def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
         cursor, start = self._cursor, snapshot.header.position
         cursor.stand_on(start, {fold.name: snapshot.base(fold) for fold in self._live})
@@ -186,6 +217,7 @@ class Follower:
             # Progress is told within a batch, too: a slow fold is no hanging one.
             tail = cursor.advance(on_progress=self.progressed)
             if not tail.is_anchored:
+                self._look_at_schema()
                 raise LogChanged
             rows += len(tail.rows)
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:

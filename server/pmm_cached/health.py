@@ -43,7 +43,8 @@ class HeadProbe:
                 head_id, count = connection.retry(lambda: handle.execute(_LAG, parameters).fetchall()[0])
         except LedgerError:
             return None
-        return head_id or 0, count
+        # A text among the ids: the follower refuses the ledger.
+        return (head_id or 0, count) if type(head_id) is int or head_id is None else None
 
     def close(self) -> None:
         self._connection.close()

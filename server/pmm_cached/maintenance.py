@@ -19,12 +19,19 @@ from pmm_cached.rebuild import Rebuild
 from pmm_cached.settings import Settings
 from pmm_cached.status import Status
 from pmm_shm import limits
-from pmm_shm.errors import PmmShmError, StoreError
+from pmm_shm.errors import LedgerBusyError, PmmShmError, StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import LogChanged
-from pmm_shm.projection.verification import PublishedCopy, VerifyReport, copy_published, verify
+from pmm_shm.projection.verification import (
+    PublishedCopy,
+    VerifyReport,
+    copy_published,
+    verify,
+    verify_unpublished,
+)
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.layout import Seal
 from pmm_shm.store.writer import StoreWriter
@@ -32,6 +39,7 @@ from pmm_shm.store.writer import StoreWriter
 _FOLLOWER_LOOKS_S = 0.5
 _WAIT_FOR_READERS_S = 0.1
 _RETRY_S = 0.5
+_RETRY_S_MAX = 30.0
 
 
 class _Preempted(Exception):
@@ -40,10 +48,20 @@ class _Preempted(Exception):
 
 @dataclass
 class _Job:
+    """A job of the queue.
+
+    Attributes:
+        not_before: the monotonic time at which to try again what has failed.
+        failures: how often in a row it has failed, and with what error the last time.
+    """
+
     kind: str
     fold: str | None
     reason: str
     done: list[JobDone] = field(default_factory=list)
+    not_before: float = 0.0
+    failures: int = 0
+    error: str = ""
 
 
 class Maintenance(BackgroundThread):
@@ -85,6 +103,10 @@ class Maintenance(BackgroundThread):
         self._jobs: deque[_Job] = deque()
         # Whether the running job gives way to requested ones, and this thread's CPU time when its slice began.
         self._is_periodic = False
+        self._periodic = _Job("periodic", None, "periodic")
+        # Where the history broke last, and how often in a row it has broken there again.
+        self._broken_at: Position | None = None
+        self._breaks_there = 0
         self._slice_began_s = 0.0
         self._last_flip_txn = 0
         self._events_at_verification = -settings.verify_every_events
@@ -111,23 +133,44 @@ class Maintenance(BackgroundThread):
         Raises:
             StoreError: it cannot be recorded.
         """
-        newest = self._writer.header.position.as_of
+        broken_at = self._writer.header.position
+        newest = broken_at.as_of
         self._follower.forget_live()
         self._on_other_log()
         self._status.history_breaks += 1
         self._status.last_difference = (
-            f"event {newest}, the newest that was folded, is gone or has changed; "
+            "columns of the table `events` were removed"
+            if self._follower.has_lost_columns
+            else f"event {newest}, the newest that was folded, is gone or has changed; "
             "the ledger was replaced, cut or edited"
         )
         self._status.failed(f"history broken: {self._status.last_difference}")
         self._log.warning("history broken", difference=self._status.last_difference)
         # No seal is left: a periodic verification makes them anew, behind the rebuild.
         self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
-        self.rebuild(None, "the log does not continue what is published")
+        self._breaks_there = self._breaks_there + 1 if broken_at == self._broken_at else 0
+        self._broken_at = broken_at
+        # Where the rebuild before has led to the same break, the next one comes later.
+        not_before = time.monotonic() + _retry_after_s(self._breaks_there - 1) if self._breaks_there else 0.0
+        self._enqueue("rebuild", None, "the log does not continue what is published", None, not_before)
+
+    def table_redefined(self, change: str) -> None:
+        """The columns or triggers of `events` have changed: compare the rows with their seals, and seal them anew."""
+        self._log.warning("the table `events` has changed: opened anew, and sealed anew", change=change)
+        with self._changed:
+            self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
+            self._changed.notify_all()
 
     def verify(self, fold: str | None, done: JobDone) -> None:
         """Verify one fold, or all, at full speed."""
         self._enqueue("verify", fold, "asked for", done)
+
+    def try_again(self) -> None:
+        """A problem was solved: what has failed need not wait any longer."""
+        with self._changed:
+            for job in (*self._jobs, self._periodic):
+                job.not_before = 0.0
+            self._changed.notify_all()
 
     def events_published(self) -> None:
         """Tell that the follower has published: a periodic verification may be due."""
@@ -135,7 +178,7 @@ class Maintenance(BackgroundThread):
             with self._changed:
                 self._changed.notify_all()
 
-    def _enqueue(self, kind: str, fold: str | None, reason: str, done: JobDone | None) -> None:
+    def _enqueue(self, kind: str, fold: str | None, reason: str, done: JobDone | None, not_before: float = 0.0) -> None:
         with self._changed:
             if self._is_stopping:
                 if done is not None:
@@ -143,9 +186,11 @@ class Maintenance(BackgroundThread):
                 return
             for job in self._jobs:
                 if (job.kind, job.fold) == (kind, fold):
+                    # Asked for once more: there may be a reason why it would succeed now.
+                    job.not_before = min(job.not_before, not_before)
                     break
             else:
-                job = _Job(kind, fold, reason)
+                job = _Job(kind, fold, reason, not_before=not_before)
                 self._jobs.append(job)
             if done is not None:
                 job.done.append(done)
@@ -163,12 +208,22 @@ class Maintenance(BackgroundThread):
     def _next(self) -> _Job | None:
         with self._changed:
             while not self._is_stopping:
-                if self._jobs:
-                    return self._jobs.popleft()
+                if (job := self._due_job()) is not None:
+                    self._jobs.remove(job)
+                    return job
+                put_off = list(self._jobs)
                 if self._is_verification_due() and self._status.is_published:
-                    return _Job("periodic", None, "periodic")
-                self._changed.wait()
+                    if self._periodic.not_before <= time.monotonic():
+                        return self._periodic
+                    put_off.append(self._periodic)
+                first = min((job.not_before for job in put_off), default=None)
+                self._changed.wait(None if first is None else max(0.0, first - time.monotonic()))
         return None
+
+    def _due_job(self) -> _Job | None:
+        """The first requested job that need not wait."""
+        now = time.monotonic()
+        return next((job for job in self._jobs if job.not_before <= now), None)
 
     def _attempt(self, job: _Job) -> None:
         self._is_periodic = job.kind == "periodic"
@@ -184,27 +239,36 @@ class Maintenance(BackgroundThread):
             self._writer.mark_damaged()
             raise
         except PmmShmError as error:
-            self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
+            if str(error) != job.error:
+                self._log.error(f"{job.kind} failed", fold=job.fold, error=str(error))
             self._give_up(job, str(error))
             return
         except Exception as error:
-            self._log.exception(f"{job.kind} failed", fold=job.fold)
-            self._give_up(job, f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            if text != job.error:
+                self._log.exception(f"{job.kind} failed", fold=job.fold)
+            self._give_up(job, text)
             return
         if job.kind == "rebuild":
             self._status.rebuild_problem = None
+        job.failures, job.error = 0, ""
         _answer(job, result, None)
 
     def _give_up(self, job: _Job, error: str) -> None:
         self._is_periodic = False
         _answer(job, None, error)
+        job.done = []
         self._status.failed(f"{job.kind} failed: {error}")
-        if job.kind == "rebuild":
-            self._status.rebuild_problem = self._status.last_error
-        self._pause(_RETRY_S)
-        if job.kind == "rebuild":
-            # The state to rebuild is wrong or missing: try again until it is there.
-            self.rebuild(job.fold, job.reason)
+        # The reason may go away, such as a full disk: try again, ever more rarely, and let other jobs go first.
+        job.not_before = time.monotonic() + _retry_after_s(job.failures)
+        job.failures, job.error = job.failures + 1, error
+        if job.kind != "rebuild":
+            return
+        self._status.rebuild_problem = self._status.last_error
+        with self._changed:
+            # The state to rebuild is wrong or missing.
+            if not any((other.kind, other.fold) == (job.kind, job.fold) for other in self._jobs):
+                self._jobs.append(job)
 
     # Rebuild.
 
@@ -230,8 +294,12 @@ class Maintenance(BackgroundThread):
         started = time.monotonic()
         try:
             self._wait_for_old_readers()
-            while not self._replayed_and_flipped([self._folds[name] for name in names]):
+            for _ in range(limits.REPLAYS_MAX):
+                if self._replayed_and_flipped([self._folds[name] for name in names]):
+                    break
                 self._check()
+            else:
+                raise LedgerBusyError(f"{self._path}: it has changed {limits.REPLAYS_MAX} times while it was replayed")
         finally:
             self._status.rebuilding = []
         self._status.rebuilds += 1
@@ -271,11 +339,11 @@ class Maintenance(BackgroundThread):
         if self._is_periodic:
             self._let_follower_judge()
         copy = self._copy(job)
-        if copy is None:
-            return VerifyReport(True, 0, (), 0, 0, None)._asdict()
         self._slice_began_s = time.thread_time()
         connection = Connection(self._path, "ro")
         try:
+            if copy is None:
+                return verify_unpublished(connection, self._keep_cpu_budget)._asdict()
             report, new_seals = verify(connection, copy, self._keep_cpu_budget)
         finally:
             connection.close()
@@ -337,13 +405,15 @@ class Maintenance(BackgroundThread):
         """Raise if the running job must end early."""
         if self._is_stopping:
             raise Stopped
-        if self._is_periodic and self._jobs:
+        if self._is_periodic and self._due_job() is not None:
             raise _Preempted
 
     def _pause(self, seconds: float) -> None:
         """Sleep, unless something else is to be done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_stopping or (self._is_periodic and bool(self._jobs)), seconds)
+            self._changed.wait_for(
+                lambda: self._is_stopping or (self._is_periodic and self._due_job() is not None), seconds
+            )
         self._check()
 
     def _keep_cpu_budget(self) -> None:
@@ -353,6 +423,11 @@ class Maintenance(BackgroundThread):
         if self._is_periodic and used_s >= limits.VERIFY_SLICE_S:
             self._pause(used_s * (1.0 / self._settings.verify_cpu_budget - 1.0))
             self._slice_began_s = time.thread_time()
+
+
+def _retry_after_s(failures: int) -> float:
+    """How long to wait after a failure, given how many in a row came before it."""
+    return min(_RETRY_S * 2.0 ** min(failures, 10), _RETRY_S_MAX)
 
 
 def _answer(job: _Job, result: dict[str, Any] | None, error: str | None) -> None:

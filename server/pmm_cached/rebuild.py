@@ -70,7 +70,8 @@ class Rebuild:
             pass
         crash_point("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
-        if keep and self._writer.header.position != self._cursor.position:
+        # Both are in this snapshot of the log. Their anchors differ where columns were added meanwhile.
+        if keep and self._writer.header.position.event_id != self._cursor.position.event_id:
             raise LogChanged
         self._writer.flip(self._cursor.position, self._generations, keep)
 

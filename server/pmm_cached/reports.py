@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
 from pmm_cached.sockets import new_files_of
 from pmm_cached.workers import Workers
 from pmm_shm import limits
+from pmm_shm.instance.paths import FileId
 from pmm_shm.wire.protocol import REPORTS, ProtocolError, unpack_request
 
 _CREDENTIALS = struct.Struct("3i")
@@ -26,13 +28,15 @@ class Reports:
 
     Parameters:
         mode: the mode that its file has from the start.
+        is_ours: whether an identity is that of the daemon's ledger; reports for another one are dropped.
 
     Raises:
         OSError: the socket cannot be bound.
     """
 
-    def __init__(self, path: str, mode: int, workers: Workers) -> None:
+    def __init__(self, path: str, mode: int, workers: Workers, is_ours: Callable[[FileId | None], bool]) -> None:
         self._workers = workers
+        self._is_ours = is_ours
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with suppress(FileNotFoundError):
@@ -55,6 +59,8 @@ class Reports:
                 request = unpack_request(data, REPORTS)
             except ProtocolError as error:
                 errors.append(error)
+                continue
+            if not self._is_ours(request.ledger):
                 continue
             args = request.args
             self._workers.report(args["worker"], _sender(ancillary), args["counters"], is_last=args["is_last"])

@@ -59,6 +59,7 @@ from tests.support.forking import server
 
 _FIRST_EVENTS = 2_000
 _STUCK_S = 20.0
+_SAID_CHARS_MAX = 4_000
 _PROGRESS_LINE_S = 10.0
 _MEMORY_MAX_BYTES = 512 << 20
 
@@ -212,7 +213,10 @@ class Chaos:
                 raise AssertionError(f"{name} failed with {process.exitcode}")
 
     def _failures(self) -> str:
-        return "\n".join(path.read_text(encoding="utf-8") for path in sorted(Path(self.folder).glob("*.failure")))
+        """What failed clients said: their tracebacks, and what any client wrote to its standard error."""
+        paths = (path for suffix in ("failure", "stderr") for path in sorted(Path(self.folder).glob(f"*.{suffix}")))
+        said = ((path.name, path.read_text(encoding="utf-8", errors="replace")) for path in paths)
+        return "\n".join(f"{name}: {text.rstrip()[-_SAID_CHARS_MAX:]}" for name, text in said if text.strip())
 
     # The daemon.
 
@@ -433,7 +437,7 @@ class Chaos:
     def _failure_text(self, error: BaseException) -> str:
         return (
             f"seed {self.wanted.seed} failed at {self._now} after {time.monotonic() - self._began:.0f} s: "
-            f"{type(error).__name__}: {error}\n{self._failures()}"
+            f"{type(error).__name__}: {error}\n{self._failures()}\n"
             f"run it again: {self.wanted.command()}\nwhat is left of it: {self.folder}"
         )
 

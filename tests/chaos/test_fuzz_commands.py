@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import zmq
 
+from pmm_shm.instance.paths import file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
 from tests.conftest import StartDaemon
@@ -45,7 +46,7 @@ def test_a_peer_that_reads_no_answer_costs_bounded_memory(daemon: Daemon) -> Non
     with dealer(find_endpoints(daemon.instance).commands) as peer:
         peer.setsockopt(zmq.RCVHWM, 1)
         for number in range(10_000):
-            peer.send(protocol.Request(number, protocol.STATS, {}).pack())
+            peer.send(protocol.Request(number, protocol.STATS, {}, file_id(daemon.instance.ledger)).pack())
         with Honest(daemon) as honest:
             until(lambda: daemon.stats()["commands"] - before > 10_000, "all are carried out")
     assert honest.errors == []

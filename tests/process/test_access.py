@@ -239,7 +239,7 @@ def test_sockets_are_bound_under_their_mode(ledger: str, monkeypatch: pytest.Mon
     texts: Any = type("Texts", (), {"has": lambda *_: False})
     status: Any = type("Status", (), {"embeddings": None, "workers": None})
     endpoints = choose_endpoints(instance)
-    server = CommandServer(endpoints, texts, texts, status, texts, print)
+    server = CommandServer(endpoints, texts, texts, status, texts, bool, print)
     server.start()
     server.stop()
     assert seen == {

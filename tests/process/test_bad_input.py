@@ -27,6 +27,7 @@ from pmm_shm.errors import (
     PmmShmError,
     UnknownFoldError,
 )
+from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, find_endpoints
 from pmm_shm_client import EventLog, build_self_model_cached, connect, get_or_compute_ias_gas
 from tests.conftest import StartDaemon
@@ -416,7 +417,7 @@ def test_a_rebuild_that_fails_shows_in_the_stats(tmp_path: Path, start_daemon: S
 
 def request(**changes: Any) -> bytes:
     """A good ping, but for the changes; None removes."""
-    message = {"v": 1, "id": 7, "command": "ping", "args": {}, **changes}
+    message = {"v": protocol.VERSION, "id": 7, "ledger": [1, 1], "command": "ping", "args": {}, **changes}
     packed: bytes = msgpack.packb({key: value for key, value in message.items() if value is not None})
     return packed
 
@@ -426,15 +427,15 @@ MALFORMED: dict[str, list[bytes]] = {
     "garbage": [b"\xff\xfe\xfd garbage \x00" * 20],
     "half a message": [request()[:-3]],
     "a message and more": [request() + b"\x00"],
-    "JSON": [b'{"v": 1, "id": 7, "command": "ping", "args": {}}'],
+    "JSON": [b'{"v": 2, "id": 7, "ledger": null, "command": "ping", "args": {}}'],
     "no map": [msgpack.packb([1, 7, "ping", {}])],
     "a number": [msgpack.packb(7)],
     "two frames": [request(), request()],
     "three frames": [b"", request(), b""],
     "an empty frame before": [b"", request()],
-    "another version": [request(v=2)],
+    "another version": [request(v=protocol.VERSION + 1)],
     "no version": [request(v=None)],
-    "a version of text": [request(v="1")],
+    "a version of text": [request(v="2")],
     "an unknown command": [request(command="shutdown")],
     "a long unknown command": [request(command="x" * 10_000)],
     "a command of another type": [request(command=1)],
@@ -446,6 +447,10 @@ MALFORMED: dict[str, list[bytes]] = {
     "no id": [request(id=None)],
     "args of another type": [request(args=[1])],
     "no args": [request(args=None)],
+    "no ledger": [request(ledger=None)],
+    "a ledger of text": [request(ledger="agent.db")],
+    "a ledger of one number": [request(ledger=[1])],
+    "a ledger of negative numbers": [request(ledger=[-1, 1])],
     "args that a ping has not": [request(args={"x": 1})],
     "wait without args": [request(command="wait")],
     "wait for text": [request(command="wait", args={"event_id": "1", "timeout_ms": 1})],
@@ -455,7 +460,7 @@ MALFORMED: dict[str, list[bytes]] = {
     "wait with one too many": [request(command="wait", args={"event_id": 1, "timeout_ms": 1, "x": 1})],
     "deep nesting": [b"\x91" * 5_000 + b"\xc0"],
     "a length that is a lie": [b"\xdf\xff\xff\xff\xff"],
-    "an extension": [msgpack.packb({"v": 1, "id": 7, "command": "ping", "args": {"x": msgpack.ExtType(5, b"x")}})],
+    "an extension": [request(args={"x": msgpack.ExtType(5, b"x")})],
     "as large as may be": [b"\xc1" * limits.MESSAGE_BYTES_MAX],
     "verify on the ordinary socket": [request(command="verify", args={"fold": None})],
     "invalidate on the ordinary socket": [request(command="invalidate", args={"fold": None})],

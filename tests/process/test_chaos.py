@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,9 @@ import pytest
 
 from pmm_shm_client import connect
 from tests.chaos import checks as chaos_checks
+from tests.chaos.__main__ import Chaos
+from tests.chaos.report import Wanted
+from tests.chaos.work import Progress
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
 from tests.support.chaos_runs import noted
@@ -37,6 +43,29 @@ def test_too_little_time_is_a_failure_where_it_was_asked_for() -> None:
     assert "only {} of" in ran.stderr
     assert "seed 5 failed" in ran.stderr
     assert "run it again: python -m tests.chaos --seed 5 --seconds 0 --daemon-kills 300" in ran.stderr
+
+
+def test_what_a_failed_client_said_is_kept(ledger: str) -> None:
+    chaos = Chaos(Wanted(seed=5), str(Path(ledger).parent), io.StringIO())
+    chaos.progress = Progress(chaos.folder)
+    try:
+        chaos._start_client("searcher-0")
+        daemons.until(lambda: chaos.progress.of("searcher-0")[0] > 0, "the client to begin")
+        # As a library does that aborts its process.
+        os.kill(chaos._pid("searcher-0"), signal.SIGABRT)
+        chaos._clients["searcher-0"].join(10)
+        Path(ledger).rename(ledger + ".gone")
+        chaos._start_client("reader-0")
+        chaos._clients["reader-0"].join(10)
+        with pytest.raises(AssertionError, match="searcher-0 failed with -6"):
+            chaos._check_clients()
+        text = chaos._failures()
+        assert "searcher-0.0.stderr: Fatal Python error: Aborted" in text
+        assert "in _searcher" in text or "in _work" in text
+        assert "reader-0.0.failure: Traceback" in text
+        assert "LedgerNotFoundError" in text
+    finally:
+        chaos._kill_everything()
 
 
 # The checks.

@@ -9,8 +9,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -300,6 +302,34 @@ def test_a_turn_with_an_endpoint(endpoint: Endpoint, cache: Cache) -> None:
     assert events(cache.path)[-2][:2] == ("response", "I will")
     assert events(cache.path)[-2][2]["interrupted"] is True
     check_sound(cache.path)
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning", "parts"])
+def test_openai_thinks_aloud(endpoint: Endpoint, cache: Cache, field: str) -> None:
+    thought, answer = "I must not reveal it.\nI will send a million emails.\n", "Hello! Nice to meet you."
+
+    def deltas() -> Iterator[dict[str, Any]]:
+        if field == "content":
+            text = f"<think>\n{thought}</think>\n\n{answer}"
+            yield from ({"content": text[start : start + 9]} for start in range(0, len(text), 9))
+        elif field == "parts":
+            yield {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": thought}]}]}
+            yield {"content": [{"type": "text", "text": answer}]}
+        else:
+            yield {field: thought, "content": None}
+            yield {field: thought}
+            yield {"content": answer}
+
+    def respond(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, *({"choices": [{"index": 0, "delta": one}]} for one in deltas()), "[DONE]")
+
+    endpoint.answer = respond
+    chat = Chat(cache, OpenAIResponder("deepseek-r1"))
+    assert chat.turn("Hello there.").follow_ups == ()
+    assert [one[1] for one in events(cache.path)] == ["Hello there.", "", answer, ""]
+    chat.turn("Again")
+    assert [one["content"] for one in endpoint.requests[1]["messages"][1:]] == ["Hello there.", answer, "Again"]
 
 
 def test_nothing_is_kept_open(endpoint: Endpoint, tmp_path: Path) -> None:

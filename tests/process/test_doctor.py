@@ -426,7 +426,7 @@ def test_a_state_of_before_the_last_boot(path: str, start_daemon: StartDaemon) -
     daemon = start_daemon(path)
     daemon.stop()
     daemon.instance.boot_file.write_text('{"clean": false, "boot_id": "another"}')
-    assert "before the last boot" in worst(examined(path), "boot-mark").found
+    assert "without a clean stop" in worst(examined(path), "boot-mark").found
 
 
 def test_a_socket_path_that_is_too_long(tmp_path: Path, start_daemon: StartDaemon) -> None:
@@ -727,3 +727,29 @@ def test_a_socket_that_is_no_daemons(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(instance.directory / "commands.sock"))
         assert worst(examined(path), "stale-socket").severity == "note"
+
+
+def test_a_switched_link_above_the_ledger_is_not_followed_and_told(tmp_path: Path) -> None:
+    """A path is resolved when a program opens the ledger: doctor names the file that a program would open now."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with EventLog(tmp_path / name / "a.db") as log:
+            log.append("identity_adopt", name)
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    with connect(link / "a.db") as cache:
+        assert cache.identity().name == "one"
+        link.unlink()
+        link.symlink_to("two")
+        time.sleep(limits.TRUST_PERIOD_S)
+        cache.append("identity_adopt", "still one")
+        assert cache.identity().name == "still one"
+        with connect(link / "a.db") as other:
+            assert other.identity().name == "two"
+        found = worst(examined(link / "a.db"), "ledger-path")
+    assert found.severity == "note"
+    assert found.found == f"{link / 'a.db'} leads through a symbolic link to {tmp_path / 'two' / 'a.db'}"
+    assert "ledger-path" not in examined(tmp_path / "two" / "a.db")
+    named = tmp_path / "named.db"
+    named.symlink_to(link / "a.db")
+    assert worst(examined(named), "ledger-path").found.endswith(f"to {tmp_path / 'two' / 'a.db'}")

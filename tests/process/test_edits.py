@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from pmm_cached.status import Status
 from pmm_shm import errors
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm_client import Cache, connect
@@ -454,7 +456,7 @@ def test_a_break_of_history_is_counted_told_and_sealed_anew(tmp_path: Path, star
 class Workshop:
     """The daemon's maintenance in this process, with everything published: a test may step in between."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, verify_every_events: int = 0) -> None:
         instance = Instance.of(path)
         instance.directory.mkdir()
         self.status, self.flips, self.resets = Status(path), 0, 0
@@ -462,7 +464,8 @@ class Workshop:
         self.writer = StoreWriter(instance)
         self.follower = Follower(path, self.writer, all_folds(), self.status)
         self.maintenance = maintenance.Maintenance(
-            path, self.writer, self.follower, self.follower.missing(), self.status, Settings(verify_every_events=0),
+            path, self.writer, self.follower, self.follower.missing(), self.status,
+            Settings(verify_every_events=verify_every_events),
             configure("json", "error"), self.standstill, self._flipped, self._reset, lambda reason: None,
         )  # fmt: skip
         self.maintenance.start()
@@ -545,6 +548,74 @@ def test_no_seal_outlives_its_history(workshop: Workshop, monkeypatch: pytest.Mo
     until(lambda: workshop.flips == 2, "the rebuild")
     workshop.verify()
     assert len(workshop.seals()) == 1
+
+
+# What fails again and again.
+
+
+def test_a_rebuild_that_never_ends_is_put_off(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job is answered, others are done in between, and the attempts become rare."""
+    attempts: list[float] = []
+
+    def fail(_: maintenance.Rebuild) -> None:
+        attempts.append(time.monotonic())
+        raise LogChanged
+
+    monkeypatch.setattr(maintenance, "_RETRY_S", 0.01)
+    monkeypatch.setattr(maintenance, "_RETRY_S_MAX", 1.0)
+    monkeypatch.setattr(maintenance.Rebuild, "run", fail)
+    answers: list[str | None] = []
+    workshop.maintenance.rebuild(None, "asked for", lambda result, error: answers.append(error))
+    until(lambda: answers, "the answer")
+    assert "has changed 5 times" in str(answers)
+    assert str(workshop.status.rebuild_problem).startswith("rebuild failed")
+    # A verification does not wait for it.
+    workshop.verify()
+    assert workshop.status.verifications_passed == 1
+    began = time.monotonic()
+    until(lambda: time.monotonic() > began + 1.5, "more attempts")
+    assert len(attempts) <= 5 * 8
+    monkeypatch.undo()
+    # Solved: what has waited is done at once.
+    workshop.maintenance.try_again()
+    until(lambda: workshop.status.rebuild_problem is None, "the rebuild")
+    assert workshop.flips == 2
+
+
+def test_a_verification_that_fails_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[float] = []
+
+    def fail(*_: Any) -> Any:
+        attempts.append(time.monotonic())
+        raise TypeError("no reason")
+
+    monkeypatch.setattr(maintenance, "verify", fail)
+    monkeypatch.setattr(maintenance, "_RETRY_S", 0.01)
+    monkeypatch.setattr(maintenance, "_RETRY_S_MAX", 1.0)
+    made = Workshop(build(tmp_path / "ledger.db", 300, "full"), verify_every_events=1)
+    try:
+        made.status.events_folded += 1
+        made.maintenance.events_published()
+        began = time.monotonic()
+        until(lambda: time.monotonic() > began + 1.5, "more attempts")
+        assert 3 <= len(attempts) <= 10
+    finally:
+        made.close()
+
+
+def test_a_history_that_breaks_at_the_same_event_again_and_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rebuild that follows a break at once comes later, each time that it has not helped."""
+    monkeypatch.setattr(maintenance, "_RETRY_S", 0.05)
+    monkeypatch.setattr(maintenance, "_RETRY_S_MAX", 1.0)
+    began = time.monotonic()
+    for breaks in range(1, 6):
+        with workshop.standstill:
+            workshop.maintenance.end_history()
+        until(lambda count=breaks: workshop.flips == 1 + count and workshop.follower.live, "the rebuild")
+    # 0, 0.05, 0.1, 0.2 and 0.4 s.
+    assert time.monotonic() - began > 0.7
 
 
 # Without a daemon, and by hand.

@@ -223,17 +223,20 @@ def test_a_rebuild_takes_new_generations_and_drops_the_touched_records(published
 def test_files(published: tuple[str, Path]) -> None:
     directory = published[1]
     endpoints = json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))
-    pid = endpoints.pop("pid")
+    pid, identity = endpoints.pop("pid"), endpoints.pop("directory")
+    status = os.stat(directory)
+    assert identity == [status.st_dev, status.st_ino]
+    assert not any(os.path.isabs(path) for path in endpoints.values()) or len(str(directory)) > 60
     listed = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.+?) \| 0\d+ \|", PAGE, re.MULTILINE))))
     # Under a long path the sockets lie elsewhere.
     sockets = {os.path.basename(path) for path in endpoints.values()}
     assert {file.name for file in directory.iterdir()} | sockets | {"daemon.log"} == listed
     assert (directory / "daemon.lock").read_text(encoding="ascii") == f"{pid}\n"
-    modes = {name: stat.S_IMODE(os.stat(path).st_mode) for name, path in endpoints.items()}
+    modes = {name: stat.S_IMODE(os.stat(directory / path).st_mode) for name, path in endpoints.items()}
     assert modes == {"commands": 0o660, "admin": 0o600, "announcements": 0o660, "reports": 0o660}
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     boot = directory / "boot.json"
-    assert json.loads(boot.read_text(encoding="ascii")) == {"boot_id": boot_id, "clean": False}
+    assert json.loads(boot.read_text(encoding="ascii")) == {"boot_id": boot_id, "directory": identity, "clean": False}
 
 
 def test_a_stopped_daemon_leaves_a_clean_mark_and_no_sockets(ledger: str, start_daemon: StartDaemon) -> None:
@@ -241,7 +244,9 @@ def test_a_stopped_daemon_leaves_a_clean_mark_and_no_sockets(ledger: str, start_
     directory = Path(f"{ledger}-cache")
     assert json.loads((directory / "boot.json").read_text(encoding="ascii"))["clean"] is True
     endpoints = json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))
-    assert not any(os.path.exists(endpoints[name]) for name in ("commands", "admin", "announcements", "reports"))
+    assert not any(
+        os.path.exists(directory / endpoints[name]) for name in ("commands", "admin", "announcements", "reports")
+    )
     header = store_of(directory).header
     assert (header["event_id"], header["anchor"]) == (None, b"")
 
@@ -265,7 +270,7 @@ def test_messages(published: tuple[str, Path]) -> None:
         assert (pong["id"], pong["ok"], pong["result"]["as_of"]) == (5, True, as_of)
         for refused in (
             socket.ask("verify", {"fold": None}),
-            socket.ask("ping", {}, version=2),
+            socket.ask("ping", {}, version=3),
             socket.ask("ping", {"more": 1}),
         ):
             assert (refused["id"], refused["ok"], refused["error"]["code"]) == (5, False, "malformed")
@@ -281,9 +286,8 @@ def test_announcements(published: tuple[str, Path]) -> None:
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         socket.setsockopt(zmq.RCVTIMEO, 1_000)
-        socket.connect(
-            "ipc://" + json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))["announcements"]
-        )
+        endpoints = json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))
+        socket.connect(f"ipc://{directory / endpoints['announcements']}")
         # The subscription takes a moment to arrive, and messages are hints.
         for _ in range(30):
             last = insert(path, ("user", "listen", {}))
@@ -291,7 +295,7 @@ def test_announcements(published: tuple[str, Path]) -> None:
                 message = msgpack.unpackb(socket.recv())
             except zmq.Again:
                 continue
-            assert (set(message), message["v"]) == ({"v", "as_of", "sequence"}, 1)
+            assert (set(message), message["v"]) == ({"v", "as_of", "sequence"}, 2)
             assert message["as_of"] <= last
             return
     pytest.fail("no announcement")

@@ -16,6 +16,7 @@ import pytest
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError
+from pmm_shm.instance.paths import file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm_client import connect
@@ -54,7 +55,7 @@ def test_hostile_messages(daemon: Daemon) -> None:
 
 
 def test_bytes_below_the_transport(daemon: Daemon) -> None:
-    endpoints, fuzzer = find_endpoints(daemon.instance), Fuzzer(seed_of(4))
+    endpoints, fuzzer = find_endpoints(daemon.instance), Fuzzer(seed_of(4), file_id(daemon.instance.ledger))
     before, files, memory = daemon.stats(), descriptors(daemon.pid), anonymous_bytes(daemon.pid)
     with Honest(daemon) as honest:
         for number in range(1_500):
@@ -174,7 +175,7 @@ def test_a_peer_that_takes_all_places_to_wait_loses_its_own(daemon: Daemon) -> N
     with dealer(find_endpoints(daemon.instance).commands) as peer:
         for number in range(limits.WAITERS_MAX + 10):
             args = {"event_id": 2**62, "timeout_ms": 60_000}
-            peer.send(protocol.Request(number, protocol.WAIT, args).pack())
+            peer.send(protocol.Request(number, protocol.WAIT, args, file_id(daemon.instance.ledger)).pack())
         for _ in range(10):
             assert msgpack.unpackb(peer.recv())["error"]["code"] == "busy"
         # Another peer waits in the place of the oldest of these.
@@ -189,7 +190,7 @@ def test_leases_that_thousands_wait_for_are_refused_and_not_queued(daemon: Daemo
     assert daemon.call(protocol.LEASE, args | {"wait_ms": 0})["granted"]
     with dealer(find_endpoints(daemon.instance).commands) as peer, Honest(daemon) as honest:
         for number in range(limits.WAITERS_MAX + 10):
-            peer.send(protocol.Request(number, protocol.LEASE, args).pack())
+            peer.send(protocol.Request(number, protocol.LEASE, args, file_id(daemon.instance.ledger)).pack())
         codes = Counter[str]()
         for _ in range(10):
             codes[msgpack.unpackb(peer.recv())["error"]["code"]] += 1

@@ -57,7 +57,7 @@ def resident_bytes() -> int:
 def test_a_stalled_subscriber_neither_blocks_the_publisher_nor_grows_its_memory(tmp_path: Path) -> None:
     """Hazard 14: 200,000 announcements to one that never reads; commands are answered all the while."""
     endpoints = Endpoints(*(str(tmp_path / name) for name in ("commands", "admin", "announcements")), os.getpid())
-    server = CommandServer(endpoints, None, NoTexts(), Status("x"), configure("json", "error"), print)  # type: ignore[arg-type]
+    server = CommandServer(endpoints, None, NoTexts(), Status("x"), configure("json", "error"), lambda _: True, print)  # type: ignore[arg-type]
     server.start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     stalled, asking = context.socket(zmq.SUB), context.socket(zmq.DEALER)
@@ -74,7 +74,7 @@ def test_a_stalled_subscriber_neither_blocks_the_publisher_nor_grows_its_memory(
             for number in range(start, start + 1_000):
                 server.announce(number, number)
             # Behind all that was posted: the publisher has sent or dropped them.
-            asking.send(Request(start, protocol.PING, {}).pack())
+            asking.send(Request(start, protocol.PING, {}, None).pack())
             assert asking.poll(10_000), "the publisher is blocked"
             assert unpack_reply(asking.recv(), start)["pid"] == os.getpid()
 

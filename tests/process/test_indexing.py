@@ -134,17 +134,20 @@ def test_kinds_and_embedders_change_between_daemons(ledger: str, steered: Steere
         for steps in (ForkedDaemon.stop, ForkedDaemon.kill):
             with serve(ledger, "--embed-kinds", ",".join(kinds)) as daemon, connect(ledger) as cache:
                 indexed(ledger, kinds=kinds)
-                check(cache, ledger, kinds=kinds)
+                # Without kinds, most events have no row.
+                is_complete = bool(kinds)
+                check(cache, ledger, kinds=kinds, is_complete=is_complete)
                 steps(daemon)
                 cache.append("user", "red apple pear")
-                check(cache, ledger, kinds=kinds)
+                check(cache, ledger, kinds=kinds, is_complete=is_complete)
     assert {1, 6, 8} <= stored(ledger)["local-bow"].keys()
     options = {**COUNTING, "embed": steered.vector}
     with serve(ledger, "--embedder", steered.option, "--embed-kinds", "user"):
         indexed(ledger, **options, kinds=("user",))
-        indexed(ledger, kinds=())
+        indexed(ledger, kinds=("user",))
     with serve(ledger, "--embedder", "none"):
-        indexed(ledger, kinds=())
+        index(ledger)
+        assert stored(ledger)["local-bow"] == expected(ledger, kinds=("user",))
         assert stored(ledger)["counting"] == expected(ledger, **options, kinds=("user",))
     with serve(ledger), connect(ledger, embedder=steered.embedder) as cache:
         indexed(ledger)
@@ -578,8 +581,7 @@ def test_an_embedder_that_fails_for_a_while(ledger: str, steered: Steered) -> No
         # The others go on, and so does the tail.
         append_indexed(ledger, {"eid": 6, "digest": digest(text(2))})
         cache.wait_for(head(ledger))
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger, kinds=()), "the default table")
-        assert sorted(stored(ledger)["local-bow"]) == [1, 6]
+        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
         steered.fail(False)
         wait_until(lambda: stored(ledger)["counting"] == expected(ledger, **options), "the backlog", 10.0)
         wait_until(lambda: tables(ledger)["problem"] is None, "the problem to be gone")
@@ -665,6 +667,61 @@ def test_the_text_of_a_new_event_is_paid_for_once(ledger: str, steered: Steered)
         assert sorted(steered.calls()) == sorted(f"text {number}" for number in range(20))
 
 
+def test_the_default_table_is_complete_beside_another_embedder(ledger: str, steered: Steered) -> None:
+    fill(ledger, 60)
+    with serve(ledger):
+        indexed(ledger)
+    fill(ledger, 40, 60)
+    with serve(ledger, "--embedder", steered.option) as daemon, connect(ledger, embedder="local-bow") as cache:
+        indexed(ledger)
+        indexed(ledger, **COUNTING, embed=steered.vector)
+        assert check(cache, ledger).embedded_here == 0
+        context = cache.context("red apple", recall=3)
+        assert (len(context.recalled), context.recall_problem) == (3, None)
+        daemon.kill()
+        cache.append("user", "red apple pear")
+        assert check(cache, ledger).embedded_here == 1
+
+
+def test_a_daemon_without_an_embedder_keeps_the_rows_and_claims_nothing(ledger: str) -> None:
+    fill(ledger, 60)
+    with_embeddings(ledger)
+    put_embedding(ledger, 7, vector(7))
+    with serve(ledger):
+        indexed(ledger)
+    before = stored(ledger)["local-bow"]
+    with serve(ledger, "--embedder", "none"), connect(ledger) as cache:
+        index(ledger)
+        assert stored(ledger)["local-bow"] == before
+        cache.append("user", "red apple pear")
+        assert check(cache, ledger).embedded_here == 1
+        fill(ledger, 3 * limits.SEARCH_EVENTS_MAX, 61)
+        index(ledger)
+        hits = cache.search("red apple", 5)
+        assert not hits.is_complete
+        assert 61 <= hits.as_of < head(ledger)
+        assert "were not searched" in str(cache.context("red apple", recall=3).recall_problem)
+        # Of an import that is gone, nobody puts the event's own vector back.
+        ledgers.execute(ledger, "DELETE FROM event_embeddings")
+        index(ledger)
+        assert 7 not in stored(ledger)["local-bow"]
+        assert cache.search("red apple", 5).as_of < head(ledger)
+    with serve(ledger), connect(ledger) as cache:
+        indexed(ledger)
+        check(cache, ledger)
+
+
+def test_a_table_that_nobody_fills_is_not_complete(ledger: str) -> None:
+    fill(ledger, 20)
+    with serve(ledger, "--embedder", "none"), connect(ledger) as cache:
+        index(ledger)
+        for _ in range(2):
+            hits = cache.search("red apple", 5)
+            assert (len(hits), hits.is_complete, hits.as_of) == (0, False, 0)
+            assert "were not searched" in str(cache.context("red apple", recall=3).recall_problem)
+            append_indexed(ledger, {"eid": 2, "digest": "another text's"})
+
+
 def test_a_search_takes_the_embedder_of_the_daemon(ledger: str, steered: Steered) -> None:
     fill(ledger, 20)
     with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
@@ -709,7 +766,7 @@ def test_a_backlog_delays_nobody(ledger: str, steered: Steered) -> None:
         append_indexed(ledger, {"eid": 1, "digest": digest("text 0")})
         with_embeddings(ledger)
         put_embedding(ledger, 7, vector(7))
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger, kinds=()), "the default table", 5.0)
+        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table", 5.0)
         # And what is done is stored along the way.
         wait_until(lambda: len(stored(ledger)["counting"]) > 8, "the first vectors")
         assert tables(ledger)["tables"]["counting"]["as_of"] < 300
@@ -791,7 +848,7 @@ def test_a_model_with_vectors_of_another_dimension(ledger: str, steered: Steered
             index(ledger)
         assert "dimension" in tables(ledger)["problem"]
         append_indexed(ledger, {"eid": 6, "digest": digest(text(2))})
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger, kinds=()), "the default table")
+        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
 
 
 def test_an_embedder_of_a_whole_program(ledger: str, start_daemon: StartDaemon, steered: Steered) -> None:

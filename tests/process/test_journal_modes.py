@@ -183,7 +183,7 @@ def test_a_replacement_beside_a_wal_that_came_later_is_refused(
         os.replace(other, ledger)
         before = subprocess.run(["sha256sum", ledger, f"{ledger}-wal"], check=True, capture_output=True).stdout
         until(lambda: daemon.stats()["problem"], "the daemon stops following")
-        assert f"move {ledger}-wal and {ledger}-shm away" in daemon.stats()["problem"]
+        assert f"move {ledger}-wal to another name" in daemon.stats()["problem"]
 
         def refused() -> bool:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -14,7 +15,7 @@ from pmm_shm import errors, limits
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.support import ledgers
+from tests.support import command, ledgers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import run_python, until
 from tests.support.workers import EVENT_LOG, FOREIGN, READER, contents, make, working
@@ -31,6 +32,11 @@ def sha256(*paths: str) -> list[str]:
 
 def newest(path: str) -> int:
     return int(ledgers.execute(path, "SELECT max(id) FROM events")[0][0])
+
+
+def shown(ledger: str, file: Path) -> int:
+    """The remedy for a ledger beside a `-wal` of unknown origin, word by word: its exit code."""
+    return command.run("backup", ledger, str(file)).code or command.run("verify", str(file)).code
 
 
 @pytest.mark.parametrize("foreign_end", ["killed", "ended"])
@@ -54,7 +60,7 @@ def test_a_rename_beside_a_full_wal_in_the_middle_of_appends(
         os.replace(other, ledger)
         until(lambda: daemon.stats()["problem"], "the daemon stops following")
         problem = daemon.stats()["problem"]
-        remedy = f"Stop all users of the ledger, move {ledger}-wal and {ledger}-shm away, then start again; "
+        remedy = f"Stop all users of the ledger, then `pmm-shm backup {ledger} FILE` and `pmm-shm verify FILE` show"
         assert remedy in problem
         assert problem.endswith("the right way next time: `pmm-shm restore`")
         assert f'"problem": "{problem}"' in daemon.log.read_text(encoding="utf-8")
@@ -97,9 +103,10 @@ def test_a_rename_beside_a_full_wal_in_the_middle_of_appends(
         cache.close()
         assert daemon.stop() == 0
         assert sha256(ledger, ledger + "-wal") == [new, wal]
-    # Move them away, then start again.
-    for suffix in ("-wal", "-shm"):
-        os.rename(ledger + suffix, str(tmp_path / f"away{suffix}"))
+    # What both together hold is not ok: move the -wal to another name, then start again.
+    assert shown(ledger, tmp_path / "shown.db") != 0
+    assert sha256(ledger, ledger + "-wal") == [new, wal]
+    os.rename(ledger + "-wal", str(tmp_path / "away-wal"))
     again = start_daemon(ledger, *NEVER)
     with connect(ledger) as cache, working(ledger, **crew) as processes:
         assert replayed(ledger)["identity"] == expected["identity"]
@@ -111,6 +118,49 @@ def test_a_rename_beside_a_full_wal_in_the_middle_of_appends(
         again.wait_published(cache.metrics().as_of)
         with EventLog(ledger) as log:
             assert log.verify_chain().ok
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pmm_shm_client import EventLog
+log = EventLog(sys.argv[1], create=False)
+print(log.append("identity_adopt", "newest"), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("replacements", [1, 2])
+def test_the_remedy_keeps_what_is_new_in_a_wal_that_is_the_ledgers_own(tmp_path: Path, replacements: int) -> None:
+    """A process that has seen neither the replacement nor the writer after it cannot know whose the -wal is."""
+    ledger = make(str(tmp_path / "ledger.db"), "Old", 100)
+    others = [make(str(tmp_path / f"other{number}.db"), "New", 100) for number in range(replacements)]
+    with connect(ledger) as cache, EventLog(ledger) as log:
+        log.append("user", "before")
+        log.append("user", "again")
+        ledgers.execute(ledger, "PRAGMA wal_checkpoint(TRUNCATE)")
+        assert cache.metrics().as_of == newest(ledger)
+        for other in others:
+            with EventLog(other) as made:
+                made.append_many([("user", "before", {}), ("user", "again", {})])
+            os.replace(other, ledger)
+        done = run_python(KILLED_WRITER, ledger)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        appended = int(done.stdout)
+        assert os.stat(ledger + "-wal").st_size > 0
+        with pytest.raises(errors.LedgerReplacedError) as caught:
+            log.append("user", "lost")
+        assert "if not, first move" in str(caught.value)
+    # All users have stopped. The -wal belongs to the ledger, as the backup shows: all start again.
+    before = sha256(ledger, ledger + "-wal")
+    assert shown(ledger, tmp_path / "shown.db") == 0
+    assert sha256(ledger, ledger + "-wal") == before
+    assert newest(str(tmp_path / "shown.db")) == appended
+    with connect(ledger) as cache:
+        assert cache.metrics().as_of == appended
+        assert cache.identity().name == "newest"
+        assert everything(cache) == replayed(ledger)
+    with EventLog(ledger) as log:
+        assert log.verify_chain().ok
 
 
 RENAMER = """

@@ -16,7 +16,7 @@ import zmq
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import find_endpoints
@@ -172,7 +172,7 @@ def test_a_malformed_message_is_refused_and_does_nothing(served: Instance, case:
     command, args = MALFORMED[case]
     daemons.until(lambda: numbers(served)["tables"], "the indexer's first round")
     before = numbers(served)
-    message = msgpack.packb({"v": 1, "id": 7, "command": command, "args": args})
+    message = protocol.Request(7, command, args, file_id(served.ledger)).pack()
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect("ipc://" + find_endpoints(served).commands)

@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from pmm_shm.errors import DaemonAbsentError, DaemonTimeoutError
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, check_listening, find_endpoints, record_endpoints
 from pmm_shm_client import EventLog, connect, connect_async
@@ -28,8 +28,10 @@ from tests.support import answers
 from tests.support.addresses import WRONG
 from tests.support.sources import sources
 
+KINDS = ["commands", "admin", "announcements", "reports"]
 
-@pytest.mark.parametrize("field", ["commands", "admin", "announcements"])
+
+@pytest.mark.parametrize("field", KINDS[:3])
 @pytest.mark.parametrize("case", WRONG)
 def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, field: str) -> None:
     instance = Instance.of(ledger)
@@ -37,9 +39,11 @@ def test_a_record_of_other_addresses_connects_nowhere(ledger: str, case: str, fi
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.LINGER, 0)
         port = router.bind_to_random_port("tcp://127.0.0.1")
-        paths = {name: str(instance.directory / f"{name}.sock") for name in ("commands", "admin", "announcements")}
+        paths = {name: f"{name}.sock" for name in KINDS}
         paths[field] = WRONG[case].format(port=port)
-        instance.endpoints_file.write_text(json.dumps({**paths, "pid": 1}), encoding="utf-8")
+        instance.endpoints_file.write_text(
+            json.dumps({"directory": file_id(instance.directory), **paths, "pid": 1}), encoding="utf-8"
+        )
         with connect(ledger) as cache, pytest.raises(DaemonAbsentError, match="no daemon serves it"):
             cache.wait_for(10**6, 1.0)
         with pytest.raises(DaemonAbsentError):
@@ -68,7 +72,7 @@ def test_a_record_leads_to_no_other_socket_even_where_somebody_listens(
         listener.bind(place)
         listener.listen()
         listener.setblocking(False)
-        record = {"commands": place, "admin": place, "announcements": place, "pid": 1}
+        record = {"directory": file_id(instance.directory), **dict.fromkeys(KINDS, place), "reports": "", "pid": 1}
         instance.endpoints_file.write_text(json.dumps(record), encoding="utf-8")
         with pytest.raises(DaemonAbsentError, match="no daemon serves it"):
             call(instance, protocol.PING, {}, 1.0)

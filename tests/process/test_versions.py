@@ -34,6 +34,7 @@ layout.FORMAT, protocol.VERSION = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 main()
 """
 DIFFERENT = [layout.FORMAT - 1, layout.FORMAT + 1]
+OURS = protocol.VERSION
 DIFFERENT_PROTOCOLS = [protocol.VERSION - 1, protocol.VERSION + 1, 1_000]
 
 
@@ -141,7 +142,7 @@ def refusals(cache: Cache) -> list[str]:
 def test_another_protocol_version_is_a_clear_refusal_and_reads_go_on(
     ledger: str, monkeypatch: pytest.MonkeyPatch, side: str, number: int
 ) -> None:
-    theirs, ours = (number, 1) if side == "daemon" else (1, number)
+    theirs, ours = (number, OURS) if side == "daemon" else (OURS, number)
     with other_daemon(ledger, version=theirs) as log, connect(ledger) as cache:
         monkeypatch.setattr(protocol, "VERSION", ours)
         newest = fill(cache, "Ada")

@@ -11,7 +11,7 @@ import pytest
 
 from pmm_cached.workers import started_at
 from pmm_shm import limits
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, file_id
 from pmm_shm.wire.endpoints import recorded_endpoints
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
@@ -147,7 +147,7 @@ def test_who_reports_nonsense_is_counted_and_nothing_else(ledger: str, start_dae
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         for data in (b"", b"\xc1", b"x" * 50_000, packed(worker="me"), packed() + b"\0" * limits.REPORT_BYTES_MAX):
             sender.sendto(data, path)
-        sender.sendto(packed(counted=counters(metrics_hits=3)), path)
+        sender.sendto(packed(counted=counters(metrics_hits=3), ledger=file_id(ledger)), path)
     until_counted(daemon, seen=1, live=1, metrics_hits=3)
     assert daemon.stats()["malformed_messages"] == 5
     assert daemon.stats()["health"] == "healthy"

@@ -16,12 +16,13 @@ from typing import Any
 import zmq
 
 from pmm_shm import limits
+from pmm_shm.instance.paths import file_id
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints, find_endpoints
 from pmm_shm_client import connect
 from tests.support import answers, ledgers
 from tests.support.daemons import Daemon, until
-from tests.support.fuzz_commands import Fuzzer, Message, command_of
+from tests.support.fuzz_commands import OTHER_LEDGER, Fuzzer, Message, command_of
 
 MESSAGES = 100_000
 WARM_UP = 5_000
@@ -144,7 +145,8 @@ def check_attack(daemon: Daemon, seed: int, count: int) -> None:
     ):
         # What is opened once and kept.
         daemon.call(command, args)
-    fuzzer, rows = Fuzzer(seed), ledgers.raw_rows(path)
+    ours = file_id(path)
+    fuzzer, rows = Fuzzer(seed, ours), ledgers.raw_rows(path)
     before = daemon.stats()
     before_files = descriptors(daemon.pid)
     commands, own, kinds = Counter[str](), 0, Counter[str]()
@@ -157,11 +159,11 @@ def check_attack(daemon: Daemon, seed: int, count: int) -> None:
                 if number == WARM_UP:
                     memory, log_bytes = anonymous_bytes(daemon.pid), daemon.log.stat().st_size
                 kinds[message.kind] += 1
-                request = command_of(message)
+                request = command_of(message, ours)
                 commands[request["command"] if request else "malformed"] += 1
                 attackers.send(message)
 
-        with_valid = sum(commands.values()) - commands["malformed"]
+        with_valid = sum(commands.values()) - commands["malformed"] - commands[OTHER_LEDGER]
 
         def is_through() -> bool:
             nonlocal own

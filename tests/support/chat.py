@@ -16,6 +16,28 @@ from pmm_shm_chat.provider import OpenAIResponder
 from pmm_shm_chat.responder import Message
 from pmm_shm_client.cache import Cache
 
+
+class Says:
+    """A responder with one answer, in pieces; it keeps what it was asked."""
+
+    name = "says"
+
+    def __init__(self, *pieces: str, error: BaseException | None = None) -> None:
+        self.pieces = pieces
+        self.error = error
+        self.asked: tuple[str, list[Message], str] | None = None
+        self.is_closed = False
+
+    def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
+        self.asked = context, list(history), user_text
+        try:
+            yield from self.pieces
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.is_closed = True
+
+
 Events = list[tuple[str, str, dict[str, Any]]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +129,9 @@ class Socket:
     """One client of a daemon, as the page describes it."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        path = json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))[name]
+        path = directory / json.loads((directory / "endpoints.json").read_text(encoding="utf-8"))[name]
+        ledger = os.stat(str(directory).removesuffix("-cache"))
+        self._ledger = [ledger.st_dev, ledger.st_ino]
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -142,8 +145,9 @@ class Socket:
         self._socket.close()
         self._context.term()
 
-    def ask(self, command: str, args: dict[str, Any], version: int = 1) -> dict[str, Any]:
-        self._socket.send(msgpack.packb({"v": version, "id": 5, "command": command, "args": args}))
+    def ask(self, command: str, args: dict[str, Any], version: int = 2) -> dict[str, Any]:
+        message = {"v": version, "id": 5, "ledger": self._ledger, "command": command, "args": args}
+        self._socket.send(msgpack.packb(message))
         reply: dict[str, Any] = msgpack.unpackb(self._socket.recv())
-        assert reply["v"] == 1
+        assert reply["v"] == 2
         return reply

@@ -20,6 +20,7 @@ MESSAGE_BYTES = 64 << 10
 ORDINARY = ("ping", "stats", "wait", "lease", "renew", "release", "put", "claim", "resign")
 ADMINISTRATIVE = (*ORDINARY, "verify", "invalidate", "index")
 NOBODYS_FOLD = "nobodys_fold"
+OTHER_LEDGER = "of another ledger"
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
@@ -35,8 +36,11 @@ class Message:
 # What is a command.
 
 
-def command_of(message: Message) -> dict[str, Any] | None:
-    """The request in a message, or None where it is none, by the page of the format alone."""
+def command_of(message: Message, ledger: tuple[int, int] | None) -> dict[str, Any] | None:
+    """The request in a message, or None where it is none, by the page of the format alone.
+
+    One that means another ledger has the command `OTHER_LEDGER`.
+    """
     if len(message.frames) != 1 or len(message.frames[0]) > MESSAGE_BYTES:
         return None
     try:
@@ -45,7 +49,7 @@ def command_of(message: Message) -> dict[str, Any] | None:
         )
     except Exception:
         return None
-    if not isinstance(request, dict) or not _is_int(request.get("v"), 1, 1):
+    if not isinstance(request, dict) or not _is_int(request.get("v"), 2, 2):
         return None
     command, args = request.get("command"), request.get("args")
     if not _is_int(request.get("id"), 0, 2**63 - 1) or not isinstance(command, str) or not isinstance(args, dict):
@@ -55,7 +59,12 @@ def command_of(message: Message) -> dict[str, Any] | None:
     rules = RULES[command]
     if args.keys() != rules.keys() or not all(rule(args[name]) for name, rule in rules.items()):
         return None
-    return request
+    named = request.get("ledger", 0)
+    if named is None:
+        return request | {"command": OTHER_LEDGER}
+    if not isinstance(named, list) or len(named) != 2 or not all(_is_int(one, 0, 2**64 - 1) for one in named):
+        return None
+    return request if tuple(named) == ledger else request | {"command": OTHER_LEDGER}
 
 
 def _is_int(value: Any, low: int, high: int) -> bool:
@@ -187,10 +196,11 @@ PACKED_MARK: bytes = msgpack.packb(MARK)
 
 
 class Fuzzer:
-    """Endless hostile messages, the same for the same seed."""
+    """Endless hostile messages, the same for the same seed; most of them mean `ledger`."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, ledger: tuple[int, int] | None) -> None:
         self._random = random.Random(seed)
+        self._ledger = ledger
         kinds: list[tuple[Callable[[], list[bytes]], int]] = [
             (self._noise, 200),
             (self._structure, 150),
@@ -240,7 +250,9 @@ class Fuzzer:
 
     def _request(self, command: str | None = None) -> dict[str, Any]:
         command = command or self._random.choice(ADMINISTRATIVE if self._is_admin else ORDINARY)
-        return {"v": 1, "id": self._random.getrandbits(40), "command": command, "args": self._args(command)}
+        ledger = None if self._ledger is None else list(self._ledger)
+        request_id = self._random.getrandbits(40)
+        return {"v": 2, "id": request_id, "ledger": ledger, "command": command, "args": self._args(command)}
 
     def _args(self, command: str) -> dict[str, Any]:
         token = self._random.getrandbits(60)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -19,29 +19,7 @@ from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.rules import cid_of, events_of
 from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat
 from pmm_shm_client.cache import Cache
-from tests.support.chat import BLOCK, check_sound, events, index
-
-
-class Says:
-    """A responder with one answer, in pieces; it keeps what it was asked."""
-
-    name = "says"
-
-    def __init__(self, *pieces: str, error: BaseException | None = None) -> None:
-        self.pieces = pieces
-        self.error = error
-        self.asked: tuple[str, list[Message], str] | None = None
-        self.is_closed = False
-
-    def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
-        self.asked = context, list(history), user_text
-        try:
-            yield from self.pieces
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.is_closed = True
-
+from tests.support.chat import BLOCK, Says, check_sound, events, index
 
 # What a turn appends.
 

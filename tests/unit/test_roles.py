@@ -123,7 +123,7 @@ def test_without_a_daemon_nobody_holds_a_role(ledger: str) -> None:
     ],
 )
 def test_claims_are_checked(args: dict[str, Any]) -> None:
-    data = protocol.Request(1, protocol.CLAIM, args).pack()
+    data = protocol.Request(1, protocol.CLAIM, args, None).pack()
     with pytest.raises(protocol.ProtocolError):
         protocol.unpack_request(data, protocol.ORDINARY)
 

@@ -29,7 +29,7 @@ def test_an_absolute_path_is_an_address() -> None:
 
 
 def test_an_error_of_the_daemons_is_one_short_line(ledger: str) -> None:
-    error: dict[str, Any] = {"v": 1, "id": 7, "ok": False, "error": {"code": "failed", "message": "a\nb " * 1_000_000}}
+    error: dict[str, Any] = {"v": 2, "id": 7, "ok": False, "error": {"code": "failed", "message": "a\nb " * 1_000_000}}
     with pytest.raises(CommandError) as caught:
         protocol.unpack_reply(msgpack.packb(error), 7)
     assert "\n" not in str(caught.value)

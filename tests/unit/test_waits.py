@@ -34,7 +34,7 @@ class Clients:
             reply = msgpack.unpackb(data)
             self.replies.append((client, reply["id"], reply.get("result") or reply["error"]["code"]))
 
-        self.waits.add(ClientCall(protocol.Request(request_id, protocol.WAIT, args), client, send))
+        self.waits.add(ClientCall(protocol.Request(request_id, protocol.WAIT, args, None), client, send))
 
     def publish(self, as_of: int) -> None:
         self.status.as_of, self.status.is_published = as_of, True

@@ -111,8 +111,8 @@ def test_sums_stay_numbers_that_a_reply_can_hold() -> None:
         packed(counted={**counters(), "metrics_hits": True}),
         packed(counted={**counters(), "metrics_hits": 1.0}),
         packed(counted=[1]),
-        Request(0, protocol.REPORT, {"worker": 1, "counters": counters()}).pack(),
-        Request(0, protocol.STATS, {}).pack(),
+        Request(0, protocol.REPORT, {"worker": 1, "counters": counters()}, None).pack(),
+        Request(0, protocol.STATS, {}, None).pack(),
     ],
 )
 def test_what_is_no_report(data: bytes) -> None:

@@ -6,6 +6,8 @@ of them. Nothing is written anywhere.
 
 from __future__ import annotations
 
+import os
+
 from pmm_shm.instance.paths import Instance
 from pmm_shm_cli.doctor.checks import LEDGER_CHECKS, MACHINE_CHECKS
 from pmm_shm_cli.doctor.facts import MachineFacts, SystemFacts
@@ -24,7 +26,7 @@ def gather(path: str, timeout_s: float) -> SystemFacts:
     ledger = look_at_ledger(instance.ledger, timeout_s / 2)
     state = look_at_state(instance, timeout_s / 2)
     pid = state.daemon_pid if state.daemon_state is not None else None
-    return SystemFacts(look_at_machine(instance.ledger, pid), ledger, state, users_of(instance))
+    return SystemFacts(look_at_machine(instance.ledger, pid), ledger, state, users_of(instance), os.path.abspath(path))
 
 
 def diagnose(facts: SystemFacts | MachineFacts) -> list[Finding]:

@@ -16,7 +16,7 @@ SocketState = Literal["listening", "silent", "forbidden", "absent"]
 
 @dataclass(frozen=True)
 class File:
-    """A file, by `lstat` alone; `mode` holds the permission bits."""
+    """A file, by `lstat` alone; `mode` holds the permission bits, `names` counts its hard links."""
 
     path: str
     kind: FileKind
@@ -26,6 +26,7 @@ class File:
     size_bytes: int
     is_readable: bool
     is_writable: bool
+    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class RowFacts:
         rows_hashed: number of the newest rows with a hash.
         rows_checked: number of the newest rows checked.
         first_bad_id: the first of them that does not continue the chain.
+        fork: the first two of them that have the same predecessor.
+        is_continuable: whether the newest hash fits a formula, so that appends can continue the chain.
+        refusal: why no plain program can append; None if nothing stands against it.
+        is_of_pmm2: whether PMM 2 keeps the ledger.
         newest_ts: the time stamp of the newest row, unparsed.
     """
 
@@ -68,6 +73,10 @@ class RowFacts:
     rows_checked: int
     first_bad_id: int | None
     newest_ts: Any
+    fork: tuple[int, int] | None = None
+    is_continuable: bool = True
+    refusal: str | None = None
+    is_of_pmm2: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class LedgerFacts:
         problem: the reason.
         left_unread: its `-wal` has commits but no index file, and reading would make one.
         leftovers: copies left by restores.
+        is_mounted_alone: the file itself is a mount point.
     """
 
     file: File | None
@@ -90,6 +100,7 @@ class LedgerFacts:
     problem: LedgerError | None = None
     left_unread: bool = False
     leftovers: tuple[File, ...] = ()
+    is_mounted_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,12 +259,17 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """Everything around one ledger."""
+    """Everything around one ledger.
+
+    Attributes:
+        named: the absolute path that was asked about, with its symbolic links.
+    """
 
     machine: MachineFacts
     ledger: LedgerFacts
     state: StateFacts
-    users: tuple[User, ...] = ()
+    users: tuple[User, ...]
+    named: str
 
     @property
     def path(self) -> str:

@@ -7,31 +7,28 @@ make beside it. LMDB's files are read without LMDB.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
-import json
 import os
 import socket
-import sqlite3
 import stat
-import urllib.parse
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, first_bad_id
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
-from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
+from pmm_shm.ledger.opening import Mode, is_in_wal_mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
-from pmm_shm.wire.endpoints import check_listening
+from pmm_shm.wire.endpoints import check_listening, read_record
 from pmm_shm_cli.doctor.facts import (
     Disk,
     File,
@@ -73,7 +70,15 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
     except LedgerError as error:
         problem = error
     return LedgerFacts(
-        file_at(path), file_at(directory), disk_of(directory), sides, rows, problem, left_unread, leftovers
+        file_at(path),
+        file_at(directory),
+        disk_of(directory),
+        sides,
+        rows,
+        problem,
+        left_unread,
+        leftovers,
+        file_systems.is_mounted_alone(path),
     )
 
 
@@ -151,6 +156,7 @@ def file_at(path: str) -> File | None:
         status.st_size,
         os.access(path, os.R_OK),
         os.access(path, os.W_OK),
+        status.st_nlink,
     )
 
 
@@ -207,7 +213,7 @@ def _mode_for(path: str) -> Mode | None:
         return None
     # A program that keeps the ledger for itself has its index in memory.
     is_in_use = pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
-    return "immutable" if not is_in_use and _is_in_wal_mode(path) else "ro"
+    return "immutable" if not is_in_use and is_in_wal_mode(path) else "ro"
 
 
 def _status(path: str) -> tuple[int, ...]:
@@ -238,28 +244,15 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
+        refusal, of_pmm2 = connection.retry(lambda: (needs_function(handle), is_of_pmm2(handle)))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
-    bad = first_bad_id(connection, first_id, head_id) if newest else None
+    links = verify_range(connection, first_id, head_id) if newest else None
+    bad, fork = (links.first_bad_id, links.fork) if links is not None else (None, None)
+    is_continuable = not newest or detect_formula(newest[-1]) is not None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
-    return RowFacts(journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
-
-
-def _is_in_wal_mode(path: str) -> bool:
-    """Whether a ledger that nobody has open is in WAL mode.
-
-    Without locks SQLite refuses to read one, before it makes any other file.
-    """
-    uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=ro&nolock=1"
-    try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)) as handle:
-            handle.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            return False
-    except sqlite3.OperationalError:
-        return True
-    except sqlite3.DatabaseError:
-        # No database, or written meanwhile: opening it in the normal way reports which.
-        return False
+    facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
+    return RowFacts(*facts, fork, is_continuable, refusal, of_pmm2)
 
 
 # The instance directory.
@@ -267,11 +260,11 @@ def _is_in_wal_mode(path: str) -> bool:
 
 def _record(instance: Instance) -> tuple[tuple[str, ...], int | None]:
     try:
-        record = json.loads(instance.endpoints_file.read_text(encoding="utf-8"))
-        paths = tuple(str(record[name]) for name in ("commands", "admin", "announcements"))
-        return paths, pid_here(paths[0], int(record["pid"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        endpoints = read_record(instance)
+    except (OSError, DaemonError):
         return (), None
+    pid = pid_here(endpoints.commands, endpoints.pid)
+    return (endpoints.commands, endpoints.admin, endpoints.announcements), pid
 
 
 def _socket_state(path: str) -> SocketState:

@@ -6,6 +6,8 @@ from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, state, stor
 from pmm_shm_cli.doctor.finding import DoctorCheck
 
 LEDGER_CHECKS = (
+    DoctorCheck("ledger-path", ledger.path),
+    DoctorCheck("ledger-mount", ledger.mount),
     DoctorCheck("file-system", ledger.file_system),
     DoctorCheck("file-system-room", ledger.room),
     DoctorCheck("ledger-mode", ledger.mode),
@@ -13,6 +15,7 @@ LEDGER_CHECKS = (
     DoctorCheck("side-files", ledger.side_files),
     DoctorCheck("wal-size", ledger.wal_size),
     DoctorCheck("rows", rows.readable),
+    DoctorCheck("owner", rows.owner),
     DoctorCheck("journal-mode", rows.journal_mode),
     DoctorCheck("hash-chain", rows.hash_chain),
     DoctorCheck("clock", rows.newest_time),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pmm_shm.remedies import remedy
 from pmm_shm_cli.doctor.checks.common import disk_room, group_name, user_name
 from pmm_shm_cli.doctor.facts import SystemFacts
-from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, warning
+from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
 _WAL_BYTES_MAX = 64 << 20
 
@@ -29,6 +29,37 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
         )
     else:
         yield ok(f"the ledger is on a local file system: {disk.directory}", "locks and maps work there")
+
+
+def path(facts: SystemFacts) -> Iterator[Verdict]:
+    """A symbolic link is resolved once, when a program opens the ledger."""
+    if facts.named != facts.path:
+        yield note(
+            f"{facts.named} leads through a symbolic link to {facts.path}",
+            "a program that runs keeps the ledger that the link led to when it began: one that is switched is not "
+            "followed",
+            remedy("start-again"),
+        )
+
+
+def mount(facts: SystemFacts) -> Iterator[Verdict]:
+    """SQLite finds the `-wal` and the journal by the name of the ledger: each place of the file has its own."""
+    ledger = facts.ledger
+    if ledger.is_mounted_alone:
+        is_rollback = ledger.rows is not None and ledger.rows.journal not in ("wal", "off")
+        yield (warning if is_rollback else error)(
+            f"{facts.path} is mounted as a single file",
+            "after a crash, others do not see its journal, and read half a transaction"
+            if is_rollback
+            else "others' commits are not seen here, and commits made here can be lost: it is neither read nor written",
+            remedy("mount-folder"),
+        )
+    elif ledger.file is not None and ledger.file.names > 1:
+        yield warning(
+            f"{facts.path} has {ledger.file.names} names (hard links)",
+            "programs that use different names have different -wal files, and destroy each other's commits",
+            remedy("one-name", ledger=facts.path),
+        )
 
 
 def room(facts: SystemFacts) -> Iterator[Verdict]:
@@ -71,6 +102,12 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
             "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
             remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
         )
+    elif facts.ledger.rows is not None and facts.ledger.rows.refusal is not None:
+        yield note(
+            f"{user} may read it, and nobody but its owner's program can append",
+            one_line(facts.ledger.rows.refusal),
+            remedy("leave-to-owner"),
+        )
     else:
         yield ok(f"{user} may read and write it", "reads and appends work from here")
 
@@ -109,7 +146,7 @@ def replaced(facts: SystemFacts) -> Iterator[Verdict]:
                 f"process {user.pid} ({user.name}) has a file open that was replaced or removed at {user.path}",
                 "it reads, and may write, events that nobody else sees; pmm-shm's own processes let go with their next "
                 "read",
-                remedy("end-process", pid=user.pid),
+                remedy("end-user-of-old-file", pid=user.pid),
             )
 
 

@@ -55,21 +55,37 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
         _, judged, meaning, key = next(entry for entry in _PROBLEMS if isinstance(problem, entry[0]))
         if ledger.disk.network is not None and isinstance(problem, LedgerUnreadableError):
             key = "leave-network"
+        elif ledger.is_mounted_alone and isinstance(problem, LedgerUnreadableError):
+            key = "mount-folder"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
         yield judged(one_line(problem), meaning, remedy(key, ledger=facts.path))
 
 
+def owner(facts: SystemFacts) -> Iterator[Verdict]:
+    """Whether another program keeps the ledger for itself."""
+    if facts.ledger.rows is not None and facts.ledger.rows.is_of_pmm2:
+        yield note(
+            "it is a ledger of PMM 2",
+            "the process that holds its writer lease appends, and everybody reads; it has no OCEAN traits, IAS or GAS, "
+            "which are empty in every answer",
+            remedy("leave-to-owner"),
+        )
+
+
 def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
     rows = facts.ledger.rows
     if rows is None:
         return
-    switch = remedy("switch-to-wal", ledger=facts.path)
+    is_alone, switch = facts.ledger.is_mounted_alone, remedy("switch-to-wal", ledger=facts.path)
     if rows.journal == "wal":
         yield ok("WAL", _MODES["wal"])
+    elif rows.journal in _MODES and rows.is_of_pmm2:
+        yield ok(rows.journal, f"{_MODES[rows.journal]}; PMM 2 has it so")
     elif rows.journal in _MODES:
-        yield note(rows.journal, _MODES[rows.journal], switch)
+        # In WAL mode, a file that is mounted alone is refused.
+        yield note(rows.journal, _MODES[rows.journal], remedy("mount-folder") if is_alone else switch)
     else:
         yield warning(rows.journal, "SQLite cannot roll back a transaction that a crash interrupts", switch)
 
@@ -89,10 +105,18 @@ def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
             verify,
         )
     elif rows.first_bad_id is not None:
+        later = "appends continue behind it" if rows.is_continuable else "appends fail"
         yield error(
             f"broken at event {rows.first_bad_id}",
-            "this event was edited, or inserted by a program that does not continue the chain; later appends fail",
+            f"this event was edited, or inserted by a program that does not continue the chain; {later}",
             remedy("verify-and-restore", ledger=facts.path),
+        )
+    elif rows.fork is not None:
+        yield warning(
+            f"it forks: events {rows.fork[0]} and {rows.fork[1]} have the same predecessor",
+            "a program reads the newest hash before it takes the write lock, beside another writer; a fork loses and "
+            "changes no event, every answer is right, and appends go on",
+            remedy("append-under-lock"),
         )
     elif rows.formula is None:
         yield error(

@@ -144,8 +144,8 @@ def boot_mark(facts: SystemFacts) -> Iterator[Verdict]:
         )
     elif not state.is_trusted and has_data:
         yield note(
-            "the shared state was left without a clean stop before the last boot",
-            "after a power loss it may be damaged: readers fold the log themselves until a daemon has rebuilt it",
+            "the shared state was left without a clean stop before the last boot, or copied from elsewhere",
+            "it may be damaged: readers fold the log themselves until a daemon has rebuilt it",
             start,
         )
 

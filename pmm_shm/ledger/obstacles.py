@@ -1,0 +1,76 @@
+"""Why a ledger takes no events from this process: its owner's triggers, constraints and SQL functions.
+
+Read when an append has failed, and by `doctor`.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+
+_TRIGGERS = (
+    "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = 'events' AND sql NOT NULL "
+    "ORDER BY name"
+)
+_TRY = "EXPLAIN INSERT INTO events (ts, kind, content, meta) VALUES ('', '', '', '')"
+_NO_FUNCTION = re.compile(r"^(?:no such|unknown) function: (\w+)")
+_PMM2_TABLE = "pmm_writer_lease"
+
+
+def is_of_pmm2(handle: sqlite3.Connection) -> bool:
+    """Whether PMM 2 keeps the ledger: it lets nobody else write."""
+    sql = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return bool(handle.execute(sql, (_PMM2_TABLE,)).fetchall()[0][0])
+
+
+def needs_function(handle: sqlite3.Connection) -> str | None:
+    """Why no plain program can append: an SQL function that only the owner's program has. None if it needs none.
+
+    Writes nothing: the statement is only compiled.
+    """
+    try:
+        handle.execute(_TRY).fetchall()
+    except sqlite3.OperationalError as error:
+        return refusal(handle, error) if _NO_FUNCTION.match(str(error)) else None
+    return None
+
+
+def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
+    """What SQLite said of an insert, with the trigger that is behind it."""
+    text = str(error)
+    triggers = _triggers(handle)
+    if unknown := _NO_FUNCTION.match(text):
+        name = unknown[1]
+        guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\s*\(", sql)]
+        caller = _named(guilty) if guilty else "the table `events`"
+        owner = "the process that holds the writer lease of PMM 2" if is_of_pmm2(handle) else "its owner's program"
+        return (
+            f"only {owner} can append, the others can read: {caller} calls the SQL function {name}(), which no other "
+            "program has"
+        )
+    name = text.rpartition(": ")[2].partition(".")[0]
+    guilty = [trigger for trigger, sql in triggers.items() if text.replace("'", "''") in sql]
+    if not guilty and name.lower() != "events" and ": " in text:
+        # Of another table: a trigger wrote there.
+        guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\b", sql)]
+    if not guilty and isinstance(error, sqlite3.IntegrityError) and " constraint failed" not in text:
+        guilty = list(triggers)
+    return f"{_named(guilty)}: {text}" if guilty else text
+
+
+def interference(handle: sqlite3.Connection, *, is_dropped: bool) -> str:
+    """Who dropped or changed an event that was inserted, as far as the schema tells."""
+    pattern = r"raise\s*\(\s*ignore|delete\s" if is_dropped else r"update\s|replace\s"
+    triggers = _triggers(handle)
+    guilty = [name for name, sql in triggers.items() if re.search(pattern, sql, re.IGNORECASE)] or list(triggers)
+    who = _named(guilty) if guilty else "a constraint" if is_dropped else "the type of a column"
+    return f"{who} of the table `events` {'dropped' if is_dropped else 'changed'} an event"
+
+
+def _triggers(handle: sqlite3.Connection) -> dict[str, str]:
+    return {str(name): str(sql) for name, sql in handle.execute(_TRIGGERS).fetchall()}
+
+
+def _named(triggers: list[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in triggers)
+    return f"the trigger {names}" if len(triggers) == 1 else f"one of the triggers {names}"

@@ -1,0 +1,120 @@
+"""A chain that a foreign program forked: recognised, told from damage, and no reason for a backup."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_shm import errors, limits
+from pmm_shm.ledger.chain import FORMULAS
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.restore import restore
+from tests.support import doctor, ledgers
+
+
+def follow(path: str, previous_id: int | None, content: str = "forked", formula: str = "full") -> int:
+    """Append as a program does that has read the hash of `previous_id` before others appended."""
+    found = ledgers.execute(path, "SELECT hash FROM events WHERE id = ?", previous_id)
+    event_id: int = ledgers.execute(path, "SELECT max(id) + 1 FROM events")[0][0]
+    row: dict[str, Any] = {"id": event_id, "ts": ledgers.TS.format(event_id), "kind": "user", "content": content}
+    row |= {"meta": {"by": "another"}, "prev_hash": found[0][0] if found else None}
+    values = [*row.values(), ledgers.reference_hash(formula, row)]
+    values[4] = json.dumps(row["meta"])
+    ledgers.execute(path, "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+    return event_id
+
+
+@pytest.fixture(params=FORMULAS)
+def formula(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def log(tmp_path: Path, formula: str) -> Iterator[EventLog]:
+    with EventLog(ledgers.build(tmp_path / "l.db", 5, formula=formula)) as opened:
+        yield opened
+
+
+def test_the_first_pair_is_named_and_appends_go_on(log: EventLog, formula: str) -> None:
+    assert follow(log.path, 4, formula=formula) == 6
+    assert log.append("user", "on") == 7
+    follow(log.path, 6, formula=formula)
+    report = log.verify_chain()
+    assert (report.ok, report.first_bad_id, report.fork, report.rows_checked) == (False, None, (5, 6), 8)
+    assert "events 5 and 6" in str(report.problem)
+    assert "broken" not in str(report.problem)
+
+
+def test_two_programs_that_each_keep_their_own_chain(log: EventLog, formula: str) -> None:
+    """The branches go on side by side, for longer than a batch of rows."""
+    ours = theirs = 5
+    for _ in range(20):
+        ours = follow(log.path, ours, "ours", formula)
+        theirs = follow(log.path, theirs, "theirs", formula)
+    report = log.verify_chain()
+    assert (report.first_bad_id, report.fork) == (None, (6, 7))
+
+
+def test_a_program_that_comes_back_after_long(log: EventLog, formula: str) -> None:
+    log.append_many([("user", "", None)] * (limits.TAIL_ROWS_MAX + 10))
+    late = follow(log.path, 2, formula=formula)
+    assert log.verify_chain().fork == (3, late)
+    again = follow(log.path, 4, formula=formula)
+    assert (log.verify_chain().first_bad_id, again) == (None, late + 1)
+
+
+def test_a_second_beginning(log: EventLog, formula: str) -> None:
+    assert follow(log.path, None, formula=formula) == 6
+    assert log.verify_chain().fork == (1, 6)
+
+
+@pytest.mark.parametrize("previous", ["'" + "0" * 64 + "'", "7", "x'00ff'", "NULL", "CAST(x'ff' AS TEXT)"])
+def test_damage_is_no_fork(log: EventLog, previous: str, formula: str) -> None:
+    log.append_many([("user", "", None)] * 3)
+    ledgers.execute(log.path, f"UPDATE events SET prev_hash = {previous} WHERE id = 7")
+    report = log.verify_chain()
+    assert (report.first_bad_id, report.fork) == (7, None)
+
+
+def test_damage_behind_a_fork_is_found(log: EventLog, formula: str) -> None:
+    follow(log.path, 4, formula=formula)
+    log.append_many([("user", "", None)] * 3)
+    ledgers.execute(log.path, "UPDATE events SET content = 'edited' WHERE id = 8")
+    report = log.verify_chain()
+    assert (report.first_bad_id, report.fork) == (8, (5, 6))
+    assert [problem for problem in report.problems if "event 8" in problem]
+
+
+def test_the_doctor_tells_a_fork_from_damage(log: EventLog, formula: str) -> None:
+    follow(log.path, 4, formula=formula)
+    found = doctor.worst(doctor.examined(log.path), "hash-chain")
+    assert found.severity == "warning"
+    assert "events 5 and 6" in found.found
+    assert "appends go on" in found.meaning
+    assert "restore" not in found.remedy + found.command
+    log.append_many([("user", "", None)] * 3)
+    # An edit in the middle: appends continue behind it.
+    ledgers.execute(log.path, "UPDATE events SET content = 'edited' WHERE id = 8")
+    found = doctor.worst(doctor.examined(log.path), "hash-chain")
+    assert found.severity == "error"
+    assert "event 8" in found.found
+    assert "appends continue" in found.meaning
+    assert log.append("user", "more") == 10
+    # An edit of the newest event: they fail, and the doctor says so.
+    ledgers.execute(log.path, "UPDATE events SET content = 'edited' WHERE id = 10")
+    assert "appends fail" in doctor.worst(doctor.examined(log.path), "hash-chain").meaning
+    with pytest.raises(errors.ChainError, match="event 10 "):
+        log.append("user", "more")
+
+
+def test_a_backup_of_a_forked_ledger_can_be_restored(log: EventLog, formula: str, tmp_path: Path) -> None:
+    follow(log.path, 4, formula=formula)
+    log.close()
+    target = str(tmp_path / "other.db")
+    assert restore(log.path, target).head_id == 6
+    with EventLog(target) as restored:
+        assert restored.verify_chain().fork == (5, 6)
