@@ -130,7 +130,7 @@ def test_a_copy_in_the_place_of_the_original_is_not_served_by_its_daemon(tmp_pat
     ledger = tmp_path / "one" / "a.db"
     ledger.parent.mkdir()
     fill(ledger)
-    with ForkedDaemon(ledger) as daemon, connect(ledger) as before:
+    with ForkedDaemon(ledger), connect(ledger) as before:
         wait_until(lambda: before.stats()["daemon"]["as_of"] == EVENTS, "all is published")
         copied(tmp_path / "one", tmp_path / "two")
         (tmp_path / "one").rename(tmp_path / "old")
@@ -140,7 +140,6 @@ def test_a_copy_in_the_place_of_the_original_is_not_served_by_its_daemon(tmp_pat
         # The daemon's own path has another ledger now: no request means that one here.
         with connect(tmp_path / "old" / "a.db") as cache:
             refuses_all(cache)
-        assert daemon.is_alive
 
 
 def test_a_ledger_that_was_replaced_keeps_its_daemon(tmp_path: Path) -> None:
@@ -174,7 +173,8 @@ def test_a_mark_without_a_clean_stop_counts_in_its_own_directory_only(tmp_path: 
 
 ANOTHER_PATH = """
 import json, os, subprocess, sys
-from pmm_shm_client import connect
+from pmm_shm.instance.paths import Instance
+from pmm_shm_client import commands, connect
 folder, mounted = sys.argv[1:]
 os.mkdir(mounted)
 subprocess.run(["mount", "--bind", folder, mounted], check=True)
@@ -182,7 +182,9 @@ subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
 with connect(mounted + "/a.db") as cache:
     newest = cache.append("user", "from the container")
     said = [cache.wait_for(newest, 20.0) == newest, cache.metrics(consistency="snapshot").as_of == newest]
-    print(json.dumps({"said": said, "pid": cache.stats()["daemon"]["pid"], "verified": cache.verify().as_of == newest}))
+    # Not `cache.stats()`, which gives up after a second.
+    pid = commands.call(Instance.of(mounted + "/a.db"), "ping", {}, 20.0)["pid"]
+    print(json.dumps({"said": said, "pid": pid, "verified": cache.verify().as_of == newest}))
 """
 
 
