@@ -24,6 +24,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.environment import DamagedStoreError
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     from pmm_cached.event_tables import EventTables
 
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
-_IMPORTED_SQL = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings' LIMIT ?"
+_IMPORTED_SQL = (
+    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings') "
+    "OR EXISTS (SELECT 1 FROM events WHERE kind = 'embedding_indexed' AND id > ?), "
+    "coalesce((SELECT max(id) FROM events), 0) LIMIT ?"
+)
 
 
 @dataclass(eq=False)
@@ -89,6 +94,8 @@ class Indexer(BackgroundThread):
         self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
         self._server, self._log = server, log
         self._has_vectors = embedder is not None
+        # The events up to this one index none.
+        self._looked_until = ID_MIN
         self._steps_not_before = 0.0
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
@@ -150,13 +157,14 @@ class Indexer(BackgroundThread):
         )
 
     def _looks_for_vectors(self) -> bool:
-        """Whether there are vectors to look after: an embedder makes them, or the store or the ledger has some."""
+        """Whether there are vectors to look after: an embedder makes them, or store or ledger have or name some."""
         if not self._has_vectors:
             with self._store.environment.read() as transaction:
                 self._has_vectors = any(True for _ in records_under(transaction, EVENT_TABLE_PREFIX))
         if not self._has_vectors:
             with self._connection.lock:
-                self._has_vectors = bool(fetch_batch(self._connection, _IMPORTED_SQL, (), 1).rows)
+                (found,) = fetch_batch(self._connection, _IMPORTED_SQL, (self._looked_until,), 1).rows
+            self._has_vectors, self._looked_until = bool(found[0]), max(self._looked_until, found[1])
         return self._has_vectors
 
     # The thread.
@@ -274,6 +282,7 @@ class Indexer(BackgroundThread):
     def _clear(self) -> None:
         """Empty all tables."""
         self._is_reset = False
+        self._looked_until = ID_MIN
         try:
             if self._looks_for_vectors():
                 self._tables.open()
