@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import os
@@ -25,6 +26,8 @@ from pmm_shm.vectors.events import DEFAULT_KINDS
 _FAILURE, _USAGE = 1, 2
 GC_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
+# Of mallopt(3).
+_M_ARENA_MAX = -8
 
 
 class _Finite(click.FloatRange):
@@ -159,10 +162,17 @@ def command(
     gc.freeze()
     gc.set_threshold(GC_OBJECTS)
     _do_not_preempt_writers()
+    _keep_one_heap()
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
+
+
+def _keep_one_heap() -> None:
+    """Each thread would have a heap of its own: 1 MB in all. Python's lock lets only one of them allocate at a time."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _do_not_preempt_writers() -> None:
