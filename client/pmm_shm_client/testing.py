@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pmm_shm import limits
 from pmm_shm.errors import DaemonRunningError, DaemonTimeoutError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
@@ -56,7 +57,8 @@ def running_daemon(ledger: str) -> Iterator[None]:
         raise DaemonRunningError(f"{instance.ledger}: a daemon already serves it")
     with tempfile.TemporaryDirectory(prefix="pmm-log-") as folder:
         log = Path(folder, "daemon.log")
-        process = spawn_daemon(instance.ledger, log)
+        # A test run that is killed leaves it behind, until nobody has used it for so long.
+        process = spawn_daemon(instance.ledger, log, "--idle-exit", f"{limits.AUTOSTART_IDLE_EXIT_S:g}")
         try:
             deadline_s = time.monotonic() + _START_S
             while not is_running(instance, 0.5):
