@@ -37,7 +37,7 @@ def shortage(descriptors: int = 1, threads: int = 0) -> str | None:
     """
     held: list[int] = []
     try:
-        held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        held.append(os.eventfd(0, os.EFD_CLOEXEC))
         while len(held) < descriptors:
             held.append(os.dup(held[0]))
     except OSError as error:
@@ -63,8 +63,6 @@ def require(what: str, descriptors: int = 1, threads: int = 0) -> None:
 
 
 def _thread_shortage(count: int) -> str | None:
-    import mmap
-
     over = threading.Event()
     started = []
     try:
@@ -74,7 +72,7 @@ def _thread_shortage(count: int) -> str | None:
             started.append(thread)
         # libzmq's threads have the system's stack size, whatever Python's have.
         stacks = count * _STACK_BYTES_MAX if threading.stack_size() else 0
-        mmap.mmap(-1, stacks + _MARGIN_BYTES).close()
+        bytearray(stacks + _MARGIN_BYTES)
     except RuntimeError:
         return _no_thread()
     except (OSError, MemoryError):

@@ -113,16 +113,13 @@ def pid_here(path: str, recorded: int) -> int | None:
     """The pid of the process that listens on a socket, in this process's pid namespace: None where it has none here.
     `recorded` where nobody listens.
     """
-    import socket
-    import struct
+    from pmm_shm.wire.endpoints import check_listening
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-            found: int = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        except (OSError, ValueError):
-            return recorded
-    return found or None
+    try:
+        found = check_listening(path)
+    except OSError:
+        return recorded
+    return recorded if found is None else found or None
 
 
 def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 import zmq.asyncio
 
 from pmm_shm import limits
-from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError
+from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.verification import VerifyReport
+from pmm_shm.resources import shortage_of
 from pmm_shm.vectors.embedder import Embedder
 from pmm_shm.wire.endpoints import address_of, find_endpoints
 from pmm_shm.wire.protocol import Announcement, ProtocolError, unpack_announcement
@@ -40,11 +41,14 @@ class AsyncCache(Cache):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.close)
+        try:
+            await _in_thread(self.close)
+        except ResourceLimitError:
+            self.close()
 
     async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
-        return await asyncio.to_thread(self.append, kind, content, meta)
+        return await _in_thread(self.append, kind, content, meta)
 
     async def events_async(
         self,
@@ -61,29 +65,29 @@ class AsyncCache(Cache):
         """As `embed`; a vector that is not at hand is computed or waited for in a thread."""
         self._check_open()
         vector = self._embeddings.known(text, model) if self._embeddings is not None else None
-        return await asyncio.to_thread(self.embed, text, model) if vector is None else vector
+        return await _in_thread(self.embed, text, model) if vector is None else vector
 
     async def embed_many_async(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
         """As `embed_many`, in a thread."""
-        return await asyncio.to_thread(self.embed_many, texts, model)
+        return await _in_thread(self.embed_many, texts, model)
 
     async def search_async(
         self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
     ) -> Hits[Hit]:
         """As `search`, in a thread."""
-        return await asyncio.to_thread(self.search, query, k, scope, model)
+        return await _in_thread(self.search, query, k, scope, model)
 
     async def recall_async(
         self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
     ) -> Hits[Recollection]:
         """As `recall`, in a thread."""
-        return await asyncio.to_thread(self.recall, query, k, scope, model)
+        return await _in_thread(self.recall, query, k, scope, model)
 
     async def context_async(
         self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
     ) -> Context:
         """As `context`, in a thread."""
-        return await asyncio.to_thread(self.context, user_text, reflections, recall, messages)
+        return await _in_thread(self.context, user_text, reflections, recall, messages)
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""
@@ -106,7 +110,7 @@ class AsyncCache(Cache):
         try:
             report = await self._give_async(command)
         except DaemonAbsentError:
-            return await asyncio.to_thread(self.verify, fold, timeout)
+            return await _in_thread(self.verify, fold, timeout)
         self._verifications[report.ok] += 1
         return report
 
@@ -117,7 +121,7 @@ class AsyncCache(Cache):
 
     async def stats_async(self) -> dict[str, Any]:
         """As `stats`."""
-        return await asyncio.to_thread(self.stats)
+        return await _in_thread(self.stats)
 
     async def announcements(self) -> AsyncIterator[Announcement]:
         """New positions as the daemon announces them; a slow reader gets only the newest.
@@ -131,7 +135,7 @@ class AsyncCache(Cache):
         with contextlib.suppress(CommandError, DaemonTimeoutError):
             await self._give_async(commands.ping_command())
         path = find_endpoints(self._instance).announcements
-        with commands.open_socket(self.path, _context(), zmq.SUB) as socket:
+        with commands.open_socket(self.path, _context, zmq.SUB) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.CONFLATE, 1)
             socket.setsockopt(zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX)
@@ -146,7 +150,7 @@ class AsyncCache(Cache):
                 yield announcement
 
     async def _give_async(self, command: DaemonCommand[_T]) -> _T:
-        with commands.open_socket(self.path, _context(), zmq.DEALER) as socket:
+        with commands.open_socket(self.path, _context, zmq.DEALER) as socket:
             # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))
             exchange = connection.exchange(command.name, command.args, command.timeout_s)
@@ -157,9 +161,20 @@ class AsyncCache(Cache):
                         timeout_ms, events = exchange.send(True)
                     else:
                         # In a thread: to look for a stopped daemon may take a second. The exchange never ends here.
-                        timeout_ms, events = await asyncio.to_thread(exchange.send, False)
+                        timeout_ms, events = await _in_thread(exchange.send, False)
             except StopIteration as end:
                 return command.read(end.value)
+
+
+async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
+    """`asyncio.to_thread`; where no thread can be started, that is an error of ours."""
+    try:
+        return await asyncio.to_thread(function, *args)
+    except RuntimeError as error:
+        found = shortage_of(error)
+        if found is None:
+            raise
+        raise ResourceLimitError(found) from error
 
 
 def _context() -> zmq.asyncio.Context:
@@ -177,4 +192,4 @@ async def connect_async(
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
     options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
-    return await asyncio.to_thread(open_cache, AsyncCache, path, autostart, options)
+    return await _in_thread(open_cache, AsyncCache, path, autostart, options)

@@ -168,7 +168,7 @@ class CommandConnection:
 
         self._instance = instance
         address, self._pid = _endpoint_for(instance, command)
-        self._socket = open_socket(str(instance.ledger), context(), zmq.DEALER) if socket is None else socket
+        self._socket = open_socket(instance.ledger, context, zmq.DEALER) if socket is None else socket
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.REPLY_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, limits.REQUESTS_WAITING_MAX)
@@ -251,13 +251,14 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
         return found
 
 
-def open_socket(what: str, maker: zmq.Context[Any], kind: int) -> Any:
+def open_socket(what: str, context_of: Callable[[], zmq.Context[Any]], kind: int) -> Any:
     """A new socket of this process's context, or of a shadow of it.
 
     The first one starts libzmq's threads; where it cannot, libzmq ends the process.
 
     Parameters:
         what: the beginning of an error's message.
+        context_of: `context`, or a function that makes a shadow of it.
 
     Raises:
         ResourceLimitError: this process has not what it takes.
@@ -268,10 +269,10 @@ def open_socket(what: str, maker: zmq.Context[Any], kind: int) -> Any:
     try:
         if pid in _started:
             require(what, _DESCRIPTORS)
-            return maker.socket(kind)
+            return context_of().socket(kind)
         with late_imports:
             require(what, _FIRST_DESCRIPTORS, _CONTEXT_THREADS)
-            made = maker.socket(kind)
+            made = context_of().socket(kind)
             _started.add(pid)
             return made
     except zmq.ZMQError as error:

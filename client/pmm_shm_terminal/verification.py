@@ -32,7 +32,7 @@ class Checked(NamedTuple):
         if links is not None:
             found += [problem for problem in links.problems if problem not in said]
         if not report.ok:
-            found.append(f"what is published is wrong: {report.difference}")
+            found.append(f"what is published is wrong: {report.difference}" if report.folds else str(report.difference))
         return found
 
     def rows(self) -> dict[str, Any]:
@@ -49,7 +49,9 @@ class Checked(NamedTuple):
             rows["hash chain"] = f"ok, {links.rows_checked:,} rows, formula {links.formula}"
         if links is not None and links.rows_without_hash:
             rows["rows without hash"] = links.rows_without_hash
-        if not report.ok:
+        if not report.folds and not report.ok:
+            rows["published state"] = f"nothing is published; {report.difference}"
+        elif not report.ok:
             rows["published state"] = f"wrong: {report.difference}"
         elif not report.folds:
             rows["published state"] = f"nothing is published; all {report.events:,} events can be read"

@@ -69,6 +69,7 @@ _STATX_BYTES = 256
 _STATX = struct.Struct("=8xQ40xQ")
 """Of statx(2): the attributes, and the mask of those that the kernel knows."""
 _AT_FDCWD, _ATTR_MOUNT_ROOT = -100, 0x2000
+_MOUNT_ESCAPES = str.maketrans({character: f"\\{ord(character):03o}" for character in " \t\n\\"})
 
 
 def network_file_system(directory: str | os.PathLike[str]) -> str | None:
@@ -106,14 +107,18 @@ def is_mounted_alone(path: str) -> bool:
     """
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     try:
-        if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0, buffer) == 0:
-            attributes, known = _STATX.unpack_from(buffer.raw)
-            if known & _ATTR_MOUNT_ROOT:
-                return bool(attributes & _ATTR_MOUNT_ROOT)
-    except AttributeError:
-        # A C library without statx. As with a kernel before 5.8, the table of mounts tells.
-        pass
-    return any(line.split(" ")[4].encode().decode("unicode_escape") == path for line in mounts().splitlines())
+        is_told = _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0, buffer) == 0
+    except AttributeError:  # A C library without statx.
+        is_told = False
+    if is_told:
+        attributes, known = _STATX.unpack_from(buffer.raw)
+        if known & _ATTR_MOUNT_ROOT:
+            return bool(attributes & _ATTR_MOUNT_ROOT)
+    elif not os.path.exists(path):
+        return False
+    # A kernel before 5.8, or one that may not be asked.
+    escaped = path.translate(_MOUNT_ESCAPES)
+    return any(line.split(" ")[4] == escaped for line in mounts().splitlines())
 
 
 def existing_part(directory: str | os.PathLike[str]) -> str:

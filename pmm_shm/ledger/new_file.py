@@ -64,7 +64,10 @@ def staged(target: str) -> Iterator[str]:
     try:
         yield temporary
         sync(temporary)
-        _rename(temporary, target)
+        try:
+            put_in_place(temporary, target)
+        except FileExistsError:
+            raise _exists(target) from None
         # The file is complete. In a directory that may be written but not read, its name is not synced.
         with contextlib.suppress(PermissionError):
             sync(parent)
@@ -83,20 +86,21 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def _rename(temporary: str, target: str) -> None:
+def put_in_place(temporary: str, target: str) -> None:
+    """Give a complete file the name `target`; the old name may be left.
+
+    Raises:
+        FileExistsError: a file has that name by now.
+        OSError: it cannot be renamed.
+    """
     try:
         # A link, unlike a rename, never replaces a file that appeared meanwhile.
         os.link(temporary, target)
-    except FileExistsError:
-        raise _exists(target) from None
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
         # This file system has no hard links: reserve the name, then replace our own empty file.
-        try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            raise _exists(target) from None
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         try:
             os.replace(temporary, target)
         except BaseException:

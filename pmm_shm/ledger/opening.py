@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import urllib.parse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from pmm_shm.errors import (
@@ -39,6 +40,7 @@ Mode = Literal["ro", "rw", "rwc", "immutable"]
 _DEFINITION = (
     "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL"
 )
+_MAYBE_NO_ROWID = re.compile(rb"rowid|desc", re.IGNORECASE)
 _KINDS_OF_ID = (
     "SELECT (SELECT typeof(id) FROM events ORDER BY id LIMIT 1), "
     "(SELECT typeof(id) FROM events ORDER BY id DESC LIMIT 1)"
@@ -263,26 +265,32 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     """
     rows = handle.execute("PRAGMA table_info(events)").fetchall()
     columns = {row[1]: row[2] for row in rows}
+    # As bytes: a foreign program's names need not be UTF-8.
+    definition = frozenset(row[0] for row in handle.execute(_DEFINITION).fetchall())
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
             raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
-        _check_ids(handle, path, [(row[1], row[2]) for row in rows if row[5]])
+        _check_ids(handle, path, [(row[1], row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    # As bytes: a foreign program's names need not be UTF-8.
-    return Schema(version, columns, frozenset(row[0] for row in handle.execute(_DEFINITION).fetchall()))
+    return Schema(version, columns, definition)
 
 
-def _check_ids(handle: sqlite3.Connection, path: str, key: Sequence[tuple[str, str]]) -> None:
-    """Raise if an id can be anything but a different integer for each row.
+def _check_ids(
+    handle: sqlite3.Connection, path: str, key: Sequence[tuple[str, str]], definition: Iterable[bytes]
+) -> None:
+    """Raise if an id is anything but a different integer for each row.
 
-    A key that is no rowid keeps texts and NULLs, too; they sort behind and before all numbers.
+    A key that is no rowid keeps texts and NULLs, too; they sort behind and before all numbers. A rowid is declared as
+    INTEGER, and not DESC, in a table that is not WITHOUT ROWID.
     """
     if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
         raise not_integers(path, "is not its integer primary key")
+    if key[0][1].upper() == "INTEGER" and not any(_MAYBE_NO_ROWID.search(sql) for sql in definition):
+        return
     for kind in filter(None, handle.execute(_KINDS_OF_ID).fetchall()[0]):
         if kind != "integer":
             raise not_integers(path, f"holds a value of type {kind}, not an integer")

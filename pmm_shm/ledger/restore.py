@@ -39,7 +39,7 @@ from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import broken_at, verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
-from pmm_shm.ledger.new_file import SIDE_FILES
+from pmm_shm.ledger.new_file import SIDE_FILES, put_in_place
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
 from pmm_shm.ledger.tail import ordered_columns
@@ -198,7 +198,7 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
         try:
             # The ledger must be writable, also if the backup is not.
             os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode) | stat.S_IWUSR)
-            os.link(path, ledger)
+            put_in_place(path, ledger)
         except FileExistsError:
             raise LedgerBusyError(f"{ledger}: made by somebody else meanwhile; nothing was changed") from None
         except OSError as error:

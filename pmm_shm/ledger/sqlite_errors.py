@@ -80,9 +80,9 @@ def holder_of(path: str) -> str:
 
 def _name_of(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            name = file.read().strip()
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     except OSError:
+        # Of another user, say.
         return ""
     return f" ({name})" if name.isprintable() else ""
 

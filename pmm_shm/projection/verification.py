@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
-from pmm_shm.ledger.chain import broken_at, verify_range
+from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import Cursor, LogChanged
@@ -94,7 +94,7 @@ def verify(
 
 
 def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:
-    """Where nothing is published, read the whole ledger: a report is never about nothing.
+    """Where nothing is published, read the whole ledger and check its hash chain: a report is never about nothing.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -105,7 +105,9 @@ def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> Ver
             pace()
     except LogChanged:
         return VerifyReport(False, 0, (), cursor.events_folded, 0, _CHANGED_MEANWHILE)
-    return VerifyReport(True, 0, (), cursor.events_folded, 0, None)
+    bad_id = verify_chain(connection).first_bad_id
+    problem = None if bad_id is None else broken_at(bad_id)
+    return VerifyReport(problem is None, 0, (), cursor.events_folded, 0, problem)
 
 
 def _columns_sealed(connection: Connection, seal: Seal) -> int | None:

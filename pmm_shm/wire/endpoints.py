@@ -193,22 +193,28 @@ def _no_permission(instance: Instance, path: object) -> DaemonError:
     return DaemonError(f"{instance.ledger}: no permission for {path}; share a group")
 
 
-def check_listening(path: str) -> None:
+def check_listening(path: str) -> int | None:
     """Connect to a socket and close the connection: ZeroMQ would wait instead of raising.
+
+    Returns:
+        the pid of the process that listens, in this process's pid namespace: 0 where it has none here; None if unknown.
 
     Raises:
         OSError: no process listens, or this user has no permission.
     """
     with late_imports:
         import socket
+        import struct
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
+            found: int = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return found
         except (BlockingIOError, TimeoutError):
             # A process listens and does not accept: a stopped daemon with a full backlog.
-            return
+            return None
         except ValueError:
             # A NUL or half a surrogate pair, from a damaged record.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None

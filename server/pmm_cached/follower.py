@@ -101,6 +101,8 @@ class Follower:
         self.has_lost_columns = False
         self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
         self._mark = None
+        if self.connection.is_open:
+            self._look_at_schema()
         self._publish_status()
 
     def has_news(self) -> bool:
@@ -109,7 +111,10 @@ class Follower:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        return self._take_mark() != self._mark or self._schema is not self.connection.schema
+        mark = self._take_mark()
+        # Its number is compared less often than the mark.
+        self._look_at_schema()
+        return mark != self._mark
 
     def step(self) -> FollowStep:
         """Fold and publish one batch.

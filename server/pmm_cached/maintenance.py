@@ -156,7 +156,7 @@ class Maintenance(BackgroundThread):
 
     def table_redefined(self, change: str) -> None:
         """The columns or triggers of `events` have changed: compare the rows with their seals, and seal them anew."""
-        self._log.warning("the table `events` has changed: opened anew, and sealed anew", change=change)
+        self._log.warning("the table `events` has changed: its rows are sealed anew", change=change)
         with self._changed:
             self._events_at_verification = self._status.events_folded - self._settings.verify_every_events
             self._changed.notify_all()

@@ -29,6 +29,7 @@ class _WorkerRecord:
 
     Attributes:
         started: when the process was started, in ticks since boot; None if that is not known.
+        is_colliding: at its last reads it had the pid of a process of another pid namespace.
         has_left: it said so itself.
         reported_at: monotonic seconds.
     """
@@ -37,6 +38,7 @@ class _WorkerRecord:
     started: int | None
     counters: dict[str, int]
     is_ended: bool = False
+    is_colliding: bool = False
     has_left: bool = False
     reported_at: float = 0.0
 
@@ -82,6 +84,8 @@ class Workers:
                 grown = max(0, counters[name] - known.counters[name])
                 known.counters[name] += grown
                 self._totals[name] = min(self._totals[name] + grown, limits.COUNTER_MAX)
+                if name == "pid_collisions":
+                    known.is_colliding = grown > 0
             known.is_ended = known.is_ended or is_last
             known.has_left = is_last
             known.reported_at = self._clock()
@@ -100,7 +104,7 @@ class Workers:
             return sum(self._is_colliding(worker) for worker in self._known.values())
 
     def _is_colliding(self, worker: _WorkerRecord) -> bool:
-        if not worker.counters["pid_collisions"] or worker.has_left:
+        if not worker.is_colliding or worker.has_left:
             return False
         return self._clock() - worker.reported_at < _INVISIBLE_S if worker.pid == 0 else not worker.is_ended
 

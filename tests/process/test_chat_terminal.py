@@ -180,6 +180,7 @@ def test_ctrl_d_and_ctrl_c_at_the_prompt_end(talk: Talk) -> None:
 def trickle(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
     own.begin(handler)
     own.send(handler, delta("I will begin. "), delta("And "), delta("then "))
+    own.has_begun.set()
     own.done.wait(20)
 
 
@@ -471,9 +472,9 @@ def test_a_signal_within_an_answer(
     assert process.stdout is not None
     process.stdin.write(b"Tell me\nmore\n")
     process.stdin.flush()
-    heard = b""
-    while b"then" not in heard:
-        heard += process.stdout.read1(100)  # type: ignore[attr-defined]
+    assert endpoint.has_begun.wait(20)
+    # In a pipe an answer appears when it is complete, so nothing shows when its beginning has arrived.
+    time.sleep(0.5)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, b"")

@@ -14,6 +14,8 @@ import pytest
 
 from pmm_shm.errors import DaemonError
 from pmm_shm.instance import file_systems
+from pmm_shm.ledger.backup import backup
+from pmm_shm.ledger.restore import restore
 from pmm_shm_cli.doctor import diagnose, gather
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_python
@@ -26,6 +28,8 @@ import os, socket, sys
 from pathlib import Path
 from pmm_cached.main import main
 from pmm_shm.instance import file_systems
+from pmm_shm.ledger.backup import backup
+from pmm_shm.ledger.restore import restore
 folder, kind, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = ["pmm-cached", sys.argv[4]]
 if kind:
@@ -161,3 +165,22 @@ def test_a_real_exfat_stick(tmp_path: Path) -> None:
     assert [one["check"] for one in errors] == ["state-file-system"]
     assert json.dumps(found["doctor"]).count("usermod") == 0
     assert found["elsewhere"] == 2
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_takes_backups_and_restores(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A restore to where no ledger is makes it, and never over a file that somebody else has made meanwhile."""
+    fill(ledger, 5)
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    copy, made = str(tmp_path / "copy.db"), str(tmp_path / "made.db")
+    backup(ledger, copy)
+    restore(copy, made)
+    with connect(made) as cache, connect(ledger) as original:
+        assert cache.frame().metrics() == original.frame().metrics()
+    assert not [one for one in tmp_path.iterdir() if "restoring" in one.name or one.name.startswith(".")]

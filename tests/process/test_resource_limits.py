@@ -152,6 +152,35 @@ def test_the_asyncio_client_says_so_too(served: str) -> None:
     assert all(one.startswith("ResourceLimitError: ") and "(ulimit -n)" in one for one in said)
 
 
+NO_THREADS = """
+import asyncio, json, sys, threading
+from pmm_shm.errors import PmmShmError
+from pmm_shm_client import connect_async
+async def main():
+    cache = await connect_async(sys.argv[1])
+    async with cache:
+        as_of = cache.metrics().as_of
+        await asyncio.get_running_loop().shutdown_default_executor()
+        def start(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = start
+        asyncio.get_running_loop()._default_executor = None
+        asyncio.get_running_loop()._executor_shutdown_called = False
+        try:
+            await cache.embed_async("a new text")
+        except PmmShmError as error:
+            print(type(error).__name__, "(ulimit -u)" in str(error))
+        print(cache.metrics().as_of == as_of)
+    print(cache._is_closed)
+asyncio.run(main())
+"""
+
+
+def test_the_asyncio_client_without_threads(served: str) -> None:
+    done = run_python(NO_THREADS, served)
+    assert done.stdout == "ResourceLimitError True\nTrue\nTrue\n", done.stderr
+
+
 APPENDING = """
 import os, resource, sys
 from pmm_shm.errors import LedgerError
@@ -224,6 +253,26 @@ def test_a_daemon_with_few_descriptors_says_one_line(tmp_path: Path, descriptors
     assert (ended.returncode, ended.stderr) == (1, line)
     assert not Path(f"{ledger}-cache").exists()
     assert run_daemon("--version").returncode == 0
+
+
+@pytest.mark.parametrize("descriptors", [10, 14, 18])
+def test_commands_with_few_descriptors_end_with_a_line_and_no_abort(
+    served: str, tmp_path: Path, descriptors: int
+) -> None:
+    own = str(tmp_path / "own.db")
+    fill(own, 3)
+    for words in (["doctor", served], ["status", served], ["append", own, "user", "x"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "pmm_shm_cli", *words],
+            env=environment(),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode in (0, 1, 4), (words, ended.returncode, ended.stderr)
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert "no daemon serves it" not in ended.stderr
 
 
 def test_a_client_that_forgets_the_reserved_descriptor_closes_no_other_file(tmp_path: Path) -> None:

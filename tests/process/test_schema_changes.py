@@ -113,18 +113,11 @@ def test_the_table_of_events_changes_under_daemon_and_workers(
         until(lambda: site.numbers()["verified_as_of"] == appended, "the verification that seals anew")
         numbers = site.numbers()
         assert (numbers["rebuilds"], numbers["history_breaks"], numbers["verifications_failed"]) == (1, 0, 0)
-        assert [line["event"] for line in site.lines()] == [
-            "the table `events` has changed: opened anew, and sealed anew"
-        ]
+        assert [line["event"] for line in site.lines()] == ["the table `events` has changed: its rows are sealed anew"]
         # All columns are sealed now, those that were added, too.
-        for column in ledgers.execute(site.path, "SELECT name FROM pragma_table_info('events') WHERE name <> 'id'"):
-            if column[0] not in ("prev_hash", "hash"):
-                before = ledgers.execute(site.path, f"SELECT {column[0]} FROM events WHERE id = 7")[0][0]
-                ledgers.execute(site.path, f"UPDATE events SET {column[0]} = 'edited' WHERE id = 7")
-                report = site.cache.verify()
-                assert not report.ok, column
-                ledgers.execute(site.path, f"UPDATE events SET {column[0]} = ? WHERE id = 7", before)
-                break
+        column = "hash" if name == "hashes" else list(ledgers.execute(site.path, "PRAGMA table_info(events)"))[-1][1]
+        ledgers.execute(site.path, f"UPDATE events SET {column} = 'edited' WHERE id = 7")
+        assert not site.cache.verify().ok
 
 
 def test_an_added_column_hides_no_edit(make_site: Callable[..., Site]) -> None:

@@ -198,7 +198,7 @@ def test_a_ledger_that_is_open_by_another_name_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_table_of_mounts_tells_where_the_kernel_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a b.db"
+    path = tmp_path / "a bä.db"
     path.touch()
     assert not file_systems.is_mounted_alone(str(path))
     monkeypatch.setattr(file_systems, "_ATTR_MOUNT_ROOT", 0)

@@ -79,6 +79,7 @@ class Endpoint:
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.done = threading.Event()
+        self.has_begun = threading.Event()
         self.answer: Callable[[Endpoint, BaseHTTPRequestHandler], None] = lambda own, handler: own.events(
             handler, "Hel", "lo ", "né"
         )

@@ -141,3 +141,25 @@ def test_a_cache_is_not_kept_by_its_reporter(ledger: str) -> None:
     del cache
     reporter.report()
     assert reporter._count() is None
+
+
+def test_workers_that_have_the_pid_of_another_are_counted_as_long_as_they_do() -> None:
+    """A worker of another pid namespace has no pid here, so nobody sees it end."""
+    processes = Processes(1, 2)
+    workers = processes.table()
+    workers.report(1, 1, counters(pid_collisions=1))
+    workers.report(2, 2, counters(metrics_hits=1))
+    workers.report(3, 0, counters(pid_collisions=4))
+    assert workers.of_same_pid() == 2
+    workers.report(1, 1, counters(pid_collisions=1, metrics_misses=1))
+    assert workers.of_same_pid() == 1, "the other process has ended"
+    workers.report(1, 1, counters(pid_collisions=2, metrics_misses=1))
+    del processes.started[1]
+    processes.later()
+    assert workers.of_same_pid() == 1, "it was seen to end"
+    workers.report(3, 0, counters(pid_collisions=5), is_last=True)
+    assert workers.of_same_pid() == 0
+    workers.report(4, 0, counters(pid_collisions=1))
+    for _ in range(61):
+        processes.later()
+    assert workers.of_same_pid() == 0, "nothing was heard for ten minutes"

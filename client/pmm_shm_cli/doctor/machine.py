@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
+from pmm_shm.resources import shortage
 from pmm_shm.store.boot import boot_id
 from pmm_shm_cli.doctor.checks.common import user_name
 from pmm_shm_cli.doctor.facts import MachineFacts, Package, Service
@@ -28,6 +29,7 @@ SETTINGS = Path("/etc/pmm-cached")
 _UNIT_SHM_DIR = "/var/cache/pmm-cached"
 _SYSTEMD = "/run/systemd/system"
 _SYSTEMCTL_S = 2.0
+_ZMQ_DESCRIPTORS, _ZMQ_THREADS = 16, 2
 _EMBEDDER_PACKAGES = {"wordllama": "wordllama", "openai": "openai"}
 
 
@@ -172,6 +174,9 @@ def _libzmq() -> tuple[str | None, bool | None]:
         import zmq
     except ImportError:
         return None, None
+    if shortage(_ZMQ_DESCRIPTORS, _ZMQ_THREADS) is not None:
+        # libzmq would end this process.
+        return zmq.zmq_version(), None
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = context.socket(zmq.ROUTER)

@@ -16,7 +16,7 @@ from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warni
 _OLDEST_PYTHON = (3, 10)
 _NEWEST_PYTHON = (3, 13)
 _FILE_BYTES_MIN = 1 << 30
-_OPEN_FILES_MIN = 64
+_OPEN_FILES_MIN = limits.DESCRIPTORS_MIN + 32
 _EPOCH_2024_S = 1_704_067_200
 _GOOD_STATES = ("active", "activating", "reloading", "inactive")
 _SHOWN_PACKAGES = ("lmdb", "pyzmq", "msgpack", "numpy")
