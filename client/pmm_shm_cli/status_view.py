@@ -148,11 +148,13 @@ def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
         parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
     hits, misses = workers["embedding_hits"], workers["embedding_misses"]
     recomputed = workers["projection_recomputations"] + workers["metrics_recomputations"]
+    default, full = workers["appends_default"], workers["appends_full"]
     return [
         f"reads: {served(reads)}; {reads['hits']:,} hits, {reads['caught_up']:,} caught up",
         f"{workers['live']:,} live of {workers['seen']:,}; hit rates: {', '.join(parts)}, embeddings "
         f"{rate(hits, misses)} of {hits + misses:,}",
         f"{recomputed:,} recomputations, {workers['events_folded']:,} events folded",
+        f"{default + full:,} events appended: {default:,} with durability default, {full:,} with full",
     ]
 
 

@@ -38,11 +38,12 @@ _BUILT_IN = "built-in"
 class Reading:
     """Views of one position; valid only within the read that made it."""
 
-    __slots__ = ("_read_models", "as_of", "mark")
+    __slots__ = ("_read_models", "as_of", "mark", "position")
 
     def __init__(self, read_models: Collection[ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        self.as_of = next(iter(read_models)).position.as_of
+        self.position = next(iter(read_models)).position
+        self.as_of = self.position.as_of
         self.mark = mark
 
     def view(self, name: str) -> Any:

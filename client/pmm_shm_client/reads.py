@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
@@ -18,10 +18,20 @@ from pmm_shm.ledger.tail import head_of
 from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings, warn
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
-from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.results import (
+    Commitments,
+    History,
+    Identity,
+    Metrics,
+    Recent,
+    SelfModelDict,
+    Stage,
+    self_model_dict,
+)
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.folds.directives import ActiveDirective, Directive
     from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
@@ -63,6 +73,14 @@ class WarningsLog:
             warn(cid, event_id, on_warn)
 
 
+class _ReadNumbers(TypedDict):
+    cache_hits: int
+    cache_misses: int
+    hit_rate: float
+    caught_up: int
+    replayed: int
+
+
 class ReadCounter:
     """Reads of one group of methods, or look-ups of vectors, as this process sees them.
 
@@ -98,7 +116,7 @@ class ReadCounter:
         """The hits among all reads, 0.0 to 1.0."""
         return self.hits / ((self.hits + self.misses) or 1)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> _ReadNumbers:
         return {
             "cache_hits": self.hits,
             "cache_misses": self.misses,
@@ -177,7 +195,7 @@ class Reads(ABC):
         on_warn: OnWarn | None = None,
         *,
         consistency: Consistency | None = None,
-    ) -> dict[str, Any]:
+    ) -> SelfModelDict:
         """Identity, traits and commitments as a fresh dict.
 
         Parameters:
@@ -213,11 +231,11 @@ class Reads(ABC):
         """The developmental stage and its snapshot."""
         return self._get("stage", consistency)  # type: ignore[no-any-return]
 
-    def directives(self, *, consistency: Consistency | None = None) -> list[dict[str, Any]]:
+    def directives(self, *, consistency: Consistency | None = None) -> list[Directive]:
         """All directives, as fresh dicts."""
         return self._get("directives", consistency).rows()  # type: ignore[no-any-return]
 
-    def active_directives(self, *, consistency: Consistency | None = None) -> list[dict[str, Any]]:
+    def active_directives(self, *, consistency: Consistency | None = None) -> list[ActiveDirective]:
         """The active set of directives, best first, as fresh dicts."""
         return self._get("directives", consistency).active()  # type: ignore[no-any-return]
 
@@ -323,7 +341,7 @@ class Reads(ABC):
         self.wait_for(head, max(0.0, deadline - monotonic()))
         return self._reader.published(make, names, head)
 
-    def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
+    def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
         self._check_open()
         model, closes = self._with_warnings(self._replayed([SelfModelFold(checked_trait_delta(limit))], until_id))
         if on_warn is not None:
@@ -338,7 +356,7 @@ class Reads(ABC):
         self._count_frame(reading, views)
         # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
         replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
-        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position)
 
     def _count_frame(self, reading: Reading | ReplayReading, views: Mapping[str, Any]) -> None:
         """A frame is one read, a hit if all of it is what the last frame had."""

@@ -106,7 +106,8 @@ def _sql(wanted: EventRange, kind: str) -> str:
     """The statement for one batch; as `+kind`, the column is in no index, which SQLite could choose and sort by."""
     condition = "" if wanted.kind is None else f" AND {kind} = ?"
     order = " DESC" if wanted.newest_first else ""
-    return f"SELECT id, ts, kind, content, meta FROM events WHERE id >= ? AND id <= ?{condition} ORDER BY id{order} LIMIT ?"
+    where = f"WHERE id >= ? AND id <= ?{condition} ORDER BY id{order} LIMIT ?"
+    return f"SELECT id, ts, kind, content, meta FROM events {where}"
 
 
 def _is_indexed(connection: Connection, sql: str, parameters: tuple[Any, ...]) -> bool:

@@ -15,7 +15,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
 from pmm_shm.late import late_imports
 from pmm_shm.ledger import chain
-from pmm_shm.ledger.append import Appender
+from pmm_shm.ledger.append import DURABILITIES, Appender, Durability, ExpectedHead
 from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
@@ -24,6 +24,7 @@ from pmm_shm.ledger.new_events import EventInput, new_event, new_events
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
+from pmm_shm.ledger.tail import Position, Positioned
 
 
 class EventDict(TypedDict):
@@ -47,6 +48,10 @@ class EventLog:
         path: the SQLite file.
         timeout: seconds to wait for a busy ledger before `LedgerBusyError`.
         create: create the ledger if the file is missing or is a database without tables.
+        durability: what an acknowledged append survives. Both survive the death of any process, and a power cut never
+            damages the ledger. `"full"` survives a power cut, too, and waits for the disk at each append. With
+            `"default"`, a power cut can lose the newest appends: in WAL mode those since the last checkpoint, with a
+            rollback journal the last one.
 
     Raises:
         ConfigError: the path cannot be that of a file.
@@ -56,16 +61,25 @@ class EventLog:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float = limits.LEDGER_TIMEOUT_S, create: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = limits.LEDGER_TIMEOUT_S,
+        create: bool = True,
+        durability: Durability = "default",
     ) -> None:
         name = _file_name(path)
-        _check_timeout(timeout)
+        check_timeout(timeout)
+        if durability not in DURABILITIES:
+            raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
         self._reader = Connection(name, "ro", timeout)
         self.path = self._reader.path
         """The ledger's real path."""
         self.timeout = timeout
         """Seconds to wait for a busy ledger."""
-        self._appender = Appender(self.path, timeout)
+        self.durability: Durability = durability
+        """What an acknowledged append survives."""
+        self._appender = Appender(self.path, timeout, durability)
         self._close_hooks: list[Callable[[], None]] = []
         try:
             with self._reader.lock:
@@ -85,6 +99,9 @@ class EventLog:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<EventLog {self.path}>"
+
     def add_close_hook(self, hook: Callable[[], None]) -> None:
         """Call `hook` at every `close()`, before the connections close."""
         self._close_hooks.append(hook)
@@ -96,24 +113,39 @@ class EventLog:
         self._reader.close()
         self._appender.close()
 
-    def append(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Positioned | None = None,
+    ) -> int:
         """Append one event and return its id. The event is committed when this returns.
 
+        Parameters:
+            expected_head: append only if this is the newest event's id (0: the ledger is empty). A frame in place of
+                the number compares that event itself, too: a restored ledger can have another one with the same id.
+
         Raises:
+            HeadMovedError: the newest event is not the expected one.
             InvalidEventError: it could not be stored and read back unchanged.
             LedgerBusyError: another process held the ledger until the timeout.
             ChainError: the newest hashed event fits no known formula.
             LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        return self._appender.append([new_event(kind, content, meta)])[0]
+        event = new_event(kind, content, meta)
+        return self._appender.append([event], None if expected_head is None else _checked_head(expected_head))[0]
 
-    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None) -> list[int]:
         """Append a batch in one transaction, all of it or nothing, and return the ids.
 
         Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
-        8601). Raises the same errors as `append`.
+        8601). `expected_head` is that of `append`, and so are the errors raised.
         """
         batch = new_events(events)
+        if expected_head is not None:
+            return self._appender.append(batch, _checked_head(expected_head))
         return self._appender.append(batch) if batch else []
 
     def recover(self) -> None:
@@ -295,7 +327,15 @@ def _file_name(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def _check_timeout(timeout: object) -> None:
+def _checked_head(expected: object) -> ExpectedHead:
+    head = getattr(expected, "position", expected)
+    if type(head) is not int and not isinstance(head, Position):
+        raise ConfigError(f"expected_head: expected an event id or a frame, got {expected!r:.80}")
+    return head
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise `ConfigError` where this is not a number of seconds."""
     if not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 

@@ -49,6 +49,8 @@ COUNTERS = (
     "events_folded",
     "embedding_hits",
     "embedding_misses",
+    "appends_default",
+    "appends_full",
     "pid_collisions",
 )
 """The counters that a worker reports, each since the worker began. A collision: it could not read the published state,

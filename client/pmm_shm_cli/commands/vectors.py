@@ -166,7 +166,10 @@ def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
 
     head = ledger_head(ledger, timeout_s)
     newer = head - found.as_of
-    if newer > 0:
+    if not found.as_of:
+        here = f"{found.embedded_here:,} of the newest were embedded here"
+        click.echo(f"pmm-shm: not all events were searched ({here}); start pmm-cached", err=True)
+    elif newer > 0:
         events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
         click.echo(f"pmm-shm: {events} not taken into account (as of event {found.as_of}, head {head})", err=True)
 
