@@ -14,6 +14,8 @@ import logging  # noqa: F401
 import os
 import threading
 
+_STANDARD_STREAMS_MAX = 2
+
 
 class _LateImports:
     """See `late_imports`."""
@@ -59,7 +61,13 @@ class _LateImports:
     def _keep(self) -> None:
         try:
             # A file in memory: it has an inode of its own, by which it is known again.
-            self._kept = os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC)
+            kept = os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC)
+            if kept <= _STANDARD_STREAMS_MAX:
+                # What a library prints must not go there.
+                os.close(kept)
+                self._kept = None
+                return
+            self._kept = kept
             self._identity = _identity_of(self._kept)
         except (OSError, AttributeError):
             self._kept = None

@@ -35,7 +35,7 @@ from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
-from pmm_shm.ledger.sqlite_errors import holder_of, is_busy, retry_busy
+from pmm_shm.ledger.sqlite_errors import busy_for, holder_of, is_busy, retry_busy
 from pmm_shm.ledger.tail import Position, TailReader
 
 _T = TypeVar("_T")
@@ -48,6 +48,7 @@ _SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
 _NEWEST_AND_SEQUENCE = f"SELECT {', '.join(HashedRow._fields)}, {_SEQUENCE} FROM events ORDER BY id DESC LIMIT 1"
 _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
+_NOTHING = "; nothing was written"
 _COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
 _COLUMNS_PLAIN = "id, ts, kind, content, meta"
 _OTHER_SCHEMA = ("no such ", "table events has no column")
@@ -129,11 +130,13 @@ class Appender:
         lock, timeout_s = connection.lock, connection.timeout_s
         deadline_s = time.monotonic() + timeout_s
         if not lock.acquire(blocking=False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
-            raise self._busy("another thread of this process")
+            raise LedgerBusyError(busy_for(connection.path, timeout_s, "another thread of this process") + _NOTHING)
         try:
             connection.require_lock()
             self._inside = get_ident()
             return action(deadline_s)
+        except LedgerBusyError as error:
+            raise LedgerBusyError(f"{error}{_NOTHING}") from None
         finally:
             self._inside = None
             lock.release()
@@ -145,12 +148,6 @@ class Appender:
                 f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
                 "signal handler or a finalizer); nothing was written"
             )
-
-    def _busy(self, holder: str) -> LedgerBusyError:
-        connection = self.connection
-        return LedgerBusyError(
-            f"{connection.path}: busy for {round(connection.timeout_s, 2):g} s, held by {holder}; nothing was written"
-        )
 
     def _handle(self) -> sqlite3.Connection:
         handle = self.connection.handle()
@@ -186,10 +183,12 @@ class Appender:
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
+        connection = self.connection
         try:
-            retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), self.connection.path)
+            retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), connection.path)
         except LedgerBusyError:
-            raise self._busy(holder_of(self.connection.path)) from None
+            # All of the time, not what was left of it.
+            raise LedgerBusyError(busy_for(connection.path, connection.timeout_s, holder_of(connection.path))) from None
 
     def _recover(self, deadline_s: float) -> None:
         handle = self._handle()

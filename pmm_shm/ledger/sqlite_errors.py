@@ -58,8 +58,13 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
             if not is_busy(error):
                 raise
         if time.monotonic() >= deadline:
-            raise LedgerBusyError(f"{path}: busy for {round(timeout_s, 2):g} s; {holder_of(path)} holds it")
+            raise LedgerBusyError(busy_for(path, timeout_s, holder_of(path)))
         sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+
+
+def busy_for(path: str, timeout_s: float, holder: str) -> str:
+    """The words of every message about a ledger that was busy for too long."""
+    return f"{path}: busy for {round(timeout_s, 2):g} s, held by {holder}"
 
 
 def holder_of(path: str) -> str:
