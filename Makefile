@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 TOOLS_STAMP := $(VENV)/.installed-tools
+# What runs the demo: the environment of the tests where there is one, otherwise a small one of its own.
+DEMO_VENV := $(if $(wildcard $(STAMP)),$(VENV),.venv-demo)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Workers of the tests: many of them wait for a process or a time limit rather than compute.
 JOBS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
@@ -59,8 +61,8 @@ help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
 		printf '  make %-14s%s\n' "$$verb" "$$text"; done
 
-demo: $(STAMP) ## See it work: a ledger, a daemon, exact reads.
-	$(BIN)/pmm-shm demo
+demo: $(DEMO_VENV)/.installed ## See it work: a ledger, a daemon, exact reads.
+	$(DEMO_VENV)/bin/pmm-shm demo
 
 test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
@@ -102,6 +104,7 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 # LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
 lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.
 	$(LOCK) --extra dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/product.txt
 	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
 
@@ -149,7 +152,7 @@ uninstall: ## Remove what install made, and only that.
 		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	rm -rf $(VENV) .venv-demo .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
 	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements/dev.txt
@@ -158,6 +161,16 @@ $(STAMP): pyproject.toml requirements/dev.txt
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-demo/.installed: pyproject.toml requirements/product.txt
+	@$(CHECK_PYTHON)
+	@echo "Setting up .venv-demo (once): pmm-shm and the libraries that it needs, nothing for tests ..."
+	@"$(PYTHON)" -m venv --clear .venv-demo
+	@.venv-demo/bin/python -m pip --disable-pip-version-check install --require-hashes -r requirements/product.txt \
+		| sed -n 's/^Collecting \([^ ]*\).*/  \1/p'
+	@.venv-demo/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation -e .
+	@.venv-demo/bin/python -m pip --quiet --disable-pip-version-check check
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP) requirements/bench.txt

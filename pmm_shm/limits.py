@@ -90,6 +90,8 @@ BACKOFF_WINDOW_S = 0.02
 INSTANCE_CHECK_S = 0.25
 DEAD_READERS_CHECK_S = 5.0
 STATUS_REPORT_S = 5.0
+AUTOSTART_IDLE_EXIT_S = 900.0
+"""How long a daemon that a client started stays without appends, commands and reports of workers."""
 STOP_S = 1.5
 STOP_HARD_S = 1.9
 

@@ -49,7 +49,7 @@ def _count_option(name: str, most: int, default: int, metavar: str, help: str) -
     "--autostart/--no-autostart",
     default=True,
     show_default=True,
-    help="Start pmm-cached if none serves the ledger; it keeps running.",
+    help="Start pmm-cached if none serves the ledger; it ends when it is idle.",
 )
 @ledger_timeout_option
 def chat(

@@ -35,6 +35,18 @@ INITIAL_EVENTS = 20_000
 KILL_AT, RESTART_AT = 0.35, 0.65
 """Shares of the run at which the daemon is killed and started again."""
 
+WISH = "My sister's birthday is on 14 June. Please remind me."
+PROMISE = "remind Lena of her sister's birthday on 14 June"
+_CID = "birthday"
+_ASK = """
+import sys
+from pmm_shm_client import connect
+with connect(sys.argv[1]) as cache:
+    frame = cache.frame()
+print(frame.identity().name)
+print(frame.commitments().open[sys.argv[2]]["text"])
+"""
+_ASK_S = 20.0
 _DAEMON_STARTS_S = 15.0
 _WORKERS_START_S = 30.0
 _WORKERS_END_S = 10.0
@@ -142,6 +154,9 @@ class Run:
         self._next_stats_s = 0.0
         self._restarted_s: float | None = None
         self._numbers: dict[str, Any] = {}
+        self._name: str | None = None
+        self._appended = 0
+        self._remembered: list[bool] = []
 
     def run(self) -> DemoOutcome:
         """The whole demo.
@@ -150,11 +165,12 @@ class Run:
             PmmShmError: it could not be carried out.
         """
         try:
-            synthetic.generate(self.ledger, INITIAL_EVENTS, seed=1)
-            self._say(f"a ledger of {INITIAL_EVENTS:,} events")
+            synthetic.generate(self.ledger, INITIAL_EVENTS, seed=1, profile="agent")
+            self._say(f"the life of an agent: {INITIAL_EVENTS:,} events")
             self._start_daemon()
             self._wait_for_daemon()
             self._say(f"the daemon serves it (pid {self.picture.daemon_pid})")
+            self._tell()
             self._start_workers()
             self._wait_for_workers()
             self._say(f"{self._worker_count} workers append and read at once")
@@ -177,6 +193,7 @@ class Run:
                 reads_at_kill, appends_at_kill = self.picture.total("reads"), self.picture.total("appends")
                 self._kill_daemon()
                 self._say("the daemon was killed (SIGKILL); appends and reads go on, and stay exact")
+                self._ask("a new process, without a daemon")
             if not is_restarted and now >= RESTART_AT * seconds:
                 is_restarted = True
                 reads = self.picture.total("reads") - reads_at_kill
@@ -216,6 +233,50 @@ class Run:
             self._restarted_s = None
             self._numbers["caught_up_seconds"] = round(seconds, 3)
             self._say(f"the daemon is back (pid {self.picture.daemon_pid}) and caught up within {seconds:.1f} s")
+            self._ask("a new process, beside the daemon")
+
+    # What the agent remembers.
+
+    def _tell(self) -> None:
+        """One more exchange, whose promise is asked for later."""
+        with Cache(self.ledger) as cache:
+            self._name = cache.identity().name
+            self._appended = len(
+                cache.append_many(
+                    [
+                        ("user", WISH, {"channel": "demo"}),
+                        ("response", "I will.", {"channel": "demo"}),
+                        (
+                            "commitment_open",
+                            f"COMMIT: {PROMISE}",
+                            {"cid": _CID, "source": "assistant", "text": PROMISE},
+                        ),
+                    ]
+                )
+            )
+        self._say(f'Lena: "{WISH}" {self._name}: "I will."')
+
+    def _ask(self, where: str) -> None:
+        """Who it is and what it promised, asked in a process that has seen nothing."""
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK, self.ledger, _CID],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_S,
+            check=False,
+        )
+        self._remembered.append(asked.stdout == f"{self._name}\n{PROMISE}\n")
+        name, promise = ([*asked.stdout.splitlines(), "?", "?"])[:2]
+        self._say(f'{where}: "I am {name}. I promised to {promise}."')
+
+    def _check_memory(self) -> DemoCheck:
+        ok = len(self._remembered) >= 1 and all(self._remembered)
+        return DemoCheck(
+            "the agent remembers over the kill",
+            ok,
+            f"name and promise asked {len(self._remembered)} times, in new processes",
+        )
 
     # Processes.
 
@@ -289,7 +350,7 @@ class Run:
     def _compare(self) -> DemoOutcome:
         picture = self.picture
         self._say("comparing every answer with a full replay")
-        checks = [self._check_workers(), self._check_count()]
+        checks = [self._check_memory(), self._check_workers(), self._check_count()]
         with Cache(self.ledger) as cache:
             checks.append(self._check_published(cache))
             for consistency in ("exact", "snapshot"):
@@ -308,7 +369,7 @@ class Run:
             {
                 "ledger": self.ledger,
                 "workers": self._worker_count,
-                "events": INITIAL_EVENTS + picture.total("appends"),
+                "events": INITIAL_EVENTS + self._appended + picture.total("appends"),
                 "appends": picture.total("appends"),
                 "reads": reads,
                 "hits": picture.total("hits"),
@@ -334,7 +395,7 @@ class Run:
         with contextlib.closing(open_recovered(self.ledger, 10.0)) as connection, connection.lock:
             handle = connection.handle()
             count = connection.retry(lambda: handle.execute("SELECT count(*) FROM events").fetchall())[0][0]
-        appends = self.picture.total("appends")
+        appends = self.picture.total("appends") + self._appended
         return DemoCheck(
             "no append was lost",
             count == INITIAL_EVENTS + appends,

@@ -14,7 +14,7 @@ import time
 from itertools import cycle, islice
 from typing import Any
 
-from pmm_shm_cli.synthetic import synthetic_events
+from pmm_shm_cli.agent_life import AgentLife
 from pmm_shm_client.cache import Cache
 
 _READS_PER_APPEND = 1_000
@@ -29,7 +29,7 @@ class DemoWorker:
 
     def __init__(self, ledger: str, seed: int) -> None:
         self._cache = Cache(ledger)
-        self._events = synthetic_events(seed)
+        self._events = AgentLife(seed).events()
         self._reads = cycle((self._cache.metrics, self._cache.identity, self._cache.stage, self._cache.recent))
         self._last: dict[str, Any] = {}
         self._random = random.Random(seed)
@@ -42,7 +42,7 @@ class DemoWorker:
 
     def turn(self) -> None:
         """One append, and many reads."""
-        kind, content, meta = next(self._events)
+        _, kind, content, meta = next(event for event in self._events if not event[1].startswith("identity_"))
         event_id = self._cache.append(kind, content, meta)
         self.appends += 1
         recent = self._cache.recent()

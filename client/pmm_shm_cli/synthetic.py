@@ -1,6 +1,7 @@
-"""Synthetic ledgers: the log of a talkative agent, made from a seed, with a correct `full` hash chain.
+"""Synthetic ledgers, made from a seed, with a correct `full` hash chain.
 
-The same seed always gives the same events, and a longer ledger begins with the shorter one's. At every prefix at most
+The same seed always gives the same events, and a longer ledger begins with the shorter one's. The profile "agent" is
+`agent_life`. The profile "bench" is a talkative agent whose self-model keeps its size: at every prefix at most
 `OPEN_MAX` commitments are open, `EXPIRED_MAX` cids have expired in all and `DIRECTIVES_MAX` directive texts occur. From
 about event 1,000 on some `OPEN_USUAL` commitments are open and all that ever expire have, so that the self-model of a
 ledger of 1,000 events is as large as that of 1,000,000.
@@ -24,6 +25,7 @@ from pmm_shm.ledger.chain import canonical_json, hash_of_parts
 from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.vectors.local_bow import digest as embedding_digest
+from pmm_shm_cli.agent_life import AgentLife, TimedEvent
 
 OPEN_MAX = 100
 OPEN_USUAL = 40
@@ -31,6 +33,7 @@ EXPIRED_MAX = 20
 DIRECTIVES_MAX = 50
 
 Journal = Literal["wal", "delete"]
+Profile = Literal["agent", "bench"]
 RawEvent = tuple[str, str, dict[str, Any]]
 """(kind, content, meta) of an event that is not yet in a log."""
 SyntheticRow = tuple[int, str, str, str, str, str | None, str]
@@ -264,15 +267,14 @@ def synthetic_events(seed: int) -> Iterator[RawEvent]:
     return _Story(seed).events()
 
 
-def synthetic_rows(seed: int) -> Iterator[SyntheticRow]:
+def synthetic_rows(seed: int, profile: Profile = "bench") -> Iterator[SyntheticRow]:
     """Rows with the values of all columns, from id 1, chained with the formula `full`."""
-    # A separate random sequence: the seconds between events must not depend on the story.
-    chance = random.Random(seed ^ 0x5EED).random
+    events = AgentLife(seed).events() if profile == "agent" else _timed(synthetic_events(seed), seed)
     now_us = 0
     minute, prefix = -1, ""
     previous, previous_json = None, "null"
-    for event_id, (kind, content, meta) in enumerate(synthetic_events(seed), 1):
-        now_us += 1 + int(chance() ** 3 * 32_000_000)
+    for event_id, (wait_us, kind, content, meta) in enumerate(events, 1):
+        now_us += wait_us
         if now_us // _MINUTE_US != minute:
             minute = now_us // _MINUTE_US
             prefix = _minute_text(minute)
@@ -282,6 +284,13 @@ def synthetic_rows(seed: int) -> Iterator[SyntheticRow]:
         digest = hash_of_parts("full", event_id, f'"{ts}"', f'"{kind}"', canonical_json(content), text, previous_json)
         yield event_id, ts, kind, content, text, previous, digest
         previous, previous_json = digest, f'"{digest}"'
+
+
+def _timed(events: Iterator[RawEvent], seed: int) -> Iterator[TimedEvent]:
+    # A separate random sequence: the seconds between events must not depend on the story.
+    chance = random.Random(seed ^ 0x5EED).random
+    for kind, content, meta in events:
+        yield 1 + int(chance() ** 3 * 32_000_000), kind, content, meta
 
 
 def _minute_text(minute: int) -> str:
@@ -295,12 +304,14 @@ def generate(
     seed: int,
     journal: Journal = "wal",
     progress: Callable[[int], None] = lambda done: None,
+    profile: Profile = "bench",
 ) -> str:
     """Write a synthetic ledger of `events` events; returns its real path.
 
     Parameters:
         path: a file that does not exist yet.
         progress: called with the number of events written so far.
+        profile: "agent", an agent's life, or "bench", a ledger of which each part is as heavy as any other.
 
     Raises:
         ConfigError: the path is not that of a file, or a number is negative.
@@ -311,7 +322,7 @@ def generate(
         raise ConfigError(f"events and seed: expected 0 or more, got {events} and {seed}")
     try:
         with staged(target) as temporary:
-            _write(temporary, islice(synthetic_rows(seed), events), journal, progress)
+            _write(temporary, islice(synthetic_rows(seed, profile), events), journal, progress)
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         raise LedgerUnwritableError(f"{target}: cannot be made: {text}; nothing was written") from error

@@ -167,6 +167,14 @@ class AsyncCache(Cache):
                 yield announcement
 
     async def _give_async(self, command: DaemonCommand[_T]) -> _T:
+        try:
+            return await self._exchange(command)
+        except DaemonAbsentError:
+            if not await asyncio.to_thread(self._restarted_daemon):
+                raise
+        return await self._exchange(command)
+
+    async def _exchange(self, command: DaemonCommand[_T]) -> _T:
         with commands.open_socket(self.path, _context, zmq.DEALER) as socket:
             # The same socket twice: the exchange sends and receives without blocking, and only polling is awaited.
             connection = CommandConnection(self._instance, command.name, zmq.Socket(socket))

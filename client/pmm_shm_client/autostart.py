@@ -1,4 +1,4 @@
-"""Starts the daemon as a separate program, which outlives the client."""
+"""Starts the daemon as a separate program, which outlives the client until it is idle."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, ResourceLimitError, StoreError
 from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
@@ -56,7 +57,7 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
 
 
 def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
-    """Start a daemon for the ledger, if none answers, and wait until it does.
+    """Start a daemon for the ledger, if none answers, and wait until it does. It ends when it is idle.
 
     If several clients start one at once, all but one exit. The log goes to `daemon.log` in the instance directory.
 
@@ -81,7 +82,8 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
         raise DaemonError(str(error)) from error
     except OSError as error:
         raise DaemonError(f"{instance.directory}: {error.strerror}") from error
-    process = spawn_daemon(instance.ledger, instance.log_file, "--log-format", "json")
+    idle_exit = f"{limits.AUTOSTART_IDLE_EXIT_S:g}"
+    process = spawn_daemon(instance.ledger, instance.log_file, "--log-format", "json", "--idle-exit", idle_exit)
     try:
         _wait_until_running(instance, process, timeout_s)
     except BaseException:

@@ -84,6 +84,7 @@ class Cache(Reads):
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
+        self._autostarts = False
         self._verifications = {True: 0, False: 0}
         self._appends = 0
         self._reader.with_ledger(self._freshness.take)
@@ -213,7 +214,9 @@ class Cache(Reads):
 
         shared = self._open_texts() if self._embeds_shared else None
         counter = self._counters["embedding"]
-        made = Embeddings(self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s)
+        made = Embeddings(
+            self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
+        )
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -496,10 +499,39 @@ class Cache(Reads):
             self._reader.distrust(everything)
         return report
 
+    def start_daemon(self) -> None:
+        """Start a daemon for this ledger if none answers, and from now on whenever this cache asks for one in vain.
+
+        It ends by itself when nobody has needed it for `limits.AUTOSTART_IDLE_EXIT_S`.
+
+        Raises:
+            DaemonError: it does not start.
+        """
+        with late_imports:
+            from pmm_shm_client.autostart import start_daemon
+
+        start_daemon(self.path)
+        self._autostarts = True
+
+    def _restarted_daemon(self) -> bool:
+        """Whether a daemon runs again: this cache started one before, and it has ended, perhaps because it was idle."""
+        if not self._autostarts:
+            return False
+        try:
+            self.start_daemon()
+        except DaemonError:
+            return False
+        return True
+
     def _give(self, command: DaemonCommand[_T]) -> _T:
         with late_imports:
             from pmm_shm_client import commands
 
+        try:
+            return commands.give(self._instance, command)
+        except DaemonAbsentError:
+            if not self._restarted_daemon():
+                raise
         return commands.give(self._instance, command)
 
 

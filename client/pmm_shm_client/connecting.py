@@ -46,7 +46,8 @@ def connect(
 
     Parameters:
         path: the ledger; None for the one in `PMM_DB`.
-        autostart: start a daemon where none runs.
+        autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
+            by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
         consistency, timeout, freshness, embedder, durability: see `Cache`.
         create: make a new ledger if there is none.
 
@@ -77,11 +78,8 @@ def open_cache(kind: type[_C], path: str | os.PathLike[str] | None, autostart: b
     except LedgerNotFoundError as error:
         raise LedgerNotFoundError(f"{error}; create=True makes a new ledger") from None
     if autostart:
-        with late_imports:
-            from pmm_shm_client.autostart import start_daemon
-
         try:
-            start_daemon(cache.path)
+            cache.start_daemon()
         except BaseException:
             cache.close()
             raise

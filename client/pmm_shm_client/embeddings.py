@@ -6,7 +6,7 @@ Imported with the first text that is embedded, because numpy is slow to import.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Embeddings:
         reporter: reports to the daemon after a miss.
         counter: counts hits and misses.
         timeout_s: how long to wait for the daemon's answer, at most.
+        restart: as for `Leasing`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Embeddings:
         reporter: Reporter,
         counter: ReadCounter,
         timeout_s: float,
+        restart: Callable[[], bool],
     ) -> None:
         self._counter = counter
         self._reporter = reporter
@@ -54,7 +56,7 @@ class Embeddings:
         self.names_default = embedder is not None or flags.embedder() is not None
         """Whether a default model was chosen, by parameter or environment."""
         self._shared = shared
-        self._leasing = None if shared is None else Leasing(instance, shared, timeout_s)
+        self._leasing = None if shared is None else Leasing(instance, shared, timeout_s, restart)
         self._models: dict[str | None, Model] = {}
         self.local = LocalVectors()
 

@@ -7,7 +7,7 @@ raised.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
@@ -81,9 +81,13 @@ class Leasing:
     Parameters:
         shared: the table with the vectors that others have stored.
         timeout_s: how long to wait for the daemon's answer, at most; two seconds suffice for a living one.
+        restart: starts a daemon where none runs, if that is wanted; whether one runs now.
     """
 
-    def __init__(self, instance: Instance, shared: TextTableReader, timeout_s: float) -> None:
+    def __init__(
+        self, instance: Instance, shared: TextTableReader, timeout_s: float, restart: Callable[[], bool]
+    ) -> None:
+        self._restart = restart
         self._answer_s = max(_ANSWER_S_MIN, timeout_s)
         self._instance = instance
         self._shared = shared
@@ -101,13 +105,21 @@ class Leasing:
         found: Outcomes = {}
         if monotonic() >= self._asks_again_at:
             try:
-                with CommandConnection(self._instance, protocol.LEASE) as connection:
+                with self._connection() as connection:
                     self._compute_together(connection, model, texts, found)
             except _NO_DAEMON:
                 pass
         missing = {key: text for key, text in texts.items() if key not in found}
         found.update(computed(model, missing))
         return found
+
+    def _connection(self) -> CommandConnection:
+        try:
+            return CommandConnection(self._instance, protocol.LEASE)
+        except DaemonAbsentError:
+            if not self._restart():
+                raise
+        return CommandConnection(self._instance, protocol.LEASE)
 
     def _compute_together(
         self, connection: CommandConnection, model: Model, texts: Mapping[bytes, str], found: Outcomes

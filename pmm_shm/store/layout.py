@@ -29,6 +29,7 @@ STATE_PREFIX = b"s"
 TOUCHED_PREFIX = b"t"
 SEAL_PREFIX = b"b"
 OTHER_HISTORY_KEY = b"z"
+EVENT_TABLE_PREFIX = b"v"
 _MAP_OF_3 = b"\x83"
 
 

@@ -29,10 +29,10 @@ from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import MappedTransaction, Transaction
+from pmm_shm.store.layout import EVENT_TABLE_PREFIX
 from pmm_shm.vectors.nearest import EventIds, SearchRows
 from pmm_shm.vectors.text_table import model_tag, records_under
 
-TABLE_PREFIX = b"v"
 BLOCK_PREFIX = b"e"
 TAIL_PREFIX = b"r"
 SERVED_KEY = b"d"
@@ -154,7 +154,7 @@ class EventTableRecord:
 
 
 def table_key(name: str) -> bytes:
-    return TABLE_PREFIX + model_tag(name)
+    return EVENT_TABLE_PREFIX + model_tag(name)
 
 
 def block_key(tag: bytes, number: int, part: bytes) -> bytes:
@@ -167,7 +167,7 @@ def tail_key(tag: bytes, event_id: int) -> bytes:
 
 def table_records(records: Transaction) -> list[EventTableRecord]:
     """The records of all tables."""
-    return [EventTableRecord.unpack(value) for _, value in records_under(records, TABLE_PREFIX)]
+    return [EventTableRecord.unpack(value) for _, value in records_under(records, EVENT_TABLE_PREFIX)]
 
 
 class VectorRows(NamedTuple):

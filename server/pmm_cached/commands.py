@@ -79,6 +79,7 @@ class CommandServer(BackgroundThread):
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._disconnections_logged = 0
+        self._unanswered = 0
 
     def stop(self, timeout_s: float | None = None, *, removes_files: bool = True) -> bool:
         """Answer the clients that can be answered, close the sockets, and remove their files."""
@@ -124,6 +125,11 @@ class CommandServer(BackgroundThread):
             self._texts.put(vectors, lambda error: self._post(lambda: self._dispatcher.leases.finish(model, keys)))
         elif keys:
             self._post(lambda: self._dispatcher.leases.release_accepted(model, keys))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a client waits for an answer."""
+        return self._unanswered > 0
 
     def _open(self, kind: int, path: str, mode: int, connections_max: int) -> zmq.Socket[bytes]:
         socket = make_socket(self._context, kind)
@@ -216,7 +222,13 @@ class CommandServer(BackgroundThread):
             send(pack_error(request.id, protocol.OTHER_LEDGER, "this daemon serves another ledger"))
             return
         self._status.commands += 1
-        call = ClientCall(request, client, send)
+        self._unanswered += 1
+
+        def answer(reply: bytes) -> None:
+            self._unanswered -= 1
+            send(reply)
+
+        call = ClientCall(request, client, answer)
         try:
             self._dispatcher.carry_out(call)
         except Exception as error:

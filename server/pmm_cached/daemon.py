@@ -77,6 +77,8 @@ class Daemon:
         self._is_stopping = False
         self._failure: str | None = None
         self._instance_checked = self._readers_checked = time.monotonic()
+        self._active_monotonic = time.monotonic()
+        self._activity: tuple[int, ...] = ()
         self._standstill = threading.Lock()
         self._status = Status(self._instance.ledger)
         self._probe = HeadProbe(self._instance.ledger)
@@ -214,6 +216,7 @@ class Daemon:
         last_change = time.monotonic()
         while not self._is_stopping:
             self._look_after_instance()
+            self._leave_if_idle()
             try:
                 if self._step():
                     last_change = time.monotonic()
@@ -242,6 +245,18 @@ class Daemon:
         if now - self._readers_checked >= limits.DEAD_READERS_CHECK_S:
             self._readers_checked = now
             self._writer.clear_dead_readers()
+
+    def _leave_if_idle(self) -> None:
+        """Stop if for `idle_exit_s` nobody appended, asked or reported, and there is nothing that this daemon does."""
+        if self._settings.idle_exit_s is None:
+            return
+        now = time.monotonic()
+        activity = (self._status.as_of, self._status.commands, self._status.workers.reports)
+        if activity != self._activity or self._commands.is_asked or self._status.rebuilding:
+            self._activity, self._active_monotonic = activity, now
+        elif now - self._active_monotonic >= self._settings.idle_exit_s:
+            self._log.info("idle", seconds=round(now - self._active_monotonic, 1))
+            self.stop()
 
     def _sleep_s(self, quiet_s: float) -> float:
         """How long to sleep when nothing changed for `quiet_s` seconds.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pmm_cached.logs import Logger
+from pmm_cached.status import ImportCounts
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import InvalidVectorError, PmmShmError
@@ -53,14 +54,6 @@ class ImportState(NamedTuple):
     rows: int
     newest: Any
     awaited: int | None
-
-
-class ImportCounts(NamedTuple):
-    """Rows that one comparison put into and removed from the event tables, and rows it could not use."""
-
-    put: int
-    removed: int
-    malformed: int
 
 
 class EmbeddingImport:

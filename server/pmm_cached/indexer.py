@@ -1,7 +1,8 @@
 """The indexer: a thread that fills the event tables behind the follower, and never delays it.
 
 It indexes only events that the follower has published. It works in short rounds, one step for each table: an embedder
-that fails or is slow delays its own table, not the others.
+that fails or is slow delays its own table, not the others. Without an embedder and without vectors in the ledger or in
+the store there is nothing to do, and numpy, a fifth of the memory of such a daemon, is not loaded.
 """
 
 from __future__ import annotations
@@ -10,28 +11,38 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
 from pmm_cached.commands import CommandServer
-from pmm_cached.embedding_import import EmbeddingImport, ImportCounts
-from pmm_cached.event_tables import EventTables
 from pmm_cached.logs import Logger
-from pmm_cached.status import EmbeddingStatus
+from pmm_cached.status import EmbeddingStatus, ImportCounts
 from pmm_shm import limits
 from pmm_shm.errors import PmmShmError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.environment import DamagedStoreError
-from pmm_shm.store.layout import OTHER_HISTORY_KEY
+from pmm_shm.store.layout import EVENT_TABLE_PREFIX, OTHER_HISTORY_KEY
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.vectors.text_table import records_under
+
+if TYPE_CHECKING:
+    from pmm_cached.embedding_import import EmbeddingImport
+    from pmm_cached.event_tables import EventTables
 
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
+_IMPORTED_SQL = (
+    "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings') "
+    "OR EXISTS (SELECT 1 FROM events WHERE kind = 'embedding_indexed' AND id > ?), "
+    "coalesce((SELECT max(id) FROM events), 0) LIMIT ?"
+)
 
 
 @dataclass(eq=False)
@@ -80,17 +91,11 @@ class Indexer(BackgroundThread):
         self._connection = Connection(path, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
-        self._tables = EventTables(writer, self._connection, embedder, found_as, kinds, self._pause, server, log)
-        self._import = EmbeddingImport(
-            writer,
-            self._connection,
-            self._freshness,
-            self._tables.imported_models,
-            self._tables.writer_of,
-            self._tables.read_again,
-            self._pause_import,
-            log,
-        )
+        self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
+        self._server, self._log = server, log
+        self._has_vectors = embedder is not None
+        # The events up to this one index none.
+        self._looked_until = ID_MIN
         self._steps_not_before = 0.0
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
@@ -120,6 +125,47 @@ class Indexer(BackgroundThread):
                 self._changed.notify_all()
                 return
         done(None, STOPS)
+
+    @cached_property
+    def _tables(self) -> EventTables:
+        from pmm_cached.event_tables import EventTables
+
+        return EventTables(
+            self._store,
+            self._connection,
+            self._embedder,
+            self._found_as,
+            self._kinds,
+            self._pause,
+            self._server,
+            self._log,
+        )
+
+    @cached_property
+    def _import(self) -> EmbeddingImport:
+        from pmm_cached.embedding_import import EmbeddingImport
+
+        return EmbeddingImport(
+            self._store,
+            self._connection,
+            self._freshness,
+            self._tables.imported_models,
+            self._tables.writer_of,
+            self._tables.read_again,
+            self._pause_import,
+            self._log,
+        )
+
+    def _looks_for_vectors(self) -> bool:
+        """Whether there are vectors to look after: an embedder makes them, or store or ledger have or name some."""
+        if not self._has_vectors:
+            with self._store.environment.read() as transaction:
+                self._has_vectors = any(True for _ in records_under(transaction, EVENT_TABLE_PREFIX))
+        if not self._has_vectors:
+            with self._connection.lock:
+                (found,) = fetch_batch(self._connection, _IMPORTED_SQL, (self._looked_until,), 1).rows
+            self._has_vectors, self._looked_until = bool(found[0]), max(self._looked_until, found[1])
+        return self._has_vectors
 
     # The thread.
 
@@ -174,6 +220,8 @@ class Indexer(BackgroundThread):
 
     def _idle_s(self) -> float | None:
         """The time until something is due without news; None if nothing is."""
+        if not self._has_vectors:
+            return None
         due = [instant for instant in (self._tables.retry_at, self._import.due_at) if instant is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
@@ -183,8 +231,13 @@ class Indexer(BackgroundThread):
         published = self._published()
         if published is None:
             return
-        self._tables.open()
         requests = self._requests_to_import(published)
+        if not self._looks_for_vectors():
+            self._caught_up_at = began
+            for request in requests:
+                self._answer([request], {"as_of": request.until_id, **ImportCounts(0, 0, 0)._asdict()}, None)
+            return
+        self._tables.open()
         counts = self._import.run(published, is_requested=bool(requests))
         if counts is None:
             self._answer(requests, None, self._import.problem)
@@ -222,15 +275,19 @@ class Indexer(BackgroundThread):
             return header.position if self._heads.holds(header.position) else None
 
     def _problem(self) -> str | None:
+        if not self._has_vectors:
+            return None
         return self._tables.problem or self._import.problem
 
     def _clear(self) -> None:
         """Empty all tables."""
         self._is_reset = False
+        self._looked_until = ID_MIN
         try:
-            self._tables.open()
-            self._tables.clear()
-            self._import.restart()
+            if self._looks_for_vectors():
+                self._tables.open()
+                self._tables.clear()
+                self._import.restart()
             # Last: until then no reader trusts the tables.
             self._store.transact("indexer.history_ended", lambda records: records.delete(OTHER_HISTORY_KEY))
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import os
@@ -25,6 +26,18 @@ from pmm_shm.vectors.events import DEFAULT_KINDS
 _FAILURE, _USAGE = 1, 2
 GC_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
+# Of mallopt(3).
+_M_ARENA_MAX = -8
+
+
+class _Finite(click.FloatRange):
+    """A range that has no place for what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 _EPILOG = """\b
@@ -59,7 +72,7 @@ Examples:
 @click.option(
     "--verify-budget",
     "verify_cpu_budget",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=_Finite(min=0, max=1, min_open=True),
     default=limits.VERIFY_CPU_BUDGET,
     metavar="SHARE",
     help="Share of one core that periodic verification may use.",
@@ -98,6 +111,13 @@ Examples:
     default=",".join(DEFAULT_KINDS),
     metavar="KINDS",
     help="Event kinds to embed, separated by commas.",
+)
+@click.option(
+    "--idle-exit",
+    "idle_exit_s",
+    type=_Finite(min=0.1, max=10_000_000),
+    metavar="SECONDS",
+    help="End after so long without an append, a command or a worker's report; default: never. Reads go on without it.",
 )
 @click.option(
     "--metrics-port",
@@ -142,10 +162,17 @@ def command(
     gc.freeze()
     gc.set_threshold(GC_OBJECTS)
     _do_not_preempt_writers()
+    _keep_one_heap()
     daemon = Daemon(ledger, settings, log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
+
+
+def _keep_one_heap() -> None:
+    """Each thread would have a heap of its own: 1 MB in all. Python's lock lets only one of them allocate at a time."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _do_not_preempt_writers() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from http.server import HTTPServer
 from typing import Any
@@ -125,7 +126,7 @@ class _Server(HTTPServer):
         self.server_name, self.server_port = HOST, int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        self._log.debug("a request for metrics broke off", exc_info=True)
+        self._log.debug("a request for metrics broke off", exception=traceback.format_exc().rstrip("\n"))
 
 
 class _DaemonCollector(Collector):

@@ -20,6 +20,7 @@ class Settings:
         text_vectors_max: number of text vectors to keep, at least 1.
         embedder: name of the embedder for events; None for none.
         embed_kinds: event kinds whose content is embedded.
+        idle_exit_s: end after so many seconds without an append, a command, or a worker's report; None for never.
         metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
     """
 
@@ -30,4 +31,5 @@ class Settings:
     text_vectors_max: int = limits.TEXT_VECTORS_MAX
     embedder: str | None = "local-bow"
     embed_kinds: tuple[str, ...] = DEFAULT_KINDS
+    idle_exit_s: float | None = None
     metrics_port: int | None = None

@@ -8,10 +8,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from pmm_cached.workers import Workers
 from pmm_shm import versions
+
+
+class ImportCounts(NamedTuple):
+    """Rows that one comparison put into and removed from the event tables, and rows it could not use."""
+
+    put: int
+    removed: int
+    malformed: int
 
 
 @dataclass

@@ -55,6 +55,9 @@ def started_at(pid: int) -> int | None:
 class Workers:
     """The table of workers. Thread-safe, bounded.
 
+    Attributes:
+        reports: how many came.
+
     Parameters:
         clock: monotonic seconds.
         started: as `started_at`.
@@ -68,12 +71,14 @@ class Workers:
         self._lock = threading.Lock()
         self._known: OrderedDict[int, _WorkerRecord] = OrderedDict()
         self._seen = 0
+        self.reports = 0
         self._totals = dict.fromkeys(COUNTERS, 0)
         self._liveness_checked_at = -_LIVENESS_CHECK_S
 
     def report(self, worker: int, pid: int, counters: Mapping[str, int], *, is_last: bool = False) -> None:
         """Record the counters of a worker, each since the worker began."""
         with self._lock:
+            self.reports += 1
             known = self._known.get(worker)
             if known is None:
                 self._make_room()

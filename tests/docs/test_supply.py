@@ -66,7 +66,7 @@ def test_a_lock_has_hashes_and_names_no_place(lock: Path) -> None:
 
 
 def test_the_locks_hold_what_the_project_asks_for() -> None:
-    assert [lock.name for lock in LOCKS] == ["bench.txt", "dev.txt", "tools.txt"]
+    assert [lock.name for lock in LOCKS] == ["bench.txt", "dev.txt", "product.txt", "tools.txt"]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     asked = {
         section: {
@@ -78,8 +78,10 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     everyones = asked["dependencies"]
     assert everyones | asked["dev"] | asked["openai"] | asked["wordllama"] | {"hatchling"} <= dev.keys() | {"pmm-shm"}
     assert everyones | asked["bench"] <= bench.keys()
+    product = pinned(ROOT / "requirements" / "product.txt")
+    assert everyones | {"hatchling"} <= product.keys() <= dev.keys()
     # One environment takes all.
-    for lock in (bench, pinned(ROOT / "requirements" / "tools.txt")):
+    for lock in (bench, product, pinned(ROOT / "requirements" / "tools.txt")):
         for name in dev.keys() & lock.keys():
             assert versions(lock[name]) <= versions(dev[name]), name
 

@@ -348,7 +348,6 @@ THIRD_PARTY = {
     "openai",
     "prometheus_client",
     "rich",
-    "structlog",
     "wordllama",
     "zmq",
 }

@@ -719,11 +719,16 @@ def test_a_table_that_nobody_fills_is_not_complete(ledger: str) -> None:
     fill(ledger, 20)
     with serve(ledger, "--embedder", "none"), connect(ledger) as cache:
         index(ledger)
+        # Nothing names a vector: there is no table.
+        with pytest.raises(SnapshotUnavailableError):
+            cache.search("red apple", 5)
+        assert "no vectors" in str(cache.context("red apple", recall=3).recall_problem)
         for _ in range(2):
+            append_indexed(ledger, {"eid": 2, "digest": "another text's"})
+            index(ledger)
             hits = cache.search("red apple", 5)
             assert (len(hits), hits.is_complete, hits.as_of) == (0, False, 0)
             assert "were not searched" in str(cache.context("red apple", recall=3).recall_problem)
-            append_indexed(ledger, {"eid": 2, "digest": "another text's"})
 
 
 def test_a_search_takes_the_embedder_of_the_daemon(ledger: str, steered: Steered) -> None:

@@ -77,7 +77,7 @@ def test_a_daemon_does_not_go_on_without_its_thread_for_commands(
     ended: list[str] = []
     endpoints = Endpoints(*(str(tmp_path / name) for name in ("commands", "admin", "announcements")), os.getpid())
     nothing: Any = type("Nothing", (), {"has": lambda *_: False})()
-    server = CommandServer(endpoints, nothing, nothing, Status("x"), configure("json", "critical"), bool, ended.append)
+    server = CommandServer(endpoints, nothing, nothing, Status("x"), configure("json", "error"), bool, ended.append)
 
     def fail() -> None:
         raise OSError(24, "Too many open files")

@@ -12,12 +12,12 @@ CLOCKS = {
     ("time", name) for name in ("time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "asctime")
 } | {
     ("datetime", name) for name in ("now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp")
-} | {("date", "today"), ("processors", "TimeStamper")}  # fmt: skip
+} | {("date", "today")}  # fmt: skip
 # Who asks for the time of day: for the `ts` of new events, the name of a safety copy, and the daemon's log lines.
 CLOCKS_ALLOWED = {
     "pmm_shm/ledger/instants.py": {"datetime.now": 1},
     "pmm_shm/ledger/restore.py": {"datetime.datetime.now": 1},
-    "server/pmm_cached/logs.py": {"structlog.processors.TimeStamper": 1},
+    "server/pmm_cached/logs.py": {"datetime.now": 1},
     # The doctor looks whether the clock and the newest event agree, and changes nothing.
     "client/pmm_shm_cli/doctor/checks/rows.py": {"time.strftime": 1, "time.gmtime": 1},
     "client/pmm_shm_cli/doctor/machine.py": {"time.time": 1},
