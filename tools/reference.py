@@ -40,9 +40,9 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
     ("The ledger", "", (("pmm_shm_client", ("EventLog", "EventDict")), ("pmm_shm.ledger.chain", ("ChainReport",)))),
     (
         "Results",
-        "All are immutable, except dicts, which are the caller's own. `as_of` is the id of the newest event that an "
-        "answer includes. `to_dict()` of a named tuple is a new dict by field names, plain at every depth; "
-        "`to_json()` is the same as JSON.",
+        "All of them are immutable, except dicts, which are the caller's own. `as_of` is the id of the newest event "
+        "that an answer includes. `to_dict()` of a named tuple is a new dict by field names, plain at every depth, "
+        "and `to_json()` the same as JSON.",
         (
             ("pmm_shm_client", ("Identity", "Commitments", "Metrics", "Stage", "Recent")),
             ("pmm_shm.folds.recent", ("Entry", "Telemetry")),

@@ -134,8 +134,8 @@ def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def reads_of(daemon: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The reads of all workers by what answered them; None without a daemon.
 
-    `hits`: nothing was new; `caught_up`: the published state and the events after it; `replayed`: neither. `served_rate`
-    is the share of the first two, served from shared memory; None without reads.
+    `hits`: nothing was new; `caught_up`: the published state and the events after it; `replayed`: neither.
+    `served_rate` is the share of the first two, served from shared memory; None without reads.
     """
     if daemon is None:
         return None

@@ -12,6 +12,7 @@ from rich.text import Text
 from pmm_shm_terminal.output import printable
 
 _STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
+_PAST = "last error"
 _READERS_MAX = 8
 _QUARANTINE_MAX = 3
 StatusNumbers = dict[str, Any]
@@ -34,7 +35,7 @@ def headline(found: StatusNumbers) -> Text:
 
 def glance(found: StatusNumbers) -> list[RenderableType]:
     """The answer of `status` below its headline: two lines where all is well, and the problems."""
-    rows = _problem_rows(found)
+    rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
     if found["daemon"] is not None:
         rows += [("reads", [served(found["reads"])]), ("daemon", [_in_short(found["daemon"])])]
         if found["daemon"]["quarantined"]:
@@ -69,7 +70,7 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
             lines[0].append(f"  ({duration(found['daemon']['last_error_age_ms'])} ago)")
         if entry["command"] is not None:
             lines.append(Text.assemble(("type: ", "dim"), (printable(entry["command"]), "bold")))
-        rows.append(("last error" if is_past else "problem", lines))
+        rows.append((_PAST if is_past else "problem", lines))
     return rows
 
 

@@ -66,6 +66,18 @@ def test_recall_prints_whole_events_the_most_similar_first(told: str, start_daem
     assert "\\x1b[2J" in run("recall", told, "chess club").out
 
 
+def test_an_incomplete_recall_says_so(told: str) -> None:
+    with connect(told) as cache:
+        cache.append_many([("user", f"number {number}", None) for number in range(1_100)])
+    ran = run("recall", told, "number 1099", "-k", "1")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "    number 1099")
+    assert is_one_line(ran.err)
+    assert "not all events were searched" in ran.err
+    ran = run("recall", told, TEXT, "--model", "none-such")
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err)
+
+
 @pytest.mark.parametrize("arguments", [["context"], ["recall", TEXT], ["recall"]])
 def test_wrong_usage(arguments: list[str]) -> None:
     ran = run(*arguments)

@@ -61,8 +61,9 @@ def test_export_ends_quietly_where_its_reader_does(tmp_path: Path) -> None:
     assert child.stdout is not None
     assert child.stdout.readline().startswith(b'{"id": 1,')
     child.stdout.close()
-    assert child.stderr is not None
-    assert (child.stderr.read(), child.wait(daemons.DEADLINE_S)) == (b"", 1)
+    with child:
+        assert child.stderr is not None
+        assert (child.stderr.read(), child.wait(daemons.DEADLINE_S)) == (b"", 1)
     ran = run("export", str(tmp_path / "none.db"))
     assert (ran.code, ran.out) == (1, "")
     assert is_one_line(ran.err)
@@ -82,7 +83,7 @@ def test_a_signal_leaves_no_half_ledger(tmp_path: Path, number: int, code: int) 
     daemons.until(lambda: any(name.startswith(".b.db") for name in os.listdir(tmp_path)), "it has begun")
     child.send_signal(number)
     assert child.wait(daemons.DEADLINE_S) == code
-    assert child.stderr is not None
-    assert child.stderr.read() == b""
-    child.stdin.close()
+    with child:
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
     assert not [name for name in os.listdir(tmp_path) if "b.db" in name]

@@ -93,7 +93,7 @@ class _Bounds(NamedTuple):
     @classmethod
     def of(cls, since: str | None) -> _Bounds:
         """Raises `ConfigError`."""
-        from pmm_shm.ledger.instants import instant_us
+        from pmm_shm.ledger.instants import instant_us, now_us
         from pmm_shm.ledger.rows import ID_MAX, ID_MIN
 
         if since is None:
@@ -103,7 +103,7 @@ class _Bounds(NamedTuple):
         age = _AGE.fullmatch(since)
         if age is not None:
             age_us = min(float(age[1]) * _UNITS_S[age[2]] * 1e6, _INSTANT_US_MAX)
-            return cls(None, int(time.time() * 1e6 - age_us))
+            return cls(None, now_us() - int(age_us))
         instant = instant_us(since)
         if instant is None:
             raise ConfigError(f"--since: {since!r:.80} is no event id, ISO 8601 time, or age such as 15m")

@@ -10,6 +10,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
+from pmm_shm_cli.completeness import warn_if_incomplete
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -102,11 +103,18 @@ def recall(words: tuple[str, ...], k: int, model: str | None, timeout: Deadline,
         print_json(_as_dict(found))
     else:
         _show(found)
+        warn_if_incomplete(found, ledger, timeout.left_s())
 
 
 def _as_dict(found: Hits[Any]) -> dict[str, Any]:
     events = [{"similarity": hit.similarity, **plain(hit.event)} for hit in found]
-    return {"model": found.model, "as_of": found.as_of, "is_complete": found.is_complete, "events": events}
+    return {
+        "model": found.model,
+        "as_of": found.as_of,
+        "is_complete": found.is_complete,
+        "embedded_here": found.embedded_here,
+        "events": events,
+    }
 
 
 def _show(found: Hits[Any]) -> None:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) -> None:
     """Show health and position of the daemon.
 
-    Reads served from shared memory are hits and reads that caught up: the published state and the events after it. The
-    others were replayed. Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Exit codes: 0 the
-    published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
+    Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Reads served from
+    shared memory are hits and reads that caught up: the published state and the events after it. The others were
+    replayed. Exit codes: 0 the published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance

@@ -88,7 +88,7 @@ class _Monitor:
 
     def _begin(self, interval_s: float) -> None:
         """Let the charts begin with what the ledger knows of the time before."""
-        from pmm_shm.ledger.instants import instant_us
+        from pmm_shm.ledger.instants import instant_us, now_us
         from pmm_shm_cli.sampling import event_rates
 
         try:
@@ -97,8 +97,8 @@ class _Monitor:
         except LedgerError:
             # The first sample says what it is.
             return
-        now_us = time.time() * 1e6
-        ages_s = [(now_us - instant) / 1e6 for event in events if (instant := instant_us(event.ts)) is not None]
+        now = now_us()
+        ages_s = [(now - instant) / 1e6 for event in events if (instant := instant_us(event.ts)) is not None]
         rates = event_rates(ages_s, interval_s, len(events) < _EVENTS_BEFORE)
         self._series.begin_with([(point.ias_last, point.gas_last) for point in points], rates)
 
