@@ -190,7 +190,7 @@ def test_daemon_client_and_quick_start_run(python: Path, workplace: Path) -> Non
     blocks = re.findall(r"^```python\n(.*?)^```$", quick_start, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3
     shown = done(python, "-c", "\n".join(blocks), cwd=workplace)
-    assert shown.startswith("Echo 0.5 ")
+    assert "\nEcho 0.5 " in shown
     (pid,) = daemons.serving(str(workplace / "agent.db"))
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert str(python.parent).encode() in command[0] + command[1]
