@@ -347,6 +347,8 @@ THIRD_PARTY = {
     "numpy",
     "openai",
     "prometheus_client",
+    "pydantic_core",
+    "pytest",
     "rich",
     "wordllama",
     "zmq",
