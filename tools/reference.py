@@ -149,7 +149,7 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
         return
     if is_typeddict(found):
         fields = [f"    {key}: {getattr(kind, '__forward_arg__', kind)}" for key, kind in found.__annotations__.items()]
-        yield "\n".join(["```python", home + name, "", f"class {name}(TypedDict):", *fields, "```"])
+        yield "\n".join(["```python", home + name, "", "", f"class {name}(TypedDict):", *fields, "```"])
         yield dressed(own_doc(found))
         return
     head = f"{name}{signature(found)}" if has_signature(found) else ""
