@@ -30,6 +30,12 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "a key of two columns": (f"CREATE TABLE events (id INTEGER, {OTHERS}, PRIMARY KEY (id, ts))", [1, 2]),
     "texts in a key of integers": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, "a", 2]),
     "NULL in a key of integers": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, None, 2]),
+    "a fraction among others": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2.5, 3]),
+    "a fraction without rowids": (f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID", [1, 2.5, 3]),
+    "texts without rowids, in UTF-16": (
+        f"PRAGMA encoding = 'UTF-16'; CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID",
+        [1, "a"],
+    ),
     "fractions": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2.5]),
     "texts without rowids": (f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID", [1, "a"]),
     "blobs": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [b"\x01", b"\x02"]),
@@ -39,6 +45,7 @@ ACCEPTED = {
     "rowids": f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS})",
     "a key that is no rowid": f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})",
     "no rowids": f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID",
+    "names in capitals": "CREATE TABLE EVENTS (ID INTEGER PRIMARY KEY, TS TEXT, KIND TEXT, CONTENT TEXT, META TEXT)",
     "descending": f"CREATE TABLE events (id INTEGER PRIMARY KEY DESC, {OTHERS})",
 }
 USES: dict[str, Callable[[str, Path], object]] = {
