@@ -192,7 +192,9 @@ def _recall(
             break
         k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
     if not hits.is_complete and hits.as_of < frame.as_of:
-        return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached with an embedder"
+        # A daemon may be at it, and wait for an endpoint that is down.
+        reason = f"events after {hits.as_of} were not searched: a pmm-cached with this embedder adds their vectors"
+        return tuple(found), reason
     if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:
         return tuple(found), f"of the {len(hits)} nearest events, {len(found)} are messages"
     return tuple(found), None
