@@ -229,6 +229,30 @@ def test_a_ledger_that_is_open_by_another_name_is_refused(tmp_path: Path) -> Non
         assert cache.metrics().as_of == 3
 
 
+LEAVE = """
+import os, sys
+from pmm_shm_client import EventLog
+EventLog(sys.argv[1], create=False).append("user", "only in the -wal")
+os._exit(0)
+"""
+
+
+def test_a_wal_that_a_killed_process_left_by_another_name(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    EventLog(one).close()
+    os.link(one, two)
+    subprocess.run([sys.executable, "-c", LEAVE, str(one)], env=environment(), check=True)
+    for use in (lambda: EventLog(two, create=False), lambda: connect(two)):
+        with pytest.raises(LedgerUnreadableError, match=f"{one} is the same file.*use that name only"):
+            use()
+    with EventLog(one, create=False) as log:
+        assert [event["content"] for event in log.read_all()] == ["only in the -wal"]
+        assert log.append("user", "by the same name") == 2
+    # Closed after an append, its commits are in the file itself.
+    with EventLog(two, create=False) as log:
+        assert log.append("user", "by the other name") == 3
+
+
 def test_the_table_of_mounts_tells_where_the_kernel_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a bä.db"
     path.touch()
