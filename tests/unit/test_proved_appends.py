@@ -27,6 +27,10 @@ REDACTS_THE_ONE_BEFORE = (
     "CREATE TRIGGER redact AFTER INSERT ON events WHEN new.content = 'again' "
     "BEGIN UPDATE events SET content = '' WHERE id = new.id - 1; END"
 )
+REWRITES_FROM_ANOTHER_TABLE = (
+    "CREATE TRIGGER shout AFTER INSERT ON seen BEGIN UPDATE Events SET content = upper(content) "
+    "WHERE content = 'again' AND id = (SELECT max(id) FROM events); END"
+)
 REMOVES = (
     "CREATE TRIGGER drops AFTER INSERT ON events WHEN new.content = 'again' "
     "BEGIN DELETE FROM events WHERE id = new.id; END"
@@ -59,6 +63,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventLog]:
         (IGNORES, "dedupe"),
         (COUNTS_AND_IGNORES, "dedupe"),
         (REWRITES, "shout"),
+        (REWRITES_FROM_ANOTHER_TABLE, "shout"),
         (REMOVES, "drops"),
         (ABORTS, "frozen"),
         (FAILS_ELSEWHERE, "tags"),
