@@ -53,11 +53,13 @@ class Schema(NamedTuple):
         version: SQLite's number of the whole schema; a change of any table, index or trigger changes it.
         columns: by name, with their declared types; none in a database without tables.
         definition: the statements that made the table and its triggers, for comparison.
+        may_mix_ids: whether the ids could be something else than integers: the key is no rowid.
     """
 
     version: int
     columns: dict[str, str]
     definition: frozenset[bytes]
+    may_mix_ids: bool = False
 
 
 class LedgerFile(NamedTuple):
@@ -265,16 +267,17 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     columns = {_our_name(row[1]): row[2] for row in rows}
     # As bytes: a foreign program's names need not be UTF-8. Without NULs, UTF-16 has the keywords as they are, too.
     definition = frozenset(row[0].replace(b"\0", b"") for row in handle.execute(_DEFINITION).fetchall())
+    may_mix_ids = False
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
             raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
-        _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
+        may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    return Schema(version, columns, definition)
+    return Schema(version, columns, definition, may_mix_ids)
 
 
 def _our_name(column: str) -> str:
@@ -284,8 +287,8 @@ def _our_name(column: str) -> str:
 
 def _check_ids(
     handle: sqlite3.Connection, path: str, key: Sequence[tuple[str, str]], definition: Iterable[bytes]
-) -> None:
-    """Raise if an id is anything but a different integer for each row.
+) -> bool:
+    """Raise if an id is anything but a different integer for each row. Returns whether one could be.
 
     A key that is no rowid keeps fractions, texts and NULLs, too. A rowid is declared as INTEGER, and not DESC, in a
     table that is not WITHOUT ROWID.
@@ -293,9 +296,10 @@ def _check_ids(
     if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
         raise not_integers(path, "is not its integer primary key")
     if key[0][1].upper() == "INTEGER" and not any(_MAYBE_NO_ROWID.search(sql) for sql in definition):
-        return
+        return False
     for (kind,) in handle.execute(_KIND_OF_OTHER_ID).fetchall():
         raise not_integers(path, f"holds a value of type {kind}, not an integer")
+    return True
 
 
 def _cannot_open(path: str, mode: Mode, reason: object) -> LedgerError:

@@ -98,6 +98,17 @@ def test_an_id_that_comes_later_is_refused_then(tmp_path: Path, bad: str) -> Non
                 use()
 
 
+def test_a_fraction_that_comes_between_later_integers(tmp_path: Path) -> None:
+    path = make(tmp_path / "l.db", f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2, 3])
+    with connect(path) as cache:
+        assert cache.metrics().as_of == 3
+        for event_id in (3.5, 4):
+            ledgers.execute(path, "INSERT INTO events VALUES (?, 't', 'user', 'm', '{}')", event_id)
+        for use in (cache.metrics, cache.frame, cache.verify):
+            with pytest.raises(NotALedgerError, match="column `id`.*3.5"):
+                use()
+
+
 @pytest.mark.parametrize("name", ["UUIDs", "a view"])
 def test_a_table_that_is_replaced_in_place(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same file, opened by reader and writer, gets another table `events`."""
