@@ -105,7 +105,7 @@ def test_a_fraction_that_comes_between_later_integers(tmp_path: Path) -> None:
         for event_id in (3.5, 4):
             ledgers.execute(path, "INSERT INTO events VALUES (?, 't', 'user', 'm', '{}')", event_id)
         for use in (cache.metrics, cache.frame, cache.verify):
-            with pytest.raises(NotALedgerError, match="column `id`.*3.5"):
+            with pytest.raises(NotALedgerError, match=r"column `id`.*3\.5"):
                 use()
 
 
