@@ -172,6 +172,9 @@ SEARCH_EVENTS_MAX = 1_000
 """New events that one search embeds itself with the default embedder."""
 SEARCH_TEXTS_MAX = 64
 """The same with any other embedder."""
+SEARCH_WAIT_S = 5.0
+"""How long a search waits while another process holds the lock of the reader table."""
+SEARCH_POLL_S = 0.02
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

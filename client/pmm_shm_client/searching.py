@@ -5,6 +5,7 @@ Invariant: a table that the log does not continue is not searched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,14 +18,13 @@ from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, Sn
 from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.store.environment import MappedTransaction
+from pmm_shm.store.environment import HeldTableError, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, table_key
 from pmm_shm.vectors.events import EventText, EventTextReader
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
-from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Recollection(NamedTuple):
 
 
 _H = TypeVar("_H", bound="Hit | Recollection")
+_T = TypeVar("_T")
 
 
 class Hits(tuple[_H, ...]):
@@ -82,6 +83,14 @@ class Hits(tuple[_H, ...]):
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
         kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)
         return Hits(kept, self.as_of, self.is_complete, self.embedded_here, self.model)
+
+
+class _DiscontinuedError(SnapshotUnavailableError):
+    """The log, as this process sees it, does not continue the table."""
+
+
+class _HeldError(SnapshotUnavailableError):
+    """Another process holds the lock of the reader table."""
 
 
 class _SearchRequest(NamedTuple):
@@ -161,13 +170,11 @@ class Searching:
     Parameters:
         reader: of the ledger and of the environment.
         embeddings: turns texts into vectors, once for all workers.
-        shared: reads single values of the environment.
     """
 
-    def __init__(self, reader: Reader, embeddings: Embeddings, shared: TextTableReader) -> None:
+    def __init__(self, reader: Reader, embeddings: Embeddings) -> None:
         self._reader = reader
         self._embeddings = embeddings
-        self._shared = shared
         self._records: dict[str, tuple[bytes, EventTableRecord]] = {}
         self._new_events: dict[str, _NewEvents] = {}
         self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
@@ -179,24 +186,54 @@ class Searching:
         """The `k` events nearest to `query`; see `Cache.search`."""
         k, ids = _checked_k(k), _checked_scope(scope)
         if model is None and not self._embeddings.names_default:
-            model = self._served()
+            model = self._read(self._served)
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
         vectors: _Vectors = {}
-        first = last = self._reader.with_ledger(lambda: self._pass(request, vectors, None))
+        first = last = self._read(lambda: self._pass(request, vectors, None))
         while last.missing:
             vectors.update(self._vectors(last.missing, embedder, model))
-            last = self._reader.with_ledger(lambda: self._pass(request, vectors, first.end.event_id))
+            last = self._read(lambda: self._pass(request, vectors, first.end.event_id))
         hits = (Hit(*pair) for pair in last.hits)
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         return Hits(hits, as_of, first.is_complete and last.is_complete, last.embedded_here, name)
 
+    def _read(self, action: Callable[[], _T]) -> _T:
+        """Run `action` with the reader's lock; again if its failure may be only of the moment.
+
+        A search has no other source than the published state, so it waits where a read replays the log.
+        """
+        deadline, has_looked = time.monotonic() + limits.SEARCH_WAIT_S, False
+        while True:
+            try:
+                return self._reader.with_ledger(action)
+            except _HeldError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(limits.SEARCH_POLL_S)
+            except _DiscontinuedError:
+                # The table may be newer than what this process still trusts: the file at the path, or its columns.
+                if has_looked:
+                    raise
+                has_looked = True
+                with self._reader.connection.lock:
+                    self._reader.freshness.distrust()
+
     def _served(self) -> str | None:
         """The model with which the daemon embeds events; None if it is unknown."""
-        data = self._shared.get(SERVED_KEY)
-        return None if data is None else str(unpack(data))
+        with self._reader.snapshots.begin_mapped() as found:
+            if found is None:
+                self._check_held()
+            data = None if found is None else found[0].get(SERVED_KEY)
+            return None if data is None else str(unpack(bytes(data)))
+
+    def _check_held(self) -> None:
+        """Raise `_HeldError` if that is why the published state could not be read."""
+        failure = self._reader.snapshots.locator.failure
+        if isinstance(failure, HeldTableError):
+            raise _HeldError(str(failure))
 
     def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
         if not isinstance(query, str):
@@ -219,6 +256,8 @@ class Searching:
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
             record = None if found is None else self._record(found[0], request.model)
+            if found is None:
+                self._check_held()
             if found is None or record is None:
                 raise SnapshotUnavailableError(self._no_table(request.model))
             if len(request.vector) != record.dimension:
@@ -252,7 +291,7 @@ class Searching:
 
         Raises:
             LedgerError: the ledger cannot be read.
-            SnapshotUnavailableError: the log does not continue the table.
+            _DiscontinuedError: the log does not continue the table.
         """
         rows_max, embedder, record = limits.SEARCH_EVENTS_MAX - len(known.rows), request.embedder, known.record
         if not isinstance(embedder, LocalBow):
@@ -267,7 +306,7 @@ class Searching:
             read = reader.read(end, min(rows_max - len(found), limits.TAIL_ROWS_MAX), until_id)
             if not read.is_anchored:
                 self._new_events.pop(record.name, None)
-                raise SnapshotUnavailableError(
+                raise _DiscontinuedError(
                     f"{connection.path}: the log does not continue the published table of model {record.name!r}; "
                     "pmm-cached will rebuild it"
                 )
