@@ -512,7 +512,7 @@ def _wait_for_table(directory: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while (owner := _table_owner(directory)) is not None:
         if time.monotonic() >= deadline:
-            raise _held(directory, f"thread {owner}, of a process")
+            raise _held(directory, owner)
         time.sleep(_POLL_S)
 
 
@@ -529,10 +529,11 @@ def _table_owner(directory: Path) -> int | None:
     return (_TABLE_LOCK.unpack(word)[0] & _OWNER or None) if len(word) == _TABLE_LOCK.size else None
 
 
-def _held(directory: Path, holder: str = "a process") -> HeldTableError:
+def _held(directory: Path, owner: int | None = None) -> HeldTableError:
+    thread = "" if owner is None else f" (thread {owner})"
     return HeldTableError(
-        f"{directory}: {holder} that was stopped, or gets no CPU time, holds the lock of the reader table; let it go "
-        "on, or end it"
+        f"{directory}: a stopped process holds the lock of the reader table{thread}, or one that gets no CPU time; let "
+        "it go on, or end it"
     )
 
 
