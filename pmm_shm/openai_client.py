@@ -182,6 +182,8 @@ class OpenAIClient:
         endpoint = f"{scheme}://{host}" if mark else "OPENAI_BASE_URL"
         if self._proxy is not None:
             endpoint += f" (through the proxy in {self._proxy})"
+            if remedy.startswith("check OPENAI_BASE_URL"):
+                remedy += f"; or check {self._proxy}: the answer may be the proxy's"
         reason = self._masked(reason, user)
         reason = " ".join(reason.split())
         reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."

@@ -19,6 +19,7 @@ import pytest
 
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.limits import INDEX_REQUEST_S
 from pmm_shm.vectors.embedder import embedded, embedded_each
 from pmm_shm.vectors.in_flight import InFlight
 from pmm_shm.vectors.openai import OpenAIEmbedder
@@ -72,6 +73,10 @@ def test_openai_an_answer_of_the_proxy(provider: Provider, clock: Clock, monkeyp
         text = failure(embedder(clock, deadline_s=0.4), ["a"])
         assert f"status {status}: not this host" in text
         assert "or check HTTP_PROXY: the answer may be the proxy's" in text
+    # A page to log in, with status 200.
+    provider.answers = [lambda request: (200, {"content-type": "text/html"}, b"<html>who are you?</html>")]
+    text = failure(embedder(clock))
+    assert "not JSON: check OPENAI_BASE_URL: it often ends in /v1; or check HTTP_PROXY: the answer may be" in text
 
 
 def test_openai_a_certificate_that_is_not_trusted(
@@ -370,6 +375,17 @@ def test_a_backlog_takes_several_requests_at_a_time(
     sizes = [len(request["input"]) for request in provider.requests]
     assert sum(sizes) == 150
     assert max(sizes) > 1
+
+
+def test_a_backlog_for_an_endpoint_with_a_long_latency_takes_few_requests(ledger: str, provider: Provider) -> None:
+    """One text costs it as much time as a hundred."""
+    provider.answers = [Watched(provider, 1.5 * INDEX_REQUEST_S, 0.0)]
+    with EventLog(ledger) as log:
+        log.append_many([{"kind": "user", "content": f"text {number}", "meta": {}} for number in range(100)])
+    with ForkedDaemon(Path(ledger), *NEVER, "--embedder", "openai:m/3"):
+        index(ledger)
+        assert len(stored(ledger)["openai:m/3"]) == 100
+    assert len(provider.requests) <= 40
 
 
 def test_an_overloaded_endpoint_gets_fewer_requests_and_its_time(ledger: str, provider: Provider) -> None:
