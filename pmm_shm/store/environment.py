@@ -526,7 +526,9 @@ def _table_owner(directory: Path) -> int | None:
             word = file.read(_TABLE_LOCK.size)
     except OSError:
         return None
-    return (_TABLE_LOCK.unpack(word)[0] & _OWNER or None) if len(word) == _TABLE_LOCK.size else None
+    owner = _TABLE_LOCK.unpack(word)[0] & _OWNER if len(word) == _TABLE_LOCK.size else 0
+    # After a power loss the word is as it was, and LMDB makes the lock anew.
+    return owner if owner and os.path.exists(f"/proc/{owner}") else None
 
 
 def _held(directory: Path, owner: int | None = None) -> HeldTableError:

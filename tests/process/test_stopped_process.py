@@ -77,3 +77,19 @@ def test_a_process_that_opens_the_store_meanwhile_reads_exactly_and_no_thread_of
             assert "holds the lock of the reader table" in ended.stderr
         with ForkedDaemon(path), connect(path) as cache:
             assert cache.stats()["daemon"]["rebuilds"] == 0
+
+
+def test_a_lock_that_a_power_loss_has_left_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    with ForkedDaemon(path) as daemon:
+        wait_until(lambda: tables(path)["tables"], "the first flip")
+        daemon.stop()
+    with open(f"{path}-cache/lock.mdb", "r+b") as table:
+        table.seek(8)
+        # No thread has such a number.
+        table.write(((1 << 22) + 1).to_bytes(4, "little"))
+    with connect(path) as cache:
+        assert cache.metrics(consistency="snapshot") == cache.metrics()
+    with ForkedDaemon(path), connect(path) as cache:
+        assert cache.stats()["daemon"]["rebuilds"] == 0
