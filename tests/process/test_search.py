@@ -172,10 +172,9 @@ def test_more_events_than_are_embedded_here(ledger: str, daemon: ForkedDaemon) -
             check_hits(hits, vectors, "red apple", 50)
             assert vector_cache.search(bow("red apple"), 50).as_of == hits.as_of
             fill(ledger, 3, 20_000)
-        # With the limit reached, too, it is noticed that the log lost its end.
+        # With the limit reached, too, it is noticed that the log lost its end. The log still continues the table: only
+        # what was read here behind it counts no more.
         ledgers.execute(ledger, "DELETE FROM events WHERE id > 500")
-        with pytest.raises(SnapshotUnavailableError, match="the log does not continue"):
-            cache.search("red apple")
         check(cache, ledger)
         with ForkedDaemon(Path(ledger), *NEVER):
             index(ledger)
