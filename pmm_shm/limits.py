@@ -174,11 +174,14 @@ SEARCH_EVENTS_MAX = 1_000
 """New events that one search embeds itself with the default embedder."""
 SEARCH_TEXTS_MAX = 64
 """The same with any other embedder."""
+SEARCH_WAIT_S = 5.0
+"""How long a search waits while another process holds the lock of the reader table."""
+SEARCH_POLL_S = 0.02
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_SLICE_S = 0.001
-# Of the daemon's own work for one request to an endpoint, and of the request.
+# Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25
 INDEX_GATHER_S = 0.01

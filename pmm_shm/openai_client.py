@@ -28,13 +28,14 @@ from pmm_shm.late import late_imports
 if TYPE_CHECKING:
     from pmm_shm.vectors.in_flight import InFlight
 
+_IN_HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
 _SECRET_CHARS_MIN = 8
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
-REFUSALS = frozenset({400, 413, 422})
-"""Statuses with which endpoints refuse a text or a batch that is too large for them, among other things."""
+REFUSALS = frozenset({400, 403, 413, 422, 451})
+"""Statuses with which endpoints, or a firewall before them, refuse a text or a batch, among other things."""
 _PROXY_STATUSES = frozenset({403, 502, 503, 504})
 """Statuses with which a proxy itself answers if it forbids a host or does not reach it."""
 _REMEDIES = {
@@ -184,6 +185,8 @@ class OpenAIClient:
         endpoint = f"{scheme}://{host}" if mark else "OPENAI_BASE_URL"
         if self._proxy is not None:
             endpoint += f" (through the proxy in {self._proxy})"
+            if remedy.startswith("check OPENAI_BASE_URL"):
+                remedy += f"; or check {self._proxy}: the answer may be the proxy's"
         reason = self._masked(reason, user)
         reason = " ".join(reason.split())
         reason = reason if len(reason) <= _REASON_CHARS_MAX else f"{reason[:_REASON_CHARS_MAX]}..."
@@ -203,8 +206,11 @@ class OpenAIClient:
     def _connected(self) -> Any:
         if not self._key:
             self.fail("no OPENAI_API_KEY", "set it (to any word, if the endpoint needs no key)")
-        if not self._key.isascii() or not self._key.isprintable() or " " in self._key:
-            self.fail("OPENAI_API_KEY contains characters that no key has", "correct it")
+        # The SDK sends the others, too.
+        for name, value in (("OPENAI_API_KEY", self._key), *((name, os.environ.get(name, "")) for name in _IN_HEADERS)):
+            if not value.isascii() or not value.isprintable() or " " in value:
+                remedy = "correct it" if value is self._key else "correct it, or unset it"
+                self.fail(f"{name} contains characters that no key has", remedy)
         try:
             parts = urlsplit(self._base_url)
             if parts.scheme not in ("http", "https"):

@@ -23,8 +23,8 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.responder import Message, Responder, ResponderError
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
-from pmm_shm_chat.thinking import ThinkingFilter, without_thinking
 from pmm_shm_client.context import ROLES, Context
+from pmm_shm_client.thinking import ThinkingFilter, without_thinking
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache

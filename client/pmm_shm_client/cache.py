@@ -195,7 +195,7 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.searching import Searching
 
-        made = Searching(self._reader, self._embeddings or self._open_embeddings(), self._open_texts())
+        made = Searching(self._reader, self._embeddings or self._open_embeddings())
         result: Searching = vars(self).setdefault("_searching", made)
         return result
 

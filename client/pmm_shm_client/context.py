@@ -19,6 +19,7 @@ from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, E
 from pmm_shm.frozen import FrozenDict, json_text, plain, result
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.vectors.embedder import checked_text
+from pmm_shm_client.thinking import without_thinking
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventDict
@@ -244,8 +245,8 @@ def _block(context: Context) -> Iterator[str]:
     yield from _section("Reflections", (f"{one.time} {one.text}" for one in context.reflections))
     directives = (one_line(text, TEXT_CHARS_MAX) for text in context.directives)
     yield from _section("Directives", directives, is_always_there=True)
-    yield from _section("Recalled messages", map(_message_line, context.recalled))
-    yield from _section("Last messages", map(_message_line, context.messages))
+    yield from _section("Recalled messages", _message_lines(context.recalled))
+    yield from _section("Last messages", _message_lines(context.messages))
 
 
 def _section(title: str, lines: Iterable[str], is_always_there: bool = False) -> list[str]:
@@ -264,8 +265,14 @@ def _number(value: Any) -> str:
     return one_line(_spelled(value), VALUE_CHARS_MAX)
 
 
-def _message_line(message: Entry | Recalled) -> str:
-    return f"{shown_time(message.ts)} {ROLES[message.kind]}: {one_line(message.content, TEXT_CHARS_MAX)}"
+def _message_lines(messages: Iterable[Entry | Recalled]) -> Iterator[str]:
+    """A line for each message; none for one that is nothing but the thinking of a model."""
+    for one in messages:
+        role = ROLES[one.kind]
+        # Other programs may have stored the thinking, too.
+        content = without_thinking(one.content) if role == "assistant" else one.content
+        if content or not one.content:
+            yield f"{shown_time(one.ts)} {role}: {one_line(content, TEXT_CHARS_MAX)}"
 
 
 # Lines.

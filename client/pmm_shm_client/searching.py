@@ -8,9 +8,11 @@ Invariant: a table that the log does not continue is not searched.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,14 +26,13 @@ from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.eventlog import EventDict
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.store.environment import MappedTransaction
+from pmm_shm.store.environment import HeldTableError, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
-from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Recollection(NamedTuple):
 
 
 _H = TypeVar("_H", bound="Hit | Recollection")
+_T = TypeVar("_T")
 
 
 class Hits(tuple[_H, ...]):
@@ -126,6 +128,10 @@ class Hits(tuple[_H, ...]):
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
         kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)
         return Hits(kept, self.as_of, self.is_complete, self.embedded_here, self.model)
+
+
+class _HeldError(SnapshotUnavailableError):
+    """Another process holds the lock of the reader table."""
 
 
 class _SearchRequest(NamedTuple):
@@ -209,13 +215,11 @@ class Searching:
     Parameters:
         reader: of the ledger and of the environment.
         embeddings: turns texts into vectors, once for all workers.
-        shared: reads single values of the environment.
     """
 
-    def __init__(self, reader: Reader, embeddings: Embeddings, shared: TextTableReader) -> None:
+    def __init__(self, reader: Reader, embeddings: Embeddings) -> None:
         self._reader = reader
         self._embeddings = embeddings
-        self._shared = shared
         self._records: dict[str, tuple[bytes, EventTableRecord]] = {}
         self._new_events: dict[str, _NewEvents] = {}
         self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
@@ -229,24 +233,55 @@ class Searching:
         """The `k` events nearest to `query`; see `Cache.search`."""
         k, ids = _checked_k(k), _checked_scope(scope)
         if model is None and not self._embeddings.names_default:
-            model = self._served()
+            model = self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
         vectors: _Vectors = {}
-        first = last = self._reader.with_ledger(lambda: self._pass(request, vectors, None))
+        first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
         while last.missing:
             vectors.update(self._vectors(last.missing, embedder, model))
-            last = self._reader.with_ledger(lambda: self._pass(request, vectors, first.end.event_id))
+            last = self._read(lambda has_looked: self._pass(request, vectors, first.end.event_id, has_looked))
         hits = (Hit(*pair) for pair in last.hits)
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         return Hits(hits, as_of, first.is_complete and last.is_complete, last.embedded_here, name)
 
+    def _read(self, action: Callable[[bool], _T]) -> _T:
+        """Run `action` with the reader's lock; again if its failure may be only of the moment.
+
+        A search waits where a read replays the log: events that are embedded here are not all.
+
+        Parameters:
+            action: is told whether the ledger was looked at again.
+        """
+        deadline, has_looked = time.monotonic() + limits.SEARCH_WAIT_S, False
+        while True:
+            try:
+                return self._reader.with_ledger(partial(action, has_looked))
+            except _HeldError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(limits.SEARCH_POLL_S)
+            except _NotContinuedError:
+                # The table may be newer than what this process still trusts: the file at the path, or its columns.
+                has_looked = True
+                with self._reader.connection.lock:
+                    self._reader.freshness.distrust()
+
     def _served(self) -> str | None:
         """The model with which the daemon embeds events; None if it is unknown."""
-        data = self._shared.get(SERVED_KEY)
-        return None if data is None else str(unpack(data))
+        with self._reader.snapshots.begin_mapped() as found:
+            if found is None:
+                self._check_held()
+            data = None if found is None else found[0].get(SERVED_KEY)
+            return None if data is None else str(unpack(bytes(data)))
+
+    def _check_held(self) -> None:
+        """Raise `_HeldError` if that is why the published state could not be read."""
+        failure = self._reader.snapshots.locator.failure
+        if isinstance(failure, HeldTableError):
+            raise _HeldError(str(failure))
 
     def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
         if not isinstance(query, str):
@@ -263,12 +298,19 @@ class Searching:
             return _local_vectors(embedder, texts)
         return dict(zip(texts, self._embeddings.embed_each(texts, model), strict=True))
 
-    def _pass(self, request: _SearchRequest, vectors: _Vectors, until_id: int | None) -> _SearchPass:
-        """Search the published table and the new events, up to `until_id` if given; with the reader's lock held."""
+    def _pass(self, request: _SearchRequest, vectors: _Vectors, until_id: int | None, has_looked: bool) -> _SearchPass:
+        """Search the published table and the new events, up to `until_id` if given; with the reader's lock held.
+
+        Raises:
+            _HeldError: another process holds the lock of the reader table.
+            _NotContinuedError: the log does not continue the table, and not `has_looked` again.
+        """
         # The mark first: it must not include commits after the read.
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
             record = None if found is None else self._record(found[0], request.model)
+            if found is None:
+                self._check_held()
             if found is not None and record is not None:
                 table = EventTableView(found[0], record)
                 parts = [*table.blocks(), self._tail(table, found[1])]
@@ -276,6 +318,8 @@ class Searching:
                     # Perhaps the log continues the table, and not the events after it that were read before.
                     with suppress(_NotContinuedError):
                         return self._search(request, vectors, until_id, mark, found[1], record, parts)
+                if not has_looked:
+                    raise _NotContinuedError
             if request.embedder is None:
                 raise SnapshotUnavailableError(self._no_table(request.model))
             for _ in range(limits.REPLAYS_MAX):

@@ -133,6 +133,10 @@ class Freshness:
         version = self._connection.retry(lambda: handle.execute("PRAGMA data_version").fetchall()[0][0])
         return self._connection.epoch, version
 
+    def distrust(self) -> None:
+        """Check the guards at the next use: something does not fit, and what is trusted may be old."""
+        self.trusted_until = 0.0
+
     def _check_guards(self) -> None:
         connection = self._connection
         if connection.identity is not None and file_identity(connection.path) != connection.identity:

@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,10 @@ _META = struct.Struct("=16xI20xI36xQ40xQ8xQ")
 """Of a meta page: the fields of `_Meta`."""
 _MAGIC = 0xBEEFC0DE
 _NO_PAGE = (1 << 64) - 1
+_TABLE_LOCK = struct.Struct("=8xI")
+"""Of the lock file, in LMDB 0.9 with glibc: the word of the table's lock, which has the thread that holds it."""
+_OWNER = (1 << 30) - 1
+_POLL_S = 0.01
 _TAKEN = os.strerror(errno.EAGAIN)
 
 
@@ -48,6 +53,10 @@ class _Meta(NamedTuple):
 
 class DamagedStoreError(StoreError):
     """The files exist, but are damaged or not an LMDB environment of this version."""
+
+
+class HeldTableError(StoreError):
+    """Another process, which was stopped or gets no CPU time, holds the lock of the reader table."""
 
 
 class SamePidError(StoreError):
@@ -150,8 +159,9 @@ class Environment:
         """A short read transaction; never hold it between calls.
 
         Raises:
-            StoreError: another process, which was stopped, keeps the table of readers locked; LMDB failed.
+            HeldTableError: another process keeps the table of readers locked.
             DamagedStoreError: a page that was read is damaged.
+            StoreError: LMDB failed.
         """
         with self._reading(buffers=False) as transaction:
             yield cast(Transaction, transaction)
@@ -249,7 +259,7 @@ class Environment:
     def _begin_in_slot(self, buffers: bool) -> _AnyTransaction:
         while self._reads >= self._slots:
             if not self._new_slot.run():
-                raise StoreError(f"{self.directory}: a stopped process holds the lock of the reader table")
+                raise _held(self.directory)
         return self.env.begin(buffers=True) if buffers else self.env.begin()
 
     def _take_slot(self) -> None:
@@ -350,6 +360,7 @@ def open_reader(directory: Path) -> Environment | None:
 
 def _map_to_read(directory: Path) -> lmdb.Environment:
     _check_size(directory)
+    _wait_for_table(directory, limits.STORE_MUTEX_S)
     return _open_smaller_and_smaller(
         lambda size: lmdb.open(
             str(directory),
@@ -373,6 +384,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
         _check_size(directory)
+        _wait_for_table(directory, limits.COMMAND_TIMEOUT_S)
         crash_point("open_environment.before")
         _make_files(directory)
         env = _open_smaller_and_smaller(
@@ -488,6 +500,43 @@ def _check_size(directory: Path) -> None:
     roots = () if meta is None else (meta.free_root, meta.main_root)
     if meta is not None and any(root != _NO_PAGE and (root + 1) * meta.page_bytes > size_bytes for root in roots):
         raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
+
+
+def _wait_for_table(directory: Path, timeout_s: float) -> None:
+    """Wait until the lock of the reader table is free: `lmdb.open` waits for it without a time limit, and stops all
+    threads of this process meanwhile.
+
+    Raises:
+        HeldTableError: a process holds it for all this time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (owner := _table_owner(directory)) is not None:
+        if time.monotonic() >= deadline:
+            raise _held(directory, owner)
+        time.sleep(_POLL_S)
+
+
+def _table_owner(directory: Path) -> int | None:
+    """The thread that holds the lock of the reader table; None if none does, or where the system does not tell."""
+    if _left_open or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        # To close the file would drop the locks of an environment that is open here.
+        return None
+    try:
+        with open(directory / LOCK_TABLE_FILE, "rb", buffering=0) as file:
+            word = file.read(_TABLE_LOCK.size)
+    except OSError:
+        return None
+    owner = _TABLE_LOCK.unpack(word)[0] & _OWNER if len(word) == _TABLE_LOCK.size else 0
+    # After a power loss the word is as it was, and LMDB makes the lock anew.
+    return owner if owner and os.path.exists(f"/proc/{owner}") else None
+
+
+def _held(directory: Path, owner: int | None = None) -> HeldTableError:
+    thread = "" if owner is None else f" (thread {owner})"
+    return HeldTableError(
+        f"{directory}: a stopped process holds the lock of the reader table{thread}, or one that gets no CPU time; let "
+        "it go on, or end it"
+    )
 
 
 def _newest_meta(directory: Path) -> tuple[_Meta | None, int]:

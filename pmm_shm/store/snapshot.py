@@ -222,6 +222,7 @@ class SnapshotReader:
                 self.locator.fail(environment, error)
                 yield None
                 return
+            self.locator.failure = None
             try:
                 yield transaction, environment.identity
             except (DamagedStoreError, lmdb.Error) as error:

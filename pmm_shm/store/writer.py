@@ -22,7 +22,14 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store import boot, environment
-from pmm_shm.store.environment import DamagedStoreError, Environment, SamePidError, Transaction, disk_hint
+from pmm_shm.store.environment import (
+    DamagedStoreError,
+    Environment,
+    HeldTableError,
+    SamePidError,
+    Transaction,
+    disk_hint,
+)
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
     HEADER_KEY,
@@ -310,7 +317,7 @@ class StoreWriter:
             boot.mark_opening(self._instance.boot_file)
         try:
             opened = self._try_open()
-        except SamePidError:
+        except (HeldTableError, SamePidError):
             # Not the file's fault: the next starts must not make it anew.
             boot.mark(self._instance.boot_file, is_clean=False)
             raise

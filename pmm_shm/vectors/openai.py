@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError
 from pmm_shm.names import checked_model_name
-from pmm_shm.openai_client import BrokenAnswerError, OpenAIClient, OpenAIRequest
+from pmm_shm.openai_client import BrokenAnswerError, OpenAIClient, OpenAIRequest, message_of
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, encodable
 
 _KNOWN_DIMENSIONS = {
@@ -68,7 +69,7 @@ class OpenAIEmbedder(Embedder):
         Raises:
             EmbedderError: the package or the key is missing, or the endpoint refuses all requests, returns nonsense, or
                 does not answer in time.
-            InvalidTextError: the endpoint refuses these texts and accepts others, or gives a vector of zeros.
+            InvalidTextError: the endpoint refuses these texts, or has no usable vector for one, and accepts others.
         """
         client = self._client()
         deadline = self._clock() + self._deadline_s
@@ -83,8 +84,9 @@ class OpenAIEmbedder(Embedder):
                 if len(part) > 1 or not (is_refusal or (request.status or 0) >= 500):
                     raise
                 # A wrong setting is refused with the same status as a wrong text.
-                error = InvalidTextError if self._accepts(client, _HARMLESS_TEXT) else EmbedderError
-                raise error(str(failure)) from None
+                if self._accepts(client, _HARMLESS_TEXT):
+                    raise InvalidTextError(f"{failure}; it accepts other texts") from None
+                raise EmbedderError(str(failure)) from None
         return vectors
 
     def _accepts(self, client: OpenAIClient, text: str) -> bool:
@@ -98,10 +100,7 @@ class OpenAIEmbedder(Embedder):
         return True
 
     def _vectors(self, client: OpenAIClient, request: OpenAIRequest, texts: list[str]) -> list[list[float]]:
-        vectors = self._checked(client, self._answer(client, request, texts), len(texts))
-        if not all(map(any, vectors)):
-            client.fail("a vector of zeros", "searches would never find this text", is_refusal=True)
-        return vectors
+        return self._checked(client, self._answer(client, request, texts), len(texts))
 
     def _answer(
         self, client: OpenAIClient, request: OpenAIRequest, texts: list[str], *, is_last: bool = False
@@ -126,21 +125,32 @@ class OpenAIEmbedder(Embedder):
         return bytes(body)
 
     def _checked(self, client: OpenAIClient, body: bytes, count: int) -> list[list[float]]:
-        """The vectors of an answer, in the order of the texts."""
+        """The vectors of an answer, in the order of the texts.
+
+        What a single text may have caused is a refusal; that of a harmless text tells.
+        """
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
             client.fail("an answer that is not JSON", "check OPENAI_BASE_URL: it often ends in /v1")
         entries = answer.get("data") if isinstance(answer, dict) else None
+        if entries is None and isinstance(answer, dict) and answer.get("error"):
+            client.fail(message_of(answer["error"]), is_refusal=True)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             client.fail("an answer without vectors", "check OPENAI_BASE_URL")
         vectors = {index: entry.get("embedding") for index, entry in zip(_indices(entries), entries, strict=True)}
         if len(entries) != count or vectors.keys() != set(range(count)):
             found = sum(index is not None for index in vectors)
-            client.fail(f"{len(entries)} vectors with {found} indices, and {count} texts were sent")
+            reason = f"{len(entries)} vectors with {found} indices, and {count} texts were sent"
+            client.fail(reason, is_refusal=True)
         for vector in vectors.values():
             if not isinstance(vector, list):
-                client.fail(f"expected a list of numbers for each vector, got {type(vector).__name__}")
+                reason = f"expected a list of numbers for each vector, got {type(vector).__name__}"
+                client.fail(reason, is_refusal=True)
+            if not vector or not _is_finite(vector):
+                client.fail("a vector without numbers, or with NaN or infinity", is_refusal=True)
+            if not any(vector):
+                client.fail("a vector of zeros", "searches would never find this text", is_refusal=True)
             if len(vector) != self.dimension:
                 remedy = f"name the model {self.PREFIX}{self._model}/{len(vector)}"
                 client.fail(f"a vector of dimension {len(vector)}, expected {self.dimension}", remedy)
@@ -163,14 +173,30 @@ class OpenAIEmbedder(Embedder):
 def _indices(entries: list[dict[str, Any]]) -> list[int | None]:
     """The index of each entry; None if it has none that is a number.
 
-    Some endpoints leave out all indices and keep the order; others leave out zeros, as Protocol Buffers do.
+    Some endpoints leave out all indices and keep the order; others leave out zeros, as Protocol Buffers do, or write
+    them as texts or floats. A single vector needs none.
     """
-    indices = [entry.get("index") for entry in entries]
+    if len(entries) == 1:
+        return [0]
+    indices = [_number(entry.get("index")) for entry in entries]
     if indices.count(None) == len(indices):
         return list(range(len(indices)))
     if indices.count(None) == 1 and 0 not in indices:
         indices[indices.index(None)] = 0
     return [index if type(index) is int else None for index in indices]
+
+
+def _number(index: Any) -> Any:
+    """An index as an integer, if it is one in another form."""
+    is_number = (isinstance(index, str) and index.isdecimal()) or (isinstance(index, float) and index.is_integer())
+    return int(index) if is_number else index
+
+
+def _is_finite(vector: list[Any]) -> bool:
+    try:
+        return math.isfinite(sum(map(float, vector)))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _parsed(name: str) -> tuple[str, int]:

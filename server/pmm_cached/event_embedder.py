@@ -84,6 +84,8 @@ class EventEmbedder:
         # The default embedder is faster than looking up its vectors.
         self._is_shared = not isinstance(embedder, LocalBow)
         self._batch = 1
+        # Of an endpoint: how long a request takes, however few texts it has.
+        self._latency_s = 0.0
         # Outcomes for texts behind one that failed: they may have cost money.
         self._ahead: dict[str, _Outcome] = {}
         if embedder.requests_max > 1:
@@ -233,8 +235,9 @@ class EventEmbedder:
             self._adapt(len(texts), cpu_s / limits.INDEX_SLICE_S, elapsed_s / _BATCH_S)
             return found
         in_flight.answered()
-        # After an overload, the call has waited longer than it took.
-        took_s = 0.0 if in_flight.was_overloaded(began) else elapsed_s
+        # After an overload, the call has waited longer than it took. A smaller batch would not shorten the latency.
+        self._latency_s = elapsed_s if len(texts) == 1 else min(elapsed_s, self._latency_s)
+        took_s = 0.0 if in_flight.was_overloaded(began) else elapsed_s - self._latency_s
         self._adapt(len(texts), cpu_s / limits.INDEX_REQUEST_CPU_S, took_s / limits.INDEX_REQUEST_S)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import socket
 import ssl
@@ -18,6 +19,7 @@ import pytest
 
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.limits import INDEX_REQUEST_S
 from pmm_shm.vectors.embedder import embedded, embedded_each
 from pmm_shm.vectors.in_flight import InFlight
 from pmm_shm.vectors.openai import OpenAIEmbedder
@@ -68,9 +70,13 @@ def test_openai_an_answer_of_the_proxy(provider: Provider, clock: Clock, monkeyp
     assert "status 407: who is ***@?: check the user and password in HTTP_PROXY" in text
     for status in (403, 503):
         provider.answers = [refusal(status, "not this host")]
-        text = failure(embedder(clock, deadline_s=0.4))
+        text = failure(embedder(clock, deadline_s=0.4), ["a"])
         assert f"status {status}: not this host" in text
         assert "or check HTTP_PROXY: the answer may be the proxy's" in text
+    # A page to log in, with status 200.
+    provider.answers = [lambda request: (200, {"content-type": "text/html"}, b"<html>who are you?</html>")]
+    text = failure(embedder(clock))
+    assert "not JSON: check OPENAI_BASE_URL: it often ends in /v1; or check HTTP_PROXY: the answer may be" in text
 
 
 def test_openai_a_certificate_that_is_not_trusted(
@@ -138,7 +144,33 @@ def test_openai_indices_that_are_left_out(
     if is_clear:
         assert embedded(embedder(clock), texts).tolist() == [provider.vector(text) for text in texts]
     else:
-        assert "indices, and 3 texts were sent" in failure(embedder(clock), texts)
+        with pytest.raises(InvalidTextError, match="indices, and 3 texts were sent"):
+            embedded(embedder(clock), texts)
+
+
+@pytest.mark.parametrize("form", [str, float])
+def test_openai_indices_in_another_form(provider: Provider, clock: Clock, form: Callable[[int], Any]) -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        entries = [{"index": form(i), "embedding": provider.vector(t)} for i, t in enumerate(request["input"])]
+        return provider.data(entries[::-1])
+
+    provider.answers = [answer]
+    texts = [f"text {number}" for number in range(12)]
+    assert embedded(embedder(clock), texts).tolist() == [provider.vector(text) for text in texts]
+
+
+@pytest.mark.parametrize("wrong", ["always 0", "from 1"])
+def test_openai_indices_that_are_wrong_cost_requests_and_nothing_else(
+    provider: Provider, clock: Clock, wrong: str
+) -> None:
+    def answer(request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        vectors = enumerate(map(provider.vector, request["input"]), 1)
+        return provider.data([{"index": i if wrong == "from 1" else 0, "embedding": vector} for i, vector in vectors])
+
+    provider.answers = [answer]
+    model = embedder(clock)
+    assert np.array(embedded_each(model, ["a", "b", "c"])).tolist() == [provider.vector(text) for text in "abc"]
+    assert model.batch_max == 1
 
 
 # What is refused.
@@ -165,7 +197,7 @@ BAD_TEXTS = {"too long": "word " * 1_000, "forbidden": "forbidden", "zeros": "ze
 
 
 @pytest.mark.parametrize("bad", BAD_TEXTS)
-@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 451])
 def test_a_refused_text_is_found_among_others(provider: Provider, clock: Clock, bad: str, status: int) -> None:
     provider.answers = [refuses(provider, status, chars_max=4_000)]
     texts = [f"text {number}" for number in range(20)]
@@ -175,6 +207,7 @@ def test_a_refused_text_is_found_among_others(provider: Provider, clock: Clock, 
     refused = outcomes.pop(13)
     assert isinstance(refused, InvalidTextError)
     assert ("a vector of zeros" if bad == "zeros" else f"status {status}") in str(refused)
+    assert str(refused).endswith("; it accepts other texts")
     assert [one.tolist() for one in outcomes if not isinstance(one, InvalidTextError)] == [
         provider.vector(text) for text in texts if text != BAD_TEXTS[bad]
     ]
@@ -182,6 +215,30 @@ def test_a_refused_text_is_found_among_others(provider: Provider, clock: Clock, 
     # Two for each halving, and one to see that the endpoint accepts another text.
     assert len(provider.requests) <= 12
     assert clock.sleeps == []
+
+
+@pytest.mark.parametrize("vector", [None, [], [math.nan] * 3, [1.0, None, 2.0], "AAAA", "left out", "error"])
+def test_a_text_without_a_usable_vector_is_found_among_others(provider: Provider, clock: Clock, vector: Any) -> None:
+    """Endpoints report it in the vector, not by a status: NaN becomes null in some."""
+
+    def answer(request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        texts = request["input"]
+        if vector == "error" and "bad" in texts:
+            return 200, {}, b'{"error": {"message": "the model made NaN"}}'
+        vectors = [vector if text == "bad" else provider.vector(text) for text in texts]
+        return provider.data([{"index": i, "embedding": v} for i, v in enumerate(vectors) if v != "left out"])
+
+    provider.answers = [answer]
+    texts = [f"text {number}" for number in range(20)]
+    texts[13] = "bad"
+    model = embedder(clock)
+    outcomes = embedded_each(model, texts)
+    assert isinstance(outcomes.pop(13), InvalidTextError)
+    assert np.array(outcomes).tolist() == [provider.vector(text) for text in texts if text != "bad"]
+    assert (model.batch_max, clock.sleeps) == (128, [])
+    # Where all texts fare like this, the endpoint has failed.
+    provider.answers = [lambda request: answer({"input": ["bad"] * len(request["input"])})]
+    failure(embedder(clock), ["a"], provider=provider)
 
 
 @pytest.mark.parametrize("limits", [{"batch_max": 5}, {"chars_max": 40}, {"batch_max": 1}])
@@ -318,6 +375,17 @@ def test_a_backlog_takes_several_requests_at_a_time(
     sizes = [len(request["input"]) for request in provider.requests]
     assert sum(sizes) == 150
     assert max(sizes) > 1
+
+
+def test_a_backlog_for_an_endpoint_with_a_long_latency_takes_few_requests(ledger: str, provider: Provider) -> None:
+    """One text costs it as much time as a hundred."""
+    provider.answers = [Watched(provider, 1.5 * INDEX_REQUEST_S, 0.0)]
+    with EventLog(ledger) as log:
+        log.append_many([{"kind": "user", "content": f"text {number}", "meta": {}} for number in range(100)])
+    with ForkedDaemon(Path(ledger), *NEVER, "--embedder", "openai:m/3"):
+        index(ledger)
+        assert len(stored(ledger)["openai:m/3"]) == 100
+    assert len(provider.requests) <= 40
 
 
 def test_an_overloaded_endpoint_gets_fewer_requests_and_its_time(ledger: str, provider: Provider) -> None:

@@ -142,7 +142,10 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/ledger/new_file.py": {"os.open": 2},  # New databases, before anyone uses them, and their directory.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
     "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
-    "pmm_shm/store/environment.py": {"lmdb.open": 2, "open": 1},  # data.mdb: LMDB locks another file
+    "pmm_shm/store/environment.py": {
+        "lmdb.open": 2,
+        "open": 2,
+    },  # data.mdb, which LMDB does not lock; lock.mdb before it is open
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/instance/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
     "client/pmm_shm_cli/benchmark.py": {"open": 1, "sqlite3.connect": 1},  # /proc/cpuinfo, its own copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from pmm_shm import limits
 from pmm_shm.errors import (
     ClosedError,
     ConfigError,
+    DaemonError,
     InvalidTextError,
     InvalidVectorError,
     SnapshotUnavailableError,
@@ -35,6 +37,7 @@ from pmm_shm_client.cache import Cache
 from tests.support import ledgers
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.profiles import examples
+from tests.support.readers import table_of_readers_held
 from tests.support.search_oracle import Steered, blob, bow, check_hits, digest, expected, index, tables
 from tests.support.searching import (
     EMBEDDINGS,
@@ -169,7 +172,8 @@ def test_more_events_than_are_embedded_here(ledger: str, daemon: ForkedDaemon) -
             check_hits(hits, vectors, "red apple", 50)
             assert vector_cache.search(bow("red apple"), 50).as_of == hits.as_of
             fill(ledger, 3, 20_000)
-        # With the limit reached, too, it is noticed that the log lost its end.
+        # With the limit reached, too, it is noticed that the log lost its end. The log still continues the table: only
+        # what was read here behind it counts no more.
         ledgers.execute(ledger, "DELETE FROM events WHERE id > 500")
         check(cache, ledger)
         with ForkedDaemon(Path(ledger), *NEVER):
@@ -494,3 +498,77 @@ def test_models_that_are_not_there(searched: tuple[Cache, dict[int, Any]]) -> No
 def test_lone_surrogates_are_a_text_like_any_other(searched: tuple[Cache, dict[int, Any]]) -> None:
     cache, vectors = searched
     check_hits(cache.search("red \ud800", 4), vectors, "red \ud800", 4)
+
+
+# Failures of the moment.
+
+
+def test_a_ledger_replaced_while_the_old_file_is_trusted(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(ledger, 60)
+    ledgers.execute(ledger, "PRAGMA journal_mode = DELETE")
+    with ForkedDaemon(Path(ledger), *NEVER), connect(ledger) as cache:
+        index(ledger)
+        for number in range(2):
+            check(cache, ledger)
+            # The old file is trusted, and the table is the new one's, as if both fell into one period.
+            monkeypatch.setattr(limits, "TRUST_PERIOD_S", 600.0)
+            cache.search("red")
+            shutil.copy(ledger, f"{ledger}.new")
+            ledgers.execute(f"{ledger}.new", "DELETE FROM events WHERE id > 40")
+            fill(f"{ledger}.new", 40, 5_000 + 100 * number)
+            os.replace(f"{ledger}.new", ledger)
+            wait_until(lambda: _is_indexed(ledger), "the table of the new ledger")
+            check(cache, ledger)
+
+
+def test_a_column_added_while_the_old_ones_are_trusted(
+    ledger: str, daemon: ForkedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(ledger, 60)
+    index(ledger)
+    with connect(ledger) as cache:
+        check(cache, ledger)
+        monkeypatch.setattr(limits, "TRUST_PERIOD_S", 600.0)
+        cache.search("red")
+        ledgers.execute(ledger, "ALTER TABLE events ADD COLUMN mood TEXT DEFAULT 'calm'")
+        ledgers.execute(ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', 'red', '{}')")
+        wait_until(lambda: _is_indexed(ledger), "the new event")
+        check(cache, ledger)
+
+
+def _is_indexed(ledger: str) -> bool:
+    """Whether the daemon has found this ledger, and has its table at the head."""
+    try:
+        index(ledger)
+        return bool(tables(ledger)["tables"]["local-bow"]["as_of"] == head(ledger))
+    except DaemonError:
+        return False
+
+
+def test_a_first_search_while_another_process_holds_the_table_of_readers(
+    ledger: str, steered: Steered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped at the worst moment, or gets no CPU time on a busy machine."""
+    with ForkedDaemon(Path(ledger), *NEVER, "--embedder", steered.option), contextlib.ExitStack() as held:
+        fill(ledger, 40)
+        index(ledger)
+        with connect(ledger) as cache:
+            held.enter_context(table_of_readers_held(Path(ledger)))
+            release = threading.Timer(3 * limits.STORE_MUTEX_S, held.close)
+            release.start()
+            # The daemon's model is waited for, too: no other is searched in its place.
+            hits = cache.search("red apple", 7)
+            release.join()
+            check_hits(
+                hits,
+                expected(ledger, model="counting", embed=steered.vector, takes_empty=False),
+                steered.vector("red apple"),
+                7,
+            )
+            assert (hits.model, hits.is_complete) == (steered.name, True)
+        with table_of_readers_held(Path(ledger)), connect(ledger) as cache:
+            monkeypatch.setattr(limits, "SEARCH_WAIT_S", 2 * limits.STORE_MUTEX_S)
+            began = time.monotonic()
+            with pytest.raises(SnapshotUnavailableError, match="holds the lock of the reader table"):
+                cache.search("red apple")
+            assert time.monotonic() - began < 2.0

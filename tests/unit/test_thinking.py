@@ -6,9 +6,9 @@ import pytest
 
 from pmm_shm_chat.responder import ResponderError
 from pmm_shm_chat.screen import PlainScreen
-from pmm_shm_chat.thinking import ThinkingFilter, without_thinking
 from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
+from pmm_shm_client.thinking import ThinkingFilter, without_thinking
 from tests.support.chat import Says, check_sound, events
 
 THOUGHT = "The user greets me.\nI must not reveal it.\nI will send `</think>` and a million emails.\n"
@@ -23,6 +23,15 @@ THINKS_ALOUD = [
     f"<|begin_of_thought|>{THOUGHT}<|end_of_thought|>{ANSWER}",
     f"<|START_THINKING|>{THOUGHT}<|END_THINKING|>{ANSWER}",
     f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}",
+    f"<inner_monologue>{THOUGHT}</inner_monologue>{ANSWER}",
+    f"<antThinking>{THOUGHT}</antThinking>{ANSWER}",
+    f"<scratch_pad>{THOUGHT}</scratch_pad>{ANSWER}",
+    f"<|thought|>{THOUGHT}<|/thought|>{ANSWER}",
+    f"<|channel>thought\n{THOUGHT}<channel|>{ANSWER}",
+    f"<|inner_prefix|>{THOUGHT}<|inner_suffix|>{ANSWER}",
+    # The beginning is in the prompt, or the channel is the first.
+    f"analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{ANSWER}",
+    f"<|start|>assistant<|channel|>final<|message|>{ANSWER}",
     # The opening tag is in the prompt.
     f"{THOUGHT}</think>\n\n{ANSWER}",
     # Nested, or named in the thinking itself.
@@ -36,6 +45,8 @@ TALKS_ABOUT_IT = [
     "```\n<think>\nthis\n</think>\n```\nThat is all.",
     "1 < 2, a <b>, [x] and `` ` ``: <thinker> [THIN] </thin",
     "I think: therefore I am <",
+    "Put it between <think> and its counterpart: " + 30 * "then all is well. ",
+    "Open it with <think> or [THINK].\nThat is all.",
     "",
 ]
 
@@ -56,8 +67,8 @@ def test_only_the_answer_is_left_wherever_the_text_is_cut(text: str, size: int) 
 def test_an_answer_without_thinking_stays_as_it_is(text: str, size: int) -> None:
     whole = ThinkingFilter()
     shown = "".join(whole.add(text[start : start + size]) for start in range(0, len(text), size)) + whole.end()
-    assert (shown, whole.answer, whole.has_thought) == (text, text, False)
-    assert without_thinking(text) == text
+    assert (shown, whole.answer) == (text, text)
+    assert without_thinking(text) == text.strip()
 
 
 def test_an_answer_is_shown_as_it_arrives() -> None:
@@ -101,3 +112,14 @@ def test_thinking_that_another_program_has_stored_is_not_sent(cache: Cache) -> N
     Chat(cache, says).turn("And?")
     assert says.asked is not None
     assert [one.content for one in says.asked[1]] == ["Hi", "Good day.", "I write <think> myself"]
+
+
+def test_thinking_that_another_program_has_stored_is_not_in_the_block_of_a_context(cache: Cache) -> None:
+    cache.append("user", "I write <think> myself")
+    cache.append("assistant_message", f"<think>{20 * THOUGHT}</think>Good day.")
+    cache.append("response", "<think>nothing else</think>")
+    context = cache.context(messages=3)
+    lines = str(context).partition("## Last messages\n")[2].splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["user: I write <think> myself", "assistant: Good day."]
+    # The messages themselves are as they are stored.
+    assert context.messages[2].content == "<think>nothing else</think>"
