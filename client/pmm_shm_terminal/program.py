@@ -61,7 +61,9 @@ def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is None:
         # Of a relative path, whatever it names.
         return "the current directory was deleted"
-    return error.strerror or str(error)
+    from pmm_shm.resources import shortage_of
+
+    return shortage_of(error) or error.strerror or str(error)
 
 
 def _complain(message: str, code: int) -> int:
