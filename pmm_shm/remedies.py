@@ -200,6 +200,9 @@ TEMPLATES: Mapping[str, Template] = {
         "if {user} is to append, use a common group that may write the ledger and its directory",
         "usermod -aG {group} {user} && chmod g+rwx {folder} && chmod g+rw {ledger}",
     ),
+    "mount-writable": Template(
+        "its file system is mounted read-only here: mount it so that it can be written, if {user} is to append"
+    ),
     "align-side-file": Template(
         "give the file the group and the mode of the ledger", "chgrp {group} {file} && chmod {mode} {file}"
     ),

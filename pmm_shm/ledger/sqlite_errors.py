@@ -69,9 +69,10 @@ def holder_of(path: str) -> str:
     if index is not None:
         writers |= writers_of(index, WAL_WRITE_BYTE, WAL_RECOVER_BYTE)
     others = writers - {os.getpid()}
-    if writers and not others and index is None and inode is not None:
-        # With a rollback journal, a writer that waits for readers has such a lock itself.
-        others = pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    if not others and index is None and inode is not None:
+        # With a rollback journal, a writer waits for readers, and may have such a lock itself.
+        writers |= pids_with_lock(inode, PENDING_BYTE)
+        others = writers - {os.getpid()}
     if others:
         pid = min(others)
         return f"process {pid}{_name_of(pid)}"
@@ -128,6 +129,11 @@ def why_not_opened(path: str) -> str | None:
         if not os.access(name, os.R_OK, effective_ids=True):
             return _no_permission(name, status.st_mode, status.st_uid)
     folder = os.path.dirname(path)
+    if os.path.isdir(folder) and os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return (
+            f"{folder} is on a read-only file system, where a WAL ledger can be read only while a program that may "
+            "write keeps it open"
+        )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return f"no permission to write in {folder}; share a group"
     return None

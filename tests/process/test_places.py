@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support import ledgers
 from tests.support.command import is_one_line, run
 from tests.support.daemons import environment, run_daemon, run_python
 from tests.support.hazards import fill
+from tests.support.mounts import in_mount_namespace
 from tests.support.privileges import as_nobody
 
 COMMANDS = (
@@ -104,3 +106,46 @@ def test_another_users_private_file_beside_the_ledger_is_named(open_folder: Path
 def test_a_status_of_a_missing_ledger_names_it(tmp_path: Path) -> None:
     assert run("status", str(tmp_path / "none.db")).err == f"pmm-shm: {tmp_path / 'none.db'}: no such file\n"
     assert run_daemon(str(tmp_path / "none.db")).stderr == f"pmm-cached: {tmp_path / 'none.db'}: no such file\n"
+
+
+READ_ONLY = """
+import json, os, subprocess, sys
+from pmm_shm_cli.doctor import diagnose, gather
+from pmm_shm_client import EventLog, connect
+folder = sys.argv[1]
+with EventLog(f"{folder}/a.db") as log:
+    log.append("user", "hello")
+for options in (["--bind", folder, folder], ["-o", "remount,ro,bind", folder]):
+    if subprocess.run(["mount", *options]).returncode:
+        sys.exit(77)
+said = []
+for action in (lambda: connect(f"{folder}/a.db"), lambda: EventLog(f"{folder}/a.db").append("user", "x")):
+    try:
+        action()
+    except Exception as error:
+        said.append(str(error))
+found = [one for one in diagnose(gather(f"{folder}/a.db", 1)) if one.check == "ledger-access"]
+print(json.dumps({"said": said, "remedies": [one.remedy for one in found], "typed": [one.command for one in found]}))
+"""
+
+
+def test_a_wal_ledger_on_a_read_only_mount_is_not_a_matter_of_permissions(tmp_path: Path) -> None:
+    """As in a container with a read-only volume."""
+    found = in_mount_namespace(READ_ONLY, str(tmp_path))
+    assert len(found["said"]) == 2
+    for message in found["said"]:
+        assert f"{tmp_path} is on a read-only file system, where a WAL ledger can be read only while" in message
+        assert "share a group" not in message
+    assert [one.startswith("its file system is mounted read-only here") for one in found["remedies"]] == [True]
+    assert found["typed"] == [""]
+
+
+def test_the_doctor_of_a_path_with_a_line_break(tmp_path: Path) -> None:
+    folder = tmp_path / "one\ntwo"
+    folder.mkdir()
+    fill(str(folder / "a.db"), 3)
+    done = run("doctor", str(folder / "a.db"), "--json")
+    assert (done.code, done.err) == (0, "")
+    typed = [one["command"] for one in json.loads(done.out)["findings"] if "pmm-cached" in one["command"]]
+    assert typed
+    assert all(f"'{tmp_path}/one'$'\\n''two/a.db'" in one for one in typed)
