@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, ResourceLimitError
@@ -79,6 +79,9 @@ class Cache(Reads):
 
     def __enter__(self) -> Cache:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied: pass its path, and connect there")
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
@@ -70,6 +70,9 @@ class EventLog:
 
     def __enter__(self) -> EventLog:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an EventLog cannot be pickled or copied: pass its path, and open it there")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
