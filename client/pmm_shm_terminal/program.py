@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from pmm_shm.errors import PmmShmError
+from pmm_shm.resources import shortage_of
 from pmm_shm_terminal import exits
 
 
@@ -53,6 +54,11 @@ def run_command(command: click.Command, name: str) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _complain(f"{where}{_reason(error)}", exits.FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        lacking = shortage_of(error)
+        if lacking is None:
+            raise
+        return _complain(lacking, exits.FAILURE)
     # Click returns the exit code of `--help` and `--version`, otherwise the result of the command: None.
     return result if isinstance(result, int) else exits.OK
 
@@ -61,8 +67,6 @@ def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is None:
         # Of a relative path, whatever it names.
         return "the current directory was deleted"
-    from pmm_shm.resources import shortage_of
-
     return shortage_of(error) or error.strerror or str(error)
 
 

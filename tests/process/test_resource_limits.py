@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pmm_cached.background import BackgroundThread
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_daemon, run_python
 from tests.support.fork_daemon import ForkedDaemon
@@ -233,6 +234,44 @@ def test_a_backup_without_descriptors_names_the_limit(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "this process is out of file descriptors; it may have 8 (ulimit -n)" in ended.stderr
     assert not Path(f"{ledger}.copy").exists()
+
+
+def test_without_threads_a_command_ends_with_a_line(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "own.db")
+    fill(ledger, 3)
+    code = """
+import sys, threading
+from pmm_shm_cli.main import main
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.argv = ["pmm-shm", *sys.argv[1:]]
+main()
+"""
+    ended = run_python(code, "backup", ledger, f"{ledger}.copy")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith(f"pmm-shm: {ledger}.copy: this process can start no more threads")
+    assert not Path(f"{ledger}.copy").exists()
+
+
+def test_a_daemon_whose_memory_ends_says_one_line() -> None:
+    class Work(BackgroundThread):
+        _task = "indexing"
+
+        def _work(self) -> None:
+            raise MemoryError
+
+    class Log:
+        def exception(self, *_: object, **__: object) -> None:
+            pytest.fail("a traceback")
+
+    said: list[str] = []
+    work = Work("work", Log(), said.append)  # type: ignore[arg-type]
+    work.start()
+    assert work.stop(5)
+    assert said == [
+        "indexing ended: this process is out of memory; see ulimit -v, and the limit of its container or unit"
+    ]
 
 
 def test_a_daemon_knows_its_memory_where_no_file_can_be_opened() -> None:
