@@ -64,9 +64,11 @@ def run_command(command: click.Command, name: str) -> int:
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is None:
-        # Of a relative path, whatever it names.
-        return "the current directory was deleted"
+    if isinstance(error, FileNotFoundError) and not os.path.isabs(error.filename or ""):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the current directory was deleted"
     return shortage_of(error) or error.strerror or str(error)
 
 

@@ -50,6 +50,13 @@ def test_in_a_deleted_folder_a_relative_path_is_named_with_the_cause(tmp_path: P
     assert done.stderr.endswith(SAID)
 
 
+def test_in_a_deleted_folder_a_relative_output_is_named_with_the_cause(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    fill(str(tmp_path / "a.db"), 3)
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "plot", str(tmp_path / "a.db"), "-o", "x.svg")
+    assert (done.returncode, done.stderr) == (1, "pmm-shm: x.svg: the current directory was deleted\n")
+
+
 def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Path) -> None:
     done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-cached", "a.db")
     assert (done.returncode, done.stderr) == (1, f"pmm-cached: {SAID}")
