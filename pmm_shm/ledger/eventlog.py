@@ -12,7 +12,13 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
+from pmm_shm.errors import (
+    ConfigError,
+    LedgerError,
+    LedgerNotFoundError,
+    LedgerUnreadableError,
+    LedgerUnwritableError,
+)
 from pmm_shm.ledger import chain
 from pmm_shm.ledger.append import Appender
 from pmm_shm.ledger.chain import ChainReport
@@ -116,7 +122,15 @@ class EventLog:
         Raises:
             LedgerError: in one of its kinds.
         """
-        self._appender.recover()
+        try:
+            self._appender.recover()
+        except LedgerUnwritableError as error:
+            if all(os.access(place, os.W_OK, effective_ids=True) for place in (self.path, os.path.dirname(self.path))):
+                raise
+            raise LedgerUnreadableError(
+                f"{self.path}: a writer died within a transaction, and only a program that may write the ledger and "
+                "its directory can roll it back, by its next read or append"
+            ) from error
 
     def read_all(self) -> list[EventDict]:
         """All events, by ascending id."""

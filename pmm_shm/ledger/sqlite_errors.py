@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from pmm_shm import limits
@@ -127,7 +128,7 @@ def why_not_opened(path: str) -> str | None:
         except OSError:
             continue
         if not os.access(name, os.R_OK, effective_ids=True):
-            return _no_permission(name, status.st_mode, status.st_uid)
+            return _no_permission(f"read {name}", status)
     folder = os.path.dirname(path)
     if os.path.isdir(folder) and os.statvfs(folder).f_flag & os.ST_RDONLY:
         return (
@@ -139,15 +140,25 @@ def why_not_opened(path: str) -> str | None:
     return None
 
 
-def _no_permission(name: str, mode: int, uid: int) -> str:
+def why_not_reached(path: str, error: OSError) -> str:
+    """Why a look at the path failed; where a folder above it may not be entered, which one."""
+    if isinstance(error, PermissionError):
+        for folder in reversed(Path(path).parents):
+            if not os.access(folder, os.X_OK, effective_ids=True):
+                return _no_permission(f"enter {folder}", os.stat(folder))
+    return error.strerror or str(error)
+
+
+def _no_permission(to_do: str, status: os.stat_result) -> str:
     with late_imports:
         import pwd
 
     try:
-        owner = pwd.getpwuid(uid).pw_name
+        owner = pwd.getpwuid(status.st_uid).pw_name
     except KeyError:
-        owner = str(uid)
-    return f"no permission to read {name}, which belongs to user {owner} and has mode {mode & 0o777:04o}; share a group"
+        owner = str(status.st_uid)
+    mode = f"{status.st_mode & 0o777:04o}"
+    return f"no permission to {to_do}, which belongs to user {owner} and has mode {mode}; share a group"
 
 
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pmm_shm_client import EventLog
 from tests.support import ledgers
 from tests.support.command import is_one_line, run
 from tests.support.daemons import environment, run_daemon, run_python
@@ -108,6 +110,39 @@ def test_another_users_private_file_beside_the_ledger_is_named(open_folder: Path
         assert f"no permission to read {path}{suffix}, which belongs to user root and has mode 0600" in done.stdout
     finally:
         writer.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
+def test_another_users_private_folder_is_named_with_owner_and_mode(open_folder: Path) -> None:
+    private = open_folder / "private"
+    private.mkdir(0o700)
+    path = private / "deeper" / "ledger.db"
+    path.parent.mkdir()
+    ledgers.build(path, 3)
+    said = f"no permission to enter {private}, which belongs to user root and has mode 0700; share a group"
+    for action in ("read", "append"):
+        assert as_nobody(action, path).stdout == f"LedgerUnreadableError: {path}: {said}\n"
+    assert as_nobody("pmm-cached", path).stderr == f"pmm-cached: {path}: {said}\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
+def test_a_read_beside_a_dead_writers_journal_of_another_user_says_who_repairs_it(open_folder: Path) -> None:
+    path, copy = open_folder / "live.db", open_folder / "ledger.db"
+    ledgers.build(path, 3, journal="delete")
+    writer = ledgers.connect(path)
+    writer.execute("PRAGMA cache_size = 1")
+    writer.execute("BEGIN IMMEDIATE")
+    for _ in range(50):
+        writer.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', ?, '{}')", ("x" * 3_000,))
+    for suffix in ("", "-journal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+        Path(f"{copy}{suffix}").chmod(0o644)
+    writer.close()
+    done = as_nobody("read", copy)
+    assert done.stdout.startswith(f"LedgerUnreadableError: {copy}: a writer died within a transaction, and only")
+    with EventLog(copy) as log:
+        log.append("user", "repaired")
+    assert as_nobody("read", copy).stdout == "4 4\n"
 
 
 def test_a_status_of_a_missing_ledger_names_it(tmp_path: Path) -> None:
