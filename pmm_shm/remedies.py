@@ -203,6 +203,9 @@ TEMPLATES: Mapping[str, Template] = {
     "mount-writable": Template(
         "its file system is mounted read-only here: mount it so that it can be written, if {user} is to append"
     ),
+    "mount-writable-to-read": Template(
+        "keep a program open that may write it where it is mounted writable, or read a backup of it here",
+    ),
     "align-side-file": Template(
         "give the file the group and the mode of the ledger", "chgrp {group} {file} && chmod {mode} {file}"
     ),

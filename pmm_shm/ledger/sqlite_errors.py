@@ -168,6 +168,8 @@ def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerErr
         return LedgerBusyError(f"{path}: {text}")
     if text == _CANNOT_OPEN:
         text = why_not_opened(path) or text
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMMAP":
+        text += ": its -shm cannot be mapped; WAL mode needs a local file system with shared memory, and room"
     if any(part in text for part in _NOT_A_DATABASE):
         return NotALedgerError(f"{path}: {text}")
     if text == _NO_ROLLBACK and is_reader:

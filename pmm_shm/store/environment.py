@@ -73,6 +73,8 @@ def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
             "apart by it: share the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
             "start the program by an init process, so that it is not pid 1"
         )
+    if os.strerror(errno.ENODEV) in str(error):
+        return StoreError(access.unusable(Path(where), "shared memory"))
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 

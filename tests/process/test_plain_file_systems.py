@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from pmm_cached.instance_lock import InstanceLock
@@ -19,6 +21,8 @@ from pmm_shm.instance import file_systems
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.restore import restore
+from pmm_shm.ledger.sqlite_errors import translated
+from pmm_shm.store.environment import store_error
 from pmm_shm_cli.doctor import diagnose, gather
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_python
@@ -222,3 +226,12 @@ def test_a_file_system_without_locks_is_not_taken_for_another_daemon(
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(StoreError, match="a file system without locks; set PMM_SHM_DIR"):
         InstanceLock(Instance.of(ledger))
+
+
+def test_a_file_system_without_shared_memory_is_named(tmp_path: Path) -> None:
+    """As FUSE without a page cache, and some shared folders of virtual machines."""
+    error = store_error(tmp_path, lmdb.Error(f"{tmp_path}: {os.strerror(errno.ENODEV)}"))
+    assert "a file system without shared memory; set PMM_SHM_DIR" in str(error)
+    unmapped = sqlite3.OperationalError("disk I/O error")
+    unmapped.sqlite_errorname = "SQLITE_IOERR_SHMMAP"  # type: ignore[misc]
+    assert "its -shm cannot be mapped" in str(translated(unmapped, "a.db", is_reader=True))
