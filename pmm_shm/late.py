@@ -14,6 +14,8 @@ import logging  # noqa: F401
 import os
 import threading
 
+_STDERR = 2
+
 
 class _LateImports:
     """See `late_imports`."""
@@ -59,10 +61,20 @@ class _LateImports:
     def _keep(self) -> None:
         try:
             # A file in memory: it has an inode of its own, by which it is known again.
-            self._kept = os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC)
+            self._kept = _above_standard_streams(os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC))
             self._identity = _identity_of(self._kept)
         except (OSError, AttributeError):
             self._kept = None
+
+
+def _above_standard_streams(descriptor: int) -> int:
+    """The same file under a number that no library prints to: a program may have closed its standard streams."""
+    if descriptor > _STDERR:
+        return descriptor
+    try:
+        return _above_standard_streams(os.dup(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _identity_of(descriptor: int) -> tuple[int, int]:

@@ -78,8 +78,7 @@ TEMPLATES: Mapping[str, Template] = {
         words="ended before it answered|daemon did not start",
     ),
     "share-pids": Template(
-        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
-        "start their programs by an init process, so that none is pid 1",
+        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true)",
         words="another pid namespace",
     ),
     "continue-reader": Template(
