@@ -14,7 +14,7 @@ import logging  # noqa: F401
 import os
 import threading
 
-_STANDARD_STREAMS_MAX = 2
+_STDERR = 2
 
 
 class _LateImports:
@@ -61,16 +61,20 @@ class _LateImports:
     def _keep(self) -> None:
         try:
             # A file in memory: it has an inode of its own, by which it is known again.
-            kept = os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC)
-            if kept <= _STANDARD_STREAMS_MAX:
-                # What a library prints must not go there.
-                os.close(kept)
-                self._kept = None
-                return
-            self._kept = kept
+            self._kept = _above_standard_streams(os.memfd_create("pmm-shm-kept", os.MFD_CLOEXEC))
             self._identity = _identity_of(self._kept)
         except (OSError, AttributeError):
             self._kept = None
+
+
+def _above_standard_streams(descriptor: int) -> int:
+    """The same file under a number that no library prints to: a program may have closed its standard streams."""
+    if descriptor > _STDERR:
+        return descriptor
+    try:
+        return _above_standard_streams(os.dup(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _identity_of(descriptor: int) -> tuple[int, int]:

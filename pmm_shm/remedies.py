@@ -78,8 +78,7 @@ TEMPLATES: Mapping[str, Template] = {
         words="ended before it answered|daemon did not start",
     ),
     "share-pids": Template(
-        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
-        "start their programs by an init process, so that none is pid 1",
+        "let the containers share one pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true)",
         words="another pid namespace",
     ),
     "continue-reader": Template(
@@ -199,6 +198,12 @@ TEMPLATES: Mapping[str, Template] = {
     "join-to-write": Template(
         "if {user} is to append, use a common group that may write the ledger and its directory",
         "usermod -aG {group} {user} && chmod g+rwx {folder} && chmod g+rw {ledger}",
+    ),
+    "mount-writable": Template(
+        "its file system is mounted read-only here: mount it so that it can be written, if {user} is to append"
+    ),
+    "mount-writable-to-read": Template(
+        "keep a program open that may write it where it is mounted writable, or read a backup of it here",
     ),
     "align-side-file": Template(
         "give the file the group and the mode of the ledger", "chgrp {group} {file} && chmod {mode} {file}"

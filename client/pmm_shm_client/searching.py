@@ -444,8 +444,9 @@ class Searching:
 
     def _no_table(self, name: str) -> str:
         failure = self._reader.snapshots.locator.failure
-        why = f" ({failure})" if failure is not None else ""
-        return f"{self._reader.connection.path}: no vectors of model {name!r} are published{why}; start pmm-cached"
+        if failure is not None:
+            return f"{self._reader.connection.path}: no vectors of model {name!r} can be read: {failure}"
+        return f"{self._reader.connection.path}: no vectors of model {name!r} are published; start pmm-cached"
 
 
 def _local_vectors(embedder: LocalBow, texts: list[str]) -> _Vectors:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from pmm_shm.errors import PmmShmError
+from pmm_shm.resources import shortage_of
 from pmm_shm_terminal import exits
 
 
@@ -53,15 +54,22 @@ def run_command(command: click.Command, name: str) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _complain(f"{where}{_reason(error)}", exits.FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        lacking = shortage_of(error)
+        if lacking is None:
+            raise
+        return _complain(lacking, exits.FAILURE)
     # Click returns the exit code of `--help` and `--version`, otherwise the result of the command: None.
     return result if isinstance(result, int) else exits.OK
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError) and error.filename is None:
-        # Of a relative path, whatever it names.
-        return "the current directory was deleted"
-    return error.strerror or str(error)
+    if isinstance(error, FileNotFoundError) and not os.path.isabs(error.filename or ""):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the current directory was deleted"
+    return shortage_of(error) or error.strerror or str(error)
 
 
 def _complain(message: str, code: int) -> int:

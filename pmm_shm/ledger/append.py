@@ -147,7 +147,7 @@ class Appender:
         if self._inside == get_ident():
             raise LedgerBusyError(
                 f"{self.connection.path}: an append of this thread is under way, and this call came in between (from a "
-                "signal handler or a finalizer); nothing was written"
+                "signal handler, a finalizer or a green thread); nothing was written"
             )
 
     def _handle(self) -> sqlite3.Connection:

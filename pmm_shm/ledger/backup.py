@@ -18,6 +18,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.new_file import SIDE_FILES, new_path, staged
 from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.ledger.sqlite_errors import is_busy
+from pmm_shm.resources import shortage, shortage_of
 
 _INTERRUPT_EVERY_S = 0.02
 _NO_ROOM = ("database or disk is full", "disk I/O error", "unable to open database")
@@ -68,6 +69,11 @@ def backup(
         except (OSError, sqlite3.Error) as error:
             text = error.strerror if isinstance(error, OSError) else str(error)
             raise LedgerUnwritableError(f"{target}: {text}; nothing was written") from error
+        except (MemoryError, RuntimeError) as error:
+            lacking = shortage_of(error)
+            if lacking is None:
+                raise
+            raise LedgerUnwritableError(f"{target}: {lacking}; nothing was written") from error
         return BackedUp(source.path, target, events, head_id, os.stat(target).st_size)
     finally:
         source.close()
@@ -83,8 +89,10 @@ def _copy(source: Connection, temporary: str, target: str) -> None:
             _execute(handle, "VACUUM INTO ?", temporary)
         except sqlite3.OperationalError as error:
             if not is_busy(error) and str(error).startswith(_NO_ROOM):
+                # SQLite opens three more files.
+                why = shortage(descriptors=3) or error
                 raise LedgerUnwritableError(
-                    f"{target}: {source.path} cannot be copied to it: {error}; nothing was written"
+                    f"{target}: {source.path} cannot be copied to it: {why}; nothing was written"
                 ) from error
             raise
 

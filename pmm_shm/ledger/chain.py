@@ -212,7 +212,10 @@ class _ChainVerifier:
                 return False
             self.fork = (sibling, row.id)
             return True
-        return row.prev_hash in self._recent or self._earlier("hash IS ?", row.prev_hash, row.id) is not None
+        if row.prev_hash is None or row.prev_hash in self._recent:
+            # Each program that found the ledger empty began without a predecessor.
+            return True
+        return self._earlier("hash IS ?", row.prev_hash, row.id) is not None
 
     def _earlier(self, condition: str, value: Any, event_id: int) -> int | None:
         """The first hashed event before `event_id` that fits the condition."""

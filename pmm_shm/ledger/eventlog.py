@@ -9,10 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NoReturn, TypedDict, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
+from pmm_shm.errors import (
+    ConfigError,
+    LedgerError,
+    LedgerNotFoundError,
+    LedgerUnreadableError,
+    LedgerUnwritableError,
+)
 from pmm_shm.late import late_imports
 from pmm_shm.ledger import chain
 from pmm_shm.ledger.append import DURABILITIES, Appender, Durability, ExpectedHead
@@ -94,6 +100,9 @@ class EventLog:
     def __enter__(self) -> EventLog:
         return self
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an EventLog cannot be pickled or copied: pass its path, and open it there")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -154,7 +163,15 @@ class EventLog:
         Raises:
             LedgerError: in one of its kinds.
         """
-        self._appender.recover()
+        try:
+            self._appender.recover()
+        except LedgerUnwritableError as error:
+            if all(os.access(place, os.W_OK, effective_ids=True) for place in (self.path, os.path.dirname(self.path))):
+                raise
+            raise LedgerUnreadableError(
+                f"{self.path}: a writer died within a transaction, and only a program that may write the ledger and "
+                "its directory can roll it back, by its next read or append"
+            ) from error
 
     def read_all(self) -> list[EventDict]:
         """All events, by ascending id."""

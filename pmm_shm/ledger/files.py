@@ -14,7 +14,7 @@ import time
 from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
 from pmm_shm.instance.file_systems import is_mounted_alone
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, why_not_reached
 
 _DATABASE_BYTES_MIN = 512
 _LOOKS = 3
@@ -38,7 +38,7 @@ def file_identity(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         raise LedgerNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+        raise LedgerUnreadableError(f"{path}: {why_not_reached(path, error)}") from None
     return status.st_dev, status.st_ino
 
 
@@ -55,7 +55,7 @@ def check_file(path: str, *, may_be_made: bool) -> None:
             return
         raise LedgerNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {error.strerror}") from None
+        raise LedgerUnreadableError(f"{path}: {why_not_reached(path, error)}") from None
     if not stat.S_ISREG(status.st_mode):
         raise NotALedgerError(f"{path}: not a regular file")
     if status.st_size == 0 and not may_be_made:

@@ -198,7 +198,8 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
         handle.close()
         try:
             # The ledger must be writable, also if the backup is not.
-            os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode) | stat.S_IWUSR)
+            with contextlib.suppress(PermissionError):
+                os.chmod(path, stat.S_IMODE(os.stat(source.path).st_mode) | stat.S_IWUSR)
             put_in_place(path, ledger)
         except FileExistsError:
             raise LedgerBusyError(f"{ledger}: made by somebody else meanwhile; nothing was changed") from None
@@ -436,7 +437,9 @@ def _new_file(name: str, like: str | None) -> str:
             status = os.stat(like)
             with contextlib.suppress(OSError):
                 os.fchown(descriptor, status.st_uid, status.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            # A file system without permissions may refuse it.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
     finally:
         os.close(descriptor)
     return path

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from pmm_shm import limits
@@ -74,9 +75,10 @@ def holder_of(path: str) -> str:
     if index is not None:
         writers |= writers_of(index, WAL_WRITE_BYTE, WAL_RECOVER_BYTE)
     others = writers - {os.getpid()}
-    if writers and not others and index is None and inode is not None:
-        # With a rollback journal, a writer that waits for readers has such a lock itself.
-        others = pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    if not others and index is None and inode is not None:
+        # With a rollback journal, a writer waits for readers, and may have such a lock itself.
+        writers |= pids_with_lock(inode, PENDING_BYTE)
+        others = writers - {os.getpid()}
     if others:
         pid = min(others)
         return f"process {pid}{_name_of(pid)}"
@@ -131,22 +133,37 @@ def why_not_opened(path: str) -> str | None:
         except OSError:
             continue
         if not os.access(name, os.R_OK, effective_ids=True):
-            return _no_permission(name, status.st_mode, status.st_uid)
+            return _no_permission(f"read {name}", status)
     folder = os.path.dirname(path)
+    if os.path.isdir(folder) and os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return (
+            f"{folder} is on a read-only file system, where a WAL ledger can be read only while a program that may "
+            "write keeps it open"
+        )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return f"no permission to write in {folder}; share a group"
     return None
 
 
-def _no_permission(name: str, mode: int, uid: int) -> str:
+def why_not_reached(path: str, error: OSError) -> str:
+    """Why a look at the path failed; where a folder above it may not be entered, which one."""
+    if isinstance(error, PermissionError):
+        for folder in reversed(Path(path).parents):
+            if not os.access(folder, os.X_OK, effective_ids=True):
+                return _no_permission(f"enter {folder}", os.stat(folder))
+    return error.strerror or str(error)
+
+
+def _no_permission(to_do: str, status: os.stat_result) -> str:
     with late_imports:
         import pwd
 
     try:
-        owner = pwd.getpwuid(uid).pw_name
+        owner = pwd.getpwuid(status.st_uid).pw_name
     except KeyError:
-        owner = str(uid)
-    return f"no permission to read {name}, which belongs to user {owner} and has mode {mode & 0o777:04o}; share a group"
+        owner = str(status.st_uid)
+    mode = f"{status.st_mode & 0o777:04o}"
+    return f"no permission to {to_do}, which belongs to user {owner} and has mode {mode}; share a group"
 
 
 def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerError:
@@ -156,6 +173,8 @@ def translated(error: sqlite3.Error, path: str, *, is_reader: bool) -> LedgerErr
         return LedgerBusyError(f"{path}: {text}")
     if text == _CANNOT_OPEN:
         text = why_not_opened(path) or text
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMMAP":
+        text += ": its -shm cannot be mapped; WAL mode needs a local file system with shared memory, and room"
     if any(part in text for part in _NOT_A_DATABASE):
         return NotALedgerError(f"{path}: {text}")
     if text == _NO_ROLLBACK and is_reader:

@@ -79,9 +79,10 @@ def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
         # A reader locks the byte of its pid in the lock file, and LMDB does not wait for that lock.
         return SamePidError(
             f"{where}: a process of another pid namespace has the same pid, {os.getpid()}, and LMDB tells readers "
-            "apart by it: share the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or "
-            "start the program by an init process, so that it is not pid 1"
+            "apart by it: share the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true)"
         )
+    if os.strerror(errno.ENODEV) in str(error):
+        return StoreError(access.unusable(Path(where), "shared memory"))
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 

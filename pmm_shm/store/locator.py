@@ -15,6 +15,7 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
 from pmm_shm.instance.paths import Instance, file_id
+from pmm_shm.resources import shortage
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
@@ -25,6 +26,10 @@ from pmm_shm.store.environment import (
     store_error,
 )
 from pmm_shm.store.layout import HEADER_KEY, Header
+
+
+class _ShortageError(StoreError):
+    """This process has no file descriptors to open the files; the next attempt may have them."""
 
 
 class EnvironmentLocator:
@@ -94,16 +99,27 @@ class EnvironmentLocator:
         try:
             check_directory(self._instance)
             if not boot.is_trusted(self._instance.boot_file):
+                self._note_not_opened(None)
                 return None
             environment = open_reader(self._instance.directory)
         except StoreError as error:
-            self.failure = error
-            self._count_collision()
+            self._note_not_opened(error)
             return None
         except OSError:
+            self._note_not_opened(None)
             return None
         self.failure = None
         return environment
+
+    def _note_not_opened(self, failure: StoreError | None) -> None:
+        """Note why, if it is known: a process without descriptors is told so, not that nothing is published."""
+        # The data file and the lock file; another for the mark before.
+        found = shortage(descriptors=3)
+        if found is not None:
+            failure = _ShortageError(f"{self._instance.directory}: {found}")
+        if failure is not None or isinstance(self.failure, _ShortageError):
+            self.failure = failure
+            self._count_collision()
 
     def _count_collision(self) -> None:
         if isinstance(self.failure, SamePidError):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pmm_cached.logs import Logger
+from pmm_shm.resources import shortage_of
 
 STOPS = "the daemon stops"
 """The error of the jobs that a stopping daemon does not do any more."""
@@ -58,5 +59,7 @@ class BackgroundThread(ABC):
         except Stopped:
             return
         except BaseException as error:
-            self._log.exception(f"{self._task} ended")
-            self._on_death(f"{self._task} ended: {type(error).__name__}: {error}")
+            lacking = shortage_of(error)
+            if lacking is None:
+                self._log.exception(f"{self._task} ended")
+            self._on_death(f"{self._task} ended: {lacking or f'{type(error).__name__}: {error}'}")

@@ -101,8 +101,7 @@ def _losses(numbers: Mapping[str, Any]) -> list[str]:
         subject = "1 worker has" if colliding == 1 else f"{colliding:,} workers have"
         found.append(
             f"{subject} the same pid as a process of another pid namespace, and cannot read the published state: share "
-            "the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true), or start the program by "
-            "an init process"
+            "the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true)"
         )
     if numbers["quarantined"]:
         found.append(f"{numbers['quarantined']:,} times an event could not be used; the quarantine lists the newest")

@@ -23,7 +23,7 @@ class InstanceLock:
     Raises:
         DaemonRunningError: another daemon holds it.
         StoreError: the instance directory cannot be made or written, belongs to another user, or is on a network file
-            system, or on one without permissions or sockets.
+            system, or on one without permissions, sockets or locks.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -45,12 +45,15 @@ class InstanceLock:
         crash_point("daemon_lock.opened")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(self._descriptor)
             raise DaemonRunningError(
                 f"{instance.ledger}: another pmm-cached (pid {holder}) already serves this ledger"
             ) from None
+        except OSError:
+            os.close(self._descriptor)
+            raise StoreError(unusable(instance.directory, "locks")) from None
         crash_point("daemon_lock.locked")
         os.ftruncate(self._descriptor, 0)
         crash_point("daemon_lock.emptied")

@@ -1,16 +1,21 @@
-"""Sizes of the store, the ledger and this process in bytes. Files are looked up by name, so none is opened."""
+"""Sizes of the store, the ledger and this process in bytes.
+
+Files are looked up by name, so none is opened. The file with this process's memory stays open, because a daemon must go
+on where no file can be opened.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
-from pathlib import Path
+from functools import cache
 
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.writer import StoreWriter
 
 _BLOCK_BYTES = 512
 """The unit of `st_blocks`, on every file system."""
+_STATM_BYTES_MAX = 256
 
 
 def sizes(writer: StoreWriter, instance: Instance) -> dict[str, int]:
@@ -31,8 +36,13 @@ def process_memory() -> tuple[int, int]:
     Raises:
         OSError: `/proc` cannot be read.
     """
-    resident, shared = map(int, Path("/proc/self/statm").read_bytes().split()[1:3])
+    resident, shared = map(int, os.pread(_statm(os.getpid()), _STATM_BYTES_MAX, 0).split()[1:3])
     return resident * resource.getpagesize(), (resident - shared) * resource.getpagesize()
+
+
+@cache
+def _statm(pid: int) -> int:
+    return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:

@@ -118,3 +118,13 @@ def test_results_go_to_a_spawned_worker_and_come_back(cache: Cache, tmp_path: Pa
     assert everything(again) == everything(frame)
     assert back == results
     assert said["context"] == str(results["context"])
+
+
+def test_a_cache_or_a_log_is_not_copied_and_the_error_says_what_to_pass(cache: Cache) -> None:
+    """They belong to their process: a copy would share the connection, and close it."""
+    with EventLog(cache.path) as log:
+        for made in COPIES:
+            with pytest.raises(TypeError, match="a Cache cannot be pickled or copied: pass its path"):
+                made(cache)
+            with pytest.raises(TypeError, match="an EventLog cannot be pickled or copied: pass its path"):
+                made(log)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
-from pmm_shm.errors import DaemonError
+from pmm_cached.instance_lock import InstanceLock
+from pmm_shm.errors import DaemonError, StoreError
 from pmm_shm.instance import file_systems
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.restore import restore
+from pmm_shm.ledger.sqlite_errors import translated
+from pmm_shm.store.environment import store_error
 from pmm_shm_cli.doctor import diagnose, gather
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_python
@@ -184,3 +191,47 @@ def test_a_file_system_without_hard_links_takes_backups_and_restores(
     with connect(made) as cache, connect(ledger) as original:
         assert cache.frame().metrics() == original.frame().metrics()
     assert not [one for one in tmp_path.iterdir() if "restoring" in one.name or one.name.startswith(".")]
+
+
+def test_a_file_system_that_refuses_modes_takes_restores(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's FAT refuses a mode that it cannot store, also to the owner."""
+    fill(ledger, 5)
+    backup(ledger, tmp_path / "copy.db")
+    fill(ledger, 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    restored = restore(tmp_path / "copy.db", ledger)
+    assert restored.safety_copy is not None
+    restore(tmp_path / "copy.db", tmp_path / "made.db")
+    for path, newest in ((ledger, 5), (restored.safety_copy, 6), (tmp_path / "made.db", 5)):
+        with connect(path) as cache:
+            assert cache.metrics().as_of == newest
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_taken_for_another_daemon(
+    ledger: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fill(ledger, 1)
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="a file system without locks; set PMM_SHM_DIR"):
+        InstanceLock(Instance.of(ledger))
+
+
+def test_a_file_system_without_shared_memory_is_named(tmp_path: Path) -> None:
+    """As FUSE without a page cache, and some shared folders of virtual machines."""
+    error = store_error(tmp_path, lmdb.Error(f"{tmp_path}: {os.strerror(errno.ENODEV)}"))
+    assert "a file system without shared memory; set PMM_SHM_DIR" in str(error)
+    unmapped = sqlite3.OperationalError("disk I/O error")
+    unmapped.sqlite_errorname = "SQLITE_IOERR_SHMMAP"  # type: ignore[misc]
+    assert "its -shm cannot be mapped" in str(translated(unmapped, "a.db", is_reader=True))

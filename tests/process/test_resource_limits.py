@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pmm_cached.background import BackgroundThread
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_daemon, run_python
 from tests.support.fork_daemon import ForkedDaemon
@@ -179,6 +180,111 @@ asyncio.run(main())
 def test_the_asyncio_client_without_threads(served: str) -> None:
     done = run_python(NO_THREADS, served)
     assert done.stdout == "ResourceLimitError True\nTrue\nTrue\n", done.stderr
+
+
+PUBLISHED = """
+import json, os, resource, sys
+from pmm_shm.errors import SnapshotUnavailableError
+from pmm_shm_client import connect
+cache, spare = connect(sys.argv[1]), int(sys.argv[2])
+calls = (lambda: cache.search("hello"), lambda: cache.recall("hello"), lambda: cache.metrics(consistency="snapshot"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held, said = [], []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(spare):
+    os.close(held.pop())
+for call in calls:
+    try:
+        call()
+    except SnapshotUnavailableError as error:
+        said.append(str(error))
+for descriptor in held:
+    os.close(descriptor)
+print(json.dumps([said, len(cache.search("hello", k=2)), cache.metrics(consistency="snapshot").as_of]))
+"""
+
+
+@pytest.mark.parametrize("spare", [0, 2])
+def test_what_is_published_cannot_be_opened_and_the_message_says_why(served: str, spare: int) -> None:
+    """Not that nothing is published, or that a daemon must be started: it runs."""
+    done = run_python(PUBLISHED, served, str(spare))
+    assert done.returncode == 0, done.stderr
+    said, hits, as_of = json.loads(done.stdout)
+    assert (len(said), hits, as_of) == (3, 2, EVENTS)
+    for message in said:
+        assert message.endswith("this process is out of file descriptors; it may have 64 (ulimit -n)")
+        assert "start pmm-cached" not in message
+
+
+def test_a_backup_without_descriptors_names_the_limit(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "own.db")
+    fill(ledger, 3)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pmm_shm_cli", "backup", ledger, f"{ledger}.copy"],
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "this process is out of file descriptors; it may have 8 (ulimit -n)" in ended.stderr
+    assert not Path(f"{ledger}.copy").exists()
+
+
+def test_without_threads_a_command_ends_with_a_line(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "own.db")
+    fill(ledger, 3)
+    code = """
+import sys, threading
+from pmm_shm_cli.main import main
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.argv = ["pmm-shm", *sys.argv[1:]]
+main()
+"""
+    ended = run_python(code, "backup", ledger, f"{ledger}.copy")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith(f"pmm-shm: {ledger}.copy: this process can start no more threads")
+    assert not Path(f"{ledger}.copy").exists()
+
+
+def test_a_daemon_whose_memory_ends_says_one_line() -> None:
+    class Work(BackgroundThread):
+        _task = "indexing"
+
+        def _work(self) -> None:
+            raise MemoryError
+
+    class Log:
+        def exception(self, *_: object, **__: object) -> None:
+            pytest.fail("a traceback")
+
+    said: list[str] = []
+    work = Work("work", Log(), said.append)  # type: ignore[arg-type]
+    work.start()
+    assert work.stop(5)
+    assert said == [
+        "indexing ended: this process is out of memory; see ulimit -v, and the limit of its container or unit"
+    ]
+
+
+def test_a_daemon_knows_its_memory_where_no_file_can_be_opened() -> None:
+    """Its watch of the clients asks for that all the time, and its failure would end the daemon."""
+    code = """
+import resource
+from pmm_cached.sizes import process_memory
+first = process_memory()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+print(all(process_memory()) and all(first))
+"""
+    done = run_python(code)
+    assert done.stdout == "True\n", done.stderr
 
 
 APPENDING = """

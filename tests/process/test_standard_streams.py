@@ -89,7 +89,8 @@ def test_a_daemon_does_not_go_on_without_its_thread_for_commands(
         until(lambda: ended, "somebody is told")
     finally:
         server.stop()
-    assert ended == ["commands ended: OSError: [Errno 24] Too many open files"]
+    assert len(ended) == 1
+    assert ended[0].startswith("commands ended: this process is out of file descriptors")
 
 
 def test_a_path_that_lmdb_cannot_open_is_one_line(tmp_path: Path) -> None:

@@ -72,6 +72,13 @@ def test_a_second_beginning(log: EventLog, formula: str) -> None:
     assert log.verify_chain().fork == (1, 6)
 
 
+def test_a_second_beginning_behind_a_fork(log: EventLog, formula: str) -> None:
+    assert follow(log.path, 3, formula=formula) == 6
+    assert follow(log.path, None, formula=formula) == 7
+    report = log.verify_chain()
+    assert (report.first_bad_id, report.fork, report.rows_checked) == (None, (4, 6), 7)
+
+
 @pytest.mark.parametrize("previous", ["'" + "0" * 64 + "'", "7", "x'00ff'", "NULL", "CAST(x'ff' AS TEXT)"])
 def test_damage_is_no_fork(log: EventLog, previous: str, formula: str) -> None:
     log.append_many([("user", "", None)] * 3)

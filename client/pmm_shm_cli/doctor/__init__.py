@@ -11,7 +11,7 @@ import os
 from pmm_shm.instance.paths import Instance
 from pmm_shm_cli.doctor.checks import LEDGER_CHECKS, MACHINE_CHECKS
 from pmm_shm_cli.doctor.facts import MachineFacts, SystemFacts
-from pmm_shm_cli.doctor.finding import Finding
+from pmm_shm_cli.doctor.finding import Finding, Verdict
 from pmm_shm_cli.doctor.gathering import look_at_ledger, look_at_state
 from pmm_shm_cli.doctor.machine import look_at_machine
 from pmm_shm_cli.doctor.processes import users_of
@@ -32,9 +32,16 @@ def gather(path: str, timeout_s: float) -> SystemFacts:
 def diagnose(facts: SystemFacts | MachineFacts) -> list[Finding]:
     """The findings of all checks: on the ledger first, then on the shared state, then on the machine."""
     if isinstance(facts, MachineFacts):
-        return [Finding(check.name, *verdict) for check in MACHINE_CHECKS for verdict in check.look(facts)]
-    found = [Finding(check.name, *verdict) for check in LEDGER_CHECKS for verdict in check.look(facts)]
+        return [_finding(check.name, verdict) for check in MACHINE_CHECKS for verdict in check.look(facts)]
+    found = [_finding(check.name, verdict) for check in LEDGER_CHECKS for verdict in check.look(facts)]
     return found + diagnose(facts.machine)
+
+
+def _finding(name: str, verdict: Verdict) -> Finding:
+    # A path may have a line break in it; in a command it is within single quotes.
+    severity, found, meaning, remedy, command = verdict
+    found, meaning, remedy = (text.replace("\n", "\\n") for text in (found, meaning, remedy))
+    return Finding(name, severity, found, meaning, remedy, command.replace("\n", "'$'\\n''"))
 
 
 __all__ = ["Finding", "SystemFacts", "diagnose", "gather", "look_at_machine"]

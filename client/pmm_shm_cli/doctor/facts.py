@@ -38,6 +38,7 @@ class Disk:
         plain: the name of its file system if that has, as a rule, neither sockets nor permissions.
         is_memory: a reboot removes it.
         free_bytes, free_files: for this user; None if unknown.
+        is_read_only: it is mounted read-only here.
     """
 
     directory: str
@@ -46,6 +47,7 @@ class Disk:
     free_bytes: int | None = None
     free_files: int | None = None
     plain: str | None = None
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True)

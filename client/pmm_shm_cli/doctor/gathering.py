@@ -174,6 +174,7 @@ def disk_of(directory: str) -> Disk:
         # Some file systems do not count files, and report 0 of 0.
         numbers.f_favail if numbers.f_files else None,
         file_systems.plain_file_system(directory),
+        bool(numbers.f_flag & os.ST_RDONLY),
     )
 
 

@@ -100,7 +100,9 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
         yield note(
             f"{user} may not write {file.path if not file.is_writable else os.path.dirname(file.path)}",
             "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
-            remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
+            remedy("mount-writable", user=user)
+            if facts.ledger.disk.is_read_only
+            else remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
         )
     elif facts.ledger.rows is not None and facts.ledger.rows.refusal is not None:
         yield note(

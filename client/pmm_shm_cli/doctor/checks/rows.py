@@ -59,6 +59,8 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
             key = "mount-folder"
         elif "a hard link" in str(problem):
             key = "one-name"
+        elif ledger.disk.is_read_only and isinstance(problem, LedgerUnreadableError):
+            key = "mount-writable-to-read"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
