@@ -60,6 +60,23 @@ class InvalidEventError(LedgerError, ValueError):
     """An event that could not be stored and read back unchanged; nothing was written."""
 
 
+class HeadMovedError(LedgerError):
+    """Somebody has appended since the position that an append expected; nothing was written.
+
+    Read again, decide again, and append what still holds.
+
+    Attributes:
+        head_id: the newest event's id now; 0 for an empty ledger.
+    """
+
+    def __init__(self, message: str, head_id: int = 0) -> None:
+        self.head_id = head_id
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[HeadMovedError], tuple[str, int]]:
+        return type(self), (str(self), self.head_id)
+
+
 class StoreError(PmmShmError):
     """The shared snapshot cannot be opened or used; exact reads work without it."""
 

@@ -1,8 +1,16 @@
-"""Immutable copies of JSON values: still dicts and lists, comparable, serialisable, and read-only at every depth."""
+"""Immutable copies of JSON values: still dicts and lists, comparable, serialisable, and read-only at every depth.
+
+And the way back: results as plain values.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import json
+from typing import Any, NoReturn, TypeVar
+
+from pmm_shm.late import late_imports
+
+_T = TypeVar("_T")
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
@@ -64,3 +72,43 @@ def thawed(value: Any) -> Any:
     if isinstance(value, list):
         return [thawed(item) for item in value]
     return value
+
+
+def plain(value: Any) -> Any:
+    """A fresh copy of a result: named tuples as dicts by field names, mappings as dicts, sequences as lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def json_text(value: Any) -> str:
+    """A plain value as JSON in ASCII. A number that JSON does not know (NaN, infinity) becomes null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def result(kind: type[_T]) -> type[_T]:
+    """Class decorator: pydantic, and so FastAPI, takes a named tuple for an object with its fields, not for a list."""
+
+    def schema(cls: type[_T], source: Any, handler: Any) -> Any:
+        with late_imports:
+            from pmm_shm.pydantic_schema import schema_of
+
+        return schema_of(cls, handler)
+
+    kind.__get_pydantic_core_schema__ = classmethod(schema)  # type: ignore[attr-defined]
+    return kind

@@ -125,7 +125,10 @@ class OpenAIClient:
             with late_imports:
                 import openai
         except ImportError as problem:
-            raise error(f"{caller}: not installed ({problem}): pip install 'pmm-shm[{extra}]'") from problem
+            with late_imports:
+                from pmm_shm.installation import extra_command
+
+            raise error(f"{caller}: not installed ({problem}): {extra_command(extra)}") from problem
         self._sdk_module: Any = openai
         self.sdk: Any = self._connected()
 

@@ -304,6 +304,8 @@ def test_metrics_and_projection_are_counted_apart(cache: Cache) -> None:
         "cache_hits": 0,
         "cache_misses": 0,
         "hit_rate": 0.0,
+        "caught_up": 0,
+        "replayed": 0,
         "recomputations": 0,
         "events_processed": 0,
         "last_id": 0,

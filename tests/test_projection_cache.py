@@ -94,6 +94,8 @@ def test_stats_begin_at_zero_and_rates_stay_between_0_and_1(cache: Cache) -> Non
         "cache_hits": 0,
         "cache_misses": 0,
         "hit_rate": 0.0,
+        "caught_up": 0,
+        "replayed": 0,
         "events_processed": 0,
         "last_id": 0,
         "verifications_passed": 0,

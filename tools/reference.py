@@ -16,7 +16,7 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, is_typeddict
 
 import click
 
@@ -37,22 +37,29 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
         ),
     ),
     ("The cache", "", (("pmm_shm_client", ("Cache", "AsyncCache", "Frame")),)),
-    ("The ledger", "", (("pmm_shm_client", ("EventLog",)), ("pmm_shm.ledger.chain", ("ChainReport",)))),
+    ("The ledger", "", (("pmm_shm_client", ("EventLog", "EventDict")), ("pmm_shm.ledger.chain", ("ChainReport",)))),
     (
         "Results",
-        "All of them are immutable. `as_of` is the id of the newest event that an answer includes.",
+        "All of them are immutable, except dicts, which are the caller's own. `as_of` is the id of the newest event "
+        "that an answer includes. `to_dict()` of a named tuple is a new dict by field names, plain at every depth, "
+        "and `to_json()` the same as JSON.",
         (
             ("pmm_shm_client", ("Identity", "Commitments", "Metrics", "Stage", "Recent")),
             ("pmm_shm.folds.recent", ("Entry", "Telemetry")),
-            ("pmm_shm_client.results", ("History",)),
+            ("pmm_shm_client.results", ("History", "SelfModelDict", "IdentityDict", "CommitmentsDict")),
+            ("pmm_shm.folds.self_model", ("OpenCommitment", "ExpiredCommitment")),
+            ("pmm_shm.folds.stage", ("StageSnapshot",)),
+            ("pmm_shm.folds.directives", ("Directive", "ActiveDirective")),
             ("pmm_shm.folds.history", ("Point", "StageChange", "NameChange")),
             ("pmm_shm_client", ("Context",)),
             ("pmm_shm_client.context", ("Reflection", "Recalled")),
             ("pmm_shm_client.searching", ("Hits", "Hit", "Recollection")),
             ("pmm_shm.projection.verification", ("VerifyReport",)),
+            ("pmm_shm_client.stats", None),
             ("pmm_shm.wire.protocol", ("Announcement",)),
         ),
     ),
+    ("Tests", "", (("pmm_shm_client.testing", None), ("pmm_shm_client.pytest_plugin", None))),
     (
         "Folds",
         "[How to write one](../howto/own-fold.md).",
@@ -140,6 +147,11 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
         bases = " and ".join(f"`{base.__name__}`" for base in found.__bases__)
         yield f"{dressed(inspect.getdoc(found) or '')}\n\nDerives from {bases}."
         return
+    if is_typeddict(found):
+        fields = [f"    {key}: {getattr(kind, '__forward_arg__', kind)}" for key, kind in found.__annotations__.items()]
+        yield "\n".join(["```python", home + name, "", f"class {name}(TypedDict):", *fields, "```"])
+        yield dressed(own_doc(found))
+        return
     head = f"{name}{signature(found)}" if has_signature(found) else ""
     yield "\n".join(
         ["```python", home + name, *([head if len(head) < _WIDTH else folded(head)] if head else []), "```"]
@@ -152,6 +164,8 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
 def members(kind: type) -> Iterator[str]:
     """The public methods of a class: its own, and those of bases that are not documented themselves."""
     for member, owner in public_methods(kind):
+        if member in ("to_dict", "to_json") and hasattr(kind, "_fields"):
+            continue  # Said once, above all results.
         function = inspect.getattr_static(owner, member)
         if isinstance(function, property):
             head = member

@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.state import State
-from pmm_shm_client.results import Metrics, self_model_dict
+from pmm_shm_client.results import Metrics, SelfModelDict, self_model_dict
 
 
 class InProcess:
@@ -32,7 +31,7 @@ class InProcess:
         scores = self._folds["metrics"].view(self._states["metrics"])
         return copy.deepcopy(Metrics(scores.ias, scores.gas, self._as_of))
 
-    def self_model(self) -> dict[str, Any]:
+    def self_model(self) -> SelfModelDict:
         self._catch_up()
         model = self._folds["self_model"].view(self._states["self_model"])
         return copy.deepcopy(self_model_dict(model, strict=False))

@@ -20,9 +20,10 @@ from pmm_shm.folds.stage import StageFold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
+from pmm_shm.ledger.tail import Position
 from pmm_shm_client.context import Context, ContextRequest, make_context
 from pmm_shm_client.frame import Frame, Replays, Warnings
-from pmm_shm_client.results import Metrics, self_model_dict
+from pmm_shm_client.results import Metrics, SelfModelDict, self_model_dict
 
 _ALL = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)
 
@@ -36,7 +37,7 @@ class Naive:
     def append(self, kind: str, content: str, meta: dict[str, Any]) -> int:
         return self._log.append(kind, content, meta)
 
-    def self_model(self) -> dict[str, Any]:
+    def self_model(self) -> SelfModelDict:
         (model,), _ = self._views([SelfModelFold()])
         return self_model_dict(model, strict=False)
 
@@ -48,7 +49,7 @@ class Naive:
         folds = [make() for make in _ALL]
         views, as_of = self._views(folds)
         named = {fold.name: view for fold, view in zip(folds, views, strict=True)}
-        frame = Frame(Replays(_never, _never, _never), named, Warnings([], 0), as_of)
+        frame = Frame(Replays(_never, _never, _never), named, Warnings([], 0), Position(as_of, b""))
         return make_context(frame, ContextRequest.of(user_text, reflections, 0, 0), _never, _never)
 
     def close(self) -> None:
@@ -60,7 +61,7 @@ class Naive:
         for fold in folds:
             assert fold.kinds is not None
             state = State()
-            fold.apply_batch([Event(*event.values()) for event in events if event["kind"] in fold.kinds], state)
+            fold.apply_batch([Event(**event) for event in events if event["kind"] in fold.kinds], state)
             views.append(fold.view(state))
         return views, events[-1]["id"] if events else 0
 

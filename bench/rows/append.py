@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from bench import bare, daemons
 from bench.context import Bench
 from bench.peers import require
 from bench.report import Row, at_most
+from pmm_shm.ledger.append import DURABILITIES, Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.benchmark import turn_events
 from pmm_shm_cli.timing import RoundTimer, ratio
@@ -38,7 +41,37 @@ def append_alone(bench: Bench) -> Row:
         row.point(BARE, events, timings[BARE])
         measured = ratio(timings[OURS], timings[BARE])
         row.figure(f"{events:,} events: ours / bare", measured.p50, goal=at_most(1.4), p99=measured.p99)
+    _durabilities(bench, row)
     return row
+
+
+def _durabilities(bench: Bench, row: Row) -> None:
+    """What it costs to survive a power cut; the disk decides, and it is that of the bench's directory."""
+    bench.say("row 5: durability")
+    sides: list[tuple[str, Durability]] = [(journal, one) for journal in ("wal", "delete") for one in DURABILITIES]
+    watch = RoundTimer()
+    with contextlib.ExitStack() as stack:
+        logs = {}
+        for journal, durability in sides:
+            path = bench.sites.empty() / "durable.db"
+            EventLog(path).close()
+            daemons.execute(path, f"PRAGMA journal_mode = {journal}")
+            logs[journal, durability] = stack.enter_context(EventLog(path, durability=durability))
+        for number in range(max(2, bench.scale.appends // _PER_ROUND)):
+            for side in sides if number % 2 else reversed(sides):
+                for place in range(min(_PER_ROUND, bench.scale.appends)):
+                    watch.time(" ".join(side), logs[side].append, *turn_events(number)[place % 8])
+            watch.end_round()
+    timings = watch.timings()
+    row.tables["an append by durability, p50 and p99 in µs"] = [
+        {
+            "journal": journal,
+            "durability": durability,
+            "p50": timings[f"{journal} {durability}"].p50_us,
+            "p99": timings[f"{journal} {durability}"].p99_us,
+        }
+        for journal, durability in sides
+    ]
 
 
 def _compare(log: EventLog, mine: str, other: str) -> None:

@@ -91,8 +91,6 @@ def _recall(session: Session, text: str) -> None:
 def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table whose last column is a text of any length, cut to the room that is left."""
     made = table(*columns)
-    for column in made.columns[:-1]:
-        column.no_wrap = True
     for row in rows:
         cells = [cell(value[:_CONTENT_SHOWN] if isinstance(value, str) else value) for value in row]
         # Set on the cells, because a column with this setting would shrink like the others.

@@ -25,6 +25,21 @@ def spark(values: Sequence[Value], width: int, *, plain: bool = False) -> str:
     return "".join(cells).rjust(max(0, width))
 
 
+def bars(values: Sequence[Value], width: int, height: int, *, plain: bool = False) -> list[str]:
+    """As `spark`, in `height` lines, from the top."""
+    if height <= 1:
+        return [spark(values, width, plain=plain)]
+    signs = _PLAIN_BARS if plain else _BARS
+    shown = list(values)[-width:] if width > 0 else []
+    largest = max((value for value in shown if value is not None), default=0.0)
+    levels = []
+    for value in shown:
+        level = 0 if value is None or largest <= 0 else math.ceil(max(0.0, value) / largest * 8 * height)
+        levels.append(0 if value is None else max(1, level))
+    lines = ("".join(signs[min(8, max(0, level - 8 * line))] for level in levels) for line in reversed(range(height)))
+    return [line.rjust(max(0, width)) for line in lines]
+
+
 def curve(values: Sequence[Value], width: int, height: int, low: float = 0.0, high: float = 1.0) -> list[str]:
     """The newest values as a curve of `height` lines of `width` braille cells, right-aligned, two values to a cell."""
     columns = width * 2

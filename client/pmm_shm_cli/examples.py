@@ -13,6 +13,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "echo 'a longer text' | pmm-shm append agent.db user -",
     ),
     "chat": ("pmm-shm chat agent.db", "echo 'What did I ask for?' | pmm-shm chat agent.db --no-autostart"),
+    "log": (
+        "pmm-shm log agent.db -n 3",
+        "pmm-shm log agent.db --kind user --since 2h --json",
+    ),
+    "context": ("pmm-shm context agent.db", "pmm-shm context agent.db 'What did I ask for?' --messages 4"),
     "status": ("pmm-shm status agent.db", "pmm-shm status agent.db --json"),
     "top": ("pmm-shm top agent.db --once",),
     "doctor": ("pmm-shm doctor agent.db", "pmm-shm doctor --json"),
@@ -24,6 +29,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "replay": ("pmm-shm replay agent.db metrics", "pmm-shm replay sample.db identity --until 1000 --json"),
     "embed": ("pmm-shm embed agent.db", "pmm-shm embed agent.db --text 'a flat tyre'"),
     "search": ("pmm-shm search agent.db 'a longer text' -k 2", "pmm-shm search agent.db hello --scope 1,2 --json"),
+    "recall": ("pmm-shm recall agent.db 'a longer text' -k 1",),
     "verify": ("pmm-shm verify agent.db", "pmm-shm verify agent.db --fold metrics --no-chain"),
     "invalidate": ("pmm-shm invalidate agent.db --fold stage",),
     "backup": ("pmm-shm backup agent.db backup.db",),
@@ -31,6 +37,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm restore backup.db agent.db",
         "pmm-shm restore backup.db agent.db --no-keep --json",
     ),
+    "export": ("pmm-shm export agent.db > agent.jsonl",),
+    "import": ("pmm-shm import agent.jsonl copy.db", "pmm-shm export copy.db | pmm-shm import - second.db --json"),
     "explain": (
         "pmm-shm explain agent.db identity.name",
         "pmm-shm explain agent.db trait o --limit 0",
@@ -38,6 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
+    "stop": ("pmm-shm stop agent.db",),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """By command: lines for a shell (bash, if it matters)."""

@@ -78,7 +78,9 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise MissingExtraError(f'pmm-shm plot needs matplotlib: pip install "pmm-shm[plot]" ({error})') from error
+        from pmm_shm.installation import extra_command
+
+        raise MissingExtraError(f"pmm-shm plot needs matplotlib: {extra_command('plot')} ({error})") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)

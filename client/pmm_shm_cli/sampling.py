@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ SAMPLES_MAX = 600
 _READS_WINDOW_S = 2 * limits.REPORT_EVERY_S
 _READS = ("projection_hits", "projection_misses", "metrics_hits", "metrics_misses")
 _HITS = ("projection_hits", "metrics_hits")
+_SERVED = (*_HITS, "projection_caught_up", "metrics_caught_up")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Sample:
     def hits(self) -> int | None:
         return None if self.daemon is None else sum(self.daemon["workers"][name] for name in _HITS)
 
+    @property
+    def served(self) -> int | None:
+        return None if self.daemon is None else sum(self.daemon["workers"][name] for name in _SERVED)
+
 
 @dataclass
 class Series:
@@ -54,8 +59,15 @@ class Series:
     ias: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     gas: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
     hit_rate: float | None = None
+    served_rate: float | None = None
     last: Sample | None = None
     _window: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+
+    def begin_with(self, scores: Sequence[tuple[float, float]], event_rates: Sequence[float]) -> None:
+        """Put what was before the first sample: (IAS, GAS), and events per second, the oldest first."""
+        self.ias.extend(ias for ias, _ in scores)
+        self.gas.extend(gas for _, gas in scores)
+        self.events.extend(event_rates)
 
     def add(self, sample: Sample) -> None:
         """Add the next sample."""
@@ -86,8 +98,10 @@ class Series:
             window.popleft()
         self.reads.append(_rate(window[0], sample, window[0].reads, sample.reads) if window else None)
         if window:
-            grown, hits = (sample.reads or 0) - (window[0].reads or 0), (sample.hits or 0) - (window[0].hits or 0)
-            self.hit_rate = hits / grown if grown > 0 else self.hit_rate
+            first, grown = window[0], (sample.reads or 0) - (window[0].reads or 0)
+            if grown > 0:
+                self.hit_rate = ((sample.hits or 0) - (first.hits or 0)) / grown
+                self.served_rate = ((sample.served or 0) - (first.served or 0)) / grown
         window.append(sample)
 
 
@@ -104,3 +118,19 @@ def _rate(before: Sample, sample: Sample, start: int | None, end: int | None) ->
         return None
     # Less than before: the ledger was replaced.
     return (end - start) / (sample.at - before.at) if end >= start else None
+
+
+def event_rates(ages_s: Iterable[float], interval_s: float, is_all: bool) -> list[float]:
+    """Events per second over successive intervals up to now, the oldest first.
+
+    Parameters:
+        ages_s: of the newest events, in seconds.
+        is_all: whether there are no older events; otherwise intervals before the oldest age are left out.
+    """
+    numbers = [int(age_s // interval_s) for age_s in ages_s if age_s >= 0]
+    known = SAMPLES_MAX if is_all else min(SAMPLES_MAX, max(numbers, default=0))
+    counts = [0] * known
+    for number in numbers:
+        if number < known:
+            counts[number] += 1
+    return [count / interval_s for count in reversed(counts)]

@@ -131,6 +131,23 @@ def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
+def reads_of(daemon: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The reads of all workers by what answered them; None without a daemon.
+
+    `hits`: nothing was new; `caught_up`: the published state and the events after it; `replayed`: neither.
+    `served_rate` is the share of the first two, served from shared memory; None without reads.
+    """
+    if daemon is None:
+        return None
+    workers = daemon["workers"]
+    found: dict[str, Any] = {
+        name: workers[f"projection_{name}"] + workers[f"metrics_{name}"] for name in ("hits", "caught_up", "replayed")
+    }
+    served = found["hits"] + found["caught_up"]
+    total = served + found["replayed"]
+    return {**found, "served_rate": served / total if total else None}
+
+
 def command_of(pid: int) -> str | None:
     """The command line of a process, without paths; None if it cannot be read."""
     try:

@@ -12,6 +12,7 @@ from rich.text import Text
 from pmm_shm_terminal.output import printable
 
 _STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
+_PAST = "last error"
 _READERS_MAX = 8
 _QUARANTINE_MAX = 3
 StatusNumbers = dict[str, Any]
@@ -32,18 +33,32 @@ def headline(found: StatusNumbers) -> Text:
     return line
 
 
+def glance(found: StatusNumbers) -> list[RenderableType]:
+    """The answer of `status` below its headline: two lines where all is well, and the problems."""
+    rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
+    if found["daemon"] is not None:
+        rows += [("reads", [served(found["reads"])]), ("daemon", [_in_short(found["daemon"])])]
+        if found["daemon"]["quarantined"]:
+            rows.append(("quarantine", _quarantine_lines(found["daemon"])))
+    return [_grid(rows)] if rows else []
+
+
 def sections(found: StatusNumbers) -> list[RenderableType]:
-    """The answer of `status` below its headline."""
+    """The answer of `status --verbose` below its headline."""
     rows = [*_problem_rows(found), *_ledger_rows(found)]
     if found["daemon"] is not None:
         rows += _daemon_rows(found, found["daemon"])
+    return [Text(""), _grid(rows)]
+
+
+def _grid(rows: list[LabelledLines]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="cyan")
     grid.add_column(overflow="fold")
     for name, lines in rows:
         for number, line in enumerate(lines):
             grid.add_row(name if number == 0 else "", line if isinstance(line, Text) else Text(printable(line)))
-    return [Text(""), grid]
+    return grid
 
 
 def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
@@ -55,7 +70,7 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
             lines[0].append(f"  ({duration(found['daemon']['last_error_age_ms'])} ago)")
         if entry["command"] is not None:
             lines.append(Text.assemble(("type: ", "dim"), (printable(entry["command"]), "bold")))
-        rows.append(("last error" if is_past else "problem", lines))
+        rows.append((_PAST if is_past else "problem", lines))
     return rows
 
 
@@ -95,7 +110,7 @@ def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLi
     return [
         ("daemon", [work, *rebuilding]),
         ("verified", verified),
-        ("workers", _worker_lines(daemon["workers"])),
+        ("workers", _worker_lines(daemon["workers"], found["reads"])),
         ("embeddings", _embedding_lines(daemon["embeddings"])),
         ("readers", _reader_lines(found["readers"])),
         ("quarantine", _quarantine_lines(daemon)),
@@ -107,7 +122,25 @@ def rate(hits: int, misses: int) -> str:
     return f"{hits / (hits + misses):.2%}" if hits + misses else "–"
 
 
-def _worker_lines(workers: StatusNumbers) -> list[str]:
+def served(reads: StatusNumbers) -> str:
+    """The share of the workers' reads that the shared state answered."""
+    total = reads["hits"] + reads["caught_up"] + reads["replayed"]
+    if not total:
+        return "no worker has reported one yet"
+    share = rate(total - reads["replayed"], reads["replayed"])
+    return f"{share} of {total:,} served from shared memory, {reads['replayed']:,} replayed"
+
+
+def _in_short(daemon: StatusNumbers) -> str:
+    workers, verified = daemon["workers"], daemon["verified_as_of"]
+    return (
+        f"pid {daemon['pid']}, up {duration(daemon['uptime_ms'])}, {size(daemon['sizes']['resident_bytes'])}; "
+        f"workers: {workers['live']:,} live of {workers['seen']:,}; "
+        f"{f'verified up to event {verified:,}' if verified else 'nothing verified yet'}"
+    )
+
+
+def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
     if not workers["seen"]:
         return ["none has reported yet"]
     parts = []
@@ -116,10 +149,13 @@ def _worker_lines(workers: StatusNumbers) -> list[str]:
         parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
     hits, misses = workers["embedding_hits"], workers["embedding_misses"]
     recomputed = workers["projection_recomputations"] + workers["metrics_recomputations"]
+    default, full = workers["appends_default"], workers["appends_full"]
     return [
+        f"reads: {served(reads)}; {reads['hits']:,} hits, {reads['caught_up']:,} caught up",
         f"{workers['live']:,} live of {workers['seen']:,}; hit rates: {', '.join(parts)}, embeddings "
         f"{rate(hits, misses)} of {hits + misses:,}",
         f"{recomputed:,} recomputations, {workers['events_folded']:,} events folded",
+        f"{default + full:,} events appended: {default:,} with durability default, {full:,} with full",
     ]
 
 

@@ -15,25 +15,36 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm.late import late_imports
 
 if TYPE_CHECKING:
-    from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm.ledger.eventlog import EventDict, EventLog
+    from pmm_shm.ledger.rows import Event
     from pmm_shm_client.aio import AsyncCache, connect_async
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
     from pmm_shm_client.context import Context
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.results import Commitments, Identity, Metrics, Recent, Stage
+    from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, SelfModelDict, Stage
+    from pmm_shm_client.searching import Hit, Hits, Recollection
+    from pmm_shm_client.stats import Stats
 
 __all__ = [
     "AsyncCache",
     "Cache",
     "Commitments",
     "Context",
+    "Event",
+    "EventDict",
     "EventLog",
     "Frame",
+    "History",
+    "Hit",
+    "Hits",
     "Identity",
     "Metrics",
     "Recent",
+    "Recollection",
+    "SelfModelDict",
     "Stage",
+    "Stats",
     "build_self_model_cached",
     "connect",
     "connect_async",
@@ -46,12 +57,20 @@ _HOMES = {
     "Cache": "pmm_shm_client.cache",
     "Commitments": "pmm_shm_client.results",
     "Context": "pmm_shm_client.context",
+    "Event": "pmm_shm.ledger.rows",
+    "EventDict": "pmm_shm.ledger.eventlog",
     "EventLog": "pmm_shm.ledger.eventlog",
     "Frame": "pmm_shm_client.frame",
+    "History": "pmm_shm_client.results",
+    "Hit": "pmm_shm_client.searching",
+    "Hits": "pmm_shm_client.searching",
     "Identity": "pmm_shm_client.results",
     "Metrics": "pmm_shm_client.results",
     "Recent": "pmm_shm_client.results",
+    "Recollection": "pmm_shm_client.searching",
+    "SelfModelDict": "pmm_shm_client.results",
     "Stage": "pmm_shm_client.results",
+    "Stats": "pmm_shm_client.stats",
     "build_self_model_cached": "pmm_shm_client.connecting",
     "connect": "pmm_shm_client.connecting",
     "connect_async": "pmm_shm_client.aio",

@@ -13,7 +13,10 @@ import zmq.asyncio
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
+from pmm_shm.ledger.append import Durability
 from pmm_shm.ledger.freshness import Choice
+from pmm_shm.ledger.new_events import EventInput
+from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.verification import VerifyReport
 from pmm_shm.resources import shortage_of
 from pmm_shm.vectors.embedder import Embedder
@@ -28,7 +31,9 @@ from pmm_shm_client.reads import Consistency
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
+    from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection
+    from pmm_shm_client.stats import Stats
 
 _T = TypeVar("_T")
 
@@ -45,9 +50,33 @@ class AsyncCache(Cache):
         except ResourceLimitError:
             self.close()
 
-    async def append_async(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+    async def append_async(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Frame | None = None,
+    ) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
-        return await _in_thread(self.append, kind, content, meta)
+        return await _in_thread(self.append, kind, content, meta, expected_head=expected_head)
+
+    async def decide_async(
+        self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
+    ) -> list[int]:
+        """As `decide`, in a thread, in which `decision` is called, too."""
+        return await _in_thread(self.decide, decision, timeout)
+
+    async def events_async(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """As `events`, in a thread."""
+        return await _in_thread(self.events, kind, after, before, limit, newest_first)
 
     async def embed_async(self, text: str | None, model: str | None = None) -> Vector:
         """As `embed`; a vector that is not at hand is computed or waited for in a thread."""
@@ -107,7 +136,7 @@ class AsyncCache(Cache):
         self._check_open()
         return await self._give_async(invalidate_command(fold, timeout))
 
-    async def stats_async(self) -> dict[str, Any]:
+    async def stats_async(self) -> Stats:
         """As `stats`."""
         return await _in_thread(self.stats)
 
@@ -162,10 +191,10 @@ class AsyncCache(Cache):
                 return command.read(end.value)
 
 
-async def _in_thread(function: Callable[..., _T], *args: Any) -> _T:
+async def _in_thread(function: Callable[..., _T], *args: Any, **options: Any) -> _T:
     """`asyncio.to_thread`; where no thread can be started, that is an error of ours."""
     try:
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.to_thread(function, *args, **options)
     except RuntimeError as error:
         found = shortage_of(error)
         if found is None:
@@ -185,7 +214,16 @@ async def connect_async(
     timeout: float = limits.LEDGER_TIMEOUT_S,
     freshness: Choice = "auto",
     embedder: Embedder | str | None = None,
+    create: bool = False,
+    durability: Durability = "default",
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
-    options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
+    options = {
+        "consistency": consistency,
+        "timeout": timeout,
+        "freshness": freshness,
+        "embedder": embedder,
+        "create": create,
+        "durability": durability,
+    }
     return await _in_thread(open_cache, AsyncCache, path, autostart, options)

@@ -87,7 +87,7 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
     try:
         _wait_until_running(instance, process, timeout_s)
     except BaseException:
-        _end(process)
+        end_daemon(process)
         raise
     # The daemon goes on alone: drop the handle without waiting, and without a ResourceWarning at exit.
     process.returncode = process.poll() or 0
@@ -102,7 +102,7 @@ def _wait_until_running(instance: Instance, process: subprocess.Popen[bytes], ti
         time.sleep(0.02)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_daemon(process: subprocess.Popen[bytes]) -> None:
     """End a program that was started in a session of its own, with all that it has started there."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:

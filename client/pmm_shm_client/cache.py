@@ -7,17 +7,21 @@ Reads are exact unless asked otherwise, with or without a daemon (module `reads`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, ResourceLimitError
+from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, HeadMovedError, ResourceLimitError
 from pmm_shm.flags import Flag
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.append import DURABILITIES, Durability
+from pmm_shm.ledger.eventlog import EventLog, check_timeout
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
+from pmm_shm.ledger.rows import Event
+from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
+    from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
+    from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
 _T = TypeVar("_T")
 
@@ -37,13 +43,15 @@ class Cache(Reads):
     """The shared state of one ledger. Made by `connect`; thread-safe; usable on both sides of a fork.
 
     Parameters:
-        path: the ledger; it must exist.
+        path: the ledger; it must exist, unless `create`.
         consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
             daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
             the one in `PMM_EMBEDDER`.
+        create: make a new ledger if the file is missing or is a database without tables.
+        durability: what an acknowledged append survives, as in `EventLog`.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -61,6 +69,8 @@ class Cache(Reads):
         timeout: float = limits.LEDGER_TIMEOUT_S,
         freshness: Choice = "auto",
         embedder: Embedder | str | None = None,
+        create: bool = False,
+        durability: Durability = "default",
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
@@ -69,13 +79,14 @@ class Cache(Reads):
         # Read first: a flag that means nothing must not leave a connection behind.
         flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = flags.embedding_cache() is Flag.ON
-        self._log = EventLog(path, timeout=timeout, create=False)
+        self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
         super().__init__(reader, memos, consistency, timeout)
         self._instance = Instance.of(self.path)
         self._autostarts = False
         self._verifications = {True: 0, False: 0}
+        self._appends = 0
         self._reader.with_ledger(self._freshness.take)
 
     def __enter__(self) -> Cache:
@@ -83,6 +94,10 @@ class Cache(Reads):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else self._consistency
+        return f"<{type(self).__name__} {self.path}, {state}>"
 
     def close(self) -> None:
         """Close the connections. A later call of another method raises `ClosedError`."""
@@ -206,26 +221,108 @@ class Cache(Reads):
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
 
-    # Writing, and commands to the daemon.
+    # The events themselves.
 
-    def append(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
-        """Append an event; the next read of any worker includes it. Returns its id.
+    def events(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """The first `limit` events in a range of ids, of the moment of the call; from the ledger itself.
+
+        Parameters:
+            kind: only events of this kind; None for all.
+            after, before: only events with a higher or lower id; these two ids are excluded.
+            limit: how many at most; None for all.
+            newest_first: begin with the newest event; otherwise with the oldest.
 
         Raises:
+            ConfigError: an argument has no meaning.
+        """
+        self._check_open()
+        return self._log.events(kind, after, before, limit, newest_first)
+
+    def event(self, event_id: int) -> Event | None:
+        """The event with this id; None if there is none."""
+        self._check_open()
+        found = self._log.get_event(event_id)
+        return None if found is None else Event(**found)
+
+    # Writing, and commands to the daemon.
+
+    def append(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Frame | None = None,
+    ) -> int:
+        """Append an event; the next read of any worker includes it. Returns its id.
+
+        Parameters:
+            expected_head: append only if nobody has appended since: the `as_of` of an answer, or a frame, which
+                notices a replaced or restored ledger, too. 0 is an empty ledger.
+
+        Raises:
+            HeadMovedError: somebody has appended since.
             InvalidEventError: it could not be read back as it is.
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        return self._log.append(kind, content, meta)
+        event_id = self._log.append(kind, content, meta, expected_head=expected_head)
+        self._appends += 1
+        return event_id
 
-    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
         """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
 
         Raises:
-            InvalidEventError, LedgerError: as `append`; none was written.
+            HeadMovedError, InvalidEventError, LedgerError: as `append`; none was written.
         """
         self._check_open()
-        return self._log.append_many(events)
+        ids = self._log.append_many(events, expected_head=expected_head)
+        self._appends += len(ids)
+        return ids
+
+    def decide(
+        self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
+    ) -> list[int]:
+        """Append what a decision returns, if the frame it was made from still is the newest; otherwise decide again.
+
+        So of several workers that see the same frame, only one acts on it; the others decide again with its events.
+
+        Parameters:
+            decision: gets an exact frame, and returns events as `append_many` takes them; None or no events to append
+                nothing. It may be called several times, and must append nothing itself.
+            timeout: seconds for all attempts; None for those of the cache. An attempt that began is finished.
+
+        Returns:
+            The ids of the events.
+
+        Raises:
+            ConfigError: `timeout` is not a number of seconds.
+            HeadMovedError: others have appended during each attempt.
+            InvalidEventError, LedgerError: as `append`; nothing was written.
+        """
+        if timeout is not None:
+            check_timeout(timeout)
+        deadline_s = monotonic() + (self._timeout_s if timeout is None else timeout)
+        while True:
+            frame = self.frame(consistency="exact")
+            events = list(decision(frame) or ())
+            if not events:
+                return []
+            try:
+                return self.append_many(events, expected_head=frame)
+            except HeadMovedError:
+                if monotonic() >= deadline_s:
+                    raise
+                # Whoever decides fastest would win again.
+                sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
 
     def published_as_of(self) -> int | None:
         """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.
@@ -300,7 +397,7 @@ class Cache(Reads):
         self._check_open()
         return self._give(invalidate_command(fold, timeout))
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Numbers of this process (`projection`, `metrics`, `embeddings`) and of the daemon (`daemon`; None without).
 
         In `embeddings`, leases are the daemon's; so are the sizes, if a daemon runs.
@@ -312,9 +409,9 @@ class Cache(Reads):
             from pmm_shm_client.commands import stats_command
 
         self._check_open()
-        daemon: dict[str, Any] | None
+        daemon: DaemonStats | None
         try:
-            daemon = self._give(stats_command())
+            daemon = cast("DaemonStats", self._give(stats_command()))
         except ResourceLimitError:
             raise
         except DaemonError:
@@ -339,7 +436,8 @@ class Cache(Reads):
                 "ias": last.value.ias if last else 0.0,
                 "gas": last.value.gas if last else 0.0,
             },
-            "embeddings": self._embedding_numbers((daemon or {}).get("embeddings")),
+            "embeddings": self._embedding_numbers(None if daemon is None else daemon["embeddings"]),
+            "appends": {"appends": self._appends, "durability": self._log.durability},
             "daemon": daemon,
         }
 
@@ -348,27 +446,34 @@ class Cache(Reads):
         return {
             "projection_hits": projection.hits,
             "projection_misses": projection.misses,
+            "projection_caught_up": projection.caught_up,
+            "projection_replayed": projection.replayed,
             "projection_recomputations": projection.recomputations,
             "metrics_hits": metrics.hits,
             "metrics_misses": metrics.misses,
+            "metrics_caught_up": metrics.caught_up,
+            "metrics_replayed": metrics.replayed,
             "metrics_recomputations": metrics.recomputations,
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
+            **{f"appends_{one}": self._appends if one == self._log.durability else 0 for one in DURABILITIES},
             "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
-    def _embedding_numbers(self, daemon: Mapping[str, int] | None) -> dict[str, Any]:
+    def _embedding_numbers(self, daemon: DaemonEmbeddingStats | None) -> EmbeddingStats:
         own, counter = self._embeddings, self._counters["embedding"]
-        numbers: dict[str, Any] = {"hits": counter.hits, "misses": counter.misses, "hit_rate": counter.hit_rate}
-        if daemon is not None:
-            numbers["maxsize"], numbers["currsize"] = daemon["text_vectors_max"], daemon["text_vectors"]
-        else:
-            numbers["maxsize"] = limits.LOCAL_TEXT_VECTORS_MAX
-            numbers["currsize"] = len(own.local) if own is not None else 0
-        for name in ("leases_granted", "lease_waits", "leases_expired"):
-            numbers[name] = daemon[name] if daemon is not None else 0
-        return numbers
+        here = len(own.local) if own is not None else 0
+        return {
+            "hits": counter.hits,
+            "misses": counter.misses,
+            "hit_rate": counter.hit_rate,
+            "maxsize": limits.LOCAL_TEXT_VECTORS_MAX if daemon is None else daemon["text_vectors_max"],
+            "currsize": here if daemon is None else daemon["text_vectors"],
+            "leases_granted": 0 if daemon is None else daemon["leases_granted"],
+            "lease_waits": 0 if daemon is None else daemon["lease_waits"],
+            "leases_expired": 0 if daemon is None else daemon["leases_expired"],
+        }
 
     def _look_at_ledger(self) -> None:
         """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""

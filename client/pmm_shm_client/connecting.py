@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import ConfigError, LedgerNotFoundError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModelFold, warnings_since
 from pmm_shm.late import late_imports
+from pmm_shm.ledger.append import Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import OnWarn, warn
 from pmm_shm_client.reads import Consistency, checked_trait_delta
-from pmm_shm_client.results import self_model_dict
+from pmm_shm_client.results import SelfModelDict, self_model_dict
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
@@ -38,21 +39,32 @@ def connect(
     timeout: float = limits.LEDGER_TIMEOUT_S,
     freshness: Choice = "auto",
     embedder: Embedder | str | None = None,
+    create: bool = False,
+    durability: Durability = "default",
 ) -> Cache:
     """The shared state of a ledger; works with or without a daemon.
 
     Parameters:
-        path: the ledger, which must exist; None for the one in `PMM_DB`.
+        path: the ledger; None for the one in `PMM_DB`.
         autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
             by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
-        consistency, timeout, freshness, embedder: see `Cache`.
+        consistency, timeout, freshness, embedder, durability: see `Cache`.
+        create: make a new ledger if there is none.
 
     Raises:
-        LedgerError: no usable ledger at `path`.
+        LedgerNotFoundError: no file at `path`, and `create` is false.
+        LedgerError: no usable ledger there.
         ConfigError: an argument or an environment variable has no meaning.
         DaemonError: `autostart`, and the daemon does not start.
     """
-    options = {"consistency": consistency, "timeout": timeout, "freshness": freshness, "embedder": embedder}
+    options = {
+        "consistency": consistency,
+        "timeout": timeout,
+        "freshness": freshness,
+        "embedder": embedder,
+        "create": create,
+        "durability": durability,
+    }
     return open_cache(Cache, path, autostart, options)
 
 
@@ -61,7 +73,10 @@ def open_cache(kind: type[_C], path: str | os.PathLike[str] | None, autostart: b
     ledger = path if path is not None else flags.default_ledger()
     if ledger is None:
         raise ConfigError("no ledger: name one, or set PMM_DB")
-    cache = kind(ledger, **options)
+    try:
+        cache = kind(ledger, **options)
+    except LedgerNotFoundError as error:
+        raise LedgerNotFoundError(f"{error}; create=True makes a new ledger") from None
     if autostart:
         try:
             cache.start_daemon()
@@ -76,7 +91,7 @@ def build_self_model_cached(
     strict: bool = False,
     max_trait_delta: float = MAX_TRAIT_DELTA,
     on_warn: OnWarn | None = None,
-) -> dict[str, Any]:
+) -> SelfModelDict:
     """The self-model of a ledger as a fresh dict: from the shared cache where `PMM_USE_PROJECTION_CACHE` is true,
     otherwise by a plain full replay.
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
-from pmm_shm.frozen import FrozenDict
+from pmm_shm.frozen import FrozenDict, json_text, plain, result
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.vectors.embedder import checked_text
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits
 
@@ -56,6 +57,7 @@ _MARKER_CHARS_MAX = 12
 _SENTENCE_END = re.compile(r"[.!?](?= )")
 
 
+@result
 class Reflection(NamedTuple):
     """A reflection as shown: the time to the second in UTC, and at most 120 characters on one line."""
 
@@ -63,7 +65,16 @@ class Reflection(NamedTuple):
     time: str
     text: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Recalled(NamedTuple):
     """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0."""
 
@@ -72,6 +83,14 @@ class Recalled(NamedTuple):
     kind: str
     content: str
     similarity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,14 @@ class Context:
     def __str__(self) -> str:
         return "\n".join(_block(self))
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
+
 
 class ContextRequest(NamedTuple):
     """Checked parameters of a context."""
@@ -132,7 +159,7 @@ class ContextRequest(NamedTuple):
 
 
 Search = Callable[[str, int], "Hits[Hit]"]
-EventOf = Callable[[int], "dict[str, Any] | None"]
+EventOf = Callable[[int], "EventDict | None"]
 
 
 def make_context(frame: Frame, request: ContextRequest, search: Search, event_of: EventOf) -> Context:
@@ -173,7 +200,7 @@ def _recall(
     """Repeats the search for more hits while too few of them are messages; only the last search counts."""
     last = frame.recent().messages[-1:]
     answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
-    events: dict[int, dict[str, Any] | None] = {}
+    events: dict[int, EventDict | None] = {}
     k = request.recall + _SEARCH_MARGIN
     while True:
         hits = search(request.user_text, k)
@@ -191,6 +218,8 @@ def _recall(
         if len(found) == request.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
             break
         k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
+    if not hits.is_complete and not hits.as_of:
+        return tuple(found), "some events were not searched; start pmm-cached with an embedder"
     if not hits.is_complete and hits.as_of < frame.as_of:
         return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached with an embedder"
     if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:

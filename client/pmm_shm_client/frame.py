@@ -6,9 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from pmm_shm.errors import ClosedError
-from pmm_shm.folds.directives import Directives
+from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
-from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm.frozen import json_text
+from pmm_shm.ledger.tail import Position
+from pmm_shm_client.results import (
+    Commitments,
+    History,
+    Identity,
+    Metrics,
+    Recent,
+    SelfModelDict,
+    Stage,
+    self_model_dict,
+)
 
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
@@ -45,7 +56,7 @@ class Replays(NamedTuple):
         report: hands warnings that are new to `on_warn`.
     """
 
-    model: Callable[[float, OnWarn | None, int], dict[str, Any]]
+    model: Callable[[float, OnWarn | None, int], SelfModelDict]
     view: Callable[[str, int], Any]
     report: Callable[[Warnings, OnWarn], None]
 
@@ -79,14 +90,18 @@ class Frame:
     `on_warn` gets all closes without evidence.
     """
 
-    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of")
+    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of", "position")
     _replays: Replays
     _results: Mapping[str, Any]
     _views: dict[str, Any]
     _warnings: Warnings
     as_of: int
+    """The newest event that it includes, an id; 0 before the first event."""
+    position: Position
+    """The same event with a digest of its row: what `expected_head=frame` compares."""
 
-    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, as_of: int) -> None:
+    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, position: Position) -> None:
+        as_of = position.as_of
         results = {name: make(views[FOLD_BEHIND.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_replays", replays),
@@ -94,11 +109,29 @@ class Frame:
             ("_results", results),
             ("_warnings", warnings),
             ("as_of", as_of),
+            ("position", position),
         ):
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Frame, (_OF_A_COPY, self._views, self._warnings, self.as_of)
+        return Frame, (_OF_A_COPY, self._views, self._warnings, self.position)
+
+    def __repr__(self) -> str:
+        return f"<Frame as_of={self.as_of}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All answers as a new dict, by the names of their methods; `fold` and the strict self-model are left out."""
+        return {
+            "as_of": self.as_of,
+            "self_model": self.self_model(),
+            **{name: value.to_dict() for name, value in self._results.items()},
+            "directives": self.directives(),
+            "active_directives": self.active_directives(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a frame is immutable")
@@ -108,7 +141,7 @@ class Frame:
 
     def self_model(
         self, strict: bool = False, max_trait_delta: float = MAX_TRAIT_DELTA, on_warn: OnWarn | None = None
-    ) -> dict[str, Any]:
+    ) -> SelfModelDict:
         """As `Cache.self_model`; another limit than 0.05 is a full replay up to the frame's position."""
         if strict and max_trait_delta != MAX_TRAIT_DELTA:
             return self._replays.model(max_trait_delta, on_warn, self.as_of)
@@ -140,12 +173,12 @@ class Frame:
         """As `Cache.history`."""
         return self._results["history"]  # type: ignore[no-any-return]
 
-    def directives(self) -> list[dict[str, Any]]:
+    def directives(self) -> list[Directive]:
         """As `Cache.directives`: fresh dicts."""
         directives: Directives = self._views["directives"]
         return directives.rows()
 
-    def active_directives(self) -> list[dict[str, Any]]:
+    def active_directives(self) -> list[ActiveDirective]:
         """As `Cache.active_directives`: fresh dicts, best first."""
         directives: Directives = self._views["directives"]
         return directives.active()

@@ -38,11 +38,12 @@ _BUILT_IN = "built-in"
 class Reading:
     """Views of one position; valid only within the read that made it."""
 
-    __slots__ = ("_read_models", "as_of", "mark")
+    __slots__ = ("_read_models", "as_of", "mark", "position")
 
     def __init__(self, read_models: Collection[ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        self.as_of = next(iter(read_models)).position.as_of
+        self.position = next(iter(read_models)).position
+        self.as_of = self.position.as_of
         self.mark = mark
 
     def view(self, name: str) -> Any:
@@ -50,6 +51,10 @@ class Reading:
 
     def state(self, name: str) -> State:
         return self._read_model_of(name).state(name)
+
+    def is_published(self, name: str) -> bool:
+        """Whether the view stands on what the daemon has published, and not on a replay in memory."""
+        return self._read_model_of(name).lineage is not None
 
     def _read_model_of(self, name: str) -> ReadModel:
         for read_model in self._read_models:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError
@@ -18,10 +18,20 @@ from pmm_shm.ledger.tail import head_of
 from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings, warn
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
-from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, Stage, self_model_dict
+from pmm_shm_client.results import (
+    Commitments,
+    History,
+    Identity,
+    Metrics,
+    Recent,
+    SelfModelDict,
+    Stage,
+    self_model_dict,
+)
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.folds.directives import ActiveDirective, Directive
     from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
@@ -63,24 +73,57 @@ class WarningsLog:
             warn(cid, event_id, on_warn)
 
 
-class ReadCounter:
-    """Reads of one group of methods, or look-ups of vectors, as this process sees them."""
+class _ReadNumbers(TypedDict):
+    cache_hits: int
+    cache_misses: int
+    hit_rate: float
+    caught_up: int
+    replayed: int
 
-    __slots__ = ("hits", "last_id", "misses", "recomputations")
+
+class ReadCounter:
+    """Reads of one group of methods, or look-ups of vectors, as this process sees them.
+
+    Attributes:
+        hits: nothing was new: the last answer was returned again.
+        misses: the answer was made anew; of reads, `caught_up` and `replayed` together.
+        caught_up: made of the published state and the events after it.
+        replayed: made without a published state, by a replay in this process.
+        recomputations: misses for which the view was another, too.
+    """
+
+    __slots__ = ("caught_up", "hits", "last_id", "misses", "recomputations", "replayed")
 
     def __init__(self) -> None:
         self.hits = 0
         self.misses = 0
+        self.caught_up = 0
+        self.replayed = 0
         self.recomputations = 0
         self.last_id = 0
+
+    def missed(self, *, is_published: bool, is_recomputed: bool) -> None:
+        """Count a read that was no hit."""
+        self.misses += 1
+        self.recomputations += is_recomputed
+        if is_published:
+            self.caught_up += 1
+        else:
+            self.replayed += 1
 
     @property
     def hit_rate(self) -> float:
         """The hits among all reads, 0.0 to 1.0."""
         return self.hits / ((self.hits + self.misses) or 1)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"cache_hits": self.hits, "cache_misses": self.misses, "hit_rate": self.hit_rate}
+    def as_dict(self) -> _ReadNumbers:
+        return {
+            "cache_hits": self.hits,
+            "cache_misses": self.misses,
+            "hit_rate": self.hit_rate,
+            "caught_up": self.caught_up,
+            "replayed": self.replayed,
+        }
 
 
 class Memo(NamedTuple):
@@ -132,6 +175,7 @@ class Reads(ABC):
         self._metrics_off = flags.metrics_cache() is Flag.OFF
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
+        self._last_frame: tuple[int, Mapping[str, Any]] = (-1, {})
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
         reader.snapshots.locator.on_pid_collision = self._reporter.hurry
@@ -151,7 +195,7 @@ class Reads(ABC):
         on_warn: OnWarn | None = None,
         *,
         consistency: Consistency | None = None,
-    ) -> dict[str, Any]:
+    ) -> SelfModelDict:
         """Identity, traits and commitments as a fresh dict.
 
         Parameters:
@@ -187,11 +231,11 @@ class Reads(ABC):
         """The developmental stage and its snapshot."""
         return self._get("stage", consistency)  # type: ignore[no-any-return]
 
-    def directives(self, *, consistency: Consistency | None = None) -> list[dict[str, Any]]:
+    def directives(self, *, consistency: Consistency | None = None) -> list[Directive]:
         """All directives, as fresh dicts."""
         return self._get("directives", consistency).rows()  # type: ignore[no-any-return]
 
-    def active_directives(self, *, consistency: Consistency | None = None) -> list[dict[str, Any]]:
+    def active_directives(self, *, consistency: Consistency | None = None) -> list[ActiveDirective]:
         """The active set of directives, best first, as fresh dicts."""
         return self._get("directives", consistency).active()  # type: ignore[no-any-return]
 
@@ -215,10 +259,12 @@ class Reads(ABC):
     def frame(self, *, consistency: Consistency | None = None) -> Frame:
         """All answers at one position, immutable, built now."""
         names = tuple(self._reader.folds)
-        if not (self._projection_off or self._metrics_off):
-            mode = self._mode("self_model", consistency)
-            return self._run(mode, lambda reading: self._make_frame(reading, names), names)
-        return self._run(_REPLAY, lambda reading: self._make_frame(reading, names), names)
+        is_off = self._projection_off or self._metrics_off
+        mode = _REPLAY if is_off else self._mode("self_model", consistency)
+        frame = self._run(mode, lambda reading: self._make_frame(reading, names), names)
+        if monotonic() >= self._reporter.due:
+            self._reporter.report()
+        return frame
 
     # How a read is made.
 
@@ -266,9 +312,8 @@ class Reads(ABC):
             counter.hits += 1
             value = before.value
         else:
-            if before is None or before.view is not view:
-                counter.recomputations += 1
-            counter.misses += 1
+            is_other = before is None or before.view is not view
+            counter.missed(is_published=reading.is_published(source), is_recomputed=is_other)
             value = RESULTS[name](view, as_of) if name in RESULTS else view
         self._memos[key] = Memo(header, mark, view, as_of, value, counter)
         return value
@@ -296,7 +341,7 @@ class Reads(ABC):
         self.wait_for(head, max(0.0, deadline - monotonic()))
         return self._reader.published(make, names, head)
 
-    def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> dict[str, Any]:
+    def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
         self._check_open()
         model, closes = self._with_warnings(self._replayed([SelfModelFold(checked_trait_delta(limit))], until_id))
         if on_warn is not None:
@@ -308,9 +353,21 @@ class Reads(ABC):
 
     def _make_frame(self, reading: Reading | ReplayReading, names: tuple[str, ...]) -> Frame:
         views = {name: reading.view(name) for name in names}
+        self._count_frame(reading, views)
         # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
         replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
-        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.as_of)
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position)
+
+    def _count_frame(self, reading: Reading | ReplayReading, views: Mapping[str, Any]) -> None:
+        """A frame is one read, a hit if all of it is what the last frame had."""
+        before, counter = self._last_frame, self._counters["projection"]
+        self._last_frame = (reading.as_of, views)
+        is_same = before[1].keys() == views.keys() and all(before[1][name] is view for name, view in views.items())
+        if is_same and before[0] == reading.as_of:
+            counter.hits += 1
+        else:
+            counter.missed(is_published=reading.is_published("self_model"), is_recomputed=not is_same)
+        counter.last_id = reading.as_of
 
     def _replayed_view(self, name: str, as_of: int) -> Any:
         return self._replayed([find_fold(name)], as_of).view(name)

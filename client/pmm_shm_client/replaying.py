@@ -8,6 +8,7 @@ from typing import Any
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.replay import Progress, replay
 
 
@@ -16,13 +17,17 @@ class ReplayReading:
 
     mark = None
 
-    def __init__(self, folds: Sequence[Fold], states: Mapping[str, State], as_of: int) -> None:
+    def __init__(self, folds: Sequence[Fold], states: Mapping[str, State], position: Position) -> None:
         self._folds = {fold.name: fold for fold in folds}
         self._states = states
-        self.as_of = as_of
+        self.position = position
+        self.as_of = position.as_of
 
     def view(self, name: str) -> Any:
         return self._folds[name].view(self._states[name])
+
+    def is_published(self, name: str) -> bool:
+        return False
 
     def state(self, name: str) -> State:
         return self._states[name]
@@ -37,4 +42,4 @@ def replayed(
         LedgerError: the ledger cannot be read.
     """
     position, states = replay(connection, folds, progress, until_id)
-    return ReplayReading(folds, states, position.as_of)
+    return ReplayReading(folds, states, position)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
-from pmm_shm.folds.self_model import Cid, SelfModel
-from pmm_shm.frozen import thawed
+from pmm_shm.folds.self_model import Cid, ExpiredCommitment, OpenCommitment, SelfModel
+from pmm_shm.folds.stage import StageSnapshot
+from pmm_shm.frozen import json_text, plain, result, thawed
 
 
+@result
 class Identity(NamedTuple):
     """The adopted name (None if there is none) and the five traits (name to float, in the order O C E A N)."""
 
@@ -18,15 +20,33 @@ class Identity(NamedTuple):
     traits: Mapping[str, float]
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Commitments(NamedTuple):
     """Open commitments (cid to meta) and expired ones (cid to {"text", "expired_at", "reason"}), in order."""
 
-    open: Mapping[Cid, Mapping[str, Any]]
-    expired: Mapping[Cid, Mapping[str, Any]]
+    open: Mapping[Cid, OpenCommitment]
+    expired: Mapping[Cid, ExpiredCommitment]
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Metrics(NamedTuple):
     """IAS and GAS, 0.0 to 1.0."""
 
@@ -34,15 +54,33 @@ class Metrics(NamedTuple):
     gas: float
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Stage(NamedTuple):
     """The stage, "S0" to "S4", and the snapshot {"IAS_mean", "GAS_mean", "count", "window"}."""
 
     stage: str
-    snapshot: Mapping[str, Any]
+    snapshot: StageSnapshot
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Recent(NamedTuple):
     """The newest 32 reflections and 64 messages, oldest first, and the newest tick with telemetry, or None."""
 
@@ -51,7 +89,16 @@ class Recent(NamedTuple):
     telemetry: Telemetry | None
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class History(NamedTuple):
     """IAS and GAS over the life of the ledger, in bounded space: oldest first.
 
@@ -68,8 +115,37 @@ class History(NamedTuple):
     name_changes: int
     as_of: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
-def self_model_dict(model: SelfModel, *, strict: bool) -> dict[str, Any]:
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+class IdentityDict(TypedDict):
+    """The identity in a self-model: the name is any JSON value, None if there is none."""
+
+    name: Any
+    traits: dict[str, float]
+
+
+class CommitmentsDict(TypedDict):
+    """The commitments in a self-model, in order."""
+
+    open: dict[Cid, OpenCommitment]
+    expired: dict[Cid, ExpiredCommitment]
+
+
+class SelfModelDict(TypedDict):
+    """The result of `self_model`."""
+
+    identity: IdentityDict
+    commitments: CommitmentsDict
+
+
+def self_model_dict(model: SelfModel, *, strict: bool) -> SelfModelDict:
     """The self-model as a new dict that shares nothing with the view.
 
     Raises:

@@ -1,11 +1,16 @@
 """Semantic search: a model's published event table, and newer events, which are embedded in this process.
 
+Where no table is published, an empty one takes its place: it stands before the newest events, as many as one search
+embeds.
+
 Invariant: a table that the log does not continue is not searched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,15 +18,17 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.codec import unpack
-from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, SnapshotUnavailableError
+from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, LedgerBusyError, SnapshotUnavailableError
+from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.instance.paths import FileId
+from pmm_shm.ledger.eventlog import EventDict
 from pmm_shm.ledger.freshness import Mark
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
-from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, table_key
-from pmm_shm.vectors.events import EventText, EventTextReader
+from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
+from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
 from pmm_shm.vectors.text_table_reader import TextTableReader
@@ -35,19 +42,37 @@ _Vectors = dict[str, NDArray[np.float32] | None]
 """Text to vector; None for a text that has none."""
 
 
+@result
 class Hit(NamedTuple):
     """An event and its similarity to the query, -1.0 to 1.0."""
 
     event_id: int
     similarity: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Recollection(NamedTuple):
     """As `Hit`, with the event as returned by `EventLog.get_event`."""
 
     event_id: int
     similarity: float
-    event: dict[str, Any]
+    event: EventDict
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 _H = TypeVar("_H", bound="Hit | Recollection")
@@ -77,7 +102,26 @@ class Hits(tuple[_H, ...]):
         # The attributes are arguments: without them no tuple of this class can be made.
         return Hits, (tuple(self), self.as_of, self.is_complete, self.embedded_here, self.model)
 
-    def with_events(self, event_of: Callable[[int], dict[str, Any] | None]) -> Hits[Recollection]:
+    def __repr__(self) -> str:
+        best = f", best {self[0].event_id} ({self[0].similarity:.3f})" if self else ""
+        whole = "" if self.is_complete else ", incomplete"
+        return f"<Hits of {self.model}: {len(self)}{best}, as_of={self.as_of}{whole}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict: the attributes, and `hits`, a list of dicts."""
+        return {
+            "hits": plain(tuple(self)),
+            "as_of": self.as_of,
+            "is_complete": self.is_complete,
+            "embedded_here": self.embedded_here,
+            "model": self.model,
+        }
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
+
+    def with_events(self, event_of: Callable[[int], EventDict | None]) -> Hits[Recollection]:
         """The same with the events, without those that are no longer in the log."""
         found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
         kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)
@@ -111,24 +155,28 @@ class _SearchPass(NamedTuple):
     missing: list[str]
 
 
+class _NotContinuedError(Exception):
+    """The log does not continue a table."""
+
+
 class _NewEvents(NamedTuple):
     """The events that a table in one state does not have.
 
     Attributes:
-        identity, record: of the environment and of the table: the state.
+        identity, record: of the environment (None without a published table) and of the table: the state.
         end: the last event that was read.
         mark: of the ledger, if `end` was the head of the log; otherwise None.
         rows: of the events that are not in the table.
     """
 
-    identity: FileId
+    identity: FileId | None
     record: EventTableRecord
     end: Position
     mark: Mark | None
     rows: SearchRows
 
     @classmethod
-    def none(cls, identity: FileId, record: EventTableRecord) -> _NewEvents:
+    def none(cls, identity: FileId | None, record: EventTableRecord) -> _NewEvents:
         """Nothing read yet."""
         rows = SearchRows.of(np.empty(0, np.int64), np.empty((0, record.dimension), np.float32))
         return cls(identity, record, record.newest, None, rows)
@@ -171,9 +219,11 @@ class Searching:
         self._records: dict[str, tuple[bytes, EventTableRecord]] = {}
         self._new_events: dict[str, _NewEvents] = {}
         self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
+        self._own_records: dict[str, EventTableRecord] = {}
         # A mark is valid for one connection only, and the environment closes with the connection.
         reader.connection.on_close(self._new_events.clear)
         reader.connection.on_close(self._tails.clear)
+        reader.connection.on_close(self._own_records.clear)
 
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
@@ -219,24 +269,67 @@ class Searching:
         mark = self._reader.freshness.take()
         with self._reader.snapshots.begin_mapped() as found:
             record = None if found is None else self._record(found[0], request.model)
-            if found is None or record is None:
+            if found is not None and record is not None:
+                table = EventTableView(found[0], record)
+                parts = [*table.blocks(), self._tail(table, found[1])]
+                for _ in range(2):
+                    # Perhaps the log continues the table, and not the events after it that were read before.
+                    with suppress(_NotContinuedError):
+                        return self._search(request, vectors, until_id, mark, found[1], record, parts)
+            if request.embedder is None:
                 raise SnapshotUnavailableError(self._no_table(request.model))
-            if len(request.vector) != record.dimension:
-                checked_vector(request.vector, record.dimension)
-            table = EventTableView(found[0], record)
-            parts = [*table.blocks(), self._tail(table, found[1])]
-            new = self._new_events.get(record.name)
-            if new is None or (new.identity, new.record) != (found[1], record):
-                new = _NewEvents.none(found[1], record)
-            texts: list[EventText] = []
-            is_complete = new.mark == mark
-            if not is_complete:
-                texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
-            missing = {one.text for one in texts if one.vector is None} - vectors.keys()
-            if missing:
-                return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
-            new = self._new_events[request.model] = new.with_rows(texts, vectors)
-            hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
+            for _ in range(limits.REPLAYS_MAX):
+                record = self._own_record(request.model, request.embedder, mark, until_id)
+                with suppress(_NotContinuedError):
+                    return self._search(request, vectors, until_id, mark, None, record, [])
+        raise LedgerBusyError(f"{self._reader.connection.path}: changed again and again while it was searched")
+
+    def _own_record(self, name: str, embedder: Embedder, mark: Mark, until_id: int | None) -> EventTableRecord:
+        """The record of an empty table in place of one that is not published; with the reader's lock held.
+
+        It stays while there is room for the events after it; then the next one stands before newer events.
+        """
+        rows_max, known, new = _rows_max(embedder), self._own_records.get(name), self._new_events.get(name)
+        if known is not None:
+            is_full = new is not None and new.record == known and len(new.rows) >= rows_max
+            if until_id is not None or not is_full or (new is not None and new.mark == mark):
+                return known
+        connection = self._reader.connection
+        start = EventTextReader(connection, DEFAULT_KINDS, name).position_of_newest(rows_max)
+        is_whole = start is START and not has_event_embeddings(connection)
+        record = EventTableRecord(name, embedder.dimension, DEFAULT_KINDS)
+        self._own_records[name] = record if is_whole else replace(record, newer=PositionRange(START, start))
+        return self._own_records[name]
+
+    def _search(
+        self,
+        request: _SearchRequest,
+        vectors: _Vectors,
+        until_id: int | None,
+        mark: Mark,
+        identity: FileId | None,
+        record: EventTableRecord,
+        parts: list[SearchRows],
+    ) -> _SearchPass:
+        """A pass over a table with these parts.
+
+        Raises:
+            _NotContinuedError: the log does not continue it.
+        """
+        if len(request.vector) != record.dimension:
+            checked_vector(request.vector, record.dimension)
+        new = self._new_events.get(record.name)
+        if new is None or (new.identity, new.record) != (identity, record):
+            new = _NewEvents.none(identity, record)
+        texts: list[EventText] = []
+        is_complete = new.mark == mark
+        if not is_complete:
+            texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
+        missing = {one.text for one in texts if one.vector is None} - vectors.keys()
+        if missing:
+            return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
+        new = self._new_events[request.model] = new.with_rows(texts, vectors)
+        hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
         is_complete = is_complete and record.newer is None and record.is_filled
         return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [])
 
@@ -252,9 +345,10 @@ class Searching:
 
         Raises:
             LedgerError: the ledger cannot be read.
-            SnapshotUnavailableError: the log does not continue the table.
+            _NotContinuedError: the log does not continue the table.
         """
-        rows_max, embedder, record = limits.SEARCH_EVENTS_MAX - len(known.rows), request.embedder, known.record
+        embedder, record = request.embedder, known.record
+        rows_max = limits.SEARCH_EVENTS_MAX - len(known.rows)
         if not isinstance(embedder, LocalBow):
             # Each text may cost money, and time on the network.
             rows_max = min(rows_max, limits.SEARCH_TEXTS_MAX)
@@ -267,10 +361,8 @@ class Searching:
             read = reader.read(end, min(rows_max - len(found), limits.TAIL_ROWS_MAX), until_id)
             if not read.is_anchored:
                 self._new_events.pop(record.name, None)
-                raise SnapshotUnavailableError(
-                    f"{connection.path}: the log does not continue the published table of model {record.name!r}; "
-                    "pmm-cached will rebuild it"
-                )
+                self._own_records.pop(record.name, None)
+                raise _NotContinuedError
             end, is_complete = read.position, read.is_complete
             found.update((one.event_id, one) for one in _not_in([*parts, known.rows], read.texts))
             if is_complete or len(found) >= rows_max:
@@ -315,6 +407,11 @@ class Searching:
 def _local_vectors(embedder: LocalBow, texts: list[str]) -> _Vectors:
     """Computed: that is faster than a look-up, and does not wait for a daemon that may be stopped."""
     return dict(zip(texts, embedded(embedder, texts), strict=True))
+
+
+def _rows_max(embedder: Embedder) -> int:
+    """How many events of its own one search embeds."""
+    return limits.SEARCH_EVENTS_MAX if isinstance(embedder, LocalBow) else limits.SEARCH_TEXTS_MAX
 
 
 def _checked_k(k: object) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm.errors import UnknownFoldError
+from pmm_shm_terminal.completers import registered_folds
+from pmm_shm_terminal.options import did_you_mean
 from pmm_shm_terminal.output import cell, pairs, plain, table, titled
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ NAMES = (
 )
 """Every WHAT except the names of registered folds."""
 
+CHOICES = f"one of {', '.join(NAMES)}, or the name of a registered fold"
+"""What WHAT can be, in words."""
+
 _FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
 """The parts of `frame`: all except the history, which is long and can be read alone."""
 
@@ -41,6 +46,7 @@ STRICT = frozenset({"self-model", "frame"})
 """The answers for which `--strict` has a meaning."""
 
 _TEXT_SHOWN = 100
+_TS_SHOWN = 20
 _POINTS_SHOWN = 20
 _RANGES = (("ias_min", "ias_max"), ("gas_min", "gas_max"))
 
@@ -59,7 +65,8 @@ def checked_what(what: str) -> str:
     try:
         return find_fold(what).name
     except UnknownFoldError:
-        raise UnknownFoldError(f"WHAT: {what!r} is none of {', '.join(NAMES)}, nor a registered fold") from None
+        near = did_you_mean(name, (*NAMES, *registered_folds()))
+        raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
 
 
 def folds_for(what: str, limit: float | None) -> list[Fold]:
@@ -143,10 +150,10 @@ def _show_identity(what: str, answer: Any) -> list[RenderableType]:
 
 
 def _show_commitments(what: str, answer: Any) -> list[RenderableType]:
-    running = table("cid", "text", "snoozed until")
+    running = table("cid", "text", "snoozed until", optional=("snoozed until",))
     for cid, entry in answer["open"].items():
         running.add_row(cell(cid), cell(entry.get("text"), _TEXT_SHOWN), cell(entry.get("snoozed_until")))
-    expired = table("cid", "text", "expired at", "reason")
+    expired = table("cid", "text", "expired at", "reason", optional=("reason", "expired at"))
     for cid, entry in answer["expired"].items():
         expired.add_row(
             cell(cid), cell(entry["text"], _TEXT_SHOWN), cell(entry["expired_at"]), cell(entry["reason"], _TEXT_SHOWN)
@@ -166,7 +173,7 @@ def _show_rows(what: str, answer: Any) -> list[RenderableType]:
         return [pairs(what, {"none": None})]
     made = table(*(name.replace("_", " ") for name in answer[0]))
     for row in answer:
-        made.add_row(*(cell(value, _TEXT_SHOWN) for value in row.values()))
+        made.add_row(*(cell(value, _TS_SHOWN if name.endswith("_ts") else _TEXT_SHOWN) for name, value in row.items()))
     return [titled(f"{what}: {len(answer)}", made)]
 
 
@@ -174,7 +181,7 @@ def _show_recent(what: str, answer: Any) -> list[RenderableType]:
     telemetry = answer["telemetry"]
     parts: list[RenderableType] = [pairs(_title("newest telemetry", answer), telemetry or {"none": None})]
     for name in ("reflections", "messages"):
-        made = table("id", "time", "kind", "content")
+        made = table("id", "time", "kind", "content", optional=("kind", "time"))
         for entry in answer[name]:
             made.add_row(
                 cell(entry["id"]), cell(entry["ts"][:19]), cell(entry["kind"]), cell(entry["content"], _TEXT_SHOWN)
@@ -192,7 +199,8 @@ def _show_history(what: str, answer: Any) -> list[RenderableType]:
         "stage changes": answer["stage_changes"],
         "name changes": answer["name_changes"],
     }
-    made = table("events", "IAS", "IAS range", "GAS", "GAS range", "stage")
+    columns = ("events", "IAS", "IAS range", "GAS", "GAS range", "stage")
+    made = table(*columns, optional=("GAS range", "IAS range"))
     for point in points[-_POINTS_SHOWN:]:
         first, last = point["first_id"], point["last_id"]
         ias_range, gas_range = (f"{point[low]:.4f} to {point[high]:.4f}" for low, high in _RANGES)

@@ -22,7 +22,7 @@ def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Comp
     """`[LEDGER] WHAT` of `read` and `replay`."""
     from pmm_shm_terminal.answers import NAMES
 
-    return _ledger_then(ctx, param, incomplete, (*NAMES, *_registered()))
+    return _ledger_then(ctx, param, incomplete, (*NAMES, *registered_folds()))
 
 
 def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -32,10 +32,12 @@ def subjects(ctx: click.Context, param: click.Parameter, incomplete: str) -> Com
 
 def kinds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] KIND [CONTENT]` of `append`: the kinds that the built-in folds know."""
-    from pmm_shm.folds.registry import BUILT_IN
+    return _ledger_then(ctx, param, incomplete, _known_kinds())
 
-    known = {kind for fold in BUILT_IN for kind in fold.kinds or ()}
-    return _ledger_then(ctx, param, incomplete, sorted(known))
+
+def kind_alone(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
+    """`--kind KIND`: the kinds that the built-in folds know."""
+    return _beginning(incomplete, _known_kinds())
 
 
 def ledger_and_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -53,7 +55,7 @@ def folds(ctx: click.Context, param: click.Parameter, incomplete: str) -> Comple
     """Names of folds, built in and registered."""
     from pmm_shm.folds.registry import BUILT_IN_NAMES
 
-    return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *_registered()}))
+    return _beginning(incomplete, sorted({*BUILT_IN_NAMES, *registered_folds()}))
 
 
 def embedders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
@@ -69,11 +71,17 @@ def _ledger_then(ctx: click.Context, param: click.Parameter, incomplete: str, wo
     return _beginning(incomplete, words) if len(given) == 1 else []
 
 
+def _known_kinds() -> list[str]:
+    from pmm_shm.folds.registry import BUILT_IN
+
+    return sorted({kind for fold in BUILT_IN for kind in fold.kinds or ()})
+
+
 def _beginning(incomplete: str, words: Sequence[str]) -> Completions:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-def _registered() -> list[str]:
+def registered_folds() -> list[str]:
     """Names of registered folds, by their entry points; loads none of them."""
     from importlib.metadata import entry_points
 

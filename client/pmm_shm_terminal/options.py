@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -87,10 +88,32 @@ def the_ledger(ledger: str | None) -> str:
     return ledger
 
 
-def ledger_and_word(words: Sequence[str], name: str) -> tuple[str, str]:
-    """`[LEDGER] WORD`: with one positional, the ledger is the one in `PMM_DB`."""
-    if not 1 <= len(words) <= 2:
-        problem = "missing" if not words else "too many arguments after"
-        raise click.UsageError(f"{problem} {name}")
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """`; did you mean X?`, for the end of a message; nothing where no word is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def is_like_a_file(word: str) -> bool:
+    """Whether a word is rather meant as a path than as another argument."""
+    return os.path.exists(word) or "/" in word or ("." in word and " " not in word)
+
+
+def ledger_and_word(words: Sequence[str], name: str, choices: str = "") -> tuple[str, str]:
+    """`[LEDGER] WORD`: with one positional, the ledger is the one in `PMM_DB`.
+
+    Parameters:
+        name: of the word, for messages.
+        choices: what it can be, in words.
+    """
+    missing = f"missing {name}" + (f": {choices}" if choices else "")
+    if not words:
+        raise click.UsageError(missing)
+    if len(words) > 2:
+        raise click.UsageError(f"too many arguments after {name}")
+    if len(words) == 1 and flags.default_ledger() is None and is_like_a_file(words[0]):
+        raise click.UsageError(missing)
     ledger = the_ledger(words[0] if len(words) == 2 else None)
     return ledger, words[-1]

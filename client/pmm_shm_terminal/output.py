@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         file=stream,
-        # A pipe has no width: wide enough that few cells wrap.
-        width=None if stream.isatty() else _PIPE_COLUMNS,
+        # A pipe has no width: wide enough that few cells wrap. A shell exports COLUMNS only where it is told to.
+        width=None if stream.isatty() or os.environ.get("COLUMNS", "").isdecimal() else _PIPE_COLUMNS,
         color_system="auto" if wants_colour(stream) else None,
         highlight=False,
         emoji=False,
@@ -75,15 +76,11 @@ def show(*renderables: RenderableType, wraps: bool = True) -> None:
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), color=True)
 
 
-def table(*columns: str) -> Table:
-    """An empty table with a header."""
-    from rich.table import Table
-    from rich.text import Text
+def table(*columns: str, optional: Sequence[str] = ()) -> Table:
+    """An empty table with a header, which fits the terminal; `optional` columns are dropped first, in this order."""
+    from pmm_shm_terminal.tables import FittedTable
 
-    made = Table()
-    for name in columns:
-        made.add_column(Text(name), overflow="fold")
-    return made
+    return FittedTable(*columns, optional=optional)
 
 
 def titled(title: str, body: RenderableType) -> RenderableType:
@@ -124,6 +121,11 @@ def cell(value: Any, chars_max: int | None = None) -> Any:
     if isinstance(value, (dict, list)):
         return Text(printable(json.dumps(value, ensure_ascii=False)) if value else "–")
     return Text(str(value))
+
+
+def styled(text: str, **style: Any) -> str:
+    """The text with the styles of `click.style`, where stdout takes them; `click.echo` it with `color=True`."""
+    return click.style(text, **style) if wants_colour(sys.stdout) else text
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.codec import Key
 from pmm_shm.folds.contract import BatchFold, Column
@@ -19,6 +19,31 @@ from pmm_shm.ledger.rows import Event
 
 WINDOW_EVENTS = 200
 ACTIVE_MAX = 7
+
+
+class Directive(TypedDict):
+    """A distinct text with its history; `sources` and the newest origin as its events name them."""
+
+    content: str
+    first_seen_ts: str
+    last_seen_ts: str
+    first_seen_id: int
+    last_seen_id: int
+    seen_count: int
+    sources: list[str]
+    last_origin_eid: int | None
+
+
+class ActiveDirective(TypedDict):
+    """A directive of the active set; `recent_hits` counts it among the newest 200 directive events."""
+
+    content: str
+    seen_count: int
+    recent_hits: int
+    score: float
+    first_seen_id: int
+    last_seen_id: int
+    sources: list[str]
 
 
 class _Record(NamedTuple):
@@ -50,7 +75,7 @@ class Directives:
         records = {**self._records, **changed}
         return Directives(records) if len(records) == len(self._records) else Directives.sorted(records)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Directive]:
         """Dicts with the fields of the contract, sorted by (first_seen_ts, first_seen_id)."""
         return [
             {
@@ -66,7 +91,7 @@ class Directives:
             for text, record in self._records.items()
         ]
 
-    def active(self) -> list[dict[str, Any]]:
+    def active(self) -> list[ActiveDirective]:
         """The seven directives with the highest scores, best first."""
         return [
             {

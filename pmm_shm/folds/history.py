@@ -24,6 +24,7 @@ from pmm_shm.folds.metrics import METRICS_KINDS, Scoring
 from pmm_shm.folds.self_model import IDENTITY_STEPS, name_in
 from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
+from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.rows import Event
 
 FIRST_STAGE = "S0"
@@ -31,6 +32,7 @@ NOT_TEXT = "(not text)"
 """The label of a name that is a JSON value other than text."""
 
 
+@result
 class Point(NamedTuple):
     """Successive samples: their first and last event id, their number, the stage after the last one."""
 
@@ -47,19 +49,45 @@ class Point(NamedTuple):
     gas_min: float
     gas_max: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class StageChange(NamedTuple):
     """The event that changed the stage, and the new stage."""
 
     event_id: int
     stage: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class NameChange(NamedTuple):
     """The event that changed the name, and the new name: at most 80 characters of it, None for no name."""
 
     event_id: int
     name: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 class HistoryView(NamedTuple):

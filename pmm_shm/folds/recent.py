@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair
 from pmm_shm.folds.state import State, Touched
-from pmm_shm.frozen import frozen
+from pmm_shm.frozen import frozen, json_text, plain, result
 from pmm_shm.ledger.rows import Event
 
 MESSAGE_KINDS = ("user", "response", "user_message", "assistant_message")
@@ -21,6 +21,7 @@ MESSAGES_MAX = 64
 REFLECTIONS_MAX = 32
 
 
+@result
 class Entry(NamedTuple):
     """An event in `recent`."""
 
@@ -29,7 +30,16 @@ class Entry(NamedTuple):
     kind: str
     content: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
 
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
 class Telemetry(NamedTuple):
     """The newest tick with telemetry, and three values of its meta, unchanged."""
 
@@ -37,6 +47,14 @@ class Telemetry(NamedTuple):
     ias: Any
     gas: Any
     stage: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 class RecentView(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.codec import Key
 from pmm_shm.errors import ProjectionInvariantError
@@ -32,6 +32,26 @@ _NEUTRAL_TRAITS: list[Any] = [_NEUTRAL, _NEUTRAL]
 _NO_COMMITMENTS: list[Any] = [0, 0, None]
 _NAME_CHANGED = re.compile(r"name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
 Cid = str | int
+
+
+class _Opened(TypedDict):
+    cid: Cid
+    text: Any
+
+
+class OpenCommitment(_Opened, total=False):
+    """The meta of the event that opened a commitment, as that event has it: it may have other keys, too."""
+
+    source: Any
+    snoozed_until: int
+
+
+class ExpiredCommitment(TypedDict):
+    """An expired commitment; `expired_at` is the id of the event."""
+
+    text: Any
+    expired_at: int
+    reason: Any
 
 
 class Entries:
@@ -88,8 +108,8 @@ class SelfModel(NamedTuple):
     name: Any
     traits: Mapping[str, float]
     strict_traits: Mapping[str, float]
-    open: Mapping[Cid, Any]
-    expired: Mapping[Cid, Any]
+    open: Mapping[Cid, OpenCommitment]
+    expired: Mapping[Cid, ExpiredCommitment]
     warning_count: int
     violation: ProjectionInvariantError | None
     open_entries: Entries

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair, to_float
@@ -22,11 +22,20 @@ _NONE: tuple[Any, ...] = ((), ())
 _VALUES_MAX = 2 * WINDOW
 
 
+class StageSnapshot(TypedDict):
+    """The means of IAS and GAS over the newest `count` pairs, at most `window`."""
+
+    IAS_mean: float
+    GAS_mean: float
+    count: int
+    window: int
+
+
 class StageView(NamedTuple):
     """`stage` is "S0" to "S4"; `snapshot` is {"IAS_mean", "GAS_mean", "count", "window"}."""
 
     stage: str
-    snapshot: Mapping[str, Any]
+    snapshot: StageSnapshot
 
 
 class Window:
@@ -83,7 +92,7 @@ class StageFold(BatchFold):
 
     def view(self, state: State) -> StageView:
         ias_mean, gas_mean, count = _means(*state.get(_CELL, _NONE))
-        snapshot = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": count, "window": WINDOW})
+        snapshot: Any = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": count, "window": WINDOW})
         return StageView(_stage(ias_mean, gas_mean), snapshot)
 
 

@@ -15,10 +15,17 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from threading import TIMEOUT_MAX, get_ident
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pmm_shm.crash_points import crash_point
-from pmm_shm.errors import ChainError, InvalidEventError, LedgerBusyError, LedgerError, LedgerUnwritableError
+from pmm_shm.errors import (
+    ChainError,
+    HeadMovedError,
+    InvalidEventError,
+    LedgerBusyError,
+    LedgerError,
+    LedgerUnwritableError,
+)
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
 from pmm_shm.ledger.connection import Connection
@@ -29,10 +36,12 @@ from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import busy_for, holder_of, is_busy, retry_busy
+from pmm_shm.ledger.tail import Position, TailReader
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
 _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
+_HEAD = "SELECT max(id) FROM events"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
 _SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
@@ -47,10 +56,17 @@ _OTHER_SCHEMA = ("no such ", "table events has no column")
 _SILENT_CONFLICT = re.compile(rb"\bon\s+conflict\s+(ignore|replace)\b", re.IGNORECASE)
 
 
+Durability = Literal["default", "full"]
+DURABILITIES: tuple[Durability, ...] = ("default", "full")
+ExpectedHead = int | Position
+"""The newest event's id (0 in an empty ledger), or the position of what was read."""
+
+
 class Appender:
     """The writing half of an `EventLog`. Opens its connection at the first append."""
 
-    def __init__(self, path: str, timeout_s: float) -> None:
+    def __init__(self, path: str, timeout_s: float, durability: Durability) -> None:
+        self._durability = durability
         self.connection = Connection(path, "rw", timeout_s)
         self.connection.on_close(self._forget)
         self._inside: int | None = None
@@ -65,17 +81,18 @@ class Appender:
         self._keeps_text = False
         self._insert_sql = self._read_back_sql = ""
 
-    def append(self, events: Sequence[NewEvent]) -> list[int]:
+    def append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None = None) -> list[int]:
         """Write all events in one transaction, or none. Returns their ids.
 
         Raises:
+            HeadMovedError: the ledger's head is not the expected one.
             LedgerError: in one of its kinds; nothing was written.
         """
         self._refuse_reentry()
         for _ in range(_REPLACEMENTS_MAX):
             self.connection.follow_replacement()
             try:
-                return self._locked(lambda deadline_s: self._append(events, deadline_s))
+                return self._locked(lambda deadline_s: self._append(events, expected_head, deadline_s))
             except LedgerMoved:
                 continue
         raise LedgerBusyError(
@@ -139,7 +156,10 @@ class Appender:
             handle = self.connection.handle()
         if self._prepared_for is not self.connection.schema:
             handle.text_factory = decode_text
-            if self.connection.is_wal:
+            if self._durability == "full":
+                # As FULL, and the removal of a rollback journal, which commits, is synced, too.
+                handle.execute("PRAGMA synchronous = EXTRA")
+            elif self.connection.is_wal:
                 handle.execute("PRAGMA synchronous = NORMAL")
             self._prepare_statements()
             self._prepared_for = self.connection.schema
@@ -179,10 +199,15 @@ class Appender:
         finally:
             self._roll_back(handle)
 
-    def _append(self, events: Sequence[NewEvent], deadline_s: float) -> list[int]:
+    def _append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None, deadline_s: float) -> list[int]:
         handle = self._handle()
         try:
             self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
+            if expected_head is not None:
+                self._require_head(handle, expected_head)
+                if not events:
+                    handle.execute("ROLLBACK")
+                    return []
             if not self._indexed:
                 create_indexes(handle)
             rows, formula = self._insert(handle, events)
@@ -212,6 +237,25 @@ class Appender:
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
         self._refuse_moved()
         return [row[0] for row in rows]
+
+    def _require_head(self, handle: sqlite3.Connection, expected: ExpectedHead) -> None:
+        """Raise where the ledger's head is another one; within the transaction that appends."""
+        newest: int | None = handle.execute(_HEAD).fetchone()[0]
+        if isinstance(expected, Position):
+            expected_id, is_there = expected.as_of, newest == expected.event_id
+            if is_there and TailReader(self.connection, None).holds(expected):
+                return
+        else:
+            expected_id, is_there = expected, (newest or 0) == expected
+            if is_there:
+                return
+        head_id = newest or 0
+        found = (
+            f"event {head_id} is another one than the one that was read"
+            if is_there
+            else f"expected event {expected_id} to be the newest, and it is {head_id}"
+        )
+        raise HeadMovedError(f"{self.connection.path}: {found}; nothing was written", head_id)
 
     def _refused(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's, with the trigger that is behind it."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
+from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
@@ -55,6 +56,7 @@ class HashedRow(NamedTuple):
     hash: Any
 
 
+@result
 class ChainReport(NamedTuple):
     """The result of a verification of the chain.
 
@@ -89,6 +91,14 @@ class ChainReport(NamedTuple):
     def problem(self) -> str | None:
         """What was found, in one line; None if nothing was."""
         return "; ".join(self.problems) or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 def broken_at(event_id: int) -> str:

@@ -9,23 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerNotFoundError
+from pmm_shm.late import late_imports
 from pmm_shm.ledger import chain
-from pmm_shm.ledger.append import Appender
+from pmm_shm.ledger.append import DURABILITIES, Appender, Durability, ExpectedHead
 from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
 from pmm_shm.ledger.new_events import EventInput, new_event, new_events
-from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
+from pmm_shm.ledger.tail import Position, Positioned
 
-EventDict = dict[str, Any]
-"""`{"id", "ts", "kind", "content", "meta"}`"""
+
+class EventDict(TypedDict):
+    """One event, decoded; the caller's own."""
+
+    id: int
+    ts: str
+    kind: str
+    content: str
+    meta: dict[str, Any]
+
 
 _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
@@ -38,6 +48,10 @@ class EventLog:
         path: the SQLite file.
         timeout: seconds to wait for a busy ledger before `LedgerBusyError`.
         create: create the ledger if the file is missing or is a database without tables.
+        durability: what an acknowledged append survives. Both survive the death of any process, and a power cut never
+            damages the ledger. `"full"` survives a power cut, too, and waits for the disk at each append. With
+            `"default"`, a power cut can lose the newest appends: in WAL mode those since the last checkpoint, with a
+            rollback journal the last one.
 
     Raises:
         ConfigError: the path cannot be that of a file.
@@ -47,16 +61,25 @@ class EventLog:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float = limits.LEDGER_TIMEOUT_S, create: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = limits.LEDGER_TIMEOUT_S,
+        create: bool = True,
+        durability: Durability = "default",
     ) -> None:
         name = _file_name(path)
-        _check_timeout(timeout)
+        check_timeout(timeout)
+        if durability not in DURABILITIES:
+            raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
         self._reader = Connection(name, "ro", timeout)
         self.path = self._reader.path
         """The ledger's real path."""
         self.timeout = timeout
         """Seconds to wait for a busy ledger."""
-        self._appender = Appender(self.path, timeout)
+        self.durability: Durability = durability
+        """What an acknowledged append survives."""
+        self._appender = Appender(self.path, timeout, durability)
         self._close_hooks: list[Callable[[], None]] = []
         try:
             with self._reader.lock:
@@ -76,6 +99,9 @@ class EventLog:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<EventLog {self.path}>"
+
     def add_close_hook(self, hook: Callable[[], None]) -> None:
         """Call `hook` at every `close()`, before the connections close."""
         self._close_hooks.append(hook)
@@ -87,24 +113,39 @@ class EventLog:
         self._reader.close()
         self._appender.close()
 
-    def append(self, kind: str, content: str = "", meta: Mapping[str, Any] | None = None) -> int:
+    def append(
+        self,
+        kind: str,
+        content: str = "",
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expected_head: int | Positioned | None = None,
+    ) -> int:
         """Append one event and return its id. The event is committed when this returns.
 
+        Parameters:
+            expected_head: append only if this is the newest event's id (0: the ledger is empty). A frame in place of
+                the number compares that event itself, too: a restored ledger can have another one with the same id.
+
         Raises:
+            HeadMovedError: the newest event is not the expected one.
             InvalidEventError: it could not be stored and read back unchanged.
             LedgerBusyError: another process held the ledger until the timeout.
             ChainError: the newest hashed event fits no known formula.
             LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        return self._appender.append([new_event(kind, content, meta)])[0]
+        event = new_event(kind, content, meta)
+        return self._appender.append([event], None if expected_head is None else _checked_head(expected_head))[0]
 
-    def append_many(self, events: Iterable[EventInput]) -> list[int]:
+    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None) -> list[int]:
         """Append a batch in one transaction, all of it or nothing, and return the ids.
 
         Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
-        8601). Raises the same errors as `append`.
+        8601). `expected_head` is that of `append`, and so are the errors raised.
         """
         batch = new_events(events)
+        if expected_head is not None:
+            return self._appender.append(batch, _checked_head(expected_head))
         return self._appender.append(batch) if batch else []
 
     def recover(self) -> None:
@@ -142,6 +183,13 @@ class EventLog:
 
         return self._events(lambda: self._ascending("id >= ?", self._first_id_since(instant), limit, later))
 
+    def first_id_since(self, instant: int) -> int:
+        """An id below which no event is of this instant (microseconds since 1970, UTC) or later.
+
+        By the index on `ts`; without it, the lowest id there can be.
+        """
+        return self._read(lambda: self._first_id_since(instant))
+
     def read_tail(self, limit: int = 1_000) -> list[EventDict]:
         """The newest `limit` events, ascending."""
         return self._events(lambda: self._descending("id <= ?", (), limit))[::-1]
@@ -152,6 +200,35 @@ class EventLog:
             return None
         found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
         return found[0] if found else None
+
+    def events(
+        self,
+        kind: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int | None = 100,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """The first `limit` events in a range of ids, of the moment of the call.
+
+        With an index of the ledger that begins with the kind, a call reads no rows of other kinds; without one it
+        scans in short statements.
+
+        Parameters:
+            kind: only events of this kind; None for all.
+            after, before: only events with a higher or lower id; these two ids are excluded.
+            limit: how many at most; None for all.
+            newest_first: begin with the newest event; otherwise with the oldest.
+
+        Raises:
+            ConfigError: an argument has no meaning.
+            LedgerError: the ledger cannot be read.
+        """
+        with late_imports:
+            from pmm_shm.ledger.event_range import EventRange, read_range
+
+        wanted = EventRange.of(kind, after, before, limit, newest_first)
+        return [Event(**_event(row)) for row in self._read(lambda: read_range(self._reader, wanted))]
 
     def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
         """The newest `limit` events of one kind (None: any kind), newest first."""
@@ -250,7 +327,15 @@ def _file_name(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def _check_timeout(timeout: object) -> None:
+def _checked_head(expected: object) -> ExpectedHead:
+    head = getattr(expected, "position", expected)
+    if type(head) is not int and not isinstance(head, Position):
+        raise ConfigError(f"expected_head: expected an event id or a frame, got {expected!r:.80}")
+    return head
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise `ConfigError` where this is not a number of seconds."""
     if not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 

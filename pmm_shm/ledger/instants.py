@@ -23,6 +23,13 @@ def now_text() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
+def now_us() -> int:
+    """The current time in microseconds since 1970 UTC; for what is shown, and for what a user asks by age."""
+    found = instant_us(now_text())
+    assert found is not None
+    return found
+
+
 def instant_us(text: str) -> int | None:
     """Microseconds since 1970 UTC of an ISO 8601 date or time (UTC without an offset); None for other text."""
     match = _ISO.fullmatch(text)

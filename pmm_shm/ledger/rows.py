@@ -17,6 +17,7 @@ import msgpack
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
+from pmm_shm.frozen import json_text, plain, result
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
@@ -51,6 +52,7 @@ class InvalidText:
         return f"InvalidText({self.raw!r})"
 
 
+@result
 class Event(NamedTuple):
     """One event of the log, decoded.
 
@@ -62,6 +64,14 @@ class Event(NamedTuple):
     kind: str
     content: str
     meta: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 def decode_text(data: bytes) -> str | InvalidText:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
@@ -19,6 +19,13 @@ from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
+
+
+class Positioned(Protocol):
+    """What was read at one position of the log."""
+
+    @property
+    def position(self) -> Position: ...
 
 
 class Position(NamedTuple):
@@ -104,6 +111,15 @@ class TailReader:
             return True
         rows = self._rows(_ONE_SQL, (position.event_id,), 1)
         return bool(rows) and _is_at(rows[0], position)
+
+    def position_before(self, event_id: int) -> Position:
+        """The position at the newest event with a lower id; the start of the log where there is none.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        rows = self._rows(_NEWEST_SQL, (event_id - 1,), 1) if event_id > _ID_MIN else []
+        return position_of(rows[0]) if rows else START
 
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
         """Rows with the columns and of the kinds that folds need."""

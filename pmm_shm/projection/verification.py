@@ -6,11 +6,12 @@ Shared by the daemon (in the background, within its CPU budget) and by a client 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
+from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
@@ -23,6 +24,7 @@ Pace = Callable[[], None]
 _CHANGED_MEANWHILE = "the log lost or changed its newest rows while it was replayed"
 
 
+@result
 class VerifyReport(NamedTuple):
     """The result of a verification; true when all is well.
 
@@ -46,6 +48,14 @@ class VerifyReport(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
 
 
 class PublishedCopy(NamedTuple):

@@ -15,8 +15,8 @@ from pmm_shm import limits
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta
-from pmm_shm.ledger.tail import Position, TailReader
+from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta
+from pmm_shm.ledger.tail import START, Position, TailReader
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import checked_text
 
@@ -51,6 +51,13 @@ class EventTextBatch(NamedTuple):
     is_complete: bool
 
 
+def has_event_embeddings(connection: Connection) -> bool:
+    """Whether the ledger has a table `event_embeddings` with rows. The caller holds the connection's lock."""
+    table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings' LIMIT ?"
+    rows = "SELECT 1 FROM event_embeddings LIMIT ?"
+    return all(fetch_batch(connection, sql, (), 1).rows for sql in (table, rows))
+
+
 class EventTextReader:
     """Reads the events of a table along the log; for callers that hold the connection's lock.
 
@@ -75,6 +82,30 @@ class EventTextReader:
         """
         tail = self._tail.read(after, rows_max, until_id)
         return EventTextBatch(self._texts(tail.rows), tail.position, tail.is_anchored, tail.is_complete)
+
+    def position_of_newest(self, count: int) -> Position:
+        """The position before the newest `count` events whose content is embedded; the start if there are no more.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        oldest_id, left = ID_MAX, count
+        places = ", ".join("?" * len(self._kinds))
+        sql = f"SELECT id FROM events WHERE id >= ? AND id < ? AND +kind IN ({places}) ORDER BY id DESC LIMIT ?"
+        upper_id: int | None = ID_MAX
+        while upper_id is not None:
+            # Short statements, however rare these events are.
+            lower_id = max(ID_MIN, upper_id - limits.TAIL_SPAN_IDS)
+            found = fetch_batch(self._connection, sql, (lower_id, upper_id, *sorted(self._kinds)), left)
+            left -= len(found.rows)
+            if found.rows:
+                oldest_id = found.rows[-1][0]
+            if not left:
+                return self._tail.position_before(oldest_id)
+            upper_id = lower_id if found.complete else oldest_id
+            below = fetch_batch(self._connection, "SELECT max(id) FROM events WHERE id < ? LIMIT ?", (upper_id,), 1)
+            upper_id = None if below.rows[0][0] is None else below.rows[0][0] + 1
+        return START
 
     def _texts(self, rows: list[RawRow]) -> list[EventText]:
         found = {one.event_id: one for one in self._indexed(rows)} if self._reads_digests else {}

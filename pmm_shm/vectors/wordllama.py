@@ -28,7 +28,6 @@ NAME = "wordllama"
 DIMENSION = 256
 
 _WEIGHTS = "l2_supercat"
-_REMEDY = "pip install 'pmm-shm[wordllama]'"
 _PIECE_CHARS = 16_384
 
 
@@ -89,13 +88,20 @@ def _load() -> Any:
             _WEIGHTS, dim=DIMENSION, cache_dir=Path(library.__file__).parent, disable_download=True
         )
     except ImportError as error:
-        raise EmbedderError(f"embedder {NAME!r}: not installed ({error}): {_REMEDY}") from error
+        raise EmbedderError(f"embedder {NAME!r}: not installed ({error}): {_remedy()}") from error
     except Exception as error:
         text = f"embedder {NAME!r}: the package does not load: {type(error).__name__}: {error}"
-        raise EmbedderError(f"{' '.join(text.split())}; install it anew: {_REMEDY}") from error
+        raise EmbedderError(f"{' '.join(text.split())}; install it anew: {_remedy()}") from error
     # A batch pads; one text alone does not need it.
     model.tokenizer.no_padding()
     return model
+
+
+def _remedy() -> str:
+    with late_imports:
+        from pmm_shm.installation import extra_command
+
+    return extra_command(NAME)
 
 
 def _imported() -> Any:

@@ -25,7 +25,9 @@ try:
     from prometheus_client.exposition import MetricsHandler
     from prometheus_client.registry import Collector
 except ImportError:
-    raise ConfigError("--metrics-port needs prometheus-client: pip install 'pmm-shm[prometheus]'") from None
+    from pmm_shm.installation import extra_command
+
+    raise ConfigError(f"--metrics-port needs prometheus-client: {extra_command('prometheus')}") from None
 
 HOST = "127.0.0.1"
 _KEPT_S = 0.5
@@ -189,11 +191,18 @@ def _reads(workers: dict[str, Any]) -> Iterator[Metric]:
     recomputations = CounterMetricFamily(
         "pmm_cached_worker_recomputations", "Views that workers rebuilt.", labels=["group"]
     )
+    misses = CounterMetricFamily(
+        "pmm_cached_worker_misses",
+        "Reads that were no hits, by what answered them: the published state and newer events, or a replay.",
+        labels=["group", "result"],
+    )
     embeddings = CounterMetricFamily("pmm_cached_worker_embeddings", "Texts that workers looked up.", labels=["result"])
     for group in ("projection", "metrics"):
         reads.add_metric([group, "hit"], workers[f"{group}_hits"])
         reads.add_metric([group, "miss"], workers[f"{group}_misses"])
+        for result in ("caught_up", "replayed"):
+            misses.add_metric([group, result], workers[f"{group}_{result}"])
         recomputations.add_metric([group], workers[f"{group}_recomputations"])
     embeddings.add_metric(["hit"], workers["embedding_hits"])
     embeddings.add_metric(["miss"], workers["embedding_misses"])
-    yield from (reads, recomputations, embeddings)
+    yield from (reads, misses, recomputations, embeddings)

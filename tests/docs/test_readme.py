@@ -146,7 +146,7 @@ def test_the_fold_is_the_example() -> None:
 def test_every_read_method_is_listed() -> None:
     text = page("LIBRARY.md")
     listed = set(re.findall(r"^\| `(\w+)\(.*?\)` \|", text, re.MULTILINE))
-    other = {"append", "append_many", "close", "invalidate", "start_daemon", "stats", "verify", "wait_for"}
+    other = {"append", "append_many", "close", "decide", "invalidate", "start_daemon", "stats", "verify", "wait_for"}
     assert (
         listed == {name for name in dir(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
     )
@@ -160,10 +160,13 @@ def test_commands_and_exit_codes_are_those_of_the_help() -> None:
     text = page("COMMANDS.md")
     overview = help_of("pmm_shm_cli")
     rows = re.findall(r"^\| `([a-z]+)` \| (.+) \|$", section(text, "Commands"), re.MULTILINE)
-    assert [name for name, _ in rows] == re.findall(r"^  ([a-z]+)  ", overview.split("Commands:")[1], re.MULTILINE)
+    groups = overview.split("Options:")[1].partition("\n\n")[2]
+    assert [name for name, _ in rows] == re.findall(r"^  ([a-z]+)  ", groups, re.MULTILINE)
+    titles = re.findall(r"^([A-Z][a-z]+):$", groups, re.MULTILINE)
+    assert [title.lower() for title in titles] == re.findall(r"^\| ([a-z]+) \| what it does", text, re.MULTILINE)
     for name, description in rows:
         shown = help_of("pmm_shm_cli", name)
-        assert "--json" in shown or name in ("chat", "completion")
+        assert "--json" in shown or name in ("chat", "completion", "export")
         for option in re.findall(r"`(--[a-z-]+)`", description):
             assert option in shown, (name, option)
     codes = re.findall(r"^\| (\d) \| ([\w ]+)", section(text, "Exit codes"), re.MULTILINE)

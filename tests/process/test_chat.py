@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.installation import extra_command
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.provider import OpenAIResponder
@@ -287,7 +289,7 @@ def test_openai_settings_that_mean_nothing(
 
 def test_openai_not_installed(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ResponderError, match=r"pip install 'pmm-shm\[chat\]'"):
+    with pytest.raises(ResponderError, match=re.escape(extra_command("chat"))):
         OpenAIResponder("m")
 
 

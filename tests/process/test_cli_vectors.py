@@ -328,11 +328,18 @@ def test_without_a_daemon_is_3(tmp_path: Path, ran_here: Ran, monkeypatch: pytes
     assert (code, out) == (3, "")
     assert is_one_line(err)
     monkeypatch.setenv("PMM_DB", ledger)
-    for arguments in (["embed"], ["embed", "--json"], ["search", "text"], ["search", ledger, "--vector", "[1]"]):
+    for arguments in (["embed"], ["embed", "--json"]):
         code, out, err = ran_here(*arguments)
         assert (code, out) == (3, ""), err
         assert is_one_line(err)
     assert ran_here("embed", "--text", "hello", "--json")[0] == 0
+    # A search embeds the events itself.
+    code, out, err = ran_here("search", "text", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["is_complete"]
+    code, out, err = ran_here("search", ledger, "--vector", "[1]", "--model", "imported-1")
+    assert (code, out) == (3, "")
+    assert is_one_line(err)
     assert not (tmp_path / "l.db-cache").exists()
 
 
@@ -391,7 +398,7 @@ def test_status_shows_the_tables(served: Served) -> None:
     status = served.json("status", served.ledger)["daemon"]["embeddings"]
     assert status["tables"]["imported-3"]["rows"] == len(HOSTILE)
     assert (status["problem"], status["importing"]) == (None, None)
-    code, out, err = served.run("status", served.ledger)
+    code, out, err = served.run("status", served.ledger, "--verbose")
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert f"{status['text_vectors']:,} of 100,000" in out

@@ -21,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pmm_shm.errors import EmbedderError
+from pmm_shm.installation import extra_command
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.vectors.embedder import Embedder, embedded, embedded_each
 from pmm_shm.vectors.local_bow import LocalBow
@@ -367,7 +368,7 @@ def test_openai_settings_that_mean_nothing(
 
 def test_openai_missing(provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    assert "pip install 'pmm-shm[openai]'" in failure(embedder(clock))
+    assert extra_command("openai") in failure(embedder(clock))
     assert provider.requests == []
 
 

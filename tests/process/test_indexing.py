@@ -454,7 +454,9 @@ def searched_until_complete(cache: Any, ledger: str, query: str = "red apple") -
             hits = cache.search(query, 9)
         except (SnapshotUnavailableError, LedgerError):
             return False
-        check_hits(hits, expected(ledger, until=hits.as_of), query, 9)
+        if hits.as_of or hits.is_complete:
+            # Without a table of this log, some of its newest events are embedded here.
+            check_hits(hits, expected(ledger, until=hits.as_of), query, 9)
         return bool(hits.is_complete) and hits.embedded_here == 0
 
     wait_until(is_complete, "the tables of the other log", 15.0)
@@ -489,8 +491,10 @@ def test_a_ledger_replaced_while_no_daemon_runs(ledger: str) -> None:
         check(cache, ledger)
         replace(ledger, 300, 9_000)
         time.sleep(limits.TRUST_PERIOD_S + 0.05)
-        with pytest.raises(SnapshotUnavailableError, match="the log does not continue"):
-            cache.search("red")
+        # The published table is of another log: this process embeds the events of this one, without its imports.
+        hits = cache.search("red", 9)
+        assert hits.embedded_here > 0
+        check_hits(hits, expected(ledger), "red", 9)
         with serve(ledger):
             searched_until_complete(cache, ledger)
             indexed(ledger)

@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pmm_shm.installation import extra_command
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.synthetic import generate
 from tests.support import daemons
+from tests.support.command import is_one_line, run
 from tests.support.figures import drawn
 
 WITHOUT = """
@@ -47,5 +49,23 @@ def test_without_the_library_it_says_what_to_install(ledger: str, tmp_path: Path
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("pmm-shm: ")
     assert ran.stderr.count("\n") == 1
-    assert 'pip install "pmm-shm[plot]"' in ran.stderr
+    assert extra_command("plot") in ran.stderr
     assert not (tmp_path / "a.svg").exists()
+
+
+@pytest.mark.usefixtures("_with_matplotlib")
+def test_without_a_name_it_is_beside_the_ledger(tmp_path: Path) -> None:
+    ledger = generate(tmp_path / "agent.db", 200, 1)
+    target = tmp_path / "agent.svg"
+    for _ in range(2):
+        ran = run("plot", ledger)
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.startswith(f"{target}: ")
+        assert target.read_bytes() == drawn(ledger, tmp_path / "other.svg")
+    # A file that it has not written, and that nobody named, stays.
+    target.write_text("a picture")
+    ran = run("plot", ledger)
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err)
+    assert target.read_text() == "a picture"
+    assert run("plot", ledger, "-o", str(target)).code == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pmm_shm.installation import extra_command
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
@@ -118,6 +119,8 @@ def test_nothing_of_the_ledger_is_in_it(scraped: tuple[daemons.Daemon, str]) -> 
     labels = set(re.findall(r'="([^"]*)"', text)) - {"healthy", "lagging", "degraded", "passed", "failed"}
     assert {label for label in labels if not re.fullmatch(r"\d[\w.+]*|unknown", label)} == {
         "hit",
+        "caught_up",
+        "replayed",
         "miss",
         "projection",
         "metrics",
@@ -213,7 +216,7 @@ def test_without_the_extra_it_is_one_line_and_nothing_is_made(ledger: str, tmp_p
     (tmp_path / "site" / "prometheus_client.py").write_text("raise ImportError('not there')\n")
     ended = daemons.run_daemon("--metrics-port", "0", ledger, env=daemons.with_path(tmp_path / "site"))
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
-    assert "pip install 'pmm-shm[prometheus]'" in ended.stderr
+    assert extra_command("prometheus") in ended.stderr
     assert not Path(f"{ledger}-cache").exists()
 
 

@@ -80,7 +80,9 @@ printf '%s\\n' "${COMPREPLY[@]}"
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("pmm-shm re", ["read", "restore", "replay"]),
+        ("pmm-shm re", ["read", "recall", "replay", "restore"]),
+        ("pmm-shm log agent.db --kind commitment_o", ["commitment_open"]),
+        ("pmm-shm explain ", ["compopt -o default", ""]),
         ("pmm-shm read agent.db ", list(NAMES)),
         ("pmm-shm replay agent.db me", ["metrics"]),
         ("pmm-shm read agent.db metrics ", [""]),

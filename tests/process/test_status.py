@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm.remedies import TEMPLATES
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.state import with_remedies
+from pmm_shm_cli.synthetic import synthetic_events
 from pmm_shm_client import commands, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
@@ -49,9 +51,12 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
         cache._reporter.report()
         daemons.until(lambda: daemon.stats()["workers"]["seen"] == 1)
         daemons.until(lambda: daemon.stats()["verified_as_of"] == 1_234)
-        ran = run("status", ledger, env=PLAIN)
+        short, ran = run("status", ledger, env=PLAIN), run("status", ledger, "-v", env=PLAIN)
         found = shown(ledger)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (short.code, short.err) == (0, "")
+    assert [re.sub("  .*", "", line) for line in short.out.splitlines()] == ["healthy", "reads", "daemon"]
+    assert "100.00% of 4 served from shared memory, 0 replayed" in short.out
+    assert f"pid {daemon.pid}, up" in short.out
     lines = ran.out.splitlines()
     assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
     names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
@@ -60,9 +65,11 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     ]  # fmt: skip
     text = " ".join(ran.out.split())
     assert f"pid {daemon.pid}, up" in text
+    assert "reads: 100.00% of 4 served from shared memory, 0 replayed; 3 hits, 1 caught up" in text
     assert "1 live of 1; hit rates: projection – of 0, metrics 75.00% of 4, embeddings – of 0" in text
     assert "up to event 1,234; 1 passed, 0 failed; 2 sealed blocks, 0 history breaks" in text
     assert re.search(rf"pid {os.getpid()} idle \S", text)
+    assert found["reads"] == {"hits": 3, "caught_up": 1, "replayed": 0, "served_rate": 1.0}
     assert (found["health"], found["reasons"], found["remedies"]) == ("healthy", [], [])
     assert found["folds"]["metrics"]["version"] == MetricsFold.version
     assert found["folds"]["metrics"]["is_complete"] is True
@@ -86,7 +93,7 @@ def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_d
         (entry,) = [entry for entry in shown(ledger)["readers"] if entry["pid"] == reader.pid]
         assert entry["behind_txns"] >= 1
         assert "python" in entry["command"]
-        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger, env=PLAIN).out)
+        assert re.search(rf"pid {reader.pid}  reading, \d+ commits? behind", run("status", ledger, "-v", env=PLAIN).out)
     finally:
         reader.kill()
         reader.communicate()
@@ -269,6 +276,54 @@ def test_it_follows_the_size_of_the_terminal(
     child.setwinsize(40, 120)
     child.expect_exact("q quits")
     child.expect_exact("memory")
+    child.send("q")
+    check_left(child)
+
+
+def test_keys(terminal: Callable[..., pexpect.spawn[str]], ledger: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger)
+    child = terminal(40, 100)
+    child.expect_exact("? keys, q quits")
+    child.expect_exact("cpu v")
+    child.expect(rf"{daemon.pid} +\S+ (%|) *[0-9.]+ MB +–  ")
+    child.send("?")
+    child.expect_exact("sort the processes by the next column")
+    child.send("s")
+    child.expect_exact("memory v")
+    child.send("r")
+    child.expect_exact("memory ^")
+    child.send("p")
+    child.expect_exact("paused, p goes on")
+    with connect(ledger) as cache:
+        cache.append("user", "while it is paused")
+        daemon.wait_published(1)
+        child.send("?")
+        child.expect_exact("paused, p goes on")
+        child.send("s")
+        child.expect_exact("behind ^")
+        assert "event 1" not in child.before
+        child.send(" ")
+        child.expect_exact("event 1 ")
+    child.send("q")
+    check_left(child)
+
+
+def test_charts_begin_with_the_history_and_fill_the_screen(
+    terminal: Callable[..., pexpect.spawn[str]], ledger: str, start_daemon: StartDaemon
+) -> None:
+    with connect(ledger) as cache:
+        cache.append_many(islice(synthetic_events(1), 500))
+    start_daemon(ledger)
+    child = terminal(50, 100)
+    child.expect_exact("q quits")
+    child.expect_exact("process")
+    first = child.before
+    # More than the one sample of now; the rate of the events that were appended before it began.
+    assert len(re.findall("[⠁-⣿]", first)) > 10
+    assert re.search(r"events/s +\S+ [^│]*█", first.partition("reads/s")[0])
+    lines = first.split("\r\n")
+    assert len(lines) >= 45
+    assert sum("IAS" in line for line in lines) == 1
     child.send("q")
     check_left(child)
 

@@ -507,16 +507,26 @@ def test_async(ledger: str) -> None:
 # Recall.
 
 
-def test_without_a_table_it_answers_nevertheless(ledger: str) -> None:
+def test_without_a_table_this_process_embeds(ledger: str) -> None:
     log_of(ledger, *(("user", text, {}) for text in SAID))
     with connect(ledger) as cache:
         context = cache.context(QUERY, recall=3, messages=1)
-        assert context.recalled == ()
-        assert context.recall_problem is not None
-        assert "pmm-cached" in context.recall_problem
-        assert "Recalled" not in str(context)
+        assert context.recall_problem is None
+        assert len(context.recalled) == 3
         assert context.messages[0].content == SAID[-1]
-        assert dataclasses.replace(context, recall_problem=None) == cache.context(QUERY, messages=1)
+        assert dataclasses.replace(context, recalled=()) == cache.context(QUERY, messages=1)
+
+
+def test_without_a_table_that_can_be_searched_it_answers_nevertheless(
+    ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SEARCH_EVENTS_MAX", 2)
+    log_of(ledger, *(("user", text, {}) for text in SAID))
+    with connect(ledger) as cache:
+        context = cache.context(QUERY, recall=3, messages=1)
+        assert context.recall_problem == "some events were not searched; start pmm-cached with an embedder"
+        assert len(context.recalled) == 2
+        assert context.messages[0].content == SAID[-1]
 
 
 def test_an_embedder_that_fails(ledger: str) -> None:

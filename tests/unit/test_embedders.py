@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, UnknownModelError
+from pmm_shm.installation import extra_command
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors import wordllama as wordllama_module
 from pmm_shm.vectors.embedder import Embedder, checked_text, embedded
@@ -154,7 +156,7 @@ def test_wordllama_is_loaded_once_by_many_threads(monkeypatch: pytest.MonkeyPatc
 def test_wordllama_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wordllama_module, "_model", None)
     monkeypatch.setitem(sys.modules, "wordllama", None)
-    with pytest.raises(EmbedderError, match=r"not installed .*pip install 'pmm-shm\[wordllama\]'"):
+    with pytest.raises(EmbedderError, match="not installed .*" + re.escape(extra_command("wordllama"))):
         embedded(find_embedder("wordllama"), ["a"])
     broken = ModuleType("wordllama")
     broken.__file__ = "/nowhere/wordllama/__init__.py"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+from typing import Any
+
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from pmm_shm.instance.paths import Instance
 from pmm_shm.remedies import remedy_for
 from pmm_shm.wire.protocol import COUNTERS
-from pmm_shm_cli.charts import curve, spark
-from pmm_shm_cli.sampling import Sample, Series
+from pmm_shm_cli.charts import bars, curve, spark
+from pmm_shm_cli.process_usage import ProcessUsage
+from pmm_shm_cli.sampling import SAMPLES_MAX, Sample, Series, event_rates
 from pmm_shm_cli.state import with_remedies
 from pmm_shm_cli.status_view import duration, size
+from pmm_shm_cli.top_view import KEYS, SORTS, Display, frame
 
 # What to type.
 
@@ -84,7 +92,7 @@ def test_rates() -> None:
     # What this program asks is not counted.
     assert series.commands[-1] == 0
     assert [rate for rate in series.reads if rate is not None][-1] == pytest.approx(1_000, rel=0.01)
-    assert series.hit_rate == pytest.approx(0.9)
+    assert series.hit_rate == series.served_rate == pytest.approx(0.9)
     assert list(series.ias) == [0.5] * 30
 
 
@@ -120,3 +128,110 @@ def test_curves() -> None:
     assert curve([7.0, -7.0], 1, 1) == curve([1.0, 0.0], 1, 1)
     assert curve([], 2, 1) == ["  "]
     assert curve([0.5], 0, 1) == [""]
+
+
+def test_reads_that_caught_up_are_served() -> None:
+    series = Series()
+    series.add(sample(0.0, 1))
+    series.add(sample(1.0, 1, metrics_hits=60, metrics_misses=40, metrics_caught_up=30, metrics_replayed=10))
+    assert (series.hit_rate, series.served_rate) == (0.6, 0.9)
+
+
+def test_bars_of_several_lines() -> None:
+    assert bars([0, 1, 2, 4, 8], 6, 2) == ["     █", " ▁▂▄██"]
+    assert bars([None, 0, 3], 3, 3) == ["  █", "  █", " ▁█"]
+    assert bars([1, 8], 4, 1, plain=True) == [spark([1, 8], 4, plain=True)]
+    assert bars([8], 2, 2, plain=True) == [" %", " %"]
+    assert bars([], 2, 2) == ["  ", "  "]
+    assert bars([1], 0, 2) == ["", ""]
+
+
+def test_rates_of_the_time_before() -> None:
+    assert event_rates([0.1, 0.2, 1.9, 3.0, -5.0], 1.0, True)[-5:] == [0, 1, 0, 1, 2]
+    assert len(event_rates([], 1.0, True)) == SAMPLES_MAX
+    # Of the interval of the oldest event that is known, others may be missing.
+    assert event_rates([0.1, 2.5, 2.6], 1.0, False) == [0, 1]
+    assert event_rates([], 1.0, False) == []
+    assert event_rates([0.1], 0.5, True)[-1] == 2
+
+
+def test_charts_begin_with_what_was_before() -> None:
+    series = Series()
+    series.begin_with([(0.1, 0.2), (0.3, 0.4)], [5.0])
+    series.add(sample(1.0, 100))
+    assert (list(series.ias), list(series.gas)) == ([0.1, 0.3, 0.5], [0.2, 0.4, 0.25])
+    assert list(series.events) == [5.0, None]
+
+
+def test_the_use_of_a_processor() -> None:
+    now = 100.0
+    usage = ProcessUsage(lambda: now)
+    first = usage.of([os.getpid(), -1])
+    assert first[os.getpid()]["cpu_percent"] is None
+    assert first[os.getpid()]["resident_bytes"] > 1 << 20
+    assert first[-1] == {"cpu_percent": None, "resident_bytes": None}
+    now += 1e6
+    assert 0.0 <= usage.of([os.getpid()])[os.getpid()]["cpu_percent"] < 1.0
+
+
+# The layout.
+
+
+def seen() -> dict[str, Any]:
+    numbers = {
+        "pid": 7, "uptime_ms": 1_000, "lag_ms": 0, "verifications_passed": 1, "verifications_failed": 0,
+        "workers": {**dict.fromkeys(COUNTERS, 0), "live": 1, "seen": 2},
+        "sizes": {"resident_bytes": 1, "store_disk_bytes": 2, "ledger_bytes": 3, "wal_bytes": 4},
+    }  # fmt: skip
+    processes = [
+        {"pid": 7, "command": "pmm-cached", "behind_txns": None, "cpu_percent": 1.0, "resident_bytes": 30},
+        {"pid": 9, "command": "worker nine", "behind_txns": 5, "cpu_percent": 3.0, "resident_bytes": 10},
+        {"pid": 8, "command": "worker eight", "behind_txns": 0, "cpu_percent": 2.0, "resident_bytes": 20},
+    ]
+    return {
+        "health": "healthy", "ledger": "/x/agent.db", "as_of": 1_234, "lag_events": 0, "head_id": 1_234,
+        "remedies": [{"problem": "the moon is full", "command": None}],
+        "reads": {"hits": 3, "caught_up": 1, "replayed": 0, "served_rate": 1.0},
+        "readers": [{"pid": 9, "behind_txns": 5, "command": "worker nine"}],
+        "processes": processes,
+        "daemon": numbers,
+    }  # fmt: skip
+
+
+def drawn(width: int, height: int, display: Display | None = None, plain: bool = False) -> list[str]:
+    series = Series()
+    series.begin_with([(number / 100, 0.5) for number in range(100)], [1.0, 2.0])
+    series.add(sample(1.0, 1_234))
+    out = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    out.print(frame(seen(), series, width, height, display=display, hint="? keys", plain=plain))
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("display", [None, Display(shows_keys=True)])
+def test_a_frame_fits_any_terminal_and_uses_it(display: Display | None, plain: bool) -> None:
+    for height in range(1, 70, 3):
+        for width in (10, 40, 80, 200):
+            lines = drawn(width, height, display, plain)
+            assert len(lines) <= height
+            assert max(map(cell_len, lines)) <= width
+    # All but what cannot be divided.
+    for height in (24, 30, 50, 80):
+        assert len(drawn(100, height, display, plain)) > height - 8, height
+
+
+def test_processes_are_sorted_by_the_chosen_column() -> None:
+    def order(display: Display) -> list[int]:
+        lines = drawn(100, 50, display)
+        return [int(line.split()[0]) for line in lines[[" process" in line for line in lines].index(True) + 1 :]]
+
+    assert [order(Display(sort=sort)) for sort in SORTS] == [[9, 8, 7], [7, 8, 9], [9, 8, 7], [9, 8, 7]]
+    assert order(Display(sort="memory", is_reversed=True)) == [9, 8, 7]
+
+
+def test_keys_and_a_pause_are_shown() -> None:
+    lines = drawn(100, 50, Display(shows_keys=True, is_paused=True))
+    assert lines[0].endswith("paused, p goes on")
+    for key, words in KEYS.items():
+        assert any(line.startswith(key) and line.endswith(words) for line in lines)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    did_you_mean,
+    is_like_a_file,
+    json_option,
+    ledger_timeout_option,
+    the_ledger,
+)
 from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, progress, show, table, titled
 
 if TYPE_CHECKING:
@@ -43,9 +51,13 @@ def explain(
 ) -> None:
     """List the events that led to a value, each with the change.
 
-    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics. It is a full replay, event by
-    event: no cache, no daemon. Of metrics, the changes are those before feedback and clamping.
+    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics; without it, lists what there
+    is. It is a full replay, event by event: no cache, no daemon. Of metrics, the changes are those before feedback and
+    clamping.
     """
+    if _is_without_what(words):
+        _list_subjects(the_ledger(words[0] if words else None), timeout, as_json)
+        return
     ledger, subject, argument = _parsed(words)
     if integer and subject != "commitment":
         raise click.UsageError("--integer means something for commitment only")
@@ -71,6 +83,31 @@ def explain(
         show(*_shown(answer))
 
 
+def _is_without_what(words: Sequence[str]) -> bool:
+    return not words or (len(words) == 1 and words[0] not in _ARGUMENTS and is_like_a_file(words[0]))
+
+
+def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
+    """Print each WHAT of this ledger with its value now."""
+    from pmm_shm_cli.spectator import SpectatorCache
+
+    with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
+        frame = cache.frame()
+    identity, commitments, metrics = frame.identity(), frame.commitments(), frame.metrics()
+    found = {"identity.name": identity.name, "metrics": {"ias": metrics.ias, "gas": metrics.gas}}
+    found.update((f"trait {name}", value) for name, value in identity.traits.items())
+    for state, entries in (("open", commitments.open), ("expired", commitments.expired)):
+        found.update((f"commitment {cid}", f"{state}: {entry.get('text')}") for cid, entry in entries.items())
+    if as_json:
+        print_json({"as_of": frame.as_of, "subjects": plain(found)})
+        return
+    made = table("WHAT", "now")
+    for what, value in found.items():
+        shown = f"IAS {value['ias']:.6g}, GAS {value['gas']:.6g}" if isinstance(value, dict) else plain(value)
+        made.add_row(cell(what), cell(shown, _TEXT_SHOWN))
+    show(titled(f"what can be explained (as of event {frame.as_of})", made))
+
+
 def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
     """(ledger, subject, its argument or "").
 
@@ -83,7 +120,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
         if subject in _ARGUMENTS and _ARGUMENTS[subject] == count - 1 and len(words) <= count + 1:
             ledger = the_ledger(words[0] if len(words) == count + 1 else None)
             return ledger, subject, words[-1] if count == 2 else ""
-    raise click.UsageError(f"WHAT: expected {_WHAT}")
+    named = next((word for word in words[-2:] if word in _ARGUMENTS), words[-1])
+    raise click.UsageError(f"WHAT: expected {_WHAT}{did_you_mean(named, _ARGUMENTS)}")
 
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
@@ -113,7 +151,8 @@ def _shown(answer: Explanation) -> list[RenderableType]:
     value = answer.value
     parts = [pairs(title, value if isinstance(value, dict) else {"value": plain(value)})]
     is_metrics = answer.subject == "metrics"
-    made = table("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
+    columns = ("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
+    made = table(*columns, optional=("time", *(("IAS", "GAS") if is_metrics else ("kind", "before"))))
     for step in answer.steps:
         made.add_row(
             *(cell(step.event_id), cell(step.ts[:_TS_SHOWN]), cell(step.kind), cell(step.effect, _TEXT_SHOWN)),
@@ -139,7 +178,7 @@ def _scores(step: ExplainedEvent) -> list[Any]:
 def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
     from pmm_shm_cli.explaining import TOTALS
 
-    made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down")
+    made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down", optional=("events",))
     for kind, total in sorted(totals.items(), key=lambda item: (-item[1]["events"], item[0])):
         numbers = (f"{total[name]:+.6f}" if total[name] else "" for name in TOTALS)
         made.add_row(cell(kind), cell(total["events"]), *(cell(number) for number in numbers))

@@ -17,22 +17,26 @@ if TYPE_CHECKING:
 
 _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
 
+_CREATOR = b"<dc:title>pmm-shm</dc:title>"
+_HEAD_BYTES = 4_096
+
 
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @click.option(
     "-o",
     "--output",
-    required=True,
     metavar="FILE",
     shell_complete=completers.files,
-    help="The file to write, ending in .svg or .png.",
+    help="The file to write, ending in .svg or .png.  [default: beside LEDGER, as agent.svg beside agent.db]",
 )
 @click.option("--title", metavar="TEXT", help="Title above the figure; none by default.")
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option
 @json_option
-def plot(ledger: str | None, output: str, title: str | None, names: bool, timeout: Deadline, as_json: bool) -> None:
+def plot(
+    ledger: str | None, output: str | None, title: str | None, names: bool, timeout: Deadline, as_json: bool
+) -> None:
     """Draw IAS and GAS over the whole ledger.
 
     Stages and changes of the agent's name are marked.
@@ -43,7 +47,11 @@ def plot(ledger: str | None, output: str, title: str | None, names: bool, timeou
     Example:
       pmm-shm plot agent.db -o agent.svg --title "Agent 7"
     """
-    path, target = the_ledger(ledger), Path(output)
+    path = the_ledger(ledger)
+    if output is None:
+        output = str(Path(path).with_suffix(".svg"))
+        _refuse_other(output)
+    target = Path(output)
     file_format = _FORMATS.get(target.suffix.lower())
     if file_format is None:
         raise click.UsageError(f"--output: expected a name ending in {' or '.join(_FORMATS)}, got {output!r}")
@@ -60,3 +68,14 @@ def plot(ledger: str | None, output: str, title: str | None, names: bool, timeou
         print_json({"path": output, "points": len(history.points), "bytes": len(drawn), "as_of": history.as_of})
     else:
         click.echo(f"{printable(output)}: {len(history.points)} points up to event {history.as_of}")
+
+
+def _refuse_other(path: str) -> None:
+    """Raise if a file is there that this command has not written: nobody named it."""
+    try:
+        with open(path, "rb") as file:
+            is_ours = _CREATOR in file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    if not is_ours:
+        raise click.UsageError(f"{path}: exists and is no figure of pmm-shm plot; choose a file with -o")

@@ -10,7 +10,7 @@ import click
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.answers import NAMES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
+from pmm_shm_terminal.answers import CHOICES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
 from pmm_shm_terminal.options import CONTEXT, Deadline, Finite, json_option, ledger_and_word, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # That of `folds.self_model`, which would have to be imported for it; a test compares them.
 _MAX_TRAIT_DELTA = 0.05
-_HELP = f"\n\n    WHAT is one of {', '.join(NAMES)}, or the name of a registered fold."
+_HELP = f"\n\n    WHAT is {CHOICES}."
 
 _words = click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.answers)
 _strict = click.option(
@@ -96,7 +96,7 @@ def replay(
 
 
 def _checked(words: tuple[str, ...], strict: bool) -> tuple[str, str]:
-    ledger, word = ledger_and_word(words, "WHAT")
+    ledger, word = ledger_and_word(words, "WHAT", CHOICES)
     what = checked_what(word)
     if strict and what not in STRICT:
         raise click.UsageError(f"--strict means something for {' and '.join(sorted(STRICT))} only, not for {what}")

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @timeout_option(DAEMON_ANSWERS_S, "How long to wait for a busy ledger and for the daemon's answer.")
+@click.option("-v", "--verbose", is_flag=True, help="Show all numbers.")
 @json_option
-def status(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
+def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) -> None:
     """Show health and position of the daemon.
 
-    Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Exit codes: 0 the
-    published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
+    Health is healthy, lagging, degraded or absent. Each problem comes with what to type about it. Reads served from
+    shared memory are hits and reads that caught up: the published state and the events after it. The others were
+    replayed. Exit codes: 0 the published state follows the log, 3 no daemon, 4 it lags, is stuck, or does not answer.
     """
     path = the_ledger(ledger)
     from pmm_shm.instance.paths import Instance
@@ -54,14 +56,15 @@ def status(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
         "folds": folds,
         "sizes": _sizes(instance, daemon),
         "readers": state.readers_of(daemon),
+        "reads": state.reads_of(daemon),
         "daemon": daemon,
     }
     if as_json:
         print_json(plain(found))
     else:
-        from pmm_shm_cli.status_view import headline, sections
+        from pmm_shm_cli.status_view import glance, headline, sections
 
-        show(headline(found), *sections(found))
+        show(headline(found), *(sections if verbose else glance)(found))
     if asked.failure is not None:
         raise asked.failure
     if daemon is not None and not daemon["is_current"]:

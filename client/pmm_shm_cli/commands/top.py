@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pmm_shm_cli.sampling import Series
+    from pmm_shm_cli.top_view import Display
 
 _ANSWER_S = 0.5
 _KEY_S = 0.1
 _LEAVE = frozenset("qQ\x1b\x04")
+_EVENTS_BEFORE = 2_000
 _PIPE_LINES = 24
 
 
@@ -40,12 +43,13 @@ _PIPE_LINES = 24
 @click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
 @json_option
 def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
-    """Watch a ledger and its daemon live. Press q to quit.
+    """Watch a ledger and its daemon live. Press q to quit, ? for the other keys.
 
-    Shows rates, lag, memory, readers, and the course of IAS and GAS. With --json, prints one sample as one value.
+    Shows rates, lag, memory, processes, and the course of IAS and GAS over the life of the ledger. With --json, prints
+    one sample as one value.
     """
     path = the_ledger(ledger)
-    watch = _Monitor(path)
+    watch = _Monitor(path, interval)
     try:
         if as_json or once or not (sys.stdout.isatty() and sys.stdin.isatty()):
             watch.look()
@@ -69,8 +73,9 @@ class _Monitor:
         LedgerError: no usable ledger.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, interval_s: float) -> None:
         from pmm_shm.instance.paths import Instance
+        from pmm_shm_cli.process_usage import ProcessUsage
         from pmm_shm_cli.sampling import Series
         from pmm_shm_cli.spectator import SpectatorCache
 
@@ -78,6 +83,24 @@ class _Monitor:
         self._cache = SpectatorCache(path, timeout=min(limits.LEDGER_TIMEOUT_S, 2.0))
         self._series: Series = Series()
         self._own_commands = 0
+        self._usage = ProcessUsage()
+        self._begin(interval_s)
+
+    def _begin(self, interval_s: float) -> None:
+        """Let the charts begin with what the ledger knows of the time before."""
+        from pmm_shm.ledger.instants import instant_us, now_us
+        from pmm_shm_cli.sampling import event_rates
+
+        try:
+            points = self._cache.history().points
+            events = self._cache.events(limit=_EVENTS_BEFORE, newest_first=True)
+        except LedgerError:
+            # The first sample says what it is.
+            return
+        now = now_us()
+        ages_s = [(now - instant) / 1e6 for event in events if (instant := instant_us(event.ts)) is not None]
+        rates = event_rates(ages_s, interval_s, len(events) < _EVENTS_BEFORE)
+        self._series.begin_with([(point.ias_last, point.gas_last) for point in points], rates)
 
     def look(self) -> dict[str, Any]:
         """Take a sample; the rates include it."""
@@ -95,6 +118,7 @@ class _Monitor:
         daemon = asked.numbers
         self._own_commands += daemon is not None
         self._series.add(Sample(time.monotonic(), head, scores, daemon, self._own_commands))
+        readers = state.readers_of(daemon)
         known = {str(problem) for problem in problems}
         problems += [problem for problem in asked.problems if str(problem) not in known]
         return {
@@ -106,20 +130,43 @@ class _Monitor:
             "as_of": self._cache.published_as_of() if daemon is None else daemon["as_of"],
             "lag_events": None if daemon is None else daemon["lag_events"],
             "scores": None if scores is None else {"ias": scores[0], "gas": scores[1]},
-            "readers": state.readers_of(daemon),
+            "readers": readers,
+            "reads": state.reads_of(daemon),
+            "processes": self._processes(daemon, readers),
             "daemon": daemon,
         }
+
+    def _processes(self, daemon: dict[str, Any] | None, readers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The daemon and its readers, with what they use."""
+        from pmm_shm_cli.state import command_of
+
+        own = [] if daemon is None else [{"pid": daemon["pid"], "behind_txns": None}]
+        own = [{**one, "command": command_of(one["pid"])} for one in own]
+        usage = self._usage.of([one["pid"] for one in (*own, *readers)])
+        return [{**one, **usage[one["pid"]]} for one in (*own, *readers)]
 
     def rates(self) -> dict[str, float | None]:
         """Rates per second, as of the last sample."""
         names = ("events", "reads", "commands", "commits")
-        return {**{name: getattr(self._series, name)[-1] for name in names}, "hit_rate": self._series.hit_rate}
+        return {
+            **{name: getattr(self._series, name)[-1] for name in names},
+            "hit_rate": self._series.hit_rate,
+            "served_rate": self._series.served_rate,
+        }
 
-    def frame(self, found: dict[str, Any], width: int, height: int, encoding: str, hint: str = "") -> RenderableType:
+    def frame(
+        self,
+        found: dict[str, Any],
+        width: int,
+        height: int,
+        encoding: str,
+        display: Display | None = None,
+        hint: str = "",
+    ) -> RenderableType:
         from pmm_shm_cli.top_view import frame
 
         is_plain = not encoding.lower().startswith("utf")
-        return frame(found, self._series, width, height, hint=hint, plain=is_plain)
+        return frame(found, self._series, width, height, display=display, hint=hint, plain=is_plain)
 
     def close(self) -> None:
         self._cache.close()
@@ -128,19 +175,39 @@ class _Monitor:
 def _run(watch: _Monitor, interval_s: float) -> None:
     from rich.live import Live
 
-    out = console()
-    hint = f"every {interval_s:g} s, q quits"
+    from pmm_shm_cli.top_view import Display
+
+    out, display = console(), Display()
+    hint = f"every {interval_s:g} s, ? keys, q quits"
     with _keys() as key, Live(console=out, screen=True, auto_refresh=False) as live:
+        found, due, shown = watch.look(), time.monotonic() + interval_s, None
         while True:
-            due = time.monotonic() + interval_s
-            found = watch.look()
-            shown: tuple[int, int] | None = None
-            while shown is None or time.monotonic() < due:
-                if shown != (out.width, out.height):
-                    shown = (out.width, out.height)
-                    live.update(watch.frame(found, *shown, out.encoding, hint), refresh=True)
-                if key(min(_KEY_S, max(0.0, due - time.monotonic()))) in _LEAVE:
-                    return
+            if not display.is_paused and time.monotonic() >= due:
+                due = time.monotonic() + interval_s
+                found, shown = watch.look(), None
+            wanted = (out.width, out.height, display)
+            if shown != wanted:
+                shown = wanted
+                live.update(watch.frame(found, *wanted[:2], out.encoding, display, hint), refresh=True)
+            pressed = key(_KEY_S if display.is_paused else min(_KEY_S, max(0.0, due - time.monotonic())))
+            if pressed in _LEAVE:
+                return
+            display = _changed(display, pressed)
+
+
+def _changed(display: Display, key: str) -> Display:
+    """The display after a key."""
+    from pmm_shm_cli.top_view import SORTS
+
+    if key in ("?", "h"):
+        return replace(display, shows_keys=not display.shows_keys)
+    if key in ("p", " "):
+        return replace(display, is_paused=not display.is_paused)
+    if key == "s":
+        return replace(display, sort=SORTS[(SORTS.index(display.sort) + 1) % len(SORTS)])
+    if key == "r":
+        return replace(display, is_reversed=not display.is_reversed)
+    return display
 
 
 @contextmanager

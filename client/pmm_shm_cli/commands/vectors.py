@@ -14,6 +14,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, SnapshotUnavailableError
+from pmm_shm_cli.completeness import warn_if_incomplete
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -96,7 +97,7 @@ def search(
         print_json(_found(found, events))
     else:
         _show_found(found, events)
-        _warn_of_newer(found, ledger, timeout.left_s())
+        warn_if_incomplete(found, ledger, timeout.left_s())
 
 
 def _ledger_and_query(words: tuple[str, ...], vector: str | None) -> tuple[str, Any]:
@@ -145,10 +146,9 @@ def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
 
 
 def _show_found(found: Hits[Any], with_events: bool) -> None:
-    made = table("event", "similarity", *(("kind", "time", "content") if with_events else ()))
-    for column in made.columns[:4]:
-        # Where there is little room, the content makes way, and nothing else.
-        column.no_wrap = True
+    made = table(
+        "event", "similarity", *(("kind", "time", "content") if with_events else ()), optional=("time", "kind")
+    )
     for hit in found:
         row = [str(hit.event_id), f"{hit.similarity:.4f}"]
         if with_events:
@@ -158,18 +158,6 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         made.add_row(*cells)
     show(titled(f"nearest events by {printable(found.model)}: {len(found)} (as of event {found.as_of})", made))
-
-
-def _warn_of_newer(found: Hits[Any], ledger: str, timeout_s: float) -> None:
-    if found.is_complete:
-        return
-    from pmm_shm.ledger.recovery import ledger_head
-
-    head = ledger_head(ledger, timeout_s)
-    newer = head - found.as_of
-    if newer > 0:
-        events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
-        click.echo(f"pmm-shm: {events} not taken into account (as of event {found.as_of}, head {head})", err=True)
 
 
 def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:

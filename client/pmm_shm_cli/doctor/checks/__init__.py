@@ -17,6 +17,7 @@ LEDGER_CHECKS = (
     DoctorCheck("rows", rows.readable),
     DoctorCheck("owner", rows.owner),
     DoctorCheck("journal-mode", rows.journal_mode),
+    DoctorCheck("durability", rows.durability),
     DoctorCheck("hash-chain", rows.hash_chain),
     DoctorCheck("clock", rows.newest_time),
     DoctorCheck("sqlite-version", rows.sqlite_version),

@@ -90,6 +90,18 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
         yield warning(rows.journal, "SQLite cannot roll back a transaction that a crash interrupts", switch)
 
 
+def durability(facts: SystemFacts) -> Iterator[Verdict]:
+    """What an acknowledged append survives, and which durability the workers use."""
+    if facts.ledger.rows is None:
+        return
+    workers = {} if facts.state.daemon is None else facts.state.daemon.get("workers", {})
+    default, full = workers.get("appends_default", 0), workers.get("appends_full", 0)
+    used = f"workers appended {default:,} events with `default`, {full:,} with `full`"
+    lost = "the newest events" if facts.ledger.rows.journal == "wal" else "the newest event"
+    meaning = f"both survive the death of any process; a power cut can lose {lost} of `default`, and none of `full`"
+    yield ok(used if default or full else "no worker has reported an append; `default` unless it chose `full`", meaning)
+
+
 def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
     """The chain over the newest rows."""
     rows = facts.ledger.rows

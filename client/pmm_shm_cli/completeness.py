@@ -1,0 +1,26 @@
+"""What `search` and `recall` say of a search that did not see every event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pmm_shm_client.searching import Hits
+
+
+def warn_if_incomplete(found: Hits[Any], ledger: str, timeout_s: float) -> None:
+    """Say on stderr which events were not searched, if there are any."""
+    if found.is_complete:
+        return
+    from pmm_shm.ledger.recovery import ledger_head
+
+    head = ledger_head(ledger, timeout_s)
+    newer = head - found.as_of
+    if not found.as_of:
+        here = f"{found.embedded_here:,} of the newest were embedded here"
+        click.echo(f"pmm-shm: not all events were searched ({here}); start pmm-cached", err=True)
+    elif newer > 0:
+        events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
+        click.echo(f"pmm-shm: {events} not taken into account (as of event {found.as_of}, head {head})", err=True)
