@@ -1,0 +1,96 @@
+"""The Dockerfile and the Compose file: their services, played in name spaces."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_shm_client import connect
+from tests.support import containers, daemons
+from tests.support.containers import Project, Service
+
+REQUEST = """
+import json, sys, urllib.request
+path, body = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+request = urllib.request.Request("http://127.0.0.1:8000" + path, body and body.encode(), {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request, timeout=30).read().decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    pytest.importorskip("flask")
+    if reason := containers.missing():
+        pytest.skip(reason)
+    project = Project(tmp_path_factory.mktemp("compose"))
+    try:
+        project.up()
+        daemons.until(lambda: project.running["app"].execute("python", "-c", REQUEST, "/agent").returncode == 0, "the app")
+        yield project
+    finally:
+        project.down()
+
+
+def ask(project: Project, path: str, body: Any = None) -> Any:
+    """The answer of the application, asked from within its container."""
+    sent = [] if body is None else [json.dumps(body)]
+    done = project.running["app"].execute("python", "-c", REQUEST, path, *sent)
+    assert done.returncode == 0, done.stderr + project.running["app"].log.read_text(encoding="utf-8")
+    return json.loads(done.stdout)
+
+
+def status(service: Service) -> Any:
+    return json.loads(service.execute("pmm-shm", "status", "--json").stdout)
+
+
+def test_the_application_answers_from_the_state_that_the_daemon_publishes(project: Project) -> None:
+    first = ask(project, "/messages", {"text": "Could you plan the week?"})
+    assert "Could you plan the week?" in first["prompt"]
+    assert ask(project, "/agent")["as_of"] >= first["id"]
+    daemons.until(lambda: status(project.running["app"])["health"] == "healthy", "the daemon is healthy")
+    assert status(project.running["app"])["reasons"] == []
+    shown = project.running["app"].execute("pmm-shm", "read", "metrics", "--json", "--consistency", "snapshot")
+    assert json.loads(shown.stdout)["as_of"] == ask(project, "/agent")["as_of"], shown.stderr
+
+
+def test_a_commitment_is_closed_once(project: Project) -> None:
+    with connect(project.volume("ledger") / "agent.db") as cache:
+        cache.append("commitment_open", "", {"cid": "c1", "text": "plan the week"})
+    assert "c1" in ask(project, "/agent")["open"]
+    assert [ask(project, "/commitments/c1/close", {})["closed"] for _ in range(2)] == [True, False]
+    assert "c1" not in ask(project, "/agent")["open"]
+
+
+@pytest.mark.parametrize("name", ["pids", "cached", "app"])
+def test_a_service_has_no_privileges_and_writes_only_what_it_must(project: Project, name: str) -> None:
+    service = project.running[name]
+    lines = Path(f"/proc/{service.pid}/status").read_text(encoding="utf-8").splitlines()
+    values = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert values["Uid"].split() == values["Gid"].split() == ["10001"] * 4
+    assert {int(values[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert values["NoNewPrivs"] == "1"
+    tried = service.execute("sh", "-c", "for path in / /srv /opt /usr /etc; do touch $path/new && echo $path; done")
+    assert tried.stdout == ""
+    assert tried.stderr.count("Read-only file system") == 5, tried.stderr
+
+
+def test_the_daemon_ends_and_starts_again_beside_the_workers(project: Project) -> None:
+    """It does not own the pid namespace: its end does not end them."""
+    app = project.running["app"].pid
+    before = ask(project, "/messages", {"text": "before"})["id"]
+    assert project.running["cached"].kill(signal.SIGKILL) != 0
+    assert ask(project, "/messages", {"text": "without"})["id"] == before + 1
+    assert ask(project, "/agent")["as_of"] == before + 1
+    daemons.until(project.start("cached").is_healthy, "the daemon is back")
+    assert project.running["app"].pid == app
+    assert ask(project, "/messages", {"text": "after"})["id"] == before + 2
+    found = status(project.running["app"])
+    assert (found["health"], found["reasons"]) == ("healthy", [])
+    project.running["cached"].kill(signal.SIGTERM)
+    assert not any("Traceback" in one.log.read_text(encoding="utf-8") for one in project.running.values())
+    project.start("cached")
