@@ -161,17 +161,13 @@ def environment_of(image: Image) -> dict[str, str]:
 class Project:
     """The services of a Compose file; `up` starts them in their order, `down` ends all of them."""
 
-    def __init__(self, folder: Path, text: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        content = (DOCKER / "compose.yaml").read_text(encoding="utf-8") if text is None else text
+        content = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
         self.services: dict[str, dict[str, Any]] = yaml.safe_load(content)["services"]
         self.stages = stages((DOCKER / "Dockerfile").read_text(encoding="utf-8"))
         self.running: dict[str, Service] = {}
-        bin_ = folder / "bin"
-        pages.commands_on_path(bin_)
-        server = bin_ / "gunicorn"
-        server.write_text(f"#!{sys.executable}\nfrom gunicorn.app.wsgiapp import run\nrun()\n", encoding="utf-8")
-        server.chmod(0o755)
+        pages.commands_on_path(folder / "bin")
         srv = folder / "srv"
         srv.mkdir()
         shutil.copy(DOCKER / "app.py", srv)

@@ -108,12 +108,24 @@ def install_folds(site: Path, pyproject: str) -> None:
     (info / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]}".replace('"', ""), encoding="utf-8")
 
 
+_COMMANDS = {
+    "gunicorn": "gunicorn.app.wsgiapp:run",
+    "pmm-cached": "pmm_cached.main:main",
+    "pmm-shm": "pmm_shm_cli.main:main",
+    "pytest": "pytest:console_main",
+    "uvicorn": "uvicorn:main",
+}
+
+
 def commands_on_path(folder: Path) -> None:
-    """`pmm-shm`, `pmm-cached` and `python`, as an installation would put them onto PATH."""
+    """`python`, our programs and those of the test extra, as an installation would put them onto PATH."""
     folder.mkdir()
-    for name, module in (("pmm-shm", "pmm_shm_cli.main"), ("pmm-cached", "pmm_cached.main")):
+    for name, entry in _COMMANDS.items():
+        module, function = entry.split(":")
         script = folder / name
-        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
+        # The condition, as pip writes it: multiprocessing imports the script again.
+        text = f"#!{sys.executable}\nfrom {module} import {function}\nif __name__ == '__main__':\n    {function}()\n"
+        script.write_text(text, encoding="utf-8")
         script.chmod(0o755)
     # Not a link: Python finds its virtual environment by the path of the executable.
     python = folder / "python"
