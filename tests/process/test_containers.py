@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,70 @@ from typing import Any
 import pytest
 
 from pmm_shm_client import connect
-from tests.support import containers, daemons
+from tests.support import containers, daemons, pages
 from tests.support.containers import Project, Service
+from tests.support.ledgers import PACKAGES, ROOT
 
 REQUEST = """
 import json, sys, urllib.request
 path, body = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-request = urllib.request.Request("http://127.0.0.1:8000" + path, body and body.encode(), {"Content-Type": "application/json"})
+url, headers = "http://127.0.0.1:8000" + path, {"Content-Type": "application/json"}
+request = urllib.request.Request(url, body and body.encode(), headers)
 print(urllib.request.urlopen(request, timeout=30).read().decode())
 """
+
+
+DOCKERFILE = (containers.DOCKER / "Dockerfile").read_text(encoding="utf-8")
+STAGES = containers.stages(DOCKERFILE)
+
+
+def copied(*stages: str) -> list[tuple[list[str], str]]:
+    """Sources in the checkout and the target of each COPY in these stages."""
+    words = [rest.split() for stage in stages for name, rest in STAGES[stage] if name == "COPY"]
+    return [(one[:-1], one[-1]) for one in words if not one[0].startswith("--from")]
+
+
+def test_what_the_image_is_built_from_is_enough_and_all_that_is_sent(tmp_path: Path) -> None:
+    """The stage `build` installs the packages, by its own command, from a folder with what it copies."""
+    ignored = (containers.DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    sources = [source for sources, _ in copied(*STAGES) for source in sources]
+    assert ignored[1] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(sources)
+    context = tmp_path / "context"
+    for sources, target in copied("build"):
+        for source in sources:
+            place = context / (source if target == "./" else target)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            copy(ROOT / source, place)
+    runs = [rest for name, rest in STAGES["build"] if name == "RUN"]
+    assert "pip install --no-cache-dir --require-hashes -r requirements/product.txt" in runs
+    install = runs[-1].split()
+    assert install[:2] == ["pip", "install"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *install[1:-1], "--quiet", "--target", str(tmp_path / "site"), "."],
+        cwd=context,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name for path in (tmp_path / "site").iterdir() if path.is_dir() and "dist-info" not in path.name}
+    assert found - {"bin"} == set(PACKAGES)
+    assert {path.name for path in (tmp_path / "site" / "bin").iterdir()} == {"pmm-cached", "pmm-shm"}
+
+
+@pytest.mark.parametrize("stage", ["base", "daemon", "app"])
+def test_no_image_runs_as_root(stage: str) -> None:
+    made = containers.image(stage, STAGES)
+    assert made.user == "10001:10001"
+    assert made.environment["PMM_DB"].startswith("/data/")
+
+
+def test_the_application_is_that_of_the_how_to() -> None:
+    text = (pages.DOCS / "howto" / "flask.md").read_text(encoding="utf-8")
+    (application,) = (block.body for block in pages.parsed(text) if block.name == "app.py")
+    assert application == (containers.DOCKER / "app.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +88,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     project = Project(tmp_path_factory.mktemp("compose"))
     try:
         project.up()
-        daemons.until(lambda: project.running["app"].execute("python", "-c", REQUEST, "/agent").returncode == 0, "the app")
+        daemons.until(
+            lambda: project.running["app"].execute("python", "-c", REQUEST, "/agent").returncode == 0, "the app"
+        )
         yield project
     finally:
         project.down()
@@ -84,6 +144,7 @@ def test_the_daemon_ends_and_starts_again_beside_the_workers(project: Project) -
     app = project.running["app"].pid
     before = ask(project, "/messages", {"text": "before"})["id"]
     assert project.running["cached"].kill(signal.SIGKILL) != 0
+    assert project.running["app"].execute("pmm-shm", "status").returncode == 3
     assert ask(project, "/messages", {"text": "without"})["id"] == before + 1
     assert ask(project, "/agent")["as_of"] == before + 1
     daemons.until(project.start("cached").is_healthy, "the daemon is back")

@@ -189,7 +189,9 @@ class Project:
         """User, group and mode of /data in the image."""
         runs = [rest for stage in self.stages.values() for name, rest in stage if name == "RUN"]
         (made,) = (re.search(r"install -d -o pmm -g pmm -m (\d+) /data$", one) for one in runs if " /data" in one)
-        (user,) = (re.search(r"--gid (\d+) pmm && useradd --uid (\d+) --gid pmm", one) for one in runs if "useradd" in one)
+        (user,) = (
+            re.search(r"--gid (\d+) pmm && useradd --uid (\d+) --gid pmm", one) for one in runs if "useradd" in one
+        )
         assert made is not None
         assert user is not None
         return int(user[2]), int(user[1]), int(made[1], 8)

@@ -184,8 +184,7 @@ class Workplace:
             if process is not None:
                 process.kill()
                 process.communicate()
-        for pid in _at_work_in(self.directory):
-            daemons.end(pid)
+        end_all_in(self.directory)
         self._temporary.cleanup()
 
     def _compare(self, block: Block, printed: str) -> None:
@@ -273,6 +272,12 @@ def _until_prompt(terminal: pexpect.spawn[str]) -> str:
     """The output up to the next prompt, or the end."""
     terminal.expect_exact([PROMPT, pexpect.EOF])
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.before or "").replace("\r", "")
+
+
+def end_all_in(directory: Path) -> None:
+    """End every process that runs in `directory`, or names it in its arguments."""
+    for pid in _at_work_in(directory):
+        daemons.end(pid)
 
 
 def _at_work_in(directory: Path) -> Iterator[int]:
