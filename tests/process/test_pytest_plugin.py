@@ -68,7 +68,8 @@ def test_the_fixtures_and_what_they_leave_behind(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "pmm_shm_client.pytest_plugin", "-p", "no:cacheprovider"],
         cwd=folder / "project",
-        env=daemons.environment(TMPDIR=str(folder / "temporary")),
+        # Named above, as it is where pmm-shm is not installed: found as installed, too, it would be loaded twice.
+        env=daemons.environment(TMPDIR=str(folder / "temporary"), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
         capture_output=True,
         text=True,
         check=False,
