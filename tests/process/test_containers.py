@@ -113,7 +113,11 @@ def test_the_application_answers_from_the_state_that_the_daemon_publishes(projec
     assert "Could you plan the week?" in first["prompt"]
     assert ask(project, "/agent")["as_of"] >= first["id"]
     daemons.until(lambda: status(project.running["app"])["health"] == "healthy", "the daemon is healthy")
-    assert status(project.running["app"])["reasons"] == []
+    found = status(project.running["app"])
+    assert found["reasons"] == []
+    # They see each other's processes.
+    seen = project.running["app"].execute("cat", f"/proc/{found['daemon']['pid']}/cmdline")
+    assert "pmm-cached" in seen.stdout, seen.stderr
     shown = project.running["app"].execute("pmm-shm", "read", "metrics", "--json", "--consistency", "snapshot")
     assert json.loads(shown.stdout)["as_of"] == ask(project, "/agent")["as_of"], shown.stderr
 
