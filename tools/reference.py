@@ -148,8 +148,10 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
         yield f"{dressed(inspect.getdoc(found) or '')}\n\nDerives from {bases}."
         return
     if is_typeddict(found):
-        fields = [f"    {key}: {getattr(kind, '__forward_arg__', kind)}" for key, kind in found.__annotations__.items()]
-        yield "\n".join(["```python", home + name, "", f"class {name}(TypedDict):", *fields, "```"])
+        kinds = {key: str(getattr(kind, "__forward_arg__", kind)) for key, kind in found.__annotations__.items()}
+        # In the house's quotes: the annotations come without those of the source.
+        fields = ["    " + f"{key}: {kind}".replace("'", '"') for key, kind in kinds.items()]
+        yield "\n".join(["```python", home + name, "", "", f"class {name}(TypedDict):", *fields, "```"])
         yield dressed(own_doc(found))
         return
     head = f"{name}{signature(found)}" if has_signature(found) else ""

@@ -37,7 +37,7 @@ def glance(found: StatusNumbers) -> list[RenderableType]:
     """The answer of `status` below its headline: two lines where all is well, and the problems."""
     rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
     if found["daemon"] is not None:
-        rows += [("reads", [served(found["reads"])]), ("daemon", [_in_short(found["daemon"])])]
+        rows += [("reads", [_cut(served(found["reads"]))]), ("daemon", [_cut(_in_short(found["daemon"]))])]
         if found["daemon"]["quarantined"]:
             rows.append(("quarantine", _quarantine_lines(found["daemon"])))
     return [_grid(rows)] if rows else []
@@ -131,11 +131,16 @@ def served(reads: StatusNumbers) -> str:
     return f"{share} of {total:,} served from shared memory, {reads['replayed']:,} replayed"
 
 
+def _cut(text: str) -> Text:
+    """One line, whatever the width."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
+
+
 def _in_short(daemon: StatusNumbers) -> str:
     workers, verified = daemon["workers"], daemon["verified_as_of"]
     return (
         f"pid {daemon['pid']}, up {duration(daemon['uptime_ms'])}, {size(daemon['sizes']['resident_bytes'])}; "
-        f"workers: {workers['live']:,} live of {workers['seen']:,}; "
+        f"{workers['live']:,} live worker{'' if workers['live'] == 1 else 's'}; "
         f"{f'verified up to event {verified:,}' if verified else 'nothing verified yet'}"
     )
 

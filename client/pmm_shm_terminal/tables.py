@@ -12,6 +12,7 @@ from rich.text import Text
 
 COLUMN_MIN = 20
 """No column is made narrower than this, in characters, unless all of its cells are."""
+_PADDING = 2
 
 
 class FittedTable(Table):
@@ -45,9 +46,6 @@ class FittedTable(Table):
     def _next_to_drop(self, kept: Sequence[int]) -> int:
         names = {str(self.columns[number].header): number for number in kept}
         return next((names[name] for name in self._optional if name in names), kept[-1])
-
-
-_PADDING = 2
 
 
 def _room(widths: Sequence[int]) -> int:

@@ -44,7 +44,7 @@ def test_a_worker_that_appends_and_reads_is_served_from_shared_memory(ledger: st
     assert found["reads"] == {"hits": 1, "caught_up": 40, "replayed": 0, "served_rate": 1.0}
     assert found["daemon"]["workers"]["metrics_caught_up"] == found["daemon"]["workers"]["projection_caught_up"] == 20
     lines = run("status", ledger).out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == len(run("status", ledger, env={"COLUMNS": "50"}).out.splitlines()) == 3
     assert lines[1] == "reads   100.00% of 41 served from shared memory, 0 replayed"
 
 
