@@ -187,6 +187,7 @@ class Workplace:
         folder.chmod(0o755)
         self.directory = folder / "work"
         self.directory.mkdir()
+        (folder / "run").mkdir(mode=0o700)
         self._site = folder / "site"
         self._site.mkdir()
         self._scratch = folder
@@ -200,6 +201,7 @@ class Workplace:
             PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             COLUMNS="100",
             LC_ALL="C.UTF-8",
+            XDG_RUNTIME_DIR=str(folder / "run"),  # Where gunicorn, too, puts sockets.
         )
         path = self._environment["PYTHONPATH"]
         self._environment["PYTHONPATH"] = os.pathsep.join([str(self._site), path])
