@@ -31,6 +31,9 @@ RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
 SHOWN_ONLY = ("pmm-shm top agent.db", "pmm-cached agent.db --metrics-port 9464")
 """The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
 
+NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
+"""What pages use beside the product."""
+
 
 @pytest.fixture
 def workplace() -> Iterator[Workplace]:
@@ -47,6 +50,8 @@ def run_page(text: str, place: Workplace) -> None:
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplace) -> None:
     text = page.read_text(encoding="utf-8")
+    for module in NEEDED.get(page.stem, ()):
+        pytest.importorskip(module)
     if any("curl " in body for body in pages.blocks(text, "sh")) and shutil.which("curl") is None:
         pytest.skip("no curl")
     run_page(text, workplace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,15 @@ def test_a_commitment_is_closed_once(project: Project) -> None:
     assert "c1" in ask(project, "/agent")["open"]
     assert [ask(project, "/commitments/c1/close", {})["closed"] for _ in range(2)] == [True, False]
     assert "c1" not in ask(project, "/agent")["open"]
+
+
+def test_the_commands_of_the_how_to_work_in_the_containers(project: Project) -> None:
+    text = (pages.DOCS / "howto" / "containers.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    docker compose .* exec (\w+) (.+)$", text, re.MULTILINE)
+    assert len(commands) > 2
+    for name, command in commands:
+        done = project.running[name].execute(*command.split())
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("name", ["pids", "cached", "app"])

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pexpect
+import pytest
 
 from tests.support import daemons, ledgers
 
@@ -140,6 +141,7 @@ class Kernel:
     """A Jupyter kernel, as a notebook has it."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        pytest.importorskip("ipykernel")
         from jupyter_client.manager import KernelManager
 
         # The files of its connection are beside the page's directory; sockets there, no ports.
