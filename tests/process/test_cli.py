@@ -26,6 +26,7 @@ from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client.autostart import daemon_command, is_running
 from pmm_shm_terminal.answers import NAMES
+from tests.conftest import StartDaemon
 from tests.support.command import COMMAND, is_one_line, run
 from tests.support.ledgers import build, build_hostile, execute, read_bytes
 
@@ -333,6 +334,14 @@ def test_verify_names_the_first_bad_event(ledger: str) -> None:
     assert json.loads(out)["chain"]["first_bad_id"] == 17
     assert is_one_line(err)
     assert "event 17" in err
+    # Nothing is published: the chain is all that there is to check.
+    assert run("verify", ledger, "--no-chain")[0] == 5
+
+
+def test_without_the_chain_only_what_is_published_counts(ledger: str, start_daemon: StartDaemon) -> None:
+    execute(ledger, "UPDATE events SET content = 'edited' WHERE id = 17")
+    start_daemon(ledger)
+    assert run("verify", ledger)[0] == 5
     assert run("verify", ledger, "--no-chain")[0] == 0
 
 
