@@ -264,7 +264,7 @@ class Project:
 
     def _mounts(self, service: dict[str, Any]) -> Iterator[str]:
         for path in service.get("tmpfs", ()):
-            yield f"mkdir -p $root{path} && mount -t tmpfs -o mode=1777 tmpfs $root{path}"
+            yield f"mkdir -p $root{path} && mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmpfs $root{path}"
         for path in sorted({"/usr", "/etc", *self._code()}):
             quoted = shlex.quote(path)
             yield f"mkdir -p $root{quoted} && mount --rbind {quoted} $root{quoted}"
