@@ -221,7 +221,9 @@ def _recall(
     if not hits.is_complete and not hits.as_of:
         return tuple(found), "some events were not searched; start pmm-cached with an embedder"
     if not hits.is_complete and hits.as_of < frame.as_of:
-        return tuple(found), f"events after {hits.as_of} were not searched; start pmm-cached with an embedder"
+        # A daemon may be at it, and wait for an endpoint that is down.
+        reason = f"events after {hits.as_of} were not searched: a pmm-cached with this embedder adds their vectors"
+        return tuple(found), reason
     if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:
         return tuple(found), f"of the {len(hits)} nearest events, {len(found)} are messages"
     return tuple(found), None

@@ -44,7 +44,7 @@ _FIRST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id LIMIT 1"
 _HEAD = "SELECT max(id) FROM events"
 _NEWEST = f"{HASHED_ROW_SQL} ORDER BY id DESC LIMIT 1"
 _NEWEST_HASHED = f"{HASHED_ROW_SQL} WHERE hash IS NOT NULL ORDER BY id DESC LIMIT 1"
-_SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
+_SEQUENCE = "(SELECT seq FROM sqlite_sequence WHERE name = 'events' COLLATE NOCASE)"
 _NEWEST_AND_SEQUENCE = f"SELECT {', '.join(HashedRow._fields)}, {_SEQUENCE} FROM events ORDER BY id DESC LIMIT 1"
 _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
@@ -53,7 +53,8 @@ _COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
 _COLUMNS_PLAIN = "id, ts, kind, content, meta"
 _OTHER_SCHEMA = ("no such ", "table events has no column")
 # A constraint that has them would drop the new row, or remove old ones, and say nothing.
-_SILENT_CONFLICT = re.compile(rb"\bon\s+conflict\s+(ignore|replace)\b", re.IGNORECASE)
+_SPACE = rb"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
+_SILENT_CONFLICT = re.compile(rb"\bon%sconflict%s(ignore|replace)\b" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
 
 Durability = Literal["default", "full"]
@@ -94,7 +95,7 @@ class Appender:
             try:
                 return self._locked(lambda deadline_s: self._append(events, expected_head, deadline_s))
             except LedgerMoved:
-                continue
+                self.connection.close_if_switched()
         raise LedgerBusyError(
             f"{self.connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this append; nothing was "
             "written"
@@ -216,8 +217,10 @@ class Appender:
                     f"{self.connection.path}: other code ended the append's transaction; check the newest events "
                     "before appending them again"
                 )
-            # While this waited for the lock, the file may have been replaced.
+            # While this waited for the lock, the file may have been replaced, or switched to WAL mode.
             self._refuse_moved()
+            if self.connection.is_switched():
+                raise LedgerMoved
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
             crash_point("append.committed")

@@ -111,16 +111,21 @@ class Connection:
         """Inode of the `-shm` file as of the open; None outside WAL mode."""
         return file.shm_inode if (file := self._file) else None
 
-    def close_if_switched(self) -> None:
-        """Close where the ledger was switched to WAL mode since the open.
+    def is_switched(self) -> bool:
+        """Whether the ledger was switched to WAL mode since the open.
 
-        SQLite itself notices. We would neither refuse a replacement beside the `-wal` nor check the lock on the `-shm`.
+        SQLite itself notices. We would neither refuse a replacement beside the `-wal`, nor a file that is mounted
+        alone, nor check the lock on the `-shm`.
         """
         file = self._file
-        if self.is_open and file is not None and not file.is_wal:
-            wal_inode = inode_of(self.path + "-wal")
-            if wal_inode is not None and wal_inode != file.wal_inode:
-                self.close()
+        if not self.is_open or file is None or file.is_wal:
+            return False
+        return (wal_inode := inode_of(self.path + "-wal")) is not None and wal_inode != file.wal_inode
+
+    def close_if_switched(self) -> None:
+        """Close where `is_switched`: the next use opens the ledger anew, with all checks."""
+        if self.is_switched():
+            self.close()
 
     def follow_schema(self) -> bool:
         """Look at the schema again where it has changed. The caller holds `lock`.

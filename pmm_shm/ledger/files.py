@@ -6,6 +6,7 @@ Uses only `stat` and the system's table of locks; never opens the ledger's files
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -142,11 +143,26 @@ def why_wal_is_not_shared(path: str, shm_inode: int | None) -> str | None:
         suspects = pids_with_lock(status.st_ino, PENDING_BYTE) - pids_with_lock(shm_inode, WAL_DMS_BYTE) - {os.getpid()}
         pids = {pid for pid in suspects if holds_lock(shm_inode, WAL_DMS_BYTE, pid) is False}
         if not pids:
-            return None
-    return (
-        f"process {min(pids)} has it open by another name (a hard link), with another -wal, so neither sees the "
-        "other's commits; stop it, and use one name only"
+            break
+    if pids:
+        return (
+            f"process {min(pids)} has it open by another name (a hard link), with another -wal, so neither sees the "
+            "other's commits; stop it, and use one name only"
+        )
+    other = _name_with_wal(path, status.st_ino)
+    return other and (
+        f"{other} is the same file (a hard link), and its -wal holds commits, which are not seen here, and which would "
+        "destroy those made here; use that name only"
     )
+
+
+def _name_with_wal(path: str, inode: int) -> str | None:
+    """Another name of the file in the same folder, with commits that a killed process left in its `-wal`."""
+    with contextlib.suppress(OSError), os.scandir(os.path.dirname(path)) as entries:
+        for entry in entries:
+            if entry.inode() == inode and entry.path != path and has_wal(entry.path):
+                return entry.path
+    return None
 
 
 def old_users(path: str, shm_inode: int | None) -> set[int]:

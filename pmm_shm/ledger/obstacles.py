@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import sqlite3
 
-_TRIGGERS = (
-    "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = 'events' AND sql NOT NULL "
-    "ORDER BY name"
-)
+_ALL_TRIGGERS = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND sql NOT NULL"
+_TRIGGERS = f"{_ALL_TRIGGERS} AND lower(tbl_name) = 'events' ORDER BY name"
+# A trigger of `events` may write to their tables.
+_OTHERS_TRIGGERS = f"{_ALL_TRIGGERS} AND lower(tbl_name) <> 'events' ORDER BY name"
 _TRY = "EXPLAIN INSERT INTO events (ts, kind, content, meta) VALUES ('', '', '', '')"
 _NO_FUNCTION = re.compile(r"^(?:no such|unknown) function: (\w+)")
+_EVENTS = re.compile(r"\bevents\b", re.IGNORECASE)
 _PMM2_TABLE = "pmm_writer_lease"
 
 
@@ -62,13 +63,15 @@ def interference(handle: sqlite3.Connection, *, is_dropped: bool) -> str:
     """Who dropped or changed an event that was inserted, as far as the schema tells."""
     pattern = r"raise\s*\(\s*ignore|delete\s" if is_dropped else r"update\s|replace\s"
     triggers = _triggers(handle)
-    guilty = [name for name, sql in triggers.items() if re.search(pattern, sql, re.IGNORECASE)] or list(triggers)
+    others = {name: sql for name, sql in _triggers(handle, _OTHERS_TRIGGERS).items() if _EVENTS.search(sql)}
+    found = [name for name, sql in (triggers | others).items() if re.search(pattern, sql, re.IGNORECASE)]
+    guilty = found or list(triggers)
     who = _named(guilty) if guilty else "a constraint" if is_dropped else "the type of a column"
-    return f"{who} of the table `events` {'dropped' if is_dropped else 'changed'} an event"
+    return f"{who} {'dropped' if is_dropped else 'changed'} an event of the table `events`"
 
 
-def _triggers(handle: sqlite3.Connection) -> dict[str, str]:
-    return {str(name): str(sql) for name, sql in handle.execute(_TRIGGERS).fetchall()}
+def _triggers(handle: sqlite3.Connection, sql: str = _TRIGGERS) -> dict[str, str]:
+    return {str(name): str(text) for name, text in handle.execute(sql).fetchall()}
 
 
 def _named(triggers: list[str]) -> str:

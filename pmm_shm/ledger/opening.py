@@ -33,18 +33,16 @@ from pmm_shm.ledger.files import (
     why_wal_is_not_shared,
 )
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
-from pmm_shm.ledger.rows import REQUIRED_COLUMNS, not_integers
+from pmm_shm.ledger.rows import HASH_COLUMNS, REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
 _DEFINITION = (
     "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL"
 )
+_OUR_COLUMNS = frozenset(REQUIRED_COLUMNS + HASH_COLUMNS)
 _MAYBE_NO_ROWID = re.compile(rb"rowid|desc", re.IGNORECASE)
-_KINDS_OF_ID = (
-    "SELECT (SELECT typeof(id) FROM events ORDER BY id LIMIT 1), "
-    "(SELECT typeof(id) FROM events ORDER BY id DESC LIMIT 1)"
-)
+_KIND_OF_OTHER_ID = "SELECT typeof(id) FROM events WHERE typeof(id) <> 'integer' LIMIT 1"
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 
 
@@ -55,11 +53,13 @@ class Schema(NamedTuple):
         version: SQLite's number of the whole schema; a change of any table, index or trigger changes it.
         columns: by name, with their declared types; none in a database without tables.
         definition: the statements that made the table and its triggers, for comparison.
+        may_mix_ids: whether the ids could be something else than integers: the key is no rowid.
     """
 
     version: int
     columns: dict[str, str]
     definition: frozenset[bytes]
+    may_mix_ids: bool = False
 
 
 class LedgerFile(NamedTuple):
@@ -264,36 +264,42 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
         sqlite3.Error: it cannot be read.
     """
     rows = handle.execute("PRAGMA table_info(events)").fetchall()
-    columns = {row[1]: row[2] for row in rows}
-    # As bytes: a foreign program's names need not be UTF-8.
-    definition = frozenset(row[0] for row in handle.execute(_DEFINITION).fetchall())
+    columns = {_our_name(row[1]): row[2] for row in rows}
+    # As bytes: a foreign program's names need not be UTF-8. Without NULs, UTF-16 has the keywords as they are, too.
+    definition = frozenset(row[0].replace(b"\0", b"") for row in handle.execute(_DEFINITION).fetchall())
+    may_mix_ids = False
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
             raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
-        _check_ids(handle, path, [(row[1], row[2]) for row in rows if row[5]], definition)
+        may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    return Schema(version, columns, definition)
+    return Schema(version, columns, definition, may_mix_ids)
+
+
+def _our_name(column: str) -> str:
+    """The name that we use for a column: SQLite's are the same in every case."""
+    return name if (name := column.lower()) in _OUR_COLUMNS else column
 
 
 def _check_ids(
     handle: sqlite3.Connection, path: str, key: Sequence[tuple[str, str]], definition: Iterable[bytes]
-) -> None:
-    """Raise if an id is anything but a different integer for each row.
+) -> bool:
+    """Raise if an id is anything but a different integer for each row. Returns whether one could be.
 
-    A key that is no rowid keeps texts and NULLs, too; they sort behind and before all numbers. A rowid is declared as
-    INTEGER, and not DESC, in a table that is not WITHOUT ROWID.
+    A key that is no rowid keeps fractions, texts and NULLs, too. A rowid is declared as INTEGER, and not DESC, in a
+    table that is not WITHOUT ROWID.
     """
     if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
         raise not_integers(path, "is not its integer primary key")
     if key[0][1].upper() == "INTEGER" and not any(_MAYBE_NO_ROWID.search(sql) for sql in definition):
-        return
-    for kind in filter(None, handle.execute(_KINDS_OF_ID).fetchall()[0]):
-        if kind != "integer":
-            raise not_integers(path, f"holds a value of type {kind}, not an integer")
+        return False
+    for (kind,) in handle.execute(_KIND_OF_OTHER_ID).fetchall():
+        raise not_integers(path, f"holds a value of type {kind}, not an integer")
+    return True
 
 
 def _cannot_open(path: str, mode: Mode, reason: object) -> LedgerError:

@@ -190,7 +190,8 @@ def _make(source: Connection, before: tuple[int, ...], ledger: str) -> None:
         if bytes_of(ledger + suffix):
             raise LedgerReplacedError(
                 f"{ledger}: not there, but its {suffix} is: making a ledger would destroy what that holds. "
-                f"Stop all users of the ledger, move {ledger}{suffix} away, then restore again"
+                "Put the ledger back beside it; if it is gone, stop all its users, move "
+                f"{ledger}{suffix} away, then restore again"
             )
     with _staged(source, ledger) as (handle, path):
         _refuse_changed(source, before)

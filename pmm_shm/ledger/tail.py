@@ -172,7 +172,12 @@ class TailReader:
         return min(first_id + limits.TAIL_SPAN_IDS, end_id)
 
     def _checked(self, tail: Tail) -> Tail:
-        """The tail; raises where it ends with an id that is no integer, which sorts behind all that are."""
+        """The tail; raises where an id is no integer."""
+        if self._connection.schema.may_mix_ids:
+            for row in tail.rows:
+                if type(row[0]) is not int:
+                    raise self._not_integers(row[0])
+        # Of an event that is not needed, only the id of the last is read.
         if type(tail.position.event_id) is not int and tail.position.event_id is not None:
             raise self._not_integers(tail.position.event_id)
         return tail

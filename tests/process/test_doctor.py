@@ -171,6 +171,13 @@ print(json.dumps(opened))
 # The ledger.
 
 
+def test_a_named_pipe_in_the_place_of_the_ledger(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.db")
+    done = run_python("from pmm_shm_cli.main import main; main()", "doctor", str(folder / "pipe.db"))
+    assert done.returncode == 1
+    assert "not a regular file" in done.stdout
+
+
 def test_a_busy_ledger_within_the_deadline(folder: Path) -> None:
     made = ledgers.build(folder / "l.db", 5, journal="delete")
     holder = ledgers.connect(made)

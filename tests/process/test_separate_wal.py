@@ -17,6 +17,7 @@ import pytest
 from pmm_shm.errors import LedgerUnreadableError
 from pmm_shm.instance import file_systems
 from pmm_shm_client import EventLog, connect
+from tests.support import doctor, ledgers
 from tests.support.daemons import environment
 from tests.support.mounts import in_mount_namespace
 
@@ -140,6 +141,36 @@ def test_a_rollback_journal_works_there_and_doctor_warns(folders: tuple[Path, Pa
         assert [event["content"] for event in log.read_all()] == ["from the container"]
 
 
+SWITCH = """
+import json, sqlite3, subprocess, sys
+from pathlib import Path
+from pmm_shm_client import EventLog
+source, target = sys.argv[1:]
+Path(target).touch()
+subprocess.run(["mount", "--bind", source, target], check=True)
+log = EventLog(target, create=False)
+log.append("user", "with a rollback journal")
+handle = sqlite3.connect(source, isolation_level=None)
+handle.execute("PRAGMA journal_mode = WAL")
+try:
+    said = repr(log.append("user", "at once"))
+except Exception as error:
+    said = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+
+
+def test_a_ledger_that_is_switched_to_wal_mode_takes_no_append_there(folders: tuple[Path, Path]) -> None:
+    """SQLite follows the switch by itself: it would make a `-wal` of its own beside the mounted file."""
+    host, container = folders
+    EventLog(host / "a.db").close()
+    ledgers.execute(host / "a.db", "PRAGMA journal_mode = DELETE")
+    said = in_mount_namespace(SWITCH, str(host / "a.db"), str(container / "a.db"))
+    assert str(said).startswith(f"LedgerUnwritableError: {container / 'a.db'}: {WHY}")
+    with EventLog(host / "a.db", create=False) as log:
+        assert [event["content"] for event in log.read_all()] == ["with a rollback journal"]
+
+
 def test_the_daemon_does_not_start_on_a_single_file(folders: tuple[Path, Path]) -> None:
     host, container = folders
     with EventLog(host / "a.db") as log:
@@ -188,6 +219,7 @@ def test_a_ledger_that_is_open_by_another_name_is_refused(tmp_path: Path) -> Non
             EventLog(one, create=False)
         with pytest.raises(LedgerUnreadableError, match=expected):
             connect(one)
+        assert "-samefile" in doctor.worst(doctor.examined(one), "rows").command
         # By the name that is in use, everything works.
         with connect(two) as cache:
             assert cache.metrics().as_of == 3
@@ -195,6 +227,30 @@ def test_a_ledger_that_is_open_by_another_name_is_refused(tmp_path: Path) -> Non
         holder.communicate("", timeout=20)
     with connect(one) as cache:
         assert cache.metrics().as_of == 3
+
+
+LEAVE = """
+import os, sys
+from pmm_shm_client import EventLog
+EventLog(sys.argv[1], create=False).append("user", "only in the -wal")
+os._exit(0)
+"""
+
+
+def test_a_wal_that_a_killed_process_left_by_another_name(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    EventLog(one).close()
+    os.link(one, two)
+    subprocess.run([sys.executable, "-c", LEAVE, str(one)], env=environment(), check=True)
+    for use in (lambda: EventLog(two, create=False), lambda: connect(two)):
+        with pytest.raises(LedgerUnreadableError, match=f"{one} is the same file.*use that name only"):
+            use()
+    with EventLog(one, create=False) as log:
+        assert [event["content"] for event in log.read_all()] == ["only in the -wal"]
+        assert log.append("user", "by the same name") == 2
+    # Closed after an append, its commits are in the file itself.
+    with EventLog(two, create=False) as log:
+        assert log.append("user", "by the other name") == 3
 
 
 def test_the_table_of_mounts_tells_where_the_kernel_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

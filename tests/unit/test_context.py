@@ -600,7 +600,8 @@ def test_the_search_grows_until_there_are_enough(frames: Callable[[int], Any]) -
 
 def test_an_incomplete_search_is_told(frames: Callable[[int], Any]) -> None:
     found, problem = recalled(frames(10), Log(["user"] * 5, is_complete=False, as_of=7), 2)
-    assert (found, problem) == ([1, 2], "events after 7 were not searched; start pmm-cached with an embedder")
+    assert found == [1, 2]
+    assert problem == "events after 7 were not searched: a pmm-cached with this embedder adds their vectors"
     # What is missing is behind the frame.
     assert recalled(frames(11), Log(["user"] * 5, is_complete=False, as_of=11), 2)[1] is None
 

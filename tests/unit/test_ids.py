@@ -30,6 +30,12 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "a key of two columns": (f"CREATE TABLE events (id INTEGER, {OTHERS}, PRIMARY KEY (id, ts))", [1, 2]),
     "texts in a key of integers": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, "a", 2]),
     "NULL in a key of integers": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, None, 2]),
+    "a fraction among others": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2.5, 3]),
+    "a fraction without rowids": (f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID", [1, 2.5, 3]),
+    "texts without rowids, in UTF-16": (
+        f"PRAGMA encoding = 'UTF-16'; CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID",
+        [1, "a"],
+    ),
     "fractions": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2.5]),
     "texts without rowids": (f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID", [1, "a"]),
     "blobs": (f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [b"\x01", b"\x02"]),
@@ -39,6 +45,7 @@ ACCEPTED = {
     "rowids": f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS})",
     "a key that is no rowid": f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})",
     "no rowids": f"CREATE TABLE events (id INTEGER PRIMARY KEY, {OTHERS}) WITHOUT ROWID",
+    "names in capitals": "CREATE TABLE EVENTS (ID INTEGER PRIMARY KEY, TS TEXT, KIND TEXT, CONTENT TEXT, META TEXT)",
     "descending": f"CREATE TABLE events (id INTEGER PRIMARY KEY DESC, {OTHERS})",
 }
 USES: dict[str, Callable[[str, Path], object]] = {
@@ -88,6 +95,17 @@ def test_an_id_that_comes_later_is_refused_then(tmp_path: Path, bad: str) -> Non
         ledgers.execute(path, f"INSERT INTO events VALUES ({bad}, 't', 'user', 'm', '{{}}')")
         for use in (cache.metrics, cache.frame, cache.verify, lambda: log.append("user", "more")):
             with pytest.raises(NotALedgerError, match="column `id`"):
+                use()
+
+
+def test_a_fraction_that_comes_between_later_integers(tmp_path: Path) -> None:
+    path = make(tmp_path / "l.db", f"CREATE TABLE events (id INT PRIMARY KEY, {OTHERS})", [1, 2, 3])
+    with connect(path) as cache:
+        assert cache.metrics().as_of == 3
+        for event_id in (3.5, 4):
+            ledgers.execute(path, "INSERT INTO events VALUES (?, 't', 'user', 'm', '{}')", event_id)
+        for use in (cache.metrics, cache.frame, cache.verify):
+            with pytest.raises(NotALedgerError, match=r"column `id`.*3\.5"):
                 use()
 
 

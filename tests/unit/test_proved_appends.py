@@ -27,6 +27,10 @@ REDACTS_THE_ONE_BEFORE = (
     "CREATE TRIGGER redact AFTER INSERT ON events WHEN new.content = 'again' "
     "BEGIN UPDATE events SET content = '' WHERE id = new.id - 1; END"
 )
+REWRITES_FROM_ANOTHER_TABLE = (
+    "CREATE TRIGGER shout AFTER INSERT ON seen BEGIN UPDATE Events SET content = upper(content) "
+    "WHERE content = 'again' AND id = (SELECT max(id) FROM events); END"
+)
 REMOVES = (
     "CREATE TRIGGER drops AFTER INSERT ON events WHEN new.content = 'again' "
     "BEGIN DELETE FROM events WHERE id = new.id; END"
@@ -59,6 +63,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventLog]:
         (IGNORES, "dedupe"),
         (COUNTS_AND_IGNORES, "dedupe"),
         (REWRITES, "shout"),
+        (REWRITES_FROM_ANOTHER_TABLE, "shout"),
         (REMOVES, "drops"),
         (ABORTS, "frozen"),
         (FAILS_ELSEWHERE, "tags"),
@@ -90,14 +95,17 @@ def test_a_trigger_that_changes_the_event_before_is_named(tmp_path: Path) -> Non
         assert [event["content"] for event in log.read_all()] == ["first"]
 
 
-@pytest.mark.parametrize("clause", ["IGNORE", "REPLACE"])
-def test_a_constraint_that_resolves_conflicts_silently_does_not(tmp_path: Path, clause: str) -> None:
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+@pytest.mark.parametrize("clause", ["CONFLICT IGNORE", "CONFLICT REPLACE", "/* or\n */ CONFLICT -- or\n replace"])
+def test_a_constraint_that_resolves_conflicts_silently_does_not(tmp_path: Path, clause: str, encoding: str) -> None:
     path = str(tmp_path / "l.db")
-    ledgers.execute(
-        path,
+    connection = ledgers.connect(path)
+    connection.execute(f"PRAGMA encoding = '{encoding}'")
+    connection.execute(
         "CREATE TABLE events (id INTEGER PRIMARY KEY, ts TEXT, kind TEXT, content TEXT, meta TEXT, prev_hash TEXT, "
-        f"hash TEXT, UNIQUE (kind, content) ON CONFLICT {clause})",
+        f"hash TEXT, UNIQUE (kind, content) ON {clause})"
     )
+    connection.close()
     with EventLog(path) as log:
         assert log.append("user", "hello") == 1
         with pytest.raises(errors.LedgerUnwritableError, match=r"UNIQUE constraint failed: events\.kind"):
@@ -105,6 +113,22 @@ def test_a_constraint_that_resolves_conflicts_silently_does_not(tmp_path: Path, 
         assert log.append("user", "else") == 2
         assert [event["content"] for event in log.read_all()] == ["hello", "else"]
         assert log.verify_chain().ok
+
+
+def test_hashes_in_capitals_are_hashes(tmp_path: Path) -> None:
+    path = str(tmp_path / "l.db")
+    ledgers.execute(
+        path,
+        "CREATE TABLE Events (Id INTEGER PRIMARY KEY AUTOINCREMENT, Ts TEXT, Kind TEXT, Content TEXT, Meta TEXT, "
+        "Prev_Hash TEXT, HASH TEXT)",
+    )
+    with EventLog(path) as log:
+        assert log.append_many([("user", "first", None), ("user", "second", None)]) == [1, 2]
+        ledgers.execute(path, "DELETE FROM events WHERE id = 2")
+        # An id that was used is not used again.
+        assert log.append("user", "third") == 3
+        report = log.verify_chain()
+        assert (report.rows_checked, report.rows_without_hash) == (2, 0)
 
 
 @pytest.mark.parametrize("declared", ["STRING", "INTEGER", "JSON"])

@@ -68,7 +68,7 @@ def test_no_ledger_is_made_beside_what_is_left_of_another(place: tuple[str, str]
     os.unlink(ledger)
     left = Path(ledger + suffix)
     left.write_bytes(b"events that are nowhere else")
-    with pytest.raises(errors.LedgerReplacedError, match=f"move {ledger}{suffix} away, then restore again"):
+    with pytest.raises(errors.LedgerReplacedError, match=f"Put the ledger back.*move {ledger}{suffix} away, then"):
         restore(backup, ledger)
     assert os.listdir(os.path.dirname(ledger)) == [left.name]
     left.rename(f"{backup}.saved")

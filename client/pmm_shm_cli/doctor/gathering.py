@@ -207,7 +207,8 @@ def _read(path: str, timeout_s: float) -> RowFacts | None:
 
 
 def _mode_for(path: str) -> Mode | None:
-    if not os.path.exists(path) or any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
+    # SQLite would wait for a writer of a named pipe.
+    if not os.path.isfile(path) or any(os.path.exists(path + suffix) for suffix in ("-shm", "-journal")):
         return "ro"
     if has_wal(path):
         return None

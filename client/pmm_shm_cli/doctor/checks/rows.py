@@ -57,6 +57,8 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
             key = "leave-network"
         elif ledger.is_mounted_alone and isinstance(problem, LedgerUnreadableError):
             key = "mount-folder"
+        elif "a hard link" in str(problem):
+            key = "one-name"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
