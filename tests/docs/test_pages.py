@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
 SHOWN_ONLY = ("pmm-shm top agent.db", "pmm-cached agent.db --metrics-port 9464")
 """The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
 
+NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
+"""What pages use beside the product."""
+
 
 @pytest.fixture
 def workplace() -> Iterator[Workplace]:
@@ -45,7 +49,12 @@ def run_page(text: str, place: Workplace) -> None:
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplace) -> None:
-    run_page(page.read_text(encoding="utf-8"), workplace)
+    text = page.read_text(encoding="utf-8")
+    for module in NEEDED.get(page.stem, ()):
+        pytest.importorskip(module)
+    if any("curl " in body for body in pages.blocks(text, "sh")) and shutil.which("curl") is None:
+        pytest.skip("no curl")
+    run_page(text, workplace)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,8 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
         "```python\nprint(1)\n```\n\n```text\n2\n```\n",
         "```python first\na = 1\n```\n\n```python second\nprint(a)\n```\n",
         "```console\n$ printf 'you › '; read -r line; printf \"no $line\\n\"\nyou › one\nyes one\n```\n",  # noqa: RUF001
+        "```python notebook\n1 / 0\n```\n",
+        "```python notebook\n1 + 1\n```\n\n```text\n3\n```\n",
         "```ruby\nputs 1\n```\n",
         "```text\nan output of nothing\n```\n",
     ],
@@ -72,6 +83,7 @@ def test_a_page_that_is_right_passes(workplace: Workplace) -> None:
     text = (
         "```sh\nexport NAME=Ana\n```\n\n```sh\necho $NAME and more\n```\n\n```text\nAna and ...\n```\n\n"
         "```python\na = 1\n```\n\n```python\nprint(a + 1)\n```\n\n```text\n2\n```\n\n"
+        "```python notebook\na = 2\n```\n\n```python notebook\nprint(a)\na + 1\n```\n\n```text\n2\n3\n```\n\n"
         "```console\n$ printf 'you › '; read -r line; printf \"yes $line\\n\"\nyou › one\nyes one\n```\n"  # noqa: RUF001
     )
     run_page(text, workplace)

@@ -4,6 +4,7 @@ The blocks run in order, in one empty directory. The words after the opening fen
 
     ```sh                lines for bash, one shell per page; a failing command fails the page
     ```python            code for a Python process; `python first` and `python second` are two processes
+    ```python notebook   a cell of a Jupyter notebook; one kernel per page
     ```python fold.py    the content of a file: any language, with a name that contains a dot
     ```console           a session on a terminal: `$ command`, its output, and the input after its prompt;
                          blocks of the same name continue one session
@@ -22,10 +23,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pexpect
+import pytest
 
 from tests.support import daemons, ledgers
 
@@ -98,27 +101,80 @@ def is_as_shown(shown: str, printed: str) -> bool:
     return re.fullmatch(".*?".join(map(re.escape, re.split(r" ?\.\.\. ?", wanted))), found, re.DOTALL) is not None
 
 
-def install_folds(site: Path, pyproject: str) -> None:
+def install_entry_points(site: Path, pyproject: str, name: str) -> None:
     """Register the entry points of a `pyproject.toml`, as `pip install` would."""
-    found = re.search(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:\w+ = "[\w.]+:\w+"\n)+)', pyproject, re.MULTILINE)
+    group = r'^\[project\.entry-points\."?([\w.]+)"?\]\n((?:\w+ = "[\w.:]+"\n)+)'
+    found = re.search(group, pyproject, re.MULTILINE)
     assert found is not None
-    info = site / "page_fold-1.0.dist-info"
+    info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page-fold\nVersion: 1.0\n", encoding="utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(f"[{found[1]}]\n{found[2]}".replace('"', ""), encoding="utf-8")
 
 
+_COMMANDS = {
+    "gunicorn": "gunicorn.app.wsgiapp:run",
+    "pmm-cached": "pmm_cached.main:main",
+    "pmm-shm": "pmm_shm_cli.main:main",
+    "pytest": "pytest:main",
+    "uvicorn": "uvicorn:main",
+}
+
+
 def commands_on_path(folder: Path) -> None:
-    """`pmm-shm`, `pmm-cached` and `python`, as an installation would put them onto PATH."""
+    """`python`, our programs and those of the test extra, as an installation would put them onto PATH."""
     folder.mkdir()
-    for name, module in (("pmm-shm", "pmm_shm_cli.main"), ("pmm-cached", "pmm_cached.main")):
+    for name, entry in _COMMANDS.items():
+        module, function = entry.split(":")
         script = folder / name
-        script.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n", encoding="utf-8")
+        # The condition, as pip writes it: multiprocessing imports the script again.
+        begin = f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
+        script.write_text(f"{begin}if __name__ == '__main__':\n    sys.exit({function}())\n", encoding="utf-8")
         script.chmod(0o755)
     # Not a link: Python finds its virtual environment by the path of the executable.
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
+
+
+class Kernel:
+    """A Jupyter kernel, as a notebook has it."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        pytest.importorskip("ipykernel")
+        from jupyter_client.manager import KernelManager
+
+        # The files of its connection are beside the page's directory; sockets there, no ports.
+        place = directory.parent / "kernel"
+        self._manager = KernelManager(
+            kernel_name="python3", transport="ipc", ip=str(place), connection_file=f"{place}.json"
+        )
+        # Its own folders: nobody's settings, and nothing left in a home directory.
+        folders = {f"JUPYTER_{name}_DIR": str(directory.parent) for name in ("CONFIG", "RUNTIME")}
+        folders["IPYTHONDIR"] = str(directory.parent / "ipython")
+        self._manager.start_kernel(cwd=str(directory), env={**environment, **folders})
+        self._client = self._manager.blocking_client()
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=daemons.DEADLINE_S)
+
+    def run(self, code: str) -> tuple[str, str | None]:
+        """What a cell shows, without pictures, and its traceback if it fails."""
+        shown: list[str] = []
+
+        def show(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                shown.append(content["text"])
+            elif message["msg_type"] in ("execute_result", "display_data"):
+                shown.append(content["data"]["text/plain"] + "\n")
+
+        reply = self._client.execute_interactive(code, output_hook=show, timeout=daemons.DEADLINE_S, allow_stdin=False)
+        content = reply["content"]
+        return "".join(shown), None if content["status"] == "ok" else "\n".join(content["traceback"])
+
+    def close(self) -> None:
+        self._client.stop_channels()
+        self._manager.shutdown_kernel(now=True)
 
 
 class Workplace:
@@ -133,9 +189,13 @@ class Workplace:
         folder.chmod(0o755)
         self.directory = folder / "work"
         self.directory.mkdir()
+        (folder / "run").mkdir(mode=0o700)
         self._site = folder / "site"
         self._site.mkdir()
         self._scratch = folder
+        if not metadata.entry_points(group="pytest11", name="pmm_shm"):  # Installed before it had the plugin.
+            pyproject = (ledgers.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+            install_entry_points(self._site, pyproject, "pmm_shm_plugin")
         commands_on_path(folder / "bin")
         variables = {name: None for name in os.environ if name.startswith(_VARIABLES)}
         self._environment = daemons.environment(
@@ -143,12 +203,14 @@ class Workplace:
             PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             COLUMNS="100",
             LC_ALL="C.UTF-8",
+            XDG_RUNTIME_DIR=str(folder / "run"),  # Where gunicorn, too, puts sockets.
         )
         path = self._environment["PYTHONPATH"]
         self._environment["PYTHONPATH"] = os.pathsep.join([str(self._site), path])
         self._shell: subprocess.Popen[str] | None = None
         self._pythons: dict[str, subprocess.Popen[str]] = {}
         self._terminals: dict[str, pexpect.spawn[str]] = {}
+        self._kernel: Kernel | None = None
 
     def run(self, block: Block) -> None:
         """Run one block and compare its output."""
@@ -157,6 +219,8 @@ class Workplace:
             self._write(block)
         elif block.language == "sh":
             self._compare(block, self._in_shell(block.body, where))
+        elif (block.language, block.name) == ("python", "notebook"):
+            self._compare(block, self._in_kernel(block.body, where))
         elif block.language == "python":
             self._compare(block, self._in_python(block.name, block.body, where))
         elif block.language == "console":
@@ -168,12 +232,13 @@ class Workplace:
         """End the shell, the Pythons, the terminals, and the daemons that they started."""
         for terminal in self._terminals.values():
             terminal.close(force=True)
+        if self._kernel is not None:
+            self._kernel.close()
         for process in (self._shell, *self._pythons.values()):
             if process is not None:
                 process.kill()
                 process.communicate()
-        for pid in _at_work_in(self.directory):
-            daemons.end(pid)
+        end_all_in(self.directory)
         self._temporary.cleanup()
 
     def _compare(self, block: Block, printed: str) -> None:
@@ -183,7 +248,7 @@ class Workplace:
     def _write(self, block: Block) -> None:
         (self.directory / block.name).write_text(block.body, encoding="utf-8")
         if block.name == "pyproject.toml":
-            install_folds(self._site, block.body)
+            install_entry_points(self._site, block.body, "page_fold")
             for module in self.directory.glob("*.py"):
                 (self._site / module.name).write_text(module.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -209,6 +274,13 @@ class Workplace:
         printed, failure = json.loads(answer)
         assert failure is None, f"{where}:\n{failure}"
         return str(printed)
+
+    def _in_kernel(self, code: str, where: str) -> str:
+        if self._kernel is None:
+            self._kernel = Kernel(self.directory, self._environment)
+        printed, failure = self._kernel.run(code)
+        assert failure is None, f"{where}:\n{failure}"
+        return printed
 
     def _start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -261,6 +333,12 @@ def _until_prompt(terminal: pexpect.spawn[str]) -> str:
     """The output up to the next prompt, or the end."""
     terminal.expect_exact([PROMPT, pexpect.EOF])
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.before or "").replace("\r", "")
+
+
+def end_all_in(directory: Path) -> None:
+    """End every process that runs in `directory`, or names it in its arguments."""
+    for pid in _at_work_in(directory):
+        daemons.end(pid)
 
 
 def _at_work_in(directory: Path) -> Iterator[int]:
