@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -40,6 +41,9 @@ profiles.register()
 # handler, they do not inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda number, frame: None)
+
+# pytest-xdist sets it, and tables would be as narrow as the terminal that the tests run in.
+os.environ.pop("COLUMNS", None)
 
 _VARIABLES = (
     "PMM_USE_PROJECTION_CACHE",

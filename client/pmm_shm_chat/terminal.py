@@ -101,7 +101,8 @@ class _Conversation:
             raise KeyboardInterrupt
         if turn.context.recall_problem not in (None, self._recall_problem):
             # Once, not after every answer.
-            screen.note(f"nothing recalled: {turn.context.recall_problem}")
+            what = "not all is recalled" if turn.context.recalled else "nothing recalled"
+            screen.note(f"{what}: {turn.context.recall_problem}")
         self._recall_problem = turn.context.recall_problem
 
     def _welcome(self) -> None:

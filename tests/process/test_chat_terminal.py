@@ -16,6 +16,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from pmm_shm import limits
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_chat.slash import COMMANDS
 from pmm_shm_client.cache import Cache
@@ -123,7 +124,7 @@ def test_every_command(talk: Talk) -> None:
             assert word in shown, (name, shown)
     for name in COMMANDS:
         assert f"/{name}" in say(child, "/help")
-    assert "start pmm-cached" in say(child, "/recall tomatoes")
+    assert "Please water the tomatoes" in say(child, "/recall tomatoes")
     assert "/recall: usage: /recall TEXT" in say(child, "/recall")
     assert "/metrics: usage: /metrics" in say(child, "/metrics x")
     unknown = say(child, "/nope")
@@ -144,10 +145,13 @@ def test_recall_beside_a_daemon(talk: Talk, ledger: str, start_daemon: StartDaem
     assert "events folded" in say(child, "/stats")
 
 
-def test_what_cannot_be_recalled_is_said_once(talk: Talk) -> None:
+def test_what_cannot_be_recalled_is_said_once(talk: Talk, ledger: str) -> None:
+    """Without a daemon a search embeds the newest events alone."""
+    with EventLog(ledger) as log:
+        log.append_many([("user", f"message {number}") for number in range(limits.SEARCH_EVENTS_MAX + 10)])
     child = talk()
-    assert "nothing recalled: " in say(child, "one")
-    assert "nothing recalled: " not in say(child, "two")
+    assert "not all is recalled: " in say(child, "one")
+    assert "recalled: " not in say(child, "two")
 
 
 def test_history(talk: Talk, ledger: str) -> None:

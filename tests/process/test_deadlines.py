@@ -192,12 +192,12 @@ def test_a_busy_ledger_names_its_holder(tmp_path: Path, journal: str) -> None:
             with pytest.raises(LedgerBusyError, match=rf"held by {named}; nothing was written$"):
                 log.append("user", "x")
             backup(ledger, tmp_path / "copy.db")
-            with pytest.raises(LedgerBusyError, match=rf"{named} holds it$"):
+            with pytest.raises(LedgerBusyError, match=rf"held by {named}(; nothing was written)?$"):
                 restore(tmp_path / "copy.db", ledger, timeout=0.1)
         own = sqlite3.connect(ledger, isolation_level=None)
         rows = own.execute("SELECT id FROM events")
         rows.fetchone()
-        with pytest.raises(LedgerBusyError, match=r"another connection of this process holds it$"):
+        with pytest.raises(LedgerBusyError, match=r"held by another connection of this process$"):
             restore(tmp_path / "copy.db", ledger, timeout=0.1)
         rows.close()
         own.close()

@@ -82,4 +82,4 @@ def test_workers_that_decide_at_once_close_each_commitment_once(path: str, tmp_p
     counts = [json.loads(Path(answer).read_text(encoding="utf-8")) for answer in answers]
     assert sum(count for count, _ in counts) == COMMITMENTS
     # They did meet: otherwise this proves nothing.
-    assert sum(decided for _, decided in counts) > COMMITMENTS + WORKERS
+    assert sum(decided for _, decided in counts) >= COMMITMENTS + WORKERS

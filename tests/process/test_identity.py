@@ -188,8 +188,8 @@ with connect(mounted + "/a.db") as cache:
 """
 
 
-def test_one_volume_under_two_paths_has_one_daemon(original: Path, tmp_path: Path) -> None:
-    found = in_mount_namespace(ANOTHER_PATH, str(original.parent), str(tmp_path / "mounted"))
+def test_one_volume_under_two_paths_has_one_daemon(original: Path, folder: Path) -> None:
+    found = in_mount_namespace(ANOTHER_PATH, str(original.parent), str(folder / "mounted"))
     assert found == {"said": [True, True], "pid": _numbers(original)["pid"], "verified": True}
 
 

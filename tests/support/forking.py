@@ -18,7 +18,9 @@ from unittest import mock
 from tests.support.ledgers import checkout_path
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["pmm_cached.main", "pmm_shm.ledger.eventlog", "pmm_shm_cli.main"])
+server.set_forkserver_preload(
+    ["pmm_cached.main", "pmm_cached.event_tables", "pmm_shm.ledger.eventlog", "pmm_shm_cli.main"]
+)
 _PR_SET_PDEATHSIG = 1
 
 

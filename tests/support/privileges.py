@@ -15,7 +15,7 @@ from tests.support import daemons
 AS_NOBODY = """
 import os, pwd, sys
 import encodings.ascii, encodings.idna, encodings.unicode_escape
-import pmm_cached.main
+import pmm_cached.main, pmm_cached.event_tables
 from pmm_shm_client import EventLog, connect
 from pmm_shm.errors import PmmShmError
 # The interpreter may lie where only root can read, so all is imported before the privileges go.
