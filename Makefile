@@ -11,7 +11,7 @@ TOOLS_STAMP := $(VENV)/.installed-tools
 DEMO_VENV := $(if $(wildcard $(STAMP)),$(VENV),.venv-demo)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Workers of the tests: many of them wait for a process or a time limit rather than compute.
-JOBS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
+JOBS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 # Some tests only: make test TESTS=tests/process/test_cli.py.
 TESTS ?=
 # Kill loops repeat those of an earlier run with its seed: make chaos SEED=1234.

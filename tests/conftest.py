@@ -55,6 +55,14 @@ _VARIABLES = (
 )
 
 
+# What their tests share takes long to make. A worker takes the last tests of another, so these begin and stay together.
+_FIRST = ("test_packaging.py", "test_systemd.py", "test_shell.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have settings of their own."""

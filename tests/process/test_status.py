@@ -220,6 +220,8 @@ def terminal(ledger: str) -> Iterator[Callable[..., pexpect.spawn[str]]]:
             [*TOP, ledger, "--interval", "0.2"],
             env=daemons.environment(**own),
             encoding="utf-8",
+            # A signal may end the program within a character.
+            codec_errors="replace",
             dimensions=(rows, columns),
             timeout=20,
         )
