@@ -96,6 +96,7 @@ def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
     server = Server(request.param, folder)
     try:
         until(server.is_up, "the server and its workers")
+        until(lambda: os.path.exists(server.ledger), "a worker has made the ledger")
         with ForkedDaemon(server.ledger) if request.param == "flask" else contextlib.nullcontext():
             yield server
         server.process.send_signal(signal.SIGTERM)
