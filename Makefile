@@ -55,7 +55,7 @@ INSTALLED = \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all lint format docs bench bench-search bench-chat chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-chat chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -67,8 +67,11 @@ demo: $(DEMO_VENV)/.installed ## See it work: a ledger, a daemon, exact reads.
 test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
 
-test: $(STAMP) ## Run all tests except the slow ones: minutes.
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+test: $(STAMP) ## Run the tests of units and processes: minutes.
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(or $(TESTS),tests/unit tests/process tests/test_*.py)
+
+test-docs: $(STAMP) ## Run pages, packages and containers as users would.
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/docs
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.
 	@TESTS="$(TESTS)" tools/test-all
