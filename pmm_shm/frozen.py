@@ -85,6 +85,12 @@ def plain(value: Any) -> Any:
     return value
 
 
+def plain_dict(value: Any) -> dict[str, Any]:
+    """`plain` of a result with fields: a new dict by field names."""
+    fields: dict[str, Any] = plain(value)
+    return fields
+
+
 def json_text(value: Any) -> str:
     """A plain value as JSON in ASCII. A number that JSON does not know (NaN, infinity) becomes null."""
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
-from pmm_shm.frozen import FrozenDict, json_text, plain, result
+from pmm_shm.frozen import FrozenDict, json_text, plain, plain_dict, result
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.vectors.embedder import checked_text
 from pmm_shm_client.thinking import without_thinking
@@ -68,7 +68,7 @@ class Reflection(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -87,7 +87,7 @@ class Recalled(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""

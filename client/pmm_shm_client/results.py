@@ -9,7 +9,7 @@ from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import Cid, ExpiredCommitment, OpenCommitment, SelfModel
 from pmm_shm.folds.stage import StageSnapshot
-from pmm_shm.frozen import json_text, plain, result, thawed
+from pmm_shm.frozen import json_text, plain, plain_dict, result, thawed
 
 
 @result
@@ -22,7 +22,7 @@ class Identity(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -39,7 +39,7 @@ class Commitments(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -56,7 +56,7 @@ class Metrics(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -73,7 +73,7 @@ class Stage(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -91,7 +91,7 @@ class Recent(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -117,7 +117,7 @@ class History(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, LedgerBusyError, SnapshotUnavailableError
-from pmm_shm.frozen import json_text, plain, result
+from pmm_shm.frozen import json_text, plain, plain_dict, result
 from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.eventlog import EventDict
 from pmm_shm.ledger.freshness import Mark
@@ -52,7 +52,7 @@ class Hit(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -69,7 +69,7 @@ class Recollection(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return plain(self)  # type: ignore[no-any-return]
+        return plain_dict(self)
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
