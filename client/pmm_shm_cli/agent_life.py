@@ -1,9 +1,8 @@
 """The life of one agent, as events: conversations with one person, a heartbeat between them, commitments, scores.
 
-An agent that does much has scores that only grow, and are cut at 1.0 (`pmm_shm.folds.metrics`). This one does as
-much as brings its scores to where it should be: from 0 it grows up within about a week, and then moves between the
-stages S2 and S4 in waves of a month. What its heartbeat reports as telemetry are the scores of that moment, so that
-its stage fits them.
+The scores of a busy agent only grow, and are cut at 1.0 (`pmm_shm.folds.metrics`). This agent chooses what it does by
+its scores: they rise from 0 within about a week, and then move between the stages S2 and S4 in waves of a month. Its
+heartbeat reports the scores of the moment as telemetry, so its stage fits them.
 """
 
 from __future__ import annotations
@@ -201,7 +200,7 @@ class AgentLife:
 
     def _conversation(self) -> Iterator[TimedEvent]:
         for exchange in range(2 + int(self._random() * 7)):
-            # What a conversation is about changes within it, and not with each sentence.
+            # The subject changes within a conversation, but not with each sentence.
             if exchange == 0 or self._random() < 0.25:
                 self._work, self._friend = self._pick(_WORK), self._pick(_FRIENDS)
             wait = self._soon(120) if exchange else int(self._random() * _TICK_US / 3)

@@ -37,7 +37,7 @@ def file_system(facts: SystemFacts) -> Iterator[Verdict]:
 def is_plain(facts: SystemFacts) -> bool:
     """Whether the shared state is on a file system that has neither sockets nor permissions.
 
-    Where a daemon answers it has: NTFS may be mounted with both.
+    If a daemon answers, the file system has both: NTFS can be mounted with them.
     """
     return facts.state.disk.plain is not None and facts.state.daemon is None
 
