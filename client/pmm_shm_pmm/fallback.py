@@ -1,7 +1,7 @@
 """What a replacement cannot answer exactly, the original function answers; each time is counted by its reason.
 
-Invariant: an error of ours never reaches PMM. What leaves a replacement is its answer, an error that the contract names,
-or an error of PMM's own code that it called.
+Invariant: an error of ours never reaches PMM. What leaves a replacement is its answer, an error that the contract
+names, or an error of PMM's own code that it called.
 """
 
 from __future__ import annotations
