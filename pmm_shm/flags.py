@@ -23,6 +23,7 @@ NAMES = frozenset(
         "PMM_SHM_ELECT_AUTONOMY",
         "PMM_SHM_PATCHES",
         "PMM_SHM_REPORT",
+        "PMM_SHM_RUN",
         "PMM_SHM_SOURCES",
         "PMM_USE_EMBEDDING_CACHE",
         "PMM_USE_METRICS_CACHE",
@@ -158,3 +159,9 @@ def run_sources() -> str | None:
     "module:name": for a copy of PMM with changes that you have checked.
     """
     return os.environ.get("PMM_SHM_SOURCES", "").strip() or None
+
+
+def run_pid() -> int | None:
+    """`PMM_SHM_RUN`: the process that `pmm-shm run` has become, which it sets: only this one says what is active."""
+    value = os.environ.get("PMM_SHM_RUN", "")
+    return int(value) if value.isdecimal() else None
