@@ -157,7 +157,7 @@ def command_line(target: Sequence[str]) -> list[str]:
     return list(target)
 
 
-def _become(words: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
     """Replace this process by the program, which gets the signals as it would from a shell."""
     import signal
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pmm_shm_pmm.fallback import Counts, with_fallback
 from pmm_shm_pmm.known_sources import known_sources
+from pmm_shm_pmm.references import holder, redirect
 from pmm_shm_pmm.seams import Seam, seam_of
 from pmm_shm_pmm.settings import Settings
 
@@ -105,6 +106,15 @@ class Patcher:
             return False
         return sha256(source.encode()).hexdigest() == self._known.get(f"{module.__name__}:{name}")
 
+    def pairs(self, module: ModuleType | None = None) -> list[tuple[Any, Any]]:
+        """The originals and their replacements, all or those of one module."""
+        pairs = [(original, made) for made, original in self._ours.values()]
+        return pairs if module is None else [pair for pair in pairs if pair[0].__module__ == module.__name__]
+
+    def holder(self) -> str | None:
+        """Something that still uses an original, in words; None for nothing."""
+        return holder(self.pairs(), [self._originals, self._before, *self._ours.values(), *self._before])
+
     def undo(self) -> None:
         """Put back all originals."""
         for owner, attribute, before in reversed(self._before):
@@ -112,6 +122,7 @@ class Patcher:
                 delattr(owner, attribute)
             else:
                 setattr(owner, attribute, before)
+        redirect([(made, original) for original, made in self.pairs()])
         self._before.clear()
         self._originals.clear()
         self._ours.clear()

@@ -4,6 +4,7 @@ It installs the replacements, and then runs the `sitecustomize` of the user's Py
 pmm-shm read it, too.
 """
 
+import importlib
 import os
 import sys
 
@@ -24,7 +25,7 @@ def _run_next() -> None:
     sys.path[:] = [one for one in sys.path if os.path.abspath(one or os.curdir) != here]
     ours = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     finally:
         if ours is not None:
             sys.modules.setdefault("sitecustomize", ours)
