@@ -48,6 +48,8 @@ class Patcher:
     def allows(self, module: ModuleType, name: str) -> bool:
         """Whether a name may be replaced: its part is on, and for tier 2 its source is known. Keeps why not."""
         seam = seam_of(module.__name__, name)
+        if seam.part not in self.settings.parts:
+            return False
         reason = self._reason_against(module, seam)
         if reason is None:
             self.kept.pop(seam.label, None)
@@ -113,7 +115,8 @@ class Patcher:
 
     def holder(self) -> str | None:
         """Something that still uses an original, in words; None for nothing."""
-        return holder(self.pairs(), [self._originals, self._before, *self._ours.values(), *self._before])
+        before = [value for *_, value in self._before]
+        return holder(self.pairs(), [self._originals, *self._ours.values(), *self._before, *before, before])
 
     def undo(self) -> None:
         """Put back all originals."""
@@ -133,8 +136,6 @@ class Patcher:
         return known_sources(self.settings.sources) if self._given is None else self._given
 
     def _reason_against(self, module: ModuleType, seam: Seam) -> str | None:
-        if seam.part not in self.settings.parts:
-            return f"the part {seam.part} is off"
         try:
             value = getattr(*_owner_of(module, seam.name))
         except AttributeError:
