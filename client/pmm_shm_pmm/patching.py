@@ -14,6 +14,7 @@ from typing import Any
 from pmm_shm_pmm.fallback import Counts, with_fallback
 from pmm_shm_pmm.known_sources import known_sources
 from pmm_shm_pmm.references import holder, redirect
+from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
 from pmm_shm_pmm.settings import Settings
 
@@ -133,7 +134,14 @@ class Patcher:
 
     @cached_property
     def _known(self) -> Mapping[str, str]:
-        return known_sources(self.settings.sources) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        further = self.settings.sources
+        try:
+            return known_sources(further)
+        except (OSError, ValueError) as error:
+            say_once("sources", f"PMM_SHM_SOURCES: {further}: {error}; it is not used")
+            return known_sources()
 
     def _reason_against(self, module: ModuleType, seam: Seam) -> str | None:
         try:
