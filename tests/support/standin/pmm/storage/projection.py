@@ -6,7 +6,7 @@ from pmm.work import whole
 
 _TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 _TRAIT_KEYS = {**{name: name for name in _TRAITS}, **{name[0]: name for name in _TRAITS}}
-_NAME_CHANGED = re.compile(r"\bName\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
+_NAME_CHANGED = re.compile(r"Name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
 
 _global_projection_cache = None
 
