@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from pmm_shm import limits
 from pmm_shm.errors import ClosedError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
@@ -192,3 +193,29 @@ class Frame:
         if name not in self._views:
             self._views[name] = self._replays.view(name, self.as_of)
         return self._views[name]
+
+
+class KeptFrames(NamedTuple):
+    """The newest exact frames of a cache; all are of one history of the ledger. Swapped whole, never changed.
+
+    Attributes:
+        epoch: that of the connection at the newest of them.
+        frames: `as_of` to frame, oldest first.
+    """
+
+    epoch: int
+    frames: Mapping[int, Frame]
+
+    def with_frame(self, frame: Frame, epoch: int, holds: Callable[[Position], bool]) -> KeptFrames:
+        """These and a new one.
+
+        Parameters:
+            holds: whether the row of a position is still in the ledger, unchanged.
+        """
+        frames, newest = self.frames, next(reversed(self.frames.values()), None)
+        if frame is newest:
+            return self if epoch == self.epoch else KeptFrames(epoch, frames)
+        if newest is not None and newest.position != frame.position and not holds(newest.position):
+            frames = {}
+        kept = [one for one in frames.values() if one.as_of < frame.as_of][1 - limits.FRAMES_KEPT :]
+        return KeptFrames(epoch, {one.as_of: one for one in (*kept, frame)})
