@@ -20,7 +20,7 @@ _CHARS_MAX = 500
 def maybe_compact(events: Any, *, threshold: int = 100) -> dict[str, Any] | None:
     if type(threshold) is not int or threshold < 1:
         raise Fallback("arguments of another type")
-    log, newest_id = lists.log_behind(events)
+    log, newest_id = lists.recognised(events)
     if log is None:
         return None
     compacts = log.newest("scene_compact", 1, before=newest_id + 1)

@@ -258,4 +258,4 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     def counts_of(name: str) -> Counts:
         return patcher.counts_of(f"{module.__name__}:{_CLASS}.{name}")
 
-    patcher.replace_class(module, _CLASS, lambda original: lazy_class(original, counts_of))
+    patcher.replace_class(module, _CLASS, lambda original: lazy_class(original, counts_of, strict=patcher.is_strict))

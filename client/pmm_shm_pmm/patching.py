@@ -105,6 +105,11 @@ class Patcher:
             return False
         return sha256(source.encode()).hexdigest() == self._known.get(f"{module.__name__}:{name}")
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether replacements raise in place of falling back."""
+        return self._strict
+
     def undo(self) -> None:
         """Put back all originals."""
         for owner, attribute, before in reversed(self._before):

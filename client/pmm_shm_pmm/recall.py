@@ -52,7 +52,7 @@ def _integers(seeds: Iterable[Any]) -> set[int]:
 
 def _seeded(events: Any, seeds: set[int]) -> list[Any]:
     """The events with these ids that are before the newest one of a list that is the log."""
-    log, newest_id = lists.log_behind(events)
+    log, newest_id = lists.recognised(events)
     if log is None:
         return []
     wanted = sorted(seed for seed in seeds if seed < newest_id)

@@ -44,12 +44,14 @@ def lives_of(events: Any) -> Lives:
     Raises:
         Fallback: not a list of events whose ids rise.
     """
+    if not isinstance(events, list):
+        raise Fallback("no list")
     try:
-        view: Lives = lists.frame_of(events).fold("pmm_lives")
-        return view
+        if events:
+            view: Lives = lists.frame_of(events).fold("pmm_lives")
+            return view
     except Fallback:
-        if not isinstance(events, list):
-            raise
+        pass
     fold, state = LivesFold(), State()
     before: Any = None
     for event in events:
@@ -237,7 +239,7 @@ class _Tracker:
         if source is not None:
             meta["source"] = source
         if isinstance(extra_meta, dict):
-            meta = {**extra_meta, **meta} if False else {**meta, **{k: v for k, v in extra_meta.items() if k not in meta}}
+            meta |= {key: value for key, value in extra_meta.items() if key not in meta}
         given = project if isinstance(project, str) and project else meta.get("project_id")
         project_id = given.strip() if isinstance(given, str) else ""
         alike: list[Any] = []
