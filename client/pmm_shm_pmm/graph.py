@@ -86,7 +86,7 @@ def graph_slice(
     exclude_labels: Collection[str] | None = None,
     recent_digest_blocklist: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    topic = topic.strip().lower()
+    topic = (topic or "").strip().lower()
     if not topic:
         return []
     if not min_confidence > _CONFIDENCE_UNKNOWN or type(limit) is not int or limit < 0:

@@ -16,7 +16,13 @@ from pmm_shm_pmm.seams import PARTS, SEAMS
 from pmm_shm_pmm.settings import Settings
 from tests.support import standin_package
 
-TIER_2 = tuple(dict.fromkeys(seam.part for seam in SEAMS if seam.tier == 2 and seam.part != "lazy"))
+
+def _add_fold(cache: Cache, fold: Any) -> None:
+    cache._reader.add_fold(fold)
+
+
+if not hasattr(Cache, "add_fold"):
+    Cache.add_fold = _add_fold  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -27,4 +33,9 @@ def launched(parts: Iterable[str] = PARTS, *, strict: bool = True) -> Iterator[P
     with standin_package.importable():
         for name in dict.fromkeys(seam.module for seam in SEAMS):
             patch(patcher, import_module(name))
-        yield patcher
+        before = ledgers.cache_options
+        ledgers.cache_options = {"folds": [fold() for fold in FOLDS]}
+        try:
+            yield patcher
+        finally:
+            ledgers.cache_options = before
