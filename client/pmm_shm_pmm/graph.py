@@ -250,7 +250,11 @@ def lazy_class(original: type, counts_of: Callable[[str], Counts], *, strict: bo
     for name, answer in _ANSWERS.items():
         setattr(_Lazy, name, answering(name, answer))
     for kind in (_Lazy, MemeGraph):
-        kind.__module__, kind.__name__, kind.__qualname__ = original.__module__, original.__name__, original.__qualname__
+        kind.__module__, kind.__name__, kind.__qualname__ = (
+            original.__module__,
+            original.__name__,
+            original.__qualname__,
+        )
     return MemeGraph
 
 

@@ -15,7 +15,7 @@ from pmm_shm_pmm.fallback import Fallback
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
 
-_OUTSIDE = re.compile(r"[^a-z0-9]+")
+_all_tokens = re.compile(r"[a-z0-9]+").findall
 _STOP_WORDS = frozenset(
     "i we you the a an to and of for on in it is are will shall can could should would today now".split()
 )
@@ -25,7 +25,7 @@ Suggestion = dict[str, Any]
 
 def tokens(text: str) -> list[str]:
     """The words of a text that say something, in order, in lower case."""
-    return [word for word in _OUTSIDE.split(text.lower()) if word and word not in _STOP_WORDS]
+    return [word for word in _all_tokens(text.lower()) if word not in _STOP_WORDS]
 
 
 def suggest_recall(
@@ -72,18 +72,18 @@ def _events_before_newest(events: Any) -> list[Any]:
 
 def _overlapping(events: Sequence[Any], words: frozenset[str]) -> Iterator[tuple[int, int, str]]:
     """(overlap, id, content) of events that share words, each id once."""
-    has_one = re.compile("|".join(sorted(words))).search
+    is_wanted = words.__contains__
     seen: set[int] = set()
     for event in events:
         content = event["content"]
         if type(content) is not str:
             raise Fallback("content that is no text")
         text = event["meta"].get("text") if event["kind"] == "commitment_open" else None
-        texts = [content, text] if type(text) is str else [content]
+        texts = [content.lower(), text.lower()] if type(text) is str else [content.lower()]
         # Most events have none of the words, not even within a word.
-        if not content or not any(has_one(one.lower()) for one in texts):
+        if not content or not any(word in one for one in texts for word in words):
             continue
-        overlap = sum(token in words for one in texts for token in tokens(one))
+        overlap = sum(sum(map(is_wanted, _all_tokens(one))) for one in texts)
         if overlap and event["id"] not in seen:
             seen.add(event["id"])
             yield overlap, event["id"], content

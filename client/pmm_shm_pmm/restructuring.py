@@ -35,6 +35,8 @@ def similar_groups(sets: Sequence[Words], threshold: float) -> Iterator[list[int
         if len(sets) > 1:
             yield list(range(len(sets)))
         return
+    if not threshold <= 1:
+        return
     prefixes = _prefixes(sets, threshold)
     places: dict[str, list[int]] = {}
     for place, prefix in enumerate(prefixes):

@@ -367,9 +367,7 @@ def _has_project(log: Any, kind: str, project: Any) -> bool:
     return any(_meta(event).get("project_id") == project for event in log.events_of(kind))
 
 
-def _append_if(
-    log: Any, tracker: Any, kind: str, content: str, meta: Meta, still: Callable[[], bool]
-) -> int | None:
+def _append_if(log: Any, tracker: Any, kind: str, content: str, meta: Meta, still: Callable[[], bool]) -> int | None:
     """Append if `still()` holds within the write transaction; None if not."""
     event_id: int | None = log.append_checked(kind, content, meta, still)
     return event_id

@@ -35,6 +35,10 @@ def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_pa
     calls = [call for name in run_golden.names() for call in run_golden.case(name)["calls"]]
     slices = [call for call in calls if call["call"] == "memegraph.graph_slice"]
     assert sum(map(_is_left_to_pmm, slices)) == 8
-    counts = {label: counts for label, counts in patcher.counts.items() if not label.startswith("pmm.storage.eventlog:EventLog")}
+    counts = {
+        label: counts
+        for label, counts in patcher.counts.items()
+        if not label.startswith("pmm.storage.eventlog:EventLog")
+    }
     counts = {label: one for label, one in counts.items() if label != "pmm.runtime.memegraph:MemeGraphProjection"}
     assert {label for label, one in counts.items() if not one.answered or one.fallbacks} == set()
