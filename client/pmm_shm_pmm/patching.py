@@ -167,13 +167,12 @@ def _dress(made: Any, original: Any) -> None:
     for attribute in ("__module__", "__qualname__", "__name__", "__doc__"):
         setattr(made, attribute, getattr(original, attribute))
     for name, value in list(vars(made).items()):
-        overridden = getattr(original, name, None)
-        if (
-            isinstance(value, FunctionType)
-            and isinstance(overridden, FunctionType)
-            and not hasattr(value, "__wrapped__")
-        ):
-            update_wrapper(value, overridden)
+        theirs = getattr(original, name, None)
+        if name == "__new__":
+            # By which `inspect` tells what a class takes.
+            value.__func__.__wrapped__ = original.__init__
+        elif isinstance(value, FunctionType) and isinstance(theirs, FunctionType) and not hasattr(value, "__wrapped__"):
+            update_wrapper(value, theirs)
 
 
 def _owner_of(module: ModuleType, name: str) -> tuple[Any, str]:
