@@ -186,7 +186,9 @@ TEMPLATES: Mapping[str, Template] = {
     "append-under-lock": Template(
         "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
     ),
-    "leave-to-owner": Template("read it here, and append with its owner's program"),
+    "leave-to-owner": Template(
+        "read it here, and append with its owner's program", words="only .* can append, all others can read"
+    ),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(
         "its file system has no permissions: mount it with the option umask=077, and uid= for the user"

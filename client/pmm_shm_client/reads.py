@@ -19,6 +19,7 @@ from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Fra
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import (
+    NOT_IN_PMM2,
     Commitments,
     History,
     Identity,
@@ -188,6 +189,22 @@ class Reads(ABC):
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`."""
 
+    @property
+    def is_of_pmm2(self) -> bool:
+        """Whether PMM 2 keeps the ledger: only the process that holds its writer lease can append."""
+        self._check_open()
+        return self._reader.with_ledger(self._look_for_pmm2)
+
+    @property
+    def not_applicable(self) -> tuple[str, ...]:
+        """The read methods whose answers do not apply to this ledger, otherwise none: `identity`, `metrics`, `stage`
+        and `history` where PMM 2 keeps it.
+
+        There they return values without a meaning: no name, traits of 0.5, stage S0, scores of 0.0 or little more. The
+        commands, and `to_dict` of a frame or a context, have None in their place.
+        """
+        return NOT_IN_PMM2 if self.is_of_pmm2 else ()
+
     def self_model(
         self,
         strict: bool = False,
@@ -356,7 +373,13 @@ class Reads(ABC):
         self._count_frame(reading, views)
         # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
         replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
-        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position)
+        missing = NOT_IN_PMM2 if self._reader.connection.schema.is_of_pmm2 else ()
+        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position, missing)
+
+    def _look_for_pmm2(self) -> bool:
+        self._freshness.take()
+        self._reader.connection.follow_schema()
+        return self._reader.connection.schema.is_of_pmm2
 
     def _count_frame(self, reading: Reading | ReplayReading, views: Mapping[str, Any]) -> None:
         """A frame is one read, a hit if all of it is what the last frame had."""

@@ -24,7 +24,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
-from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
+from pmm_shm.ledger.obstacles import NEEDS_LEASE, needs_function
 from pmm_shm.ledger.opening import Mode, is_in_wal_mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
@@ -246,7 +246,8 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
-        refusal, of_pmm2 = connection.retry(lambda: (needs_function(handle), is_of_pmm2(handle)))
+        of_pmm2 = connection.schema.is_of_pmm2
+        refusal = NEEDS_LEASE if of_pmm2 else connection.retry(lambda: needs_function(handle))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
     links = verify_range(connection, first_id, head_id) if newest else None

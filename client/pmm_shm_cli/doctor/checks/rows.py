@@ -72,8 +72,8 @@ def owner(facts: SystemFacts) -> Iterator[Verdict]:
     if facts.ledger.rows is not None and facts.ledger.rows.is_of_pmm2:
         yield note(
             "it is a ledger of PMM 2",
-            "the process that holds its writer lease appends, and everybody reads; it has no OCEAN traits, IAS or GAS, "
-            "which are empty in every answer",
+            "the process that holds its writer lease appends, and all others read; identity, traits, IAS, GAS and "
+            "stage do not apply to it, and its commitments are other events",
             remedy("leave-to-owner"),
         )
 
