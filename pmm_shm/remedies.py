@@ -184,7 +184,8 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
     "append-under-lock": Template(
-        "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
+        "no backup is needed; so that no more of them come, start PMM with `pmm-shm run`, append with EventLog alone, "
+        "or let that program begin with BEGIN IMMEDIATE"
     ),
     "leave-to-owner": Template(
         "read it here, and append with its owner's program", words="only .* can append, all others can read"

@@ -14,6 +14,7 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
+from pmm_shm.ledger.chain import FORKED_BY, FORKS_ARE_HARMLESS
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.remedies import Remedy, remedy
 from pmm_shm_cli.doctor.facts import SystemFacts
@@ -127,11 +128,12 @@ def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
             f"this event was edited, or inserted by a program that does not continue the chain; {later}",
             remedy("verify-and-restore", ledger=facts.path),
         )
-    elif rows.fork is not None:
-        yield warning(
-            f"it forks: events {rows.fork[0]} and {rows.fork[1]} have the same predecessor",
-            "a program reads the newest hash before it takes the write lock, beside another writer; a fork loses and "
-            "changes no event, every answer is right, and appends go on",
+    elif (pair := rows.forks.first or rows.fork) is not None:
+        count = f", the first of {rows.forks.total:,} forks" if rows.forks.total > 1 else ""
+        # Among the newest events, it may go on.
+        yield (note if rows.fork is None else warning)(
+            f"it forks: events {pair[0]} and {pair[1]} have the same predecessor{count}",
+            f"{FORKED_BY}; {FORKS_ARE_HARMLESS}",
             remedy("append-under-lock"),
         )
     elif rows.formula is None:
