@@ -263,6 +263,12 @@ TEMPLATES: Mapping[str, Template] = {
         "empty it, or run the daemon as a service, whose log the journal keeps", "truncate -s 0 {file}"
     ),
     "fewer-users": Template("use fewer processes and threads for one ledger; these have it open", "fuser -v {file}"),
+    # PMM on the shared cache.
+    "report-fault": Template(
+        "report it, with the output of --report; without this part PMM works as before",
+        "export PMM_SHM_PATCHES={parts}",
+    ),
+    "other-pmm": Template("nothing has to be done; see with --report which calls are PMM's own"),
     # The machine.
     "newer-python": Template("install pmm-shm with Python 3.10 or newer", f"python3.12 -m pip install {DISTRIBUTION}"),
     "older-python": Template("if something fails, use Python 3.13", f"python3.13 -m pip install {DISTRIBUTION}"),
