@@ -52,6 +52,10 @@ class Reading:
     def state(self, name: str) -> State:
         return self._read_model_of(name).state(name)
 
+    def holds(self, position: Position) -> bool:
+        """Whether the row of an earlier position is still in the ledger, unchanged."""
+        return next(iter(self._read_models)).log_holds(position)
+
     def is_published(self, name: str) -> bool:
         """Whether the view stands on what the daemon has published, and not on a replay in memory."""
         return self._read_model_of(name).lineage is not None

@@ -233,6 +233,17 @@ class State:
             self._tables[name]._touched = set()
         return Touched(cells, tables)
 
+    def copy(self) -> State:
+        """Another state with the same values over the same base: they are never changed in place."""
+        other = State(self.base)
+        other.event_id, other._touched = self.event_id, self._touched
+        other._dirty, other._clean = self._dirty.copy(), self._clean.copy()
+        for name, table in self._tables.items():
+            theirs = other.table(name)
+            theirs._dirty, theirs._clean = table._dirty.copy(), table._clean.copy()
+            theirs._touched = table._touched.copy()
+        return other
+
     def changes(self) -> Iterator[tuple[bytes, bytes | None]]:
         """Every (key, value) to write to the store; the value None means delete."""
         for name, value in self._dirty.items():
@@ -275,6 +286,9 @@ class Touched:
         return isinstance(other, Touched) and self.cells == other.cells and self.tables == other.tables
 
     __hash__ = None  # type: ignore[assignment]
+
+    def copy(self) -> Touched:
+        return Touched(self.cells, {name: keys.copy() for name, keys in self.tables.items()})
 
     def key_count(self) -> int:
         return sum(len(keys) for keys in self.tables.values())

@@ -12,7 +12,7 @@ has reached the position.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
@@ -22,6 +22,7 @@ from pmm_shm.ledger.tail import START
 from pmm_shm.projection.cursor import Cursor
 from pmm_shm.store.snapshot import DETACHED, Lineage, LmdbBase, Snapshot
 
+_M = TypeVar("_M", bound="ReadModel")
 _NOTHING: Final = Touched()
 
 
@@ -139,6 +140,15 @@ class ReadModel(Cursor):
             for name in self._read_names:
                 self.states[name].forget_reads()
         self._read_names.clear()
+
+    def copy(self: _M) -> _M:
+        """Another one at the same position, which moves on its own; only of a replay in memory."""
+        assert self.lineage is None
+        other = super().copy()
+        other._views = dict(self._views)
+        other._pending = {name: touched and touched.copy() for name, touched in self._pending.items()}
+        other._read_names = set(self._read_names)
+        return other
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""
