@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from hashlib import blake2b
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import forked_at
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.forks import find_forks
+from pmm_shm_pmm import saying
 
 _said: set[str] = set()
 _lock = threading.Lock()
@@ -32,11 +34,16 @@ def fork_notice(path: str | os.PathLike[str]) -> str | None:
     return None if forks.first is None else f"{connection.path}: {forked_at(forks.first, forks.total)}"
 
 
-def say_once(path: str | os.PathLike[str], say: Callable[[str], object]) -> threading.Thread | None:
+def say_once(path: str | os.PathLike[str], say: Callable[[str], object] | None = None) -> threading.Thread | None:
     """Look for forks in a thread, and give `say` the line about them, if there are any.
 
-    Once per ledger and process, forked children included. Returns the thread; None where it was asked before, or where
-    no thread can be started.
+    Once per ledger and process, forked children included.
+
+    Parameters:
+        say: None to print the line on stderr, once for all processes of one `pmm-shm run`.
+
+    Returns:
+        the thread; None where it was asked before, or where no thread can be started.
     """
     try:
         name = real_path(path)
@@ -49,12 +56,13 @@ def say_once(path: str | os.PathLike[str], say: Callable[[str], object]) -> thre
 
     def look() -> None:
         notice = fork_notice(name)
-        if notice is not None:
-            try:
-                say(notice)
-            except Exception:
-                # A closed stderr, say: nothing of this is PMM's business.
-                pass
+        if notice is None:
+            return
+        if say is not None:
+            say(notice)
+        else:
+            # The subject becomes part of an address, which is short.
+            saying.say_once(f"forks-{blake2b(os.fsencode(name), digest_size=8).hexdigest()}", notice)
 
     thread = threading.Thread(target=look, name="pmm-shm-forks", daemon=True)
     try:

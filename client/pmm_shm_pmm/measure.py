@@ -25,7 +25,7 @@ from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_
 from pmm_shm_terminal.output import cell, print_json, printable, show, table, titled
 from pmm_shm_terminal.program import run_program
 
-_START_S, _ANSWER_S, _STOP_S = 10.0, 2.0, 10.0
+_START_S, _ANSWER_S, _STOP_S = 5.0, 2.0, 10.0
 _LOOK_S = 0.05
 _ROWS = (
     ("start, with both folds once", "start_ms"),
@@ -94,10 +94,10 @@ def _run(ledger: str, folder: str, name: str, words: list[str]) -> dict[str, Any
         target = ["-m", "pmm_shm_cli", "run", "--ledger", copy, *target]
     else:
         environment["PMM_SHM"] = "off"
-    # What PMM prints is none of the answer.
-    ended = subprocess.run([sys.executable, *target], env=environment, stdout=subprocess.DEVNULL, check=False)
+    ended = subprocess.run([sys.executable, *target], env=environment, capture_output=True, check=False)
     if ended.returncode or not output.exists():
-        raise CommandFailed(f"{ledger}: PMM ended with code {ended.returncode} {name} pmm-shm run", FAILURE)
+        last = (ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        raise CommandFailed(f"PMM does not run {name} pmm-shm run: {last}", FAILURE)
     result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     output.unlink()
     return result
