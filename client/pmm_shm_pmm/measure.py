@@ -17,15 +17,16 @@ from typing import Any
 
 import click
 
-from pmm_shm.errors import DaemonError
+from pmm_shm.errors import DaemonAbsentError, DaemonError
 from pmm_shm.instance.paths import Instance
-from pmm_shm_pmm.measured import DEFAULT_RUNTIME
+from pmm_shm_pmm.measured import DEFAULT_RUNTIME, WAITING
+from pmm_shm_pmm.settings import settings_of_environment
 from pmm_shm_terminal.exits import FAILURE, CommandFailed
 from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
 from pmm_shm_terminal.output import cell, print_json, printable, show, table, titled
 from pmm_shm_terminal.program import run_program
 
-_START_S, _ANSWER_S, _STOP_S = 5.0, 2.0, 10.0
+_START_S, _ANSWER_S, _STOP_S, _LATE_S = 10.0, 2.0, 10.0, 3.0
 _LOOK_S = 0.05
 _ROWS = (
     ("start, with both folds once", "start_ms"),
@@ -60,13 +61,11 @@ def measure(ledger: str | None, calls: int, messages: int, runtime: str, as_json
     # The shared state of a copy is beside it: another place would be that of ledgers in use.
     os.environ.pop("PMM_SHM_DIR", None)
     with tempfile.TemporaryDirectory(prefix="pmm-measure-") as folder:
-        words = [str(calls), str(messages), runtime]
-        without = _run(path, folder, "without", words)
-        with _daemon_of(_copy(folder, "with")):
-            # This one starts the daemon, which then folds the ledger once for all.
-            _run(path, folder, "with", ["0", "0", runtime])
-            has_daemon = _is_caught_up(_copy(folder, "with"))
-            shared = _run(path, folder, "with", words)
+        numbers = [str(calls), str(messages), runtime]
+        copies = [_copied(path, folder, name) for name in ("without", "with")]
+        without = _measured(copies[0], numbers)
+        with _daemon_of(copies[1]) as has_daemon:
+            shared = _measured(copies[1], numbers)
     found = _compared(path, without, shared, has_daemon)
     if as_json:
         print_json(found)
@@ -76,62 +75,101 @@ def measure(ledger: str | None, calls: int, messages: int, runtime: str, as_json
         raise CommandFailed(f"{path}: PMM answers otherwise under pmm-shm run; please report it", FAILURE)
 
 
-def _copy(folder: str, name: str) -> str:
-    return str(Path(folder, name, "agent.db"))
-
-
-def _run(ledger: str, folder: str, name: str, words: list[str]) -> dict[str, Any]:
-    """Time PMM in a process of its own, on the copy of this name, which is made where there is none."""
+def _copied(ledger: str, folder: str, name: str) -> str:
+    """A copy of the ledger, in a folder of this name: it says how PMM runs on it."""
     from pmm_shm.ledger.backup import backup
 
-    copy, output = _copy(folder, name), Path(folder, f"{name}.json")
-    if not os.path.exists(copy):
-        os.mkdir(os.path.dirname(copy))
-        backup(ledger, copy)
+    copy = Path(folder, name, "agent.db")
+    copy.parent.mkdir()
+    backup(ledger, copy)
+    return str(copy)
+
+
+def _process(copy: str, numbers: list[str], output: int, stdin: int, stderr: int) -> subprocess.Popen[bytes]:
+    """PMM at work on a copy; its results go to an open file."""
+    target = ["-m", "pmm_shm_pmm.measured", copy, *numbers, str(output)]
     environment = dict(os.environ)
-    target = ["-m", "pmm_shm_pmm.measured", copy, *words, str(output)]
-    if name == "with":
+    if _way(copy) == "with":
         target = ["-m", "pmm_shm_cli", "run", "--ledger", copy, *target]
     else:
         environment["PMM_SHM"] = "off"
-    ended = subprocess.run([sys.executable, *target], env=environment, capture_output=True, check=False)
-    if ended.returncode or not output.exists():
-        last = (ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-        raise CommandFailed(f"PMM does not run {name} pmm-shm run: {last}", FAILURE)
-    result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-    output.unlink()
+    words = [sys.executable, *target]
+    return subprocess.Popen(
+        words, env=environment, pass_fds=[output], stdin=stdin, stdout=subprocess.DEVNULL, stderr=stderr
+    )
+
+
+def _way(copy: str) -> str:
+    return Path(copy).parent.name
+
+
+def _measured(copy: str, numbers: list[str]) -> dict[str, Any]:
+    """The results of one process.
+
+    Raises:
+        CommandFailed: PMM does not run.
+    """
+    with tempfile.TemporaryFile() as output:
+        with _process(copy, numbers, output.fileno(), subprocess.DEVNULL, subprocess.PIPE) as process:
+            said = process.communicate()[1]
+        output.seek(0)
+        found = output.read()
+    if process.returncode or not found:
+        last = (said.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise CommandFailed(f"PMM does not run {_way(copy)} pmm-shm run: {last}", FAILURE)
+    result: dict[str, Any] = json.loads(found)
     return result
 
 
 @contextlib.contextmanager
-def _daemon_of(copy: str) -> Iterator[None]:
-    """Ends the daemon that serves the copy, whatever happens."""
+def _daemon_of(copy: str) -> Iterator[bool]:
+    """Let PMM under `run` start its daemon, as its first process does, and end it in the end. Whether there is one."""
+    has_daemon = False
+    try:
+        with (
+            tempfile.TemporaryFile() as output,
+            _process(copy, WAITING, output.fileno(), subprocess.PIPE, subprocess.DEVNULL) as process,
+        ):
+            has_daemon = _is_caught_up(copy, process)
+            # It waits for the end of its input.
+            process.communicate()
+        yield has_daemon
+    finally:
+        _end_daemon(copy, 0.0 if has_daemon else _LATE_S)
+
+
+def _end_daemon(copy: str, late_s: float) -> None:
+    """End the daemon of a copy, also one that comes up within `late_s` seconds."""
     from pmm_shm_client.stopping import stop_daemon
 
-    try:
-        yield
-    finally:
-        with contextlib.suppress(DaemonError):
+    deadline_s = time.monotonic() + (late_s if settings_of_environment().starts_daemon else 0.0)
+    while True:
+        try:
             stop_daemon(Instance.of(copy), _STOP_S)
+        except DaemonAbsentError:
+            if time.monotonic() < deadline_s:
+                time.sleep(_LOOK_S)
+                continue
+        except DaemonError:
+            pass
+        return
 
 
-def _is_caught_up(copy: str) -> bool:
-    """Whether a daemon serves the copy, once it has published all of it."""
+def _is_caught_up(copy: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a daemon serves the copy, once it has published all of it; False where PMM has ended."""
     from pmm_shm.wire import protocol
     from pmm_shm_client.commands import call
 
     instance, deadline_s = Instance.of(copy), time.monotonic() + _START_S
-    while True:
-        try:
-            numbers = call(instance, protocol.STATS, {}, _ANSWER_S)
-        except DaemonError:
-            if time.monotonic() >= deadline_s:
-                return False
-        else:
-            if numbers["is_current"]:
-                return True
-            deadline_s = time.monotonic() + _START_S
-        time.sleep(_LOOK_S)
+    if settings_of_environment().starts_daemon:
+        while process.poll() is None and time.monotonic() < deadline_s:
+            with contextlib.suppress(DaemonError):
+                if call(instance, protocol.STATS, {}, _ANSWER_S)["is_current"]:
+                    return True
+                # It is at work.
+                deadline_s = time.monotonic() + _START_S
+            time.sleep(_LOOK_S)
+    return False
 
 
 def _compared(ledger: str, without: Mapping[str, Any], shared: Mapping[str, Any], has_daemon: bool) -> dict[str, Any]:

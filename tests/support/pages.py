@@ -115,7 +115,7 @@ def install_entry_points(site: Path, pyproject: str, name: str) -> None:
 _COMMANDS = {
     "gunicorn": "gunicorn.app.wsgiapp:run",
     "pmm-cached": "pmm_cached.main:main",
-    "pmm-shm": "pmm_shm_cli.main:main",
+    "pmm-shm": "pmm_shm_cli.entry:main",
     "pytest": "pytest:main",
     "uvicorn": "uvicorn:main",
 }
