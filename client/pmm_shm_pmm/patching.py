@@ -14,6 +14,7 @@ from typing import Any
 from pmm_shm_pmm.fallback import Counts, with_fallback
 from pmm_shm_pmm.known_sources import known_sources
 from pmm_shm_pmm.references import holder, redirect
+from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
 from pmm_shm_pmm.settings import Settings
 
@@ -48,6 +49,8 @@ class Patcher:
     def allows(self, module: ModuleType, name: str) -> bool:
         """Whether a name may be replaced: its part is on, and for tier 2 its source is known. Keeps why not."""
         seam = seam_of(module.__name__, name)
+        if seam.part not in self.settings.parts:
+            return False
         reason = self._reason_against(module, seam)
         if reason is None:
             self.kept.pop(seam.label, None)
@@ -113,7 +116,8 @@ class Patcher:
 
     def holder(self) -> str | None:
         """Something that still uses an original, in words; None for nothing."""
-        return holder(self.pairs(), [self._originals, self._before, *self._ours.values(), *self._before])
+        before = [value for *_, value in self._before]
+        return holder(self.pairs(), [self._originals, *self._ours.values(), *self._before, *before, before])
 
     def undo(self) -> None:
         """Put back all originals."""
@@ -130,11 +134,16 @@ class Patcher:
 
     @cached_property
     def _known(self) -> Mapping[str, str]:
-        return known_sources(self.settings.sources) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        further = self.settings.sources
+        try:
+            return known_sources(further)
+        except (OSError, ValueError) as error:
+            say_once("sources", f"PMM_SHM_SOURCES: {further}: {error}; it is not used")
+            return known_sources()
 
     def _reason_against(self, module: ModuleType, seam: Seam) -> str | None:
-        if seam.part not in self.settings.parts:
-            return f"the part {seam.part} is off"
         try:
             value = getattr(*_owner_of(module, seam.name))
         except AttributeError:
