@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from pmm_shm import flags, limits
+from pmm_shm import limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
-from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold, is_same_fold, made_fold, name_of_type
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
@@ -210,17 +209,25 @@ class Reads(ABC):
         memos: where the answers of repeated reads are kept.
         consistency: of reads that do not say otherwise.
         timeout_s: how long a read with consistency `"wait"` waits.
+        projection_off, metrics_off: make each read of the group by a plain full replay.
     """
 
-    def __init__(self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        memos: Memos,
+        consistency: Consistency,
+        timeout_s: float,
+        projection_off: bool,
+        metrics_off: bool,
+    ) -> None:
         self.path = reader.connection.path
         self._reader = reader
         self._freshness = reader.freshness
         self._memos = memos
         self._consistency = consistency
         self._timeout_s = timeout_s
-        self._projection_off = flags.projection_cache() is Flag.OFF
-        self._metrics_off = flags.metrics_cache() is Flag.OFF
+        self._projection_off, self._metrics_off = projection_off, metrics_off
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
         self._replayer = Replayer(reader, self._warnings)
