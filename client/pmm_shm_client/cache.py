@@ -63,7 +63,8 @@ class Cache(Reads):
         create: make a new ledger if the file is missing or is a database without tables.
         durability: what an acknowledged append survives, as in `EventLog`.
         folds: further folds, as `add_fold` takes them.
-        use_flags: whether `PMM_USE_PROJECTION_CACHE` and the other two flags can turn sharing off for this cache.
+        heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
+            another program in this process.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -84,20 +85,20 @@ class Cache(Reads):
         create: bool = False,
         durability: Durability = "default",
         folds: Iterable[Fold | type[Fold]] = (),
-        use_flags: bool = True,
+        heeds_flags: bool = True,
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
         checked_consistency(consistency)
         self._embedder = _checked_default(embedder)
         # Read first: a flag that means nothing must not leave a connection behind.
-        self._embeds_shared = not use_flags or flags.embedding_cache() is Flag.ON
-        projection_off = use_flags and flags.projection_cache() is Flag.OFF
-        metrics_off = use_flags and flags.metrics_cache() is Flag.OFF
+        if heeds_flags:
+            flags.projection_cache(), flags.metrics_cache()
+        self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
-        super().__init__(reader, memos, consistency, timeout, projection_off, metrics_off)
+        super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False
         self._verifications = {True: 0, False: 0}

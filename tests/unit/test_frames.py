@@ -279,7 +279,7 @@ def test_frames_of_earlier_events_with_the_flags_off(ledger: str, tmp_path: Path
     with mock.patch.dict(os.environ, answers.FLAGS_OFF), connect(ledger) as cache:
         assert answers.everything(cache.frame_at(5)) == replayed_at(ledger, tmp_path, 5)
         assert cache.kept_frame(8) is None
-        with Cache(ledger, use_flags=False) as sharing:
+        with Cache(ledger, heeds_flags=False) as sharing:
             first = sharing.metrics()
             assert sharing.metrics() is first
             assert sharing.frame() is sharing.frame()
