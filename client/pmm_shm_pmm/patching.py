@@ -31,6 +31,7 @@ class Patcher:
         strict: replacements raise in place of falling back; for tests.
 
     Attributes:
+        is_strict: the same.
         counts: by `module:name`, of the names that are replaced.
         kept: by `module:name`, why a name is PMM's own.
     """
@@ -40,7 +41,7 @@ class Patcher:
         self.counts: dict[str, Counts] = {}
         self.kept: dict[str, str] = {}
         self._given = known
-        self._strict = strict
+        self.is_strict = strict
         self._originals: dict[tuple[str, str], Any] = {}
         # By the id of a replacement: it and its original.
         self._ours: dict[int, tuple[Any, Any]] = {}
@@ -70,7 +71,7 @@ class Patcher:
         original = _function_of(held)
         if id(original) not in self._ours:
             counts = self.counts_of(seam_of(module.__name__, name).label)
-            made = with_fallback(original, replacement, counts, strict=self._strict)
+            made = with_fallback(original, replacement, counts, strict=self.is_strict)
             self._set(module, name, type(held)(made) if isinstance(held, _METHOD_KINDS) else made)
 
     def replace_class(self, module: ModuleType, name: str, make_subclass: Callable[[Any], type]) -> None:

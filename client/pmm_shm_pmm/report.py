@@ -54,8 +54,9 @@ class Reporter:
 
     def uses(self, ledger: str) -> None:
         """This process has opened a ledger: its reports also go to that one's directory."""
-        if len(self._ledgers) < _LEDGERS_MAX:
+        if ledger not in self._ledgers and len(self._ledgers) < _LEDGERS_MAX:
             self._ledgers[ledger] = None
+            self._due = 0.0
 
     def beat(self) -> None:
         """Report, if it is time again; costs a look at the clock. Called where PMM works on a ledger."""
