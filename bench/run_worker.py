@@ -39,6 +39,10 @@ class Worker:
     def tick(self) -> int:
         return int(self._autonomy.tick())
 
+    def snapshot(self) -> int:
+        """The id of the last event of what a message reads."""
+        return int(self._runtime._get_snapshot().last_event_id)
+
     def head(self) -> int:
         events = self._log.read_all()
         return int(events[-1]["id"])
