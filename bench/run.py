@@ -182,7 +182,7 @@ def _daemon(path: Path, variables: dict[str, str]) -> Iterator[None]:
     instance = Instance.of(str(path))
     with Process(variables, is_launched=True) as worker:
         worker.do("open", str(path))
-        worker.do("snapshot")
+        worker.do("start_daemon", str(path))
         until(lambda: is_running(instance), "the launcher starts a daemon")
     head = execute(path, "SELECT max(id) FROM events")[0][0]
     commands.call(instance, protocol.WAIT, {"event_id": head, "timeout_ms": 600_000}, 600.0)
