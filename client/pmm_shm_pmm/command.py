@@ -39,7 +39,7 @@ def _ended(args: list[str]) -> list[str]:
     while at < len(args) and args[at].startswith("-") and args[at] != "--":
         if args[at].startswith("-m"):
             at += 2 if args[at] == "-m" else 1
-            return [*args[:at], "--", *args[at:]]
+            return args if at > len(args) else [*args[:at], "--", *args[at:]]
         at += 2 if args[at] in _WITH_VALUE else 1
     return args
 

@@ -6,7 +6,7 @@ Needed where PMM was loaded before the replacements were installed, and where it
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ def redirect(pairs: Sequence[Pair], package: str = "") -> None:
                 subclass.__bases__ = tuple(now if base is former else base for base in subclass.__bases__)
 
 
-def holder(pairs: Sequence[Pair], ours: Iterable[Any]) -> str | None:
+def holder(pairs: Sequence[Pair], ours: Sequence[Any]) -> str | None:
     """In words, something that still refers to a former function or class; None for nothing.
 
     Parameters:
@@ -43,25 +43,30 @@ def holder(pairs: Sequence[Pair], ours: Iterable[Any]) -> str | None:
     """
     import gc
 
-    spared = {id(one) for one in ours} | {id(one) for one in (pairs, *pairs)}
+    classes = [former for former, _ in pairs if isinstance(former, type)]
+    spared = {id(one) for one in (ours, *ours, pairs, *pairs, classes)}
     for former, now in pairs:
         if not isinstance(now, type):
             spared |= {id(vars(now)), *map(id, now.__closure__ or ())}
         for referrer in gc.get_referrers(former):
-            if id(referrer) not in spared and _holds(referrer, former):
+            if id(referrer) not in spared and _holds(referrer, former, classes):
                 return f"{former.__module__}.{former.__qualname__} is also in a {type(referrer).__name__}"
     return None
 
 
-def _holds(referrer: Any, former: Any) -> bool:
+def _holds(referrer: Any, former: Any, classes: Sequence[type]) -> bool:
+    """Whether a referrer of a former function or class could still call it."""
     import gc
 
-    if not isinstance(former, type):
-        return not isinstance(referrer, FrameType)
-    # Much refers to a class that is no use of it: its instances, its methods, annotations.
-    if not isinstance(referrer, (dict, list, set, frozenset)):
+    if isinstance(referrer, FrameType):
         return False
-    owners = gc.get_referrers(referrer)
+    # Much refers to a class that is no use of it: its instances, its methods, annotations.
+    if isinstance(former, type) and not isinstance(referrer, (dict, list, set, frozenset)):
+        return False
+    owners = gc.get_referrers(referrer) if isinstance(referrer, dict) else []
+    if not isinstance(former, type):
+        # The methods of a class that was replaced as a whole.
+        return not any(owner is one for owner in owners for one in classes)
     return not any(
         getattr(owner, "__annotations__", None) is referrer
         or (isinstance(owner, dict) and owner.get("__annotations__") is referrer)

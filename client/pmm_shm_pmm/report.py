@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pmm_shm_pmm.patching import Patcher
 from pmm_shm_pmm.saying import say
@@ -30,16 +32,31 @@ class Reporter:
         self._lock = threading.Lock()
         self._ledgers: dict[str, None] = {}
         self._begin()
+        if patcher.settings.report is not None:
+            self._end_before_sigterm()
 
     def _begin(self) -> None:
         self._token = os.urandom(6).hex()
         self._due = 0.0
         self._is_ended = False
 
+    def _end_before_sigterm(self) -> None:
+        """Report before SIGTERM ends the process, where nothing handles it: servers end their workers so."""
+
+        def end(number: int, frame: object) -> None:
+            self.end()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            with suppress(ValueError):  # Not in the main thread.
+                signal.signal(signal.SIGTERM, end)
+
     def uses(self, ledger: str) -> None:
         """This process has opened a ledger: its reports also go to that one's directory."""
-        if len(self._ledgers) < _LEDGERS_MAX:
+        if ledger not in self._ledgers and len(self._ledgers) < _LEDGERS_MAX:
             self._ledgers[ledger] = None
+            self._due = 0.0
 
     def beat(self) -> None:
         """Report, if it is time again; costs a look at the clock. Called where PMM works on a ledger."""
