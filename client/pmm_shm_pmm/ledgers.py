@@ -26,6 +26,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
+from pmm_shm_pmm import report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
@@ -78,6 +79,7 @@ class Ledger:
             header = memo[0]
             if header is not None and header.raw == memo[1] and monotonic() < self._freshness.trusted_until:
                 return memo[2]
+        report.beat()
         return self._read(self._take_in)
 
     def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
@@ -343,6 +345,7 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            report.uses(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger
