@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from hashlib import blake2b
 
+from pmm_shm import flags
 from pmm_shm.errors import PmmShmError
 from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import forked_at
@@ -40,11 +41,13 @@ def say_once(path: str | os.PathLike[str], say: Callable[[str], object] | None =
     Once per ledger and process, forked children included.
 
     Parameters:
-        say: None to print the line on stderr, once for all processes of one `pmm-shm run`.
+        say: None to print the line on stderr, once for all processes of one `pmm-shm run`, and only there.
 
     Returns:
-        the thread; None where it was asked before, or where no thread can be started.
+        the thread; None where nothing is to be said, or where no thread can be started.
     """
+    if say is None and flags.run_pid() is None:
+        return None
     try:
         name = real_path(path)
     except (OSError, ValueError):
