@@ -32,6 +32,9 @@ NAMES = frozenset(
 )
 """Every variable that the project reads."""
 
+OF_READERS = frozenset({"PMM_USE_EMBEDDING_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_PROJECTION_CACHE"})
+"""Those that choose how a process reads; a daemon that it starts does not get them."""
+
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 

@@ -12,8 +12,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, HeadMovedError, ResourceLimitError
+from pmm_shm.errors import (
+    ConfigError,
+    DaemonAbsentError,
+    DaemonError,
+    FoldError,
+    HeadMovedError,
+    ResourceLimitError,
+)
 from pmm_shm.flags import Flag
+from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.append import DURABILITIES, Durability
@@ -26,6 +34,7 @@ from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm.vectors.text_table_reader import TextTableReader
@@ -53,6 +62,9 @@ class Cache(Reads):
             the one in `PMM_EMBEDDER`.
         create: make a new ledger if the file is missing or is a database without tables.
         durability: what an acknowledged append survives, as in `EventLog`.
+        folds: further folds, as `add_fold` takes them.
+        heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
+            another program in this process.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -72,22 +84,31 @@ class Cache(Reads):
         embedder: Embedder | str | None = None,
         create: bool = False,
         durability: Durability = "default",
+        folds: Iterable[Fold | type[Fold]] = (),
+        heeds_flags: bool = True,
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
         checked_consistency(consistency)
         self._embedder = _checked_default(embedder)
         # Read first: a flag that means nothing must not leave a connection behind.
-        flags.projection_cache(), flags.metrics_cache()
-        self._embeds_shared = flags.embedding_cache() is Flag.ON
+        if heeds_flags:
+            flags.projection_cache(), flags.metrics_cache()
+        self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
-        super().__init__(reader, memos, consistency, timeout)
+        super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False
         self._verifications = {True: 0, False: 0}
         self._appends = 0
+        try:
+            for fold in folds:
+                self.add_fold(fold)
+        except FoldError:
+            self.close()
+            raise
         self._reader.with_ledger(self._freshness.take)
 
     def __enter__(self) -> Cache:
@@ -537,6 +558,8 @@ class Cache(Reads):
     def start_daemon(self) -> None:
         """Start a daemon for this ledger if none answers, and from now on whenever this cache asks for one in vain.
 
+        It also keeps the folds that were added to this cache.
+
         It ends by itself when nobody has needed it for `limits.AUTOSTART_IDLE_EXIT_S`.
 
         Raises:
@@ -545,7 +568,8 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.autostart import start_daemon
 
-        start_daemon(self.path)
+        names = [name for fold in self._added_folds.values() if (name := importable_name(fold)) is not None]
+        start_daemon(self.path, folds=names)
         self._autostarts = True
 
     def _restarted_daemon(self) -> bool:

@@ -8,9 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ClosedError, ConfigError
+from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
-from pmm_shm.folds.registry import checked_fold_name, find_fold
+from pmm_shm.folds.registry import checked_fold_name, find_fold, is_same_fold, made_fold, name_of_type
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
@@ -33,6 +33,7 @@ from pmm_shm_client.results import (
     History,
     Identity,
     Metrics,
+    Model,
     Recent,
     SelfModelDict,
     Stage,
@@ -208,17 +209,20 @@ class Reads(ABC):
         memos: where the answers of repeated reads are kept.
         consistency: of reads that do not say otherwise.
         timeout_s: how long a read with consistency `"wait"` waits.
+        heeds_flags: whether the `PMM_USE_*` variables count.
     """
 
-    def __init__(self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float) -> None:
+    def __init__(
+        self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float, heeds_flags: bool = True
+    ) -> None:
         self.path = reader.connection.path
         self._reader = reader
         self._freshness = reader.freshness
         self._memos = memos
         self._consistency = consistency
         self._timeout_s = timeout_s
-        self._projection_off = flags.projection_cache() is Flag.OFF
-        self._metrics_off = flags.metrics_cache() is Flag.OFF
+        self._projection_off = heeds_flags and flags.projection_cache() is Flag.OFF
+        self._metrics_off = heeds_flags and flags.metrics_cache() is Flag.OFF
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
         self._replayer = Replayer(reader, self._warnings)
@@ -226,6 +230,7 @@ class Reads(ABC):
         # Not in the memos, to which the reader refers, and so each frame.
         self._kept_frames = KeptFrames(0, {})
         self._frames: dict[Any, tuple[Mapping[str, Any], Frame]] = {}
+        self._added_folds: dict[str, Fold] = {}
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
         reader.snapshots.locator.on_pid_collision = self._reporter.hurry
@@ -267,6 +272,10 @@ class Reads(ABC):
             )
             self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=strict)
+
+    def model(self, *, consistency: Consistency | None = None) -> Model:
+        """The self-model, read-only at every depth and without a copy, whatever its size."""
+        return self._get("model", consistency)  # type: ignore[no-any-return]
 
     def identity(self, *, consistency: Consistency | None = None) -> Identity:
         """The adopted name and the five traits."""
@@ -491,9 +500,27 @@ class Reads(ABC):
     def _know(self, name: str) -> None:
         checked_fold_name(name)
         if name not in self._reader.folds:
-            self._add_fold(find_fold(name))
+            self._take_part(find_fold(name))
 
-    def _add_fold(self, fold: Fold) -> None:
+    def add_fold(self, fold: Fold | type[Fold]) -> None:
+        """Let a fold that is not registered take part in reads of this cache, by its name.
+
+        A daemon that this cache starts keeps it, too, if its class can be imported and makes the same fold without
+        arguments. Beside a daemon that does not keep it, each process folds it in memory.
+
+        Raises:
+            FoldError: it breaks the contract, or another fold has its name.
+        """
+        self._check_open()
+        made = made_fold(fold, "fold")
+        known = self._reader.folds.get(made.name)
+        if known is not None and not is_same_fold(known, made):
+            raise FoldError(f"fold {name_of_type(made)!r}: the name {made.name!r} is taken")
+        self._added_folds[made.name] = made
+        if known is None:
+            self._take_part(made)
+
+    def _take_part(self, fold: Fold) -> None:
         self._reader.add_fold(fold)
         # It lacks this fold.
         self._memos.pop(_FRAME, None)

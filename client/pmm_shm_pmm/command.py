@@ -39,7 +39,7 @@ def _ended(args: list[str]) -> list[str]:
     while at < len(args) and args[at].startswith("-") and args[at] != "--":
         if args[at].startswith("-m"):
             at += 2 if args[at] == "-m" else 1
-            return [*args[:at], "--", *args[at:]]
+            return args if at > len(args) else [*args[:at], "--", *args[at:]]
         at += 2 if args[at] in _WITH_VALUE else 1
     return args
 
@@ -157,7 +157,7 @@ def command_line(target: Sequence[str]) -> list[str]:
     return list(target)
 
 
-def _become(words: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+def _become(words: list[str], variables: Mapping[str, str]) -> NoReturn:
     """Replace this process by the program, which gets the signals as it would from a shell."""
     import signal
 

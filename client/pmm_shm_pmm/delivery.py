@@ -55,18 +55,19 @@ class Delivery:
             elif self._heard != (loaded, newest_id):
                 self._late += [(listener, newest_id) for listener in self.listeners[before:]]
 
-    def deliver(self, loaded: Loaded, own_id: int | None = None) -> None:
+    def deliver(self, loaded: Loaded, own_id: int | None = None, *, is_guarded: bool = True) -> None:
         """Deliver what is loaded and was not heard.
 
         Parameters:
             own_id: the event that this thread has appended; None for a read, which waits for nobody.
+            is_guarded: leave it to others within a read by the owner of a listener.
         """
         heard, newest_id = self._heard, loaded.newest_id
         if heard[1] == newest_id and heard[0] is loaded:
             return
-        if self._deliverer == threading.get_ident() or (
-            own_id is None and self.listeners and self._is_within_listener()
-        ):
+        if self._deliverer == threading.get_ident():
+            return
+        if own_id is None and is_guarded and self.listeners and self._is_within_owner():
             return
         if not self._take_turn(loaded, own_id):
             return
@@ -136,7 +137,7 @@ class Delivery:
         finally:
             self._heard = (loaded, event_id)
 
-    def _is_within_listener(self) -> bool:
+    def _is_within_owner(self) -> bool:
         """Whether the code of PMM that reads belongs to the owner of a listener.
 
         In PMM no listener runs within a read. Its owner may hold a lock that the listener takes, or be at work on what

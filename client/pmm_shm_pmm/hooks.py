@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ OnExecuted = Callable[[ModuleType], None]
 """Gets a module that was just executed; must not raise."""
 
 
-class Finder(MetaPathFinder):
+class Finder:
     """The first entry of `sys.meta_path`.
 
     Parameters:
@@ -44,7 +43,8 @@ class Finder(MetaPathFinder):
             if spec is None:
                 self._on_missing()
         elif spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec.loader, self._on_executed)
+            loader: Any = _Loader(spec.loader, self._on_executed)
+            spec.loader = loader
         return spec
 
     def _found_by_others(
@@ -52,13 +52,13 @@ class Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = None if find is None else find(fullname, path, target)
+            spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
             if spec is not None:
                 return spec
         return None
 
 
-class _Loader(Loader):
+class _Loader:
     """Loads as another loader does, whose place it takes only until the module is executed."""
 
     def __init__(self, loader: Any, on_executed: OnExecuted) -> None:

@@ -11,14 +11,22 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
-from pmm_shm_pmm import patching
+from pmm_shm.errors import PmmShmError
+from pmm_shm_pmm import patching, report
 from pmm_shm_pmm.hooks import Finder
 from pmm_shm_pmm.patching import Patcher
+from pmm_shm_pmm.references import redirect
+from pmm_shm_pmm.saying import is_main_process, say_once
 from pmm_shm_pmm.seams import MODULES, SEAMS
 from pmm_shm_pmm.settings import Settings, settings_of_environment
 
+PACKAGE = "pmm"
 _lock = threading.RLock()
 _installed: tuple[Patcher, Finder] | None = None
+
+
+class TooLateError(PmmShmError):
+    """PMM was loaded before, and something keeps functions of it that cannot be replaced there. Nothing was."""
 
 
 def install(
@@ -28,6 +36,9 @@ def install(
 
     Parameters:
         known, strict: see `Patcher`.
+
+    Raises:
+        TooLateError: import this package before PMM.
     """
     global _installed
     with _lock:
@@ -37,19 +48,21 @@ def install(
         if not settings.is_on:
             return None
         patcher = Patcher(settings, known, strict=strict)
-        patching.make_current(patcher)
-        finder = Finder(MODULES, lambda module: patch(patcher, module), "pmm", lambda: None)
+        finder = Finder(MODULES, lambda module: patch(patcher, module), PACKAGE, _say_missing)
         sys.meta_path.insert(0, finder)
         _installed = patcher, finder
-        for name in dict.fromkeys(seam.module for seam in SEAMS):
-            module = sys.modules.get(name)
-            if module is not None:
-                patch(patcher, module)
+        patching.make_current(patcher)
+        report.begin(patcher)
+        try:
+            _patch_loaded(patcher)
+        except BaseException:
+            uninstall()
+            raise
         return patcher
 
 
 def uninstall() -> None:
-    """Put back PMM's own functions; for tests."""
+    """Put back PMM's own functions."""
     global _installed
     with _lock:
         if _installed is not None:
@@ -57,6 +70,7 @@ def uninstall() -> None:
             sys.meta_path.remove(finder)
             patcher.undo()
             patching.make_current(None)
+            report.begin(None)
             _installed = None
 
 
@@ -70,3 +84,31 @@ def patch(patcher: Patcher, module: ModuleType) -> None:
             for seam in seams:
                 if seam.home == home and seam.label not in patcher.counts:
                     patcher.kept.setdefault(seam.label, f"{type(error).__name__}: {error}")
+    # Modules that import each other in a circle have taken names before they were replaced.
+    redirect(patcher.pairs(module), f"{PACKAGE}.")
+    unknown = [seam.label for seam in seams if patcher.kept.get(seam.label, "").startswith("unknown source")]
+    if unknown:
+        say_once(
+            "unknown",
+            f"another version of PMM: tier 1 alone where sources differ, such as {unknown[0]}; --report lists them",
+        )
+
+
+def _patch_loaded(patcher: Patcher) -> None:
+    loaded = [sys.modules[name] for name in dict.fromkeys(seam.module for seam in SEAMS) if name in sys.modules]
+    for module in loaded:
+        # Another thread may be executing it, without our finder.
+        import_module(module.__name__)
+        if getattr(module.__spec__, "_initializing", False):
+            raise TooLateError(f"{module.__name__} is being imported: import pmm_shm_pmm.auto before it")
+        patch(patcher, module)
+    if loaded:
+        redirect(patcher.pairs())
+        held = patcher.holder()
+        if held is not None:
+            raise TooLateError(f"PMM is in use already: {held}; import pmm_shm_pmm.auto before PMM")
+
+
+def _say_missing() -> None:
+    if is_main_process():
+        say_once("missing", f"PMM is not installed: {sys.executable} finds no package {PACKAGE}")

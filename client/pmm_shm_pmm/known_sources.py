@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,8 @@ def known_sources(further: str | None = None) -> Mapping[str, str]:
         OSError: that table cannot be read.
         ValueError: it is no JSON object of texts.
     """
+    import json
+
     table: dict[str, str] = json.loads(_TABLE.read_text(encoding="utf-8"))
     if further is not None:
         found = json.loads(Path(further).read_text(encoding="utf-8"))

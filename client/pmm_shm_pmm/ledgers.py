@@ -26,6 +26,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
+from pmm_shm_pmm import report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
 _ATTEMPTS_MAX = 5
-_FRAMES_KEPT = 8
+_FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
 
 
@@ -78,6 +79,7 @@ class Ledger:
             header = memo[0]
             if header is not None and header.raw == memo[1] and monotonic() < self._freshness.trusted_until:
                 return memo[2]
+        report.beat()
         return self._read(self._take_in)
 
     def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
@@ -98,6 +100,18 @@ class Ledger:
         self.sync()
         live = self.loaded.live
         return self._read(read) if live is None else live
+
+    def listing(self, make: Callable[[Loaded], list[EventDict]]) -> list[EventDict]:
+        """A list that `make` makes of the log as it is."""
+
+        def read() -> list[EventDict]:
+            self._take_in()
+            if self.loaded.is_whole:
+                return make(self.loaded)
+            with self._one_snapshot():
+                return make(self.loaded)
+
+        return self._read(read)
 
     def within(self, loaded: Loaded, look: Callable[[Loaded], _T]) -> _T:
         """`look` at these events with the lock held; at those of the log that has taken their place where it has."""
@@ -189,39 +203,34 @@ class Ledger:
         return cache
 
     def frame(self) -> Frame:
-        """The exact frame; its `as_of` is the newest event's id as `sync` has it."""
-        for _ in range(_ATTEMPTS_MAX * 10):
+        """The exact frame; its `as_of` is the newest event's id as `sync` has it.
+
+        Raises:
+            Fallback: others append faster than it is made.
+        """
+        for _ in range(_FRAMES_MAX):
             newest_id = self.sync()
-            kept = self.kept_frame(newest_id)
-            if kept is not None:
-                return kept
             frame = self.cache.frame()
             if frame.as_of == newest_id:
-                self._keep(frame)
                 return frame
-        raise Fallback("the log grows too fast for a frame")
+        raise Fallback("others append faster than a frame is made")
 
-    def kept_frame(self, event_id: int) -> Frame | None:
-        """A frame at this position that was made lately; None if there is none."""
-        loaded = self.loaded
-        tick = loaded.tick_frame
-        return loaded.frames.get(event_id) or (tick if tick is not None and tick.as_of == event_id else None)
+    def frame_at(self, event_id: int) -> Frame:
+        """The frame as of an event, the newest one or an earlier one."""
+        tick = self.loaded.tick_frame
+        if tick is not None and tick.as_of == event_id:
+            return tick
+        return self.cache.frame_at(event_id)
 
-    def keep_tick(self) -> None:
-        """Keep the frame at the newest `autonomy_tick`, if one is known: the next tick folds the log up to it."""
-        ticks = self.newest("autonomy_tick")
-        if ticks and (frame := self.kept_frame(ticks[0]["id"])) is not None:
+    def keep_tick(self, event_id: int) -> None:
+        """Keep the frame at an `autonomy_tick` that was just appended: the next tick folds the log up to it."""
+        frame = self.frame()
+        if frame.as_of == event_id:
             self.loaded.tick_frame = frame
 
     def fold(self, name: str) -> Any:
         """The view of a fold, at the position of `frame()`."""
         return self.frame().fold(name)
-
-    def _keep(self, frame: Frame) -> None:
-        frames = self.loaded.frames
-        frames[frame.as_of] = frame
-        while len(frames) > _FRAMES_KEPT:
-            frames.popitem(last=False)
 
     # With the lock held.
 
@@ -336,6 +345,7 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            report.uses(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger
@@ -346,9 +356,7 @@ def open_cache(path: str) -> Cache:
     with late_imports:
         from pmm_shm_client.cache import Cache
 
-    cache = Cache(path)
-    for fold in cache_options.get("folds", ()):
-        cache.add_fold(fold)  # type: ignore[attr-defined]
+    cache = Cache(path, folds=cache_options.get("folds", ()), heeds_flags=False)
     if cache_options.get("starts_daemon"):
         threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
     return cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, cast
 
 from pmm_shm.late import late_imports
 from pmm_shm_pmm.fallback import Fallback
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pmm_shm_pmm.ledgers import Ledger
 
 NOT_THE_LOG = "a list that is not the log"
+REPLACED = "a log that was replaced"
 NO_FRAME = "no frame at this position"
 _KNOWN_MAX = 4
 _CHUNK = 256
@@ -57,7 +58,7 @@ class LazyList(LogList):
     __slots__ = ()
 
     def __len__(self) -> int:
-        return _within(self, lambda loaded: loaded.count(self._until_id))
+        return int(_within(self, lambda loaded: loaded.count(self._until_id)))
 
     def __iter__(self) -> Iterator[EventDict]:
         return list.__iter__(_whole(self))
@@ -97,7 +98,7 @@ def _whole(events: LogList) -> LogList:
     return events
 
 
-def _fill(events: LogList, loaded: Loaded) -> None:
+def _fill(events: Any, loaded: Loaded) -> None:
     """With the ledger's lock held: give the list its events."""
     if type(events) is not LazyList:
         return
@@ -109,7 +110,7 @@ def _fill(events: LogList, loaded: Loaded) -> None:
     list.__setitem__(events, slice(None), whole[:end])
     if is_live:
         loaded.events = events
-    events.__class__ = LogList
+    events.__class__ = LogList  # type: ignore[assignment]
 
 
 def _loading(name: str) -> Any:
@@ -170,7 +171,7 @@ def log_list(loaded: Loaded, until_id: int | None, *, is_lazy: bool) -> list[Eve
         return made
     events = LazyList()
     events._loaded, events._until_id, events._was_changed = loaded, until_id, False
-    list.append(events, _STRANGER)  # type: ignore[arg-type]
+    list.append(cast(list[Any], events), _STRANGER)
     if loaded.is_whole:
         _fill(events, loaded)
     return events
@@ -210,7 +211,7 @@ def recognised(events: Iterable[EventDict]) -> tuple[Ledger | None, int]:
         return None, 0
     ledger = loaded.ledger
     if ledger.loaded is not loaded:
-        raise Fallback("a log that was replaced")
+        raise Fallback(REPLACED)
     return ledger, position
 
 
@@ -220,15 +221,19 @@ def frame_of(events: Iterable[EventDict]) -> Frame:
     Raises:
         Fallback: it is not the log, or nobody knows the answers there.
     """
-    ledger, position = recognised(events)
-    if ledger is None:
+    loaded, position = _recognised(events)
+    if loaded is None:
         return frame_of_nothing()
-    frame = ledger.kept_frame(position)
-    if frame is not None:
-        return frame
-    if ledger.sync() == position or events is ledger.loaded.live:
+    ledger = loaded.ledger
+    ledger.sync()
+    if ledger.loaded is not loaded:
+        raise Fallback(REPLACED)
+    if events is ledger.loaded.live:
         return ledger.frame()
-    raise Fallback(NO_FRAME)
+    frame = ledger.frame_at(position)
+    if frame.as_of != position:
+        raise Fallback(NO_FRAME)
+    return frame
 
 
 def _recognised(events: Any) -> tuple[Loaded | None, int]:

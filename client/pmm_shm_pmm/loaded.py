@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm.ledger.rows import RawRow, text_or_empty
@@ -37,7 +36,6 @@ class Loaded:
         last_row: the newest row as it is in the ledger: a log that goes on has the same one in its place.
         live: the live list that PMM has got; None before.
         length: of `events`, if nobody else changes it.
-        frames: position to the frame that was made there, the newest ones.
         tick_frame: the frame at the newest `autonomy_tick`.
     """
 
@@ -48,7 +46,6 @@ class Loaded:
         self.is_whole = newest is None
         self.live: list[EventDict] | None = None
         self.length = len(self.events)
-        self.frames: OrderedDict[int, Frame] = OrderedDict()
         self.tick_frame: Frame | None = None
         self._older: int | None = 0 if newest is None else None
 

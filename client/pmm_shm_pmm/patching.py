@@ -13,6 +13,8 @@ from typing import Any
 
 from pmm_shm_pmm.fallback import Counts, with_fallback
 from pmm_shm_pmm.known_sources import known_sources
+from pmm_shm_pmm.references import holder, redirect
+from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
 from pmm_shm_pmm.settings import Settings
 
@@ -29,6 +31,7 @@ class Patcher:
         strict: replacements raise in place of falling back; for tests.
 
     Attributes:
+        is_strict: the same.
         counts: by `module:name`, of the names that are replaced.
         kept: by `module:name`, why a name is PMM's own.
     """
@@ -38,7 +41,7 @@ class Patcher:
         self.counts: dict[str, Counts] = {}
         self.kept: dict[str, str] = {}
         self._given = known
-        self._strict = strict
+        self.is_strict = strict
         self._originals: dict[tuple[str, str], Any] = {}
         # By the id of a replacement: it and its original.
         self._ours: dict[int, tuple[Any, Any]] = {}
@@ -47,6 +50,8 @@ class Patcher:
     def allows(self, module: ModuleType, name: str) -> bool:
         """Whether a name may be replaced: its part is on, and for tier 2 its source is known. Keeps why not."""
         seam = seam_of(module.__name__, name)
+        if seam.part not in self.settings.parts:
+            return False
         reason = self._reason_against(module, seam)
         if reason is None:
             self.kept.pop(seam.label, None)
@@ -66,7 +71,7 @@ class Patcher:
         original = _function_of(held)
         if id(original) not in self._ours:
             counts = self.counts_of(seam_of(module.__name__, name).label)
-            made = with_fallback(original, replacement, counts, strict=self._strict)
+            made = with_fallback(original, replacement, counts, strict=self.is_strict)
             self._set(module, name, type(held)(made) if isinstance(held, _METHOD_KINDS) else made)
 
     def replace_class(self, module: ModuleType, name: str, make_subclass: Callable[[Any], type]) -> None:
@@ -105,10 +110,15 @@ class Patcher:
             return False
         return sha256(source.encode()).hexdigest() == self._known.get(f"{module.__name__}:{name}")
 
-    @property
-    def is_strict(self) -> bool:
-        """Whether replacements raise in place of falling back."""
-        return self._strict
+    def pairs(self, module: ModuleType | None = None) -> list[tuple[Any, Any]]:
+        """The originals and their replacements, all or those of one module."""
+        pairs = [(original, made) for made, original in self._ours.values()]
+        return pairs if module is None else [pair for pair in pairs if pair[0].__module__ == module.__name__]
+
+    def holder(self) -> str | None:
+        """Something that still uses an original, in words; None for nothing."""
+        before = [value for *_, value in self._before]
+        return holder(self.pairs(), [self._originals, *self._ours.values(), *self._before, *before, before])
 
     def undo(self) -> None:
         """Put back all originals."""
@@ -117,6 +127,7 @@ class Patcher:
                 delattr(owner, attribute)
             else:
                 setattr(owner, attribute, before)
+        redirect([(made, original) for original, made in self.pairs()])
         self._before.clear()
         self._originals.clear()
         self._ours.clear()
@@ -124,11 +135,16 @@ class Patcher:
 
     @cached_property
     def _known(self) -> Mapping[str, str]:
-        return known_sources(self.settings.sources) if self._given is None else self._given
+        if self._given is not None:
+            return self._given
+        further = self.settings.sources
+        try:
+            return known_sources(further)
+        except (OSError, ValueError) as error:
+            say_once("sources", f"PMM_SHM_SOURCES: {further}: {error}; it is not used")
+            return known_sources()
 
     def _reason_against(self, module: ModuleType, seam: Seam) -> str | None:
-        if seam.part not in self.settings.parts:
-            return f"the part {seam.part} is off"
         try:
             value = getattr(*_owner_of(module, seam.name))
         except AttributeError:

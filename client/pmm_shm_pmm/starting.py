@@ -10,12 +10,12 @@ from pmm_shm_pmm.settings import Settings
 
 
 def start() -> None:
-    """Install, and report what keeps PMM as it is. Never raises."""
-    try:
-        patcher = install()
-    except Exception as error:
-        say(f"nothing is replaced in PMM: {type(error).__name__}: {error}")
-        return
+    """Install, and report it once.
+
+    Raises:
+        TooLateError: something has imported PMM even before.
+    """
+    patcher = install()
     if patcher is not None and is_main_process():
         for warning in patcher.settings.warnings:
             say(warning)

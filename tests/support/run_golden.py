@@ -188,15 +188,15 @@ def _is_allowed(got: dict[str, Any], expected: dict[str, Any]) -> bool:
 def _made(call: dict[str, Any], path: Path, as_of: AsOf, close: Callable[[Any], None]) -> dict[str, Any]:
     log = import_module("pmm.storage.eventlog").EventLog(str(path))
     try:
-        args = [_argument(value, log) for value in call["args"]]
+        args = [argument_of(value, log) for value in call["args"]]
         kwargs = {
             key: set(value)
             if key in ("exclude_labels", "recent_digest_blocklist") and value is not None
-            else _argument(value, log)
+            else argument_of(value, log)
             for key, value in call["kwargs"].items()
         }
         owner, _, name = call["call"].partition(".")
-        function = (lambda events: _folds(events, log, as_of)) if owner == "fold" else _function(owner, name, log)
+        function = functools.partial(folds, log=log, as_of=as_of) if owner == "fold" else function_of(owner, name, log)
         try:
             return {"result": function(*args, **kwargs)}
         except Exception as error:
@@ -205,7 +205,8 @@ def _made(call: dict[str, Any], path: Path, as_of: AsOf, close: Callable[[Any], 
         close(log)
 
 
-def _function(owner: str, name: str, log: Any) -> Callable[..., Any]:
+def function_of(owner: str, name: str, log: Any) -> Callable[..., Any]:
+    """What a golden call calls, on an object of its own."""
     if owner == "runtime":
         holder = SimpleNamespace(eventlog=log)
         return functools.partial(getattr(import_module("pmm.runtime.loop").Runtime, name), holder)
@@ -222,7 +223,8 @@ def _function(owner: str, name: str, log: Any) -> Callable[..., Any]:
     return getattr(objects[owner](), name)  # type: ignore[no-any-return]
 
 
-def _folds(events: Any, log: Any, as_of: AsOf) -> dict[str, Any]:
+def folds(events: Any, log: Any, as_of: AsOf) -> dict[str, Any]:
+    """`fold.all`: the answers of all folds over a list."""
     projection = import_module("pmm.storage.projection")
     model = projection.build_self_model(events)
     return {
@@ -237,7 +239,8 @@ def _folds(events: Any, log: Any, as_of: AsOf) -> dict[str, Any]:
     }
 
 
-def _argument(value: Any, log: Any) -> Any:
+def argument_of(value: Any, log: Any) -> Any:
+    """An argument of a golden call: a list is made by its recipe."""
     return _list(log, *value["$list"]) if isinstance(value, dict) and "$list" in value else value
 
 

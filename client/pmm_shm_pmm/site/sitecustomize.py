@@ -4,6 +4,7 @@ It installs the replacements, and then runs the `sitecustomize` of the user's Py
 pmm-shm read it, too.
 """
 
+import importlib
 import os
 import sys
 
@@ -11,12 +12,14 @@ import sys
 def _start() -> None:
     try:
         from pmm_shm_pmm.starting import start
-    except ImportError as error:
-        if os.environ.get("PMM_SHM_RUN") == str(os.getpid()):
-            why = " ".join(str(error).split())
-            sys.stderr.write(f"pmm-shm: nothing is replaced: {sys.executable} has no pmm-shm ({why})\n")
-    else:
+
         start()
+    except Exception as error:
+        # Nothing of ours ends the program. Its children do not say it again.
+        if os.environ.get("PMM_SHM_RUN") == str(os.getpid()):
+            has_none = isinstance(error, ImportError)
+            why = f"{sys.executable} has no pmm-shm ({error})" if has_none else f"{type(error).__name__}: {error}"
+            sys.stderr.write(f"pmm-shm: nothing is replaced: {' '.join(why.split())}\n")
 
 
 def _run_next() -> None:
@@ -24,7 +27,7 @@ def _run_next() -> None:
     sys.path[:] = [one for one in sys.path if os.path.abspath(one or os.curdir) != here]
     ours = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     finally:
         if ours is not None:
             sys.modules.setdefault("sitecustomize", ours)
