@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from pmm_shm import limits
+from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
+from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, find_fold, is_same_fold, made_fold, name_of_type
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
