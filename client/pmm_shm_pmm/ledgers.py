@@ -26,7 +26,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
-from pmm_shm_pmm import report
+from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
@@ -335,7 +335,7 @@ _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
 _lock = threading.Lock()
 cache_options: Mapping[str, Any] = {}
-"""Set by `install`: `starts_daemon`."""
+"""Set by `install`: `starts_daemon`, `parts`."""
 
 
 def ledger_at(path: str) -> Ledger:
@@ -346,6 +346,7 @@ def ledger_at(path: str) -> Ledger:
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
             report.uses(path)
+            forks.say_once(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger
@@ -355,9 +356,9 @@ def open_cache(path: str) -> Cache:
     """The library's cache of a ledger; where the settings say so, a daemon is started in the background."""
     with late_imports:
         from pmm_shm_client.cache import Cache
-        from pmm_shm_pmm.folds import FOLDS
+        from pmm_shm_pmm.folds import folds_of
 
-    cache = Cache(path, folds=FOLDS, heeds_flags=False)
+    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
     if cache_options.get("starts_daemon"):
         threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
     return cache

@@ -98,9 +98,8 @@ def by_comparing(events: Any, live: list[Event]) -> int | None:
 
 
 def is_undescribed(call: dict[str, Any]) -> bool:
-    """Whether the answer is of PMM's whole graph, which the contract leaves to PMM."""
-    result = call.get("result")
-    return call["call"] == "memegraph.graph_slice" and any(row["label"] != "adopts" for row in result or ())
+    """Whether the answer is a slice of PMM's whole graph, which the contract leaves to PMM."""
+    return call["call"] == "memegraph.graph_slice" and call["kwargs"].get("min_confidence", 0.6) <= 0.5
 
 
 def replay(
