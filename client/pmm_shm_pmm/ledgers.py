@@ -335,7 +335,7 @@ _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
 _lock = threading.Lock()
 cache_options: Mapping[str, Any] = {}
-"""Set by `install`: `starts_daemon`, `folds`."""
+"""Set by `install`: `starts_daemon`, `parts`."""
 
 
 def ledger_at(path: str) -> Ledger:
@@ -355,8 +355,9 @@ def open_cache(path: str) -> Cache:
     """The library's cache of a ledger; where the settings say so, a daemon is started in the background."""
     with late_imports:
         from pmm_shm_client.cache import Cache
+        from pmm_shm_pmm.folds import folds_of
 
-    cache = Cache(path, folds=cache_options.get("folds", ()), heeds_flags=False)
+    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
     if cache_options.get("starts_daemon"):
         threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
     return cache

@@ -116,5 +116,6 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     """Replace `EventLog` in the module that has just been executed."""
     counts = patcher.counts_of(f"{module.__name__}:EventLog")
     is_lazy = patcher.allows(module, "EventLog.read_all")
-    ledgers.cache_options = {"starts_daemon": patcher.settings.starts_daemon}
+    settings = patcher.settings
+    ledgers.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
     patcher.replace_class(module, "EventLog", lambda original: shared_eventlog(original, counts, is_lazy=is_lazy))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _all_tokens = re.compile(r"[a-z0-9]+").findall
 _STOP_WORDS = frozenset(
-    "i we you the a an to and of for on in it is are will shall can could should would today now".split()
+    _all_tokens("i we you the a an to and of for on in it is are will shall can could should would today now")
 )
 _SNIPPET_CHARS_MAX = 100
 Suggestion = dict[str, Any]
