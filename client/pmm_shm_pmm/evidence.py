@@ -91,10 +91,10 @@ class Texts:
             self._known[text] = known
         return known
 
-    def forget(self) -> None:
-        """Forget everything where it is much; not while a caller uses what it got."""
-        if len(self._known) > _TEXTS_MAX:
-            self._known, self.words = {}, NearWords()
+    @property
+    def is_full(self) -> bool:
+        """Whether others should take its place."""
+        return len(self._known) > _TEXTS_MAX
 
     def cosine_with(self, vector: Vector, length: float, text: _Text) -> float:
         """The cosine of a vector and that of a text; 0.0 where the text has none."""
@@ -135,7 +135,6 @@ def find_evidence(
         texts: remembers texts while `embed` and `cosine` are its functions.
         events: the newest `recent_window` messages and reflections of them are looked at.
     """
-    texts.forget()
     corpus = _corpus(events, recent_window)
     own_norm = norm(corpus)
     wanted = [(cid, texts.of(text)) for cid, text in ((_text(item), str(item.get("text") or "")) for item in items)]
@@ -194,10 +193,15 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     texts = Texts(module._emb, module._cos)
 
     def replacement(self: Any, events: Any, open_commitments: Any, recent_window: int = 20) -> list[Found]:
+        nonlocal texts
         if not (isinstance(events, (list, tuple)) and isinstance(open_commitments, (list, tuple))):
             raise Fallback("no list")
         if type(recent_window) is not int:
             raise Fallback("a window that is no integer")
-        return find_evidence(texts, module._emb, module._cos, events, open_commitments, recent_window)
+        known = texts
+        if known.is_full:
+            # Other threads may still use it.
+            known = texts = Texts(known.embed, known.cosine)
+        return find_evidence(known, module._emb, module._cos, events, open_commitments, recent_window)
 
     patcher.replace(module, "CommitmentTracker.find_evidence", replacement)

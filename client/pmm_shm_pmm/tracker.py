@@ -201,8 +201,9 @@ _METHODS = (
 
 
 def install(patcher: Patcher, module: ModuleType) -> None:
-    find = vars(module.CommitmentTracker)["_auto_project_id"]
-    functions = _Functions(module, getattr(find, "__func__", find))
+    helper = "CommitmentTracker._auto_project_id"
+    is_known = patcher.is_known(module, helper)
+    functions = _Functions(module, patcher.original(module.__name__, helper) if is_known else None)
     for name in _METHODS:
         method = getattr(functions, name.lstrip("_"))
         patcher.replace(module, f"CommitmentTracker.{name}", _unbound(method))
