@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from pmm_shm_pmm.fallback import passing_errors
-from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.opens import NOT_ASSIGNED, Opens, Projects
+from pmm_shm_pmm.shared_log import log_of
 
 _TAGS_MAX = 20_000
 Meta = dict[str, Any]

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm_pmm.fallback import Fallback, passing_errors
-from pmm_shm_pmm.log import log_of
+from pmm_shm_pmm.shared_log import log_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.opens import Opens

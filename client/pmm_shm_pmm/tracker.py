@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm_pmm.fallback import Fallback, passing_errors
-from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.opens import Opens, snippet_digest
 from pmm_shm_pmm.projects import Meta, ProjectFunctions, meta_of
+from pmm_shm_pmm.shared_log import log_of
 from pmm_shm_pmm.sweep import sweep_for_expired
 
 if TYPE_CHECKING:

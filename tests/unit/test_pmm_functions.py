@@ -366,7 +366,7 @@ def test_no_function_walks_the_log(long_log: Any) -> None:
 
 
 def test_views_hold_what_is_open(long_log: Any) -> None:
-    shared = import_module("pmm_shm_pmm.log").log_of(long_log)
+    shared = import_module("pmm_shm_pmm.shared_log").log_of(long_log)
     ended = {event["meta"]["cid"] for event in long_log.read_all() if event["kind"] == "commitment_close"}
     expired = {event["meta"]["cid"] for event in long_log.read_all() if event["kind"] == "commitment_expire"}
     assert len(shared.fold("pmm_lives").live) == len(shared.fold("pmm_graph").open) == 924
