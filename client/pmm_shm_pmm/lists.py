@@ -271,7 +271,8 @@ def _compared(events: list[EventDict]) -> tuple[Loaded, int]:
             # It is longer than what was loaded, or shorter, where somebody else changed it.
             if length == loaded.length:
                 return loaded, loaded.newest_id
-        elif events == whole[:length]:
+        # Identities first, so it compares no values where the dicts are the very ones.
+        elif events == (whole if length == len(whole) else whole[:length]):
             _remember(events, loaded)
             return loaded, events[-1]["id"]
     raise Fallback(NOT_THE_LOG)

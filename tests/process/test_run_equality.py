@@ -12,9 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from bench import pmm_ledger
 from tests.support import run_golden, standin_ab, standin_package
 from tests.support.profiles import examples
-from tests.support.standin_ab import Pair
+from tests.support.standin_ab import AgentProcess, Pair
 
 WORDS = ("identity", "report", "write", "tests", "launch", "signal", "名前", "naïve", "memory", "reviews")
 CIDS = st.sampled_from(["a", "b", "c", "d", 7, "7"])
@@ -111,6 +112,10 @@ CALLS = st.one_of(
     _call("eventlog.query", limit=st.integers(0, 9)),
     _call("eventlog.get_event", st.integers(0, 60)),
 )
+OFF = {"PMM_SHM_DAEMON": "off"}
+CACHES = {"PMM_USE_PROJECTION_CACHE": "1", "PMM_USE_METRICS_CACHE": "1"}
+UNCALLED = {"pmm.runtime.loop:Runtime._get_snapshot", "pmm.runtime.memegraph:MemeGraphProjection"}
+"""Names that no golden call needs."""
 BEGINNINGS = tuple(name for name in run_golden.names() if not run_golden.case(name)["tamper"])
 
 
@@ -174,14 +179,47 @@ def run(agents: Pair, count: int) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def plain_pair() -> Iterator[Pair]:
+def test_two_plain_agents_agree() -> None:
     with standin_ab.pair(plain=True) as agents:
+        run(agents, 20)
+
+
+@pytest.fixture(scope="module", params=[OFF, {**OFF, **CACHES}, {}], ids=["no daemon", "caches of PMM", "daemon"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A plain agent and a launched one."""
+    with standin_ab.pair(variables=request.param) as agents:
         yield agents
 
 
-def test_two_plain_agents_agree(plain_pair: Pair) -> None:
-    run(plain_pair, 60)
+def test_a_launched_agent_does_what_a_plain_one_does(pair: Pair) -> None:
+    run(pair, 60)
+
+
+def test_a_launched_agent_gives_the_golden_answers() -> None:
+    launched = AgentProcess("--launched", variables=OFF)
+    assert [launched.do("golden", name=name)["result"] for name in run_golden.names()] == [
+        [] for _ in run_golden.names()
+    ]
+    report = launched.do("report")["result"]
+    launched.stop()
+    assert report["kept"] == {}
+    assert {name for name, count in report["answered"].items() if not count} <= UNCALLED
+    fallbacks = {name: set(reasons) for name, reasons in report["fallbacks"].items()}
+    assert {reason for reasons in fallbacks.values() for reason in reasons if reason.startswith("error")} == set()
+
+
+def test_a_launched_message_looks_at_no_more_events_in_a_longer_log() -> None:
+    """But for the two walks in `handle_user` itself, through the whole log."""
+    looked_at = []
+    for count in (2_000, 20_000):
+        launched = AgentProcess("--launched", variables=OFF)
+        with standin_ab.folder() as folder:
+            launched.do("reset", path=str(pmm_ledger.make(folder / "pmm.db", count)))
+            launched.do("message", text="hello", reply="hi")
+            counts = launched.do("message", text="what is next", reply="I will see")["looked_at"]
+            looked_at.append(sum(counts.values()) - counts["handle_user"])
+            launched.stop()
+    assert looked_at[0] == pytest.approx(looked_at[1], abs=50)
 
 
 def test_a_difference_is_found(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ class Pair:
             self._heard = [self._heard[place] + heard for place, heard in enumerate(answers)]
             return {}
         if name == "restart":
+            self._heard = [[], []]
             answers = [(agent.do("close"), agent.do("open", path=str(agent.path)))[1] for agent in self._agents]
         else:
             arguments = dict(zip(_ARGUMENTS[name], values, strict=True))

@@ -11,8 +11,10 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -23,8 +25,9 @@ _TIMES = frozenset({"ts", "timestamp", "first_seen_ts", "last_seen_ts", "created
 class Agent:
     """The log, the runtime and the autonomy of one ledger at a time."""
 
-    def __init__(self, report: Callable[[], Any]) -> None:
+    def __init__(self, report: Callable[[], Any], as_of: run_golden.AsOf) -> None:
         self._report = report
+        self._as_of = as_of
         self._cids = itertools.count(1)
         self._log: Any = None
         self._reply = ""
@@ -103,6 +106,11 @@ class Agent:
             "sound": self._log.verify_chain(),
         }
 
+    def golden(self, name: str) -> list[str]:
+        """The differences of a golden case; lists must be recognised, too."""
+        with tempfile.TemporaryDirectory(prefix="pmm-golden-") as folder:
+            return list(map(str, run_golden.replay(name, Path(folder), as_of=self._as_of)))
+
     def report(self) -> Any:
         """What the launcher says of itself."""
         return self._report()
@@ -153,7 +161,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path.insert(0, options.root)
-    serve(Agent(launched(options.strict) if options.launched else dict), sys.stdin, answers)
+    agent = Agent(launched(options.strict), recognised) if options.launched else Agent(dict, run_golden.by_comparing)
+    serve(agent, sys.stdin, answers)
 
 
 def launched(strict: bool) -> Callable[[], Any]:
@@ -167,6 +176,17 @@ def launched(strict: bool) -> Callable[[], Any]:
         "answered": {name: counts.answered for name, counts in patcher.counts.items()},
         "fallbacks": {name: dict(counts.fallbacks) for name, counts in patcher.counts.items() if counts.fallbacks},
     }
+
+
+def recognised(events: Any, live: list[Any]) -> int | None:
+    """`as_of`, by the launcher."""
+    from pmm_shm_pmm import lists
+    from pmm_shm_pmm.fallback import Fallback
+
+    try:
+        return int(lists.recognised(events)[1])
+    except Fallback:
+        return None
 
 
 def serve(agent: Agent, commands: TextIO, answers: TextIO) -> None:
