@@ -11,10 +11,8 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -108,8 +106,8 @@ class Agent:
 
     def golden(self, name: str) -> list[str]:
         """The differences of a golden case; lists must be recognised, too."""
-        with tempfile.TemporaryDirectory(prefix="pmm-golden-") as folder:
-            return list(map(str, run_golden.replay(name, Path(folder), as_of=self._as_of)))
+        with run_golden.folder() as folder:
+            return list(map(str, run_golden.replay(name, folder, as_of=self._as_of)))
 
     def report(self) -> Any:
         """What the launcher says of itself."""
