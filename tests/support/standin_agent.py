@@ -32,9 +32,11 @@ class Agent:
 
     def open(self, path: str) -> None:
         from pmm.commitments import tracker
-        from pmm.runtime import loop
-        from pmm.storage import eventlog
+        from pmm.runtime import loop, metrics
+        from pmm.storage import eventlog, projection
 
+        # They know the position, not the log.
+        projection._global_projection_cache = metrics._global_metrics_cache = None
         tracker.uuid4 = lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._cids)))
         self._log = eventlog.EventLog(path)
         self._live = self._log.read_all()
