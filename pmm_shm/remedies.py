@@ -184,9 +184,12 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm verify {ledger}  # then, to go back: pmm-shm restore BACKUP {ledger}",
     ),
     "append-under-lock": Template(
-        "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
+        "no backup is needed; so that no more of them come, start PMM with `pmm-shm run`, append with EventLog alone, "
+        "or let that program begin with BEGIN IMMEDIATE"
     ),
-    "leave-to-owner": Template("read it here, and append with its owner's program"),
+    "leave-to-owner": Template(
+        "read it here, and append with its owner's program", words="only .* can append, all others can read"
+    ),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(
         "its file system has no permissions: mount it with the option umask=077, and uid= for the user"

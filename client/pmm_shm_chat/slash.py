@@ -101,6 +101,8 @@ def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 def _stats(session: Session, argument: str) -> None:
     numbers: dict[str, Any] = plain(session.cache.stats())
+    if session.cache.not_applicable:
+        del numbers["metrics"]["ias"], numbers["metrics"]["gas"]
     daemon = numbers.pop("daemon")
     parts = [pairs(name, _spaced(rows)) for name, rows in numbers.items()]
     if daemon is None:

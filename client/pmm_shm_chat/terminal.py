@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 
-from pmm_shm.errors import PmmShmError
+from pmm_shm.errors import LedgerUnwritableError, PmmShmError
+from pmm_shm.ledger.obstacles import NEEDS_LEASE
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
 from pmm_shm_chat.turn import Chat, Timings
@@ -85,6 +86,9 @@ class _Conversation:
 
     def _turn(self, text: str) -> None:
         screen = self._screen
+        if self._chat.cache.is_of_pmm2:
+            # Before the answer begins on the screen.
+            raise LedgerUnwritableError(f"{self._chat.cache.path}: {NEEDS_LEASE}; nothing was written")
         name = self._chat.cache.identity().name
         self._in_turn = True
         is_interrupted = True
@@ -108,6 +112,14 @@ class _Conversation:
     def _welcome(self) -> None:
         cache = self._chat.cache
         identity, commitments = cache.identity(), cache.commitments()
+        if cache.is_of_pmm2:
+            self._screen.welcome(
+                [
+                    f"a ledger of PMM 2, event {identity.as_of:,}",
+                    f"{NEEDS_LEASE}. /help lists the commands, Ctrl-D ends.",
+                ]
+            )
+            return
         name = str(identity.name)[:_NAME_CHARS_MAX] if identity.name else "an agent without a name"
         self._screen.welcome(
             [

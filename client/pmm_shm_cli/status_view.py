@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pmm_shm.ledger.obstacles import NEEDS_LEASE
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.output import printable
 
 _STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}
@@ -36,6 +38,7 @@ def headline(found: StatusNumbers) -> Text:
 def glance(found: StatusNumbers) -> list[RenderableType]:
     """The answer of `status` below its headline: two lines where all is well, and the problems."""
     rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
+    rows += _owner_rows(found)
     if found["daemon"] is not None:
         rows += [("reads", [_cut(served(found["reads"]))]), ("daemon", [_cut(_in_short(found["daemon"]))])]
         if found["daemon"]["quarantined"]:
@@ -45,7 +48,7 @@ def glance(found: StatusNumbers) -> list[RenderableType]:
 
 def sections(found: StatusNumbers) -> list[RenderableType]:
     """The answer of `status --verbose` below its headline."""
-    rows = [*_problem_rows(found), *_ledger_rows(found)]
+    rows = [*_problem_rows(found), *_ledger_rows(found), *_owner_rows(found)]
     if found["daemon"] is not None:
         rows += _daemon_rows(found, found["daemon"])
     return [Text(""), _grid(rows)]
@@ -72,6 +75,14 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
             lines.append(Text.assemble(("type: ", "dim"), (printable(entry["command"]), "bold")))
         rows.append((_PAST if is_past else "problem", lines))
     return rows
+
+
+def _owner_rows(found: StatusNumbers) -> list[LabelledLines]:
+    missing = found.get("not_applicable")
+    if not missing:
+        return []
+    owner = f"PMM 2: {NEEDS_LEASE}"
+    return [("owner", [owner]), ("does not apply", [", ".join(missing), WHY_NOT_APPLICABLE])]
 
 
 def _ledger_rows(found: StatusNumbers) -> list[LabelledLines]:

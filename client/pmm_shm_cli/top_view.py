@@ -16,6 +16,7 @@ from rich.text import Text
 from pmm_shm_cli.charts import Value, bars, curve
 from pmm_shm_cli.sampling import Series
 from pmm_shm_cli.status_view import duration, headline, served, size
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.output import printable
 
 _LABEL, _FIGURE = 12, 12
@@ -72,7 +73,10 @@ def frame(
     table = _process_lines(found, display, max(0, (left - _RATES - _SCORES) // _TABLE_SHARE))
     rate_lines, score_lines = _heights(left - len(table), plain)
     lines += [*_rates(series, width, rate_lines, plain), Text("")]
-    lines += _scores(series, width, score_lines, plain)
+    if found.get("not_applicable"):
+        lines.append(Text.assemble(("scores".ljust(_LABEL), "cyan"), WHY_NOT_APPLICABLE))
+    else:
+        lines += _scores(series, width, score_lines, plain)
     lines += [*_facts(found), *table]
     return Group(*[_fitted(line, width) for line in lines][: max(1, height)])
 

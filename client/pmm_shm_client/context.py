@@ -45,6 +45,8 @@ ROLES: Mapping[str, Literal["user", "assistant"]] = {
 }
 """The kind of a message to its speaker."""
 assert ROLES.keys() == set(MESSAGE_KINDS)
+_OF_PMM = ("name", "traits", "telemetry", "ias", "gas", "stage")
+_NOT_OF_PMM2 = "Name, traits, IAS, GAS, stage: do not apply to a ledger of PMM 2"
 _SEARCH_MARGIN, _SEARCH_GROWTH = 16, 4
 _EPOCH = datetime(1970, 1, 1)
 
@@ -111,6 +113,8 @@ class Context:
         recalled: past messages similar to the user's text, the most similar first, uncut.
         messages: the last ones of the conversation, oldest first, uncut.
         recall_problem: why `recalled` is incomplete; None if it is complete.
+        not_applicable: as `Cache.not_applicable`. The block says so, and `to_dict` has None for the name, the traits,
+            the telemetry, the scores and the stage.
     """
 
     layout: int
@@ -127,13 +131,18 @@ class Context:
     recalled: tuple[Recalled, ...]
     messages: tuple[Entry, ...]
     recall_problem: str | None
+    not_applicable: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(_block(self))
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        found = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        if not self.not_applicable:
+            del found["not_applicable"]
+            return found
+        return {**found, **dict.fromkeys(_OF_PMM)}
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
@@ -189,6 +198,7 @@ def make_context(frame: Frame, request: ContextRequest, search: Search, event_of
         recalled=recalled,
         messages=_last(recent.messages, request.messages),
         recall_problem=problem,
+        not_applicable=frame.not_applicable,
     )
 
 
@@ -234,19 +244,27 @@ def _recall(
 
 
 def _block(context: Context) -> Iterator[str]:
-    traits = " ".join(f"{name[0].upper()} {value:.2f}" for name, value in context.traits.items())
     yield f"# Context (layout {context.layout})"
-    yield f"Name: {context.name}"
-    yield f"Traits: {traits}"
-    yield f"Now: {_scores(context.ias, context.gas, context.stage)}"
-    tick = context.telemetry
-    yield "Last tick: " + ("none" if tick is None else f"{_scores(tick.ias, tick.gas, tick.stage)} (event {tick.id})")
-    yield from _section("Open commitments", context.commitments, is_always_there=True)
+    if context.not_applicable:
+        yield _NOT_OF_PMM2
+    else:
+        yield from _head_lines(context)
+    # PMM 2 may have open ones that are other events.
+    yield from _section("Open commitments", context.commitments, is_always_there=not context.not_applicable)
     yield from _section("Reflections", (f"{one.time} {one.text}" for one in context.reflections))
     directives = (one_line(text, TEXT_CHARS_MAX) for text in context.directives)
     yield from _section("Directives", directives, is_always_there=True)
     yield from _section("Recalled messages", _message_lines(context.recalled))
     yield from _section("Last messages", _message_lines(context.messages))
+
+
+def _head_lines(context: Context) -> Iterator[str]:
+    traits = " ".join(f"{name[0].upper()} {value:.2f}" for name, value in context.traits.items())
+    yield f"Name: {context.name}"
+    yield f"Traits: {traits}"
+    yield f"Now: {_scores(context.ias, context.gas, context.stage)}"
+    tick = context.telemetry
+    yield "Last tick: " + ("none" if tick is None else f"{_scores(tick.ias, tick.gas, tick.stage)} (event {tick.id})")
 
 
 def _section(title: str, lines: Iterable[str], is_always_there: bool = False) -> list[str]:

@@ -20,6 +20,7 @@ from pmm_shm_client.results import (
     Recent,
     SelfModelDict,
     Stage,
+    applicable,
     self_model_dict,
 )
 
@@ -93,17 +94,26 @@ class Frame:
     `on_warn` gets all closes without evidence.
     """
 
-    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of", "position")
+    __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of", "not_applicable", "position")
     _replays: Replays
     _results: dict[str, Any]
     _views: dict[str, Any]
     _warnings: Warnings
     as_of: int
     """The newest event that it includes, an id; 0 before the first event."""
+    not_applicable: tuple[str, ...]
+    """As `Cache.not_applicable`."""
     position: Position
     """The same event with a digest of its row: what `expected_head=frame` compares."""
 
-    def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, position: Position) -> None:
+    def __init__(
+        self,
+        replays: Replays,
+        views: Mapping[str, Any],
+        warnings: Warnings,
+        position: Position,
+        not_applicable: tuple[str, ...] = (),
+    ) -> None:
         for name, value in (
             ("_replays", replays),
             ("_views", dict(views)),
@@ -111,23 +121,29 @@ class Frame:
             ("_warnings", warnings),
             ("as_of", position.as_of),
             ("position", position),
+            ("not_applicable", not_applicable),
         ):
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Frame, (_OF_A_COPY, self._views, self._warnings, self.position)
+        return Frame, (_OF_A_COPY, self._views, self._warnings, self.position, self.not_applicable)
 
     def __repr__(self) -> str:
         return f"<Frame as_of={self.as_of}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """All answers as a new dict, by the names of their methods; `fold` and the strict self-model are left out."""
+        """All answers as a new dict, by the names of their methods; `fold` and the strict self-model are left out.
+
+        The fields of answers that do not apply to the ledger are None; a key `not_applicable` then lists their names.
+        """
+        missing = self.not_applicable
         return {
             "as_of": self.as_of,
-            "self_model": self.self_model(),
-            **{name: self._result(name).to_dict() for name in RESULTS if name != "model"},
+            "self_model": applicable("self_model", {**self.self_model()}, missing),
+            **{name: applicable(name, self._result(name).to_dict(), missing) for name in RESULTS if name != "model"},
             "directives": self.directives(),
             "active_directives": self.active_directives(),
+            **({"not_applicable": list(missing)} if missing else {}),
         }
 
     def to_json(self) -> str:

@@ -29,6 +29,7 @@ from pmm_shm_client.frame import (
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import (
+    NOT_IN_PMM2,
     Commitments,
     History,
     Identity,
@@ -242,6 +243,22 @@ class Reads(ABC):
     @abstractmethod
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`."""
+
+    @property
+    def is_of_pmm2(self) -> bool:
+        """Whether PMM 2 keeps the ledger: only the process that holds its writer lease can append."""
+        self._check_open()
+        return self._reader.with_ledger(self._look_for_pmm2)
+
+    @property
+    def not_applicable(self) -> tuple[str, ...]:
+        """The read methods whose answers do not apply to this ledger, otherwise none: `identity`, `metrics`, `stage`
+        and `history` where PMM 2 keeps it.
+
+        There they return values without a meaning: no name, traits of 0.5, stage S0, scores of 0.0 or little more. The
+        commands, and `to_dict` of a frame or a context, have None in their place.
+        """
+        return NOT_IN_PMM2 if self.is_of_pmm2 else ()
 
     def self_model(
         self,
@@ -476,7 +493,7 @@ class Reads(ABC):
         else:
             counter.missed(is_published=reading.is_published("self_model"), is_recomputed=not is_same)
         made = self._frames.get(key)
-        if made is None or made[0] is not views:
+        if made is None or made[0] is not views or made[1].not_applicable is not self._not_applicable_here():
             made = self._frames[key] = views, self._make_frame(views, reading)
         if isinstance(reading, Reading) and mode == "exact":
             self._kept_frames = self._kept_frames.with_frame(made[1], self._reader.connection.epoch, reading.holds)
@@ -484,7 +501,16 @@ class Reads(ABC):
         return made[1]
 
     def _make_frame(self, views: Mapping[str, Any], reading: Reading | ReplayReading) -> Frame:
-        return Frame(self._replays, views, self._warnings.of(reading.state("self_model")), reading.position)
+        warnings = self._warnings.of(reading.state("self_model"))
+        return Frame(self._replays, views, warnings, reading.position, self._not_applicable_here())
+
+    def _not_applicable_here(self) -> tuple[str, ...]:
+        return NOT_IN_PMM2 if self._reader.connection.schema.is_of_pmm2 else ()
+
+    def _look_for_pmm2(self) -> bool:
+        self._freshness.take()
+        self._reader.connection.follow_schema()
+        return self._reader.connection.schema.is_of_pmm2
 
     def _past_frame(self, event_id: int) -> Frame:
         names = tuple(self._reader.folds)

@@ -17,11 +17,14 @@ class ReplayReading:
 
     mark = None
 
-    def __init__(self, folds: Sequence[Fold], states: Mapping[str, State], position: Position) -> None:
+    def __init__(
+        self, folds: Sequence[Fold], states: Mapping[str, State], position: Position, is_of_pmm2: bool = False
+    ) -> None:
         self._folds = {fold.name: fold for fold in folds}
         self._states = states
         self.position = position
         self.as_of = position.as_of
+        self.is_of_pmm2 = is_of_pmm2
 
     def view(self, name: str) -> Any:
         return self._folds[name].view(self._states[name])
@@ -42,4 +45,4 @@ def replayed(
         LedgerError: the ledger cannot be read.
     """
     position, states = replay(connection, folds, progress, until_id)
-    return ReplayReading(folds, states, position)
+    return ReplayReading(folds, states, position, connection.schema.is_of_pmm2)

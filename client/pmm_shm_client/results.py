@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
@@ -10,6 +10,9 @@ from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import Cid, ExpiredCommitment, OpenCommitment, SelfModel
 from pmm_shm.folds.stage import StageSnapshot
 from pmm_shm.frozen import json_text, plain, plain_dict, result, thawed
+
+NOT_IN_PMM2 = ("identity", "metrics", "stage", "history")
+"""The read methods whose answers do not apply to a ledger of PMM 2: it has no adopted name, traits, scores or stage."""
 
 
 @result
@@ -236,3 +239,12 @@ def self_model_dict(model: SelfModel, *, strict: bool) -> SelfModelDict:
             "expired": {cid: thawed(entry) for cid, entry in model.expired.items()},
         },
     }
+
+
+def applicable(name: str, answer: dict[str, Any], not_applicable: Collection[str]) -> dict[str, Any]:
+    """The plain fields of the answer of a read method, as far as they apply to its ledger: the others are None."""
+    if name in not_applicable:
+        return {field: value if field == "as_of" else None for field, value in answer.items()}
+    if name == "self_model" and "identity" in not_applicable:
+        return {**answer, "identity": None}
+    return answer

@@ -55,7 +55,7 @@ def become(
     variables = dict(os.environ)
     if ledger is not None:
         variables["PMM_DB"] = checked_ledger(ledger)
-    if _is_on():
+    if _is_on() and not _is_pmm2(variables.get("PMM_DB")):
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (SITE, os.environ.get("PYTHONPATH"))))
         variables["PMM_SHM_RUN"] = str(os.getpid())
         if no_daemon:
@@ -84,6 +84,33 @@ def _is_on() -> bool:
         return True
 
 
+def _is_pmm2(path: str | None) -> bool:
+    """Whether PMM 2 keeps the ledger, of which nothing is replaced; says so."""
+    if not path or not os.path.isfile(path):
+        return False
+    import sqlite3
+
+    try:
+        connection = _opened(path)
+        try:
+            query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
+            is_pmm2 = connection.execute(query).fetchone() is not None
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
+    if is_pmm2:
+        print(f"pmm-shm: {path}: a ledger of PMM 2, which is another program: nothing is replaced", file=sys.stderr)
+    return is_pmm2
+
+
+def _opened(path: str) -> Any:
+    import sqlite3
+    import urllib.parse
+
+    return sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro", uri=True)
+
+
 def checked_ledger(path: str) -> str:
     """The absolute path of a ledger that PMM can open or create.
 
@@ -108,7 +135,6 @@ def checked_ledger(path: str) -> str:
 
 def _check_database(path: str) -> None:
     import sqlite3
-    import urllib.parse
 
     # SQLite takes a short file for an empty database; others, it may not be able to open at all.
     if not os.path.isfile(path) or os.stat(path).st_size < 512:
@@ -116,7 +142,7 @@ def _check_database(path: str) -> None:
 
         check_file(path, may_be_made=True)
     try:
-        connection = sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro", uri=True)
+        connection = _opened(path)
         try:
             connection.execute("PRAGMA schema_version")
         finally:

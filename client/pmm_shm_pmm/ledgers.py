@@ -26,7 +26,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
-from pmm_shm_pmm import report
+from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
@@ -346,6 +346,7 @@ def ledger_at(path: str) -> Ledger:
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
             report.uses(path)
+            forks.say_once(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from types import ModuleType
+from functools import cached_property, update_wrapper
+from types import FunctionType, ModuleType
 from typing import Any
 
 from pmm_shm_pmm.fallback import Counts, with_fallback
@@ -81,9 +81,7 @@ class Patcher:
         original = getattr(module, name)
         if id(original) not in self._ours:
             made = make_subclass(original)
-            for attribute in ("__module__", "__qualname__", "__name__"):
-                setattr(made, attribute, getattr(original, attribute))
-            made.__doc__ = made.__doc__ or original.__doc__
+            _dress(made, original)
             self.counts_of(seam_of(module.__name__, name).label)
             self._set(module, name, made)
 
@@ -162,6 +160,19 @@ class Patcher:
         self._originals[module.__name__, name] = original
         self._ours[id(replacement)] = (replacement, original)
         setattr(owner, attribute, made)
+
+
+def _dress(made: Any, original: Any) -> None:
+    """Give a subclass and its methods the names, texts and signatures of the original."""
+    for attribute in ("__module__", "__qualname__", "__name__", "__doc__"):
+        setattr(made, attribute, getattr(original, attribute))
+    for name, value in list(vars(made).items()):
+        theirs = getattr(original, name, None)
+        if name == "__new__":
+            # By which `inspect` tells what a class takes.
+            value.__func__.__wrapped__ = original.__init__
+        elif isinstance(value, FunctionType) and isinstance(theirs, FunctionType) and not hasattr(value, "__wrapped__"):
+            update_wrapper(value, theirs)
 
 
 def _owner_of(module: ModuleType, name: str) -> tuple[Any, str]:

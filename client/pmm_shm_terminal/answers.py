@@ -5,7 +5,7 @@ Invariant: `read` and `replay` print the same for the same position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm.errors import UnknownFoldError
@@ -44,6 +44,9 @@ _FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
 
 STRICT = frozenset({"self-model", "frame"})
 """The answers for which `--strict` has a meaning."""
+
+WHY_NOT_APPLICABLE = "this is a ledger of PMM 2, which has no adopted name, OCEAN traits, IAS, GAS or stage"
+"""Why some answers do not apply to a ledger; `Cache.not_applicable` has their names."""
 
 _TEXT_SHOWN = 100
 _TS_SHOWN = 20
@@ -86,11 +89,18 @@ def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) ->
     Raises:
         ProjectionInvariantError: `strict`, and the state violates an invariant.
     """
+    from pmm_shm_client.results import NOT_IN_PMM2
+
+    missing = NOT_IN_PMM2 if reading.is_of_pmm2 else ()
+    if what == "frame":
+        return _marked(what, {"as_of": reading.as_of, **{n: _of_replay(n, reading, strict) for n in _FRAME}}, missing)
+    return _marked(what, _of_replay(what, reading, strict), missing)
+
+
+def _of_replay(what: str, reading: ReplayReading, strict: bool) -> Any:
     from pmm_shm_client.frame import RESULTS
     from pmm_shm_client.results import self_model_dict
 
-    if what == "frame":
-        return {"as_of": reading.as_of, **{name: answer_of_replay(name, reading, strict) for name in _FRAME}}
     view = reading.view(_source(what))
     if what == "self-model":
         return plain(self_model_dict(view, strict=strict))
@@ -111,12 +121,30 @@ def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: b
     if what == "frame":
         frame = cache.frame(consistency=consistency)
         answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
-        return {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
+        answer = {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
+        return _marked(what, answer, frame.not_applicable)
     if what == "self-model":
-        return plain(cache.self_model(strict, limit, consistency=consistency))
-    if what in NAMES:
-        return _of_methods(what, cache, consistency=consistency)
-    return plain(cache.fold(what, consistency=consistency))
+        answer = plain(cache.self_model(strict, limit, consistency=consistency))
+    elif what in NAMES:
+        answer = _of_methods(what, cache, consistency=consistency)
+    else:
+        answer = plain(cache.fold(what, consistency=consistency))
+    return _marked(what, answer, cache.not_applicable)
+
+
+def _marked(what: str, answer: Any, missing: Collection[str]) -> Any:
+    """The answer with None for everything that does not apply to its ledger, and the names of these parts."""
+    from pmm_shm_client.results import applicable
+
+    if not missing:
+        return answer
+    if what == "frame":
+        found = {name: applicable(name.replace("-", "_"), part, missing) for name, part in answer.items()}
+        names = [name for name in missing if name in found]
+    else:
+        found = applicable(what.replace("-", "_"), answer, missing)
+        names = [name for name in missing if name == what or (what == "self-model" and name == "identity")]
+    return {**found, "not_applicable": names} if names else found
 
 
 def _of_methods(what: str, source: Cache | Frame, **options: Any) -> Any:
@@ -133,11 +161,14 @@ def shown(what: str, answer: Any) -> list[RenderableType]:
     """The answer for people."""
     if what == "frame":
         parts: list[RenderableType] = [pairs("frame", {"as of event": answer["as_of"]})]
+        missing = answer.get("not_applicable", ())
         for name, part in answer.items():
             # Both are parts of the self-model.
-            if name not in ("as_of", "identity", "commitments"):
-                parts += shown(name, part)
+            if name not in ("as_of", "identity", "commitments", "not_applicable"):
+                parts += shown(name, {**part, "not_applicable": [name]} if name in missing else part)
         return parts
+    if isinstance(answer, dict) and what in answer.get("not_applicable", ()):
+        return [pairs(_title(what, answer), {"does not apply": WHY_NOT_APPLICABLE})]
     return _SHOWN.get(what, _show_any)(what, answer)
 
 
@@ -146,6 +177,8 @@ def _show_self_model(what: str, answer: Any) -> list[RenderableType]:
 
 
 def _show_identity(what: str, answer: Any) -> list[RenderableType]:
+    if answer is None:
+        return [pairs("identity", {"does not apply": WHY_NOT_APPLICABLE})]
     return [pairs(_title("identity", answer), {"name": answer["name"], **answer["traits"]})]
 
 

@@ -202,6 +202,11 @@ class Appender:
 
     def _append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None, deadline_s: float) -> list[int]:
         handle = self._handle()
+        if self.connection.schema.is_of_pmm2:
+            with late_imports:
+                from pmm_shm.ledger.obstacles import NEEDS_LEASE
+            # Before the write lock, which the lease holder may be waiting for.
+            raise LedgerUnwritableError(f"{self.connection.path}: {NEEDS_LEASE}{_NOTHING}")
         try:
             self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
             if expected_head is not None:

@@ -67,7 +67,8 @@ class ChainReport(NamedTuple):
         first_bad_id: the first row whose hash does not fit its values, or whose `prev_hash` is not the hash of an
             earlier row.
         fork: the first two events that follow the same event, both with a valid hash; None in a linear chain. The
-            verification goes on behind them.
+            verification goes on behind them: a fork is no sign of tampering.
+        forks: number of events that follow one which an earlier event follows already, up to there.
     """
 
     rows_checked: int
@@ -75,6 +76,7 @@ class ChainReport(NamedTuple):
     formula: Formula | None
     first_bad_id: int | None
     fork: tuple[int, int] | None = None
+    forks: int = 0
 
     @property
     def ok(self) -> bool:
@@ -85,7 +87,7 @@ class ChainReport(NamedTuple):
     def problems(self) -> list[str]:
         """A line for the bad row and for the fork, if there are any."""
         broken = [] if self.first_bad_id is None else [broken_at(self.first_bad_id)]
-        return broken + ([] if self.fork is None else [forked_at(self.fork)])
+        return broken + ([] if self.fork is None else [forked_at(self.fork, self.forks)])
 
     @property
     def problem(self) -> str | None:
@@ -106,12 +108,19 @@ def broken_at(event_id: int) -> str:
     return f"the hash chain is broken at event {event_id}"
 
 
-def forked_at(pair: tuple[int, int]) -> str:
-    """The words of every message about a fork."""
+def forked_at(pair: tuple[int, int], count: int) -> str:
+    """The words of every message about forks; `pair` is the first of them."""
+    others = f"; {count - 1:,} more {'follows' if count == 2 else 'follow'}" if count > 1 else ""
     return (
-        f"the hash chain forks: events {pair[0]} and {pair[1]} have the same predecessor, as happens when a program "
-        "reads the newest hash before it takes the write lock; a fork loses and changes no event, and appends go on"
+        f"the hash chain forks: events {pair[0]} and {pair[1]} have the same predecessor{others}. {FORKED_BY}; "
+        f"{FORKS_ARE_HARMLESS}"
     )
+
+
+FORKED_BY = "Several processes of PMM appended at once, or another program read the newest hash before it locked"
+FORKS_ARE_HARMLESS = (
+    "no event is lost or changed, reads and appends go on at the newest row, and nothing needs to be repaired"
+)
 
 
 def canonical_json(value: object) -> str:
@@ -172,9 +181,11 @@ class _ChainVerifier:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        # Of the newest rows, the oldest first: branches begin and go on near each other.
-        self._recent: dict[Any, None] = {}
+        # Hashes of the newest rows, the oldest first, and whether a later row follows: branches begin and go on near
+        # each other.
+        self._recent: dict[Any, bool] = {}
         self.fork: tuple[int, int] | None = None
+        self.forks = 0
         self.rows_checked = 0
         self.rows_without_hash = 0
         self.formula: Formula | None = None
@@ -196,8 +207,10 @@ class _ChainVerifier:
             return False
         if row.prev_hash != self.last_hash and (first or not self._is_branch(row)):
             return False
+        if row.prev_hash in self._recent:
+            self._recent[row.prev_hash] = True
         self.last_hash = row.hash
-        self._recent[row.hash] = None
+        self._recent[row.hash] = False
         if len(self._recent) > limits.TAIL_ROWS_MAX:
             del self._recent[next(iter(self._recent))]
         return True
@@ -210,12 +223,16 @@ class _ChainVerifier:
             sibling = self._earlier("prev_hash IS ?", row.prev_hash, row.id)
             if sibling is None:
                 return False
-            self.fork = (sibling, row.id)
+            self.fork, self.forks = (sibling, row.id), 1
             return True
-        if row.prev_hash is None or row.prev_hash in self._recent:
-            # Each program that found the ledger empty began without a predecessor.
-            return True
-        return self._earlier("hash IS ?", row.prev_hash, row.id) is not None
+        # Each program that found the ledger empty began without a predecessor.
+        has_sibling = True if row.prev_hash is None else self._recent.get(row.prev_hash)
+        if has_sibling is None:
+            has_sibling = self._earlier("prev_hash IS ?", row.prev_hash, row.id) is not None
+            if not has_sibling and self._earlier("hash IS ?", row.prev_hash, row.id) is None:
+                return False
+        self.forks += has_sibling
+        return True
 
     def _earlier(self, condition: str, value: Any, event_id: int) -> int | None:
         """The first hashed event before `event_id` that fits the condition."""
@@ -232,7 +249,7 @@ class _ChainVerifier:
         return self.formula is not None
 
     def report(self, first_bad_id: int | None) -> ChainReport:
-        return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id, self.fork)
+        return ChainReport(self.rows_checked, self.rows_without_hash, self.formula, first_bad_id, self.fork, self.forks)
 
 
 def verify_chain(connection: Connection) -> ChainReport:

@@ -131,8 +131,8 @@ class Connection:
         """Look at the schema again where it has changed. The caller holds `lock`.
 
         Returns:
-            Whether columns, constraints or triggers of `events` have changed: not after a `VACUUM`, for example, or the
-            creation of an index or of another table.
+            Whether columns, constraints or triggers of `events` have changed, or PMM 2 has taken the ledger over: not
+            after a `VACUUM`, for example, or the creation of an index or of another table.
 
         Raises:
             LedgerError: the ledger cannot be read, or has no usable table `events` any more.
@@ -144,7 +144,8 @@ class Connection:
         if version == file.schema.version:
             return False
         schema = self.retry(lambda: read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc"))
-        has_changed = schema.definition != file.schema.definition
+        before = file.schema
+        has_changed = (schema.definition, schema.is_of_pmm2) != (before.definition, before.is_of_pmm2)
         self._file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
         return has_changed
 

@@ -115,6 +115,17 @@ class EventLog:
     def __repr__(self) -> str:
         return f"<EventLog {self.path}>"
 
+    @property
+    def is_of_pmm2(self) -> bool:
+        """Whether PMM 2 keeps the ledger: only the process that holds its writer lease can append."""
+
+        def look() -> bool:
+            self._reader.handle()
+            self._reader.follow_schema()
+            return self._reader.schema.is_of_pmm2
+
+        return self._read(look)
+
     def add_close_hook(self, hook: Callable[[], None]) -> None:
         """Call `hook` at every `close()`, before the connections close."""
         self._close_hooks.append(hook)

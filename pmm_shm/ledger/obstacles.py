@@ -15,13 +15,8 @@ _OTHERS_TRIGGERS = f"{_ALL_TRIGGERS} AND lower(tbl_name) <> 'events' ORDER BY na
 _TRY = "EXPLAIN INSERT INTO events (ts, kind, content, meta) VALUES ('', '', '', '')"
 _NO_FUNCTION = re.compile(r"^(?:no such|unknown) function: (\w+)")
 _EVENTS = re.compile(r"\bevents\b", re.IGNORECASE)
-_PMM2_TABLE = "pmm_writer_lease"
-
-
-def is_of_pmm2(handle: sqlite3.Connection) -> bool:
-    """Whether PMM 2 keeps the ledger: it lets nobody else write."""
-    sql = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return bool(handle.execute(sql, (_PMM2_TABLE,)).fetchall()[0][0])
+NEEDS_LEASE = "only the process that holds the writer lease of PMM 2 can append, all others can read"
+"""Why a ledger of PMM 2 takes no events from this process."""
 
 
 def needs_function(handle: sqlite3.Connection) -> str | None:
@@ -44,10 +39,9 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
         name = unknown[1]
         guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\s*\(", sql)]
         caller = _named(guilty) if guilty else "the table `events`"
-        owner = "the process that holds the writer lease of PMM 2" if is_of_pmm2(handle) else "its owner's program"
         return (
-            f"only {owner} can append, the others can read: {caller} calls the SQL function {name}(), which no other "
-            "program has"
+            f"only its owner's program can append, all others can read: {caller} calls the SQL function {name}(), "
+            "which no other program has"
         )
     name = text.rpartition(": ")[2].partition(".")[0]
     guilty = [trigger for trigger, sql in triggers.items() if text.replace("'", "''") in sql]

@@ -37,8 +37,11 @@ from pmm_shm.ledger.rows import HASH_COLUMNS, REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
+_PMM2_TABLE = "pmm_writer_lease"
+_IS_PMM2 = f"(type = 'table' AND lower(name) = '{_PMM2_TABLE}')"
 _DEFINITION = (
-    "SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL"
+    f"SELECT CAST(sql AS BLOB), {_IS_PMM2} FROM sqlite_master "
+    f"WHERE (lower(tbl_name) = 'events' AND type <> 'index' AND sql NOT NULL) OR {_IS_PMM2}"
 )
 _OUR_COLUMNS = frozenset(REQUIRED_COLUMNS + HASH_COLUMNS)
 _MAYBE_NO_ROWID = re.compile(rb"rowid|desc", re.IGNORECASE)
@@ -54,12 +57,14 @@ class Schema(NamedTuple):
         columns: by name, with their declared types; none in a database without tables.
         definition: the statements that made the table and its triggers, for comparison.
         may_mix_ids: whether the ids could be something else than integers: the key is no rowid.
+        is_of_pmm2: whether PMM 2 keeps the ledger: it has the table of its writer lease, and lets nobody else append.
     """
 
     version: int
     columns: dict[str, str]
     definition: frozenset[bytes]
     may_mix_ids: bool = False
+    is_of_pmm2: bool = False
 
 
 class LedgerFile(NamedTuple):
@@ -266,7 +271,8 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     rows = handle.execute("PRAGMA table_info(events)").fetchall()
     columns = {_our_name(row[1]): row[2] for row in rows}
     # As bytes: a foreign program's names need not be UTF-8. Without NULs, UTF-16 has the keywords as they are, too.
-    definition = frozenset(row[0].replace(b"\0", b"") for row in handle.execute(_DEFINITION).fetchall())
+    found = handle.execute(_DEFINITION).fetchall()
+    definition = frozenset(sql.replace(b"\0", b"") for sql, is_pmm2 in found if not is_pmm2)
     may_mix_ids = False
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
@@ -277,7 +283,7 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
-    return Schema(version, columns, definition, may_mix_ids)
+    return Schema(version, columns, definition, may_mix_ids, any(is_pmm2 for _, is_pmm2 in found))
 
 
 def _our_name(column: str) -> str:

@@ -22,13 +22,18 @@ from pmm_shm import errors
 from pmm_shm.folds import contract as fold_contract
 from pmm_shm.vectors import embedder as embedder_contract
 from pmm_shm_cli.main import cli
-from tests.support import daemons, ledgers, pages
+from tests.support import daemons, ledgers, pages, standin_package
 from tests.support.pages import DOCS, README, Workplace
 
 TROUBLESHOOTING = DOCS / "TROUBLESHOOTING.md"
 GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md")]
 RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
-SHOWN_ONLY = ("pmm-shm top agent.db", "pmm-cached agent.db --metrics-port 9464")
+SHOWN_ONLY = (
+    "pmm-shm top agent.db",
+    "pmm-cached agent.db --metrics-port 9464",
+    "pmm-shm run uvicorn pmm.api.server:app --workers 3",
+    "pmm-shm run gunicorn --preload -k uvicorn.workers.UvicornWorker -w 3 pmm.api.server:app",
+)
 """The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
 
 NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
@@ -52,6 +57,9 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
     text = page.read_text(encoding="utf-8")
     for module in NEEDED.get(page.stem, ()):
         pytest.importorskip(module)
+    if page.stem == "pmm":
+        # As in a checkout of PMM.
+        shutil.copytree(standin_package.ROOT, workplace.directory, dirs_exist_ok=True)
     if any("curl " in body for body in pages.blocks(text, "sh")) and shutil.which("curl") is None:
         pytest.skip("no curl")
     run_page(text, workplace)

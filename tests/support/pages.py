@@ -115,7 +115,7 @@ def install_entry_points(site: Path, pyproject: str, name: str) -> None:
 _COMMANDS = {
     "gunicorn": "gunicorn.app.wsgiapp:run",
     "pmm-cached": "pmm_cached.main:main",
-    "pmm-shm": "pmm_shm_cli.main:main",
+    "pmm-shm": "pmm_shm_cli.entry:main",
     "pytest": "pytest:main",
     "uvicorn": "uvicorn:main",
 }
@@ -374,4 +374,12 @@ def commands_named(code: str) -> Iterator[tuple[str, str, list[str]]]:
     for program, rest in re.findall(r"(?<![\w@./-])(pmm-shm|pmm-cached)((?= |$)[^|;&#)]*)", code):
         words = rest.split()
         command = words[0] if program == "pmm-shm" and words and re.fullmatch(r"[a-z]+", words[0]) else ""
+        if command == "run":
+            # What follows the module or program is its own.
+            words = words[: next((n for n, word in enumerate(words) if n and _is_target(words, n)), len(words))]
         yield program, command, [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+
+
+def _is_target(words: list[str], number: int) -> bool:
+    """Whether a word of `pmm-shm run` is the module or program to run, and no option or value of one."""
+    return not words[number].startswith("-") and words[number - 1] not in ("--ledger", "--report-to")

@@ -174,26 +174,3 @@ def test_an_owner_who_admits_only_his_own_program(log: EventLog, sql: str) -> No
     found = doctor.worst(doctor.examined(log.path), "ledger-access")
     assert found.severity == "note"
     assert "is_owner()" in found.meaning
-
-
-def test_a_ledger_of_pmm_2_is_recognised(tmp_path: Path) -> None:
-    path = ledgers.build(tmp_path / "l.db", 5, formula="content", journal="delete")
-    connection = ledgers.connect(path)
-    connection.executescript(
-        "CREATE UNIQUE INDEX idx_events_hash ON events (hash);"
-        "CREATE TABLE pmm_writer_lease (owner TEXT, fence INTEGER);"
-        "CREATE TRIGGER pmm_events_require_writer BEFORE INSERT ON events BEGIN "
-        "SELECT CASE WHEN pmm_writer_owner() IS NULL THEN RAISE(ABORT, 'PMM_WRITER_REQUIRED') END; END;"
-    )
-    connection.close()
-    before = Path(path).read_bytes()
-    with EventLog(path, create=False) as log:
-        assert log.verify_chain().ok
-        with pytest.raises(errors.LedgerUnwritableError, match=r"writer lease of PMM 2.*`pmm_events_require_writer`"):
-            log.append("user", "hello")
-        assert len(log.read_all()) == 5
-    found = doctor.examined(path)
-    assert doctor.worst(found, "owner").found == "it is a ledger of PMM 2"
-    assert doctor.worst(found, "ledger-access").severity == "note"
-    assert doctor.worst(found, "journal-mode").severity == "ok"
-    assert Path(path).read_bytes() == before

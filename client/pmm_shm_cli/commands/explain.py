@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm_terminal import completers, exits
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
@@ -68,6 +69,8 @@ def explain(
 
     with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
+        if subject != "commitment" and connection.schema.is_of_pmm2:
+            raise exits.CommandFailed(f"{ledger}: {subject} does not apply: {WHY_NOT_APPLICABLE}", exits.FAILURE)
         for candidate in candidates:
             with progress("Replaying", head if until is None else min(head, until)) as advance:
                 answer = explained(
@@ -94,8 +97,10 @@ def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         frame = cache.frame()
     identity, commitments, metrics = frame.identity(), frame.commitments(), frame.metrics()
-    found = {"identity.name": identity.name, "metrics": {"ias": metrics.ias, "gas": metrics.gas}}
-    found.update((f"trait {name}", value) for name, value in identity.traits.items())
+    found: dict[str, Any] = {}
+    if not frame.not_applicable:
+        found = {"identity.name": identity.name, "metrics": {"ias": metrics.ias, "gas": metrics.gas}}
+        found.update((f"trait {name}", value) for name, value in identity.traits.items())
     for state, entries in (("open", commitments.open), ("expired", commitments.expired)):
         found.update((f"commitment {cid}", f"{state}: {entry.get('text')}") for cid, entry in entries.items())
     if as_json:

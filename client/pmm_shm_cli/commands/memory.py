@@ -54,7 +54,7 @@ def context(
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
     if as_json:
-        print_json(plain(found))
+        print_json(plain(found.to_dict()))
         return
     click.echo("\n".join(map(printable, str(found).split("\n"))))
     if found.recall_problem is not None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pmm_shm_terminal import completers
+from pmm_shm_terminal import completers, exits
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, ledger_timeout_option, the_ledger
 from pmm_shm_terminal.output import print_json, printable
 
@@ -61,6 +63,8 @@ def plot(
     from pmm_shm_client.cache import Cache
 
     with Cache(path, timeout=timeout.left_s()) as cache:
+        if cache.not_applicable:
+            raise CommandFailed(f"{cache.path}: nothing to draw: {WHY_NOT_APPLICABLE}", exits.FAILURE)
         history = cache.history()
     drawn = plotted(history, file_format, None if title is None else printable(title), names)
     target.write_bytes(drawn)

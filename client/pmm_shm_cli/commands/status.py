@@ -34,10 +34,12 @@ def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) 
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
     from pmm_shm_cli import state
+    from pmm_shm_client.results import NOT_IN_PMM2
 
     with contextlib.closing(open_recovered(path, timeout.left_s())) as connection:
         head = head_of(connection)
         journal = "wal" if connection.is_wal else "rollback"
+        missing = NOT_IN_PMM2 if connection.schema.is_of_pmm2 else ()
     instance = Instance.of(path)
     asked = state.ask(instance, timeout.left_s(), head)
     daemon = asked.numbers
@@ -58,6 +60,7 @@ def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) 
         "readers": state.readers_of(daemon),
         "reads": state.reads_of(daemon),
         "daemon": daemon,
+        **({"not_applicable": list(missing)} if missing else {}),
     }
     if as_json:
         print_json(plain(found))

@@ -92,7 +92,7 @@ class _Monitor:
         from pmm_shm_cli.sampling import event_rates
 
         try:
-            points = self._cache.history().points
+            points = () if self._cache.not_applicable else self._cache.history().points
             events = self._cache.events(limit=_EVENTS_BEFORE, newest_first=True)
         except LedgerError:
             # The first sample says what it is.
@@ -109,9 +109,10 @@ class _Monitor:
 
         problems: list[str | Exception] = []
         head, scores = None, None
+        missing: tuple[str, ...] = ()
         try:
-            metrics = self._cache.metrics()
-            head, scores = metrics.as_of, (metrics.ias, metrics.gas)
+            metrics, missing = self._cache.metrics(), self._cache.not_applicable
+            head, scores = metrics.as_of, None if missing else (metrics.ias, metrics.gas)
         except LedgerError as error:
             problems.append(error)
         asked = state.ask(self._instance, _ANSWER_S)
@@ -134,6 +135,7 @@ class _Monitor:
             "reads": state.reads_of(daemon),
             "processes": self._processes(daemon, readers),
             "daemon": daemon,
+            **({"not_applicable": list(missing)} if missing else {}),
         }
 
     def _processes(self, daemon: dict[str, Any] | None, readers: list[dict[str, Any]]) -> list[dict[str, Any]]:

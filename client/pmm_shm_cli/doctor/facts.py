@@ -10,6 +10,7 @@ from pmm_shm.errors import DaemonError, LedgerError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.instance.run_reports import RunReport
 from pmm_shm.ledger.chain import Formula
+from pmm_shm.ledger.forks import Forks
 
 FileKind = Literal["file", "directory", "link", "socket", "other"]
 SocketState = Literal["listening", "silent", "forbidden", "absent"]
@@ -62,6 +63,7 @@ class RowFacts:
         rows_checked: number of the newest rows checked.
         first_bad_id: the first of them that does not continue the chain.
         fork: the first two of them that have the same predecessor.
+        forks: those of the newest `gathering.FORK_ROWS` ids.
         is_continuable: whether the newest hash fits a formula, so that appends can continue the chain.
         refusal: why no plain program can append; None if nothing stands against it.
         is_of_pmm2: whether PMM 2 keeps the ledger.
@@ -77,6 +79,7 @@ class RowFacts:
     first_bad_id: int | None
     newest_ts: Any
     fork: tuple[int, int] | None = None
+    forks: Forks = field(default_factory=Forks)
     is_continuable: bool = True
     refusal: str | None = None
     is_of_pmm2: bool = False

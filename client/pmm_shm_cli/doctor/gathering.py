@@ -23,9 +23,10 @@ from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, veri
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import bytes_of, has_wal
+from pmm_shm.ledger.forks import find_forks
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
-from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
+from pmm_shm.ledger.obstacles import NEEDS_LEASE, needs_function
 from pmm_shm.ledger.opening import Mode, is_in_wal_mode
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
@@ -47,6 +48,9 @@ from pmm_shm_cli.state import ask, pid_here
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""
+
+FORK_ROWS = 100_000
+"""Number of ids among which forks are looked for, the newest; a tenth of a second."""
 
 _MEMORY = frozenset({0x01021994, 0x858458F6})
 _UNLOCKED_READS_MAX = 3
@@ -248,15 +252,17 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
-        refusal, of_pmm2 = connection.retry(lambda: (needs_function(handle), is_of_pmm2(handle)))
+        of_pmm2 = connection.schema.is_of_pmm2
+        refusal = NEEDS_LEASE if of_pmm2 else connection.retry(lambda: needs_function(handle))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
     links = verify_range(connection, first_id, head_id) if newest else None
     bad, fork = (links.first_bad_id, links.fork) if links is not None else (None, None)
+    forks = find_forks(connection, head_id - FORK_ROWS + 1)
     is_continuable = not newest or detect_formula(newest[-1]) is not None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
     facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
-    return RowFacts(*facts, fork, is_continuable, refusal, of_pmm2)
+    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2)
 
 
 # The instance directory.

@@ -14,6 +14,7 @@ from pmm_shm.errors import (
     LockLostError,
     NotALedgerError,
 )
+from pmm_shm.ledger.chain import FORKED_BY, FORKS_ARE_HARMLESS
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.remedies import Remedy, remedy
 from pmm_shm_cli.doctor.facts import SystemFacts
@@ -72,8 +73,8 @@ def owner(facts: SystemFacts) -> Iterator[Verdict]:
     if facts.ledger.rows is not None and facts.ledger.rows.is_of_pmm2:
         yield note(
             "it is a ledger of PMM 2",
-            "the process that holds its writer lease appends, and everybody reads; it has no OCEAN traits, IAS or GAS, "
-            "which are empty in every answer",
+            "the process that holds its writer lease appends, and all others read; identity, traits, IAS, GAS and "
+            "stage do not apply to it, and its commitments are other events",
             remedy("leave-to-owner"),
         )
 
@@ -127,11 +128,12 @@ def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
             f"this event was edited, or inserted by a program that does not continue the chain; {later}",
             remedy("verify-and-restore", ledger=facts.path),
         )
-    elif rows.fork is not None:
-        yield warning(
-            f"it forks: events {rows.fork[0]} and {rows.fork[1]} have the same predecessor",
-            "a program reads the newest hash before it takes the write lock, beside another writer; a fork loses and "
-            "changes no event, every answer is right, and appends go on",
+    elif (pair := rows.forks.first or rows.fork) is not None:
+        count = f", the first of {rows.forks.total:,} forks" if rows.forks.total > 1 else ""
+        # Among the newest events, it may go on.
+        yield (note if rows.fork is None else warning)(
+            f"it forks: events {pair[0]} and {pair[1]} have the same predecessor{count}",
+            f"{FORKED_BY}; {FORKS_ARE_HARMLESS}",
             remedy("append-under-lock"),
         )
     elif rows.formula is None:

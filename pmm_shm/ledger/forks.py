@@ -1,0 +1,71 @@
+"""Where the hash chain forks, found without hashing a row: fast enough for the start of a program.
+
+PMM reads the newest hash before it takes the write lock. Two of its processes that append at once give two events the
+same predecessor. `chain` verifies the rows themselves, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MIN
+
+
+class Forks(NamedTuple):
+    """The forks of a chain.
+
+    Attributes:
+        first: the first two events that follow the same event; None in a linear chain.
+        total: number of events that follow one which an earlier event follows already.
+    """
+
+    first: tuple[int, int] | None = None
+    total: int = 0
+
+
+def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
+    """The forks among the events from `first_id` on, in bounded batches; the lock is free between them.
+
+    Raises:
+        LedgerError: in one of its kinds, when the ledger cannot be read.
+    """
+    with connection.lock:
+        connection.handle()
+        if not set(HASH_COLUMNS) <= set(connection.columns):
+            return Forks()
+    shared, last_id, is_first, last_hash = set(), first_id, True, None
+    for event_id, previous, own in _links(connection, first_id):
+        if previous != last_hash and not is_first:
+            shared.add(previous)
+            last_id = event_id
+        is_first, last_hash = False, own
+    if not shared:
+        return Forks()
+    first, total = None, 0
+    followers: dict[Any, int] = {}
+    for event_id, previous, _ in _links(connection, first_id):
+        if event_id > last_id:
+            break
+        if previous not in shared:
+            continue
+        before = followers.setdefault(previous, event_id)
+        if before != event_id:
+            first, total = first or (before, event_id), total + 1
+    return Forks(first, total)
+
+
+def _links(connection: Connection, first_id: int) -> Iterator[tuple[int, Any, Any]]:
+    """(id, previous hash, own hash) of the hashed events from `first_id` on, by ascending id."""
+    condition = "id >= ?"
+    while True:
+        sql = f"SELECT id, prev_hash, hash FROM events WHERE {condition} AND hash IS NOT NULL ORDER BY id LIMIT ?"
+        with connection.lock:
+            rows, complete = fetch_batch(connection, sql, (first_id,), limits.TAIL_ROWS_MAX)
+        yield from rows
+        if complete:
+            return
+        first_id, condition = rows[-1][0], "id > ?"
