@@ -46,7 +46,8 @@ def test_of_three_workers_one_closes_and_one_opens_each_commitment(tmp_path: Pat
         for _ in range(3)
     ]
     for worker in workers:
-        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
     for worker in workers:
         assert worker.stdin is not None
         worker.stdin.write("go\n")
