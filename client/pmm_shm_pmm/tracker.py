@@ -6,9 +6,11 @@ depends on what was read is checked again within the write transaction: two work
 
 from __future__ import annotations
 
+import heapq
 import uuid
 from collections.abc import Callable
 from importlib import import_module
+from operator import itemgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,7 @@ class _Functions(ProjectFunctions):
         if opens.is_odd:
             raise Fallback("a cid that is neither text nor a number")
         newest = [(cid, opens.current[cid].event_id) for cid in opened if cid in opens.current]
-        return sorted(newest, key=lambda one: -one[1])[: max(0, n)]
+        return heapq.nlargest(max(0, n), newest, key=itemgetter(1))
 
     def is_duplicate_of_recent_open(self, tracker: Any, text: Any) -> bool:
         log_of(tracker.eventlog)

@@ -179,6 +179,48 @@ def test_a_stand_in_for_the_log_is_pmms_own_affair(patcher: Patcher) -> None:
     assert patcher.counts[f"{_TRACKER}add_commitment"].fallbacks["a stand-in for EventLog"] == 1
 
 
+def _swept(log: Any, ttl_ticks: int) -> list[str]:
+    tracker, events = _tracker(log), log.read_all()
+    found = [one["cid"] for one in tracker.sweep_for_expired(events, ttl_ticks)]
+    # The same of a list that is not the log, which is folded anew.
+    assert [one["cid"] for one in tracker.sweep_for_expired(list(map(dict, events)), ttl_ticks)] == found
+    return found
+
+
+def test_a_snooze_counts_before_the_opening_too(log: Any) -> None:
+    for until in (3, 1, "soon", 2):
+        log.append(kind="commitment_snooze", content="", meta={"cid": "a", "until_tick": until})
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t"})
+    swept = []
+    for _ in range(4):
+        log.append(kind="autonomy_tick", content="", meta={})
+        swept.append(_swept(log, 1))
+    assert swept == [[], [], [], ["a"]]
+
+
+def test_a_snooze_without_a_tick_ends_with_the_first_tick(log: Any) -> None:
+    for cid in ("a", "b"):
+        log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": "t"})
+    log.append(kind="commitment_snooze", content="", meta={"cid": "a", "until_tick": "soon"})
+    assert _swept(log, 0) == ["b"]
+    log.append(kind="autonomy_tick", content="", meta={})
+    assert _swept(log, 0) == ["a", "b"]
+
+
+def test_only_ends_with_an_id_end_a_commitment(log: Any) -> None:
+    for meta in ({}, {"cid": ""}, {"cid": "a"}, {"cid": 7}):
+        log.append(kind="commitment_open", content="o", meta=meta)
+    for cid in ("", None, 0):
+        log.append(kind="commitment_close", content="", meta={"cid": cid})
+    assert _swept(log, 0) == ["None", "", "a", "7"]
+    log.append(kind="commitment_close", content="", meta={"cid": "7"})
+    log.append(kind="commitment_expire", content="", meta={"cid": "a"})
+    for cid in ("a", 7):
+        log.append(kind="commitment_snooze", content="", meta={"cid": cid, "until_tick": 9})
+        log.append(kind="commitment_open", content="o", meta={"cid": cid})
+    assert _swept(log, 0) == ["None", ""]
+
+
 def test_ids_that_do_not_rise_are_pmms_own_affair(log: Any, patcher: Patcher) -> None:
     for kind in ("commitment_open", "autonomy_tick"):
         log.append(kind=kind, content="x", meta={"cid": "a", "text": "t"})
