@@ -1,4 +1,4 @@
-"""`CommitmentTracker`: ten of its functions, on folds in place of walks over the log.
+"""`CommitmentTracker`'s functions that find, open and close commitments, on folds in place of walks over the log.
 
 Each one first computes, and may fall back; then it appends, and what fails from there on leaves it. An append that
 depends on what was read is checked again within the write transaction: two workers never close one commitment twice.

@@ -179,6 +179,24 @@ def test_a_stand_in_for_the_log_is_pmms_own_affair(patcher: Patcher) -> None:
     assert patcher.counts[f"{_TRACKER}add_commitment"].fallbacks["a stand-in for EventLog"] == 1
 
 
+def test_assignments_without_an_id_or_a_project_are_in_no_project(log: Any) -> None:
+    for meta in (
+        {"cid": "None", "text": "t"},
+        {"cid": "a", "text": "t", "project_id": "p"},
+        {"cid": "b", "text": "t"},
+        {"cid": "c", "text": "t", "project_id": "None"},
+    ):
+        log.append(kind="commitment_open", content="o", meta=meta)
+    log.append(kind="project_assign", content="", meta={"project_id": "p"})
+    log.append(kind="project_assign", content="", meta={"cid": "b", "project_id": None})
+    tracker = _tracker(log)
+    assert tracker._resolve_project_for_cid("None") == "p"
+    assert tracker.close_with_evidence("a", "done", "d") is True
+    assert tracker.close_with_evidence("c", "done", "d") is True
+    closed = [event["meta"]["project_id"] for event in log.read_all() if event["kind"] == "project_close"]
+    assert closed == ["p", "None"]
+
+
 def _swept(log: Any, ttl_ticks: int) -> list[str]:
     tracker, events = _tracker(log), log.read_all()
     found = [one["cid"] for one in tracker.sweep_for_expired(events, ttl_ticks)]
