@@ -82,6 +82,7 @@ class Texts:
         self.is_plain = _is_plain(cosine)
         self.words = NearWords()
         self._known: dict[str, _Text] = {}
+        self._has_changed = False
 
     def of(self, text: str) -> _Text:
         known = self._known.get(text)
@@ -92,9 +93,17 @@ class Texts:
         return known
 
     @property
-    def is_full(self) -> bool:
-        """Whether others should take its place."""
-        return len(self._known) > _TEXTS_MAX
+    def is_worn(self) -> bool:
+        """Whether a new one should take its place: it is full, or the embedder gives other vectors by now."""
+        return self._has_changed or len(self._known) > _TEXTS_MAX
+
+    def holds(self, text: _Text) -> bool:
+        """Whether the embedder still gives the vector of a text: it may depend on more than the text."""
+        if text.vector is not None:
+            with passing_errors():
+                vector = self.embed(text.norm)
+            self._has_changed = vector is None or list(vector) != list(text.vector)
+        return not self._has_changed
 
     def cosine_with(self, vector: Vector, length: float, text: _Text) -> float:
         """The cosine of a vector and that of a text; 0.0 where the text has none."""
@@ -144,7 +153,7 @@ def find_evidence(
     near = texts.words.near(stems(corpus))
     with passing_errors():
         vector = embed(own_norm)
-    is_plain = texts.is_plain and embed is texts.embed and cosine is texts.cosine
+    is_plain = texts.is_plain and embed is texts.embed and cosine is texts.cosine and texts.holds(wanted[0][1])
     length = math.sqrt(sum(map(mul, vector, vector))) if vector is not None and is_plain else 0.0
     lower: str | None = None
     found = []
@@ -199,7 +208,7 @@ def install(patcher: Patcher, module: ModuleType) -> None:
         if type(recent_window) is not int:
             raise Fallback("a window that is no integer")
         known = texts
-        if known.is_full:
+        if known.is_worn:
             # Other threads may still use it.
             known = texts = Texts(known.embed, known.cosine)
         return find_evidence(known, module._emb, module._cos, events, open_commitments, recent_window)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pmm_shm.folds.state import State
+from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
 from tests.support.launched import launched
@@ -153,6 +154,29 @@ def test_an_embedder_of_a_test_is_asked_each_time(log: Any, monkeypatch: pytest.
         patch.setattr(module, "_cos", lambda one, other: 0.25)
         assert tracker.find_evidence(messages, items) == [("a", 0.25, "xy")]
     assert tracker.find_evidence(messages, items) == own
+
+
+def test_vectors_that_change_are_noticed() -> None:
+    asked: list[str] = []
+    turn = 0.5
+
+    def embed(text: str) -> list[float]:
+        asked.append(text)
+        return [1.0, turn * len(text)]
+
+    cosine = import_module("pmm.runtime.embeddings").cosine_similarity
+    messages = [{"kind": "user", "content": "some words here"}]
+    items = [{"cid": str(number), "text": "x" * number} for number in range(1, 6)]
+    texts = Texts(embed, cosine)
+    first = find_evidence(texts, embed, cosine, messages, items, 20)
+    asked.clear()
+    assert find_evidence(texts, embed, cosine, messages, items, 20) == first
+    assert len(asked) == 2
+    assert not texts.is_worn
+    turn = 0.01
+    changed = find_evidence(texts, embed, cosine, messages, items, 20)
+    assert texts.is_worn
+    assert changed == find_evidence(Texts(embed, cosine), embed, cosine, messages, items, 20) != first
 
 
 # Falling back.
