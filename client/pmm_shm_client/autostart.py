@@ -130,6 +130,8 @@ def spawn_daemon(ledger: str, log_file: Path, *options: str) -> subprocess.Popen
     # that is another program's must not keep the daemon from starting.
     not_its = flags.OF_READERS.union(_NOTIFY_VARIABLES)
     environment = {name: value for name, value in os.environ.items() if name not in not_its}
+    # Under `pmm-shm run` every Python would look for PMM.
+    environment["PMM_SHM"] = "off"
     try:
         # Appends, because a daemon that is started at the same time writes to it, too.
         with open(log_file, "ab") as log:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property
-from types import ModuleType
+from functools import cached_property, update_wrapper
+from types import FunctionType, ModuleType
 from typing import Any
 
 from pmm_shm_pmm.fallback import Counts, with_fallback
-from pmm_shm_pmm.known_sources import known_sources
+from pmm_shm_pmm.known_sources import has_source, known_sources
 from pmm_shm_pmm.references import holder, redirect
 from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
@@ -81,9 +81,7 @@ class Patcher:
         original = getattr(module, name)
         if id(original) not in self._ours:
             made = make_subclass(original)
-            for attribute in ("__module__", "__qualname__", "__name__"):
-                setattr(made, attribute, getattr(original, attribute))
-            made.__doc__ = made.__doc__ or original.__doc__
+            _dress(made, original)
             self.counts_of(seam_of(module.__name__, name).label)
             self._set(module, name, made)
 
@@ -100,15 +98,12 @@ class Patcher:
 
     def is_known(self, module: ModuleType, name: str) -> bool:
         """Whether the source of a name is that of the table."""
-        import inspect
-        from hashlib import sha256
-
+        known = self._known.get(f"{module.__name__}:{name}")
         try:
             value = _function_of(_held(*_owner_of(module, name)))
-            source = inspect.getsource(self._ours.get(id(value), (None, value))[1])
-        except (OSError, TypeError, AttributeError):
+        except AttributeError:
             return False
-        return sha256(source.encode()).hexdigest() == self._known.get(f"{module.__name__}:{name}")
+        return known is not None and has_source(self._ours.get(id(value), (None, value))[1], known)
 
     def pairs(self, module: ModuleType | None = None) -> list[tuple[Any, Any]]:
         """The originals and their replacements, all or those of one module."""
@@ -165,6 +160,19 @@ class Patcher:
         self._originals[module.__name__, name] = original
         self._ours[id(replacement)] = (replacement, original)
         setattr(owner, attribute, made)
+
+
+def _dress(made: Any, original: Any) -> None:
+    """Give a subclass and its methods the names, texts and signatures of the original."""
+    for attribute in ("__module__", "__qualname__", "__name__", "__doc__"):
+        setattr(made, attribute, getattr(original, attribute))
+    for name, value in list(vars(made).items()):
+        theirs = getattr(original, name, None)
+        if name == "__new__":
+            # By which `inspect` tells what a class takes.
+            value.__func__.__wrapped__ = original.__init__
+        elif isinstance(value, FunctionType) and isinstance(theirs, FunctionType) and not hasattr(value, "__wrapped__"):
+            update_wrapper(value, theirs)
 
 
 def _owner_of(module: ModuleType, name: str) -> tuple[Any, str]:

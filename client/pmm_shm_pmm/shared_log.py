@@ -31,6 +31,8 @@ STAND_IN = "a stand-in for EventLog"
 NO_FILE = "no file"
 CLOSED = "closed"
 IN_TRANSACTION = "within a transaction"
+PMM2 = "a ledger of PMM 2"
+_OF_PMM2 = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
 _ATTEMPTS_MAX = 100
 
 
@@ -236,7 +238,11 @@ class SharedLog:
         if self._never is None:
             with log._lock:
                 rows = log._conn.execute("PRAGMA database_list").fetchall()
+                is_of_pmm2 = log._conn.execute(_OF_PMM2).fetchone() is not None
             path = next((row[2] for row in rows if row[1] == "main"), "")
+            if path and is_of_pmm2:
+                self._never = PMM2
+                raise Fallback(PMM2)
             if path:
                 self._path = path
                 ledger = ledger_at(path)

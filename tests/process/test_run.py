@@ -174,6 +174,17 @@ def test_a_ledger_that_somebody_uses_is_one(place: Place) -> None:
         connection.close()
 
 
+def test_a_ledger_of_pmm_2(place: Place) -> None:
+    path = place.folder / "work" / "second.db"
+    ledgers.execute(path, "CREATE TABLE pmm_writer_lease (x)")
+    said = f"pmm-shm: {path}: a ledger of PMM 2, which is another program: nothing is replaced\n"
+    for words, changes in ((["--ledger", "second.db"], {}), ([], {"PMM_DB": str(path)})):
+        ran = place.run(*words, "-m", "pmm.cli.chat", **changes)
+        assert (ran.code, ran.err) == (7, said)
+        assert json.loads(ran.out) == {"db": str(path), "argv": [], **BY_PMM}
+    assert place.run("-m", "pmm.cli.chat", PMM_DB=str(path), PMM_SHM="off").err == ""
+
+
 # Off, and in part.
 
 
@@ -484,8 +495,13 @@ def test_it_starts_without_what_the_program_needs_not() -> None:
         "builtins.print = lambda *words: real(*words, flush=True)\nmain()\n"
     )
     loaded = set(daemons.run_python(code).stdout.split())
-    assert "pmm_shm_pmm.command" in loaded
-    for name in ("pmm_shm_cli.main", "pmm_shm_client.cache", "rich", "numpy", "lmdb", "msgpack", "zmq", "sqlite3"):
+    assert {name for name in loaded if name.startswith("pmm_shm")} == {
+        "pmm_shm_cli",
+        "pmm_shm_cli.entry",
+        "pmm_shm_pmm",
+        "pmm_shm_pmm.launching",
+    }
+    for name in ("click", "pathlib", "typing", "pmm_shm.flags", "subprocess", "shutil", "sqlite3"):
         assert name not in loaded
 
 
