@@ -221,10 +221,9 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
     "enumerate": lambda x: list(enumerate(x)),
     "islice": lambda x: list(itertools.islice(x, 5)),
     "deque": lambda x: list(collections.deque(x, maxlen=3)),
-    "plus": lambda x: x + [{}],
-    "plus on the left": lambda x: [{}] + x,
+    "plus": lambda x: x + [{}],  # noqa: RUF005
+    "plus on the left": lambda x: [{}] + x,  # noqa: RUF005
     "plus itself": lambda x: x + x,
-    "extended": lambda x: [0] + [*map(id, ())] + [event["id"] for event in [] + x],
     "added in place": lambda x: _added([{}], x),
     "in a slice": lambda x: _in_slice([1, 2, 3], x),
     "times": lambda x: x * 2,

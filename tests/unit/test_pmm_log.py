@@ -78,7 +78,7 @@ VALUES = [
     ("user", "hello", {}),
     ("user", "h\u00e9llo \U0001f600", {"b": 1, "a": [1.5, None, True, {"x": "\u00e9"}]}),
     ("user", "nan", {"x": float("nan"), "y": float("-inf")}),
-    ("user", "keys", {1: "one", None: "none", True: "true"}),
+    ("user", "keys", {1: "one", None: "none", False: "false"}),
     ("user", "tuple", {"x": (1, 2)}),
     ("", "no kind", {}),
     ("user", "", []),
