@@ -100,7 +100,9 @@ def _is_pmm2(path: str | None) -> bool:
     except sqlite3.Error:
         return False
     if is_pmm2:
-        print(f"pmm-shm: {path}: a ledger of PMM 2, which is another program: nothing is replaced", file=sys.stderr)
+        from pmm_shm_pmm.pmm2 import notice
+
+        print(f"pmm-shm: {notice(path)}; nothing is replaced", file=sys.stderr)
     return is_pmm2
 
 
