@@ -313,6 +313,25 @@ def test_the_report_at_the_end(place: Place) -> None:
     assert ran.out.count("\n") == 1
 
 
+def test_the_report_of_a_program_without_pmm(place: Place) -> None:
+    ran = place.run("--report", place.script("print('runs')\n"))
+    assert ran.out == "runs\n"
+    assert re.search(r"pmm-shm: process \d+, python\S* \S*script\.py\n  no call was answered\n$", ran.err)
+
+
+def test_without_stderr(place: Place) -> None:
+    script = place.script("import json\nfrom pmm.cli import chat\nchat.main()\n")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *RUN, "--report", script],
+        env=place.environment(PMM_SHM_PATCHES="nonsense,log"),
+        cwd=place.folder / "work",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, json.loads(done.stdout)["log"]) == (0, REPLACED["log"])
+
+
 def test_a_report_to_a_file_of_several_processes(place: Place) -> None:
     script = place.script(
         "import os, sys\nfrom pmm.runtime.loop import EventLog, Runtime, build_self_model\n"
