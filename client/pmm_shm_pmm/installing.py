@@ -90,7 +90,7 @@ def patch(patcher: Patcher, module: ModuleType) -> None:
     if unknown:
         say_once(
             "unknown",
-            f"another version of PMM: tier 1 alone where sources differ, such as {unknown[0]}; --report lists them",
+            f"another version of PMM: tier 1 alone where sources differ, such as {unknown[0]}; the report names them",
         )
 
 

@@ -233,10 +233,13 @@ def test_the_switches_of_pmm_are_left_to_it(place: Place) -> None:
         "import pmm.config, sys\nfrom pmm_shm_client.autostart import is_running, start_daemon\n"
         "from pmm_shm.instance.paths import Instance\nfrom pmm_shm_client.stopping import stop_daemon\n"
         "start_daemon(sys.argv[1])\ninstance = Instance.of(sys.argv[1])\n"
-        "print(is_running(instance), pmm.config.USE_PROJECTION_CACHE)\nstop_daemon(instance, 10)\n"
+        "print(is_running(instance), pmm.config.USE_PROJECTION_CACHE)\n"
+        "from pmm_shm.wire.endpoints import find_endpoints\npid = find_endpoints(instance).pid\n"
+        "variables = open(f'/proc/{pid}/environ').read().split(chr(0))\n"
+        "print(*sorted(one for one in variables if one.startswith(('PMM_SHM=', 'PMM_USE'))))\nstop_daemon(instance, 10)\n"
     )
     switches = {"PMM_USE_PROJECTION_CACHE": "true", "PMM_USE_METRICS_CACHE": "odd", "PMM_USE_EMBEDDING_CACHE": "false"}
-    assert place.run(script, ledger, **switches).out == "True True\n"
+    assert place.run(script, ledger, **switches).out == "True True\nPMM_SHM=off\n"
 
 
 # Other Pythons, and what they import at their start.
