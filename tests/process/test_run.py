@@ -236,7 +236,8 @@ def test_the_switches_of_pmm_are_left_to_it(place: Place) -> None:
         "print(is_running(instance), pmm.config.USE_PROJECTION_CACHE)\n"
         "from pmm_shm.wire.endpoints import find_endpoints\npid = find_endpoints(instance).pid\n"
         "variables = open(f'/proc/{pid}/environ').read().split(chr(0))\n"
-        "print(*sorted(one for one in variables if one.startswith(('PMM_SHM=', 'PMM_USE'))))\nstop_daemon(instance, 10)\n"
+        "print(*sorted(one for one in variables if one.startswith(('PMM_SHM=', 'PMM_USE'))))\n"
+        "stop_daemon(instance, 10)\n"
     )
     switches = {"PMM_USE_PROJECTION_CACHE": "true", "PMM_USE_METRICS_CACHE": "odd", "PMM_USE_EMBEDDING_CACHE": "false"}
     assert place.run(script, ledger, **switches).out == "True True\nPMM_SHM=off\n"

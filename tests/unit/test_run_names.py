@@ -587,6 +587,19 @@ def test_a_broken_part_leaves_pmm_its_own(known: dict[str, str], how: str, monke
     assert reason.startswith("ModuleNotFoundError: " if how == "import" else "ValueError: of ours")
 
 
+def test_an_importer_that_cannot_follow_keeps_what_it_has(
+    folder: Path, known: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise TypeError("of ours")
+
+    monkeypatch.setattr("pmm_shm_pmm.installing.redirect", failing)
+    patcher = install(known=known)
+    assert patcher is not None
+    assert answers() == REPLACED
+    assert patcher.kept["pmm.storage.projection:its importers"] == "TypeError: of ours"
+
+
 def test_a_replacement_asks_for_originals() -> None:
     patcher = install()
     assert patcher is not None
