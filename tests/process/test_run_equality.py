@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from bench import pmm_ledger
 from tests.support import run_golden, standin_ab, standin_package
 from tests.support.profiles import examples
-from tests.support.standin_ab import AgentProcess, Pair
+from tests.support.standin_ab import AgentProcess, Crew, Pair
 
 WORDS = ("identity", "report", "write", "tests", "launch", "signal", "名前", "naïve", "memory", "reviews")
 CIDS = st.sampled_from(["a", "b", "c", "d", 7, "7"])
@@ -267,3 +267,27 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
         agents.begin(folder, [])
         with pytest.raises(standin_ab.Difference, match="prompts"):
             agents.step(("message", "hello", "hi"))
+
+
+TURNS = st.tuples(
+    st.integers(0, 2),
+    st.one_of(
+        st.tuples(st.just("message"), TEXTS, REPLIES),
+        st.tuples(st.just("tick")),
+        EVENTS.map(lambda event: ("append", *event)),
+        CALLS.map(lambda call: ("call", *call)),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    with Crew(3, variables=OFF) as workers:
+        yield workers
+
+
+@settings(max_examples=examples(60))
+@given(name=st.sampled_from(BEGINNINGS), turns=st.lists(TURNS, min_size=5, max_size=25))
+def test_three_launched_workers_are_as_three_in_one_process(crew: Crew, name: str, turns: Any) -> None:
+    with run_golden.folder() as folder:
+        crew.live(folder, run_golden.case(name)["events"], turns)

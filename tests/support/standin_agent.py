@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -21,36 +22,53 @@ _TIMES = frozenset({"ts", "timestamp", "first_seen_ts", "last_seen_ts", "created
 
 
 class Agent:
-    """The log, the runtime and the autonomy of one ledger at a time."""
+    """The runtime and the autonomy of one ledger at a time; of several workers, each with its own, on one log."""
 
     def __init__(self, report: Callable[[], Any], as_of: run_golden.AsOf) -> None:
         self._report = report
         self._as_of = as_of
-        self._cids = itertools.count(1)
         self._log: Any = None
-        self._reply = ""
+        self._who = 0
+
+    def reset(self, path: str) -> None:
+        """Another ledger, and the first cid again."""
+        self._cids: defaultdict[int, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+        self.open(path)
 
     def open(self, path: str) -> None:
         from pmm.commitments import tracker
-        from pmm.runtime import loop, metrics
+        from pmm.runtime import metrics
         from pmm.storage import eventlog, projection
 
         # They know the position, not the log.
         projection._global_projection_cache = metrics._global_metrics_cache = None
-        tracker.uuid4 = lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._cids)))
+        tracker.uuid4 = self._new_cid
         self._log = eventlog.EventLog(path)
         self._live = self._log.read_all()
         self._heard: list[list[Any]] = []
         self._prompts: list[Any] = []
         self._log.register_append_listener(lambda event: self._heard.append([event["id"], event["kind"]]))
-        self._runtime = loop.Runtime(self._log)
-        self._runtime.chat = self
-        self._loop = loop.AutonomyLoop(self._log, self._runtime)
+        self._workers: dict[int, tuple[Any, Any]] = {}
+        self.join()
 
-    def reset(self, path: str) -> None:
-        """Another ledger, and the first cid again."""
-        self._cids = itertools.count(1)
-        self.open(path)
+    def join(self) -> None:
+        """Start this worker on the open log."""
+        from pmm.runtime import loop
+
+        runtime = loop.Runtime(self._log)
+        runtime.chat = self
+        self._workers[self._who] = runtime, loop.AutonomyLoop(self._log, runtime)
+
+    @property
+    def _runtime(self) -> Any:
+        return self._workers[self._who][0]
+
+    @property
+    def _loop(self) -> Any:
+        return self._workers[self._who][1]
+
+    def _new_cid(self) -> uuid.UUID:
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self._who} {next(self._cids[self._who])}")
 
     def close(self) -> None:
         self._log._conn.close()
@@ -116,11 +134,12 @@ class Agent:
         return self._report()
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
-        """What a command gave, and what was seen of it."""
+        """What a command of one worker gave, and what was seen of it."""
         from pmm.work import looked_at
 
         looked_at.clear()
         made: dict[str, Any] = {}
+        self._who = command.pop("who", 0)
         try:
             made["result"] = getattr(self, command.pop("do"))(**command)
         except Exception as error:
