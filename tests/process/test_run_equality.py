@@ -164,9 +164,9 @@ def machine(agents: Pair) -> type[RuleBasedStateMachine]:
             self._folder = run_golden.folder()
             agents.begin(self._folder.__enter__(), run_golden.case(name)["events"])
 
-        @rule(text=TEXTS, reply=REPLIES)
-        def message(self, text: str, reply: str) -> None:
-            agents.step(("message", text, reply))
+        @rule(text=TEXTS, reply=REPLIES, meanwhile=st.lists(EVENTS | st.none(), max_size=2))
+        def message(self, text: str, reply: str, meanwhile: Any) -> None:
+            agents.step(("message", text, reply, meanwhile))
 
         @rule()
         def tick(self) -> None:
@@ -251,8 +251,8 @@ def test_a_launched_message_looks_at_no_more_events_in_a_longer_log() -> None:
     for count in (2_000, 20_000):
         with AgentProcess("--launched", variables=OFF) as launched, run_golden.folder() as folder:
             launched.do("reset", path=str(pmm_ledger.make(folder / "pmm.db", count)))
-            launched.do("message", text="hello", reply="hi")
-            counts = launched.do("message", text="what is next", reply="I will see")["looked_at"]
+            launched.do("message", text="hello", reply="hi", meanwhile=[])
+            counts = launched.do("message", text="what is next", reply="I will see", meanwhile=[])["looked_at"]
             looked_at.append(sum(counts.values()) - counts["handle_user"])
     assert looked_at[0] == pytest.approx(looked_at[1], abs=50)
 
@@ -266,13 +266,13 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
     with agents, run_golden.folder() as folder:
         agents.begin(folder, [])
         with pytest.raises(standin_ab.Difference, match="prompts"):
-            agents.step(("message", "hello", "hi"))
+            agents.step(("message", "hello", "hi", []))
 
 
 TURNS = st.tuples(
     st.integers(0, 2),
     st.one_of(
-        st.tuples(st.just("message"), TEXTS, REPLIES),
+        st.tuples(st.just("message"), TEXTS, REPLIES, st.just([])),
         st.tuples(st.just("tick")),
         EVENTS.map(lambda event: ("append", *event)),
         CALLS.map(lambda call: ("call", *call)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,21 +9,21 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tests.support.golden_cases import canonical
 from tests.support.ledgers import ROOT, checkout_path
-from tests.support.run_golden import make_ledger
+from tests.support.run_golden import append_as_another, make_ledger
 from tests.support.standin_package import ROOT as PLAIN
 
 Step = tuple[Any, ...]
-"""A command of `Agent`, and its arguments: `("message", text, reply)`, `("tick",)`, `("append", kind, content, meta)`,
-`("call", name, args, kwargs)`, `("restart",)`; or `("foreign", kind, content, meta)`, an append by another process."""
+"""A command of `Agent`, and its arguments: `("message", text, reply, meanwhile)`, `("tick",)`,
+`("append", kind, content, meta)`, `("call", name, args, kwargs)`, `("restart",)`; or `("foreign", kind, content, meta)`, an
+append by another process. `meanwhile` are such appends while the model thinks, or None, at which the daemon dies."""
 
 _ARGUMENTS = {
-    "message": ("text", "reply"),
+    "message": ("text", "reply", "meanwhile"),
     "tick": (),
     "append": ("kind", "content", "meta"),
     "call": ("name", "args", "kwargs"),
@@ -239,23 +238,6 @@ def appended(path: Path) -> list[tuple[int, str, str, str]]:
     rows = connection.execute("SELECT id, kind, content, meta FROM events ORDER BY id").fetchall()
     connection.close()
     return rows
-
-
-def append_as_another(path: Path, kind: str, content: str, meta: dict[str, Any]) -> None:
-    """Append as another process does, with the *full* hash."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    row = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-    event_id, before = (row[0] + 1, row[1]) if row else (1, None)
-    ts = datetime.now(timezone.utc).isoformat()
-    event = {"id": event_id, "ts": ts, "kind": kind, "content": content, "meta": meta, "prev_hash": before}
-    digest = hashlib.sha256(json.dumps(event, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
-    connection.execute(
-        "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (event_id, ts, kind, content, json.dumps(meta), before, digest),
-    )
-    connection.execute("COMMIT")
-    connection.close()
 
 
 def pair(*options: str, variables: Mapping[str, str] | None = None, plain: bool = False) -> Pair:

@@ -10,10 +10,12 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -24,9 +26,10 @@ _TIMES = frozenset({"ts", "timestamp", "first_seen_ts", "last_seen_ts", "created
 class Agent:
     """The runtime and the autonomy of one ledger at a time; of several workers, each with its own, on one log."""
 
-    def __init__(self, report: Callable[[], Any], as_of: run_golden.AsOf) -> None:
+    def __init__(self, report: Callable[[], Any], as_of: run_golden.AsOf, *, hears_others: bool) -> None:
         self._report = report
         self._as_of = as_of
+        self._hears_others = hears_others
         self._log: Any = None
         self._who = 0
 
@@ -75,12 +78,27 @@ class Agent:
         self._log = None
 
     def generate(self, messages: Any) -> str:
-        """The model: says what the command told it to."""
+        """The model: says what the command told it to. Meanwhile others append, and daemons die."""
         self._prompts.append(messages)
+        for event in self._meanwhile:
+            if event is None:
+                self._kill_daemon()
+            elif self._hears_others:
+                run_golden.append_as_another(Path(self._log.path), *event)
+            else:
+                self.append(*event)
         return self._reply
 
-    def message(self, text: str, reply: str) -> Any:
-        self._reply = reply
+    def _kill_daemon(self) -> None:
+        from pmm_shm.instance.paths import Instance
+        from pmm_shm.wire.endpoints import find_endpoints
+
+        endpoints = find_endpoints(Instance.of(self._log.path))
+        if endpoints is not None:
+            os.kill(endpoints.pid, signal.SIGKILL)
+
+    def message(self, text: str, reply: str, meanwhile: Any) -> Any:
+        self._reply, self._meanwhile = reply, meanwhile
         return self._runtime.handle_user(text)
 
     def tick(self) -> Any:
@@ -180,7 +198,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path.insert(0, options.root)
-    agent = Agent(launched(options.strict), recognised) if options.launched else Agent(dict, run_golden.by_comparing)
+    if options.launched:
+        agent = Agent(launched(options.strict), recognised, hears_others=True)
+    else:
+        agent = Agent(dict, run_golden.by_comparing, hears_others=False)
     serve(agent, sys.stdin, answers)
 
 
