@@ -9,6 +9,8 @@ lock is waited for.
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 import weakref
 from collections import deque
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
+_FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
@@ -60,7 +63,6 @@ class Ledger:
         # The mapped header (None: the mark is another one), the mark, and the newest id; swapped whole.
         self._memo: tuple[Any, Mark, int] | None = None
         self._cache: Cache | None = None
-        self._cache_lock = threading.Lock()
         self.loaded = Loaded(self, None)
         self._is_begun = False
         self._spare_fetch: Callable[[str, tuple[Any, ...], int], tuple[list[RawRow], bool]] | None = None
@@ -135,6 +137,11 @@ class Ledger:
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.first_after(event_id, count))
 
+    def count(self) -> int:
+        """How many events there are."""
+        self.sync()
+        return self.within(self.loaded, lambda loaded: loaded.count())
+
     def after(self, loaded: Loaded, event_id: int) -> list[EventDict]:
         """The events with a greater id that are loaded, ascending, in a new list."""
         with self._connection.lock:
@@ -196,7 +203,7 @@ class Ledger:
         """The library's cache of this ledger, opened at the first use."""
         cache = self._cache
         if cache is None:
-            with self._cache_lock:
+            with _lock:
                 if self._cache is None:
                     self._cache = open_cache(self.path)
                 cache = self._cache
@@ -302,7 +309,7 @@ class Ledger:
         while True:
             last = self.loaded.last_row
             low = ID_MIN if last is None else last[0]
-            rows, is_all = self._fetch(f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?", (low,), limits.TAIL_ROWS_MAX)
+            rows, is_all = self._from(low)
             if last is not None:
                 if not rows or rows[0] != last:
                     return False
@@ -310,6 +317,18 @@ class Ledger:
             self.loaded.extend(rows)
             if is_all:
                 return True
+
+    def _from(self, low: int) -> tuple[list[RawRow], bool]:
+        """The first rows from an id on, and whether these are all."""
+        if self._spare_fetch is None:
+            # Usually one or two: without the care of `fetch_batch` for large batches, busy ledgers and odd text.
+            try:
+                rows = self._connection.handle().execute(_FROM, (low, limits.TAIL_FEW_ROWS)).fetchall()
+                if len(rows) < limits.TAIL_FEW_ROWS:
+                    return rows, True
+            except sqlite3.Error:
+                pass
+        return self._fetch(_FROM, (low,), limits.TAIL_ROWS_MAX)
 
     def fetch_older(self, loaded: Loaded, count: int | None) -> list[RawRow]:
         before = loaded.events[0]["id"]
@@ -333,7 +352,9 @@ class Ledger:
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
-_lock = threading.Lock()
+# A fork waits for it: the child would find it held by a thread that it does not have.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 cache_options: Mapping[str, Any] = {}
 """Set by `install`: `starts_daemon`, `parts`."""
 

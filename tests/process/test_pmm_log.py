@@ -284,6 +284,37 @@ def test_the_next_process_gets_the_role_when_its_holder_ends(tmp_path: Path) -> 
     assert holds_role(ledger)
 
 
+def _ticks(path: str, out: str) -> None:
+    with standin_package.importable():
+        settings = Settings(starts_daemon=False, elects_autonomy=True)
+        installing.install(settings, standin_package.hashes())
+        from pmm.runtime.loop import AutonomyLoop, Runtime
+        from pmm.storage.eventlog import EventLog
+
+        log = EventLog(path)
+        loop = AutonomyLoop(log, Runtime(log))
+        found = [loop.tick() for _ in range(3)]
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+        wait_until(Path(path + ".end").exists, "the end")
+
+
+def test_of_two_processes_one_ticks(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "log.db")
+    first = in_child(_ticks, ledger, ledger + ".1")
+    wait_until(Path(ledger + ".1").exists, "the first process")
+    second = in_child(_ticks, ledger, ledger + ".2")
+    wait_until(Path(ledger + ".2").exists, "the second process")
+    Path(ledger + ".end").touch()
+    first.join(20)
+    second.join(20)
+    found = [json.loads(Path(f"{ledger}.{number}").read_text(encoding="utf-8")) for number in (1, 2)]
+    assert None not in found[0]
+    assert found[1] == [None, None, None]
+    third = in_child(_ticks, ledger, ledger + ".3")
+    third.join(20)
+    assert None not in json.loads(Path(ledger + ".3").read_text(encoding="utf-8"))
+
+
 # Whatever may happen.
 
 
