@@ -99,7 +99,7 @@ class Texts:
 
     def holds(self, text: _Text) -> bool:
         """Whether the embedder still gives the vector of a text: it may depend on more than the text."""
-        if text.vector is not None:
+        if text.vector is not None and not self._has_changed:
             with passing_errors():
                 vector = self.embed(text.norm)
             self._has_changed = vector is None or list(vector) != list(text.vector)

@@ -310,6 +310,23 @@ def test_the_flag_is_kept_for_the_newest_event(log: Any) -> None:
     assert enabled(holder) is True
 
 
+@pytest.mark.parametrize(
+    ("content", "meta", "is_on"),
+    [
+        ("", {"value": None, "state": "Enabled"}, True),
+        ("off", {"state": "yes"}, True),
+        ("on", {"value": "off", "state": "on"}, False),
+        (" YES ", {"value": "", "state": 0}, True),
+        ("on", {"name": "ngram_repeat"}, False),
+        ("", {"value": True}, True),
+    ],
+)
+def test_the_first_value_of_a_directive_counts(log: Any, content: str, meta: dict[str, Any], is_on: bool) -> None:
+    log.append(kind="directive", content=content, meta={"name": " Ngram_Repeat_Telemetry", **meta})
+    enabled = import_module("pmm.runtime.loop").Runtime._ngram_repeat_telemetry_enabled
+    assert enabled(SimpleNamespace(eventlog=log)) is is_on
+
+
 # The graph.
 
 
