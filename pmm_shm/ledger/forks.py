@@ -37,20 +37,19 @@ def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
         connection.handle()
         if not set(HASH_COLUMNS) <= set(connection.columns):
             return Forks()
-    shared, last_id, is_first, last_hash = set(), first_id, True, None
+    # Of the events that do not follow the one before them: few, and none in a linear chain.
+    predecessors, last_id, last_hash = set(), first_id, None
     for event_id, previous, own in _links(connection, first_id):
-        if previous != last_hash and not is_first:
-            shared.add(previous)
+        if previous != last_hash:
+            predecessors.add(previous)
             last_id = event_id
-        is_first, last_hash = False, own
-    if not shared:
-        return Forks()
+        last_hash = own
     first, total = None, 0
     followers: dict[Any, int] = {}
-    for event_id, previous, _ in _links(connection, first_id):
+    for event_id, previous, _ in _links(connection, first_id) if predecessors else ():
         if event_id > last_id:
             break
-        if previous not in shared:
+        if previous not in predecessors:
             continue
         before = followers.setdefault(previous, event_id)
         if before != event_id:
