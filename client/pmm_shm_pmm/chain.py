@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pmm_shm.ledger.chain import event_hash
 from pmm_shm.ledger.freshness import commit_count
 from pmm_shm_pmm.fallback import Fallback, passing_errors
-from pmm_shm_pmm.log import SharedLog, log_of
+from pmm_shm_pmm.shared_log import SharedLog, log_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher

@@ -82,6 +82,7 @@ class Texts:
         self.is_plain = _is_plain(cosine)
         self.words = NearWords()
         self._known: dict[str, _Text] = {}
+        self._has_changed = False
 
     def of(self, text: str) -> _Text:
         known = self._known.get(text)
@@ -91,10 +92,18 @@ class Texts:
             self._known[text] = known
         return known
 
-    def forget(self) -> None:
-        """Forget everything where it is much; not while a caller uses what it got."""
-        if len(self._known) > _TEXTS_MAX:
-            self._known, self.words = {}, NearWords()
+    @property
+    def is_worn(self) -> bool:
+        """Whether a new one should take its place: it is full, or the embedder gives other vectors by now."""
+        return self._has_changed or len(self._known) > _TEXTS_MAX
+
+    def holds(self, text: _Text) -> bool:
+        """Whether the embedder still gives the vector of a text: it may depend on more than the text."""
+        if text.vector is not None:
+            with passing_errors():
+                vector = self.embed(text.norm)
+            self._has_changed = vector is None or list(vector) != list(text.vector)
+        return not self._has_changed
 
     def cosine_with(self, vector: Vector, length: float, text: _Text) -> float:
         """The cosine of a vector and that of a text; 0.0 where the text has none."""
@@ -135,7 +144,6 @@ def find_evidence(
         texts: remembers texts while `embed` and `cosine` are its functions.
         events: the newest `recent_window` messages and reflections of them are looked at.
     """
-    texts.forget()
     corpus = _corpus(events, recent_window)
     own_norm = norm(corpus)
     wanted = [(cid, texts.of(text)) for cid, text in ((_text(item), str(item.get("text") or "")) for item in items)]
@@ -145,7 +153,7 @@ def find_evidence(
     near = texts.words.near(stems(corpus))
     with passing_errors():
         vector = embed(own_norm)
-    is_plain = texts.is_plain and embed is texts.embed and cosine is texts.cosine
+    is_plain = texts.is_plain and embed is texts.embed and cosine is texts.cosine and texts.holds(wanted[0][1])
     length = math.sqrt(sum(map(mul, vector, vector))) if vector is not None and is_plain else 0.0
     lower: str | None = None
     found = []
@@ -194,10 +202,15 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     texts = Texts(module._emb, module._cos)
 
     def replacement(self: Any, events: Any, open_commitments: Any, recent_window: int = 20) -> list[Found]:
+        nonlocal texts
         if not (isinstance(events, (list, tuple)) and isinstance(open_commitments, (list, tuple))):
             raise Fallback("no list")
         if type(recent_window) is not int:
             raise Fallback("a window that is no integer")
-        return find_evidence(texts, module._emb, module._cos, events, open_commitments, recent_window)
+        known = texts
+        if known.is_worn:
+            # Other threads may still use it.
+            known = texts = Texts(known.embed, known.cosine)
+        return find_evidence(known, module._emb, module._cos, events, open_commitments, recent_window)
 
     patcher.replace(module, "CommitmentTracker.find_evidence", replacement)

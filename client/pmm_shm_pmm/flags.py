@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm_pmm.log import log_of
+from pmm_shm_pmm.shared_log import log_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher

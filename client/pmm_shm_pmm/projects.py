@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from pmm_shm_pmm.fallback import passing_errors
-from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.opens import NOT_ASSIGNED, Opens, Projects
+from pmm_shm_pmm.shared_log import log_of
 
 _TAGS_MAX = 20_000
 Meta = dict[str, Any]
@@ -26,7 +26,7 @@ class ProjectFunctions:
         auto_project_id: PMM's own helper, whose answers are remembered; another one's are not.
     """
 
-    def __init__(self, module: ModuleType, auto_project_id: Callable[..., Any]) -> None:
+    def __init__(self, module: ModuleType, auto_project_id: Callable[..., Any] | None) -> None:
         self._module = module
         self._package = module.__name__.partition(".")[0]
         self._auto_project_id = auto_project_id
@@ -132,11 +132,14 @@ class ProjectFunctions:
         find = tracker._auto_project_id
         if type(text) is not str or getattr(find, "__func__", find) is not self._auto_project_id:
             return find(text)
-        if text not in self._tags:
+        # Other threads may clear it.
+        tag = self._tags.get(text, self)
+        if tag is self:
+            tag = find(text)
             if len(self._tags) >= _TAGS_MAX:
                 self._tags.clear()
-            self._tags[text] = find(text)
-        return self._tags[text]
+            self._tags[text] = tag
+        return tag
 
 
 def _assigned(log: Any) -> dict[str, str]:

@@ -56,7 +56,7 @@ def _seeded(events: Any, seeds: set[int]) -> list[Any]:
     if log is None:
         return []
     wanted = sorted(seed for seed in seeds if seed < newest_id)
-    if type(events) is list:
+    if type(events) is not lists.LazyList:
         places = [bisect_left(events, seed, key=_id_of) for seed in wanted]
         return [events[place] for place, seed in zip(places, wanted, strict=True) if events[place]["id"] == seed]
     return [event for event in map(log.event, wanted) if event is not None]

@@ -10,12 +10,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm_pmm.fallback import Fallback, passing_errors
-from pmm_shm_pmm.log import log_of
+from pmm_shm_pmm.shared_log import log_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.opens import Opens
@@ -70,7 +71,12 @@ def _similarity(one: Words, other: Words) -> float:
     return common / (len(one) + len(other) - common)
 
 
-def merges(opens: Opens, words_of: dict[str, Words], threshold: float) -> list[dict[str, Any]]:
+@lru_cache(maxsize=20_000)
+def _words(text: str) -> Words:
+    return frozenset(_WORD.findall(text))
+
+
+def merges(opens: Opens, threshold: float) -> list[dict[str, Any]]:
     """What to merge.
 
     Raises:
@@ -81,15 +87,9 @@ def merges(opens: Opens, words_of: dict[str, Words], threshold: float) -> list[d
     texts = [opening.text for _, opening in current]
     if len(texts) < 2:
         return []
-    for text in texts:
-        text.lower  # noqa: B018  (PMM raises AttributeError here.)
-    for text in words_of.keys() - texts:
-        del words_of[text]
-    for text in texts:
-        if text not in words_of:
-            words_of[text] = frozenset(_WORD.findall(text.lower()))
+    sets = [_words(text.lower()) for text in texts]
     found = []
-    for group in similar_groups([words_of[text] for text in texts], threshold):
+    for group in similar_groups(sets, threshold):
         cids = sorted(current[place][0] for place in group)
         digest = sha256("".join(cids).encode()).hexdigest()  # type: ignore[arg-type]
         found.append({"op": "merge", "cids": cids, "new_cid": f"merged_{digest[:8]}"})
@@ -98,7 +98,6 @@ def merges(opens: Opens, words_of: dict[str, Words], threshold: float) -> list[d
 
 def install(patcher: Patcher, module: ModuleType) -> None:
     helpers = {name.partition(".")[2]: patcher.original(module.__name__, name) for name in _HELPERS}
-    words_of: dict[str, Words] = {}
 
     def consolidate_similar(self: Any, threshold: float = 0.9) -> list[dict[str, Any]]:
         kind = type(self)
@@ -110,6 +109,6 @@ def install(patcher: Patcher, module: ModuleType) -> None:
         if opens.is_odd:
             raise Fallback("a cid that is neither text nor a number")
         with passing_errors():
-            return merges(opens, words_of, threshold)
+            return merges(opens, threshold)
 
     patcher.replace(module, "CommitmentRestructurer.consolidate_similar", consolidate_similar)

@@ -51,7 +51,6 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_METRICS, "get_or_compute_ias_gas", "metrics", 1, "answers"),
     Seam("pmm.runtime.stage_tracker", "StageTracker.infer_stage", "stage", 1, "answers"),
     Seam(_LOOP, "Runtime._get_snapshot", "snapshot", 1, "runtime"),
-    Seam(_LOOP, "Runtime.handle_user", "lazy", 2, "runtime"),
     Seam(_LOOP, "Runtime._ngram_repeat_telemetry_enabled", "flags", 2, "flags"),
     Seam(_LOOP, "AutonomyLoop.tick", "autonomy", 1, "runtime"),
     Seam(_TRACKER, "CommitmentTracker.find_evidence", "tracker", 2, "evidence"),

@@ -1,4 +1,4 @@
-"""`CommitmentTracker`: ten of its functions, on folds in place of walks over the log.
+"""`CommitmentTracker`'s functions that find, open and close commitments, on folds in place of walks over the log.
 
 Each one first computes, and may fall back; then it appends, and what fails from there on leaves it. An append that
 depends on what was read is checked again within the write transaction: two workers never close one commitment twice.
@@ -6,16 +6,18 @@ depends on what was read is checked again within the write transaction: two work
 
 from __future__ import annotations
 
+import heapq
 import uuid
 from collections.abc import Callable
 from importlib import import_module
+from operator import itemgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm_pmm.fallback import Fallback, passing_errors
-from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.opens import Opens, snippet_digest
 from pmm_shm_pmm.projects import Meta, ProjectFunctions, meta_of
+from pmm_shm_pmm.shared_log import log_of
 from pmm_shm_pmm.sweep import sweep_for_expired
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class _Functions(ProjectFunctions):
         if opens.is_odd:
             raise Fallback("a cid that is neither text nor a number")
         newest = [(cid, opens.current[cid].event_id) for cid in opened if cid in opens.current]
-        return sorted(newest, key=lambda one: -one[1])[: max(0, n)]
+        return heapq.nlargest(max(0, n), newest, key=itemgetter(1))
 
     def is_duplicate_of_recent_open(self, tracker: Any, text: Any) -> bool:
         log_of(tracker.eventlog)
@@ -201,8 +203,9 @@ _METHODS = (
 
 
 def install(patcher: Patcher, module: ModuleType) -> None:
-    find = vars(module.CommitmentTracker)["_auto_project_id"]
-    functions = _Functions(module, getattr(find, "__func__", find))
+    helper = "CommitmentTracker._auto_project_id"
+    is_known = patcher.is_known(module, helper)
+    functions = _Functions(module, patcher.original(module.__name__, helper) if is_known else None)
     for name in _METHODS:
         method = getattr(functions, name.lstrip("_"))
         patcher.replace(module, f"CommitmentTracker.{name}", _unbound(method))

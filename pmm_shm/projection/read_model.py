@@ -146,8 +146,8 @@ class ReadModel(Cursor):
         assert self.lineage is None
         other = super().copy()
         other._views = dict(self._views)
-        other._pending = {name: touched and touched.copy() for name, touched in self._pending.items()}
-        other._read_names = set(self._read_names)
+        # Without a base, nothing is pending.
+        other._pending, other._read_names = {}, set()
         return other
 
     def reset(self) -> None:

@@ -43,8 +43,8 @@ for seam in SEAMS:
     }
 print(json.dumps([found, patcher.kept]))
 """
-# The class is replaced as a whole, and `tick` only where a process is elected.
-NOT_BY_NAME = {"pmm.storage.eventlog:EventLog.read_all", "pmm.runtime.loop:Runtime.handle_user"}
+# The class is replaced as a whole.
+NOT_BY_NAME = {"pmm.storage.eventlog:EventLog.read_all"}
 NOT_NEEDED = {
     "pmm.commitments.tracker:CommitmentTracker.add_commitment",
     "pmm.commitments.tracker:CommitmentTracker.close_reflection_on_next",

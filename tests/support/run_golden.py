@@ -13,7 +13,9 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -86,6 +88,14 @@ def chained(events: list[Event], before: str | None = None) -> Iterator[tuple[An
         meta = json.dumps(event["meta"])
         yield (event["id"], event["ts"], event["kind"], event["content"], meta, before, digest)
         before = digest
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """An empty folder that goes afterwards, in memory where that is possible."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="pmm-golden-", dir=memory if memory.is_dir() else None) as made:
+        yield Path(made)
 
 
 def by_comparing(events: Any, live: list[Event]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,8 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -73,6 +71,12 @@ class AgentProcess:
             return self.do("append", kind=kind, content=content, meta=meta)["heard"]  # type: ignore[no-any-return]
         append_as_another(self.path, kind, content, meta)
         return []
+
+    def __enter__(self) -> AgentProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._process.communicate(timeout=60)
@@ -205,10 +209,3 @@ def pair(*options: str, variables: Mapping[str, str] | None = None, plain: bool 
     """A plain agent and a launched one, or two plain ones."""
     second = () if plain else ("--launched", *options)
     return Pair(AgentProcess(variables=variables), AgentProcess(*second, variables=variables))
-
-
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """An empty folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="pmm-ab-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made:
-        yield Path(made)

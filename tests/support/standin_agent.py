@@ -11,10 +11,8 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -34,9 +32,11 @@ class Agent:
 
     def open(self, path: str) -> None:
         from pmm.commitments import tracker
-        from pmm.runtime import loop
-        from pmm.storage import eventlog
+        from pmm.runtime import loop, metrics
+        from pmm.storage import eventlog, projection
 
+        # They know the position, not the log.
+        projection._global_projection_cache = metrics._global_metrics_cache = None
         tracker.uuid4 = lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._cids)))
         self._log = eventlog.EventLog(path)
         self._live = self._log.read_all()
@@ -108,8 +108,8 @@ class Agent:
 
     def golden(self, name: str) -> list[str]:
         """The differences of a golden case; lists must be recognised, too."""
-        with tempfile.TemporaryDirectory(prefix="pmm-golden-") as folder:
-            return list(map(str, run_golden.replay(name, Path(folder), as_of=self._as_of)))
+        with run_golden.folder() as folder:
+            return list(map(str, run_golden.replay(name, folder, as_of=self._as_of)))
 
     def report(self) -> Any:
         """What the launcher says of itself."""

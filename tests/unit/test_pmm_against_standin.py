@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pmm_shm_pmm.patching import Patcher
 from tests.support import standin_package
 from tests.support.launched import launched
+from tests.support.pmm_events import cids, event, odd_event, projects, texts
 from tests.support.run_golden import make_ledger
 
 _MODULES = (
@@ -51,117 +52,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Both]:
 
 
 _numbers = itertools.count()
-
-_texts = st.sampled_from(
-    [
-        "write the report",
-        "Write  the REPORT",
-        "plan launch",
-        "writing reports now",
-        "",
-        " ",
-        "x y",
-        "名前 を",
-        "alpha budget",
-    ]
-)
-_cids = st.sampled_from(["a", "b", "c", "7", "None", "", 7, 0, None])
-_odd_cids = st.sampled_from([1.5, True, "a", 7])
-_projects = st.sampled_from(["p", "q", "", 5, None, "alpha-budget"])
-_json = st.sampled_from([None, "", 0, 3, "3", "x", [], {}, True, 2.5, "done"])
-
-
-def _commitment(cids: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, str, dict[str, Any]]]:
-    return st.one_of(
-        st.tuples(
-            st.just("commitment_open"),
-            _texts,
-            st.fixed_dictionaries(
-                {"cid": cids},
-                optional={
-                    "text": st.one_of(_texts, st.none(), st.just(5)),
-                    "project_id": _projects,
-                    "reason": st.sampled_from(["reflection", "x", None]),
-                },
-            ),
-        ),
-        st.tuples(
-            st.sampled_from(["commitment_close", "commitment_expire"]),
-            st.just(""),
-            st.fixed_dictionaries({}, optional={"cid": cids, "source": st.sampled_from(["reflection", "x"])}),
-        ),
-        st.tuples(
-            st.just("commitment_snooze"),
-            st.just(""),
-            st.fixed_dictionaries({"cid": cids}, optional={"until_tick": _json}),
-        ),
-        st.tuples(
-            st.just("evidence_candidate"),
-            st.just(""),
-            st.fixed_dictionaries({"cid": cids, "snippet": st.one_of(_texts, st.just(5))}),
-        ),
-        st.tuples(
-            st.just("project_assign"),
-            st.just(""),
-            st.fixed_dictionaries({}, optional={"cid": cids, "project_id": _projects}),
-        ),
-    )
-
-
-_other = st.one_of(
-    st.just(("autonomy_tick", "", {})),
-    st.just(("autonomy_tick", "", {})),
-    st.tuples(
-        st.sampled_from(["project_open", "project_close"]),
-        st.just(""),
-        st.fixed_dictionaries({"project_id": _projects}),
-    ),
-    st.tuples(
-        st.just("policy_update"),
-        st.just(""),
-        st.dictionaries(
-            st.sampled_from(["src_id", "source_event_id"]), st.sampled_from([1, 2, "3", 4, None, 0, "x", 9])
-        ),
-    ),
-    st.tuples(
-        st.just("stage_update"),
-        st.just(""),
-        st.dictionaries(st.sampled_from(["from", "to"]), st.sampled_from(["S1", "", None, 3])),
-    ),
-    st.tuples(
-        st.just("identity_adopt"),
-        st.sampled_from(["Echo", " ", "Ada "]),
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "name": st.sampled_from(["Echo", "", None, 7]),
-                "sanitized": st.sampled_from(["E", ""]),
-                "confidence": st.sampled_from([0.9, 0.6, "0.7", "x", None, 0.59, 1, 2]),
-            },
-        ),
-    ),
-    st.tuples(
-        st.just("scene_compact"),
-        st.just("s"),
-        st.fixed_dictionaries(
-            {"window": st.one_of(st.none(), st.fixed_dictionaries({}, optional={"start": _json, "end": _json}))}
-        ),
-    ),
-    st.tuples(
-        st.just("directive"),
-        st.sampled_from(["on", "off", ""]),
-        st.fixed_dictionaries(
-            {"name": st.sampled_from(["ngram_repeat_telemetry", " NGRAM_repeat_telemetry ", "x", None])},
-            optional={
-                "value": st.sampled_from(["on", " OFF", True, 1, 0, "", None]),
-                "state": st.sampled_from(["yes", "no"]),
-            },
-        ),
-    ),
-    st.tuples(st.sampled_from(["user", "response", "reflection", "other"]), _texts, st.just({})),
-)
-_event = st.one_of(_commitment(_cids), _commitment(_cids), _other)
-_odd_event = st.one_of(_commitment(_odd_cids), _other)
 
 
 def _ledger(folder: Path, events: list[Any], gap: int) -> Path:
@@ -210,15 +100,15 @@ def _graph(name: str, *args: Any, **kwargs: Any) -> Callable[[Modules, Any], Any
 
 _call = st.one_of(
     st.builds(lambda cid: _tracker("close_with_evidence", cid, "done", "d"), st.sampled_from(["a", "b", "7", 7])),
-    st.builds(lambda text: _tracker("process_evidence", text), _texts),
-    st.builds(lambda text, project: _tracker("add_commitment", text, project=project), _texts, _projects),
-    st.builds(lambda cid: _tracker("_resolve_project_for_cid", cid), _cids),
+    st.builds(lambda text: _tracker("process_evidence", text), texts),
+    st.builds(lambda text, project: _tracker("add_commitment", text, project=project), texts, projects),
+    st.builds(lambda cid: _tracker("_resolve_project_for_cid", cid), cids),
     st.builds(
-        lambda cid, project: _tracker("_assign_project_if_needed", cid, project), _cids, st.sampled_from(["p", "q", ""])
+        lambda cid, project: _tracker("_assign_project_if_needed", cid, project), cids, st.sampled_from(["p", "q", ""])
     ),
     st.builds(lambda project: _tracker("_ensure_project_open", project), st.sampled_from(["p", "q", "", "r", 5])),
     st.builds(lambda n: _tracker("_recent_open_cids", n), st.integers(-1, 4)),
-    st.builds(lambda text: _tracker("_is_duplicate_of_recent_open", text), _texts),
+    st.builds(lambda text: _tracker("_is_duplicate_of_recent_open", text), texts),
     st.builds(lambda reply: _tracker("close_reflection_on_next", reply), st.sampled_from(["ok ", None, "x" * 300])),
     st.builds(
         lambda ttl: (
@@ -284,7 +174,7 @@ def _same(both: _Both, events: list[Any], gap: int, calls: list[Callable[[Module
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(_event, max_size=25), st.sampled_from([0, 5]), st.lists(_call, min_size=5, max_size=5))
+@given(st.lists(event, max_size=25), st.sampled_from([0, 5]), st.lists(_call, min_size=5, max_size=5))
 def test_each_function_does_what_the_plain_one_does(
     both: _Both, events: list[Any], gap: int, calls: list[Callable[[Modules, Any], Any]]
 ) -> None:
@@ -299,7 +189,7 @@ def test_each_function_does_what_the_plain_one_does(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(_odd_event, max_size=20), st.lists(_call, min_size=4, max_size=4))
+@given(st.lists(odd_event, max_size=20), st.lists(_call, min_size=4, max_size=4))
 def test_odd_ids_give_the_same(both: _Both, events: list[Any], calls: list[Callable[[Modules, Any], Any]]) -> None:
     _same(both, events, 0, calls)
 

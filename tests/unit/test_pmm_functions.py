@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pmm_shm.folds.state import State
+from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
 from tests.support.launched import launched
@@ -155,6 +156,29 @@ def test_an_embedder_of_a_test_is_asked_each_time(log: Any, monkeypatch: pytest.
     assert tracker.find_evidence(messages, items) == own
 
 
+def test_vectors_that_change_are_noticed() -> None:
+    asked: list[str] = []
+    turn = 0.5
+
+    def embed(text: str) -> list[float]:
+        asked.append(text)
+        return [1.0, turn * len(text)]
+
+    cosine = import_module("pmm.runtime.embeddings").cosine_similarity
+    messages = [{"kind": "user", "content": "some words here"}]
+    items = [{"cid": str(number), "text": "x" * number} for number in range(1, 6)]
+    texts = Texts(embed, cosine)
+    first = find_evidence(texts, embed, cosine, messages, items, 20)
+    asked.clear()
+    assert find_evidence(texts, embed, cosine, messages, items, 20) == first
+    assert len(asked) == 2
+    assert not texts.is_worn
+    turn = 0.01
+    changed = find_evidence(texts, embed, cosine, messages, items, 20)
+    assert texts.is_worn
+    assert changed == find_evidence(Texts(embed, cosine), embed, cosine, messages, items, 20) != first
+
+
 # Falling back.
 
 
@@ -177,6 +201,66 @@ def test_a_stand_in_for_the_log_is_pmms_own_affair(patcher: Patcher) -> None:
     assert len(_tracker(fake).add_commitment("x y")) == 32
     assert fake.appended == ["commitment_open"]
     assert patcher.counts[f"{_TRACKER}add_commitment"].fallbacks["a stand-in for EventLog"] == 1
+
+
+def test_assignments_without_an_id_or_a_project_are_in_no_project(log: Any) -> None:
+    for meta in (
+        {"cid": "None", "text": "t"},
+        {"cid": "a", "text": "t", "project_id": "p"},
+        {"cid": "b", "text": "t"},
+        {"cid": "c", "text": "t", "project_id": "None"},
+    ):
+        log.append(kind="commitment_open", content="o", meta=meta)
+    log.append(kind="project_assign", content="", meta={"project_id": "p"})
+    log.append(kind="project_assign", content="", meta={"cid": "b", "project_id": None})
+    tracker = _tracker(log)
+    assert tracker._resolve_project_for_cid("None") == "p"
+    assert tracker.close_with_evidence("a", "done", "d") is True
+    assert tracker.close_with_evidence("c", "done", "d") is True
+    closed = [event["meta"]["project_id"] for event in log.read_all() if event["kind"] == "project_close"]
+    assert closed == ["p", "None"]
+
+
+def _swept(log: Any, ttl_ticks: int) -> list[str]:
+    tracker, events = _tracker(log), log.read_all()
+    found = [one["cid"] for one in tracker.sweep_for_expired(events, ttl_ticks)]
+    # The same of a list that is not the log, which is folded anew.
+    assert [one["cid"] for one in tracker.sweep_for_expired(list(map(dict, events)), ttl_ticks)] == found
+    return found
+
+
+def test_a_snooze_counts_before_the_opening_too(log: Any) -> None:
+    for until in (3, 1, "soon", 2):
+        log.append(kind="commitment_snooze", content="", meta={"cid": "a", "until_tick": until})
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t"})
+    swept = []
+    for _ in range(4):
+        log.append(kind="autonomy_tick", content="", meta={})
+        swept.append(_swept(log, 1))
+    assert swept == [[], [], [], ["a"]]
+
+
+def test_a_snooze_without_a_tick_ends_with_the_first_tick(log: Any) -> None:
+    for cid in ("a", "b"):
+        log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": "t"})
+    log.append(kind="commitment_snooze", content="", meta={"cid": "a", "until_tick": "soon"})
+    assert _swept(log, 0) == ["b"]
+    log.append(kind="autonomy_tick", content="", meta={})
+    assert _swept(log, 0) == ["a", "b"]
+
+
+def test_only_ends_with_an_id_end_a_commitment(log: Any) -> None:
+    for meta in ({}, {"cid": ""}, {"cid": "a"}, {"cid": 7}):
+        log.append(kind="commitment_open", content="o", meta=meta)
+    for cid in ("", None, 0):
+        log.append(kind="commitment_close", content="", meta={"cid": cid})
+    assert _swept(log, 0) == ["None", "", "a", "7"]
+    log.append(kind="commitment_close", content="", meta={"cid": "7"})
+    log.append(kind="commitment_expire", content="", meta={"cid": "a"})
+    for cid in ("a", 7):
+        log.append(kind="commitment_snooze", content="", meta={"cid": cid, "until_tick": 9})
+        log.append(kind="commitment_open", content="o", meta={"cid": cid})
+    assert _swept(log, 0) == ["None", ""]
 
 
 def test_ids_that_do_not_rise_are_pmms_own_affair(log: Any, patcher: Patcher) -> None:
@@ -366,7 +450,7 @@ def test_no_function_walks_the_log(long_log: Any) -> None:
 
 
 def test_views_hold_what_is_open(long_log: Any) -> None:
-    shared = import_module("pmm_shm_pmm.log").log_of(long_log)
+    shared = import_module("pmm_shm_pmm.shared_log").log_of(long_log)
     ended = {event["meta"]["cid"] for event in long_log.read_all() if event["kind"] == "commitment_close"}
     expired = {event["meta"]["cid"] for event in long_log.read_all() if event["kind"] == "commitment_expire"}
     assert len(shared.fold("pmm_lives").live) == len(shared.fold("pmm_graph").open) == 924
