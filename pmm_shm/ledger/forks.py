@@ -6,6 +6,7 @@ same predecessor. `chain` verifies the rows themselves, too.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ class Forks(NamedTuple):
     total: int = 0
 
 
-def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
+def find_forks(connection: Connection, first_id: int = ID_MIN, pause_s: float = 0.0) -> Forks:
     """The forks among the events from `first_id` on, in bounded batches; the lock is free between them.
+
+    Parameters:
+        pause_s: after each batch, in seconds: for a thread beside others that have work to do.
 
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
@@ -39,14 +43,14 @@ def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
             return Forks()
     # Of the events that do not follow the one before them: few, and none in a linear chain.
     predecessors, last_id, last_hash = set(), first_id, None
-    for event_id, previous, own in _links(connection, first_id):
+    for event_id, previous, own in _links(connection, first_id, pause_s):
         if previous != last_hash:
             predecessors.add(previous)
             last_id = event_id
         last_hash = own
     first, total = None, 0
     followers: dict[Any, int] = {}
-    for event_id, previous, _ in _links(connection, first_id) if predecessors else ():
+    for event_id, previous, _ in _links(connection, first_id, pause_s) if predecessors else ():
         if event_id > last_id:
             break
         if previous not in predecessors:
@@ -57,7 +61,7 @@ def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
     return Forks(first, total)
 
 
-def _links(connection: Connection, first_id: int) -> Iterator[tuple[int, Any, Any]]:
+def _links(connection: Connection, first_id: int, pause_s: float) -> Iterator[tuple[int, Any, Any]]:
     """(id, previous hash, own hash) of the hashed events from `first_id` on, by ascending id."""
     condition = "id >= ?"
     while True:
@@ -67,4 +71,6 @@ def _links(connection: Connection, first_id: int) -> Iterator[tuple[int, Any, An
         yield from rows
         if complete:
             return
+        if pause_s:
+            time.sleep(pause_s)
         first_id, condition = rows[-1][0], "id > ?"
