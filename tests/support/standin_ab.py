@@ -20,8 +20,8 @@ from tests.support.standin_package import ROOT as PLAIN
 Step = tuple[Any, ...]
 """A command of `Agent`, and its arguments: `("message", text, reply, meanwhile)`, `("tick",)`,
 `("append", kind, content, meta)`, `("call", name, args, kwargs)`, `("restart",)`. A further one is
-`("foreign", kind, content, meta)`, an append by another process. `meanwhile` is a list of such events, appended while the
-model thinks; at a None in it, the daemon dies.
+`("foreign", kind, content, meta)`, an append by another process. `meanwhile` lists such events, which are appended while
+the model thinks; at a None in it, the daemon dies.
 """
 
 _ARGUMENTS = {
