@@ -77,6 +77,12 @@ class Agent:
         self._log._conn.close()
         self._log = None
 
+    def leave(self) -> None:
+        """Close the log, and leave no daemon behind."""
+        if self._hears_others:
+            self._kill_daemon()
+        self.close()
+
     def generate(self, messages: Any) -> str:
         """The model: says what the command told it to. Meanwhile others append, and daemons die."""
         self._prompts.append(messages)
