@@ -83,6 +83,7 @@ class Table:
             value = self._clean.get(key, _MISSING)
             if value is _MISSING:
                 value = self._load(key)
+                self._state.is_used = True
                 self._clean[key] = value
         return default if value is None else value
 
@@ -146,13 +147,19 @@ class State:
     `state["ias"]` and `state["ias"] = 0.5` read and set a cell, `state.get("ias", 0.0)` reads with a default,
     `state.table("penalties")` is a table. Values are JSON values, bytes and tuples of these; keys are text, integers
     and tuples of these.
+
+    Attributes:
+        base: the layer below.
+        event_id: the event, or the first of the batch, that is being folded.
+        is_used: whether there may be anything on top of the base: writes, or values that were read from it.
     """
 
-    __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id")
+    __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id", "is_used")
 
     def __init__(self, base: Base = EMPTY) -> None:
         self.base = base
         self.event_id = 0
+        self.is_used = False
         self._undo: _Undo = []
         self._dirty: dict[str, Any] = {}
         self._clean: dict[str, Any] = {}
@@ -169,6 +176,7 @@ class State:
             if value is _MISSING:
                 data = self.base.get(cell_key(name))
                 value = None if data is None else unpack(data)
+                self.is_used = True
                 self._clean[name] = value
         return default if value is None else value
 
@@ -209,6 +217,7 @@ class State:
     def begin_event(self, event_id: int) -> None:
         """Call it before each event or batch: `rollback` returns to this point."""
         self.event_id = event_id
+        self.is_used = True
         self._undo.clear()
 
     def check_values(self) -> None:
@@ -245,18 +254,14 @@ class State:
         return len(self._dirty) + sum(len(table._dirty) for table in self._tables.values())
 
     def drop_overlay(self) -> None:
-        """Forget the overlay."""
+        """Forget the overlay, and what was read from the base."""
         self._undo.clear()
         self._dirty.clear()
-        for table in self._tables.values():
-            table._dirty.clear()
-        self.forget_reads()
-
-    def forget_reads(self) -> None:
-        """Forget what was read from the base: it may have changed."""
         self._clean.clear()
         for table in self._tables.values():
+            table._dirty.clear()
             table._clean.clear()
+        self.is_used = False
 
 
 class Touched:

@@ -126,12 +126,13 @@ class Cursor:
         return sum(state.key_count() for state in self.states.values())
 
     def drop_overlay(self) -> None:
-        """Forget everything on top of the bases."""
-        if self._has_overlay:
-            for state in self.states.values():
+        """Forget everything on top of the bases, and what was read of them."""
+        for state in self.states.values():
+            if state.is_used:
+                if self._has_overlay:
+                    state.take_touched()
                 state.drop_overlay()
-                state.take_touched()
-            self._has_overlay = False
+        self._has_overlay = False
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays."""

@@ -11,24 +11,22 @@ has reached the position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START
+from pmm_shm.ledger.tail import START, Position
 from pmm_shm.projection.cursor import Cursor
-from pmm_shm.store.snapshot import DETACHED, Lineage, LmdbBase, Snapshot
-
-_NOTHING: Final = Touched()
+from pmm_shm.store.snapshot import Attachment, Lineage, LmdbBase, Snapshot
 
 
 class ReadModel(Cursor):
     """Folds and their views over one lineage; call its methods with the connection's lock held.
 
-    A read is `attach`, any number of `catch_up`, `view` and `state`, and `detach`.
+    A read is `attach` or `catch_up`, any number of `view` and `state`, and `detach`.
 
     Parameters:
         folds: the folds that move together.
@@ -43,12 +41,14 @@ class ReadModel(Cursor):
         super().__init__(folds, connection)
         self.lineage = lineage
         self._follows_log = follows_log
-        self._bases = {} if lineage is None else _detached_bases(self.folds, lineage)
-        self.rebase(self._bases)
-        self._views: dict[str, Any] = {}
-        # Per fold the parts that were written since its view was made; None where a patch is out of the question.
-        self._pending: dict[str, Touched | None] = {}
-        self._read_names: set[str] = set()
+        # One for all bases: a read attaches them in one step.
+        self._attachment = Attachment()
+        self._snapshot: Snapshot | None = None
+        if lineage is not None:
+            generations = zip(self.folds, lineage[2], strict=True)
+            self.rebase({name: LmdbBase(self._attachment, generation) for name, generation in generations})
+        # Each with the position that it was made at.
+        self._views: dict[str, tuple[Any, Position]] = {}
         self._base_position = START
         self._is_at_head = False
 
@@ -62,15 +62,14 @@ class ReadModel(Cursor):
         if self.lineage is None:
             return True
         assert snapshot is not None
-        for base in self._bases.values():
-            base.transaction = snapshot.transaction
+        self._snapshot, self._attachment.transaction = snapshot, snapshot.transaction
         published = snapshot.header.position
         if self.position == published:
             self.drop_overlay()
         elif self.position is START or published.as_of > self.position.as_of:
             if self._has_overlay and self._follows_log and self.position.event_id is not None:
-                self._look_behind_overlay(snapshot)
-            self._move_to(snapshot)
+                self._look_behind_overlay(published)
+            self._move_to(published)
         elif self._follows_log and published != self._base_position and not self.log_holds(published):
             # The overlay would stand on a base of another history.
             return False
@@ -79,74 +78,62 @@ class ReadModel(Cursor):
 
     def detach(self) -> None:
         """End a read: nothing holds the transaction any longer."""
-        for base in self._bases.values():
-            base.transaction = DETACHED
+        self._snapshot = None
+        self._attachment.detach()
 
-    def catch_up(self) -> bool:
-        """Fold everything up to the head of the log; False where the log does not continue the position.
+    def catch_up(self, snapshot: Snapshot | None) -> bool:
+        """Begin a read, and fold everything up to the head of the log; False where the log continues neither the
+        position nor the base.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if self._is_at_head:
-            # Valid for one call: the next one needs another look.
-            self._is_at_head = False
-            return True
-        while True:
-            tail = self.advance()
-            if not tail.is_anchored or tail.is_complete:
-                return tail.is_anchored
-
-    def fall_back(self, snapshot: Snapshot | None) -> bool:
-        """The position was not found in the log: go back to the base. Returns whether that is another position."""
-        if self.lineage is None or snapshot is None or self.position == snapshot.header.position:
+        if not self.attach(snapshot):
             return False
-        self._move_to(snapshot)
-        self._views.clear()
+        while not self._is_at_head:
+            tail = self.advance()
+            if tail.is_anchored:
+                self._is_at_head = tail.is_complete
+            elif not self._fall_back():
+                return False
         return True
 
     def state(self, name: str) -> State:
-        """The state of a fold; readable between `attach` and `detach`."""
-        self._read_names.add(name)
+        """The state of a fold; readable until `detach`."""
         return self.states[name]
 
     def view(self, name: str) -> Any:
         """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be."""
-        fold, state = self.folds[name], self.states[name]
-        self._read_names.add(name)
-        written: Touched | None = state.take_touched()
-        earlier = self._pending.pop(name, _NOTHING)
-        if written is not None and earlier is not None:
-            written.merge(earlier)
+        known, state = self._views.get(name), self.states[name]
+        if known is not None and known[1] is self.position:
+            return known[0]
+        written = state.take_touched()
+        if known is None or not self._add_published(written, known[1], name):
+            view = self.folds[name].view(state)
         else:
-            written = None
-        if name not in self._views or written is None or written.key_count() > limits.TOUCHED_KEYS_MAX:
-            self._views[name] = fold.view(state)
-        elif written:
-            self._views[name] = fold.patch(self._views[name], state, written)
-        return self._views[name]
-
-    def drop_overlay(self) -> None:
-        """Forget everything on top of the bases, and what was read of them."""
-        if self._has_overlay:
-            # What the overlay had written is in the base now; the views do not have it yet.
-            for name, state in self.states.items():
-                self._put_pending(name, state.take_touched())
-                state.drop_overlay()
-            self._has_overlay = False
-        else:
-            # Only folds that were asked for have read anything.
-            for name in self._read_names:
-                self.states[name].forget_reads()
-        self._read_names.clear()
+            view = self.folds[name].patch(known[0], state, written) if written else known[0]
+        self._views[name] = view, self.position
+        return view
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""
         super().reset()
         self._views.clear()
-        self._pending.clear()
 
-    def _look_behind_overlay(self, snapshot: Snapshot) -> None:
+    def _add_published(self, written: Touched, made_at: Position, name: str) -> bool:
+        """Add what commits of the daemon have written of a fold behind `made_at`; False where a patch is out of the
+        question.
+
+        `written` has what the overlay has written since the last call. A dropped overlay was written by events that
+        the base has now, and so it is on the lists of its commits.
+        """
+        base_id, made_at_id = self._base_position.event_id, made_at.event_id
+        is_behind = base_id is not None and (made_at_id is None or base_id > made_at_id)
+        if is_behind and self._snapshot is not None and not self._snapshot.add_touched(made_at_id, name, written):
+            return False
+        return written.key_count() <= limits.TOUCHED_KEYS_MAX
+
+    def _look_behind_overlay(self, published: Position) -> None:
         """The base has passed the overlay: see whether the overlay's position still is in the log.
 
         Without an overlay that is known: our position was published, and what is published in one lineage is one
@@ -157,26 +144,17 @@ class ReadModel(Cursor):
             # The overlay was of another history, and so are the views: a base near the start fits both.
             self._views.clear()
         # Where the daemon has published everything new, this was the look at the base's anchor, too.
-        self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == snapshot.header.position
+        self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
 
-    def _move_to(self, snapshot: Snapshot) -> None:
-        """Stand on the base, and remember what its commits touched since our position."""
-        touched = snapshot.touched_since(self.position.event_id) if self.position is not START else None
-        self.stand_on(snapshot.header.position, {})
-        for name, theirs in (dict.fromkeys(self.states) if touched is None else touched).items():
-            if name in self.states:
-                self._put_pending(name, theirs)
+    def _move_to(self, published: Position) -> None:
+        """Stand on the base."""
+        self.drop_overlay()
+        self.position = published
 
-    def _put_pending(self, name: str, touched: Touched | None) -> None:
-        before = self._pending.setdefault(name, touched)
-        if before is touched:
-            return
-        if touched is not None and before is not None and before.key_count() <= limits.TOUCHED_KEYS_MAX:
-            before.merge(touched)
-        else:
-            # No patch, whatever follows: for a fold that nobody reads, the list would grow for ever.
-            self._pending[name] = None
-
-
-def _detached_bases(folds: Iterable[str], lineage: Lineage) -> dict[str, LmdbBase]:
-    return {name: LmdbBase(DETACHED, generation) for name, generation in zip(folds, lineage[2], strict=True)}
+    def _fall_back(self) -> bool:
+        """The position was not found in the log: go back to the base. Returns whether that is another position."""
+        if self._snapshot is None or self.position == self._base_position:
+            return False
+        self._move_to(self._base_position)
+        self._views.clear()
+        return True

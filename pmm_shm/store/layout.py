@@ -186,18 +186,22 @@ class TouchedRecord(NamedTuple):
             folds[name] = None if touched is None else [touched.cells, tables]
         return pack([self.after_id, folds])
 
-    @classmethod
-    def unpack(cls, data: bytes) -> TouchedRecord:
-        after_id, folds = unpack(data)
-        return cls(
-            after_id,
-            {
-                name: None
-                if entry is None
-                else Touched(entry[0], {table: set(keys) for table, keys in entry[1].items()})
-                for name, entry in folds.items()
-            },
-        )
+
+def add_touched(data: bytes, fold: str, touched: Touched) -> tuple[bool, int | None]:
+    """Add what a packed `TouchedRecord` lists of one fold.
+
+    Returns:
+        (whether it lists all that the commit wrote of it, the record's `after_id`).
+    """
+    after_id, folds = unpack(data)
+    if fold in folds:
+        entry = folds[fold]
+        if entry is None:
+            return False, after_id
+        touched.cells = touched.cells or entry[0]
+        for table, keys in entry[1].items():
+            touched.tables.setdefault(table, set()).update(keys)
+    return True, after_id
 
 
 class Seal(NamedTuple):
