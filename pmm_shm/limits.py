@@ -72,6 +72,12 @@ DELETE_KEYS_PER_TXN = 5_000
 TOUCHED_COMMITS_MAX = 256
 TOUCHED_KEYS_MAX = 512
 
+# Frames.
+FRAMES_KEPT = 8
+"""Exact frames that a cache keeps for `kept_frame`, the newest ones."""
+PAST_STATES_MAX = 8
+PAST_DISTANCES = (65_536, 4_096, 256, 0)
+
 # The daemon.
 FOLD_EVENTS_PER_COMMIT = 10_000
 REBUILD_KEYS_PER_FLUSH = 100_000

@@ -29,6 +29,7 @@ from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
     from pmm_shm_client.frame import Frame
@@ -66,6 +67,14 @@ class AsyncCache(Cache):
     ) -> list[int]:
         """As `decide`, in a thread, in which `decision` is called, too."""
         return await _in_thread(self.decide, decision, timeout)
+
+    async def frame_at_async(self, event_id: int) -> Frame:
+        """As `frame_at`, in a thread."""
+        return await _in_thread(self.frame_at, event_id)
+
+    async def newest_async(self, kind: str) -> Event | None:
+        """As `newest`, in a thread."""
+        return await _in_thread(self.newest, kind)
 
     async def events_async(
         self,
@@ -216,6 +225,7 @@ async def connect_async(
     embedder: Embedder | str | None = None,
     create: bool = False,
     durability: Durability = "default",
+    folds: Iterable[Fold | type[Fold]] = (),
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
     options = {
@@ -225,5 +235,6 @@ async def connect_async(
         "embedder": embedder,
         "create": create,
         "durability": durability,
+        "folds": folds,
     }
     return await _in_thread(open_cache, AsyncCache, path, autostart, options)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,10 +57,13 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
     return True
 
 
-def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
+def start_daemon(ledger: str, timeout_s: float = 10.0, folds: Iterable[str] = ()) -> None:
     """Start a daemon for the ledger, if none answers, and wait until it does. It ends when it is idle.
 
     If several clients start one at once, all but one exit. The log goes to `daemon.log` in the instance directory.
+
+    Parameters:
+        folds: what it shall keep besides the built-in and the registered ones, as `package.module:attribute`.
 
     Raises:
         DaemonError: it cannot be started from here; the message has the command to type.
@@ -82,8 +86,10 @@ def start_daemon(ledger: str, timeout_s: float = 10.0) -> None:
         raise DaemonError(str(error)) from error
     except OSError as error:
         raise DaemonError(f"{instance.directory}: {error.strerror}") from error
-    idle_exit = f"{limits.AUTOSTART_IDLE_EXIT_S:g}"
-    process = spawn_daemon(instance.ledger, instance.log_file, "--log-format", "json", "--idle-exit", idle_exit)
+    options = ["--log-format", "json", "--idle-exit", f"{limits.AUTOSTART_IDLE_EXIT_S:g}"]
+    for fold in folds:
+        options += ["--fold", fold]
+    process = spawn_daemon(instance.ledger, instance.log_file, *options)
     try:
         _wait_until_running(instance, process, timeout_s)
     except BaseException:

@@ -12,8 +12,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, DaemonAbsentError, DaemonError, HeadMovedError, ResourceLimitError
+from pmm_shm.errors import (
+    ConfigError,
+    DaemonAbsentError,
+    DaemonError,
+    FoldError,
+    HeadMovedError,
+    ResourceLimitError,
+)
 from pmm_shm.flags import Flag
+from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.append import DURABILITIES, Durability
@@ -26,6 +34,7 @@ from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
     from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
+Mark = tuple[int, Any]
 _T = TypeVar("_T")
 
 
@@ -53,6 +63,7 @@ class Cache(Reads):
             the one in `PMM_EMBEDDER`.
         create: make a new ledger if the file is missing or is a database without tables.
         durability: what an acknowledged append survives, as in `EventLog`.
+        folds: further folds, as `add_fold` takes them.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -72,6 +83,7 @@ class Cache(Reads):
         embedder: Embedder | str | None = None,
         create: bool = False,
         durability: Durability = "default",
+        folds: Iterable[Fold | type[Fold]] = (),
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
@@ -88,6 +100,12 @@ class Cache(Reads):
         self._autostarts = False
         self._verifications = {True: 0, False: 0}
         self._appends = 0
+        try:
+            for fold in folds:
+                self.add_fold(fold)
+        except FoldError:
+            self.close()
+            raise
         self._reader.with_ledger(self._freshness.take)
 
     def __enter__(self) -> Cache:
@@ -102,6 +120,28 @@ class Cache(Reads):
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else self._consistency
         return f"<{type(self).__name__} {self.path}, {state}>"
+
+    def mark(self) -> Mark:
+        """A value that stays equal as long as nobody commits to the ledger; compare it, and nothing else.
+
+        Two different marks mean that somebody may have appended since: read then. In WAL mode it costs a fraction of a
+        microsecond and no system call.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        # The epoch first: a mark of a connection that was closed meanwhile equals no later one.
+        epoch, freshness = self._reader.connection.epoch, self._freshness
+        header = freshness.header
+        if header is not None and monotonic() < freshness.trusted_until:
+            return epoch, header.raw
+        self._check_open()
+
+        def take() -> Mark:
+            mark = freshness.take()
+            return self._reader.connection.epoch, mark
+
+        return self._reader.with_ledger(take)
 
     def close(self) -> None:
         """Close the connections. A later call of another method raises `ClosedError`."""
@@ -255,6 +295,15 @@ class Cache(Reads):
         found = self._log.get_event(event_id)
         return None if found is None else Event(**found)
 
+    def newest(self, kind: str) -> Event | None:
+        """The newest event of a kind; None if there is none. It costs a look-up in the ledger's index by kind.
+
+        Raises:
+            ConfigError: `kind` is no text.
+        """
+        self._check_open()
+        return self._log.newest(kind)
+
     # Writing, and commands to the daemon.
 
     def append(
@@ -316,7 +365,7 @@ class Cache(Reads):
             check_timeout(timeout)
         deadline_s = monotonic() + (self._timeout_s if timeout is None else timeout)
         while True:
-            frame = self.frame(consistency="exact")
+            frame = self._exact_frame()
             events = list(decision(frame) or ())
             if not events:
                 return []
@@ -513,6 +562,8 @@ class Cache(Reads):
     def start_daemon(self) -> None:
         """Start a daemon for this ledger if none answers, and from now on whenever this cache asks for one in vain.
 
+        It also keeps the folds that were added to this cache.
+
         It ends by itself when nobody has needed it for `limits.AUTOSTART_IDLE_EXIT_S`.
 
         Raises:
@@ -521,7 +572,8 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.autostart import start_daemon
 
-        start_daemon(self.path)
+        names = [name for fold in self._added_folds.values() if (name := importable_name(fold)) is not None]
+        start_daemon(self.path, folds=names)
         self._autostarts = True
 
     def _restarted_daemon(self) -> bool:

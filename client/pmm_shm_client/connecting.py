@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
@@ -41,6 +41,7 @@ def connect(
     embedder: Embedder | str | None = None,
     create: bool = False,
     durability: Durability = "default",
+    folds: Iterable[Fold | type[Fold]] = (),
 ) -> Cache:
     """The shared state of a ledger; works with or without a daemon.
 
@@ -48,13 +49,14 @@ def connect(
         path: the ledger; None for the one in `PMM_DB`.
         autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
             by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
-        consistency, timeout, freshness, embedder, durability: see `Cache`.
+        consistency, timeout, freshness, embedder, durability, folds: see `Cache`.
         create: make a new ledger if there is none.
 
     Raises:
         LedgerNotFoundError: no file at `path`, and `create` is false.
         LedgerError: no usable ledger there.
         ConfigError: an argument or an environment variable has no meaning.
+        FoldError: one of `folds` breaks the contract, or has the name of another fold.
         DaemonError: `autostart`, and the daemon does not start.
     """
     options = {
@@ -64,6 +66,7 @@ def connect(
         "embedder": embedder,
         "create": create,
         "durability": durability,
+        "folds": folds,
     }
     return open_cache(Cache, path, autostart, options)
 

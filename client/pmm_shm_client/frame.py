@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from pmm_shm import limits
 from pmm_shm.errors import ClosedError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
@@ -15,6 +16,7 @@ from pmm_shm_client.results import (
     History,
     Identity,
     Metrics,
+    Model,
     Recent,
     SelfModelDict,
     Stage,
@@ -25,13 +27,14 @@ OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
 """(cid, event id)"""
 
-FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model"}
+FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model", "model": "self_model"}
 """The fold behind a read method, where it has another name."""
 
 
 RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
     "identity": lambda view, as_of: Identity(view.name, view.traits, as_of),
     "commitments": lambda view, as_of: Commitments(view.open, view.expired, as_of),
+    "model": Model,
     "metrics": lambda view, as_of: Metrics(view.ias, view.gas, as_of),
     "stage": lambda view, as_of: Stage(view.stage, view.snapshot, as_of),
     "recent": lambda view, as_of: Recent(view.reflections, view.messages, view.telemetry, as_of),
@@ -92,7 +95,7 @@ class Frame:
 
     __slots__ = ("_replays", "_results", "_views", "_warnings", "as_of", "position")
     _replays: Replays
-    _results: Mapping[str, Any]
+    _results: dict[str, Any]
     _views: dict[str, Any]
     _warnings: Warnings
     as_of: int
@@ -101,14 +104,12 @@ class Frame:
     """The same event with a digest of its row: what `expected_head=frame` compares."""
 
     def __init__(self, replays: Replays, views: Mapping[str, Any], warnings: Warnings, position: Position) -> None:
-        as_of = position.as_of
-        results = {name: make(views[FOLD_BEHIND.get(name, name)], as_of) for name, make in RESULTS.items()}
         for name, value in (
             ("_replays", replays),
             ("_views", dict(views)),
-            ("_results", results),
+            ("_results", {}),
             ("_warnings", warnings),
-            ("as_of", as_of),
+            ("as_of", position.as_of),
             ("position", position),
         ):
             object.__setattr__(self, name, value)
@@ -124,7 +125,7 @@ class Frame:
         return {
             "as_of": self.as_of,
             "self_model": self.self_model(),
-            **{name: value.to_dict() for name, value in self._results.items()},
+            **{name: self._result(name).to_dict() for name in RESULTS if name != "model"},
             "directives": self.directives(),
             "active_directives": self.active_directives(),
         }
@@ -149,29 +150,33 @@ class Frame:
             self._replays.report(self._warnings, on_warn)
         return self_model_dict(self._views["self_model"], strict=strict)
 
+    def model(self) -> Model:
+        """As `Cache.model`."""
+        return self._result("model")  # type: ignore[no-any-return]
+
     def identity(self) -> Identity:
         """As `Cache.identity`."""
-        return self._results["identity"]  # type: ignore[no-any-return]
+        return self._result("identity")  # type: ignore[no-any-return]
 
     def commitments(self) -> Commitments:
         """As `Cache.commitments`."""
-        return self._results["commitments"]  # type: ignore[no-any-return]
+        return self._result("commitments")  # type: ignore[no-any-return]
 
     def metrics(self) -> Metrics:
         """As `Cache.metrics`."""
-        return self._results["metrics"]  # type: ignore[no-any-return]
+        return self._result("metrics")  # type: ignore[no-any-return]
 
     def stage(self) -> Stage:
         """As `Cache.stage`."""
-        return self._results["stage"]  # type: ignore[no-any-return]
+        return self._result("stage")  # type: ignore[no-any-return]
 
     def recent(self) -> Recent:
         """As `Cache.recent`."""
-        return self._results["recent"]  # type: ignore[no-any-return]
+        return self._result("recent")  # type: ignore[no-any-return]
 
     def history(self) -> History:
         """As `Cache.history`."""
-        return self._results["history"]  # type: ignore[no-any-return]
+        return self._result("history")  # type: ignore[no-any-return]
 
     def directives(self) -> list[Directive]:
         """As `Cache.directives`: fresh dicts."""
@@ -183,6 +188,14 @@ class Frame:
         directives: Directives = self._views["directives"]
         return directives.active()
 
+    def _result(self, name: str) -> Any:
+        """The result of a method, made of its view when it is first asked for."""
+        found = self._results.get(name)
+        if found is None:
+            made = RESULTS[name](self._views[FOLD_BEHIND.get(name, name)], self.as_of)
+            found = self._results.setdefault(name, made)
+        return found
+
     def fold(self, name: str) -> Any:
         """The view of any fold; one that its cache had not read before is replayed up to the frame's position.
 
@@ -192,3 +205,29 @@ class Frame:
         if name not in self._views:
             self._views[name] = self._replays.view(name, self.as_of)
         return self._views[name]
+
+
+class KeptFrames(NamedTuple):
+    """The newest exact frames of a cache; all are of one history of the ledger. Swapped whole, never changed.
+
+    Attributes:
+        epoch: that of the connection at the newest of them.
+        frames: `as_of` to frame, oldest first.
+    """
+
+    epoch: int
+    frames: dict[int, Frame]
+
+    def with_frame(self, frame: Frame, epoch: int, holds: Callable[[Position], bool]) -> KeptFrames:
+        """These and a new one.
+
+        Parameters:
+            holds: whether the row of a position is still in the ledger, unchanged.
+        """
+        frames, newest = self.frames, next(reversed(self.frames.values()), None)
+        if frame is newest:
+            return self if epoch == self.epoch else KeptFrames(epoch, frames)
+        if newest is not None and newest.position != frame.position and not holds(newest.position):
+            frames = {}
+        kept = [one for one in frames.values() if one.as_of < frame.as_of][1 - limits.FRAMES_KEPT :]
+        return KeptFrames(epoch, {one.as_of: one for one in (*kept, frame)})

@@ -43,10 +43,10 @@ class Reading:
 
     __slots__ = ("_read_models", "as_of", "mark", "position")
 
-    def __init__(self, read_models: Mapping[str, ReadModel], position: Position, mark: Mark | None = None) -> None:
+    def __init__(self, read_models: Mapping[str, ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        self.position = position
-        self.as_of = position.event_id or 0
+        self.position = next(iter(read_models.values())).position
+        self.as_of = self.position.event_id or 0
         self.mark = mark
 
     def view(self, name: str) -> Any:
@@ -54,6 +54,10 @@ class Reading:
 
     def state(self, name: str) -> State:
         return self._read_models[name].state(name)
+
+    def holds(self, position: Position) -> bool:
+        """Whether the row of an earlier position is still in the ledger, unchanged."""
+        return next(iter(self._read_models.values())).log_holds(position)
 
     def is_published(self, name: str) -> bool:
         """Whether the view stands on what the daemon has published, and not on a replay in memory."""
@@ -168,7 +172,7 @@ class Reader:
                 self._snapshot_read_model = read_model
             try:
                 read_model.attach(snapshot)
-                return make(Reading(dict.fromkeys(names, read_model), read_model.position))
+                return make(Reading(dict.fromkeys(names, read_model)))
             except BaseException:
                 self._snapshot_read_model = None
                 raise
@@ -263,13 +267,11 @@ class Reader:
         if not self._is_arranged_for(snapshot):
             self._arrange(snapshot)
         self._all_to_head(snapshot)
-        positions = [one.position for one in self._read_models.values()]
-        if len(positions) > 1 and len(set(positions)) > 1:
+        if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():
                 self._all_to_head(snapshot)
-            positions = [one.position for one in self._read_models.values()]
-        return Reading(self._read_model_of, positions[0], mark)
+        return Reading(self._read_model_of, mark)
 
     def _all_to_head(self, snapshot: Snapshot | None) -> None:
         # Each round may reject one of them.

@@ -8,14 +8,24 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import ClosedError, ConfigError
+from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
-from pmm_shm.folds.registry import checked_fold_name, find_fold
+from pmm_shm.folds.registry import checked_fold_name, find_fold, is_same_fold, made_fold, name_of_type
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
-from pmm_shm_client.frame import FOLD_BEHIND, RESULTS, CloseWithoutEvidence, Frame, OnWarn, Replays, Warnings, warn
+from pmm_shm_client.frame import (
+    FOLD_BEHIND,
+    RESULTS,
+    CloseWithoutEvidence,
+    Frame,
+    KeptFrames,
+    OnWarn,
+    Replays,
+    Warnings,
+    warn,
+)
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import (
@@ -23,6 +33,7 @@ from pmm_shm_client.results import (
     History,
     Identity,
     Metrics,
+    Model,
     Recent,
     SelfModelDict,
     Stage,
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
 Consistency = Literal["exact", "snapshot", "wait"]
 _CONSISTENCIES = ("exact", "snapshot", "wait")
 _REPLAY = "replay"
+_FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
 
@@ -154,6 +166,41 @@ class Memos(dict[str | tuple[str, str], Memo]):
             self[name] = memo._replace(header=None, mark=None)
 
 
+class Replayer:
+    """Answers by a full replay. Frames refer to it, and so it must not refer to the cache, which keeps frames: a cache
+    is freed with its last reference.
+    """
+
+    def __init__(self, reader: Reader, warnings: WarningsLog) -> None:
+        self._reader = reader
+        self._warnings = warnings
+
+    def replayed(self, folds: list[Fold], until_id: int | None = None) -> ReplayReading:
+        """The folds at the head of the log, or at event `until_id`."""
+        with late_imports:
+            from pmm_shm_client.replaying import replayed
+
+        self._reader.with_ledger(self._reader.freshness.take)
+        return replayed(self._reader.connection, folds, until_id)
+
+    def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
+        """The strict self-model with another limit of trait deltas."""
+        fold = SelfModelFold(checked_trait_delta(limit))
+        model, closes = self.with_warnings(self.replayed([fold], until_id))
+        if on_warn is not None:
+            self._warnings.report(closes, on_warn)
+        return self_model_dict(model, strict=True)
+
+    def view(self, name: str, until_id: int) -> Any:
+        """The view of a fold."""
+        checked_fold_name(name)
+        fold = self._reader.folds.get(name) or find_fold(name)
+        return self.replayed([fold], until_id).view(name)
+
+    def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
+        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
+
+
 class Reads(ABC):
     """The read methods of `Cache`, over a `Reader`.
 
@@ -175,7 +222,12 @@ class Reads(ABC):
         self._metrics_off = flags.metrics_cache() is Flag.OFF
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
-        self._last_frame: tuple[int, Mapping[str, Any]] = (-1, {})
+        self._replayer = Replayer(reader, self._warnings)
+        self._replays = Replays(self._replayer.model, self._replayer.view, self._warnings.report)
+        # Not in the memos, to which the reader refers, and so each frame.
+        self._kept_frames = KeptFrames(0, {})
+        self._frames: dict[Any, tuple[Mapping[str, Any], Frame]] = {}
+        self._added_folds: dict[str, Fold] = {}
         self._is_closed = False
         self._reporter = Reporter(Instance.of(self.path), self._counted)
         reader.snapshots.locator.on_pid_collision = self._reporter.hurry
@@ -208,12 +260,19 @@ class Reads(ABC):
             ProjectionInvariantError: `strict`, and the state violates an invariant.
         """
         if strict and max_trait_delta != MAX_TRAIT_DELTA:
-            return self._replayed_model(max_trait_delta, on_warn)
+            self._check_open()
+            return self._replayer.model(max_trait_delta, on_warn)
         model: SelfModel = self._get("self_model", consistency)
         if on_warn is not None and model.warning_count:
-            model, closes = self._run(self._mode("self_model", consistency), self._with_warnings, ("self_model",))
+            model, closes = self._run(
+                self._mode("self_model", consistency), self._replayer.with_warnings, ("self_model",)
+            )
             self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=strict)
+
+    def model(self, *, consistency: Consistency | None = None) -> Model:
+        """The self-model, read-only at every depth and without a copy, whatever its size."""
+        return self._get("model", consistency)  # type: ignore[no-any-return]
 
     def identity(self, *, consistency: Consistency | None = None) -> Identity:
         """The adopted name and the five traits."""
@@ -257,14 +316,63 @@ class Reads(ABC):
         return self._get("fold:" + name, consistency)
 
     def frame(self, *, consistency: Consistency | None = None) -> Frame:
-        """All answers at one position, immutable, built now."""
-        names = tuple(self._reader.folds)
+        """All answers at one position, immutable. While nothing is new, it is the same object."""
+        memo, made = self._memos.get(_FRAME), self._frames.get(_FRAME)
+        if (
+            memo is not None
+            and made is not None
+            and memo.view is made[0]
+            and consistency is None
+            # As in `_get`.
+            and (
+                (monotonic() < self._freshness.trusted_until and memo.header.raw == memo.mark)
+                if memo.header is not None
+                else memo.mark is not None and self._reader.is_unchanged(memo.mark)
+            )
+        ):
+            memo.counter.hits += 1
+            return made[1]
+        self._check_open()
         is_off = self._projection_off or self._metrics_off
         mode = _REPLAY if is_off else self._mode("self_model", consistency)
-        frame = self._run(mode, lambda reading: self._make_frame(reading, names), names)
+        names = tuple(self._reader.folds)
+        frame = self._run(mode, lambda reading: self._build_frame(names, mode, reading), names)
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return frame
+
+    def kept_frame(self, event_id: int) -> Frame | None:
+        """The exact frame at this event, if it is one of the `limits.FRAMES_KEPT` newest that `frame` has made here.
+
+        It reads nothing, so it costs a look-up. `frame` drops those that are not of the ledger's history: a restored
+        ledger has another one.
+        """
+        self._check_open()
+        kept = self._kept_frames
+        return kept.frames.get(event_id) if kept.epoch == self._reader.connection.epoch else None
+
+    def frame_at(self, event_id: int) -> Frame:
+        """All answers as of an event: exact for the log that ends with it.
+
+        A frame that is kept costs nothing. Any other one is a replay in memory, of which later calls use the parts:
+        the next event, or one shortly before, costs little.
+
+        Parameters:
+            event_id: an event, or an id between two, which stands for the event before it. With one behind the newest,
+                the frame is the newest; before the first, it is that of an empty log.
+
+        Raises:
+            ConfigError: no event id.
+        """
+        if type(event_id) is not int:
+            raise ConfigError(f"event_id: expected an event id, got {event_id!r:.80}")
+        newest = self._exact_frame()
+        if event_id >= newest.as_of:
+            return newest
+        return self.kept_frame(event_id) or self._past_frame(event_id)
+
+    def _exact_frame(self) -> Frame:
+        return self.frame() if self._consistency == "exact" else self.frame(consistency="exact")
 
     # How a read is made.
 
@@ -302,10 +410,7 @@ class Reads(ABC):
         connection is left behind.
         """
         view, as_of = reading.view(source), reading.as_of
-        header = mark = None
-        key: str | tuple[str, str] = (mode, name)
-        if mode == "exact" == self._consistency:
-            key, header, mark = name, self._freshness.header, reading.mark
+        key, header, mark = self._memo_key(name, mode, reading)
         before = self._memos.get(key)
         counter.last_id = as_of
         if before is not None and before.view is view and before.as_of == as_of:
@@ -317,6 +422,12 @@ class Reads(ABC):
             value = RESULTS[name](view, as_of) if name in RESULTS else view
         self._memos[key] = Memo(header, mark, view, as_of, value, counter)
         return value
+
+    def _memo_key(self, name: str, mode: str, reading: Reading | ReplayReading) -> tuple[Any, Any, Any]:
+        """The key of a memo, its mapped header, and its mark."""
+        if mode == "exact" == self._consistency:
+            return name, self._freshness.header, reading.mark
+        return (mode, name), None, None
 
     def _last_memo(self, name: str) -> Memo | None:
         """The memo of a method, whichever way it was read."""
@@ -333,7 +444,7 @@ class Reads(ABC):
         if mode == "exact":
             return self._reader.exact(make)
         if mode == _REPLAY:
-            return make(self._replayed([self._reader.folds[name] for name in names]))
+            return make(self._replayer.replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
         deadline = monotonic() + self._timeout_s
@@ -341,48 +452,75 @@ class Reads(ABC):
         self.wait_for(head, max(0.0, deadline - monotonic()))
         return self._reader.published(make, names, head)
 
-    def _replayed_model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
-        self._check_open()
-        model, closes = self._with_warnings(self._replayed([SelfModelFold(checked_trait_delta(limit))], until_id))
-        if on_warn is not None:
-            self._warnings.report(closes, on_warn)
-        return self_model_dict(model, strict=True)
-
-    def _with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
-        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
-
-    def _make_frame(self, reading: Reading | ReplayReading, names: tuple[str, ...]) -> Frame:
+    def _build_frame(self, names: tuple[str, ...], mode: str, reading: Reading | ReplayReading) -> Frame:
+        """The frame, memoised; as `_build`. It is one read, a hit if all of it is what the last frame had."""
+        counter = self._counters["projection"]
+        key, header, mark = self._memo_key(_FRAME, mode, reading)
+        if mode == "exact":
+            # With the lock held: no fold that takes part by now is missing.
+            names = tuple(self._reader.folds)
         views = {name: reading.view(name) for name in names}
-        self._count_frame(reading, views)
-        # Made here, and not kept: a cache that refers to itself would not be freed with its last reference.
-        replays = Replays(self._replayed_model, self._replayed_view, self._warnings.report)
-        return Frame(replays, views, self._warnings.of(reading.state("self_model")), reading.position)
-
-    def _count_frame(self, reading: Reading | ReplayReading, views: Mapping[str, Any]) -> None:
-        """A frame is one read, a hit if all of it is what the last frame had."""
-        before, counter = self._last_frame, self._counters["projection"]
-        self._last_frame = (reading.as_of, views)
-        is_same = before[1].keys() == views.keys() and all(before[1][name] is view for name, view in views.items())
-        if is_same and before[0] == reading.as_of:
+        before = self._memos.get(key)
+        is_same = (
+            before is not None
+            and before.view.keys() == views.keys()
+            and all(before.view[name] is view for name, view in views.items())
+        )
+        counter.last_id = reading.as_of
+        if before is not None and is_same and before.value == reading.position:
             counter.hits += 1
+            views = before.view
         else:
             counter.missed(is_published=reading.is_published("self_model"), is_recomputed=not is_same)
-        counter.last_id = reading.as_of
+        made = self._frames.get(key)
+        if made is None or made[0] is not views:
+            made = self._frames[key] = views, self._make_frame(views, reading)
+        if isinstance(reading, Reading) and mode == "exact":
+            self._kept_frames = self._kept_frames.with_frame(made[1], self._reader.connection.epoch, reading.holds)
+        self._memos[key] = Memo(header, mark, views, reading.as_of, reading.position, counter)
+        return made[1]
 
-    def _replayed_view(self, name: str, as_of: int) -> Any:
-        return self._replayed([find_fold(name)], as_of).view(name)
+    def _make_frame(self, views: Mapping[str, Any], reading: Reading | ReplayReading) -> Frame:
+        return Frame(self._replays, views, self._warnings.of(reading.state("self_model")), reading.position)
 
-    def _replayed(self, folds: list[Fold], until_id: int | None = None) -> ReplayReading:
+    def _past_frame(self, event_id: int) -> Frame:
+        names = tuple(self._reader.folds)
+        if self._projection_off or self._metrics_off:
+            reading: ReplayReading = self._replayer.replayed(list(self._reader.folds.values()), event_id)
+            return self._make_frame({name: reading.view(name) for name in names}, reading)
         with late_imports:
-            from pmm_shm_client.replaying import replayed
+            from pmm_shm_client.past import PastReads
 
-        self._reader.with_ledger(self._freshness.take)
-        return replayed(self._reader.connection, folds, until_id)
+        past: PastReads = vars(self).setdefault("_past", PastReads(self._reader))
+        return past.at(event_id, lambda reading: self._make_frame({n: reading.view(n) for n in names}, reading))
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)
         if name not in self._reader.folds:
-            self._reader.add_fold(find_fold(name))
+            self._take_part(find_fold(name))
+
+    def add_fold(self, fold: Fold | type[Fold]) -> None:
+        """Let a fold that is not registered take part in reads of this cache, by its name.
+
+        A daemon that this cache starts keeps it, too, if its class can be imported and makes the same fold without
+        arguments. Beside a daemon that does not keep it, each process folds it in memory.
+
+        Raises:
+            FoldError: it breaks the contract, or another fold has its name.
+        """
+        self._check_open()
+        made = made_fold(fold, "fold")
+        known = self._reader.folds.get(made.name)
+        if known is not None and not is_same_fold(known, made):
+            raise FoldError(f"fold {name_of_type(made)!r}: the name {made.name!r} is taken")
+        self._added_folds[made.name] = made
+        if known is None:
+            self._take_part(made)
+
+    def _take_part(self, fold: Fold) -> None:
+        self._reader.add_fold(fold)
+        # It lacks this fold.
+        self._memos.pop(_FRAME, None)
 
     def _head(self) -> int:
         def read() -> int:

@@ -124,6 +124,77 @@ class History(NamedTuple):
         return json_text(plain(self))
 
 
+class Model:
+    """The self-model, read-only at every depth; `json.dumps` takes its parts.
+
+    Not a tuple: a mapping of commitments is made when somebody looks at it, and then kept.
+    """
+
+    __slots__ = ("_view", "as_of")
+    _view: SelfModel
+    as_of: int
+    """The newest event that it includes, an id; 0 before the first event."""
+
+    def __init__(self, view: SelfModel, as_of: int) -> None:
+        object.__setattr__(self, "_view", view)
+        object.__setattr__(self, "as_of", as_of)
+
+    @property
+    def name(self) -> Any:
+        """The adopted name, any JSON value; None if there is none."""
+        return self._view.name
+
+    @property
+    def traits(self) -> Mapping[str, float]:
+        """Trait name to float, in the order O C E A N."""
+        return self._view.traits
+
+    @property
+    def strict_traits(self) -> Mapping[str, float]:
+        """The same with each delta limited to 0.05."""
+        return self._view.strict_traits
+
+    @property
+    def open(self) -> Mapping[Cid, OpenCommitment]:
+        """Cid to the meta of an open commitment, in order."""
+        return self._view.open
+
+    @property
+    def expired(self) -> Mapping[Cid, ExpiredCommitment]:
+        """Cid to {"text", "expired_at", "reason"} of an expired commitment, in order."""
+        return self._view.expired
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by attribute names, plain at every depth."""
+        return {name: plain(getattr(self, name)) for name in _MODEL_FIELDS}
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(self.to_dict())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Model):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _MODEL_FIELDS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r}, {len(self.open)} open, as_of={self.as_of}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, (self._view, self.as_of)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a model is immutable")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a model is immutable")
+
+
+_MODEL_FIELDS = ("name", "traits", "strict_traits", "open", "expired", "as_of")
+
+
 class IdentityDict(TypedDict):
     """The identity in a self-model: the name is any JSON value, None if there is none."""
 

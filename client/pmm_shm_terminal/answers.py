@@ -36,7 +36,7 @@ NAMES = (
 )
 """Every WHAT except the names of registered folds."""
 
-CHOICES = f"one of {', '.join(NAMES)}, or the name of a registered fold"
+CHOICES = f"one of {', '.join(NAMES)}, or the name of a registered fold (or MODULE:CLASS of another)"
 """What WHAT can be, in words."""
 
 _FRAME = tuple(name for name in NAMES if name not in ("history", "frame"))
@@ -60,10 +60,10 @@ def checked_what(what: str) -> str:
     name = what.replace("_", "-")
     if name in NAMES:
         return name
-    from pmm_shm.folds.registry import find_fold
+    from pmm_shm.folds.registry import find_fold, named_fold
 
     try:
-        return find_fold(what).name
+        return named_fold(what).name if ":" in what else find_fold(what).name
     except UnknownFoldError:
         near = did_you_mean(name, (*NAMES, *registered_folds()))
         raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None

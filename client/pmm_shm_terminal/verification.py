@@ -71,7 +71,7 @@ def check(path: str, fold: str | None, chain: bool, timeout: Deadline) -> Checke
         DaemonTimeoutError: the daemon does not answer.
         LedgerError: the ledger cannot be read.
     """
-    check_fold(fold)
+    fold = checked_fold(fold)
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm_client.cache import Cache
@@ -87,12 +87,19 @@ def check(path: str, fold: str | None, chain: bool, timeout: Deadline) -> Checke
         return Checked(cache.path, links, cache.verify(fold, timeout.left_s()))
 
 
-def check_fold(fold: str | None) -> None:
-    """Raises `UnknownFoldError`."""
-    if fold is not None:
-        from pmm_shm.folds.registry import find_fold
+def checked_fold(fold: str | None) -> str | None:
+    """The name of a fold that is given by its name, or as MODULE:CLASS.
 
-        find_fold(fold)
+    Raises:
+        UnknownFoldError: there is no such fold.
+        ConfigError: no such module or class.
+        FoldError: it does not load or breaks the contract.
+    """
+    if fold is None:
+        return None
+    from pmm_shm.folds.registry import find_fold, named_fold
+
+    return (named_fold(fold) if ":" in fold else find_fold(fold)).name
 
 
 def daemon_answers(instance: Instance, timeout_s: float) -> bool:

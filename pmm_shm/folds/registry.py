@@ -6,6 +6,11 @@ arguments.
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Iterable
+from typing import Any
+
 from pmm_shm import limits
 from pmm_shm.errors import FoldError, UnknownFoldError
 from pmm_shm.folds.contract import Fold, check_fold
@@ -53,8 +58,80 @@ def registered_folds() -> list[Fold]:
     return [folds[name] for name in sorted(folds)]
 
 
+_named: dict[str, Fold] = {}
+
+
+def named_fold(name: str) -> Fold:
+    """The fold that `package.module:attribute` names: an instance, or a subclass that takes no arguments. From now on,
+    `find_fold` finds it by its own name.
+
+    Raises:
+        ConfigError: there is no such module or attribute.
+        FoldError: it does not load, breaks the contract, or has the name of a fold that is built in.
+    """
+    with late_imports:
+        from pmm_shm.user_objects import load_object
+
+    fold = made_fold(load_object(name, "fold", FoldError), f"fold {name!r}")
+    _named[fold.name] = fold
+    return fold
+
+
+def made_fold(given: object, what: str) -> Fold:
+    """An instance of `Fold`, or of the subclass that is given, checked.
+
+    Raises:
+        FoldError: it cannot be made, breaks the contract, or has the name of a fold that is built in.
+    """
+    try:
+        fold = check_fold(given() if isinstance(given, type) else given)
+    except FoldError as error:
+        raise FoldError(f"{what}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise FoldError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
+    if fold.name in BUILT_IN_NAMES or fold.name == DECODE:
+        raise FoldError(f"{what}: the name {fold.name!r} is taken")
+    return fold
+
+
+def with_named(folds: list[Fold], named: Iterable[Fold]) -> list[Fold]:
+    """`folds` and those of `named` that are not among them.
+
+    Raises:
+        FoldError: one of them has the name of another.
+    """
+    found = {fold.name: fold for fold in folds}
+    for fold in named:
+        if not is_same_fold(found.setdefault(fold.name, fold), fold):
+            raise FoldError(f"fold {name_of_type(fold)!r}: the name {fold.name!r} is taken")
+    return list(found.values())
+
+
+def is_same_fold(one: Fold, other: Fold) -> bool:
+    """Whether both compute the same."""
+    return type(one) is type(other) and one.identity() == other.identity()
+
+
+def name_of_type(fold: Fold) -> str:
+    """The name of a fold's class as `package.module:attribute`."""
+    return f"{type(fold).__module__}:{type(fold).__qualname__}"
+
+
+def importable_name(fold: Fold) -> str | None:
+    """The name by which `named_fold` makes this fold in another process; None if it does not."""
+    module = sys.modules.get(type(fold).__module__)
+    if module is None or module.__name__ == "__main__":
+        return None
+    try:
+        found: Any = functools.reduce(getattr, type(fold).__qualname__.split("."), module)
+        return name_of_type(fold) if found is type(fold) and is_same_fold(found(), fold) else None
+    except Exception:
+        # A local class, or one that takes arguments.
+        return None
+
+
 def find_fold(name: str) -> Fold:
-    """The fold of this name, built in or registered.
+    """The fold of this name, built in, named before, or registered.
 
     Raises:
         UnknownFoldError: there is none.
@@ -63,6 +140,8 @@ def find_fold(name: str) -> Fold:
     for fold in BUILT_IN:
         if fold.name == name:
             return fold()
+    if name in _named:
+        return _named[name]
     for registered in registered_folds():
         if registered.name == name:
             return registered

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+from pmm_shm import limits
 from pmm_shm.codec import Key
 from pmm_shm.errors import ProjectionInvariantError
 from pmm_shm.folds.contract import BatchFold, Column
@@ -55,14 +56,23 @@ class ExpiredCommitment(TypedDict):
 
 
 class Entries:
-    """An ordered, read-only mapping of cids to entries, with the ordinals that order it."""
+    """An ordered, read-only mapping of cids to entries.
 
-    __slots__ = ("mapping", "ordinals")
+    A patch is only noted, and applied when somebody looks at the mapping: many readers want the name or the traits, and
+    to copy a mapping of 10,000 entries takes longer than all else of a read. Thread-safe.
+    """
+
+    __slots__ = ("_before", "_changes", "_made", "_noted")
 
     def __init__(self, ordinals: dict[Cid, int], entries: FrozenDict) -> None:
-        self.ordinals = ordinals
         # No mapping proxy: that cannot be pickled.
-        self.mapping = entries
+        self._made: tuple[dict[Cid, int], FrozenDict] | None = (ordinals, entries)
+        self._before: Entries | None = None
+        self._changes: Mapping[Cid, Any] = {}
+        self._noted = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Entries, self._applied()
 
     @classmethod
     def load(cls, table: Table) -> Entries:
@@ -71,26 +81,57 @@ class Entries:
         entries = FrozenDict({cid: frozen(entry) for _, cid, entry in rows})
         return cls({cid: ordinal for ordinal, cid, _ in rows}, entries)
 
+    @property
+    def mapping(self) -> FrozenDict:
+        """The mapping."""
+        return (self._made or self._applied())[1]
+
     def patched(self, table: Table, touched: set[Key]) -> Entries:
-        """The mapping after the keys in `touched` were written; the rest is not decoded again."""
-        # Ten times as fast as to change a dict and freeze it. The new one is nobody's yet, so it may be changed.
-        ordinals, entries = self.ordinals.copy(), FrozenDict(self.mapping)
-        moved: list[tuple[int, Cid, Any]] = []
-        for cid in touched:
-            assert not isinstance(cid, tuple)
-            row = table.get(cid)
-            if row is not None and ordinals.get(cid) == row[0]:
-                dict.__setitem__(entries, cid, frozen(row[1]))
-                continue
-            ordinals.pop(cid, None)
-            dict.pop(entries, cid, None)
-            if row is not None:
-                moved.append((row[0], cid, row[1]))
-        # A new ordinal is greater than all others, so moved entries are at the end.
-        for ordinal, cid, entry in sorted(moved, key=lambda row: row[0]):
-            ordinals[cid] = ordinal
-            dict.__setitem__(entries, cid, frozen(entry))
-        return Entries(ordinals, entries)
+        """The entries after the keys in `touched` were written; the rest is not decoded again."""
+        if self._noted > limits.TOUCHED_KEYS_MAX:
+            self._applied()
+        other = Entries.__new__(Entries)
+        other._made, other._before = None, self
+        other._changes = {cid: table.get(cid) for cid in touched if not isinstance(cid, tuple)}
+        other._noted = len(touched) + (self._noted if self._made is None else 0)
+        return other
+
+    def _applied(self) -> tuple[dict[Cid, int], FrozenDict]:
+        """Ordinals and mapping, after the noted changes."""
+        noted: list[Mapping[Cid, Any]] = []
+        one: Entries | None = self
+        while one is not None:
+            # In this order: another thread sets the one before it clears the other.
+            before, made = one._before, one._made
+            if made is not None:
+                break
+            noted.append(one._changes)
+            one = before
+        assert made is not None
+        if noted:
+            # Ten times as fast as to change a dict and freeze it. The new one is nobody's yet, so it may be changed.
+            made = made[0].copy(), FrozenDict(made[1])
+            for changes in reversed(noted):
+                _apply_changes(*made, changes)
+            self._made = made
+            self._before, self._changes = None, {}
+        return made
+
+
+def _apply_changes(ordinals: dict[Cid, int], entries: FrozenDict, changes: Mapping[Cid, Any]) -> None:
+    moved: list[tuple[int, Cid, Any]] = []
+    for cid, row in changes.items():
+        if row is not None and ordinals.get(cid) == row[0]:
+            dict.__setitem__(entries, cid, frozen(row[1]))
+            continue
+        ordinals.pop(cid, None)
+        dict.pop(entries, cid, None)
+        if row is not None:
+            moved.append((row[0], cid, row[1]))
+    # A new ordinal is greater than all others, so moved entries are at the end.
+    for ordinal, cid, entry in sorted(moved, key=lambda row: row[0]):
+        ordinals[cid] = ordinal
+        dict.__setitem__(entries, cid, frozen(entry))
 
 
 class SelfModel(NamedTuple):
@@ -99,8 +140,6 @@ class SelfModel(NamedTuple):
     Attributes:
         name: the adopted name, as an event set it: any JSON value; None if there is none.
         traits, strict_traits: trait name to float, in the order O C E A N; the latter with each delta limited to 0.05.
-        open: cid to the commitment's meta, in order.
-        expired: cid to {"text", "expired_at", "reason"}, in order.
         warning_count: closes without evidence so far.
         violation: the error that a strict read raises, or None.
     """
@@ -108,12 +147,20 @@ class SelfModel(NamedTuple):
     name: Any
     traits: Mapping[str, float]
     strict_traits: Mapping[str, float]
-    open: Mapping[Cid, OpenCommitment]
-    expired: Mapping[Cid, ExpiredCommitment]
     warning_count: int
     violation: ProjectionInvariantError | None
     open_entries: Entries
     expired_entries: Entries
+
+    @property
+    def open(self) -> Mapping[Cid, OpenCommitment]:
+        """Cid to the commitment's meta, in order."""
+        return self.open_entries.mapping
+
+    @property
+    def expired(self) -> Mapping[Cid, ExpiredCommitment]:
+        """Cid to {"text", "expired_at", "reason"}, in order."""
+        return self.expired_entries.mapping
 
 
 class SelfModelFold(BatchFold):
@@ -198,8 +245,6 @@ def _view(state: State, open_entries: Entries, expired_entries: Entries) -> Self
         name=frozen(name),
         traits=FrozenDict(zip(TRAITS, loose, strict=True)),
         strict_traits=FrozenDict(zip(TRAITS, strict, strict=True)),
-        open=open_entries.mapping,
-        expired=expired_entries.mapping,
         warning_count=warning_count,
         violation=_violation(first_warning, is_adopted and name is None),
         open_entries=open_entries,

@@ -242,6 +242,17 @@ class State:
             self._tables[name]._touched = set()
         return Touched(cells, tables)
 
+    def copy(self) -> State:
+        """Another state with the same values over the same base: they are never changed in place."""
+        other = State(self.base)
+        other.event_id, other.is_used, other._touched = self.event_id, self.is_used, self._touched
+        other._dirty, other._clean = self._dirty.copy(), self._clean.copy()
+        for name, table in self._tables.items():
+            theirs = other.table(name)
+            theirs._dirty, theirs._clean = table._dirty.copy(), table._clean.copy()
+            theirs._touched = table._touched.copy()
+        return other
+
     def changes(self) -> Iterator[tuple[bytes, bytes | None]]:
         """Every (key, value) to write to the store; the value None means delete."""
         for name, value in self._dirty.items():

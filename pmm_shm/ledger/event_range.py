@@ -8,6 +8,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, RawRow
 
 
@@ -49,39 +50,65 @@ def _checked_id(name: str, value: object) -> int:
     return value
 
 
-def read_range(connection: Connection, wanted: EventRange) -> list[RawRow]:
-    """The rows of the range, without those appended after the call began. The caller holds `connection.lock`.
+class RangeReader:
+    """Reads ranges through one read-only connection; call it with the connection's lock held."""
 
-    Raises:
-        LedgerError: in one of its kinds.
-    """
-    if wanted.kind is not None:
-        try:
-            wanted.kind.encode()
-        except UnicodeEncodeError:
-            return []
-    first_id, last_id = wanted.first_id, wanted.last_id
-    if not wanted.newest_first:
-        # Descending reads begin at the head, and never see what comes later.
-        last_id = min(last_id, _newest_id(connection))
-    kinds = () if wanted.kind is None else (wanted.kind,)
-    sql = _sql(wanted, "kind")
-    spans = bool(kinds) and not _is_indexed(connection, sql, (0, 0, *kinds, 0))
-    if spans:
-        sql = _sql(wanted, "+kind")
-    result: list[RawRow] = []
-    while first_id <= last_id:
-        count = limits.TAIL_ROWS_MAX if wanted.rows_max is None else wanted.rows_max - len(result)
-        if not count:
-            break
-        low, high = _span(connection, first_id, last_id, wanted.newest_first) if spans else (first_id, last_id)
-        rows, is_all = fetch_batch(connection, sql, (low, high, *kinds), count)
-        result += rows
-        if wanted.newest_first:
-            last_id = (low if is_all else rows[-1][0]) - 1
-        else:
-            first_id = (high if is_all else rows[-1][0]) + 1
-    return result
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._schema: Schema | None = None
+        self._indexed: dict[str, bool] = {}
+
+    def read(self, kind: object, after: object, before: object, limit: object, newest_first: bool) -> list[RawRow]:
+        """The rows of a range, as `EventRange.of` takes it, without those appended after the call began.
+
+        Raises:
+            ConfigError: an argument has no meaning.
+            LedgerError: in one of its kinds.
+        """
+        wanted = EventRange.of(kind, after, before, limit, newest_first)
+        if wanted.kind is not None:
+            try:
+                wanted.kind.encode()
+            except UnicodeEncodeError:
+                return []
+        connection = self._connection
+        first_id, last_id = wanted.first_id, wanted.last_id
+        if not wanted.newest_first:
+            # Descending reads begin at the head, and never see what comes later.
+            last_id = min(last_id, _newest_id(connection))
+        kinds = () if wanted.kind is None else (wanted.kind,)
+        sql = _sql(wanted, "kind")
+        spans = bool(kinds) and not self._is_indexed(sql, (0, 0, *kinds, 0))
+        if spans:
+            sql = _sql(wanted, "+kind")
+        result: list[RawRow] = []
+        while first_id <= last_id:
+            count = limits.TAIL_ROWS_MAX if wanted.rows_max is None else wanted.rows_max - len(result)
+            if not count:
+                break
+            low, high = _span(connection, first_id, last_id, wanted.newest_first) if spans else (first_id, last_id)
+            rows, is_all = fetch_batch(connection, sql, (low, high, *kinds), count)
+            result += rows
+            if wanted.newest_first:
+                last_id = (low if is_all else rows[-1][0]) - 1
+            else:
+                first_id = (high if is_all else rows[-1][0]) + 1
+        return result
+
+    def _is_indexed(self, sql: str, parameters: tuple[Any, ...]) -> bool:
+        """Whether the ledger has an index by which SQLite finds the rows of a kind in the order of their ids.
+
+        Asked once for each schema. A change is noticed within `limits.TRUST_PERIOD_S`; until then it costs time only.
+        """
+        handle = self._connection.handle()
+        if self._connection.schema is not self._schema:
+            self._schema, self._indexed = self._connection.schema, {}
+        known = self._indexed.get(sql)
+        if known is None:
+            run = handle.execute
+            plan = self._connection.retry(lambda: run("EXPLAIN QUERY PLAN " + sql, parameters).fetchall())
+            known = self._indexed[sql] = len(plan) == 1 and "(kind=?" in plan[0][-1]
+        return known
 
 
 def _span(connection: Connection, first_id: int, last_id: int, newest_first: bool) -> tuple[int, int]:
@@ -108,10 +135,3 @@ def _sql(wanted: EventRange, kind: str) -> str:
     order = " DESC" if wanted.newest_first else ""
     where = f"WHERE id >= ? AND id <= ?{condition} ORDER BY id{order} LIMIT ?"
     return f"SELECT id, ts, kind, content, meta FROM events {where}"
-
-
-def _is_indexed(connection: Connection, sql: str, parameters: tuple[Any, ...]) -> bool:
-    """Whether the ledger has an index by which SQLite finds the rows of a kind in the order of their ids."""
-    handle = connection.handle()
-    plan = connection.retry(lambda: handle.execute("EXPLAIN QUERY PLAN " + sql, parameters).fetchall())
-    return len(plan) == 1 and "(kind=?" in plan[0][-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -31,6 +31,9 @@ from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, pa
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 from pmm_shm.ledger.tail import Position, Positioned
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.event_range import RangeReader
 
 
 class EventDict(TypedDict):
@@ -87,6 +90,7 @@ class EventLog:
         """What an acknowledged append survives."""
         self._appender = Appender(self.path, timeout, durability)
         self._close_hooks: list[Callable[[], None]] = []
+        self._ranges: RangeReader | None = None
         try:
             with self._reader.lock:
                 self._reader.handle()
@@ -241,11 +245,28 @@ class EventLog:
             ConfigError: an argument has no meaning.
             LedgerError: the ledger cannot be read.
         """
-        with late_imports:
-            from pmm_shm.ledger.event_range import EventRange, read_range
+        ranges = self._ranges or self._open_ranges()
+        rows = self._read(lambda: ranges.read(kind, after, before, limit, newest_first))
+        return [Event(**_event(row)) for row in rows]
 
-        wanted = EventRange.of(kind, after, before, limit, newest_first)
-        return [Event(**_event(row)) for row in self._read(lambda: read_range(self._reader, wanted))]
+    def newest(self, kind: str) -> Event | None:
+        """The newest event of a kind; None if there is none. With an index that begins with the kind, a look-up.
+
+        Raises:
+            ConfigError: `kind` is no text.
+            LedgerError: the ledger cannot be read.
+        """
+        if not isinstance(kind, str):
+            raise ConfigError(f"kind: expected text, got {kind!r:.80}")
+        found = self.events(kind, limit=1, newest_first=True)
+        return found[0] if found else None
+
+    def _open_ranges(self) -> RangeReader:
+        with late_imports:
+            from pmm_shm.ledger.event_range import RangeReader
+
+        self._ranges = RangeReader(self._reader)
+        return self._ranges
 
     def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
         """The newest `limit` events of one kind (None: any kind), newest first."""

@@ -9,7 +9,9 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
@@ -17,6 +19,8 @@ from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import Base, State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader
+
+_C = TypeVar("_C", bound="Cursor")
 
 
 class LogChanged(Exception):
@@ -120,6 +124,14 @@ class Cursor:
         """
         with self._connection.lock:
             return self._reader.holds(position)
+
+    def copy(self: _C) -> _C:
+        """Another cursor at the same position, which moves on its own."""
+        other = copy.copy(self)
+        other.states = {name: state.copy() for name, state in self.states.items()}
+        # Its queues are empty between two batches, but two cursors may move at the same time.
+        other._engine = Engine(list(self.folds.values()))
+        return other
 
     def key_count(self) -> int:
         """Number of keys in the overlays."""

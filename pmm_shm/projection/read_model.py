@@ -12,7 +12,7 @@ has reached the position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
@@ -21,6 +21,8 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.projection.cursor import Cursor
 from pmm_shm.store.snapshot import Attachment, Lineage, LmdbBase, Snapshot
+
+_M = TypeVar("_M", bound="ReadModel")
 
 
 class ReadModel(Cursor):
@@ -114,6 +116,13 @@ class ReadModel(Cursor):
             view = self.folds[name].patch(known[0], state, written) if written else known[0]
         self._views[name] = view, self.position
         return view
+
+    def copy(self: _M) -> _M:
+        """Another one at the same position, which moves on its own; only of a replay in memory."""
+        assert self.lineage is None
+        other = super().copy()
+        other._views = dict(self._views)
+        return other
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""

@@ -7,14 +7,13 @@ because importing a module runs it.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
 import threading
 from typing import Any
 
 from pmm_shm.errors import ConfigError, EmbedderError, PmmShmError, UnknownModelError
 from pmm_shm.names import checked_model_name
+from pmm_shm.user_objects import in_one_line, load_object
 from pmm_shm.vectors.embedder import Embedder, checked_embedder
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.openai import OpenAIEmbedder
@@ -39,7 +38,7 @@ def find_embedder(name: str) -> Embedder:
     if found is not None:
         return found
     # Outside the lock: another thread may be importing the same module, and need the lock in it.
-    target = _user_object(name) if _is_users(name) else None
+    target = load_object(name, "embedder", EmbedderError) if _is_users(name) else None
     with _lock:
         if name not in _instances:
             _instances[name] = _made(name, target)
@@ -61,26 +60,6 @@ def _made(name: str, target: object) -> Embedder:
     raise UnknownModelError(f"model {name!r}: there is no such embedder; there are {known}")
 
 
-def _user_object(name: str) -> Any:
-    """The object that `package.module:attribute` names."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
-        raise ConfigError(f"embedder {name!r}: expected package.module:attribute")
-    try:
-        module = importlib.import_module(module_name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        # The missing module is this one or a package above it, rather than one that it imports.
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"embedder {name!r}: there is no module {error.name!r}") from None
-        raise EmbedderError(f"embedder {name!r}: module {module_name!r} does not import: {_line(error)}") from error
-    try:
-        return functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError:
-        raise ConfigError(f"embedder {name!r}: module {module_name!r} has no {attribute!r}") from None
-
-
 def _users_embedder(name: str, target: Any) -> Embedder:
     """A user's object, or the result of calling it, as an embedder."""
     made: Any = target
@@ -93,7 +72,7 @@ def _users_embedder(name: str, target: Any) -> Embedder:
         except (PmmShmError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            raise EmbedderError(f"embedder {name!r}: calling it failed: {_line(error)}") from error
+            raise EmbedderError(f"embedder {name!r}: calling it failed: {in_one_line(error)}") from error
         if not isinstance(made, Embedder):
             raise ConfigError(f"embedder {name!r}: calling it gave no Embedder but {type(made).__name__}")
     try:
@@ -104,10 +83,6 @@ def _users_embedder(name: str, target: Any) -> Embedder:
     if embedder.name in _BUILT_IN and not isinstance(embedder, _BUILT_IN[embedder.name]):
         raise ConfigError(f"embedder {name!r}: calls itself {embedder.name!r}, which is another embedder's name")
     return embedder
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _renew_lock() -> None:

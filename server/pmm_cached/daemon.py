@@ -60,7 +60,7 @@ class Daemon:
     def __init__(self, ledger: str, settings: Settings, log: Logger) -> None:
         self._instance = Instance.of(ledger)
         _check_ledger(self._instance.ledger)
-        self._folds = all_folds()
+        self._folds = all_folds(settings.folds)
         embedder = None if settings.embedder is None else find_embedder(settings.embedder)
         self._settings = settings
         self._log = log

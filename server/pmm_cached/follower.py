@@ -7,14 +7,14 @@ Invariant: the published state is always that of one position of the log, with i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE, DecodeFold
-from pmm_shm.folds.registry import built_in_folds, registered_folds
+from pmm_shm.folds.registry import built_in_folds, named_fold, registered_folds, with_named
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
@@ -26,9 +26,14 @@ from pmm_shm.store.writer import StoreWriter
 _BATCH_S = 0.1
 
 
-def all_folds() -> list[Fold]:
-    """Every fold that the daemon keeps: built in, registered, and the quarantine of decoding."""
-    folds = built_in_folds() + registered_folds()
+def all_folds(names: Iterable[str] = ()) -> list[Fold]:
+    """Every fold that the daemon keeps: built in, registered, named in its settings, and the quarantine of decoding.
+
+    Raises:
+        ConfigError: a name means nothing.
+        FoldError: one does not load, breaks the contract, or has the name of another.
+    """
+    folds = with_named(built_in_folds() + registered_folds(), [named_fold(name) for name in names])
     return [*folds, DecodeFold(folds)]
 
 

@@ -113,6 +113,13 @@ Examples:
     help="Event kinds to embed, separated by commas.",
 )
 @click.option(
+    "--fold",
+    "folds",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="A fold to keep besides the built-in and the registered ones; may be given several times.",
+)
+@click.option(
     "--idle-exit",
     "idle_exit_s",
     type=_Finite(min=0.1, max=10_000_000),

@@ -21,6 +21,7 @@ class Settings:
         embedder: name of the embedder for events; None for none.
         embed_kinds: event kinds whose content is embedded.
         idle_exit_s: end after so many seconds without an append, a command, or a worker's report; None for never.
+        folds: further folds, as `package.module:attribute`.
         metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
     """
 
@@ -32,4 +33,5 @@ class Settings:
     embedder: str | None = "local-bow"
     embed_kinds: tuple[str, ...] = DEFAULT_KINDS
     idle_exit_s: float | None = None
+    folds: tuple[str, ...] = ()
     metrics_port: int | None = None

@@ -24,7 +24,7 @@ from pmm_shm_terminal.options import (
     timeout_option,
 )
 from pmm_shm_terminal.output import pairs, plain, print_json, progress, show
-from pmm_shm_terminal.verification import check, check_fold, daemon_answers
+from pmm_shm_terminal.verification import check, checked_fold, daemon_answers
 
 
 @click.command(context_settings=CONTEXT)
@@ -130,7 +130,7 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: Deadline,
 def invalidate(ledger: str | None, fold: str | None, timeout: Deadline, as_json: bool) -> None:
     """Rebuild the published state. Reads stay complete meanwhile."""
     path = the_ledger(ledger)
-    check_fold(fold)
+    fold = checked_fold(fold)
     from pmm_shm.instance.paths import Instance
     from pmm_shm_client.cache import Cache
 
