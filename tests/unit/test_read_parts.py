@@ -125,6 +125,7 @@ def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
         # Trusted for a while without a look at the path, the old one is exact all the same.
         assert cache.metrics().as_of == before[0].as_of + 1
         assert everything(cache) == replayed(ledger)
+        # As after `limits.TRUST_PERIOD_S`.
         cache._reader.snapshots.locator.trusted_until = 0.0
         foreign(ledger)
         assert cache.metrics().as_of == before[0].as_of + 2
