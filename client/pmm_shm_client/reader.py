@@ -197,7 +197,17 @@ class Reader:
         failure: Exception | None = None
         for _ in range(_ATTEMPTS_MAX):
             try:
-                return self._alone(action)
+                with self.connection.lock:
+                    # One read at a time: a signal handler may run within a read of the same thread.
+                    if self._is_closed:
+                        raise ClosedError(f"{self.connection.path}: the cache was closed")
+                    if self._is_inside:
+                        raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
+                    try:
+                        self._is_inside = True
+                        return action()
+                    finally:
+                        self._is_inside = False
             except LedgerMoved:
                 close_replaced(self.connection.path)
             except DamagedStoreError as error:
@@ -219,22 +229,7 @@ class Reader:
             with self.snapshots.begin() as snapshot:
                 return action(snapshot)
 
-        return self._alone(read)
-
-    def _alone(self, action: Callable[[], _T]) -> _T:
-        """Run `action` with the connection's lock; one read at a time: a signal handler may run within a read of the
-        same thread.
-        """
-        with self.connection.lock:
-            if self._is_closed:
-                raise ClosedError(f"{self.connection.path}: the cache was closed")
-            if self._is_inside:
-                raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
-            try:
-                self._is_inside = True
-                return action()
-            finally:
-                self._is_inside = False
+        return self.with_ledger(read)
 
     def _drop_read_models(self) -> None:
         for read_model in self._read_models.values():
@@ -264,7 +259,8 @@ class Reader:
 
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
-        if not self._is_arranged_for(snapshot):
+        known = self._arranged_for
+        if snapshot is None or known is None or known[1] is not snapshot.header.folds or known[0] != snapshot.identity:
             self._arrange(snapshot)
         self._all_to_head(snapshot)
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
@@ -295,16 +291,6 @@ class Reader:
         else:
             self._replace(key, ReadModel(list(read_model.folds.values()), None, self.connection))
             self._read_model_of.update(dict.fromkeys(read_model.folds, self._read_models[key]))
-
-    def _is_arranged_for(self, snapshot: Snapshot | None) -> bool:
-        """Whether the read models are surely those that `_arrange` would make of this snapshot."""
-        known = self._arranged_for
-        return (
-            known is not None
-            and snapshot is not None
-            and known[1] is snapshot.header.folds
-            and known[0] == snapshot.identity
-        )
 
     def _arrange(self, snapshot: Snapshot | None) -> None:
         """Folds that are published share one read model; of the others, which are folded in memory, the built-in ones

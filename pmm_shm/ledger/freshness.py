@@ -124,7 +124,8 @@ class Freshness:
             LedgerError: the ledger cannot be read, or its lock is gone.
             LedgerMoved: the ledger was replaced.
         """
-        if not self.is_trusted():
+        # As `is_trusted`.
+        if time.monotonic() >= self.trusted_until or self._epoch != self._connection.epoch:
             self._check_guards()
         if self.header is not None:
             return self.header.raw

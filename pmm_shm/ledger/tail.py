@@ -42,6 +42,11 @@ class Position(NamedTuple):
         """The event id as results report it: 0 before the first event."""
         return self.event_id or 0
 
+    def is_before(self, other: Position) -> bool:
+        """Whether events follow this position up to the other one."""
+        mine, theirs = self.event_id, other.event_id
+        return theirs is not None and (mine is None or mine < theirs)
+
 
 START = Position(None, b"")
 
@@ -80,7 +85,7 @@ class TailReader:
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._whole_rows = whole_rows
         self._schema: Schema | None = None
-        self._columns = ""
+        self._select = self._behind_sql = ""
         self._first_sql = _events_sql("id >= ?", self._kinds)
         self._next_sql = _events_sql("id > ?", self._kinds)
 
@@ -147,8 +152,10 @@ class TailReader:
         # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
         try:
             handle = self._connection.handle()
+            if self._schema is not self._connection.schema:
+                self._look_at_columns()
             # One statement, one moment: the anchor's row, the tail, and one row more where the tail is longer.
-            rows = handle.execute(self._sql(_BEHIND_SQL), (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
+            rows = handle.execute(self._behind_sql, (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
         except sqlite3.Error:
             return self._checked(self._whole_tail(after, limits.TAIL_FEW_ROWS))
         if not rows or not _is_at(rows[0], after):
@@ -207,9 +214,14 @@ class TailReader:
 
     def _sql(self, sql: str) -> str:
         if self._schema is not self._connection.schema:
-            self._schema = self._connection.schema
-            self._columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-        return f"SELECT {self._columns} FROM events {sql}"
+            self._look_at_columns()
+        return self._select + sql
+
+    def _look_at_columns(self) -> None:
+        self._schema = self._connection.schema
+        columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
+        self._select = f"SELECT {columns} FROM events "
+        self._behind_sql = self._select + _BEHIND_SQL
 
 
 def head_of(connection: Connection) -> int:

@@ -63,10 +63,9 @@ class Cursor:
         for name, base in bases.items():
             self.states[name].base = base
 
-    def stand_on(self, position: Position, bases: Mapping[str, Base]) -> None:
-        """Move to `position`, at which `bases` hold the states; the overlays are dropped."""
+    def stand_on(self, position: Position) -> None:
+        """Move to `position`, at which the bases hold the states; the overlays are dropped."""
         self.drop_overlay()
-        self.rebase(bases)
         self.position = position
 
     def advance(self, until_id: int | None = None, on_progress: Callable[[], None] | None = None) -> Tail:

@@ -20,7 +20,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.projection.cursor import Cursor
-from pmm_shm.store.snapshot import Attachment, Lineage, LmdbBase, Snapshot
+from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
 
 _M = TypeVar("_M", bound="ReadModel")
 
@@ -68,10 +68,10 @@ class ReadModel(Cursor):
         published = snapshot.header.position
         if self.position == published:
             self.drop_overlay()
-        elif self.position is START or published.as_of > self.position.as_of:
+        elif self.position.is_before(published):
             if self._has_overlay and self._follows_log and self.position.event_id is not None:
                 self._look_behind_overlay(published)
-            self._move_to(published)
+            self.stand_on(published)
         elif self._follows_log and published != self._base_position and not self.log_holds(published):
             # The overlay would stand on a base of another history.
             return False
@@ -80,8 +80,7 @@ class ReadModel(Cursor):
 
     def detach(self) -> None:
         """End a read: nothing holds the transaction any longer."""
-        self._snapshot = None
-        self._attachment.detach()
+        self._snapshot, self._attachment.transaction = None, DETACHED
 
     def catch_up(self, snapshot: Snapshot | None) -> bool:
         """Begin a read, and fold everything up to the head of the log; False where the log continues neither the
@@ -109,7 +108,7 @@ class ReadModel(Cursor):
         known, state = self._views.get(name), self.states[name]
         if known is not None and known[1] is self.position:
             return known[0]
-        written = state.take_touched()
+        written = state.take_touched() if self._has_overlay else Touched()
         if known is None or not self._add_published(written, known[1], name):
             view = self.folds[name].view(state)
         else:
@@ -136,11 +135,11 @@ class ReadModel(Cursor):
         `written` has what the overlay has written since the last call. A dropped overlay was written by events that
         the base has now, and so it is on the lists of its commits.
         """
-        base_id, made_at_id = self._base_position.event_id, made_at.event_id
-        is_behind = base_id is not None and (made_at_id is None or base_id > made_at_id)
-        if is_behind and self._snapshot is not None and not self._snapshot.add_touched(made_at_id, name, written):
+        snapshot = self._snapshot
+        is_behind = snapshot is not None and made_at.is_before(self._base_position)
+        if is_behind and snapshot is not None and not snapshot.add_touched(made_at.event_id, name, written):
             return False
-        return written.key_count() <= limits.TOUCHED_KEYS_MAX
+        return not written.tables or written.key_count() <= limits.TOUCHED_KEYS_MAX
 
     def _look_behind_overlay(self, published: Position) -> None:
         """The base has passed the overlay: see whether the overlay's position still is in the log.
@@ -155,15 +154,10 @@ class ReadModel(Cursor):
         # Where the daemon has published everything new, this was the look at the base's anchor, too.
         self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
 
-    def _move_to(self, published: Position) -> None:
-        """Stand on the base."""
-        self.drop_overlay()
-        self.position = published
-
     def _fall_back(self) -> bool:
         """The position was not found in the log: go back to the base. Returns whether that is another position."""
         if self._snapshot is None or self.position == self._base_position:
             return False
-        self._move_to(self._base_position)
+        self.stand_on(self._base_position)
         self._views.clear()
         return True

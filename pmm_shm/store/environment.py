@@ -248,17 +248,18 @@ class Environment:
             self.env.set_mapsize(size_bytes)
 
     def _begin_with_lock(self, buffers: bool = False) -> _AnyTransaction:
-        try:
-            return self._begin_in_slot(buffers)
-        except lmdb.MapResizedError:
-            self.resize()
-            return self._begin_in_slot(buffers)
-
-    def _begin_in_slot(self, buffers: bool) -> _AnyTransaction:
-        while self._reads >= self._slots:
-            if not self._new_slot.run():
-                raise _held(self.directory)
-        return self.env.begin(buffers=True) if buffers else self.env.begin()
+        is_resized = False
+        while True:
+            try:
+                while self._reads >= self._slots:
+                    if not self._new_slot.run():
+                        raise _held(self.directory)
+                return self.env.begin(buffers=True) if buffers else self.env.begin()
+            except lmdb.MapResizedError:
+                if is_resized:
+                    raise
+                is_resized = True
+                self.resize()
 
     def _take_slot(self) -> None:
         self.env.begin().abort()

@@ -113,7 +113,8 @@ class Header(NamedTuple):
         numbers = [self.sequence, self.next_generation, *(entry[2] for entry in self.folds.values())]
         is_valid = (
             type(self.uuid) is bytes
-            and _are_of_position(*self.position)
+            and type(self.position.anchor) is bytes
+            and (self.position.event_id is None or type(self.position.event_id) is int)
             and all(type(number) is int and number >= 0 for number in numbers)
         )
         if not is_valid:
@@ -130,10 +131,6 @@ class Header(NamedTuple):
         if self.is_void or entry is None or entry[:2] != (version, parameters):
             return None
         return entry[2]
-
-
-def _are_of_position(event_id: Any, anchor: Any) -> bool:
-    return type(anchor) is bytes and (event_id is None or type(event_id) is int)
 
 
 class HeaderDecoder:
@@ -159,7 +156,9 @@ class HeaderDecoder:
             except (ValueError, TypeError, LookupError):
                 # Not such a header after all: decode it whole.
                 return self._unpack_whole(data)
-            if _are_of_position(event_id, anchor) and type(sequence) is int and sequence >= 0:
+            # As `_checked`.
+            is_position = type(anchor) is bytes and (type(event_id) is int or event_id is None)
+            if is_position and type(sequence) is int and sequence >= 0:
                 position = Position(event_id, anchor)
                 return Header(known.uuid, position, sequence, known.folds, known.is_void, known.next_generation)
         return self._unpack_whole(data)

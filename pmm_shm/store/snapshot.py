@@ -50,20 +50,18 @@ class _Detached:
         raise AssertionError("a state was read outside its transaction")
 
 
-_DETACHED: Final = cast(Transaction, _Detached())
+DETACHED: Final = cast(Transaction, _Detached())
 
 
 class Attachment:
-    """The read transaction in which bases read; their owner may keep them and attach them to another one."""
+    """Attributes:
+    transaction: the one in which bases read; `DETACHED` between the reads of an owner that keeps them.
+    """
 
     __slots__ = ("transaction",)
 
-    def __init__(self, transaction: Transaction = _DETACHED) -> None:
+    def __init__(self, transaction: Transaction = DETACHED) -> None:
         self.transaction = transaction
-
-    def detach(self) -> None:
-        """Nothing can be read until the next transaction."""
-        self.transaction = _DETACHED
 
 
 class LmdbBase:
@@ -217,22 +215,18 @@ class SnapshotReader:
             locator.fail(environment, error)
             return None
         except BaseException:
-            self._end()
+            self.__exit__(None, None, None)
             raise
         header = self._header
         return None if header is None else Snapshot(transaction, header, environment.identity)
 
     def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        environment = self._environment
-        self._end()
-        if environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
-            raise self.locator.fail(environment, error) from error
-
-    def _end(self) -> None:
         environment, transaction = self._environment, self._transaction
         self._environment = self._transaction = None
         if environment is not None and transaction is not None:
             environment.end(transaction)
+        if environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
+            raise self.locator.fail(environment, error) from error
 
     def _decoded(self, raw: bytes | None) -> Header | None:
         """The header; None where it is missing or of another format."""

@@ -221,7 +221,8 @@ class Follower:
 
     def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
         cursor, start = self._cursor, snapshot.header.position
-        cursor.stand_on(start, {fold.name: snapshot.base(fold) for fold in self._live})
+        cursor.rebase({fold.name: snapshot.base(fold) for fold in self._live})
+        cursor.stand_on(start)
         rows, deadline = 0, time.monotonic() + _BATCH_S
         while True:
             # Progress is told within a batch, too: a slow fold is no hanging one.
