@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm.errors import UnknownFoldError
 from pmm_shm_terminal.completers import registered_folds
 from pmm_shm_terminal.options import did_you_mean
-from pmm_shm_terminal.output import cell, pairs, plain, table, titled
+from pmm_shm_terminal.output import cell, json_value, pairs, table, titled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,12 +93,12 @@ def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) ->
         return {"as_of": reading.as_of, **{name: answer_of_replay(name, reading, strict) for name in _FRAME}}
     view = reading.view(_source(what))
     if what == "self-model":
-        return plain(self_model_dict(view, strict=strict))
+        return json_value(self_model_dict(view, strict=strict))
     if what == "directives":
-        return plain(view.rows())
+        return json_value(view.rows())
     if what == "active-directives":
-        return plain(view.active())
-    return plain(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
+        return json_value(view.active())
+    return json_value(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
 
 
 def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:
@@ -111,16 +111,16 @@ def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: b
     if what == "frame":
         frame = cache.frame(consistency=consistency)
         answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
-        return {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
+        return {"as_of": frame.as_of, "self-model": json_value(frame.self_model(strict, limit)), **answers}
     if what == "self-model":
-        return plain(cache.self_model(strict, limit, consistency=consistency))
+        return json_value(cache.self_model(strict, limit, consistency=consistency))
     if what in NAMES:
         return _of_methods(what, cache, consistency=consistency)
-    return plain(cache.fold(what, consistency=consistency))
+    return json_value(cache.fold(what, consistency=consistency))
 
 
 def _of_methods(what: str, source: Cache | Frame, **options: Any) -> Any:
-    return plain(getattr(source, what.replace("-", "_"))(**options))
+    return json_value(getattr(source, what.replace("-", "_"))(**options))
 
 
 def _source(what: str) -> str:

@@ -30,7 +30,8 @@ def difference_from_replay(cache: Cache, frame: Frame) -> str | None:
     names = tuple(cache._reader.folds)
     reading = replayed(cache._reader.connection, [cache._reader.folds[name] for name in names], frame.as_of)
     assert reading.as_of == frame.as_of, f"the replay ends at {reading.as_of}, the frame stands at {frame.as_of}"
-    return _first_difference(answers.everything(frame), answers.everything(cache._make_frame(reading, names)))
+    replay = cache._make_frame({name: reading.view(name) for name in names}, reading)
+    return _first_difference(answers.everything(frame), answers.everything(replay))
 
 
 def _first_difference(found: dict[str, str], wanted: dict[str, str]) -> str | None:
