@@ -17,7 +17,14 @@ NAMES = frozenset(
     {
         "PMM_DB",
         "PMM_EMBEDDER",
+        "PMM_SHM",
+        "PMM_SHM_DAEMON",
         "PMM_SHM_DIR",
+        "PMM_SHM_ELECT_AUTONOMY",
+        "PMM_SHM_PATCHES",
+        "PMM_SHM_REPORT",
+        "PMM_SHM_RUN",
+        "PMM_SHM_SOURCES",
         "PMM_USE_EMBEDDING_CACHE",
         "PMM_USE_METRICS_CACHE",
         "PMM_USE_PROJECTION_CACHE",
@@ -25,6 +32,8 @@ NAMES = frozenset(
 )
 """Every variable that the project reads."""
 
+_OF_PMM = frozenset({"PMM_USE_EMBEDDING_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_PROJECTION_CACHE"})
+_is_left_to_pmm = False
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -37,8 +46,19 @@ class Flag(enum.Enum):
     UNSET = "unset"
 
 
+def leave_to_pmm(is_left: bool = True) -> None:
+    """From now on, the `PMM_USE_*_CACHE` of this process are PMM's alone: here, they count as unset."""
+    global _is_left_to_pmm
+    _is_left_to_pmm = is_left
+
+
+def counts(name: str) -> bool:
+    """Whether a variable of the environment means something to this project in this process."""
+    return not (_is_left_to_pmm and name in _OF_PMM)
+
+
 def _flag(name: str) -> Flag:
-    text = os.environ.get(name, "").strip().lower()
+    text = os.environ.get(name, "").strip().lower() if counts(name) else ""
     if not text:
         return Flag.UNSET
     if text in _TRUE:
@@ -102,3 +122,59 @@ def shm_dir() -> Path | None:
         return Path(os.path.abspath(value)) if value else None
     except FileNotFoundError:
         raise ConfigError(f"PMM_SHM_DIR: {value!r} is relative, and the current directory was deleted") from None
+
+
+def run_pmm() -> Flag:
+    """`PMM_SHM`: with false, `pmm-shm run`, `pmm_shm_pmm.auto` and the pytest plugin replace nothing in PMM.
+
+    Raises:
+        ConfigError: neither true nor false nor empty.
+    """
+    return _flag("PMM_SHM")
+
+
+def run_patches() -> frozenset[str] | None:
+    """`PMM_SHM_PATCHES`: the parts of PMM that are replaced, separated by commas (`log,projection,metrics`). Unset or
+    empty: all.
+    """
+    names = os.environ.get("PMM_SHM_PATCHES", "").split(",")
+    return frozenset(name.strip() for name in names if name.strip()) or None
+
+
+def run_daemon() -> Flag:
+    """`PMM_SHM_DAEMON`: with false, no daemon is started for the ledgers of PMM, as with `pmm-shm run --no-daemon`.
+
+    Raises:
+        ConfigError: neither true nor false nor empty.
+    """
+    return _flag("PMM_SHM_DAEMON")
+
+
+def run_report() -> str | None:
+    """`PMM_SHM_REPORT`: where a process of PMM reports at its end: `stderr`, as with `pmm-shm run --report`, or the
+    path of a file, to which it appends. Unset or empty: nowhere.
+    """
+    return os.environ.get("PMM_SHM_REPORT", "").strip() or None
+
+
+def run_elects_autonomy() -> Flag:
+    """`PMM_SHM_ELECT_AUTONOMY`: with true, only one of the processes of PMM on a ledger runs its autonomy, as with
+    `pmm-shm run --elect-autonomy`.
+
+    Raises:
+        ConfigError: neither true nor false nor empty.
+    """
+    return _flag("PMM_SHM_ELECT_AUTONOMY")
+
+
+def run_sources() -> str | None:
+    """`PMM_SHM_SOURCES`: a JSON file with the SHA-256 of further sources that replacements of tier 2 are right for, by
+    "module:name": for a copy of PMM with changes that you have checked.
+    """
+    return os.environ.get("PMM_SHM_SOURCES", "").strip() or None
+
+
+def run_pid() -> int | None:
+    """`PMM_SHM_RUN`: the process that `pmm-shm run` has become, which it sets: only this one says what is active."""
+    value = os.environ.get("PMM_SHM_RUN", "")
+    return int(value) if value.isdecimal() else None

@@ -260,6 +260,12 @@ TEMPLATES: Mapping[str, Template] = {
         "empty it, or run the daemon as a service, whose log the journal keeps", "truncate -s 0 {file}"
     ),
     "fewer-users": Template("use fewer processes and threads for one ledger; these have it open", "fuser -v {file}"),
+    # PMM on the shared cache.
+    "report-fault": Template(
+        "report it, with what pmm-shm run --report prints; PMM_SHM_PATCHES can leave this part out, and PMM_SHM=off "
+        "leaves PMM as it is"
+    ),
+    "other-pmm": Template("nothing has to be done; pmm-shm run --report prints which functions are PMM's own"),
     # The machine.
     "newer-python": Template("install pmm-shm with Python 3.10 or newer", f"python3.12 -m pip install {DISTRIBUTION}"),
     "older-python": Template("if something fails, use Python 3.13", f"python3.13 -m pip install {DISTRIBUTION}"),

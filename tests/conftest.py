@@ -51,7 +51,14 @@ _VARIABLES = (
     "PMM_USE_EMBEDDING_CACHE",
     "PMM_EMBEDDER",
     "PMM_DB",
+    "PMM_SHM",
+    "PMM_SHM_DAEMON",
     "PMM_SHM_DIR",
+    "PMM_SHM_ELECT_AUTONOMY",
+    "PMM_SHM_PATCHES",
+    "PMM_SHM_REPORT",
+    "PMM_SHM_RUN",
+    "PMM_SHM_SOURCES",
 )
 
 

@@ -44,7 +44,7 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
         "that an answer includes. `to_dict()` of a named tuple is a new dict by field names, plain at every depth, "
         "and `to_json()` the same as JSON.",
         (
-            ("pmm_shm_client", ("Identity", "Commitments", "Metrics", "Stage", "Recent")),
+            ("pmm_shm_client", ("Model", "Identity", "Commitments", "Metrics", "Stage", "Recent")),
             ("pmm_shm.folds.recent", ("Entry", "Telemetry")),
             ("pmm_shm_client.results", ("History", "SelfModelDict", "IdentityDict", "CommitmentsDict")),
             ("pmm_shm.folds.self_model", ("OpenCommitment", "ExpiredCommitment")),

@@ -1,6 +1,6 @@
 """`python -m pmm_shm_cli`"""
 
-from pmm_shm_cli.main import main
+from pmm_shm_cli.entry import main
 
 if __name__ == "__main__":
     main()

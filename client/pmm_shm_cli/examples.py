@@ -46,6 +46,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
+    "run": (
+        "pmm-shm run --ledger agent.db -m pmm.cli.chat",
+        "pmm-shm run --report uvicorn pmm.api.server:app --workers 2",
+        "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
+    ),
     "stop": ("pmm-shm stop agent.db",),
     "completion": ("source <(pmm-shm completion bash)",),
 }

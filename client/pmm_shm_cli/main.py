@@ -30,6 +30,7 @@ from pmm_shm_cli.commands.top import top
 from pmm_shm_cli.commands.transfer import export, import_
 from pmm_shm_cli.commands.vectors import embed, search
 from pmm_shm_cli.examples import EXAMPLES, epilog
+from pmm_shm_pmm.command import run
 from pmm_shm_terminal.options import CONTEXT, did_you_mean
 from pmm_shm_terminal.program import run_program
 
@@ -37,7 +38,7 @@ _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "Look": (read, log, context, recall, search, explain, plot, status, top),
     "Write": (append, chat, generate, import_),
     "Check": (doctor, verify, replay, bench),
-    "Operate": (stop, embed, invalidate, backup, restore, export, completion, demo),
+    "Operate": (run, stop, embed, invalidate, backup, restore, export, completion, demo),
 }
 
 
@@ -85,5 +86,5 @@ for _command in (command for group in _GROUPS.values() for command in group):
 
 
 def main() -> NoReturn:
-    """Entry point of `pmm-shm`."""
+    """Run `pmm-shm` with the arguments of this process; its entry point is `pmm_shm_cli.entry`."""
     run_program(cli, "pmm-shm")

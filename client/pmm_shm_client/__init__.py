@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
     from pmm_shm_client.context import Context
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.results import Commitments, History, Identity, Metrics, Recent, SelfModelDict, Stage
+    from pmm_shm_client.results import Commitments, History, Identity, Metrics, Model, Recent, SelfModelDict, Stage
     from pmm_shm_client.searching import Hit, Hits, Recollection
     from pmm_shm_client.stats import Stats
 
@@ -40,6 +40,7 @@ __all__ = [
     "Hits",
     "Identity",
     "Metrics",
+    "Model",
     "Recent",
     "Recollection",
     "SelfModelDict",
@@ -66,6 +67,7 @@ _HOMES = {
     "Hits": "pmm_shm_client.searching",
     "Identity": "pmm_shm_client.results",
     "Metrics": "pmm_shm_client.results",
+    "Model": "pmm_shm_client.results",
     "Recent": "pmm_shm_client.results",
     "Recollection": "pmm_shm_client.searching",
     "SelfModelDict": "pmm_shm_client.results",

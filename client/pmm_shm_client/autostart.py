@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pmm_shm import limits
+from pmm_shm import flags, limits
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, ResourceLimitError, StoreError
 from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
@@ -127,7 +127,9 @@ def spawn_daemon(ledger: str, log_file: Path, *options: str) -> subprocess.Popen
     """
     command = [*daemon_command(), *options, ledger]
     # A service manager that started this process would take the daemon's notifications for this process's.
-    environment = {name: value for name, value in os.environ.items() if name not in _NOTIFY_VARIABLES}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in _NOTIFY_VARIABLES and flags.counts(name)
+    }
     try:
         # Appends, because a daemon that is started at the same time writes to it, too.
         with open(log_file, "ab") as log:

@@ -64,6 +64,8 @@ class Cache(Reads):
         create: make a new ledger if the file is missing or is a database without tables.
         durability: what an acknowledged append survives, as in `EventLog`.
         folds: further folds, as `add_fold` takes them.
+        heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
+            another program in this process.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -84,18 +86,20 @@ class Cache(Reads):
         create: bool = False,
         durability: Durability = "default",
         folds: Iterable[Fold | type[Fold]] = (),
+        heeds_flags: bool = True,
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
         checked_consistency(consistency)
         self._embedder = _checked_default(embedder)
         # Read first: a flag that means nothing must not leave a connection behind.
-        flags.projection_cache(), flags.metrics_cache()
-        self._embeds_shared = flags.embedding_cache() is Flag.ON
+        if heeds_flags:
+            flags.projection_cache(), flags.metrics_cache()
+        self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
         reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
-        super().__init__(reader, memos, consistency, timeout)
+        super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False
         self._verifications = {True: 0, False: 0}

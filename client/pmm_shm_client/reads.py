@@ -210,17 +210,20 @@ class Reads(ABC):
         memos: where the answers of repeated reads are kept.
         consistency: of reads that do not say otherwise.
         timeout_s: how long a read with consistency `"wait"` waits.
+        heeds_flags: whether the `PMM_USE_*` variables count.
     """
 
-    def __init__(self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float) -> None:
+    def __init__(
+        self, reader: Reader, memos: Memos, consistency: Consistency, timeout_s: float, heeds_flags: bool = True
+    ) -> None:
         self.path = reader.connection.path
         self._reader = reader
         self._freshness = reader.freshness
         self._memos = memos
         self._consistency = consistency
         self._timeout_s = timeout_s
-        self._projection_off = flags.projection_cache() is Flag.OFF
-        self._metrics_off = flags.metrics_cache() is Flag.OFF
+        self._projection_off = heeds_flags and flags.projection_cache() is Flag.OFF
+        self._metrics_off = heeds_flags and flags.metrics_cache() is Flag.OFF
         self._counters = {"projection": ReadCounter(), "metrics": ReadCounter(), "embedding": ReadCounter()}
         self._warnings = WarningsLog()
         self._replayer = Replayer(reader, self._warnings)

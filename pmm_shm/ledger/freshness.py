@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import threading
 import time
 import weakref
@@ -29,6 +30,7 @@ from pmm_shm.ledger.files import LedgerMoved, file_identity
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]
 WAL_INDEX_HEADER_BYTES = 48
+_COMMITS = slice(8, 12)
 _MAP_BYTES = 4096
 
 
@@ -95,6 +97,16 @@ def _forget_deleted(wanted: tuple[int, int]) -> None:
         if identity != wanted and identity not in in_use and os.fstat(mapped.descriptor).st_nlink == 0:
             del _mapped[identity]
             os.close(mapped.descriptor)
+
+
+def commit_count(mark: object) -> int | None:
+    """The number of commits so far, modulo 2^32, in a wal-index mark; None in another mark.
+
+    It counts within one epoch of a connection that stays open, from an unknown start: compare two of them.
+    """
+    if not isinstance(mark, bytes) or len(mark) != WAL_INDEX_HEADER_BYTES:
+        return None
+    return int.from_bytes(mark[_COMMITS], sys.byteorder)
 
 
 class Freshness:

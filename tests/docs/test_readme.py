@@ -146,7 +146,18 @@ def test_the_fold_is_the_example() -> None:
 def test_every_read_method_is_listed() -> None:
     text = page("LIBRARY.md")
     listed = set(re.findall(r"^\| `(\w+)\(.*?\)` \|", text, re.MULTILINE))
-    other = {"append", "append_many", "close", "decide", "invalidate", "start_daemon", "stats", "verify", "wait_for"}
+    other = {
+        "add_fold",
+        "append",
+        "append_many",
+        "close",
+        "decide",
+        "invalidate",
+        "start_daemon",
+        "stats",
+        "verify",
+        "wait_for",
+    }
     assert (
         listed == {name for name in dir(Cache) if not name.startswith("_") and callable(getattr(Cache, name))} - other
     )
@@ -166,7 +177,7 @@ def test_commands_and_exit_codes_are_those_of_the_help() -> None:
     assert [title.lower() for title in titles] == re.findall(r"^\| ([a-z]+) \| what it does", text, re.MULTILINE)
     for name, description in rows:
         shown = help_of("pmm_shm_cli", name)
-        assert "--json" in shown or name in ("chat", "completion", "export")
+        assert "--json" in shown or name in ("chat", "completion", "export", "run")
         for option in re.findall(r"`(--[a-z-]+)`", description):
             assert option in shown, (name, option)
     codes = re.findall(r"^\| (\d) \| ([\w ]+)", section(text, "Exit codes"), re.MULTILINE)

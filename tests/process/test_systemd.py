@@ -93,7 +93,10 @@ def test_the_users_unit_asks_for_nothing_that_its_manager_cannot_do() -> None:
 
 def test_the_example_names_what_there_is() -> None:
     text = (FOLDER / "agent.env.example").read_text(encoding="utf-8")
-    known = set(re.findall(r'"(PMM_\w+)"', Path(flags.__file__).read_text(encoding="utf-8"))) | {"PMM_CACHED_OPTIONS"}
+    known = set(re.findall(r'"(PMM_\w+)"', Path(flags.__file__).read_text(encoding="utf-8"))) | {
+        "PMM_CACHED_OPTIONS",
+        "PYTHONPATH",
+    }
     named = re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE)
     assert "PMM_DB" in named
     assert set(named) <= known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -143,3 +144,45 @@ def test_events_appended_during_the_call_are_left_out(tmp_path: Path, monkeypatc
         assert [event.id for event in cache.events(limit=None)] == list(range(1, 11))
         reader.handle().set_trace_callback(None)
         assert len(cache.events(limit=None)) == 14
+
+
+def test_the_newest_event_of_a_kind(path: str) -> None:
+    with connect(path) as cache:
+        for kind in KINDS:
+            newest = cache.newest(kind)
+            assert newest is not None
+            assert newest == cache.events(kind, newest_first=True, limit=1)[0] == cache.event(newest.id)
+        for absent in ("absent", "", "USER", "\ud800"):
+            assert cache.newest(absent) is None
+        with pytest.raises(errors.ConfigError, match="kind"):
+            cache.newest(None)  # type: ignore[arg-type]
+        ledgers.execute(path, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', 'last', '{}')")
+        newest = cache.newest("user")
+        assert newest is not None
+        assert newest.content == "last"
+    with pytest.raises(errors.ClosedError):
+        cache.newest("user")
+
+
+def test_whether_an_index_serves_is_asked_once_for_each_schema(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.db")
+    with EventLog(path) as log:
+        log.append_many([("user", "a", {}), ("response", "b", {})])
+    with connect(path) as cache:
+        assert cache.newest("user") == cache.event(1)
+        connection = cache._log._reader
+        with mock.patch.object(connection, "retry", wraps=connection.retry) as retry:
+            cache.newest("user")
+            once = retry.call_count
+            ledgers.execute(path, "DROP INDEX idx_events_kind_id")
+            connection._next_lock_check_s = 0.0
+            for _ in range(3):
+                assert cache.newest("response") == cache.event(2)
+                assert [one.content for one in cache.events("user", newest_first=True, limit=2)] == ["a"]
+            # Without an index each asks for the ends of its parts, too.
+            ledgers.execute(path, "CREATE INDEX by_kind ON events (kind)")
+            connection._next_lock_check_s = 0.0
+            cache.newest("user")
+            retry.reset_mock()
+            cache.newest("user")
+            assert retry.call_count == once

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pmm_shm.errors import DaemonError, LedgerError
 from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.run_reports import RunReport
 from pmm_shm.ledger.chain import Formula
 
 FileKind = Literal["file", "directory", "link", "socket", "other"]
@@ -153,6 +154,7 @@ class StateFacts:
         failure: the reason if it did not answer.
         daemon_pid: as recorded.
         daemon_state: of its process, a letter as in proc(5); None if it does not run.
+        runs: the reports of processes of PMM.
     """
 
     instance: Instance
@@ -172,6 +174,7 @@ class StateFacts:
     daemon_state: str | None = None
     store: StoreFacts | None = None
     store_problem: str | None = None
+    runs: tuple[RunReport, ...] = ()
 
 
 @dataclass(frozen=True)

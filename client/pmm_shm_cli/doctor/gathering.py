@@ -18,6 +18,7 @@ from pmm_shm import limits
 from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
+from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
@@ -137,6 +138,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
         None if pid is None else process_state(pid),
         store,
         store_problem,
+        read_reports(instance),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from pmm_shm.instance import access
+from pmm_shm.instance import access, run_reports
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
 from pmm_shm.remedies import remedy
 from pmm_shm_cli.doctor.checks.common import disk_room, ledger_group
@@ -115,7 +115,8 @@ def daemon_log(facts: SystemFacts) -> Iterator[Verdict]:
 
 def leftovers(facts: SystemFacts) -> Iterator[Verdict]:
     for entry in _entries(facts):
-        if entry.path.endswith(".new") and facts.state.daemon is None:
+        is_of_pmm = os.path.basename(entry.path).startswith(run_reports.PREFIX)
+        if entry.path.endswith(".new") and facts.state.daemon is None and not is_of_pmm:
             yield note(
                 entry.path,
                 "a daemon was killed while it wrote this; its next start overwrites it",

@@ -1,0 +1,120 @@
+"""PMM's EventLog on the shared cache: linear appends, one live list, listeners that hear other processes too.
+
+The subclass goes on using PMM's constructor, and whatever it has besides.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from pmm_shm_pmm import ledgers
+from pmm_shm_pmm.fallback import Counts, Fallback
+from pmm_shm_pmm.loaded import EventDict
+from pmm_shm_pmm.shared_log import SharedLog, log_of, shared_of
+
+if TYPE_CHECKING:
+    from pmm_shm_pmm.patching import Patcher
+
+__all__ = ["install", "log_of", "shared_eventlog"]
+
+
+def _attribute(name: str, shared: Callable[[Any], SharedLog]) -> property:
+    return property(lambda log: shared(log).get(name), lambda log, value: shared(log).set(name, value))
+
+
+def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: bool = False) -> type:
+    """The subclass of PMM's `EventLog` that takes its place.
+
+    Parameters:
+        counts: of appends and reads.
+        is_lazy: `read_all` returns a list that loads when it is looked at.
+    """
+
+    counts = counts or Counts()
+
+    def shared(log: Any) -> SharedLog:
+        return shared_of(log, original, counts, is_lazy=is_lazy)
+
+    def integer(value: Any) -> int:
+        if type(value) is not int:
+            raise Fallback("an unusual argument")
+        return value
+
+    def positive(value: Any) -> int:
+        if integer(value) < 1:
+            raise Fallback("an unusual argument")
+        return cast(int, value)
+
+    def looked_up(plain: Callable[..., Any]) -> Callable[..., Any]:
+        # PMM reads single events from the file, and so sees those of others anyway.
+        @functools.wraps(plain)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            shared(self).read(lambda ledger: None, lambda: None)
+            return plain(self, *args, **kwargs)
+
+        return method
+
+    class EventLog(original):  # type: ignore[misc]
+        _append_listeners = _attribute("_append_listeners", shared)
+        _events_cache = _attribute("_events_cache", shared)
+        _cache_last_id = _attribute("_cache_last_id", shared)
+
+        @property
+        def _conn(self) -> Any:
+            return shared(self).connection(self)
+
+        @_conn.setter
+        def _conn(self, value: Any) -> None:
+            vars(self)["_conn"] = value
+
+        @functools.wraps(original.append)
+        def append(self, kind: Any, content: Any, meta: Any = None) -> int:
+            return shared(self).append(kind, content, meta)
+
+        append.__pmm_shm__ = True  # type: ignore[attr-defined]
+
+        @functools.wraps(original.register_append_listener)
+        def register_append_listener(self, *args: Any, **kwargs: Any) -> Any:
+            plain = original.register_append_listener
+            return shared(self).register(lambda: plain(self, *args, **kwargs))
+
+        @functools.wraps(original.read_all)
+        def read_all(self) -> list[EventDict]:
+            own = shared(self)
+            return cast(list[EventDict], own.read(own.live, lambda: original.read_all(self)))
+
+        @functools.wraps(original.read_tail)
+        def read_tail(self, *, limit: Any) -> list[EventDict]:
+            return cast(
+                list[EventDict],
+                shared(self).read(
+                    lambda ledger: ledger.tail(positive(limit)), lambda: original.read_tail(self, limit=limit)
+                ),
+            )
+
+        @functools.wraps(original.read_after_id)
+        def read_after_id(self, *, after_id: Any, limit: Any) -> list[EventDict]:
+            return cast(
+                list[EventDict],
+                shared(self).read(
+                    lambda ledger: ledger.first_after(integer(after_id), positive(limit)),
+                    lambda: original.read_after_id(self, after_id=after_id, limit=limit),
+                ),
+            )
+
+        read_after_ts = looked_up(original.read_after_ts)
+        query = looked_up(original.query)
+        get_event = looked_up(original.get_event)
+
+    return EventLog
+
+
+def install(patcher: Patcher, module: ModuleType) -> None:
+    """Replace `EventLog` in the module that has just been executed."""
+    counts = patcher.counts_of(f"{module.__name__}:EventLog")
+    is_lazy = patcher.allows(module, "EventLog.read_all")
+    ledgers.cache_options = {"starts_daemon": patcher.settings.starts_daemon}
+    patcher.replace_class(module, "EventLog", lambda original: shared_eventlog(original, counts, is_lazy=is_lazy))

@@ -1,0 +1,385 @@
+"""One log of PMM and the ledger behind it: its appends, its listeners, and PMM's connection across a fork.
+
+Appends go through the writer of the library. What that refuses and PMM stores is stored by PMM's own `append`, within a
+transaction that holds the write lock, so that the chain stays linear.
+
+Invariant: an event is appended once, whichever way it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from pmm_shm.errors import HeadMovedError
+from pmm_shm_pmm.delivery import Delivery
+from pmm_shm_pmm.fallback import Counts, Fallback
+from pmm_shm_pmm.ledgers import Ledger, ledger_at
+from pmm_shm_pmm.lists import log_list
+from pmm_shm_pmm.loaded import EventDict, Loaded
+
+if TYPE_CHECKING:
+    from pmm_shm_client.cache import Cache
+    from pmm_shm_client.frame import Frame
+
+STAND_IN = "a stand-in for EventLog"
+NO_FILE = "no file"
+CLOSED = "closed"
+IN_TRANSACTION = "within a transaction"
+_ATTEMPTS_MAX = 100
+
+
+class SharedLog:
+    """One log of PMM, and the ledger behind it.
+
+    Parameters:
+        eventlog: PMM's object; it owns this one.
+        original: PMM's class.
+        counts: of appends and reads.
+        is_lazy: the live list loads when it is looked at.
+
+    Attributes:
+        delivery: of its events to the listeners.
+        snapshot: the last one of a `Runtime`, and the log that it is of.
+        plain: attributes as PMM's own code sets them.
+    """
+
+    def __init__(self, eventlog: Any, original: Any, counts: Counts, *, is_lazy: bool) -> None:
+        self._counts = counts
+        self._eventlog: Callable[[], Any] = weakref.ref(eventlog)
+        self._original = original
+        self._is_lazy = is_lazy
+        self._ledger: Ledger | None = None
+        self._never: str | None = None
+        # Threads within PMM's own `append`, which shall neither call listeners nor touch the live list.
+        self._inside: set[int] = set()
+        self._closed_for_fork = False
+        self._opening = threading.Lock()
+        self._path = ""
+        self.delivery = Delivery()
+        self.snapshot: tuple[Any, Loaded | None] = (None, None)
+        self.plain: dict[str, Any] = {}
+        _shared_logs.add(self)
+
+    # For the replacements of PMM's functions.
+
+    @property
+    def ledger(self) -> Ledger:
+        """Raises `Fallback` where there is none that could be shared, and where PMM's connection was closed."""
+        log = self._eventlog()
+        try:
+            log._conn.in_transaction  # noqa: B018
+        except (sqlite3.ProgrammingError, AttributeError):
+            raise Fallback(CLOSED) from None
+        return self._ledger or self._open(log)
+
+    @property
+    def path(self) -> str:
+        """The real path of the ledger."""
+        return self.ledger.path
+
+    @property
+    def cache(self) -> Cache:
+        """As `Ledger.cache`."""
+        return self.ledger.cache
+
+    def sync(self) -> int:
+        """As `Ledger.sync`."""
+        return self.ledger.sync()
+
+    def frame(self) -> Frame:
+        """As `Ledger.frame`."""
+        return self.ledger.frame()
+
+    def fold(self, name: str) -> Any:
+        """As `Ledger.fold`."""
+        return self.ledger.fold(name)
+
+    def newest(self, kind: str, n: int = 1, before: int | None = None) -> list[EventDict]:
+        """As `Ledger.newest`."""
+        return self.ledger.newest(kind, n, before)
+
+    def events_of(
+        self, kind: str, after: int | None = None, newest_first: bool = False, limit: int | None = None
+    ) -> list[EventDict]:
+        """As `Ledger.events_of`."""
+        return self.ledger.events_of(kind, after, None, newest_first, limit)
+
+    def event(self, event_id: int) -> EventDict | None:
+        """As `Ledger.event`."""
+        return self.ledger.event(event_id)
+
+    def append_checked(self, kind: str, content: str, meta: dict[str, Any], still: Callable[[], bool]) -> int | None:
+        """Append an event if `still()` holds for the log it is appended to; returns its id, or None.
+
+        `still` looks at the newest state by the methods here, and may be called several times. Where the class of the
+        log has an `append` of its own, that is called, and an event of another process may come in between.
+
+        Raises:
+            Fallback: nobody could append for a while; nothing was appended.
+        """
+        log = self._eventlog()
+        if not is_own_append(log):
+            return int(log.append(kind=kind, content=content, meta=meta)) if still() else None
+        for _ in range(_ATTEMPTS_MAX):
+            head = self.sync()
+            if not still():
+                return None
+            try:
+                event_id = self._write(log, kind, content, meta, head)
+            except HeadMovedError:
+                continue
+            except Exception:
+                # The library cannot: as without it.
+                return self.append(kind, content, meta) if still() else None
+            self._counts.answered += 1
+            self._heard(event_id)
+            return event_id
+        raise Fallback("others appended at each attempt")
+
+    # For the methods of the subclass.
+
+    def append(self, kind: Any, content: Any, meta: Any) -> int:
+        """Append an event, and let the listeners hear it. Raises what PMM's own raises."""
+        log = self._eventlog()
+        try:
+            event_id = self._write(log, kind, content, meta)
+            self._counts.answered += 1
+        except Fallback as fallback:
+            event_id = self._append_plainly(log, fallback.reason, kind, content, meta)
+        except Exception as error:
+            event_id = self._append_plainly(log, f"error: {type(error).__name__}", kind, content, meta)
+        self._heard(event_id)
+        if kind == "autonomy_tick" and self._ledger is not None:
+            try:
+                self._ledger.keep_tick(event_id)
+            except Exception:
+                pass  # The next tick takes longer.
+        return event_id
+
+    def read(self, look: Callable[[Ledger], Any], plainly: Callable[[], Any]) -> Any:
+        """What `look` finds, after the listeners have heard of foreign events; `plainly` where that fails."""
+        try:
+            ledger = self.ledger
+            ledger.sync()
+            self.delivery.deliver(ledger.loaded)
+            return look(ledger)
+        except Fallback as fallback:
+            self._counts.fallbacks[fallback.reason] += 1
+        except Exception as error:
+            self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
+        # What PMM has kept from an earlier failure may be old.
+        if self._never is None:
+            self.plain["_events_cache"] = None
+        return plainly()
+
+    def tell(self) -> Loaded:
+        """Take in the events of others, and let the listeners hear them. Returns what is loaded.
+
+        Call it where no lock is held that a listener may take.
+        """
+        ledger = self.ledger
+        ledger.sync()
+        loaded = ledger.loaded
+        self.delivery.deliver(loaded, is_guarded=False)
+        return loaded
+
+    def listing(self) -> list[EventDict]:
+        """A new list of all events."""
+        is_lazy = self._is_lazy
+        return self.ledger.listing(lambda loaded: log_list(loaded, loaded.newest_id, is_lazy=is_lazy))
+
+    def live(self, ledger: Ledger) -> list[EventDict]:
+        """The live list."""
+        is_lazy = self._is_lazy
+        return ledger.live(lambda loaded: log_list(loaded, None, is_lazy=is_lazy))
+
+    def register(self, add: Callable[[], Any]) -> Any:
+        """Register listeners by PMM's own method; they hear nothing older."""
+        try:
+            ledger = self.ledger
+            ledger.sync()
+        except Exception:
+            return add()
+        answers: list[Any] = []
+        self.delivery.register(lambda: answers.append(add()), ledger.loaded)
+        return answers[0]
+
+    def get(self, name: str) -> Any:
+        """The value of `_events_cache`, `_cache_last_id` or `_append_listeners`, as whoever asks shall see it."""
+        if threading.get_ident() in self._inside:
+            return [] if name == "_append_listeners" else self.plain.get(name) if name == "_cache_last_id" else None
+        if name == "_append_listeners":
+            return self.delivery.listeners
+        loaded = None if self._ledger is None else self._ledger.loaded
+        if loaded is None or loaded.live is None:
+            return self.plain.get(name)
+        return loaded.live if name == "_events_cache" else loaded.newest_id
+
+    def set(self, name: str, value: Any) -> None:
+        """Set such an attribute; None for `_events_cache` lets the log be read anew."""
+        if threading.get_ident() in self._inside:
+            return
+        if name == "_append_listeners":
+            self.delivery.listeners = value
+            return
+        self.plain[name] = value
+        if name == "_events_cache" and value is None and self._ledger is not None:
+            self._ledger.forget()
+
+    def _open(self, log: Any) -> Ledger:
+        if self._never is None:
+            with log._lock:
+                rows = log._conn.execute("PRAGMA database_list").fetchall()
+            path = next((row[2] for row in rows if row[1] == "main"), "")
+            if path:
+                self._path = path
+                ledger = ledger_at(path)
+                ledger.spare = self._eventlog
+                self._ledger = ledger
+                return ledger
+            self._never = NO_FILE
+        raise Fallback(self._never)
+
+    def _write(self, log: Any, kind: Any, content: Any, meta: Any, expected_head: int | None = None) -> int:
+        ledger = self.ledger
+        if log._conn.in_transaction:
+            raise Fallback(IN_TRANSACTION)
+        meta = meta or {}
+        if not isinstance(meta, dict):
+            raise Fallback("an event that only PMM stores")
+        return ledger.cache.append(kind, content, meta, expected_head=expected_head)
+
+    def _append_plainly(self, log: Any, reason: str, kind: Any, content: Any, meta: Any) -> int:
+        self._counts.fallbacks[reason] += 1
+        append = self._original.append
+        if reason in (NO_FILE, CLOSED):
+            return cast(int, append(log, kind, content, meta))
+        with log._lock, self._within_original():
+            began = _began(log._conn)
+            try:
+                event_id = append(log, kind, content, meta)
+            except BaseException:
+                if began and log._conn.in_transaction:
+                    log._conn.rollback()
+                raise
+            if began and log._conn.in_transaction:
+                log._conn.commit()
+        return cast(int, event_id)
+
+    @contextmanager
+    def _within_original(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if me in self._inside:
+            yield
+            return
+        self._inside.add(me)
+        try:
+            yield
+        finally:
+            self._inside.discard(me)
+
+    def _heard(self, event_id: int) -> None:
+        """Take in the own event and those before, and let the listeners hear them."""
+        ledger = self._ledger
+        if ledger is None or self._never is not None:
+            return
+        try:
+            ledger.sync()
+        except Exception as error:
+            # It is appended: the next look takes it in.
+            self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
+        else:
+            self.delivery.deliver(ledger.loaded, event_id)
+
+    # Fork: SQLite's locks of a connection that is open across one are lost, and so are commits.
+
+    def before_fork(self) -> None:
+        """Close PMM's connection where it is idle."""
+        log = self._eventlog()
+        connection = None if log is None else vars(log).get("_conn")
+        try:
+            if connection is not None and self._path and not connection.in_transaction:
+                connection.close()
+                log.__dict__["_conn"] = None
+                self._closed_for_fork = True
+        except sqlite3.Error:
+            pass
+
+    def connection(self, log: Any) -> Any:
+        """PMM's connection; after a fork a new one, as its constructor makes them."""
+        found = vars(log).get("_conn")
+        if found is None and self._closed_for_fork:
+            with self._opening:
+                if self._closed_for_fork:
+                    fresh = self._original.__new__(self._original)
+                    self._original.__init__(fresh, self._path)
+                    log.__dict__["_conn"] = fresh.__dict__.pop("_conn")
+                    self._closed_for_fork = False
+                found = vars(log).get("_conn")
+        return found
+
+    def after_fork(self) -> None:
+        """In the child: forget the threads that it does not have."""
+        self._opening = threading.Lock()
+        self._inside.clear()
+        self.delivery.after_fork()
+
+
+_shared_logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
+
+
+def log_of(eventlog: Any) -> SharedLog:
+    """The shared log behind an EventLog.
+
+    Raises:
+        Fallback: it is something else, has no file, or was closed.
+    """
+    shared = getattr(eventlog, "__dict__", {}).get("_pmm_shm")
+    if type(shared) is not SharedLog:
+        raise Fallback(STAND_IN)
+    shared.ledger  # noqa: B018
+    return shared
+
+
+def is_own_append(eventlog: Any) -> bool:
+    """Whether an EventLog's `append` is the one of this module, not that of a subclass or a test."""
+    return "append" not in vars(eventlog) and getattr(type(eventlog).append, "__pmm_shm__", False)
+
+
+def _began(connection: Any) -> bool:
+    if connection.in_transaction:
+        return False
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error:
+        # PMM's own append meets the same error, or none.
+        return False
+    return True
+
+
+def shared_of(log: Any, original: type, counts: Counts, *, is_lazy: bool) -> SharedLog:
+    """The shared log of an object of the subclass, made at the first use: within PMM's constructor."""
+    shared = vars(log).get("_pmm_shm")
+    if shared is None:
+        made = SharedLog(log, original, counts, is_lazy=is_lazy)
+        shared = log.__dict__.setdefault("_pmm_shm", made)
+    return cast(SharedLog, shared)
+
+
+def _before_fork() -> None:
+    for shared in list(_shared_logs):
+        shared.before_fork()
+
+
+def _after_fork_in_child() -> None:
+    for shared in list(_shared_logs):
+        shared.after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

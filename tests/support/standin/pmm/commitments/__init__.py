@@ -1,0 +1,3 @@
+from .tracker import CommitmentTracker
+
+__all__ = ["CommitmentTracker"]

@@ -1,0 +1,21 @@
+"""Names of event kinds."""
+
+
+class EventKinds:
+    USER = "user"
+    RESPONSE = "response"
+    REFLECTION = "reflection"
+    AUTONOMY_TICK = "autonomy_tick"
+    METRICS_UPDATE = "metrics_update"
+    COMMITMENT_OPEN = "commitment_open"
+    COMMITMENT_CLOSE = "commitment_close"
+    COMMITMENT_EXPIRE = "commitment_expire"
+    COMMITMENT_SNOOZE = "commitment_snooze"
+    EVIDENCE_CANDIDATE = "evidence_candidate"
+    PROJECT_OPEN = "project_open"
+    PROJECT_ASSIGN = "project_assign"
+    PROJECT_CLOSE = "project_close"
+    IDENTITY_ADOPT = "identity_adopt"
+    IDENTITY_CHECKPOINT = "identity_checkpoint"
+    SCENE_COMPACT = "scene_compact"
+    EMBEDDING_INDEXED = "embedding_indexed"

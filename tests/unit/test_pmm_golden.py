@@ -1,0 +1,44 @@
+"""The functions that stand for PMM's, alone: each golden call, and nothing falls back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_shm_pmm.patching import Patcher
+from tests.support import run_golden
+from tests.support.launched import launched
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patcher() -> Iterator[Patcher]:
+    with launched() as patcher:
+        yield patcher
+
+
+def _is_left_to_pmm(call: dict[str, Any]) -> bool:
+    """Calls of other replacements, and the slices of the whole graph."""
+    owner, _, name = call["call"].partition(".")
+    is_whole = name == "graph_slice" and call["kwargs"].get("min_confidence", 1.0) <= 0.5
+    return is_whole or owner in ("fold", "metrics") or (owner == "eventlog" and name != "verify_chain")
+
+
+@pytest.mark.parametrize("name", run_golden.names())
+def test_the_replacements_give_the_golden_answers(name: str, tmp_path: Path) -> None:
+    assert list(map(str, run_golden.replay(name, tmp_path, skip=_is_left_to_pmm))) == []
+
+
+def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_path: Path) -> None:
+    calls = [call for name in run_golden.names() for call in run_golden.case(name)["calls"]]
+    slices = [call for call in calls if call["call"] == "memegraph.graph_slice"]
+    assert sum(map(_is_left_to_pmm, slices)) == 8
+    counts = {
+        label: counts
+        for label, counts in patcher.counts.items()
+        if not label.startswith("pmm.storage.eventlog:EventLog")
+    }
+    counts = {label: one for label, one in counts.items() if label != "pmm.runtime.memegraph:MemeGraphProjection"}
+    assert {label for label, one in counts.items() if not one.answered or one.fallbacks} == set()
