@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
-from pmm_shm.projection.cursor import LogChanged
-from pmm_shm.projection.read_model import ReadModel
+from pmm_shm.projection.cursor import LogChanged, ReadModel
 from pmm_shm_client.reader import Reader, Reading
 
 _T = TypeVar("_T")

@@ -24,7 +24,7 @@ from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.projection.read_model import ReadModel
+from pmm_shm.projection.cursor import ReadModel
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 
@@ -236,6 +236,7 @@ class Reader:
             read_model.detach()
             self._events_folded += read_model.events_folded
         self._read_models.clear()
+        self._read_model_of = {}
         self._arranged_for = None
         self._on_reset()
 
@@ -244,6 +245,7 @@ class Reader:
         with self.connection.lock:
             self._is_closed = True
             self._read_models.clear()
+            self._read_model_of = {}
             self._arranged_for = None
             self._snapshot_read_model = None
             self.connection.close()

@@ -196,8 +196,8 @@ class SnapshotReader:
         self._header: Header | None = None
 
     def begin(self) -> SnapshotReader:
-        """The context manager, after a look at the path: what is published now."""
-        self.locator.locate()
+        """The context manager, which looks at the path first: for what is published now."""
+        self.locator.trusted_until = 0.0
         return self
 
     def __enter__(self) -> Snapshot | None:
