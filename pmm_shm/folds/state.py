@@ -147,11 +147,6 @@ class State:
     `state["ias"]` and `state["ias"] = 0.5` read and set a cell, `state.get("ias", 0.0)` reads with a default,
     `state.table("penalties")` is a table. Values are JSON values, bytes and tuples of these; keys are text, integers
     and tuples of these.
-
-    Attributes:
-        base: the layer below.
-        event_id: the event, or the first of the batch, that is being folded.
-        is_used: whether there may be anything on top of the base: writes, or values that were read from it.
     """
 
     __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id", "is_used")
@@ -159,6 +154,7 @@ class State:
     def __init__(self, base: Base = EMPTY) -> None:
         self.base = base
         self.event_id = 0
+        # Whether there may be anything on top of the base: writes, or values that were read from it.
         self.is_used = False
         self._undo: _Undo = []
         self._dirty: dict[str, Any] = {}
