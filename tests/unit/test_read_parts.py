@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
-from pmm_shm.errors import StoreError
+from pmm_shm.errors import SnapshotUnavailableError, StoreError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import InvalidText
@@ -121,19 +121,48 @@ def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
         data = Instance.of(ledger).data_file
         shutil.copyfile(data, f"{data}.copy")
         os.replace(f"{data}.copy", data)
-        foreign(ledger)
-        # Trusted for a while without a look at the path, the old one is exact all the same.
-        assert cache.metrics().as_of == before[0].as_of + 1
-        assert everything(cache) == replayed(ledger)
         # As after `limits.TRUST_PERIOD_S`.
         cache._reader.snapshots.locator.trusted_until = 0.0
         foreign(ledger)
-        assert cache.metrics().as_of == before[0].as_of + 2
+        assert cache.metrics().as_of == before[0].as_of + 1
         lineage = cache._reader._read_models["published"].lineage
         status = data.stat()
         assert lineage is not None
         assert lineage[0] == (status.st_dev, status.st_ino)
         assert lineage != before[1]
+        assert everything(cache) == replayed(ledger)
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_an_environment_that_is_gone_is_exact_until_it_is_missed(
+    ledger: str, publish: Callable[[str], Publisher], monkeypatch: pytest.MonkeyPatch, is_made_anew: bool
+) -> None:
+    """The path is not looked at for each read: meanwhile an older snapshot stands below a longer tail."""
+    monkeypatch.setattr(limits, "TRUST_PERIOD_S", 60.0)
+    fill(ledger, 64)
+    publisher = publish(ledger)
+    with connect(ledger) as cache:
+        before, environment = cache.metrics().as_of, cache._reader.snapshots.locator.environment
+        publisher.close()
+        directory = Instance.of(ledger).directory
+        directory.rename(directory.with_name("elsewhere"))
+        foreign(ledger)
+        if is_made_anew:
+            publish(ledger)
+        for number in range(1, 4):
+            foreign(ledger)
+            assert cache.metrics().as_of == before + 1 + number
+            assert everything(cache) == replayed(ledger)
+        assert cache._reader.snapshots.locator.environment is environment
+        # What is published is looked for each time.
+        if is_made_anew:
+            assert cache.metrics(consistency="snapshot").as_of == before + 1
+        else:
+            with pytest.raises(SnapshotUnavailableError):
+                cache.metrics(consistency="snapshot")
+        assert cache._reader.snapshots.locator.environment is not environment
+        foreign(ledger)
+        assert cache.metrics().as_of == before + 5
         assert everything(cache) == replayed(ledger)
 
 
