@@ -104,6 +104,9 @@ class Reader:
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
         self._events_folded = 0
+        self._head_mark = b""
+        self._head_marks_seen = 0
+        self._head_marks_seen_by: tuple[int, FileId] | None = None
         self._is_inside = False
         self._is_closed = False
         self.replays = 0
@@ -264,18 +267,33 @@ class Reader:
         known = self._arranged_for
         if snapshot is None or known is None or known[1] is not snapshot.header.folds or known[0] != snapshot.identity:
             self._arrange(snapshot)
-        self._all_to_head(snapshot)
+        self._all_to_head(snapshot, snapshot is not None and self._is_of_head(snapshot, mark))
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():
                 self._all_to_head(snapshot)
         return Reading(self._read_model_of, mark)
 
-    def _all_to_head(self, snapshot: Snapshot | None) -> None:
+    def _is_of_head(self, snapshot: Snapshot, mark: Mark) -> bool:
+        """Whether nobody has committed to the ledger since the daemon found nothing behind the published position.
+
+        Then it had this mark. A mark proves something only between two moments at which its file was locked all along.
+        So of those that this connection has seen, the first two do not count: the daemon has taken the third after it
+        had published the second, and that was after this connection had seen the first.
+        """
+        head_mark, seen_by = snapshot.header.head_mark, (self.connection.epoch, snapshot.identity)
+        if seen_by != self._head_marks_seen_by:
+            self._head_marks_seen_by, self._head_marks_seen = seen_by, 0
+        if not self._head_marks_seen or head_mark != self._head_mark:
+            self._head_mark = head_mark
+            self._head_marks_seen += 1
+        return self._head_marks_seen > 2 and head_mark != b"" and head_mark == self.freshness.shared(mark)
+
+    def _all_to_head(self, snapshot: Snapshot | None, is_head: bool = False) -> None:
         # Each round may reject one of them.
         for _ in range(limits.REPLAYS_MAX * (1 + len(self.folds))):
             for key, read_model in self._read_models.items():
-                if not read_model.catch_up(snapshot):
+                if not read_model.catch_up(snapshot, is_head):
                     self._reject(key, snapshot)
                     # The read models are others now.
                     break

@@ -196,8 +196,11 @@ class ReadModel(Cursor):
         self._base_position = START
         self._is_at_head = False
 
-    def attach(self, snapshot: Snapshot | None) -> bool:
+    def attach(self, snapshot: Snapshot | None, is_head: bool = False) -> bool:
         """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
+
+        Parameters:
+            is_head: whether the snapshot surely is that of the head of the log.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -210,9 +213,12 @@ class ReadModel(Cursor):
         published = snapshot.header.position
         if self.position == published:
             self.drop_overlay()
+            self._is_at_head = is_head
         elif self.position.is_before(published):
             if self._has_overlay and self._follows_log and self.position.event_id is not None:
                 self._look_behind_overlay(published)
+            else:
+                self._is_at_head = is_head
             self.stand_on(published)
         elif self._follows_log and published != self._base_position and not self.log_holds(published):
             # The overlay would stand on a base of another history.
@@ -224,14 +230,14 @@ class ReadModel(Cursor):
         """End a read: nothing holds the transaction any longer."""
         self._snapshot, self._attachment.transaction = None, DETACHED
 
-    def catch_up(self, snapshot: Snapshot | None) -> bool:
+    def catch_up(self, snapshot: Snapshot | None, is_head: bool = False) -> bool:
         """Begin a read, and fold everything up to the head of the log; False where the log continues neither the
         position nor the base.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if not self.attach(snapshot):
+        if not self.attach(snapshot, is_head):
             return False
         while not self._is_at_head:
             tail = self.advance()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -46,6 +47,7 @@ headers = st.builds(
     folds=st.sampled_from([{}, {"one": (1, b"\x80", 1)}, {"one": (1, b"\x80", 2), "two": (3, b"\x80", 4)}]),
     is_void=st.booleans(),
     next_generation=st.sampled_from([1, 300]),
+    head_mark=st.sampled_from([b"", b"m" * 64]),
 )
 
 
@@ -234,6 +236,163 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
         assert (cut.rows, cut.position, cut.is_complete) == (rows[1:5], position_of(rows[4]), True)
         assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True)
     connection.close()
+
+
+# The published position as the head of the log.
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
+    """The positions behind which the tail was read."""
+    seen: list[Position] = []
+    read = TailReader.read
+
+    def counted(self: TailReader, after: Position, *arguments: Any, **options: Any) -> Any:
+        seen.append(after)
+        return read(self, after, *arguments, **options)
+
+    monkeypatch.setattr(TailReader, "read", counted)
+    return seen
+
+
+def followed(cache: Any, ledger: str, publisher: Publisher) -> None:
+    """A cache that has seen the daemon publish often enough to trust its marks."""
+    for _ in range(3):
+        foreign(ledger)
+        publisher.publish()
+        cache.metrics()
+
+
+def test_a_read_of_what_is_published_with_the_same_mark_makes_no_statement(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        for number in range(20):
+            foreign(ledger, "commitment_open", meta=json.dumps({"cid": f"new {number}", "text": "x"}))
+            publisher.publish()
+            statements.clear()
+            assert cache.metrics().as_of == 68 + number
+            assert list(cache.commitments().open)[-1] == f"new {number}"
+            assert statements == []
+        assert everything(cache) == replayed(ledger)
+        # Not published yet: a statement, and again where the overlay is passed.
+        foreign(ledger)
+        assert cache.metrics().as_of == 88
+        assert len(statements) > 0
+        publisher.publish()
+        statements.clear()
+        foreign(ledger)
+        assert cache.metrics().as_of == 89
+        assert len(statements) > 0
+        assert everything(cache) == replayed(ledger)
+
+
+def test_the_first_marks_of_an_epoch_prove_nothing(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger) as cache:
+        for _ in range(2):
+            needed = []
+            for _ in range(4):
+                foreign(ledger)
+                publisher.publish()
+                statements.clear()
+                cache.metrics()
+                needed.append(len(statements) > 0)
+            assert needed == [True, True, False, False]
+            cache._reader.connection.close()
+
+
+def test_any_commit_since_the_mark_is_looked_at(ledger: str, publisher: Publisher, statements: list[Position]) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger, "identity_adopt", "Echo", '{"name": "Echo", "confidence": 0.9}')
+        publisher.publish()
+        # The anchor itself is edited: the daemon has folded another row.
+        ledgers.execute(ledger, "UPDATE events SET content = 'Nova', meta = '{}' WHERE id = 68")
+        statements.clear()
+        assert cache.identity().name == "Nova"
+        assert len(statements) > 0
+        assert everything(cache) == replayed(ledger)
+
+
+def test_an_event_that_the_daemon_has_not_seen_is_not_behind_its_mark(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        # One that is committed right after the daemon has read the tail.
+        foreign(ledger)
+        with monkeypatch.context() as patches:
+            read = TailReader.read
+
+            def commit_behind(self: TailReader, *arguments: Any, **options: Any) -> Any:
+                tail = read(self, *arguments, **options)
+                foreign(ledger)
+                return tail
+
+            patches.setattr(TailReader, "read", commit_behind)
+            assert publisher.follower.step().is_complete
+        assert publisher.writer.header.position.as_of == 68
+        assert cache.metrics().as_of == 69
+        followed(cache, ledger, publisher)
+        # Those behind the first of several batches.
+        for _ in range(40):
+            foreign(ledger)
+        for name, value in (("TAIL_ROWS_MAX", 4), ("TAIL_FEW_ROWS", 1), ("FOLD_EVENTS_PER_COMMIT", 1)):
+            monkeypatch.setattr(limits, name, value)
+        assert not publisher.follower.step().is_complete
+        assert publisher.writer.header.position.as_of < 112
+        assert cache.metrics().as_of == 112
+        assert everything(cache) == replayed(ledger)
+
+
+def test_an_overlay_of_another_history_is_found_under_the_mark(ledger: str, publisher: Publisher) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger, "identity_adopt", "Echo", '{"name": "Echo", "confidence": 0.9}')
+        assert cache.identity().name == "Echo"
+        # The event that only this process has folded becomes another one, before the daemon sees it.
+        ledgers.execute(ledger, "UPDATE events SET kind = 'user' WHERE id = 68")
+        foreign(ledger)
+        publisher.publish()
+        assert cache.identity() == (None, cache.identity().traits, 69)
+        assert everything(cache) == replayed(ledger)
+
+
+def test_a_mark_of_an_empty_wal_or_of_another_file_proves_nothing(
+    ledger: str, publisher: Publisher, statements: list[Position], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger)
+        ledgers.execute(ledger, "PRAGMA wal_checkpoint(TRUNCATE)")
+        publisher.publish()
+        assert publisher.writer.header.head_mark == b""
+        statements.clear()
+        assert cache.metrics().as_of == 68
+        assert len(statements) > 0
+        foreign(ledger)
+        publisher.publish()
+        mark = publisher.writer.header.head_mark
+        assert len(mark) == 64
+        monkeypatch.setattr(cache._freshness, "_file", bytes(16))
+        statements.clear()
+        assert cache.metrics().as_of == 69
+        assert len(statements) > 0
+
+
+def test_without_the_mapped_mark_the_tail_is_always_read(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger, freshness="data_version") as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger)
+        publisher.publish()
+        statements.clear()
+        assert cache.metrics().as_of == 68
+        assert len(statements) > 0
 
 
 # Transactions.
