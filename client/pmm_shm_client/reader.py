@@ -41,11 +41,12 @@ class Reading:
         read_models: by the names of their folds; all at one position.
     """
 
-    __slots__ = ("_read_models", "as_of", "mark", "position")
+    __slots__ = ("_read_models", "as_of", "history", "mark", "position")
 
     def __init__(self, read_models: Mapping[str, ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        self.position = next(iter(read_models.values())).position
+        first = next(iter(read_models.values()))
+        self.position, self.history = first.position, first.history
         self.as_of = self.position.event_id or 0
         self.mark = mark
 

@@ -177,6 +177,9 @@ class ReadModel(Cursor):
         lineage: of the published states they stand on; None for a replay in memory, from the first event.
         connection: the read-only connection that the tail comes from.
         follows_log: False for a read model that always stands where its base does, and never reads the ledger.
+
+    Attributes:
+        history: the same object as long as each position was found in the log when the next one was reached.
     """
 
     def __init__(
@@ -195,6 +198,7 @@ class ReadModel(Cursor):
         self._views: dict[str, tuple[Any, Position]] = {}
         self._base_position = START
         self._is_at_head = False
+        self.history = object()
 
     def attach(self, snapshot: Snapshot | None, is_head: bool = False) -> bool:
         """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
@@ -274,7 +278,12 @@ class ReadModel(Cursor):
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""
         super().reset()
+        self._begin_history()
+
+    def _begin_history(self) -> None:
+        """What was read so far is not of this log."""
         self._views.clear()
+        self.history = object()
 
     def _add_published(self, written: Touched, made_at: Position, name: str) -> bool:
         """Add what commits of the daemon have written of a fold behind `made_at`; False where a patch is out of the
@@ -298,7 +307,7 @@ class ReadModel(Cursor):
         tail = self._reader.read(self.position, limits.TAIL_FEW_ROWS)
         if not tail.is_anchored:
             # The overlay was of another history, and so are the views: a base near the start fits both.
-            self._views.clear()
+            self._begin_history()
         # Where the daemon has published everything new, this was the look at the base's anchor, too.
         self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
 
@@ -307,5 +316,5 @@ class ReadModel(Cursor):
         if self._snapshot is None or self.position == self._base_position:
             return False
         self.stand_on(self._base_position)
-        self._views.clear()
+        self._begin_history()
         return True
