@@ -368,8 +368,10 @@ def exit_codes() -> str:
     rows: dict[int, list[str]] = {}
     for kind, code in exits.CODES:
         rows.setdefault(code, []).append(f"`{kind.__name__}`")
-    names = {value: name for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
-    meanings = {code: said.get(code, name.lower()) for code, name in names.items()}
+    meanings = {**said, **exits.BY_SIGNALS}
+    assert meanings.keys() == {
+        value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)
+    }
     return table(
         ("code", "meaning", "errors that give it"),
         [(str(code), meanings[code], ", ".join(rows.get(code, [])) or other(code)) for code in sorted(meanings)],

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from pmm_shm.errors import DaemonError
-from pmm_shm_terminal.options import CONTEXT, Deadline, Finite, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm.finite import Finite
+from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
 
 if TYPE_CHECKING:
     from pmm_shm_chat.responder import Responder

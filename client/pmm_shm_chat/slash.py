@@ -12,7 +12,7 @@ from pmm_shm.errors import ConfigError
 from pmm_shm_terminal.answers import answer_of_cache, shown
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
 from pmm_shm_terminal.options import Deadline
-from pmm_shm_terminal.output import cell, pairs, plain, show, table, titled
+from pmm_shm_terminal.output import cell, json_value, pairs, show, table, titled
 from pmm_shm_terminal.verification import check
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def _stats(session: Session, argument: str) -> None:
-    numbers: dict[str, Any] = plain(session.cache.stats())
+    numbers: dict[str, Any] = json_value(session.cache.stats())
     if session.cache.not_applicable:
         del numbers["metrics"]["ias"], numbers["metrics"]["gas"]
     daemon = numbers.pop("daemon")

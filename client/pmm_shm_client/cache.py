@@ -35,7 +35,8 @@ from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
-    from pmm_shm.projection.verification import VerifyReport
+    from pmm_shm.projection.verification import PublishedCopy, VerifyReport
+    from pmm_shm.store.snapshot import Lineage, Snapshot
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm.vectors.text_table_reader import TextTableReader
     from pmm_shm_client.commands import DaemonCommand
@@ -386,10 +387,13 @@ class Cache(Reads):
         It reads shared memory and never waits: ask it again and again where `wait_for` would stop other green threads.
         """
         self._check_open()
-        with self._reader.transaction() as snapshot:
+
+        def position(snapshot: Snapshot | None) -> int | None:
             if snapshot is None or snapshot.header.is_void or not snapshot.header.folds:
                 return None
             return snapshot.header.position.as_of
+
+        return self._reader.with_snapshot(position)
 
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`. Returns the event id up to which is published.
@@ -541,16 +545,20 @@ class Cache(Reads):
             from pmm_shm.projection.verification import copy_published, verify, verify_unpublished
 
         names = (fold,) if fold is not None else tuple(self._reader.folds)
-        with self._reader.transaction() as snapshot:
+
+        def copied(snapshot: Snapshot | None) -> tuple[PublishedCopy, Lineage] | None:
             folds = [self._reader.folds[name] for name in names]
             if snapshot is not None:
                 folds = [one for one in folds if snapshot.header.generation_of(one) is not None]
             copy = copy_published(snapshot, folds) if snapshot is not None and folds else None
-            everything = None if snapshot is None else snapshot.whole_lineage()
-        if copy is None:
+            return None if snapshot is None or copy is None else (copy, snapshot.whole_lineage())
+
+        found = self._reader.with_snapshot(copied)
+        if found is None:
             return verify_unpublished(self._reader.connection)
+        copy, everything = found
         report = verify(self._reader.connection, copy)[0]
-        if not report.ok and everything is not None:
+        if not report.ok:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)
         return report

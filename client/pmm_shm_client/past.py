@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
-from pmm_shm.projection.cursor import LogChanged
-from pmm_shm.projection.read_model import ReadModel
+from pmm_shm.projection.cursor import LogChanged, ReadModel
 from pmm_shm_client.reader import Reader, Reading
 
 _T = TypeVar("_T")
@@ -38,7 +37,7 @@ class PastReads:
         return self._reader.with_ledger(lambda: self._made(read_model, make))
 
     def _made(self, read_model: ReadModel, make: Callable[[Reading], _T]) -> _T:
-        result = make(Reading((read_model,)))
+        result = make(Reading(dict.fromkeys(read_model.folds, read_model)))
         # Only now: with its views, which later ones patch.
         self._keep(read_model)
         return result

@@ -10,8 +10,7 @@ Invariant: no read transaction outlives the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pmm_shm import limits
@@ -25,7 +24,7 @@ from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.projection.read_model import ReadModel
+from pmm_shm.projection.cursor import ReadModel
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 
@@ -36,36 +35,34 @@ _BUILT_IN = "built-in"
 
 
 class Reading:
-    """Views of one position; valid only within the read that made it."""
+    """Views of one position; valid only within the read that made it.
+
+    Parameters:
+        read_models: by the names of their folds; all at one position.
+    """
 
     __slots__ = ("_read_models", "as_of", "history", "mark", "position")
 
-    def __init__(self, read_models: Collection[ReadModel], mark: Mark | None = None) -> None:
+    def __init__(self, read_models: Mapping[str, ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        first = next(iter(read_models))
+        first = next(iter(read_models.values()))
         self.position, self.history = first.position, first.history
-        self.as_of = self.position.as_of
+        self.as_of = self.position.event_id or 0
         self.mark = mark
 
     def view(self, name: str) -> Any:
-        return self._read_model_of(name).view(name)
+        return self._read_models[name].view(name)
 
     def state(self, name: str) -> State:
-        return self._read_model_of(name).state(name)
+        return self._read_models[name].state(name)
 
     def holds(self, position: Position) -> bool:
         """Whether the row of an earlier position is still in the ledger, unchanged."""
-        return next(iter(self._read_models)).log_holds(position)
+        return next(iter(self._read_models.values())).log_holds(position)
 
     def is_published(self, name: str) -> bool:
         """Whether the view stands on what the daemon has published, and not on a replay in memory."""
-        return self._read_model_of(name).lineage is not None
-
-    def _read_model_of(self, name: str) -> ReadModel:
-        for read_model in self._read_models:
-            if name in read_model.folds:
-                return read_model
-        raise KeyError(name)
+        return self._read_models[name].lineage is not None
 
 
 class Reader:
@@ -101,12 +98,16 @@ class Reader:
         self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
         self._built_in = frozenset(self.folds)
         self._read_models: dict[str, ReadModel] = {}
+        self._read_model_of: dict[str, ReadModel] = {}
         # The environment and the folds of the header for which `_read_models` were arranged.
         self._arranged_for: tuple[FileId, object] | None = None
         self._snapshot_read_model: ReadModel | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
         self._events_folded = 0
+        self._head_mark = b""
+        self._head_marks_seen = 0
+        self._head_marks_seen_by: tuple[int, FileId] | None = None
         self._is_inside = False
         self._is_closed = False
         self.replays = 0
@@ -131,7 +132,7 @@ class Reader:
 
         def read() -> _T:
             mark = self.freshness.take()
-            with self.snapshots.begin() as snapshot:
+            with self.snapshots as snapshot:
                 try:
                     return make(self._at_head(snapshot, mark))
                 except LedgerError:
@@ -161,7 +162,8 @@ class Reader:
         Raises:
             SnapshotUnavailableError: nothing is published, or not up to event `at_least`.
         """
-        with self._entered(), self.snapshots.begin() as snapshot:
+
+        def read(snapshot: Snapshot | None) -> _T:
             folds = [self.folds[name] for name in names]
             lineage = None if snapshot is None else snapshot.lineage(folds)
             if snapshot is None or lineage is None or self._is_distrusted(lineage):
@@ -174,12 +176,14 @@ class Reader:
                 self._snapshot_read_model = read_model
             try:
                 read_model.attach(snapshot)
-                return make(Reading((read_model,)))
+                return make(Reading(dict.fromkeys(names, read_model)))
             except BaseException:
                 self._snapshot_read_model = None
                 raise
             finally:
                 read_model.detach()
+
+        return self.with_snapshot(read)
 
     def distrust(self, lineage: Lineage) -> None:
         """The published state of this lineage was found wrong: reads ignore its generations until a rebuild."""
@@ -197,9 +201,12 @@ class Reader:
         failure: Exception | None = None
         for _ in range(_ATTEMPTS_MAX):
             try:
-                # As `_entered`, without its cost.
                 with self.connection.lock:
-                    self._check_may_enter()
+                    # One read at a time: a signal handler may run within a read of the same thread.
+                    if self._is_closed:
+                        raise ClosedError(f"{self.connection.path}: the cache was closed")
+                    if self._is_inside:
+                        raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
                     try:
                         self._is_inside = True
                         return action()
@@ -219,34 +226,21 @@ class Reader:
                 self._recover()
         raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
 
-    @contextmanager
-    def transaction(self) -> Iterator[Snapshot | None]:
-        """The published snapshot, with the reader's lock held."""
-        with self._entered(), self.snapshots.begin() as snapshot:
-            yield snapshot
+    def with_snapshot(self, action: Callable[[Snapshot | None], _T]) -> _T:
+        """Run `action` with the connection's lock, within a transaction on what is published now."""
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """The lock, for one read at a time: a signal handler may run within a read of the same thread."""
-        with self.connection.lock:
-            self._check_may_enter()
-            try:
-                self._is_inside = True
-                yield
-            finally:
-                self._is_inside = False
+        def read() -> _T:
+            with self.snapshots.begin() as snapshot:
+                return action(snapshot)
 
-    def _check_may_enter(self) -> None:
-        if self._is_closed:
-            raise ClosedError(f"{self.connection.path}: the cache was closed")
-        if self._is_inside:
-            raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
+        return self.with_ledger(read)
 
     def _drop_read_models(self) -> None:
         for read_model in self._read_models.values():
             read_model.detach()
             self._events_folded += read_model.events_folded
         self._read_models.clear()
+        self._read_model_of = {}
         self._arranged_for = None
         self._on_reset()
 
@@ -255,6 +249,7 @@ class Reader:
         with self.connection.lock:
             self._is_closed = True
             self._read_models.clear()
+            self._read_model_of = {}
             self._arranged_for = None
             self._snapshot_read_model = None
             self.connection.close()
@@ -270,37 +265,42 @@ class Reader:
 
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
-        if not self._is_arranged_for(snapshot):
+        known = self._arranged_for
+        if snapshot is None or known is None or known[1] is not snapshot.header.folds or known[0] != snapshot.identity:
             self._arrange(snapshot)
-        for key in list(self._read_models):
-            if key in self._read_models and not self._read_models[key].attach(snapshot):
-                self._reject(key, snapshot)
-        self._all_to_head(snapshot)
+        self._all_to_head(snapshot, snapshot is not None and self._is_of_head(snapshot, mark))
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():
                 self._all_to_head(snapshot)
-        return Reading(self._read_models.values(), mark)
+        return Reading(self._read_model_of, mark)
 
-    def _all_to_head(self, snapshot: Snapshot | None) -> None:
+    def _is_of_head(self, snapshot: Snapshot, mark: Mark) -> bool:
+        """Whether nobody has committed to the ledger since the daemon found nothing behind the published position.
+
+        Then it had this mark. A mark proves something only between two moments at which its file was locked all along.
+        So of those that this connection has seen, the first two do not count: the daemon has taken the third after it
+        had published the second, and that was after this connection had seen the first.
+        """
+        head_mark, seen_by = snapshot.header.head_mark, (self.connection.epoch, snapshot.identity)
+        if seen_by != self._head_marks_seen_by:
+            self._head_marks_seen_by, self._head_marks_seen = seen_by, 0
+        if not self._head_marks_seen or head_mark != self._head_mark:
+            self._head_mark = head_mark
+            self._head_marks_seen += 1
+        return self._head_marks_seen > 2 and head_mark != b"" and head_mark == self.freshness.shared(mark)
+
+    def _all_to_head(self, snapshot: Snapshot | None, is_head: bool = False) -> None:
         # Each round may reject one of them.
         for _ in range(limits.REPLAYS_MAX * (1 + len(self.folds))):
-            for key in list(self._read_models):
-                if not self._catch_up(key, snapshot):
+            for key, read_model in self._read_models.items():
+                if not read_model.catch_up(snapshot, is_head):
+                    self._reject(key, snapshot)
                     # The read models are others now.
                     break
             else:
                 return
         raise LedgerBusyError(f"{self.connection.path}: changed again and again while it was replayed")
-
-    def _catch_up(self, key: str, snapshot: Snapshot | None) -> bool:
-        """Bring a read model to the head; False where the log does not continue it, and others have taken its place."""
-        read_model = self._read_models[key]
-        while not read_model.catch_up():
-            if not read_model.fall_back(snapshot):
-                self._reject(key, snapshot)
-                return False
-        return True
 
     def _reject(self, key: str, snapshot: Snapshot | None) -> None:
         """The log does not continue this read model: fold it anew, from the first event."""
@@ -311,16 +311,7 @@ class Reader:
             self._arrange(snapshot)
         else:
             self._replace(key, ReadModel(list(read_model.folds.values()), None, self.connection))
-
-    def _is_arranged_for(self, snapshot: Snapshot | None) -> bool:
-        """Whether the read models are surely those that `_arrange` would make of this snapshot."""
-        known = self._arranged_for
-        return (
-            known is not None
-            and snapshot is not None
-            and known[1] is snapshot.header.folds
-            and known[0] == snapshot.identity
-        )
+            self._read_model_of.update(dict.fromkeys(read_model.folds, self._read_models[key]))
 
     def _arrange(self, snapshot: Snapshot | None) -> None:
         """Folds that are published share one read model; of the others, which are folded in memory, the built-in ones
@@ -333,6 +324,7 @@ class Reader:
             read_model = self._read_models.get(key)
             if read_model is None or read_model.lineage != lineage or list(read_model.folds.values()) != folds:
                 self._replace(key, ReadModel(folds, lineage, self.connection))
+        self._read_model_of = {name: one for one in self._read_models.values() for name in one.folds}
         self._arranged_for = None
         if snapshot is not None and self._rejected is None:
             # A rejection holds for one position only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -416,16 +417,13 @@ class Reads(ABC):
         source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
         mode = self._mode(source, consistency)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
-
-        def build(reading: Reading | ReplayReading) -> Any:
-            return self._build(name, source, mode, reading, counter)
-
+        build = partial(self._build, name, source, mode, counter)
         value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return value
 
-    def _build(self, name: str, source: str, mode: str, reading: Reading | ReplayReading, counter: ReadCounter) -> Any:
+    def _build(self, name: str, source: str, mode: str, counter: ReadCounter, reading: Reading | ReplayReading) -> Any:
         """The answer, memoised. An exact read runs it with the reader's lock held, so that no memo of a closed
         connection is left behind.
         """

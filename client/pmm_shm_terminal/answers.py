@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm.errors import UnknownFoldError
 from pmm_shm_terminal.completers import registered_folds
 from pmm_shm_terminal.options import did_you_mean
-from pmm_shm_terminal.output import cell, pairs, plain, table, titled
+from pmm_shm_terminal.output import cell, json_value, pairs, table, titled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,12 +103,12 @@ def _of_replay(what: str, reading: ReplayReading, strict: bool) -> Any:
 
     view = reading.view(_source(what))
     if what == "self-model":
-        return plain(self_model_dict(view, strict=strict))
+        return json_value(self_model_dict(view, strict=strict))
     if what == "directives":
-        return plain(view.rows())
+        return json_value(view.rows())
     if what == "active-directives":
-        return plain(view.active())
-    return plain(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
+        return json_value(view.active())
+    return json_value(RESULTS[what](view, reading.as_of) if what in RESULTS else view)
 
 
 def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: bool, limit: float) -> Any:
@@ -121,14 +121,14 @@ def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: b
     if what == "frame":
         frame = cache.frame(consistency=consistency)
         answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
-        answer = {"as_of": frame.as_of, "self-model": plain(frame.self_model(strict, limit)), **answers}
+        answer = {"as_of": frame.as_of, "self-model": json_value(frame.self_model(strict, limit)), **answers}
         return _marked(what, answer, frame.not_applicable)
     if what == "self-model":
-        answer = plain(cache.self_model(strict, limit, consistency=consistency))
+        answer = json_value(cache.self_model(strict, limit, consistency=consistency))
     elif what in NAMES:
         answer = _of_methods(what, cache, consistency=consistency)
     else:
-        answer = plain(cache.fold(what, consistency=consistency))
+        answer = json_value(cache.fold(what, consistency=consistency))
     return _marked(what, answer, cache.not_applicable)
 
 
@@ -148,7 +148,7 @@ def _marked(what: str, answer: Any, missing: Collection[str]) -> Any:
 
 
 def _of_methods(what: str, source: Cache | Frame, **options: Any) -> Any:
-    return plain(getattr(source, what.replace("-", "_"))(**options))
+    return json_value(getattr(source, what.replace("-", "_"))(**options))
 
 
 def _source(what: str) -> str:

@@ -14,6 +14,11 @@ INTEGRITY = 5
 HUNG_UP = 129
 INTERRUPTED = 130
 TERMINATED = 143
+BY_SIGNALS = {
+    HUNG_UP: "its terminal was closed (SIGHUP)",
+    INTERRUPTED: "interrupted (SIGINT, Ctrl-C)",
+    TERMINATED: "ended by SIGTERM",
+}
 
 CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ConfigError, USAGE),

@@ -12,21 +12,12 @@ import click
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError
+from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
-
-
-class Finite(click.FloatRange):
-    """A number within a range; NaN, which is within every range, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
 
 
 class Deadline:

@@ -23,18 +23,18 @@ Advance = Callable[[int], None]
 """Called with the amount done."""
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Any view as what JSON knows: dicts with text keys, lists, numbers, text."""
     if isinstance(value, Mapping):
-        return {_key(key): plain(item) for key, item in value.items()}
+        return {_key(key): json_value(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
+        return json_value(value._asdict())
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return [plain(item) for item in sorted(value, key=repr)]
+        return [json_value(item) for item in sorted(value, key=repr)]
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
     if value is None or isinstance(value, (str, int, float)):

@@ -83,6 +83,7 @@ class Table:
             value = self._clean.get(key, _MISSING)
             if value is _MISSING:
                 value = self._load(key)
+                self._state.is_used = True
                 self._clean[key] = value
         return default if value is None else value
 
@@ -148,11 +149,13 @@ class State:
     and tuples of these.
     """
 
-    __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id")
+    __slots__ = ("_clean", "_dirty", "_tables", "_touched", "_undo", "base", "event_id", "is_used")
 
     def __init__(self, base: Base = EMPTY) -> None:
         self.base = base
         self.event_id = 0
+        # Whether there may be anything on top of the base: writes, or values that were read from it.
+        self.is_used = False
         self._undo: _Undo = []
         self._dirty: dict[str, Any] = {}
         self._clean: dict[str, Any] = {}
@@ -169,6 +172,7 @@ class State:
             if value is _MISSING:
                 data = self.base.get(cell_key(name))
                 value = None if data is None else unpack(data)
+                self.is_used = True
                 self._clean[name] = value
         return default if value is None else value
 
@@ -209,6 +213,7 @@ class State:
     def begin_event(self, event_id: int) -> None:
         """Call it before each event or batch: `rollback` returns to this point."""
         self.event_id = event_id
+        self.is_used = True
         self._undo.clear()
 
     def check_values(self) -> None:
@@ -236,7 +241,7 @@ class State:
     def copy(self) -> State:
         """Another state with the same values over the same base: they are never changed in place."""
         other = State(self.base)
-        other.event_id, other._touched = self.event_id, self._touched
+        other.event_id, other.is_used, other._touched = self.event_id, self.is_used, self._touched
         other._dirty, other._clean = self._dirty.copy(), self._clean.copy()
         for name, table in self._tables.items():
             theirs = other.table(name)
@@ -256,18 +261,14 @@ class State:
         return len(self._dirty) + sum(len(table._dirty) for table in self._tables.values())
 
     def drop_overlay(self) -> None:
-        """Forget the overlay."""
+        """Forget the overlay, and what was read from the base."""
         self._undo.clear()
         self._dirty.clear()
-        for table in self._tables.values():
-            table._dirty.clear()
-        self.forget_reads()
-
-    def forget_reads(self) -> None:
-        """Forget what was read from the base: it may have changed."""
         self._clean.clear()
         for table in self._tables.values():
+            table._dirty.clear()
             table._clean.clear()
+        self.is_used = False
 
 
 class Touched:

@@ -63,7 +63,7 @@ def backup(
     try:
         target = new_path(file, [source.path + suffix for suffix in ("", *SIDE_FILES)])
         try:
-            with staged(target) as temporary:
+            with staged(target, 0o600) as temporary:
                 _copy(source, temporary, target)
                 events, head_id = _contents(temporary)
         except (OSError, sqlite3.Error) as error:
@@ -81,10 +81,8 @@ def backup(
 
 def _copy(source: Connection, temporary: str, target: str) -> None:
     def attempt() -> None:
-        # Made by us, so that the mode is private from the beginning: SQLite writes into an empty file.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        # SQLite writes into an empty file.
+        os.truncate(temporary, 0)
         try:
             _execute(handle, "VACUUM INTO ?", temporary)
         except sqlite3.OperationalError as error:

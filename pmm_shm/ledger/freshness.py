@@ -32,6 +32,8 @@ Mark = bytes | tuple[int, int]
 WAL_INDEX_HEADER_BYTES = 48
 _COMMITS = slice(8, 12)
 _MAP_BYTES = 4096
+_FRAMES = slice(16, 20)
+"""Of the header: the number of frames in the WAL."""
 
 
 class _Mapped(NamedTuple):
@@ -121,6 +123,7 @@ class Freshness:
         self._connection = connection
         self._choice = choice
         self._epoch = -1
+        self._file = b""
         self.header: ctypes.Array[ctypes.c_char] | None = None
         self.trusted_until = 0.0
         connection.on_close(self._forget)
@@ -136,7 +139,8 @@ class Freshness:
             LedgerError: the ledger cannot be read, or its lock is gone.
             LedgerMoved: the ledger was replaced.
         """
-        if not self.is_trusted():
+        # As `is_trusted`.
+        if time.monotonic() >= self.trusted_until or self._epoch != self._connection.epoch:
             self._check_guards()
         if self.header is not None:
             return self.header.raw
@@ -144,6 +148,16 @@ class Freshness:
         # Fetched to the end: an unfinished statement would pin an old snapshot under a new mark.
         version = self._connection.retry(lambda: handle.execute("PRAGMA data_version").fetchall()[0][0])
         return self._connection.epoch, version
+
+    def shared(self, mark: Mark) -> bytes:
+        """A mark in a form that other processes can compare with theirs; empty where they cannot.
+
+        It names the `-shm` file. With frames in the WAL, the header has a checksum over all of them. The header of an
+        empty WAL is a constant, and counts for nothing here.
+        """
+        if type(mark) is not bytes or mark[_FRAMES] == b"\0\0\0\0":
+            return b""
+        return self._file + mark
 
     def distrust(self) -> None:
         """Check the guards at the next use: something does not fit, and what is trusted may be old."""
@@ -171,7 +185,9 @@ class Freshness:
         self.header = None
         if self._choice == "auto" and connection.identity is not None and connection.shm_inode is not None:
             # SQLite keeps the -shm file in the ledger's directory, and so on its device.
-            self.header = _map_header(connection.path + "-shm", (connection.identity[0], connection.shm_inode))
+            file = connection.identity[0], connection.shm_inode
+            self.header = _map_header(connection.path + "-shm", file)
+            self._file = b"".join(number.to_bytes(8, "big") for number in file)
         self._epoch = connection.epoch
 
     def _forget(self) -> None:

@@ -60,8 +60,7 @@ def exported(connection: Connection, progress: Progress = lambda done: None) -> 
         if not tail.is_anchored:
             raise LedgerReplacedError(f"{connection.path}: replaced or edited while it was exported; export it again")
         for row in tail.rows:
-            # A row of the tail ends with the head's id.
-            yield _line(dict(zip(columns, row, strict=False)))
+            yield _line(dict(zip(columns, row, strict=True)))
         done += len(tail.rows)
         progress(done)
         if tail.is_complete or tail.position.as_of >= head_id:

@@ -1,11 +1,18 @@
-"""New database files: whole or absent, and never in the place of an existing one."""
+"""New database files: whole or absent, and never in the place of an existing one.
+
+A file is written under a temporary name, with a `flock` on it that ends with its writer. So files that a killed writer
+has left can be told from those of a living one, and the next writer of the same name removes them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
+import stat
 from collections.abc import Collection, Iterator
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
@@ -48,20 +55,26 @@ def new_path(path: str | os.PathLike[str], ledger_files: Collection[str] = ()) -
 
 
 @contextlib.contextmanager
-def staged(target: str) -> Iterator[str]:
-    """A name beside `target` to write to; when the block ends, the file is synced and gets the name `target`.
+def staged(target: str, mode: int = 0o644) -> Iterator[str]:
+    """The name of an empty file beside `target` to write to; when the block ends, it is synced and renamed to `target`.
 
     After an error neither file exists. An exception of a signal handler in the last step may leave the whole `target`.
+    What killed writers of the same target have left is removed.
+
+    Parameters:
+        mode: of the file, before the process's umask; by default as SQLite makes databases.
 
     Raises:
         LedgerUnwritableError: `target` exists by now.
-        OSError: the file cannot be synced or renamed.
+        OSError: the file cannot be made, synced or renamed.
     """
     parent, name = os.path.split(target)
-    short = os.fsdecode(os.fsencode(name)[:_NAME_BYTES_MAX])
+    prefix = f".{os.fsdecode(os.fsencode(name)[:_NAME_BYTES_MAX])}."
+    _remove_abandoned(parent, prefix)
     # A name that no other writer has: pids repeat where containers share a volume.
-    temporary = f"{parent}/.{short}.{secrets.token_hex(4)}.new"
+    temporary, descriptor = f"{parent}/{prefix}{secrets.token_hex(4)}.new", None
     try:
+        descriptor = _make_locked(temporary, mode)
         yield temporary
         sync(temporary)
         try:
@@ -72,9 +85,54 @@ def staged(target: str) -> Iterator[str]:
         with contextlib.suppress(PermissionError):
             sync(parent)
     finally:
-        for suffix in ("", *SIDE_FILES):
+        _remove(temporary)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _make_locked(path: str, mode: int) -> int:
+    """A descriptor of a new file, with the lock of its writer."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
+        # Not every file system has such locks: there, nobody finds this file abandoned, either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return descriptor
+        # Another writer has taken it for an abandoned one, before it was locked.
+        os.close(descriptor)
+
+
+def _remove_abandoned(parent: str, prefix: str) -> None:
+    """Remove the temporary files that killed writers of one target have left."""
+    left = re.compile(re.escape(prefix) + r"[0-9a-f]{8}\.new")
+    with contextlib.suppress(OSError):
+        for path in [f"{parent}/{name}" for name in os.listdir(parent) if left.fullmatch(name)]:
             with contextlib.suppress(OSError):
-                os.unlink(temporary + suffix)
+                _remove_if_abandoned(path)
+
+
+def _remove_if_abandoned(path: str) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_nlink > 1:
+        # It has got its name, under which it may be in use: to open it would drop SQLite's locks.
+        os.unlink(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # With the lock: a writer that has just made it finds it gone, and makes another.
+        _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    for suffix in ("", *SIDE_FILES):
+        with contextlib.suppress(OSError):
+            os.unlink(path + suffix)
 
 
 def sync(path: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
@@ -41,6 +41,11 @@ class Position(NamedTuple):
     def as_of(self) -> int:
         """The event id as results report it: 0 before the first event."""
         return self.event_id or 0
+
+    def is_before(self, other: Position) -> bool:
+        """Whether events follow this position up to the other one."""
+        mine, theirs = self.event_id, other.event_id
+        return theirs is not None and (mine is None or mine < theirs)
 
 
 START = Position(None, b"")
@@ -79,7 +84,8 @@ class TailReader:
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._whole_rows = whole_rows
-        self._columns: tuple[Schema | None, str] = (None, "")
+        self._schema: Schema | None = None
+        self._select = self._behind_sql = ""
         self._first_sql = _events_sql("id >= ?", self._kinds)
         self._next_sql = _events_sql("id > ?", self._kinds)
 
@@ -96,7 +102,7 @@ class TailReader:
             return _cut(self._checked(self._whole_tail(after, rows_max)), after, until_id)
         if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
             # Usually few rows follow a position, or none, and one statement costs half of those below.
-            short = self._checked(self._short_tail(after))
+            short = self._short_tail(after)
             if short.is_complete or not short.is_anchored:
                 return short
         return self._checked(self._needed_tail(after, rows_max, until_id))
@@ -109,7 +115,7 @@ class TailReader:
         """
         if position.event_id is None:
             return True
-        rows = self._rows(_ONE_SQL, (position.event_id,), 1)
+        rows = self._batch(_ONE_SQL, (position.event_id,), 1).rows
         return bool(rows) and _is_at(rows[0], position)
 
     def position_before(self, event_id: int) -> Position:
@@ -118,7 +124,7 @@ class TailReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        rows = self._rows(_NEWEST_SQL, (event_id - 1,), 1) if event_id > _ID_MIN else []
+        rows = self._batch(_NEWEST_SQL, (event_id - 1,), 1).rows if event_id > _ID_MIN else []
         return position_of(rows[0]) if rows else START
 
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
@@ -134,30 +140,47 @@ class TailReader:
             parameters = (lower_id, upper_id, *(self._kinds or ()))
             rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
             last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
-            newest = self._rows(_NEWEST_SQL, (last_id,), 1)
+            newest = self._batch(_NEWEST_SQL, (last_id,), 1).rows
             if not newest:
                 return Tail([], after, True, is_all)
             position = position_of(newest[0])
-            is_complete = position.event_id == newest[0][-1] or (is_all and upper_id == end_id)
+            is_complete = (is_all and upper_id == end_id) or self._is_head(position)
             return Tail(rows, position, True, is_complete)
 
     def _short_tail(self, after: Position) -> Tail:
         """Up to `limits.TAIL_FEW_ROWS` whole rows of any kind."""
-        handle = self._connection.handle()
         # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
         try:
-            parameters = (after.event_id, limits.TAIL_FEW_ROWS + 1)
-            return _behind(handle.execute(self._sql(_BEHIND_SQL), parameters).fetchall(), after)
+            handle = self._connection.handle()
+            if self._schema is not self._connection.schema:
+                self._look_at_columns()
+            # One statement, one moment: the anchor's row, the tail, and one row more where the tail is longer.
+            rows = handle.execute(self._behind_sql, (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
         except sqlite3.Error:
-            return self._whole_tail(after, limits.TAIL_FEW_ROWS)
+            return self._checked(self._whole_tail(after, limits.TAIL_FEW_ROWS))
+        if not rows or not _is_at(rows[0], after):
+            return Tail([], after, False, False)
+        if len(rows) == 1:
+            return Tail([], after, True, True)
+        few = rows[1 : limits.TAIL_FEW_ROWS + 1]
+        return self._checked(Tail(few, position_of(few[-1]), True, len(few) == len(rows) - 1))
 
     def _whole_tail(self, after: Position, rows_max: int) -> Tail:
         """Up to `rows_max` whole rows of any kind."""
-        if after.event_id is not None:
-            # One statement, one moment: the anchor's row, the tail, the head's id.
-            return _behind(self._rows(_BEHIND_SQL, (after.event_id,), rows_max + 1), after)
-        rows = self._rows(_FIRST_SQL, (), rows_max)
-        return _until_last(rows) if rows else Tail([], after, True, True)
+        if after.event_id is None:
+            rows, is_all = self._batch(_FIRST_SQL, (), rows_max)
+        else:
+            rows, is_all = self._batch(_BEHIND_SQL, (after.event_id,), rows_max + 1)
+            if not rows or not _is_at(rows[0], after):
+                return Tail([], after, False, False)
+            del rows[0]
+        position = position_of(rows[-1]) if rows else after
+        return Tail(rows, position, True, is_all or self._is_head(position))
+
+    def _is_head(self, position: Position) -> bool:
+        """Whether no row follows the position."""
+        head_id: object = fetch_batch(self._connection, _HEAD_SQL, (), 1).rows[0][0]
+        return head_id == position.event_id
 
     def _upper(self, lower_id: int, end_id: int) -> int:
         """Up to which id one statement may go: a scan where few kinds match has to end, too."""
@@ -173,7 +196,7 @@ class TailReader:
 
     def _checked(self, tail: Tail) -> Tail:
         """The tail; raises where an id is no integer."""
-        if self._connection.schema.may_mix_ids:
+        if tail.rows and self._connection.schema.may_mix_ids:
             for row in tail.rows:
                 if type(row[0]) is not int:
                     raise self._not_integers(row[0])
@@ -185,16 +208,20 @@ class TailReader:
     def _not_integers(self, event_id: object) -> NotALedgerError:
         return not_integers(self._connection.path, f"holds {event_id!r:.80}, not an integer")
 
-    def _rows(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> list[RawRow]:
-        """Rows with all columns, and the head's id behind them."""
-        return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max).rows
+    def _batch(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> Batch:
+        """Rows with all columns."""
+        return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max)
 
     def _sql(self, sql: str) -> str:
-        schema, columns = self._columns
-        if schema is not self._connection.schema:
-            columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
-            self._columns = (self._connection.schema, columns)
-        return f"SELECT {columns}, (SELECT max(id) FROM events) FROM events {sql}"
+        if self._schema is not self._connection.schema:
+            self._look_at_columns()
+        return self._select + sql
+
+    def _look_at_columns(self) -> None:
+        self._schema = self._connection.schema
+        columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
+        self._select = f"SELECT {columns} FROM events "
+        self._behind_sql = self._select + _BEHIND_SQL
 
 
 def head_of(connection: Connection) -> int:
@@ -209,34 +236,20 @@ def head_of(connection: Connection) -> int:
 
 
 def position_of(row: RawRow) -> Position:
-    """The position at a whole row, with the head's id as its last column, as tails of whole rows have them."""
-    return Position(row[0], row_digest(row[:-1]))
+    """The position at a row with all its columns."""
+    return Position(row[0], row_digest(row))
 
 
 def _is_at(row: RawRow, position: Position) -> bool:
-    """Whether the position was taken at this whole row, with the head's id as its last column.
+    """Whether the position was taken at this row with all its columns.
 
     Columns that were added to the table since then are the last ones, and the digest does not cover them.
     """
     if row[0] != position.event_id:
         return False
-    values = row[:-1]
-    return row_digest(values) == position.anchor or any(
-        row_digest(values[:count]) == position.anchor for count in range(len(REQUIRED_COLUMNS), len(values))
+    return row_digest(row) == position.anchor or any(
+        row_digest(row[:count]) == position.anchor for count in range(len(REQUIRED_COLUMNS), len(row))
     )
-
-
-def _behind(rows: list[RawRow], after: Position) -> Tail:
-    if not rows or not _is_at(rows[0], after):
-        return Tail([], after, False, False)
-    if len(rows) == 1:
-        return Tail([], after, True, after.event_id == rows[0][-1])
-    return _until_last(rows[1:])
-
-
-def _until_last(rows: list[RawRow]) -> Tail:
-    position = position_of(rows[-1])
-    return Tail(rows, position, True, position.event_id == rows[-1][-1])
 
 
 def _cut(tail: Tail, after: Position, until_id: int | None) -> Tail:
@@ -251,6 +264,7 @@ _ONE_SQL = "WHERE id = ? LIMIT ?"
 _NEWEST_SQL = "WHERE id <= ? ORDER BY id DESC LIMIT ?"
 _FIRST_SQL = f"WHERE id >= {_ID_MIN} ORDER BY id LIMIT ?"
 _BEHIND_SQL = "WHERE id >= ? ORDER BY id LIMIT ?"
+_HEAD_SQL = "SELECT max(id) FROM events LIMIT ?"
 _FIRST_ID_SQL = "SELECT min(id) FROM events WHERE id > ? LIMIT ?"
 
 

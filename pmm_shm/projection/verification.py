@@ -124,7 +124,7 @@ def _columns_sealed(connection: Connection, seal: Seal) -> int | None:
     """How many columns the seal of the first block covers; None if it fits none."""
     try:
         tails = Cursor((), connection, whole_rows=True).advance_to_head(seal.last_id)
-        return columns_sealed(seal, (row[:-1] for tail in tails for row in tail.rows))
+        return columns_sealed(seal, (row for tail in tails for row in tail.rows))
     except LogChanged:
         return None
 
@@ -139,8 +139,7 @@ def _verify(
     try:
         if target_id is not None:
             for tail in cursor.advance_to_head(target_id):
-                # Without the last column, the head's id.
-                seals.add(row[:-1] for row in tail.rows)
+                seals.add(tail.rows)
                 pace()
             new_seals = seals.finish()
         difference = _difference(cursor, copy, seals, connection)

@@ -175,7 +175,7 @@ class Environment:
 
     @contextmanager
     def _reading(self, buffers: bool) -> Iterator[_AnyTransaction]:
-        transaction = self._begin(buffers)
+        transaction: _AnyTransaction = self.begin(buffers)
         try:
             yield transaction
         except lmdb.Error as error:
@@ -183,13 +183,19 @@ class Environment:
         finally:
             self.end(transaction)
 
-    def begin(self) -> Transaction:
+    def begin(self, buffers: bool = False) -> Transaction:
         """As `read`, at half its cost; the caller must call `end`, whatever happens in between.
 
         Raises:
             StoreError: as `read`. Errors within the transaction are LMDB's own.
         """
-        return cast(Transaction, self._begin(buffers=False))
+        try:
+            with self._reads_lock:
+                transaction: Transaction = self._begin_with_lock(buffers)
+                self._reads += 1
+                return transaction
+        except lmdb.Error as error:
+            raise store_error(self.directory, error) from error
 
     def end(self, transaction: _AnyTransaction) -> None:
         """End a transaction that `begin` gave."""
@@ -241,27 +247,19 @@ class Environment:
             self._is_resize_waiting = False
             self.env.set_mapsize(size_bytes)
 
-    def _begin(self, buffers: bool) -> _AnyTransaction:
-        try:
-            with self._reads_lock:
-                transaction = self._begin_with_lock(buffers)
-                self._reads += 1
-                return transaction
-        except lmdb.Error as error:
-            raise store_error(self.directory, error) from error
-
     def _begin_with_lock(self, buffers: bool = False) -> _AnyTransaction:
-        try:
-            return self._begin_in_slot(buffers)
-        except lmdb.MapResizedError:
-            self.resize()
-            return self._begin_in_slot(buffers)
-
-    def _begin_in_slot(self, buffers: bool) -> _AnyTransaction:
-        while self._reads >= self._slots:
-            if not self._new_slot.run():
-                raise _held(self.directory)
-        return self.env.begin(buffers=True) if buffers else self.env.begin()
+        is_resized = False
+        while True:
+            try:
+                while self._reads >= self._slots:
+                    if not self._new_slot.run():
+                        raise _held(self.directory)
+                return self.env.begin(buffers=True) if buffers else self.env.begin()
+            except lmdb.MapResizedError:
+                if is_resized:
+                    raise
+                is_resized = True
+                self.resize()
 
     def _take_slot(self) -> None:
         self.env.begin().abort()

@@ -30,7 +30,7 @@ TOUCHED_PREFIX = b"t"
 SEAL_PREFIX = b"b"
 OTHER_HISTORY_KEY = b"z"
 EVENT_TABLE_PREFIX = b"v"
-_MAP_OF_3 = b"\x83"
+_MAP_OF_4 = b"\x84"
 
 
 def state_prefix(generation: int) -> bytes:
@@ -60,6 +60,8 @@ class Header(NamedTuple):
         folds: fold name to (version, packed parameters, generation).
         is_void: the daemon found the state wrong; readers ignore it until a rebuild has replaced it.
         next_generation: the next number to give to a rebuild.
+        head_mark: the shared mark of the ledger (`Freshness.shared`) that was taken before the position was found to be
+            the head of the log; empty where there is none.
     """
 
     uuid: bytes
@@ -68,6 +70,7 @@ class Header(NamedTuple):
     folds: dict[str, tuple[int, bytes, int]]
     is_void: bool
     next_generation: int
+    head_mark: bytes = b""
 
     def pack(self) -> bytes:
         return pack({**self._first_fields(), **self._moving_fields(), **self._last_fields()})
@@ -76,7 +79,13 @@ class Header(NamedTuple):
         return {"format": FORMAT, "uuid": self.uuid}
 
     def _moving_fields(self) -> dict[str, Any]:
-        return {"event_id": self.position.event_id, "anchor": self.position.anchor, "sequence": self.sequence}
+        position = self.position
+        return {
+            "event_id": position.event_id,
+            "anchor": position.anchor,
+            "sequence": self.sequence,
+            "head_mark": self.head_mark,
+        }
 
     def _last_fields(self) -> dict[str, Any]:
         folds = {name: list(entry) for name, entry in self.folds.items()}
@@ -104,6 +113,8 @@ class Header(NamedTuple):
                 {name: (entry[0], entry[1], entry[2]) for name, entry in record["folds"].items()},
                 record["void"],
                 record["next_generation"],
+                # Of an earlier version there is none.
+                record.get("head_mark", b""),
             )
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise StoreError(f"the store's header cannot be read: {error!r}") from error
@@ -113,7 +124,9 @@ class Header(NamedTuple):
         numbers = [self.sequence, self.next_generation, *(entry[2] for entry in self.folds.values())]
         is_valid = (
             type(self.uuid) is bytes
-            and _are_of_position(*self.position)
+            and type(self.head_mark) is bytes
+            and type(self.position.anchor) is bytes
+            and (self.position.event_id is None or type(self.position.event_id) is int)
             and all(type(number) is int and number >= 0 for number in numbers)
         )
         if not is_valid:
@@ -130,10 +143,6 @@ class Header(NamedTuple):
         if self.is_void or entry is None or entry[:2] != (version, parameters):
             return None
         return entry[2]
-
-
-def _are_of_position(event_id: Any, anchor: Any) -> bool:
-    return type(anchor) is bytes and (event_id is None or type(event_id) is int)
 
 
 class HeaderDecoder:
@@ -154,14 +163,19 @@ class HeaderDecoder:
         if known is not None and data.startswith(self._before) and data.endswith(self._behind):
             moving = data[len(self._before) : -len(self._behind)]
             try:
-                fields = unpack(_MAP_OF_3 + moving)
+                fields = unpack(_MAP_OF_4 + moving)
                 event_id, anchor, sequence = fields["event_id"], fields["anchor"], fields["sequence"]
+                head_mark = fields["head_mark"]
             except (ValueError, TypeError, LookupError):
                 # Not such a header after all: decode it whole.
                 return self._unpack_whole(data)
-            if _are_of_position(event_id, anchor) and type(sequence) is int and sequence >= 0:
+            # As `_checked`.
+            is_position = type(anchor) is bytes and (type(event_id) is int or event_id is None)
+            if is_position and type(sequence) is int and sequence >= 0 and type(head_mark) is bytes:
                 position = Position(event_id, anchor)
-                return Header(known.uuid, position, sequence, known.folds, known.is_void, known.next_generation)
+                return Header(
+                    known.uuid, position, sequence, known.folds, known.is_void, known.next_generation, head_mark
+                )
         return self._unpack_whole(data)
 
     def _unpack_whole(self, data: bytes) -> Header:
@@ -186,18 +200,22 @@ class TouchedRecord(NamedTuple):
             folds[name] = None if touched is None else [touched.cells, tables]
         return pack([self.after_id, folds])
 
-    @classmethod
-    def unpack(cls, data: bytes) -> TouchedRecord:
-        after_id, folds = unpack(data)
-        return cls(
-            after_id,
-            {
-                name: None
-                if entry is None
-                else Touched(entry[0], {table: set(keys) for table, keys in entry[1].items()})
-                for name, entry in folds.items()
-            },
-        )
+
+def add_touched(data: bytes, fold: str, touched: Touched) -> tuple[bool, int | None]:
+    """Add what a packed `TouchedRecord` lists of one fold.
+
+    Returns:
+        (whether it lists all that the commit wrote of it, the record's `after_id`).
+    """
+    after_id, folds = unpack(data)
+    if fold in folds:
+        entry = folds[fold]
+        if entry is None:
+            return False, after_id
+        touched.cells = touched.cells or entry[0]
+        for table, keys in entry[1].items():
+            touched.tables.setdefault(table, set()).update(keys)
+    return True, after_id
 
 
 class Seal(NamedTuple):

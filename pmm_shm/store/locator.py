@@ -39,6 +39,7 @@ class EnvironmentLocator:
 
     Attributes:
         environment: the open one, usable or not: as long as it is open, no other file can have its inode.
+        trusted_until: the monotonic time until which `environment` may be used without another `locate`.
         failure: why an existing environment cannot be used.
         pid_collisions: how often it was refused because a process of another pid namespace has this process's pid.
         on_pid_collision: called at the first of them.
@@ -48,7 +49,8 @@ class EnvironmentLocator:
         self._instance = instance
         self._data_file = str(instance.data_file)
         self._is_usable: bool | None = None
-        self._trusted_until = 0.0
+        self._next_copy_check_s = 0.0
+        self.trusted_until = 0.0
         self.environment: Environment | None = None
         self.failure: StoreError | None = None
         self.pid_collisions = 0
@@ -61,21 +63,23 @@ class EnvironmentLocator:
         if environment is not None and environment.identity != identity:
             self.close()
             environment = None
+        if monotonic() >= self._next_copy_check_s and environment is not None:
+            self._follow_copy_up(environment)
         if environment is None and identity is not None:
             environment = self.environment = self._open()
-        elif environment is not None and monotonic() >= self._trusted_until:
-            self._trusted_until = monotonic() + limits.TRUST_PERIOD_S
-            self._follow_copy_up(environment)
         if self._is_usable is None and environment is not None:
             self._is_usable = self._has_our_format(environment)
-        return environment if self._is_usable else None
+        if not self._is_usable:
+            return None
+        self.trusted_until = self._next_copy_check_s
+        return environment
 
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
         """Note that reading the environment failed. A damaged one is refused as long as it is open here."""
         self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
         self._count_collision()
         if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
-            self._is_usable = False
+            self._is_usable, self.trusted_until = False, 0.0
         return self.failure
 
     def may_enter(self) -> bool:
@@ -86,10 +90,12 @@ class EnvironmentLocator:
     def close(self) -> None:
         """Give the environment back."""
         environment, self.environment, self._is_usable = self.environment, None, None
+        self.trusted_until = 0.0
         if environment is not None:
             close(environment)
 
     def _follow_copy_up(self, environment: Environment) -> None:
+        self._next_copy_check_s = monotonic() + limits.TRUST_PERIOD_S
         try:
             environment.follow_copy_up()
         except StoreError as error:
@@ -102,6 +108,7 @@ class EnvironmentLocator:
                 self._note_not_opened(None)
                 return None
             environment = open_reader(self._instance.directory)
+            self._next_copy_check_s = monotonic() + limits.TRUST_PERIOD_S
         except StoreError as error:
             self._note_not_opened(error)
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -28,7 +29,7 @@ from pmm_shm.store.layout import (
     Header,
     HeaderDecoder,
     Seal,
-    TouchedRecord,
+    add_touched,
     state_prefix,
     touched_key,
 )
@@ -52,22 +53,29 @@ class _Detached:
 DETACHED: Final = cast(Transaction, _Detached())
 
 
-class LmdbBase:
-    """One generation within a read transaction, as the base of an overlay.
-
-    Attributes:
-        transaction: the current read transaction; `DETACHED` between the reads of an owner that keeps the base.
+class Attachment:
+    """Attributes:
+    transaction: the one in which bases read; `DETACHED` between the reads of an owner that keeps them.
     """
 
-    __slots__ = ("_prefix", "transaction")
+    __slots__ = ("transaction",)
 
-    def __init__(self, transaction: Transaction, generation: int) -> None:
+    def __init__(self, transaction: Transaction = DETACHED) -> None:
         self.transaction = transaction
+
+
+class LmdbBase:
+    """One generation within a read transaction, as the base of an overlay."""
+
+    __slots__ = ("_attachment", "_prefix")
+
+    def __init__(self, attachment: Attachment, generation: int) -> None:
+        self._attachment = attachment
         self._prefix = state_prefix(generation)
 
     def get(self, key: bytes, /) -> bytes | None:
         try:
-            return self.transaction.get(self._prefix + key)
+            return self._attachment.transaction.get(self._prefix + key)
         except lmdb.Error as error:
             raise store_error("the published state", error) from error
 
@@ -75,7 +83,7 @@ class LmdbBase:
         full = self._prefix + prefix
         skip = len(self._prefix)
         try:
-            with self.transaction.cursor() as cursor:
+            with self._attachment.transaction.cursor() as cursor:
                 if cursor.set_range(full):
                     for key, value in cursor:
                         if not key.startswith(full):
@@ -86,7 +94,7 @@ class LmdbBase:
 
 
 class Snapshot:
-    """The published state, as of one transaction; valid only within `SnapshotReader.begin`."""
+    """The published state, as of one transaction; valid only within a `with` of `SnapshotReader`."""
 
     __slots__ = ("header", "identity", "transaction")
 
@@ -118,14 +126,14 @@ class Snapshot:
         generation = self.header.generation_of(fold)
         if generation is None:
             raise StoreError(f"fold {fold.name!r} is not published in this version and with these parameters")
-        return LmdbBase(self.transaction, generation)
+        return LmdbBase(Attachment(self.transaction), generation)
 
     def state_sizes(self, entries_max: int) -> dict[str, tuple[int, int]]:
         """Fold name to (entries, bytes of keys and values) of its state; counting ends at `entries_max` of each."""
         found = {}
         for name, (_, _, generation) in self.header.folds.items():
             entries = size_bytes = 0
-            for key, value in LmdbBase(self.transaction, generation).scan(b""):
+            for key, value in LmdbBase(Attachment(self.transaction), generation).scan(b""):
                 entries += 1
                 size_bytes += len(key) + len(value)
                 if entries >= entries_max:
@@ -137,22 +145,17 @@ class Snapshot:
         """The published state of a fold, to be read within this transaction."""
         return State(self.base(fold))
 
-    def touched_since(self, event_id: int | None) -> dict[str, Touched | None] | None:
-        """The keys that commits behind `event_id` wrote, per fold; None if the list does not go back that far."""
-        merged: dict[str, Touched | None] = {}
+    def add_touched(self, behind_id: int | None, fold: str, touched: Touched) -> bool:
+        """Add what the commits behind event `behind_id` wrote of a fold; False if not all of it is listed any more."""
         sequence = self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
-            data = self.transaction.get(touched_key(number))
-            if data is None:
-                return None
-            after_id, folds = TouchedRecord.unpack(data)
-            if merged:
-                _merge(merged, folds)
-            else:
-                merged = folds
-            if after_id is None or (event_id is not None and after_id <= event_id):
-                return merged
-        return None
+            record = self.transaction.get(touched_key(number))
+            if record is None:
+                return False
+            is_listed, after_id = add_touched(record, fold, touched)
+            if not is_listed or after_id is None or (behind_id is not None and after_id <= behind_id):
+                return is_listed
+        return False
 
     def seals(self) -> list[Seal]:
         """The seals of all blocks that have one, in order."""
@@ -170,18 +173,13 @@ class Snapshot:
         return dict(self.base(fold).scan(b""))
 
 
-def _merge(merged: dict[str, Touched | None], folds: dict[str, Touched | None]) -> None:
-    for name, touched in folds.items():
-        before = merged.get(name, Touched())
-        if before is None or touched is None:
-            merged[name] = None
-        else:
-            before.merge(touched)
-            merged[name] = before
-
-
 class SnapshotReader:
-    """Begins transactions on the published state. Not thread-safe: the caller has a lock.
+    """Transactions on the published state. Not thread-safe: the caller has a lock.
+
+    `with reader as snapshot:` begins one, and ends it; `snapshot` is None if there is no usable published state. One at
+    a time. The environment at the path is looked for now and then only: a snapshot that is no longer the published one
+    still is that of its position. `with reader.begin() as snapshot:` looks first. Both raise `DamagedStoreError` where
+    a page that was read is damaged: the environment is refused until it is made anew.
 
     Its owner closes it before a fork.
 
@@ -191,17 +189,56 @@ class SnapshotReader:
 
     def __init__(self, instance: Instance) -> None:
         self.locator = EnvironmentLocator(instance)
-        self._raw_header = b""
+        self._environment: Environment | None = None
+        self._transaction: Transaction | None = None
+        self._raw_header: bytes | None = None
         self._decoder = HeaderDecoder()
         self._header: Header | None = None
 
-    def begin(self) -> _SnapshotTransaction:
-        """A transaction on the published state, as a context manager; None if there is no usable one.
+    def begin(self) -> SnapshotReader:
+        """The context manager, which looks at the path first: for what is published now."""
+        self.locator.trusted_until = 0.0
+        return self
 
-        Raises:
-            DamagedStoreError: a page that was read is damaged. The environment is refused until it is made anew.
-        """
-        return _SnapshotTransaction(self)
+    def __enter__(self) -> Snapshot | None:
+        locator = self.locator
+        is_trusted = monotonic() < locator.trusted_until
+        environment = self._environment = locator.environment if is_trusted else locator.locate()
+        if environment is None:
+            return None
+        try:
+            transaction = self._transaction = environment.begin()
+            raw = transaction.get(HEADER_KEY)
+            if raw != self._raw_header:
+                self._header = self._decoded(raw)
+        except (StoreError, lmdb.Error) as error:
+            locator.fail(environment, error)
+            return None
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        header = self._header
+        return None if header is None else Snapshot(transaction, header, environment.identity)
+
+    def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        environment, transaction = self._environment, self._transaction
+        self._environment = self._transaction = None
+        if environment is not None and transaction is not None:
+            environment.end(transaction)
+        if environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
+            raise self.locator.fail(environment, error) from error
+
+    def _decoded(self, raw: bytes | None) -> Header | None:
+        """The header; None where it is missing or of another format."""
+        try:
+            header = None if raw is None else self._decoder.unpack(raw)
+            failure = None
+        except StoreError as error:
+            header, failure = None, error
+        if raw is not None:
+            self.locator.failure = failure
+        self._raw_header = raw
+        return header
 
     @contextmanager
     def begin_mapped(self) -> Iterator[tuple[MappedTransaction, FileId] | None]:
@@ -209,7 +246,7 @@ class SnapshotReader:
         is. For the records beside the folds' state.
 
         Raises:
-            DamagedStoreError: as `begin`.
+            DamagedStoreError: a page that was read is damaged.
         """
         environment = self.locator.locate()
         if environment is None:
@@ -231,54 +268,3 @@ class SnapshotReader:
     def close(self) -> None:
         """Give the environment back."""
         self.locator.close()
-
-    def read_header(self, transaction: Transaction) -> Header | None:
-        """The header within a transaction; None where it is missing or of another format."""
-        raw = transaction.get(HEADER_KEY)
-        if raw is None:
-            return None
-        if raw != self._raw_header:
-            try:
-                self._header = self._decoder.unpack(raw)
-                self.locator.failure = None
-            except StoreError as error:
-                self._header = None
-                self.locator.failure = error
-            self._raw_header = raw
-        return self._header
-
-
-class _SnapshotTransaction:
-    """One `with` of `SnapshotReader.begin`; as generators, its layers would cost more than the transaction."""
-
-    __slots__ = ("_environment", "_reader", "_transaction")
-
-    def __init__(self, reader: SnapshotReader) -> None:
-        self._reader = reader
-        self._environment: Environment | None = None
-        self._transaction: Transaction | None = None
-
-    def __enter__(self) -> Snapshot | None:
-        reader = self._reader
-        environment = self._environment = reader.locator.locate()
-        if environment is None:
-            return None
-        try:
-            transaction = self._transaction = environment.begin()
-            header = reader.read_header(transaction)
-        except (StoreError, lmdb.Error) as error:
-            reader.locator.fail(environment, error)
-            return None
-        except BaseException:
-            self._end()
-            raise
-        return None if header is None else Snapshot(transaction, header, environment.identity)
-
-    def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end()
-        if self._environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
-            raise self._reader.locator.fail(self._environment, error) from error
-
-    def _end(self) -> None:
-        if self._environment is not None and self._transaction is not None:
-            self._environment.end(self._transaction)

@@ -82,10 +82,13 @@ class StoreWriter:
         """The published state within a transaction of `environment.read()`."""
         return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
 
-    def publish(self, position: Position, states: Mapping[Fold, State]) -> None:
+    def publish(self, position: Position, states: Mapping[Fold, State], head_mark: bytes = b"") -> None:
         """Write the overlays and move the position, in one commit.
 
         A fold that is not in `states` is no longer published: its state is not at the new position.
+
+        Parameters:
+            head_mark: the shared mark before the position was found to be the head of the log.
         """
         folds = {fold.name: self._header.folds[fold.name] for fold in states}
         touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
@@ -97,7 +100,7 @@ class StoreWriter:
         def write(transaction: Transaction) -> Header:
             for generation, pairs in changes:
                 _put_state(transaction, generation, pairs)
-            header = self._next(position=position, folds=folds)
+            header = self._next(position=position, folds=folds, head_mark=head_mark)
             transaction.put(touched_key(header.sequence), record.pack())
             transaction.delete(touched_key(max(0, header.sequence - limits.TOUCHED_COMMITS_MAX)))
             return header
@@ -252,6 +255,7 @@ class StoreWriter:
         folds: dict[str, tuple[int, bytes, int]] | None = None,
         is_void: bool | None = None,
         next_generation: int | None = None,
+        head_mark: bytes = b"",
     ) -> Header:
         before = self._header
         return Header(
@@ -261,6 +265,7 @@ class StoreWriter:
             before.folds if folds is None else folds,
             before.is_void if is_void is None else is_void,
             before.next_generation if next_generation is None else next_generation,
+            before.head_mark if position is None else head_mark,
         )
 
     def _commit(self, name: str, write: Callable[[Transaction], Header | None]) -> None:

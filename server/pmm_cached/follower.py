@@ -143,7 +143,7 @@ class Follower:
             raise
         self.has_lost_columns = False
         if step.has_moved:
-            self._publish()
+            self._publish(self._freshness.shared(mark) if step.is_complete else b"")
         if step.is_complete:
             self._mark = mark
         return step
@@ -221,7 +221,8 @@ class Follower:
 
     def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
         cursor, start = self._cursor, snapshot.header.position
-        cursor.stand_on(start, {fold.name: snapshot.base(fold) for fold in self._live})
+        cursor.rebase({fold.name: snapshot.base(fold) for fold in self._live})
+        cursor.stand_on(start)
         rows, deadline = 0, time.monotonic() + _BATCH_S
         while True:
             # Progress is told within a batch, too: a slow fold is no hanging one.
@@ -233,9 +234,10 @@ class Follower:
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
                 return FollowStep(rows, cursor.position != start, tail.is_complete)
 
-    def _publish(self) -> None:
+    def _publish(self, head_mark: bytes) -> None:
+        states = {fold: self._cursor.states[fold.name] for fold in self._live}
         try:
-            self._writer.publish(self._cursor.position, {fold: self._cursor.states[fold.name] for fold in self._live})
+            self._writer.publish(self._cursor.position, states, head_mark)
         finally:
             self._cursor.drop_overlay()
         self._status.commits += 1

@@ -19,6 +19,7 @@ from pmm_cached.logs import LogFormat, configure
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, PmmShmError
+from pmm_shm.finite import Finite
 from pmm_shm.resources import shortage_of
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.events import DEFAULT_KINDS
@@ -28,16 +29,6 @@ GC_OBJECTS = 50_000
 _SWITCH_INTERVAL_S = 0.0005
 # Of mallopt(3).
 _M_ARENA_MAX = -8
-
-
-class _Finite(click.FloatRange):
-    """A range that has no place for what is no number."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if number != number:
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        return number
 
 
 _EPILOG = """\b
@@ -72,7 +63,7 @@ Examples:
 @click.option(
     "--verify-budget",
     "verify_cpu_budget",
-    type=_Finite(min=0, max=1, min_open=True),
+    type=Finite(min=0, max=1, min_open=True),
     default=limits.VERIFY_CPU_BUDGET,
     metavar="SHARE",
     help="Share of one core that periodic verification may use.",
@@ -122,7 +113,7 @@ Examples:
 @click.option(
     "--idle-exit",
     "idle_exit_s",
-    type=_Finite(min=0.1, max=10_000_000),
+    type=Finite(min=0.1, max=10_000_000),
     metavar="SECONDS",
     help="End after so long without an append, a command or a worker's report; default: never. Reads go on without it.",
 )

@@ -14,7 +14,7 @@ from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm.store.snapshot import LmdbBase
+from pmm_shm.store.snapshot import Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
 
 
@@ -80,7 +80,8 @@ class Rebuild:
         cursor, is_complete = self._cursor, False
         with self._writer.environment.read() as transaction:
             if self._is_flushed:
-                cursor.rebase({fold.name: LmdbBase(transaction, number) for fold, number in self._generations.items()})
+                within = Attachment(transaction)
+                cursor.rebase({fold.name: LmdbBase(within, number) for fold, number in self._generations.items()})
             while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
                 tail = cursor.advance()
                 if not tail.is_anchored:

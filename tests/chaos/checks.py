@@ -30,7 +30,8 @@ def difference_from_replay(cache: Cache, frame: Frame) -> str | None:
     names = tuple(cache._reader.folds)
     reading = replayed(cache._reader.connection, [cache._reader.folds[name] for name in names], frame.as_of)
     assert reading.as_of == frame.as_of, f"the replay ends at {reading.as_of}, the frame stands at {frame.as_of}"
-    return _first_difference(answers.everything(frame), answers.everything(cache._make_frame(reading, names)))
+    replay = cache._make_frame({name: reading.view(name) for name in names}, reading)
+    return _first_difference(answers.everything(frame), answers.everything(replay))
 
 
 def _first_difference(found: dict[str, str], wanted: dict[str, str]) -> str | None:
@@ -42,13 +43,13 @@ def _first_difference(found: dict[str, str], wanted: dict[str, str]) -> str | No
 
 def published(cache: Cache) -> PublishedCopy | None:
     """A copy of the state of all folds as it is published; None where nothing usable is."""
-    with cache._reader.transaction() as snapshot:
+    with cache._reader.snapshots.begin() as snapshot:
         return None if snapshot is None else copy_published(snapshot, all_folds())
 
 
 def published_id(cache: Cache) -> int | None:
     """The newest event that is folded into what is published; None where nothing usable is."""
-    with cache._reader.transaction() as snapshot:
+    with cache._reader.snapshots.begin() as snapshot:
         if snapshot is None or snapshot.lineage(all_folds()) is None:
             return None
         return snapshot.header.position.as_of
@@ -125,7 +126,7 @@ def check_chain(ledger: str) -> int:
 
 def slots(cache: Cache) -> list[int]:
     """The pid of each slot in LMDB's table of readers, as a process that reads sees it."""
-    with cache._reader.transaction() as snapshot:
+    with cache._reader.snapshots.begin() as snapshot:
         assert snapshot is not None, "nothing is published"
         opened = environment._environments[snapshot.identity]
         lines = opened.env.readers().splitlines()
@@ -154,7 +155,7 @@ def check_vectors(ledger: str, embedder: Any, texts: Collection[str], vector_of:
 
 def generations(cache: Cache) -> tuple[int, int]:
     """How many generations of fold states the store holds, and how many of them are live."""
-    with cache._reader.transaction() as snapshot:
+    with cache._reader.snapshots.begin() as snapshot:
         assert snapshot is not None, "nothing is published"
         with snapshot.transaction.cursor() as cursor:
             held = 0

@@ -189,6 +189,36 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     assert (os.stat(file).st_mode & 0o777, temporary_files(tmp_path)) == (0o600, [])
 
 
+def test_what_a_killed_backup_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    ledger, file = make(str(tmp_path / "ledger.db"), "Old", 5), tmp_path / "backup.db"
+    code = "import sys, time; from pmm_shm.ledger.new_file import staged\n"
+    code += "with staged(sys.argv[1]) as path: print(path, flush=True); time.sleep(60)"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert writer.stdout is not None
+        living = Path(writer.stdout.readline().strip())
+        backup(ledger, file)
+        assert temporary_files(tmp_path) == [living.name], "a living writer keeps its file"
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert living.exists()
+    Path(f"{living}-journal").touch()
+    # The backup itself, by a second name: its writer was killed between two steps.
+    os.link(file, tmp_path / ".backup.db.0123abcd.new")
+    kept = {".backup.db.note.new", ".other.db.0123abcd.new", ".backup.db.0123abcde.new"}
+    for name in kept:
+        (tmp_path / name).touch()
+    os.symlink(file, tmp_path / ".backup.db.89abcdef.new")
+    rows = ledgers.raw_rows(file)
+    os.rename(file, tmp_path / "moved.db")
+    backup(ledger, file)
+    assert set(temporary_files(tmp_path)) == {*kept, ".backup.db.89abcdef.new"}
+    assert ledgers.raw_rows(tmp_path / "moved.db") == ledgers.raw_rows(file) == rows
+
+
 @pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "ledger.db-journal"])
 @pytest.mark.parametrize("journal", JOURNALS)
 def test_the_ledgers_own_files_are_refused(tmp_path: Path, name: str, journal: str) -> None:

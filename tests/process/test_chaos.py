@@ -96,7 +96,7 @@ def leave_slots(ledger: str, count: int) -> None:
         "from pmm_shm_client import connect\n"
         "caches = [connect(sys.argv[1]) for _ in range(int(sys.argv[2]))]\n"
         "for cache in caches:\n"
-        "    transaction = cache._reader.transaction()\n"
+        "    transaction = cache._reader.snapshots.begin()\n"
         "    assert transaction.__enter__() is not None\n"
         "os._exit(0)\n"
     )

@@ -26,7 +26,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.store import boot
 from pmm_shm.store.environment import DamagedStoreError, KeyCursor, Transaction, close, open_reader
-from pmm_shm.store.snapshot import LmdbBase, SnapshotReader
+from pmm_shm.store.snapshot import Attachment, LmdbBase, SnapshotReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening
@@ -177,7 +177,7 @@ class _Damaged:
 
 def test_errors_of_lmdb_do_not_leak(ledger: Path) -> None:
     _publish(ledger)
-    base = LmdbBase(cast(Transaction, _Damaged()), 1)
+    base = LmdbBase(Attachment(cast(Transaction, _Damaged())), 1)
     with pytest.raises(DamagedStoreError):
         base.get(b"x")
     with pytest.raises(DamagedStoreError):
@@ -199,7 +199,7 @@ def test_error_of_a_transaction_is_no_snapshot(ledger: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise lmdb.CorruptedError("page")
 
-    monkeypatch.setattr(reader, "read_header", fail)
+    monkeypatch.setattr(reader, "_decoded", fail)
     with reader.begin() as snapshot:
         assert snapshot is None
     assert isinstance(reader.locator.failure, DamagedStoreError)

@@ -54,7 +54,7 @@ def test_a_store_that_was_published_without_it(ledger: str, start_daemon: StartD
 
 def published_folds(cache: Any) -> dict[str, Any]:
     """The folds that are published; empty before anything is."""
-    with cache._reader.transaction() as snapshot:
+    with cache._reader.snapshots.begin() as snapshot:
         if snapshot is None or snapshot.header.position.as_of == 0:
             return {}
         return dict(snapshot.header.folds)

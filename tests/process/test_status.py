@@ -81,7 +81,7 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
 def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(ledger)
     code = "import sys, time; from pmm_shm_client import connect; cache = connect(sys.argv[1])\n"
-    code += "with cache._reader.transaction(): print('in', flush=True); time.sleep(60)"
+    code += "with cache._reader.snapshots.begin(): print('in', flush=True); time.sleep(60)"
     reader = subprocess.Popen(
         [sys.executable, "-c", code, ledger], env=daemons.environment(), stdout=subprocess.PIPE, text=True
     )

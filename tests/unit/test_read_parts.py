@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pmm_shm import limits
 from pmm_shm.codec import pack, unpack
-from pmm_shm.errors import StoreError
+from pmm_shm.errors import SnapshotUnavailableError, StoreError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import InvalidText
@@ -46,6 +47,7 @@ headers = st.builds(
     folds=st.sampled_from([{}, {"one": (1, b"\x80", 1)}, {"one": (1, b"\x80", 2), "two": (3, b"\x80", 4)}]),
     is_void=st.booleans(),
     next_generation=st.sampled_from([1, 300]),
+    head_mark=st.sampled_from([b"", b"m" * 64]),
 )
 
 
@@ -121,6 +123,8 @@ def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
         data = Instance.of(ledger).data_file
         shutil.copyfile(data, f"{data}.copy")
         os.replace(f"{data}.copy", data)
+        # As after `limits.TRUST_PERIOD_S`.
+        cache._reader.snapshots.locator.trusted_until = 0.0
         foreign(ledger)
         assert cache.metrics().as_of == before[0].as_of + 1
         lineage = cache._reader._read_models["published"].lineage
@@ -128,6 +132,39 @@ def test_an_environment_with_the_same_header_in_another_file_is_another_lineage(
         assert lineage is not None
         assert lineage[0] == (status.st_dev, status.st_ino)
         assert lineage != before[1]
+        assert everything(cache) == replayed(ledger)
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_an_environment_that_is_gone_is_exact_until_it_is_missed(
+    ledger: str, publish: Callable[[str], Publisher], monkeypatch: pytest.MonkeyPatch, is_made_anew: bool
+) -> None:
+    """The path is not looked at for each read: meanwhile an older snapshot stands below a longer tail."""
+    monkeypatch.setattr(limits, "TRUST_PERIOD_S", 60.0)
+    fill(ledger, 64)
+    publisher = publish(ledger)
+    with connect(ledger) as cache:
+        before, environment = cache.metrics().as_of, cache._reader.snapshots.locator.environment
+        publisher.close()
+        directory = Instance.of(ledger).directory
+        directory.rename(directory.with_name("elsewhere"))
+        foreign(ledger)
+        if is_made_anew:
+            publish(ledger)
+        for number in range(1, 4):
+            foreign(ledger)
+            assert cache.metrics().as_of == before + 1 + number
+            assert everything(cache) == replayed(ledger)
+        assert cache._reader.snapshots.locator.environment is environment
+        # What is published is looked for each time.
+        if is_made_anew:
+            assert cache.metrics(consistency="snapshot").as_of == before + 1
+        else:
+            with pytest.raises(SnapshotUnavailableError):
+                cache.metrics(consistency="snapshot")
+        assert cache._reader.snapshots.locator.environment is not environment
+        foreign(ledger)
+        assert cache.metrics().as_of == before + 5
         assert everything(cache) == replayed(ledger)
 
 
@@ -159,7 +196,7 @@ def test_no_state_is_read_between_two_reads(ledger: str, publisher: Publisher) -
                 list(read_model.state(name).table("a table").items())
 
 
-def test_what_commits_touched_of_a_fold_that_nobody_reads_does_not_pile_up(
+def test_a_fold_that_nobody_has_read_for_many_commits_has_them_all(
     ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "TOUCHED_KEYS_MAX", 8)
@@ -169,8 +206,6 @@ def test_what_commits_touched_of_a_fold_that_nobody_reads_does_not_pile_up(
             foreign(ledger, content=f"message {number}")
             publisher.publish()
             cache.metrics()
-        pending = cache._reader._read_models["published"]._pending
-        assert sum(one.key_count() for one in pending.values() if one is not None) <= 4 * 9
         assert cache.recent().messages[-1].content == "message 29"
         assert everything(cache) == replayed(ledger)
 
@@ -203,6 +238,163 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
     connection.close()
 
 
+# The published position as the head of the log.
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
+    """The positions behind which the tail was read."""
+    seen: list[Position] = []
+    read = TailReader.read
+
+    def counted(self: TailReader, after: Position, *arguments: Any, **options: Any) -> Any:
+        seen.append(after)
+        return read(self, after, *arguments, **options)
+
+    monkeypatch.setattr(TailReader, "read", counted)
+    return seen
+
+
+def followed(cache: Any, ledger: str, publisher: Publisher) -> None:
+    """A cache that has seen the daemon publish often enough to trust its marks."""
+    for _ in range(3):
+        foreign(ledger)
+        publisher.publish()
+        cache.metrics()
+
+
+def test_a_read_of_what_is_published_with_the_same_mark_makes_no_statement(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        for number in range(20):
+            foreign(ledger, "commitment_open", meta=json.dumps({"cid": f"new {number}", "text": "x"}))
+            publisher.publish()
+            statements.clear()
+            assert cache.metrics().as_of == 68 + number
+            assert list(cache.commitments().open)[-1] == f"new {number}"
+            assert statements == []
+        assert everything(cache) == replayed(ledger)
+        # Not published yet: a statement, and again where the overlay is passed.
+        foreign(ledger)
+        assert cache.metrics().as_of == 88
+        assert len(statements) > 0
+        publisher.publish()
+        statements.clear()
+        foreign(ledger)
+        assert cache.metrics().as_of == 89
+        assert len(statements) > 0
+        assert everything(cache) == replayed(ledger)
+
+
+def test_the_first_marks_of_an_epoch_prove_nothing(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger) as cache:
+        for _ in range(2):
+            needed = []
+            for _ in range(4):
+                foreign(ledger)
+                publisher.publish()
+                statements.clear()
+                cache.metrics()
+                needed.append(len(statements) > 0)
+            assert needed == [True, True, False, False]
+            cache._reader.connection.close()
+
+
+def test_any_commit_since_the_mark_is_looked_at(ledger: str, publisher: Publisher, statements: list[Position]) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger, "identity_adopt", "Echo", '{"name": "Echo", "confidence": 0.9}')
+        publisher.publish()
+        # The anchor itself is edited: the daemon has folded another row.
+        ledgers.execute(ledger, "UPDATE events SET content = 'Nova', meta = '{}' WHERE id = 68")
+        statements.clear()
+        assert cache.identity().name == "Nova"
+        assert len(statements) > 0
+        assert everything(cache) == replayed(ledger)
+
+
+def test_an_event_that_the_daemon_has_not_seen_is_not_behind_its_mark(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        # One that is committed right after the daemon has read the tail.
+        foreign(ledger)
+        with monkeypatch.context() as patches:
+            read = TailReader.read
+
+            def commit_behind(self: TailReader, *arguments: Any, **options: Any) -> Any:
+                tail = read(self, *arguments, **options)
+                foreign(ledger)
+                return tail
+
+            patches.setattr(TailReader, "read", commit_behind)
+            assert publisher.follower.step().is_complete
+        assert publisher.writer.header.position.as_of == 68
+        assert cache.metrics().as_of == 69
+        followed(cache, ledger, publisher)
+        # Those behind the first of several batches.
+        for _ in range(40):
+            foreign(ledger)
+        for name, value in (("TAIL_ROWS_MAX", 4), ("TAIL_FEW_ROWS", 1), ("FOLD_EVENTS_PER_COMMIT", 1)):
+            monkeypatch.setattr(limits, name, value)
+        assert not publisher.follower.step().is_complete
+        assert publisher.writer.header.position.as_of < 112
+        assert cache.metrics().as_of == 112
+        assert everything(cache) == replayed(ledger)
+
+
+def test_an_overlay_of_another_history_is_found_under_the_mark(ledger: str, publisher: Publisher) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger, "identity_adopt", "Echo", '{"name": "Echo", "confidence": 0.9}')
+        assert cache.identity().name == "Echo"
+        # The event that only this process has folded becomes another one, before the daemon sees it.
+        ledgers.execute(ledger, "UPDATE events SET kind = 'user' WHERE id = 68")
+        foreign(ledger)
+        publisher.publish()
+        assert cache.identity() == (None, cache.identity().traits, 69)
+        assert everything(cache) == replayed(ledger)
+
+
+def test_a_mark_of_an_empty_wal_or_of_another_file_proves_nothing(
+    ledger: str, publisher: Publisher, statements: list[Position], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger)
+        ledgers.execute(ledger, "PRAGMA wal_checkpoint(TRUNCATE)")
+        publisher.publish()
+        assert publisher.writer.header.head_mark == b""
+        statements.clear()
+        assert cache.metrics().as_of == 68
+        assert len(statements) > 0
+        foreign(ledger)
+        publisher.publish()
+        mark = publisher.writer.header.head_mark
+        assert len(mark) == 64
+        monkeypatch.setattr(cache._freshness, "_file", bytes(16))
+        statements.clear()
+        assert cache.metrics().as_of == 69
+        assert len(statements) > 0
+
+
+def test_without_the_mapped_mark_the_tail_is_always_read(
+    ledger: str, publisher: Publisher, statements: list[Position]
+) -> None:
+    with connect(ledger, freshness="data_version") as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger)
+        publisher.publish()
+        statements.clear()
+        assert cache.metrics().as_of == 68
+        assert len(statements) > 0
+
+
 # Transactions.
 
 
@@ -232,8 +424,12 @@ def test_a_map_is_resized_when_the_last_transaction_has_ended(ledger: str, publi
 def test_a_transaction_ends_whatever_comes_in_its_middle(ledger: str, publisher: Publisher) -> None:
     with connect(ledger) as cache:
         for error in (KeyboardInterrupt, StoreError("x"), TimeoutError):
-            with contextlib.suppress(KeyboardInterrupt, StoreError, TimeoutError), cache._reader.transaction():
+
+            def fail(_: object, error: Any = error) -> NoReturn:
                 raise error
+
+            with contextlib.suppress(KeyboardInterrupt, StoreError, TimeoutError):
+                cache._reader.with_snapshot(fail)
         environment = cache._reader.snapshots.locator.environment
         assert environment is not None
         assert environment._reads == 0

@@ -23,7 +23,7 @@ from pmm_shm_terminal.options import (
     the_ledger,
     timeout_option,
 )
-from pmm_shm_terminal.output import pairs, plain, print_json, progress, show
+from pmm_shm_terminal.output import json_value, pairs, print_json, progress, show
 from pmm_shm_terminal.verification import check, checked_fold, daemon_answers
 
 
@@ -110,11 +110,11 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: Deadline,
     problems = checked.problems()
     if as_json:
         links = checked.chain
-        chain_found = None if links is None else {"ok": links.ok, **plain(links)}
+        chain_found = None if links is None else {"ok": links.ok, **json_value(links)}
         if chain_found is not None and chain_found["fork"] is None:
             del chain_found["fork"]
         print_json(
-            {"ok": not problems, "ledger": checked.path, "chain": chain_found, "snapshot": plain(checked.report)}
+            {"ok": not problems, "ledger": checked.path, "chain": chain_found, "snapshot": json_value(checked.report)}
         )
     else:
         show(pairs("verification", checked.rows()))

@@ -14,7 +14,7 @@ from pmm_shm_terminal.options import (
     ledger_timeout_option,
     the_ledger,
 )
-from pmm_shm_terminal.output import plain, print_json, progress
+from pmm_shm_terminal.output import json_value, print_json, progress
 
 
 @click.command(context_settings=CONTEXT)
@@ -34,7 +34,7 @@ def backup(words: tuple[str, ...], timeout: Deadline, as_json: bool) -> None:
     with progress("Backing up", None):
         done = backing_up.backup(ledger, file, timeout=timeout.left_s())
     if as_json:
-        print_json(plain(done))
+        print_json(json_value(done))
     else:
         click.echo(f"{done.backup}: {done.events:,} events of {done.ledger}, as of event {done.head_id:,}")
 
@@ -58,7 +58,7 @@ def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: D
     with progress("Restoring", None):
         done = restoring.restore(backup, path, timeout=timeout.left_s(), chain=chain, keep=keep)
     if as_json:
-        print_json(plain(done))
+        print_json(json_value(done))
         return
     kept = "" if done.safety_copy is None else f"; what it held before is in {done.safety_copy}"
     click.echo(f"{done.ledger}: {done.events:,} events from {backup}, as of event {done.head_id}{kept}")

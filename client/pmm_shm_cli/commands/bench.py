@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm.finite import Finite
 from pmm_shm_cli.environment import changed_environment
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
 from pmm_shm_terminal.output import console, pairs, print_json, show, table, titled
 
 if TYPE_CHECKING:

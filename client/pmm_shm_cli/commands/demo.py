@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm.finite import Finite
 from pmm_shm_cli.environment import changed_environment
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Finite, json_option
-from pmm_shm_terminal.output import console, plain, print_json, show
+from pmm_shm_terminal.options import CONTEXT, json_option
+from pmm_shm_terminal.output import console, json_value, print_json, show
 
 if TYPE_CHECKING:
     from pmm_shm_cli.demo_run import DemoOutcome, Picture
@@ -48,7 +49,7 @@ def demo(workers: int, seconds: float, keep: str | None, as_json: bool) -> None:
         else:
             outcome = _run_with_lines(directory, workers, seconds, to_stderr=as_json)
     if as_json:
-        checks = [plain(check) for check in outcome.checks]
+        checks = [json_value(check) for check in outcome.checks]
         print_json({"ok": outcome.ok, **outcome.numbers, "checks": checks})
     else:
         from pmm_shm_cli.demo_view import verdict

@@ -19,7 +19,7 @@ from pmm_shm_terminal.options import (
     ledger_timeout_option,
     the_ledger,
 )
-from pmm_shm_terminal.output import cell, pairs, plain, print_json, printable, progress, show, table, titled
+from pmm_shm_terminal.output import cell, json_value, pairs, print_json, printable, progress, show, table, titled
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,7 +81,7 @@ def explain(
     if subject == "commitment" and not answer.events:
         raise exits.CommandFailed(f"{ledger}: no event speaks of commitment {argument!r}", exits.FAILURE)
     if as_json:
-        print_json(plain(answer))
+        print_json(json_value(answer))
     else:
         show(*_shown(answer))
 
@@ -104,11 +104,11 @@ def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
     for state, entries in (("open", commitments.open), ("expired", commitments.expired)):
         found.update((f"commitment {cid}", f"{state}: {entry.get('text')}") for cid, entry in entries.items())
     if as_json:
-        print_json({"as_of": frame.as_of, "subjects": plain(found)})
+        print_json({"as_of": frame.as_of, "subjects": json_value(found)})
         return
     made = table("WHAT", "now")
     for what, value in found.items():
-        shown = f"IAS {value['ias']:.6g}, GAS {value['gas']:.6g}" if isinstance(value, dict) else plain(value)
+        shown = f"IAS {value['ias']:.6g}, GAS {value['gas']:.6g}" if isinstance(value, dict) else json_value(value)
         made.add_row(cell(what), cell(shown, _TEXT_SHOWN))
     show(titled(f"what can be explained (as of event {frame.as_of})", made))
 
@@ -154,7 +154,7 @@ def _number(word: str) -> int | None:
 def _shown(answer: Explanation) -> list[RenderableType]:
     title = f"{printable(answer.subject)} (as of event {answer.as_of})"
     value = answer.value
-    parts = [pairs(title, value if isinstance(value, dict) else {"value": plain(value)})]
+    parts = [pairs(title, value if isinstance(value, dict) else {"value": json_value(value)})]
     is_metrics = answer.subject == "metrics"
     columns = ("id", "time", "kind", "effect", *(_METRICS if is_metrics else ("before", "after")))
     made = table(*columns, optional=("time", *(("IAS", "GAS") if is_metrics else ("kind", "before"))))

@@ -20,7 +20,7 @@ from pmm_shm_terminal.options import (
     ledger_timeout_option,
     the_ledger,
 )
-from pmm_shm_terminal.output import plain, print_json, printable, styled
+from pmm_shm_terminal.output import json_value, print_json, printable, styled
 
 if TYPE_CHECKING:
     from pmm_shm_client.searching import Hits
@@ -54,7 +54,7 @@ def context(
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
     if as_json:
-        print_json(plain(found.to_dict()))
+        print_json(json_value(found.to_dict()))
         return
     click.echo("\n".join(map(printable, str(found).split("\n"))))
     if found.recall_problem is not None:
@@ -107,7 +107,7 @@ def recall(words: tuple[str, ...], k: int, model: str | None, timeout: Deadline,
 
 
 def _as_dict(found: Hits[Any]) -> dict[str, Any]:
-    events = [{"similarity": hit.similarity, **plain(hit.event)} for hit in found]
+    events = [{"similarity": hit.similarity, **json_value(hit.event)} for hit in found]
     return {
         "model": found.model,
         "as_of": found.as_of,

@@ -9,9 +9,10 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
+from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.answers import CHOICES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
-from pmm_shm_terminal.options import CONTEXT, Deadline, Finite, json_option, ledger_and_word, timeout_option
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_and_word, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pmm_shm_cli.state import DAEMON_ANSWERS_S
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
-from pmm_shm_terminal.output import plain, print_json, show
+from pmm_shm_terminal.output import json_value, print_json, show
 
 if TYPE_CHECKING:
     from pmm_shm_cli.state import Asked
@@ -63,7 +63,7 @@ def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) 
         **({"not_applicable": list(missing)} if missing else {}),
     }
     if as_json:
-        print_json(plain(found))
+        print_json(json_value(found))
     else:
         from pmm_shm_cli.status_view import glance, headline, sections
 

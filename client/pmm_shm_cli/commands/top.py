@@ -19,8 +19,9 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError
-from pmm_shm_terminal.options import CONTEXT, Finite, json_option, ledger_argument, the_ledger
-from pmm_shm_terminal.output import console, plain, print_json, show
+from pmm_shm.finite import Finite
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.output import console, json_value, print_json, show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,7 +57,7 @@ def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
             time.sleep(interval)
             found = watch.look()
             if as_json:
-                print_json(plain({**found, "rates": watch.rates()}))
+                print_json(json_value({**found, "rates": watch.rates()}))
             else:
                 shown = console()
                 show(watch.frame(found, shown.width, _PIPE_LINES, shown.encoding))

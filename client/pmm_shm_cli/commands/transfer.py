@@ -16,7 +16,7 @@ from pmm_shm_terminal.options import (
     ledger_timeout_option,
     the_ledger,
 )
-from pmm_shm_terminal.output import plain, print_json, progress
+from pmm_shm_terminal.output import json_value, print_json, progress
 
 
 @click.command(context_settings=CONTEXT)
@@ -61,6 +61,6 @@ def import_(file: str, ledger: str, chain: bool, as_json: bool) -> None:
         name = "stdin" if is_stdin else file
         done = import_lines(lines, ledger, source=name, chain=chain, progress=advance)
     if as_json:
-        print_json(plain(done))
+        print_json(json_value(done))
     else:
         click.echo(f"{done.ledger}: {done.events:,} events from {name}, as of event {done.head_id:,}")
