@@ -18,8 +18,16 @@ from unittest import mock
 from tests.support.ledgers import checkout_path
 
 server = multiprocessing.get_context("forkserver")
+# With what runs in the child: it is looked up there by its module.
 server.set_forkserver_preload(
-    ["pmm_cached.main", "pmm_cached.event_tables", "pmm_shm.ledger.eventlog", "pmm_shm_cli.main"]
+    [
+        "pmm_cached.main",
+        "pmm_cached.event_tables",
+        "pmm_shm.ledger.eventlog",
+        "pmm_shm_cli.main",
+        "tests.support.fork_daemon",
+        "tests.support.frozen",
+    ]
 )
 _PR_SET_PDEATHSIG = 1
 
