@@ -70,7 +70,7 @@ test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 test: $(STAMP) ## Run the tests of units and processes: minutes.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(or $(TESTS),tests/unit tests/process tests/test_*.py)
 
-test-docs: $(STAMP) ## Run pages, packages and containers as users would.
+test-docs: $(STAMP) ## Run pages, packages, shells and containers as users would.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/docs
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.

@@ -57,7 +57,7 @@ _VARIABLES = (
 
 
 # What their tests share takes long to make. A worker takes the last tests of another, so these begin and stay together.
-_FIRST = ("test_packaging.py", "test_systemd.py", "test_shell.py")
+_FIRST = ("test_packaging.py", "test_install.py", "test_shell.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
