@@ -21,7 +21,7 @@ from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from tests.conftest import StartDaemon
-from tests.support import ledgers, workers
+from tests.support import forking, ledgers, workers
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
 from tests.support.restoring import AS_NOBODY, BUSY, dead_writer, without_table
 from tests.support.workers import EVENT_LOG, FOREIGN, PROMISES, contents, journal_of, make, working
@@ -31,15 +31,7 @@ HEAD = PROMISES + 1
 
 
 def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", *arguments],
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return forking.run("pmm_shm_cli.main:main", ["pmm-shm", *arguments], environment(**env))
 
 
 def temporary_files(folder: Path) -> list[str]:

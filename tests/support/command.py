@@ -27,9 +27,7 @@ def run(
     input: str = "",
 ) -> Ran:
     """`pmm-shm` with these arguments, to its end, in a forked process; a variable in `env` that is None is removed."""
-    ran = forking.run(
-        "pmm_shm_cli.main:main", ["pmm-shm", *arguments], daemons.environment(**(env or {})), cwd, input
-    )
+    ran = forking.run("pmm_shm_cli.main:main", ["pmm-shm", *arguments], daemons.environment(**(env or {})), cwd, input)
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 

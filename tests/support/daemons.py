@@ -17,6 +17,7 @@ from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 from tests.support import forking, ledgers
 from tests.support.forking import ForkedProgram
+from tests.support.polling import pause
 
 DEADLINE_S = 30.0
 _T = TypeVar("_T")
@@ -24,14 +25,15 @@ _T = TypeVar("_T")
 
 def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
     """The first true value of `condition`; fails where none comes within the deadline."""
-    deadline = time.monotonic() + deadline_s
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - began
+        if waited_s >= deadline_s:
             raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
-        time.sleep(0.005)
+        pause(waited_s)
 
 
 def environment(**changes: str | None) -> dict[str, str]:
