@@ -56,8 +56,16 @@ _VARIABLES = (
 )
 
 
-# What their tests share takes long to make. A worker takes the last tests of another, so these begin and stay together.
-_FIRST = ("test_packaging.py", "test_install.py", "test_shell.py")
+# A worker takes the last tests of another: what takes long begins, and tests that share something stay together.
+_FIRST = (
+    "test_packaging.py",
+    "test_install.py",
+    "test_shell.py",
+    "test_disk.py",
+    "test_hostile_content.py",
+    "test_roles.py",
+    "test_state_machine.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
