@@ -54,6 +54,9 @@ INSTALLED = \
 	$(PREFIX)/lib/tmpfiles.d/pmm-cached.conf \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
+# Bytecode is kept, whatever the caller's settings: each worker and each program of the tests would compile all anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-run bench-chat chaos lock audit man install uninstall clean
 
@@ -65,12 +68,12 @@ demo: $(DEMO_VENV)/.installed ## See it work: a ledger, a daemon, exact reads.
 	$(DEMO_VENV)/bin/pmm-shm demo
 
 test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
+	$(BIN)/python -m pytest -n auto --dist worksteal --hypothesis-profile=fast tests/unit
 
 test: $(STAMP) ## Run the tests of units and processes: minutes.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(or $(TESTS),tests/unit tests/process tests/test_*.py)
 
-test-docs: $(STAMP) ## Run pages, packages and containers as users would.
+test-docs: $(STAMP) ## Run pages, packages, shells and containers as users would.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/docs
 
 test-all: ## Run them over each Python from 3.10 to 3.13 that is here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -62,12 +63,26 @@ _VARIABLES = (
 )
 
 
-# What their tests share takes long to make. A worker takes the last tests of another, so these begin and stay together.
-_FIRST = ("test_packaging.py", "test_systemd.py", "test_shell.py")
+# A worker takes the last tests of another: what takes long begins, and tests that share something stay together.
+_FIRST = (
+    "test_packaging.py",
+    "test_install.py",
+    "test_shell.py",
+    "test_disk.py",
+    "test_hostile_content.py",
+    "test_roles.py",
+    "test_state_machine.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: a collection of garbage need not visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from tests.conftest import StartDaemon
-from tests.support import ledgers, workers
+from tests.support import forking, ledgers, workers
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
 from tests.support.restoring import AS_NOBODY, BUSY, dead_writer, without_table
 from tests.support.workers import EVENT_LOG, FOREIGN, PROMISES, contents, journal_of, make, working
@@ -31,15 +31,7 @@ HEAD = PROMISES + 1
 
 
 def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", *arguments],
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return forking.run("pmm_shm_cli.main:main", ["pmm-shm", *arguments], environment(**env))
 
 
 def temporary_files(folder: Path) -> list[str]:
@@ -308,23 +300,29 @@ def test_a_busy_ledger(tmp_path: Path) -> None:
     assert backup(ledger, file).events == HEAD + 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
-def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, number: int, code: int) -> None:
-    ledger = str(tmp_path / "ledger.db")
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ledger of 140 MB, alone in its folder."""
+    ledger = make(str(tmp_path_factory.mktemp("large") / "ledger.db"), "Old", 5)
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 200000)"
-    make(ledger, "Old", 5)
     ledgers.execute(ledger, f"CREATE TABLE padding AS {numbers} SELECT i, randomblob(700) FROM n")
-    before = set(os.listdir(tmp_path))
+    return ledger
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_a_signal_ends_it_at_once_and_leaves_no_file(large: str, number: int, code: int) -> None:
+    folder = Path(large).parent
+    before = set(os.listdir(folder))
     process = subprocess.Popen(
-        [sys.executable, "-m", "pmm_shm_cli", "backup", ledger, str(tmp_path / "backup.db")],
+        [sys.executable, "-m", "pmm_shm_cli", "backup", large, str(folder / "backup.db")],
         env=environment(),
         stderr=subprocess.PIPE,
     )
-    until(lambda: temporary_files(tmp_path), "it copies")
+    until(lambda: temporary_files(folder), "it copies")
     process.send_signal(number)
     assert process.wait(DEADLINE_S) == code
     assert process.communicate() == (None, b"")
-    assert set(os.listdir(tmp_path)) <= {*before, "ledger.db-wal", "ledger.db-shm"}
+    assert set(os.listdir(folder)) <= {*before, "ledger.db-wal", "ledger.db-shm"}
 
 
 def test_a_backup_that_cannot_get_its_name_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,9 @@ def test_offline_is_a_pure_function() -> None:
     text = "Let us talk about the garden"
     arguments = json.dumps([BLOCK, history, text])
     answers = {
-        daemons.run_python(code, arguments, env=daemons.environment(PYTHONHASHSEED=seed, TZ=zone, LC_ALL="C")).stdout
+        daemons.run_python(
+            code, arguments, env=daemons.environment(PYTHONHASHSEED=seed, TZ=zone, LC_ALL="C"), forked=False
+        ).stdout
         for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))
     }
     assert answers == {json.dumps(list(OfflineResponder().stream(BLOCK, history, text))) + "\n"}

@@ -531,7 +531,7 @@ def test_closed_pipe_is_quiet(ledger: str) -> None:
 def test_progress_is_shown_on_a_terminal_only(folder: Path) -> None:
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "generate", str(folder / "l.db"), "--events", "200000", "--json"],
+        [*COMMAND, "generate", str(folder / "l.db"), "--events", "60000", "--json"],
         stdout=subprocess.PIPE,
         stderr=secondary,
         env={**os.environ, "TERM": "xterm"},
@@ -548,5 +548,5 @@ def test_progress_is_shown_on_a_terminal_only(folder: Path) -> None:
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert b"Generating" in shown
-    assert json.loads(out)["events"] == 200_000
+    assert json.loads(out)["events"] == 60_000
     shutil.rmtree(folder / "l.db-cache", ignore_errors=True)

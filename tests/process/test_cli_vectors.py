@@ -479,4 +479,4 @@ def test_interrupted_at_once(tmp_path: Path, start_daemon: StartDaemon) -> None:
 def test_help_imports_little() -> None:
     code = "import sys; from pmm_shm_cli.main import cli; cli.main(['embed', '--help'], standalone_mode=False);"
     code += "print(sorted({'numpy', 'zmq', 'lmdb', 'rich', 'msgpack'} & sys.modules.keys()))"
-    assert daemons.run_python(code).stdout.splitlines()[-1] == "[]"
+    assert daemons.run_python(code, forked=False).stdout.splitlines()[-1] == "[]"

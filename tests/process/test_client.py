@@ -603,7 +603,7 @@ def test_a_process_that_has_read_and_appended_can_fork(
         start_daemon(ledger)
     # From Python 3.12 on, a fork beside ZeroMQ's threads says so on stderr.
     quiet = daemons.environment(PYTHONWARNINGS="ignore::DeprecationWarning")
-    done = daemons.run_python(FORK, ledger, str(has_daemon), env=quiet)
+    done = daemons.run_python(FORK, ledger, str(has_daemon), env=quiet, forked=False)
     assert (done.stdout, done.stderr) == ("True 121\n", "")
     with EventLog(ledger) as log, connect(ledger) as cache:
         assert log.verify_chain().ok

@@ -81,7 +81,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 READER = """
-import os, sys
+import os, sys, time
 from pmm_shm_client import connect
 exact, published = connect(sys.argv[1]), connect(sys.argv[1], consistency="snapshot")
 reads = 0
@@ -91,6 +91,8 @@ while not os.path.exists(sys.argv[2]):
         frame = cache.frame()
         assert len(frame.commitments().open) == frame.as_of, (len(frame.commitments().open), frame.as_of)
     reads += 1
+    # Eight of them would leave the daemon no processor.
+    time.sleep(0.001)
 print(reads, exact._reader.replays, exact._reader.snapshots.locator.failure, flush=True)
 """
 

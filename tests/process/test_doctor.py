@@ -34,7 +34,7 @@ from pmm_shm_cli.doctor import Finding, diagnose, gather
 from pmm_shm_cli.doctor.facts import ReaderSlot, StoreFacts
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.support import ledgers
+from tests.support import forking, ledgers
 from tests.support.daemons import DEADLINE_S, environment, is_alive, run_python, until
 from tests.support.doctor import TIMEOUT_S, by_check, examined, ill, worst
 from tests.support.readers import table_of_readers_held
@@ -43,17 +43,10 @@ OTHER_UID = 54_321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user can be made by root only")
 
 
-def run_doctor(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", "doctor", *arguments],
-        env=options.pop("env", None) or environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-        **options,
-    )
+def run_doctor(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path = Path()
+) -> subprocess.CompletedProcess[str]:
+    return forking.run("pmm_shm_cli.main:main", ["pmm-shm", "doctor", *arguments], env or environment(), cwd)
 
 
 def remedied(finding: Finding) -> None:
@@ -369,7 +362,7 @@ def test_a_daemon_of_another_version(path: str, name: str, start_daemon: StartDa
 
 def test_a_daemon_in_another_instance_directory(path: str, folder: Path, start_daemon: StartDaemon) -> None:
     elsewhere = str(folder / "elsewhere")
-    start_daemon(path, env=environment(PMM_SHM_DIR=elsewhere), wait=False)
+    start_daemon(path, env=environment(PMM_SHM_DIR=elsewhere), wait=False, forked=False)
     until(lambda: "daemon-elsewhere" in examined(path, 0.2), "the daemon has the ledger open")
     finding = worst(examined(path), "daemon-elsewhere")
     assert (finding.severity, finding.command) == ("warning", f"export PMM_SHM_DIR={elsewhere}")
@@ -587,7 +580,8 @@ def test_address_space_and_file_sizes_that_are_limited(path: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
 
-    ran = run_doctor(path, "--json", preexec_fn=limit)
+    command = [sys.executable, "-m", "pmm_shm_cli", "doctor", path, "--json"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, preexec_fn=limit, check=False)
     findings = {one["check"]: one for one in json.loads(ran.stdout)["findings"]}
     assert findings["address-space"]["command"] == "ulimit -v unlimited"
     assert "4,096 MiB" in findings["address-space"]["found"]
@@ -678,6 +672,7 @@ def test_the_restart_waits_for_the_old_daemon(path: str, start_daemon: StartDaem
     assert state.daemon_pid not in (None, daemon.pid)
     os.kill(state.daemon_pid, signal.SIGTERM)  # type: ignore[arg-type]
     until(lambda: gather(path, TIMEOUT_S).state.daemon is None, "it ends")
+    until(lambda: not is_alive(state.daemon_pid), "its process is gone")  # type: ignore[arg-type]
 
 
 def test_paths_are_quoted(folder: Path) -> None:

@@ -34,6 +34,7 @@ from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
+from tests.support.command import run
 from tests.support.daemons import Daemon, environment, until
 
 PAGE = ledgers.ROOT / "docs" / "RELIABILITY.md"
@@ -668,11 +669,8 @@ def test_pmm_shm_verify_names_the_place_in_one_line(tmp_path: Path, start_daemon
         with connect(path) as cache:
             seal_again(cache)
         undo = editor.edit(Case("content", edit, EARLY))
-        ended = subprocess.run(
-            [sys.executable, "-m", "pmm_shm_cli", "verify", path],
-            env=environment(), capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 5
-        assert ended.stderr == f"pmm-shm: {path}: what is published is wrong: {'; '.join(places)}\n"
+        ended = run("verify", path)
+        assert ended.code == 5
+        assert ended.err == f"pmm-shm: {path}: what is published is wrong: {'; '.join(places)}\n"
         undo()
     editor.close()

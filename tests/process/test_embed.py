@@ -803,5 +803,6 @@ def test_what_a_worker_that_embeds_nothing_imports(ledger: str) -> None:
         "    cache.metrics(), cache.metrics()\n"
         "print(sorted({'numpy', 'zmq'} & sys.modules.keys()))",
         ledger,
+        forked=False,
     )
     assert (ran.stdout, ran.stderr) == ("[]\n", "")

@@ -114,7 +114,7 @@ os._exit(0)
     other = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM events').fetchall(); c.close()"
     )
-    ended = run_python(code, ledger, other)
+    ended = run_python(code, ledger, other, forked=False)
     assert ended.stdout == "4 4\n5 5\n6 6\n", ended.stderr
     rows = ledgers.execute(ledger, "SELECT content, count(*) FROM events GROUP BY content ORDER BY content")
     assert rows == [("child", 4), ("parent", 2)]
@@ -142,7 +142,7 @@ if child == 0:
     os._exit(refused)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cache.append("user", "parent"), cache.metrics().as_of)
 """
-    ended = run_python(code, ledger)
+    ended = run_python(code, ledger, forked=False)
     assert ended.stdout == "4 10 10\n", ended.stderr
 
 
@@ -248,7 +248,7 @@ hit(1_000)
 os.write(1, b"done")
 os._exit(0)
 """
-    ended = run_python(code, ledger)
+    ended = run_python(code, ledger, forked=False)
     if ended.returncode == 77:
         pytest.skip("this system lets no process restrict its own system calls")
     assert (ended.stdout, ended.returncode) == ("done", 0), ended.stderr

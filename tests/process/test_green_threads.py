@@ -156,5 +156,5 @@ print([one.value for one in done] and time.monotonic() - began < 5, cache.wait_f
 
 def test_gevent_itself(served: Cache) -> None:
     pytest.importorskip("gevent", reason="gevent is not installed; the tests above need none")
-    done = run_python(GEVENT, served.path)
+    done = run_python(GEVENT, served.path, forked=False)
     assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr

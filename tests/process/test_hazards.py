@@ -378,7 +378,8 @@ def test_the_only_sqlite_is_the_standard_librarys() -> None:
     assert imported - set(sys.stdlib_module_names) - OWN <= THIRD_PARTY
     ended = run_python(
         "import re, pmm_cached.main, pmm_shm_client; maps = open('/proc/self/maps').read(); "
-        "print(len(set(re.findall(r'\\S*/libsqlite3\\S*|\\S*sqlcipher\\S*', maps))))"
+        "print(len(set(re.findall(r'\\S*/libsqlite3\\S*|\\S*sqlcipher\\S*', maps))))",
+        forked=False,
     )
     assert ended.stdout in ("0\n", "1\n"), ended.stderr
 
@@ -728,7 +729,7 @@ with connect(sys.argv[1]) as cache:
     published = cache.metrics(consistency="snapshot").as_of
     print(cache.metrics().as_of, published, cache._reader.replays, cache.stats()["daemon"]["pid"])
 """
-    ended = run_python(code, ledger)
+    ended = run_python(code, ledger, forked=False)
     assert ended.returncode == 0, ended.stderr
     *numbers, pid = map(int, ended.stdout.split())
     os.kill(pid, signal.SIGTERM)
@@ -775,7 +776,7 @@ for generation in ("child", "grandchild"):
         os._exit(1)
 os._exit(0)
 """
-    ended = run_python(code, ledger)
+    ended = run_python(code, ledger, forked=False)
     assert ended.returncode == 0, ended.stderr
     with connect(ledger) as cache:
         assert [entry.content for entry in cache.recent().messages[-7:]].count("parent of child") == 2

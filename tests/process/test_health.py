@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from pmm_shm import limits
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.support import answers, daemons, ledgers
+from tests.support import answers, command, daemons, ledgers
 from tests.support.sites import Site
 from tests.support.user_folds import FREEZING
 
@@ -24,15 +22,8 @@ FROZEN_WITHIN_S = limits.HEARTBEAT_MS_MAX / 1_000 + 5
 
 def status(ledger: str) -> tuple[int, dict[str, Any], str]:
     """(exit code, JSON, stderr) of `pmm-shm status`."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", "status", ledger, "--json"],
-        env=daemons.environment(),
-        capture_output=True,
-        text=True,
-        timeout=daemons.DEADLINE_S,
-        check=False,
-    )
-    return ended.returncode, json.loads(ended.stdout), ended.stderr
+    ended = command.run("status", ledger, "--json")
+    return ended.code, json.loads(ended.out), ended.err
 
 
 def test_the_daemon_reports_head_position_and_lag(ledger: str, start_daemon: StartDaemon) -> None:

@@ -54,7 +54,7 @@ def test_reads_import_only_what_they_need(ledger: str, start_daemon: StartDaemon
     with EventLog(ledger) as log:
         log.append_many([("user", "hello", {}), ("reflection", "so it is", {})])
     start_daemon(ledger)
-    done = run_python(READS, ledger)
+    done = run_python(READS, ledger, forked=False)
     assert done.returncode == 0, done.stderr
     first, later = json.loads(done.stdout)
     assert "pmm_shm_client.reads" in first

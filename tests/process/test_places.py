@@ -66,7 +66,9 @@ def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Pa
     fill(ledger, 1)
     for program, command in (("pmm-cached", ()), ("pmm-shm", ("read",))):
         words = [program, *command, ledger, *(("metrics",) if command else ())]
-        done = run_python(IN_DELETED, str(tmp_path / "gone"), *words, env=environment(PMM_SHM_DIR="state"))
+        done = run_python(
+            IN_DELETED, str(tmp_path / "gone"), *words, env=environment(PMM_SHM_DIR="state"), forked=False
+        )
         said = f"{program}: PMM_SHM_DIR: 'state' is relative, and the current directory was deleted\n"
         assert (done.returncode, done.stderr) == (2, said)
 
@@ -74,7 +76,7 @@ def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Pa
 def test_an_absolute_path_works_in_a_deleted_folder(tmp_path: Path) -> None:
     ledger = str(tmp_path / "a.db")
     fill(ledger, 3)
-    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "read", ledger, "metrics", "--json")
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "read", ledger, "metrics", "--json", forked=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

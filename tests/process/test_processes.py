@@ -16,5 +16,5 @@ def test_after_a_fork(journal: str, tmp_path: Path) -> None:
     path = tmp_path / "pmm.db"
     make_ledger(path, journal)
     with ForkedDaemon(path):
-        results = run_workers(path, 3.0, ["fork"] * 2 + ["read"] * 2)
+        results = run_workers(path, 2.0, ["fork"] * 2 + ["read"] * 2)
         check_end_state(path, sum(result["appended"] for result in results[:2]))

@@ -221,7 +221,8 @@ def test_without_the_extra_it_is_one_line_and_nothing_is_made(ledger: str, tmp_p
 
 
 def test_it_is_imported_only_where_it_is_asked_for() -> None:
-    ended = daemons.run_python("import sys, pmm_cached.main; print('prometheus_client' in sys.modules)")
+    code = "import sys, pmm_cached.main; print('prometheus_client' in sys.modules)"
+    ended = daemons.run_python(code, forked=False)
     assert ended.stdout == "False\n", ended.stderr
 
 

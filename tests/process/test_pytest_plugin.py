@@ -81,7 +81,7 @@ def test_the_fixtures_and_what_they_leave_behind(folder: Path) -> None:
 
 def test_the_plugin_loads_nothing_of_ours_before_it_is_asked() -> None:
     code = "import sys, pytest; before = set(sys.modules); import pmm_shm_client.pytest_plugin; "
-    done = daemons.run_python(code + "print(*sorted(set(sys.modules) - before))")
+    done = daemons.run_python(code + "print(*sorted(set(sys.modules) - before))", forked=False)
     assert set(done.stdout.split()) == {
         "pmm_shm",
         "pmm_shm.late",

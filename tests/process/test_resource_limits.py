@@ -91,7 +91,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def said_by(ledger: str, what: str, when: str, spare: int) -> dict[str, Any]:
-    done = run_python(CHILD, ledger, what, when, str(spare))
+    done = run_python(CHILD, ledger, what, when, str(spare), forked=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -145,7 +145,7 @@ asyncio.run(main())
 
 
 def test_the_asyncio_client_says_so_too(served: str) -> None:
-    done = run_python(ASYNC_CHILD, served)
+    done = run_python(ASYNC_CHILD, served, forked=False)
     assert done.returncode == 0, done.stderr
     *said, as_of = json.loads(done.stdout)
     assert as_of == EVENTS
@@ -178,7 +178,7 @@ asyncio.run(main())
 
 
 def test_the_asyncio_client_without_threads(served: str) -> None:
-    done = run_python(NO_THREADS, served)
+    done = run_python(NO_THREADS, served, forked=False)
     assert done.stdout == "ResourceLimitError True\nTrue\nTrue\n", done.stderr
 
 
@@ -211,7 +211,7 @@ print(json.dumps([said, len(cache.search("hello", k=2)), cache.metrics(consisten
 @pytest.mark.parametrize("spare", [0, 2])
 def test_what_is_published_cannot_be_opened_and_the_message_says_why(served: str, spare: int) -> None:
     """Not that nothing is published, or that a daemon must be started: it runs."""
-    done = run_python(PUBLISHED, served, str(spare))
+    done = run_python(PUBLISHED, served, str(spare), forked=False)
     assert done.returncode == 0, done.stderr
     said, hits, as_of = json.loads(done.stdout)
     assert (hits, as_of) == (2, EVENTS)
@@ -250,7 +250,7 @@ threading.Thread.start = start
 sys.argv = ["pmm-shm", *sys.argv[1:]]
 main()
 """
-    ended = run_python(code, "backup", ledger, f"{ledger}.copy")
+    ended = run_python(code, "backup", ledger, f"{ledger}.copy", forked=False)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
     assert ended.stderr.startswith(f"pmm-shm: {ledger}.copy: this process can start no more threads")
     assert not Path(f"{ledger}.copy").exists()
@@ -285,7 +285,7 @@ first = process_memory()
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 print(all(process_memory()) and all(first))
 """
-    done = run_python(code)
+    done = run_python(code, forked=False)
     assert done.stdout == "True\n", done.stderr
 
 
@@ -314,7 +314,7 @@ print(log.append("user", "y"))
 def test_an_append_without_descriptors_names_the_limit_and_writes_nothing(tmp_path: Path) -> None:
     ledger = str(tmp_path / "own.db")
     fill(ledger, 3)
-    said, appended = run_python(APPENDING, ledger).stdout.splitlines()
+    said, appended = run_python(APPENDING, ledger, forked=False).stdout.splitlines()
     assert said.startswith(f"LedgerUnwritableError: {ledger}: this process is out of file descriptors; it may have 32")
     assert appended == "4"
 
@@ -337,7 +337,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(json.dumps([len(said), sorted(set(said)), cache.metrics().as_of]))
 """
-    done = run_python(code, served)
+    done = run_python(code, served, forked=False)
     assert done.returncode == 0, done.stderr
     count, kinds, as_of = json.loads(done.stdout)
     assert (count, as_of) == (50, EVENTS)
@@ -399,4 +399,4 @@ for descriptor in held:
     os.fstat(descriptor)
 print("all open")
 """
-    assert run_python(code).stdout == "all open\n"
+    assert run_python(code, forked=False).stdout == "all open\n"

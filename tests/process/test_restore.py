@@ -22,7 +22,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon
-from tests.support import ledgers, workers
+from tests.support import forking, ledgers, workers
 from tests.support.answers import everything, replayed
 from tests.support.daemons import DEADLINE_S, environment, run_python, until
 from tests.support.restoring import (
@@ -48,15 +48,7 @@ def listing(directory: str | os.PathLike[str]) -> dict[str, bytes]:
 
 
 def cli(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", "restore", *arguments],
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return forking.run("pmm_shm_cli.main:main", ["pmm-shm", "restore", *arguments], environment(**env))
 
 
 # What a restore does.

@@ -59,7 +59,7 @@ cache.close()
 assert "zmq" not in sys.modules
 """
     for _ in range(3):
-        assert daemons.run_python(code, ledger).returncode == 0
+        assert daemons.run_python(code, ledger, forked=False).returncode == 0
     until_counted(daemon, live=0, seen=3, metrics_hits=54, metrics_misses=6, projection_hits=27, projection_misses=3)
 
 

@@ -15,8 +15,9 @@ from pmm_shm.errors import DaemonAbsentError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
-from tests.support import ledgers
+from tests.support import forking, ledgers
 from tests.support.forking import ForkedProgram
+from tests.support.polling import pause
 
 DEADLINE_S = 30.0
 _T = TypeVar("_T")
@@ -24,14 +25,15 @@ _T = TypeVar("_T")
 
 def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
     """The first true value of `condition`; fails where none comes within the deadline."""
-    deadline = time.monotonic() + deadline_s
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - began
+        if waited_s >= deadline_s:
             raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
-        time.sleep(0.005)
+        pause(waited_s)
 
 
 def environment(**changes: str | None) -> dict[str, str]:
@@ -52,21 +54,21 @@ def with_path(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 def run_daemon(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`pmm-cached` run to its end, for commands that must fail."""
-    return subprocess.run(
-        [sys.executable, "-m", "pmm_cached", *arguments],
-        env=env or environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    return forking.run("pmm_cached.main:main", ["pmm-cached", *arguments], env or environment(), timeout_s=DEADLINE_S)
 
 
 def run_python(
-    code: str, *arguments: str, env: Mapping[str, str] | None = None, **options: Any
+    code: str, *arguments: str, env: Mapping[str, str] | None = None, forked: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """A process that runs `code` to its end."""
+    """A process that runs `code` to its end.
+
+    It is forked from one that has imported everything, unless it must be an interpreter of its own (`forked=False`):
+    for what it imports or warns of, for its settings, memory and end.
+    """
+    if forked:
+        return forking.run(
+            "tests.support.forking:run_code", ["-c", code, *arguments], env or environment(), timeout_s=DEADLINE_S
+        )
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=env or environment(),
@@ -75,7 +77,6 @@ def run_python(
         text=True,
         timeout=DEADLINE_S,
         check=False,
-        **options,
     )
 
 
@@ -116,8 +117,8 @@ def end(pid: int) -> None:
 class Daemon:
     """One `pmm-cached`; use `start_daemon` of `conftest.py`, which cleans up.
 
-    It is forked, which takes a fifth of the time, unless it has variables of its own or must be an interpreter of its
-    own (`forked=False`): as `/proc` shows it, with the scheduling of its parent, imports included.
+    It is forked, which takes a fifth of the time, unless it must be an interpreter of its own (`forked=False`): as
+    `/proc` shows it, with the scheduling of its parent, imports included.
     """
 
     process: subprocess.Popen[bytes] | ForkedProgram
@@ -126,9 +127,10 @@ class Daemon:
         self.instance = Instance.of(ledger)
         self.log = Path(f"{self.instance.ledger}.log-{time.monotonic_ns()}")
         arguments = ["--log-format", "json", *options, ledger]
-        if forked and env is None:
+        if forked:
+            streams = (os.devnull, str(self.log), str(self.log))
             self.process = ForkedProgram(
-                "pmm_cached.main:main", ["pmm-cached", *arguments], (os.devnull, str(self.log), str(self.log))
+                "pmm_cached.main:main", ["pmm-cached", *arguments], streams, variables=env or environment()
             )
         else:
             with open(self.log, "wb") as log:

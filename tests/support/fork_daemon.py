@@ -17,6 +17,7 @@ from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm.wire.protocol import PING
 from pmm_shm_client.commands import call
 from tests.support.forking import end_with_parent, in_child
+from tests.support.polling import pause
 
 UNKNOWN_POINT = 86
 """Exit code of a process that reached a crash point which is not registered."""
@@ -147,7 +148,8 @@ class ForkedDaemon:
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
     """Poll `condition` until it holds; fail after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
-        time.sleep(0.002)
+        waited_s = time.monotonic() - began
+        assert waited_s < timeout_s, f"waited {timeout_s:g} s in vain for {what}"
+        pause(waited_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import multiprocessing.process
@@ -10,16 +11,28 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 from tests.support.ledgers import checkout_path
 
 server = multiprocessing.get_context("forkserver")
+# With what runs in the child: it is looked up there by its module.
 server.set_forkserver_preload(
-    ["pmm_cached.main", "pmm_cached.event_tables", "pmm_shm.ledger.eventlog", "pmm_shm_cli.main"]
+    [
+        "pmm_cached.main",
+        "pmm_cached.event_tables",
+        "pmm_shm.ledger.eventlog",
+        "pmm_shm_cli.main",
+        "tests.support.fork_daemon",
+        "tests.support.frozen",
+    ]
 )
 _PR_SET_PDEATHSIG = 1
 
@@ -89,6 +102,29 @@ class ForkedProgram:
         self.send_signal(signal.SIGKILL)
 
 
+def run(
+    entry: str,
+    arguments: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    folder: str | os.PathLike[str] = os.curdir,
+    input: str = "",
+    timeout_s: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """A forked program to its end, with the parameters of `ForkedProgram`; both its streams are text."""
+    with tempfile.TemporaryDirectory(prefix="pmm-run-") as streams:
+        paths = [Path(streams, name) for name in ("in", "out", "err")]
+        for path in paths:
+            path.write_text(input if path.name == "in" else "", encoding="utf-8")
+        stdin, stdout, stderr = map(str, paths)
+        program = ForkedProgram(entry, list(arguments), (stdin, stdout, stderr), folder, variables)
+        try:
+            code = program.wait(timeout_s)
+        finally:
+            program.kill()
+        out, err = (path.read_text(encoding="utf-8") for path in paths[1:])
+    return subprocess.CompletedProcess([entry, *arguments], code, out, err)
+
+
 def _run_program(
     entry: str,
     arguments: list[str],
@@ -101,7 +137,9 @@ def _run_program(
     if variables is not None:
         os.environ.clear()
         os.environ.update(variables)
-        sys.path[:0] = variables.get("PYTHONPATH", "").split(os.pathsep)
+        time.tzset()
+        first = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.path[:] = first + [path for path in sys.path if path not in first]
     for number, path in enumerate(streams):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY, 0o644)
         os.dup2(descriptor, number)
@@ -111,4 +149,14 @@ def _run_program(
         for file in (sys.stdin, sys.stdout, sys.stderr):
             file.reconfigure(encoding=encoding)  # type: ignore[union-attr]
     sys.argv = arguments
-    pkgutil.resolve_name(entry)()
+    try:
+        pkgutil.resolve_name(entry)()
+    finally:
+        atexit._run_exitfuncs()
+
+
+def run_code() -> None:
+    """The program whose text is the first argument, as `python -c` runs it."""
+    code = sys.argv.pop(1)
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    exec(compile(code, "<string>", "exec"), main.__dict__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,21 @@ def cases() -> list[Case]:
     return found
 
 
+@functools.cache
+def _empty_ledger(journal: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pmm.db"
+        connection = sqlite3.connect(path)
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute(SCHEMA)
+        connection.commit()
+        connection.close()
+        return path.read_bytes()
+
+
 def make_ledger(path: Path, journal: str = "wal") -> None:
     """An empty ledger as a foreign program makes it."""
-    connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA journal_mode={journal}")
-    connection.execute(SCHEMA)
-    connection.commit()
-    connection.close()
+    path.write_bytes(_empty_ledger(journal))
 
 
 def write_events(path: Path, events: list[dict[str, Any]]) -> None:

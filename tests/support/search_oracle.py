@@ -5,6 +5,7 @@ Nothing of `pmm_shm.vectors` takes part in the oracle.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -33,14 +34,21 @@ Embed = Callable[[str], Any]
 
 def bow(text: str) -> list[float]:
     """The default embedding, word by word of the specification."""
+    return list(_bow(text))
+
+
+@functools.lru_cache(2_000)
+def _bow(text: str) -> tuple[float, ...]:
     counts = [0.0] * 64
     for token in re.split("[^a-z0-9]+", text.lower()):
         if token:
             counts[int(hashlib.sha1(token.encode()).hexdigest()[:8], 16) % 64] += 1.0
-    counts = [count / _norm(counts) for count in counts]
+    length = _norm(counts)
+    counts = [count / length for count in counts]
     noise = [byte / 255.0 for byte in hashlib.sha1(text.encode("utf-8", "surrogatepass")).digest()]
     mix = [0.9 * word + 0.1 * more for word, more in zip(counts[:32], (noise + noise)[:32], strict=True)]
-    return [value / _norm(mix) for value in mix]
+    length = _norm(mix)
+    return tuple(value / length for value in mix)
 
 
 def _norm(values: list[float]) -> float:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -25,8 +26,10 @@ def _start_only_ldconfig(process: subprocess.Popen[Any], command: Any, *argument
     _start(process, command, *arguments, **options)
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in _FORBIDDEN:
-        monkeypatch.setattr(owner, name, _refuse)
-    monkeypatch.setattr(subprocess.Popen, "__init__", _start_only_ldconfig)
+@pytest.fixture(autouse=True, scope="module")
+def _alone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in _FORBIDDEN:
+            patch.setattr(owner, name, _refuse)
+        patch.setattr(subprocess.Popen, "__init__", _start_only_ldconfig)
+        yield
