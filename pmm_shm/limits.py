@@ -103,6 +103,15 @@ LAG_MS_MAX = 1_000
 LAG_EVENTS_MAX = 100_000
 HEAD_PROBE_S = 0.1
 
+# The follower of a log of record in PostgreSQL.
+REPLICA_ROWS_MAX = 2_000
+REPLICA_BYTES_MAX = 16 << 20
+REPLICA_SLOW_POLL_S = 1.0
+"""How long the follower of a replica sleeps without a notification."""
+REPLICA_FORK_MAX = 10_000
+"""How many events a replica takes back by itself, where the source has lost them, by default."""
+REPLICA_RETRY_S_MAX = 5.0
+
 # Commands.
 MESSAGE_BYTES_MAX = 64 << 10
 REPLY_BYTES_MAX = 4 << 20

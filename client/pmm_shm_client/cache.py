@@ -263,31 +263,37 @@ class Cache(Reads):
         meta: Mapping[str, Any] | None = None,
         *,
         expected_head: int | Frame | None = None,
+        wait: bool = True,
     ) -> int:
         """Append an event; the next read of any worker includes it. Returns its id.
 
         Parameters:
             expected_head: append only if nobody has appended since: the `as_of` of an answer, or a frame, which
                 notices a replaced or restored ledger, too. 0 is an empty ledger.
+            wait: on a replica of a log in PostgreSQL, return when this host's reads include it; otherwise as soon as
+                PostgreSQL has it.
 
         Raises:
             HeadMovedError: somebody has appended since.
             InvalidEventError: it could not be read back as it is.
+            UnknownOutcomeError, ReplicaLaggingError: on a replica; it was, or may have been written.
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        event_id = self._log.append(kind, content, meta, expected_head=expected_head)
+        event_id = self._log.append(kind, content, meta, expected_head=expected_head, wait=wait)
         self._appends += 1
         return event_id
 
-    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
+    def append_many(
+        self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None, wait: bool = True
+    ) -> list[int]:
         """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
 
         Raises:
-            HeadMovedError, InvalidEventError, LedgerError: as `append`; none was written.
+            HeadMovedError, InvalidEventError, LedgerError: as `append`, for all of them.
         """
         self._check_open()
-        ids = self._log.append_many(events, expected_head=expected_head)
+        ids = self._log.append_many(events, expected_head=expected_head, wait=wait)
         self._appends += len(ids)
         return ids
 

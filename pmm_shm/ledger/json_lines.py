@@ -61,7 +61,7 @@ def exported(connection: Connection, progress: Progress = lambda done: None) -> 
             raise LedgerReplacedError(f"{connection.path}: replaced or edited while it was exported; export it again")
         for row in tail.rows:
             # A row of the tail ends with the head's id.
-            yield _line(dict(zip(columns, row, strict=False)))
+            yield event_line(dict(zip(columns, row, strict=False)))
         done += len(tail.rows)
         progress(done)
         if tail.is_complete or tail.position.as_of >= head_id:
@@ -69,7 +69,8 @@ def exported(connection: Connection, progress: Progress = lambda done: None) -> 
         position = tail.position
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def event_line(row: Mapping[str, Any]) -> str:
+    """The line of one event, with its line break, given column to value."""
     try:
         text = json.dumps(row, allow_nan=False, default=_escaped)
     except ValueError:
