@@ -1,6 +1,7 @@
 """The follower: pulls what is new, verifies it, inserts it, and sleeps until there is more.
 
-Invariant: it listens before it pulls, so an append behind the last pull wakes it. A lost notification costs one slow poll.
+Invariant: it listens before it pulls, so an append behind the last pull wakes it. A lost notification costs one slow
+poll.
 Invariant: nothing is deleted before a fork was confirmed by three new connections and the lost rows are on disk.
 """
 
@@ -130,8 +131,8 @@ class Follower:
         self._head = self._replica.head()
         if lost is not None:
             self._log(
-                f"the source has lost {lost.count} events from {lost.first_id} on: they were taken back, and are kept in "
-                f"{lost.path}"
+                f"the source has lost {lost.count} events from {lost.first_id} on: they were taken back, and are kept "
+                f"in {lost.path}"
             )
             self._report.update(forks=self._replica.record.forks, lost_files=forks.lost_files(self._replica.path))
 

@@ -57,8 +57,8 @@ def resolve(server: Server, replica: ReplicaFile, head: RawRow | None, fork_max:
     count = replica.rows("SELECT count(*) FROM events WHERE id > ?", (fork_id,))[0][0]
     if count > fork_max:
         raise ForkTooDeepError(
-            f"{replica.path}: the source {ledger.name!r} lacks {count} events that are here, from event {fork_id + 1} on, "
-            f"and {fork_max} is the most that is taken back without a person. If the server is the right one, start "
+            f"{replica.path}: the source {ledger.name!r} lacks {count} events that are here, from event {fork_id + 1} "
+            f"on, and {fork_max} is the most that is taken back without a person. If the server is the right one, start "
             f"pmm-cached with --fork-max {count}: they are kept in a file beside the ledger"
         )
     path = _keep(replica, fork_id)

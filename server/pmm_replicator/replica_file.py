@@ -1,7 +1,7 @@
 """Writing the replica: whole batches, each behind the head that it was pulled for.
 
-Invariant: only this module inserts into a replica or deletes from it, and each transaction looks at the head again: of two
-followers on one replica, the later one starts over.
+Invariant: only this module inserts into a replica or deletes from it, and each transaction looks at the head again: of
+two followers on one replica, the later one starts over.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class ReplicaFile:
         known = read_record(handle, self.path)
         if known is None and _head(handle) is not None:
             raise NotALedgerError(
-                f"{self.path}: a ledger of its own, not a replica of {record.name!r}; nothing was changed. To move it into "
-                "PostgreSQL: pmm-shm cluster init DSN --name NAME --import LEDGER, then follow under another file name"
+                f"{self.path}: a ledger of its own, not a replica of {record.name!r}; nothing was changed. To move it "
+                "into PostgreSQL: pmm-shm cluster init DSN --name NAME --import LEDGER; then follow under another path"
             )
         if known is None:
             make_replica(handle, record)

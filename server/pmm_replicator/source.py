@@ -71,8 +71,8 @@ def verify_rows(rows: Sequence[RawRow], head: RawRow | None, formula: Formula) -
     for row in rows:
         if row[0] != next_id or row[5] != last_hash or not fits(formula, HashedRow._make(row)):
             raise ChainError(
-                f"event {row[0]} in PostgreSQL does not continue the chain behind event {next_id - 1}: it was edited, or "
-                "written by another program than pmm-shm; the replica stays at what was right"
+                f"event {row[0]} in PostgreSQL does not continue the chain behind event {next_id - 1}: it was edited, "
+                "or written by another program than pmm-shm; the replica stays at what was right"
             )
         next_id, last_hash = row[0] + 1, row[6]
 

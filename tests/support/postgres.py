@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, in a temporary folder; it refuses to run as root, so it runs as another user."""
+"""A PostgreSQL server of the tests' own, in a temporary folder. It refuses to run as root: another user runs it."""
 
 from __future__ import annotations
 

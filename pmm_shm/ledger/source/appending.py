@@ -1,9 +1,9 @@
 """Appending to the log of record in PostgreSQL: one transaction per call, linear under any number of hosts.
 
-Invariant: the newest hash is read behind the row lock of the ledger, in a statement of its own: at READ COMMITTED it then
+Invariant: the newest hash is read behind the row lock of the ledger, in a statement of its own: at READ COMMITTED it
 sees what the holder before has committed. The primary key refuses a row that was computed from an older head.
-Invariant: a commit whose answer was lost is decided by the last row's hash, under the same lock: the old transaction has
-ended by then. So an event is written once, never twice.
+Invariant: a commit whose answer was lost is decided by the last row's hash, under the same lock: the old transaction
+has ended by then. So an event is written once, never twice.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class SourceAppender:
         if not sent:
             return SourceUnreachableError(f"the ledger {name!r}: {reason}{_NOTHING}")
         return UnknownOutcomeError(
-            f"the ledger {name!r}: the connection was lost in the commit of event {sent[-1][0]}, and the server did not "
-            f"come back within {self._timeout_s:g} s: {reason}. Look for the event before you append it again",
+            f"the ledger {name!r}: the connection was lost in the commit of event {sent[-1][0]}, and the server did "
+            f"not come back within {self._timeout_s:g} s: {reason}. Look for the event before you append it again",
             str(sent[-1][-1]),
         )
 
@@ -185,9 +185,7 @@ class SourceAppender:
 def _refuse_nul(events: Sequence[NewEvent]) -> None:
     for ts, kind, content, meta, *_ in events:
         if "\0" in kind or "\0" in content or "\0" in meta or (ts is not None and "\0" in ts):
-            raise InvalidEventError(
-                "the text holds a NUL character, which PostgreSQL cannot store; nothing was written"
-            )
+            raise InvalidEventError("a text holds a NUL, which PostgreSQL cannot store; nothing was written")
 
 
 def _rows(events: Sequence[NewEvent], newest: Any, now: str, formula: Any, name: str) -> list[RawRow]:

@@ -6,7 +6,7 @@ command line, where every user of the machine can read it, and never in a ledger
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from pmm_shm.errors import ConfigError, MissingExtraError
 from pmm_shm.late import late_imports
@@ -14,7 +14,7 @@ from pmm_shm.late import late_imports
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
 
-def psycopg() -> ModuleType:
+def psycopg() -> Any:
     """The driver.
 
     Raises:
