@@ -111,6 +111,10 @@ REPLICA_SLOW_POLL_S = 1.0
 REPLICA_FORK_MAX = 10_000
 """How many events a replica takes back by itself, where the source has lost them, by default."""
 REPLICA_RETRY_S_MAX = 5.0
+REPLICA_LAG_MS_MAX = 3_000
+"""A replica whose follower has not confirmed the source's head for longer is lagging."""
+REPLICA_DEGRADED_MS = 30_000
+"""A replica whose follower has not confirmed the source's head for longer is degraded."""
 
 # Commands.
 MESSAGE_BYTES_MAX = 64 << 10

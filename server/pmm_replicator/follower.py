@@ -50,11 +50,15 @@ class Follower:
         self._log = log
         self._clock = clock
         self._head: RawRow | None = None
-        self._is_stopping = False
+        self._is_told_to_stop = False
 
     def stop(self) -> None:
         """End `run` after the batch; safe in a signal handler."""
-        self._is_stopping = True
+        self._is_told_to_stop = True
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_told_to_stop
 
     def run(self) -> None:
         """Follow until `stop`.
@@ -67,7 +71,7 @@ class Follower:
         driver = psycopg()
         pause_s = _RETRY_S_MIN
         self._head = self._replica.head()
-        while not self._is_stopping:
+        while not self.is_stopping:
             try:
                 self._follow_connection()
                 pause_s = _RETRY_S_MIN
@@ -96,9 +100,9 @@ class Follower:
             lost_files=forks.lost_files(self._replica.path),
         )
         connection.execute(f"LISTEN {CHANNEL}")
-        while not self._is_stopping:
+        while not self.is_stopping:
             while self._pull_one():
-                if self._is_stopping or connection.closed:
+                if connection.closed or self.is_stopping:
                     # A fork was looked at over new connections, and these do not listen.
                     return
             for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
@@ -124,14 +128,14 @@ class Follower:
             head_id = rows[-1][0]
         newest_id = head_id if pulled.is_complete else source.newest_id(connection, ledger.number)
         self._report.looked(head_id, newest_id)
-        return bool(rows) and not (pulled.is_complete or newest_id == head_id)
+        return not pulled.is_complete
 
     def _resolve_fork(self) -> None:
         lost = forks.resolve(self._server, self._replica, self._head, self._fork_max)
         self._head = self._replica.head()
         if lost is not None:
             self._log(
-                f"the source has lost {lost.count} events from {lost.first_id} on: they were taken back, and are kept "
+                f"the source has lost {lost.events} events from {lost.first_id} on: they were taken back, and are kept "
                 f"in {lost.path}"
             )
             self._report.update(forks=self._replica.record.forks, lost_files=forks.lost_files(self._replica.path))
@@ -142,5 +146,5 @@ class Follower:
 
     def _sleep(self, duration_s: float) -> None:
         deadline_s = self._clock() + duration_s
-        while not self._is_stopping and (rest_s := deadline_s - self._clock()) > 0:
+        while not self.is_stopping and (rest_s := deadline_s - self._clock()) > 0:
             time.sleep(min(0.05, rest_s))

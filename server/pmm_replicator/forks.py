@@ -35,7 +35,7 @@ class Lost(NamedTuple):
     """Events that were taken back, and where they are kept."""
 
     first_id: int
-    count: int
+    events: int
     path: str
 
 
@@ -58,8 +58,8 @@ def resolve(server: Server, replica: ReplicaFile, head: RawRow | None, fork_max:
     if count > fork_max:
         raise ForkTooDeepError(
             f"{replica.path}: the source {ledger.name!r} lacks {count} events that are here, from event {fork_id + 1} "
-            f"on, and {fork_max} is the most that is taken back without a person. If the server is the right one, start "
-            f"pmm-cached with --fork-max {count}: they are kept in a file beside the ledger"
+            f"on, and {fork_max} is the most that is taken back without a person. If the server is the right one, "
+            f"start pmm-cached with --fork-max {count}: they are kept in a file beside the ledger"
         )
     path = _keep(replica, fork_id)
     crash_point("replica.lost_kept")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import fcntl
-import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ FAILURE, USAGE, NEEDS_A_PERSON = 1, 2, 5
 
 DSN_VARIABLE = "PMM_SOURCE"
 _LOCK_FILE = "replicator.lock"
+# Of prctl(2).
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -49,17 +52,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("ledger", help="the replica; made where there is none")
     parser.add_argument("--name", required=True, help="the ledger's name in PostgreSQL")
     parser.add_argument("--fork-max", type=int, default=limits.REPLICA_FORK_MAX, metavar="EVENTS")
+    parser.add_argument("--ends-with-parent", action="store_true", help="end when the process that started it ends")
     parser.add_argument("--prepare", action="store_true", help="make the replica where there is none, and end")
     return parser.parse_args()
 
 
 def _run(options: argparse.Namespace) -> None:
-    # What psycopg has to say of a lost connection is in our own lines.
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     dsn, name = checked_dsn(os.environ.get(DSN_VARIABLE, "")), checked_name(options.name)
     if options.prepare:
         _prepare(options.ledger, dsn, name).close()
         return
+    if options.ends_with_parent:
+        _end_with_parent()
     replica = _prepare(options.ledger, dsn, name)
     instance = Instance.of(replica.path)
     make_directory(instance)
@@ -81,6 +85,15 @@ def _run(options: argparse.Namespace) -> None:
     finally:
         server.close()
         replica.close()
+
+
+def _end_with_parent() -> None:
+    """Get SIGTERM when the starter's thread ends, even if it is killed."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(FAILURE)
 
 
 def _prepare(path: str, dsn: str, name: str) -> ReplicaFile:

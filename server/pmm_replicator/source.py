@@ -58,7 +58,7 @@ def pull(connection: Connection, number: int, head: RawRow | None, formula: Form
             return Pulled([], False, False)
         del rows[0]
     verify_rows(rows, head, formula)
-    return Pulled(rows, True, is_complete and not rows)
+    return Pulled(rows, True, is_complete)
 
 
 def _is_cut(rows: Sequence[RawRow]) -> bool:

@@ -25,6 +25,10 @@ def psycopg() -> Any:
             import psycopg as module
         except ImportError as error:
             raise MissingExtraError(f"PostgreSQL needs psycopg ({error}): pip install 'pmm-shm[postgres]'") from None
+        # What it has to say of a lost connection is in our own errors; the program's handlers get it all the same.
+        logger = logging.getLogger("psycopg")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
     return module
 
 
