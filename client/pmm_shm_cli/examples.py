@@ -47,6 +47,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "stop": ("pmm-shm stop agent.db",),
+    "cluster": (),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """By command: lines for a shell (bash, if it matters)."""

@@ -15,6 +15,7 @@ from pmm_shm_chat.command import chat
 from pmm_shm_cli.commands.admin import append, invalidate, verify
 from pmm_shm_cli.commands.backup import backup, restore
 from pmm_shm_cli.commands.bench import bench
+from pmm_shm_cli.commands.cluster import cluster
 from pmm_shm_cli.commands.completion import completion
 from pmm_shm_cli.commands.demo import demo
 from pmm_shm_cli.commands.doctor import doctor
@@ -37,7 +38,7 @@ _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "Look": (read, log, context, recall, search, explain, plot, status, top),
     "Write": (append, chat, generate, import_),
     "Check": (doctor, verify, replay, bench),
-    "Operate": (stop, embed, invalidate, backup, restore, export, completion, demo),
+    "Operate": (stop, embed, invalidate, backup, restore, export, cluster, completion, demo),
 }
 
 

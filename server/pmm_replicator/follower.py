@@ -18,6 +18,7 @@ from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.source.appending import CHANNEL
 from pmm_shm.ledger.source.dsn import psycopg
+from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
 
 _RETRY_S_MIN = 0.1
@@ -97,7 +98,7 @@ class Follower:
             server=f"{info.host}:{info.port}",
             timeline=self._server.timeline,
             forks=self._replica.record.forks,
-            lost_files=forks.lost_files(self._replica.path),
+            lost_files=lost_files(self._replica.path),
         )
         connection.execute(f"LISTEN {CHANNEL}")
         while not self.is_stopping:
@@ -138,7 +139,7 @@ class Follower:
                 f"the source has lost {lost.events} events from {lost.first_id} on: they were taken back, and are kept "
                 f"in {lost.path}"
             )
-            self._report.update(forks=self._replica.record.forks, lost_files=forks.lost_files(self._replica.path))
+            self._report.update(forks=self._replica.record.forks, lost_files=lost_files(self._replica.path))
 
     def _trouble(self, problem: str) -> None:
         self._log(problem)

@@ -6,7 +6,6 @@ gone without a trace.
 
 from __future__ import annotations
 
-import glob
 import os
 from datetime import datetime, timezone
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from pmm_shm.errors import LedgerError, SourceUnreachableError
 from pmm_shm.ledger.json_lines import event_line
 from pmm_shm.ledger.new_file import sync
 from pmm_shm.ledger.rows import RawRow
+from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.source.tables import EVENT_COLUMNS
 
@@ -73,11 +73,6 @@ def resolve(server: Server, replica: ReplicaFile, head: RawRow | None, fork_max:
     except HeadMoved:
         return None
     return Lost(fork_id + 1, count, path)
-
-
-def lost_files(ledger: str) -> list[str]:
-    """The files of events that were taken back, the oldest first."""
-    return sorted(glob.glob(f"{glob.escape(ledger)}.lost-*.jsonl"))
 
 
 def _is_confirmed(server: Server, head: RawRow) -> bool:

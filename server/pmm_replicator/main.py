@@ -14,12 +14,14 @@ from pmm_replicator.follower import Follower
 from pmm_replicator.forks import ForkTooDeepError
 from pmm_replicator.replica_file import ReplicaFile
 from pmm_replicator.report import Report
+from pmm_replicator.source import row_at
 from pmm_shm import limits
 from pmm_shm.errors import ChainError, ConfigError, LedgerError, NotALedgerError, PmmShmError
 from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.replicas import ReplicaRecord
 from pmm_shm.ledger.source.dsn import checked_dsn
+from pmm_shm.ledger.source.report import LOCK_FILE
 from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.source.tables import checked_name
 
@@ -27,7 +29,6 @@ FAILURE, USAGE, NEEDS_A_PERSON = 1, 2, 5
 """Exit codes. After the last one a new start changes nothing."""
 
 DSN_VARIABLE = "PMM_SOURCE"
-_LOCK_FILE = "replicator.lock"
 # Of prctl(2).
 _PR_SET_PDEATHSIG = 1
 
@@ -67,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
     replica = _prepare(options.ledger, dsn, name)
     instance = Instance.of(replica.path)
     make_directory(instance)
-    lock = make_file(instance.directory / _LOCK_FILE, PRIVATE_MODE)
+    lock = make_file(instance.directory / LOCK_FILE, PRIVATE_MODE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,11 +104,11 @@ def _prepare(path: str, dsn: str, name: str) -> ReplicaFile:
     except LedgerError:
         server = Server(dsn, name)
         try:
-            server.connection()
-            ledger = server.known_ledger()
+            connection, ledger = server.connection(), server.known_ledger()
+            record = ReplicaRecord(ledger.identity, name, dsn, ledger.formula, server.timeline, 0)
+            return ReplicaFile(path, record, lambda row: row_at(connection, ledger.number, row[0]) == row)
         finally:
             server.close()
-        return ReplicaFile(path, ReplicaRecord(ledger.identity, name, dsn, ledger.formula, server.timeline, 0))
     if replica.record.name != name:
         replica.close()
         raise NotALedgerError(f"{replica.path}: a replica of {replica.record.name!r}, not of {name!r}")

@@ -35,20 +35,26 @@ class ReplicaFile:
     Parameters:
         path: the ledger; made as a replica where there is no file, or an empty ledger.
         first_record: the record to begin with; None if the replica must exist.
+        is_in_source: whether the source has a row: a ledger that was imported there becomes a replica as it is.
 
     Raises:
-        NotALedgerError: the file is a ledger with events, but no replica.
+        NotALedgerError: the file is a ledger with events that the source does not have.
         LedgerError: in one of its kinds.
     """
 
-    def __init__(self, path: str, first_record: ReplicaRecord | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        first_record: ReplicaRecord | None = None,
+        is_in_source: Callable[[RawRow], bool] = lambda row: False,
+    ) -> None:
         if first_record is not None:
             create_ledger(path, 30.0)
         self._connection = Connection(path, "rw")
         self.path = self._connection.path
         self._prepared_epoch = -1
         if first_record is not None:
-            self._transact(lambda handle: self._make(handle, first_record))
+            self._transact(lambda handle: self._make(handle, first_record, is_in_source))
         record = self._with_handle(lambda handle: read_record(handle, self.path))
         if record is None:
             raise NotALedgerError(f"{self.path}: not a replica")
@@ -107,12 +113,12 @@ class ReplicaFile:
     def close(self) -> None:
         self._connection.close()
 
-    def _make(self, handle: sqlite3.Connection, record: ReplicaRecord) -> None:
-        known = read_record(handle, self.path)
-        if known is None and _head(handle) is not None:
+    def _make(self, handle: sqlite3.Connection, record: ReplicaRecord, is_in_source: Callable[[RawRow], bool]) -> None:
+        known, head = read_record(handle, self.path), _head(handle)
+        if known is None and head is not None and not is_in_source(head):
             raise NotALedgerError(
-                f"{self.path}: a ledger of its own, not a replica of {record.name!r}; nothing was changed. To move it "
-                "into PostgreSQL: pmm-shm cluster init DSN --name NAME --import LEDGER; then follow under another path"
+                f"{self.path}: its event {head[0]} is not in the source {record.name!r}; nothing was changed. To move "
+                "a ledger into PostgreSQL: pmm-shm cluster init DSN --name NAME --import LEDGER"
             )
         if known is None:
             make_replica(handle, record)

@@ -21,6 +21,8 @@ def psycopg() -> Any:
         MissingExtraError: it is not installed.
     """
     with late_imports:
+        import logging
+
         try:
             import psycopg as module
         except ImportError as error:

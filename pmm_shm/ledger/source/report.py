@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REPORT_FILE = "replicator.json"
+LOCK_FILE = "replicator.lock"
 _BYTES_MAX = 64 << 10
 
 
