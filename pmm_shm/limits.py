@@ -111,6 +111,8 @@ REPLICA_SLOW_POLL_S = 1.0
 REPLICA_FORK_MAX = 10_000
 """How many events a replica takes back by itself, where the source has lost them, by default."""
 REPLICA_RETRY_S_MAX = 5.0
+SOURCE_LEASE_S = 60.0
+"""How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
 REPLICA_LAG_MS_MAX = 3_000
 """A replica whose follower has not confirmed the source's head for longer is lagging."""
 REPLICA_DEGRADED_MS = 30_000

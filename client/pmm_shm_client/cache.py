@@ -26,6 +26,7 @@ from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import VerifyReport
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm.vectors.text_table_reader import TextTableReader
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.frame import Frame
+    from pmm_shm_client.roles import Role
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
     from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
@@ -45,7 +47,9 @@ class Cache(Reads):
     Parameters:
         path: the ledger; it must exist, unless `create`.
         consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
-            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
+            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call;
+            `"global"`: on a replica of a log in PostgreSQL, every append of any host committed there before the read
+            began; on any other ledger as `"exact"`.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
@@ -220,6 +224,11 @@ class Cache(Reads):
         made = Embeddings(
             self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
         )
+        source = self._log.source() if self._embeds_shared else None
+        if source is not None:
+            with late_imports:
+                from pmm_shm_client.source_vectors import SourceEmbedder
+            made.wrap = lambda embedder: SourceEmbedder(embedder, source.new_server())
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -332,6 +341,27 @@ class Cache(Reads):
                     raise
                 # Whoever decides fastest would win again.
                 sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+
+    def role(self, name: str) -> Role | SourceRole:
+        """A role that one process at a time can hold: of this host's workers or, on a replica, of all hosts'.
+
+        Parameters:
+            name: 1 to 64 characters.
+        """
+        self._check_open()
+        source = self._log.source()
+        with late_imports:
+            from pmm_shm_client.roles import Role
+        if source is None:
+            return Role(self._instance, name)
+        with late_imports:
+            from pmm_shm.ledger.source.roles import SourceRole
+        return SourceRole(source.new_server(), name)
+
+    def _wait_for_source(self) -> None:
+        source = self._log.source()
+        if source is not None:
+            source.wait_for_head(self._timeout_s)
 
     def published_as_of(self) -> int | None:
         """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.

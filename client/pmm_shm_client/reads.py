@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
-Consistency = Literal["exact", "snapshot", "wait"]
-_CONSISTENCIES = ("exact", "snapshot", "wait")
+Consistency = Literal["exact", "snapshot", "wait", "global"]
+_CONSISTENCIES = ("exact", "snapshot", "wait", "global")
 _REPLAY = "replay"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
@@ -188,6 +188,10 @@ class Reads(ABC):
     def wait_for(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """Wait until the daemon has published `event_id`."""
 
+    @abstractmethod
+    def _wait_for_source(self) -> None:
+        """On a replica, wait until it has all that PostgreSQL has now."""
+
     def self_model(
         self,
         strict: bool = False,
@@ -336,6 +340,9 @@ class Reads(ABC):
             return make(self._replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
+        if mode == "global":
+            self._wait_for_source()
+            return self._reader.exact(make)
         deadline = monotonic() + self._timeout_s
         head = self._head()
         self.wait_for(head, max(0.0, deadline - monotonic()))

@@ -177,6 +177,24 @@ class EventLog:
                 self._source = self._open_source()
         return self._source.append(batch, head, wait=wait)
 
+    def source(self) -> ReplicaAppender | None:
+        """How to reach the log of record of a replica; None for any other ledger.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        with late_imports:
+            from pmm_shm.ledger.replicas import is_replica
+        self._reader.follow_replacement()
+        with self._reader.lock:
+            self._reader.require_lock()
+            self._reader.handle()
+        if not is_replica(self._reader.schema.definition):
+            return None
+        if self._source is None or not self._source.is_current():
+            self._source = self._open_source()
+        return self._source
+
     def _open_source(self) -> ReplicaAppender:
         with late_imports:
             from pmm_shm.ledger.source.replica_appender import ReplicaAppender

@@ -50,6 +50,7 @@ _INSERT = (
     f"INSERT INTO pmm_events (ledger, {', '.join(EVENT_COLUMNS)}) SELECT %s::int, * FROM unnest(%s::bigint[], "
     "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])"
 )
+_NEWEST = "SELECT id, hash FROM pmm_events WHERE ledger = %s ORDER BY id DESC LIMIT 1"
 _FIND = "SELECT id FROM pmm_events WHERE ledger = %s AND id = %s AND hash = %s"
 _NOTIFY = "SELECT pg_notify(%s, %s)"
 _NOTHING = "; nothing was written"
@@ -103,6 +104,22 @@ class SourceAppender:
                         f"the ledger {self._server.name!r}: PostgreSQL: {one_line(error)}{_NOTHING}"
                     ) from error
                 sleep_between(_RETRY_S_MIN, _RETRY_S_MAX)
+
+    def head(self) -> tuple[int, str | None]:
+        """The newest event's id and hash; (0, None) for an empty log.
+
+        Raises:
+            SourceUnreachableError: no primary, or it does not answer.
+        """
+        driver = psycopg()
+        with self._server.lock:
+            try:
+                connection = self._server.connection()
+                row = connection.execute(_NEWEST, (self._server.known_ledger().number,)).fetchone()
+            except driver.Error as error:
+                self._server.close()
+                raise SourceUnreachableError(f"the ledger {self._server.name!r}: {one_line(error)}") from error
+        return (0, None) if row is None else (row[0], row[1])
 
     def close(self) -> None:
         """Close the connection; the next append opens it anew."""

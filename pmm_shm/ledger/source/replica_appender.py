@@ -16,6 +16,7 @@ from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.sqlite_errors import sleep_between
 
 _WAIT_S_MIN, _WAIT_S_MAX = 0.0002, 0.002
+_HASH_SQL = "SELECT hash FROM events WHERE id = ?"
 
 
 class ReplicaAppender:
@@ -69,21 +70,35 @@ class ReplicaAppender:
         deadline_s = time.monotonic() + self._timeout_s
         ids = self._appender.append(events, expected_head)
         if ids and wait:
-            self.wait_for(ids[-1], deadline_s, tuple(ids))
+            self._wait_for(ids[-1], None, deadline_s, tuple(ids))
         return ids
 
-    def wait_for(self, event_id: int, deadline_s: float, appended: tuple[int, ...] = ()) -> None:
-        """Return when the replica has the event.
+    def wait_for_head(self, timeout_s: float) -> int:
+        """Return when this replica has everything that PostgreSQL has now; returns the newest event's id.
 
         Raises:
-            ReplicaLaggingError: it has not by then.
+            SourceUnreachableError: no primary.
+            ReplicaLaggingError: the replica has not got it within the timeout.
         """
-        while not self._has(event_id):
+        deadline_s = time.monotonic() + timeout_s
+        head_id, head_hash = self._appender.head()
+        if head_id:
+            self._wait_for(head_id, head_hash, deadline_s)
+        return head_id
+
+    def new_server(self) -> Server:
+        """Another connection to the same ledger, for a purpose of its own."""
+        record = self.record
+        return Server(record.dsn, record.name, record.identity, self.server.timeline)
+
+    def _wait_for(
+        self, event_id: int, wanted_hash: str | None, deadline_s: float, appended: tuple[int, ...] = ()
+    ) -> None:
+        while not self._has(event_id, wanted_hash):
             if time.monotonic() >= deadline_s:
                 what = "the append is in PostgreSQL" if appended else f"event {event_id} is in PostgreSQL"
                 raise ReplicaLaggingError(
-                    f"{self._reader.path}: {what}, and this replica has not received it within {self._timeout_s:g} s; "
-                    "see `pmm-shm status`",
+                    f"{self._reader.path}: {what}, and this replica has not received it in time; see `pmm-shm status`",
                     appended,
                 )
             sleep_between(_WAIT_S_MIN, _WAIT_S_MAX)
@@ -92,12 +107,13 @@ class ReplicaAppender:
         """Close the connection to PostgreSQL; the next append opens it anew."""
         self._appender.close()
 
-    def _has(self, event_id: int) -> bool:
+    def _has(self, event_id: int, wanted_hash: str | None) -> bool:
+        """Whether the replica has the event, with this hash if one is given: before a fork it may have another."""
         self._reader.follow_replacement()
         with self._reader.lock:
             handle = self._reader.handle()
             try:
-                found = self._reader.retry(lambda: handle.execute("SELECT coalesce(max(id), 0) FROM events").fetchall())
+                rows = self._reader.retry(lambda: handle.execute(_HASH_SQL, (event_id,)).fetchall())
             except LedgerError:
                 return False
-        return bool(found[0][0] >= event_id)
+        return bool(rows) and wanted_hash in (None, rows[0][0])
