@@ -111,6 +111,8 @@ REPLICA_SLOW_POLL_S = 1.0
 REPLICA_FORK_MAX = 10_000
 """How many events a replica takes back by itself, where the source has lost them, by default."""
 REPLICA_RETRY_S_MAX = 5.0
+REPLICA_AUDIT_S = 10.0
+"""A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
 SOURCE_LEASE_S = 60.0
 """How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
 REPLICA_LAG_MS_MAX = 3_000

@@ -186,6 +186,13 @@ TEMPLATES: Mapping[str, Template] = {
     "append-under-lock": Template(
         "append with EventLog alone, or let that program begin with BEGIN IMMEDIATE; no backup is needed"
     ),
+    "check-source": Template(
+        "see whether PostgreSQL answers; its log has the reason",
+        "pmm-shm cluster status {dsn}",
+        words="^the source .* was not confirmed",
+    ),
+    "follow-source": Template("follow its source", "pmm-cached {ledger} --source {dsn} --name {name} &"),
+    "see-forks": Template("see what was lost; --append-again FILE appends it", "pmm-shm cluster forks {ledger}"),
     "leave-to-owner": Template("read it here, and append with its owner's program"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(

@@ -118,6 +118,7 @@ class Replication:
                 "source_head_id": None,
                 "forks": 0,
                 "lost_files": [],
+                "difference": None,
                 "problem": self._last_line,
                 "needs_a_person": self._needs_a_person,
             }
@@ -171,6 +172,10 @@ def problems(replica: dict[str, Any] | None) -> list[str]:
     """What somebody has to look at."""
     if replica is None:
         return []
+    if replica["difference"]:
+        return [
+            f"the replica differs from its source {replica['name']!r}: {replica['difference']}; one of them was edited"
+        ]
     stands_ms = _stands_still_ms(replica)
     if replica["needs_a_person"] or stands_ms > limits.REPLICA_DEGRADED_MS:
         return [_why(replica, stands_ms)]

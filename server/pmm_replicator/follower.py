@@ -17,6 +17,7 @@ from pmm_shm import limits
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.source.appending import CHANNEL
+from pmm_shm.ledger.source.audit import BLOCK_ROWS, audit_block
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
@@ -51,6 +52,9 @@ class Follower:
         self._log = log
         self._clock = clock
         self._head: RawRow | None = None
+        self._audit_from = 1
+        self._next_audit = clock() + limits.REPLICA_AUDIT_S
+        self._difference_id: int | None = None
         self._is_told_to_stop = False
 
     def stop(self) -> None:
@@ -106,8 +110,24 @@ class Follower:
                 if connection.closed or self.is_stopping:
                     # A fork was looked at over new connections, and these do not listen.
                     return
+            self._audit_when_due()
             for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
                 pass
+
+    def _audit_when_due(self) -> None:
+        """Compare one block with the source, now and then, so that all are compared in turn."""
+        if self._clock() < self._next_audit or self._head is None:
+            return
+        connection, ledger = self._server.connection(), self._server.known_ledger()
+        difference = audit_block(self._replica.reader, connection, ledger.number, self._audit_from)
+        self._audit_from += BLOCK_ROWS
+        if self._audit_from > self._head[0]:
+            self._audit_from = 1
+        self._next_audit = self._clock() + limits.REPLICA_AUDIT_S
+        if difference is not None and difference.event_id != self._difference_id:
+            self._difference_id = difference.event_id
+            self._log(f"event {difference.event_id} differs from the source: {difference.problem}")
+            self._report.update(difference=f"event {difference.event_id}: {difference.problem}")
 
     def _pull_one(self) -> bool:
         """Pull and insert one batch. Returns whether there was anything new."""

@@ -60,6 +60,11 @@ class ReplicaFile:
             raise NotALedgerError(f"{self.path}: not a replica")
         self.record = record
 
+    @property
+    def reader(self) -> Connection:
+        """The connection, for reads under its lock."""
+        return self._connection
+
     def head(self) -> RawRow | None:
         """The newest row; None in an empty replica."""
         return self._with_handle(_head)

@@ -34,6 +34,7 @@ class Report:
             "behind_since_monotonic": None,
             "forks": 0,
             "lost_files": [],
+            "difference": None,
             "problem": None,
         }
         self._written: dict[str, Any] = {}

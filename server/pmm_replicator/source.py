@@ -57,24 +57,28 @@ def pull(connection: Connection, number: int, head: RawRow | None, formula: Form
         if not rows or rows[0] != head:
             return Pulled([], False, False)
         del rows[0]
-    verify_rows(rows, head, formula)
-    return Pulled(rows, True, is_complete)
+    good = _verified(rows, head, formula)
+    if not good and rows:
+        before_id = 0 if head is None else head[0]
+        raise ChainError(
+            f"event {rows[0][0]} in PostgreSQL does not continue the chain behind event {before_id}: it was edited, or "
+            "written by another program than pmm-shm; the replica stays at what was right"
+        )
+    return Pulled(rows[:good], True, is_complete and good == len(rows))
 
 
 def _is_cut(rows: Sequence[RawRow]) -> bool:
     return sum(len(row[3]) + len(row[4]) for row in rows) * 4 >= limits.REPLICA_BYTES_MAX
 
 
-def verify_rows(rows: Sequence[RawRow], head: RawRow | None, formula: Formula) -> None:
-    """Raise `ChainError` at the first row that does not continue the chain behind `head`."""
+def _verified(rows: Sequence[RawRow], head: RawRow | None, formula: Formula) -> int:
+    """How many of the rows continue the chain behind `head`, up to the first that does not."""
     next_id, last_hash = (1, None) if head is None else (head[0] + 1, head[-1])
-    for row in rows:
+    for count, row in enumerate(rows):
         if row[0] != next_id or row[5] != last_hash or not fits(formula, HashedRow._make(row)):
-            raise ChainError(
-                f"event {row[0]} in PostgreSQL does not continue the chain behind event {next_id - 1}: it was edited, "
-                "or written by another program than pmm-shm; the replica stays at what was right"
-            )
+            return count
         next_id, last_hash = row[0] + 1, row[6]
+    return len(rows)
 
 
 def newest_id(connection: Connection, number: int) -> int:

@@ -27,6 +27,7 @@ class ReplicaStatus(NamedTuple):
         looked_ms: how long ago it has confirmed the source's head; None if never.
         forks: how often events were taken back.
         lost_files: where events that were taken back are kept.
+        difference: where the replica differs from the source, as an audit found; None if nowhere.
         problem: what the follower waits for; None if nothing.
     """
 
@@ -42,6 +43,7 @@ class ReplicaStatus(NamedTuple):
     looked_ms: int | None
     forks: int
     lost_files: tuple[str, ...]
+    difference: str | None
     problem: str | None
 
 
@@ -68,6 +70,7 @@ def read_status(directory: Path, clock: Any = time.monotonic) -> ReplicaStatus |
             looked_ms=looked_ms,
             forks=int(values["forks"]),
             lost_files=tuple(map(str, values["lost_files"])),
+            difference=None if values["difference"] is None else str(values["difference"]),
             problem=None if values["problem"] is None else str(values["problem"]),
         )
     except (OSError, ValueError, TypeError, KeyError):
