@@ -189,7 +189,7 @@ TEMPLATES: Mapping[str, Template] = {
     "check-source": Template(
         "see whether PostgreSQL answers; its log has the reason",
         "pmm-shm cluster status {dsn}",
-        words="^the source .* was not confirmed",
+        words="^the source .* (was not confirmed|is not followed)",
     ),
     "follow-source": Template("follow its source", "pmm-cached {ledger} --source {dsn} --name {name} &"),
     "see-forks": Template("see what was lost; --append-again FILE appends it", "pmm-shm cluster forks {ledger}"),

@@ -26,7 +26,7 @@ from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.obstacles import is_of_pmm2, needs_function
 from pmm_shm.ledger.opening import Mode, is_in_wal_mode
-from pmm_shm.ledger.replicas import read_record
+from pmm_shm.ledger.replicas import read_record as read_replica_record
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire.endpoints import check_listening, read_record
@@ -247,7 +247,7 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
-        record = connection.retry(lambda: read_record(handle, connection.path))
+        record = connection.retry(lambda: read_replica_record(handle, connection.path))
         refusal, of_pmm2 = connection.retry(lambda: (needs_function(handle), is_of_pmm2(handle)))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)

@@ -16,6 +16,7 @@ from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.sqlite_errors import sleep_between
 
 _WAIT_S_MIN, _WAIT_S_MAX = 0.0002, 0.002
+_TIMELINE_SQL = "SELECT timeline FROM pmm_replica"
 _HASH_SQL = "SELECT hash FROM events WHERE id = ?"
 
 
@@ -68,6 +69,7 @@ class ReplicaAppender:
             LedgerError: as `SourceAppender.append`.
         """
         deadline_s = time.monotonic() + self._timeout_s
+        self._follow_timeline()
         ids = self._appender.append(events, expected_head)
         if ids and wait:
             self._wait_for(ids[-1], None, deadline_s, tuple(ids))
@@ -81,6 +83,7 @@ class ReplicaAppender:
             ReplicaLaggingError: the replica has not got it within the timeout.
         """
         deadline_s = time.monotonic() + timeout_s
+        self._follow_timeline()
         head_id, head_hash = self._appender.head()
         if head_id:
             self._wait_for(head_id, head_hash, deadline_s)
@@ -90,6 +93,14 @@ class ReplicaAppender:
         """Another connection to the same ledger, for a purpose of its own."""
         record = self.record
         return Server(record.dsn, record.name, record.identity, self.server.timeline)
+
+    def _follow_timeline(self) -> None:
+        """Leave an old primary: the follower has seen a standby take over."""
+        with self._reader.lock:
+            handle = self._reader.handle()
+            rows = self._reader.retry(lambda: handle.execute(_TIMELINE_SQL).fetchall())
+        with self.server.lock:
+            self.server.require_timeline(max((row[0] for row in rows), default=0))
 
     def _wait_for(
         self, event_id: int, wanted_hash: str | None, deadline_s: float, appended: tuple[int, ...] = ()

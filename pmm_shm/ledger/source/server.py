@@ -92,6 +92,15 @@ class Server:
         if connection is not None and self._pid == os.getpid():
             connection.close()
 
+    def require_timeline(self, timeline: int) -> None:
+        """Somebody has seen this timeline: a server with a lower one is an old primary from now on."""
+        if timeline > self.timeline:
+            self.close()
+            self.timeline = timeline
+
+    def __del__(self) -> None:
+        self.close()
+
     def _open(self, dsn: str) -> Connection:
         driver = psycopg()
         try:
