@@ -188,10 +188,10 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "check-source": Template(
         "see whether PostgreSQL answers; its log has the reason",
-        "pmm-shm cluster status {dsn}",
+        "pmm-shm cluster status DSN",
         words="^the source .* (was not confirmed|is not followed)",
     ),
-    "follow-source": Template("follow its source", "pmm-cached {ledger} --source {dsn} --name {name} &"),
+    "follow-source": Template("follow its source", "pmm-cached {ledger} --source DSN --name {name} &"),
     "see-forks": Template("see what was lost; --append-again FILE appends it", "pmm-shm cluster forks {ledger}"),
     "leave-to-owner": Template("read it here, and append with its owner's program"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
