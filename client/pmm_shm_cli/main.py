@@ -81,7 +81,8 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (command for group in _GROUPS.values() for command in group):
     assert _command.name is not None
-    _command.epilog = epilog(EXAMPLES[_command.name])
+    if EXAMPLES[_command.name]:
+        _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)
 
 
