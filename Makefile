@@ -55,7 +55,7 @@ INSTALLED = \
 	$(PREFIX)/share/doc/pmm-shm/README.md
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-chat chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-chat bench-cluster chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -94,6 +94,9 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python -m bench.search
+
+bench-cluster: $(STAMP) ## Measure the log in PostgreSQL and its replicas, beside the bare work.
+	$(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
 
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat

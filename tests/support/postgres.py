@@ -15,7 +15,7 @@ from pathlib import Path
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
-fsync = off
+fsync = {fsync}
 max_connections = 60
 shared_buffers = 16MB
 unix_socket_directories = ''
@@ -39,9 +39,10 @@ class Postgres:
     Parameters:
         folder: where its data is; the server's user owns it.
         standby_of: the server to follow; None for one of its own.
+        fsync: wait for the disk, as a server in use does.
     """
 
-    def __init__(self, folder: Path, standby_of: Postgres | None = None) -> None:
+    def __init__(self, folder: Path, standby_of: Postgres | None = None, *, fsync: bool = False) -> None:
         self._bin = programs()
         assert self._bin is not None, "PostgreSQL is not installed: apt-get install postgresql"
         self.folder = folder
@@ -52,7 +53,7 @@ class Postgres:
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
         if standby_of is None:
             self._run("initdb", "-D", self.data, "-A", "trust", "-U", "owner", "--no-sync", "-E", "UTF8", "--locale=C")
-            self._run_as(["tee", "-a", self.data / "postgresql.conf"], _SETTINGS)
+            self._run_as(["tee", "-a", self.data / "postgresql.conf"], _SETTINGS.format(fsync="on" if fsync else "off"))
             hosts = "host replication owner 127.0.0.1/32 trust\n"
             self._run_as(["tee", "-a", self.data / "pg_hba.conf"], hosts)
         else:
@@ -104,11 +105,11 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Postgres]:
+def running(*, fsync: bool = False) -> Iterator[Postgres]:
     """A server for one module of tests."""
     folder = Path(tempfile.mkdtemp(prefix="pmm-postgres-"))
     folder.chmod(0o755)
-    server = Postgres(folder / "server")
+    server = Postgres(folder / "server", fsync=fsync)
     try:
         yield server
     finally:
