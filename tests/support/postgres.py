@@ -42,12 +42,12 @@ class Postgres:
         fsync: wait for the disk, as a server in use does.
     """
 
-    def __init__(self, folder: Path, standby_of: Postgres | None = None, *, fsync: bool = False) -> None:
+    def __init__(self, folder: Path, standby_of: Postgres | None = None, *, fsync: bool = False, port: int = 0) -> None:
         self._bin = programs()
         assert self._bin is not None, "PostgreSQL is not installed: apt-get install postgresql"
         self.folder = folder
         self.data = folder / "data"
-        self.port = _free_port()
+        self.port = port or free_port()
         self._user = pwd.getpwnam("postgres" if _exists("postgres") else "nobody")
         folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
@@ -117,7 +117,8 @@ def running(*, fsync: bool = False) -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
