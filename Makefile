@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-run bench-chat chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-run bench-chat bench-cluster test-cluster chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -101,6 +101,9 @@ bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run
 
+bench-cluster: $(STAMP) ## Measure the log in PostgreSQL and its replicas, beside the bare work.
+	$(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
+
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat
 
@@ -109,6 +112,9 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=chaos --timeout=3600
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
+
+test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL.
+	$(BIN)/python -m pytest tests/process/test_cluster.py tests/chaos/test_cluster_machine.py --timeout=3600
 
 # LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
 lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.

@@ -38,6 +38,11 @@ COMMITS = {
 _SINGLE = {
     "append.inside": "the events are inserted, the transaction is open",
     "append.committed": "the events are committed, the call has not returned",
+    "replica.inserted": "a follower has inserted a batch, the transaction is open",
+    "replica.committed": "the batch is committed",
+    "replica.lost_kept": "what the source has lost is in a file, and still in the replica",
+    "replica.deleted": "it is deleted from the replica, the transaction is open",
+    "replica.fork_resolved": "the replica has the source's history",
     "create_ledger.opened": "a connection is open, the file is missing or empty",
     "create_ledger.journal": "the file exists, in WAL mode, without tables",
     "create_ledger.inside": "table and indexes are created, the transaction is open",

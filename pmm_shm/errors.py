@@ -37,6 +37,10 @@ class LedgerUnwritableError(LedgerError):
     """The ledger cannot be written from this process; nothing was written."""
 
 
+class ReplicaError(LedgerUnwritableError):
+    """The ledger is a replica: only its follower writes it, and appends go to its source in PostgreSQL."""
+
+
 class LedgerBusyError(LedgerError, TimeoutError):
     """Another process held the ledger until the deadline, or this thread is within a call; nothing was written.
 
@@ -75,6 +79,44 @@ class HeadMovedError(LedgerError):
 
     def __reduce__(self) -> tuple[type[HeadMovedError], tuple[str, int]]:
         return type(self), (str(self), self.head_id)
+
+
+class SourceUnreachableError(LedgerError):
+    """The log of record in PostgreSQL cannot be reached; nothing was written. A retry is safe."""
+
+
+class UnknownOutcomeError(LedgerError):
+    """The connection was lost while an append was committed, and its outcome is not known yet.
+
+    Look for the event before you append it again.
+
+    Attributes:
+        last_hash: the hash of the last event of the append; it is in the log if the append was.
+    """
+
+    def __init__(self, message: str, last_hash: str = "") -> None:
+        self.last_hash = last_hash
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[UnknownOutcomeError], tuple[str, str]]:
+        return type(self), (str(self), self.last_hash)
+
+
+class ReplicaLaggingError(LedgerError, TimeoutError):
+    """An append is in the log of record, but this host's replica has not received it within the timeout.
+
+    Do not append it again.
+
+    Attributes:
+        ids: of the events that were appended.
+    """
+
+    def __init__(self, message: str, ids: tuple[int, ...] = ()) -> None:
+        self.ids = ids
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ReplicaLaggingError], tuple[str, tuple[int, ...]]]:
+        return type(self), (str(self), self.ids)
 
 
 class StoreError(PmmShmError):

@@ -103,6 +103,18 @@ def default_ledger() -> str | None:
     return os.environ.get("PMM_DB") or None
 
 
+def source() -> str | None:
+    """`PMM_SOURCE`: the PostgreSQL cluster that `pmm-cached` follows into its ledger, a data source name without a
+    password; unset: none.
+    """
+    return os.environ.get("PMM_SOURCE", "").strip() or None
+
+
+def source_name() -> str | None:
+    """`PMM_SOURCE_NAME`: the name of the ledger in that cluster."""
+    return os.environ.get("PMM_SOURCE_NAME") or None
+
+
 def shm_dir() -> Path | None:
     """`PMM_SHM_DIR`: the base of the instance directories; the same for a daemon and its workers. If it is unset or
     empty, the state of a ledger is beside the ledger, in `<ledger>-cache`.

@@ -109,6 +109,23 @@ LAG_MS_MAX = 1_000
 LAG_EVENTS_MAX = 100_000
 HEAD_PROBE_S = 0.1
 
+# The follower of a log of record in PostgreSQL.
+REPLICA_ROWS_MAX = 2_000
+REPLICA_BYTES_MAX = 16 << 20
+REPLICA_SLOW_POLL_S = 1.0
+"""How long the follower of a replica sleeps without a notification."""
+REPLICA_FORK_MAX = 10_000
+"""How many events a replica takes back by itself, where the source has lost them, by default."""
+REPLICA_RETRY_S_MAX = 5.0
+REPLICA_AUDIT_S = 10.0
+"""A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
+SOURCE_LEASE_S = 60.0
+"""How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
+REPLICA_LAG_MS_MAX = 3_000
+"""A replica whose follower has not confirmed the source's head for longer is lagging."""
+REPLICA_DEGRADED_MS = 30_000
+"""A replica whose follower has not confirmed the source's head for longer is degraded."""
+
 # Commands.
 MESSAGE_BYTES_MAX = 64 << 10
 REPLY_BYTES_MAX = 4 << 20

@@ -190,6 +190,13 @@ TEMPLATES: Mapping[str, Template] = {
     "leave-to-owner": Template(
         "read it here, and append with its owner's program", words="only .* can append, all others can read"
     ),
+    "check-source": Template(
+        "see whether PostgreSQL answers; its log has the reason",
+        "pmm-shm cluster status DSN",
+        words="^the source .* (was not confirmed|is not followed)",
+    ),
+    "follow-source": Template("follow its source", "pmm-cached {ledger} --source DSN --name {name} &"),
+    "see-forks": Template("see what was lost; --append-again FILE appends it", "pmm-shm cluster forks {ledger}"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(
         "its file system has no permissions: mount it with the option umask=077, and uid= for the user"

@@ -36,6 +36,9 @@ def pages() -> Iterator[tuple[str, str]]:
     for name, command in pmm_shm.commands.items():
         below = _context(command, name, context)
         yield f"pmm-shm-{name}", _page(f"pmm-shm-{name}", command, below, names)
+        for inner, one in getattr(command, "commands", {}).items():
+            page = f"pmm-shm-{name}-{inner}"
+            yield page, _page(page, one, _context(one, inner, below), names)
     yield "pmm-cached", _page("pmm-cached", pmm_cached, _context(pmm_cached, "pmm-cached"), names)
 
 
@@ -62,7 +65,7 @@ def _page(name: str, command: click.Command, context: click.Context, names: Sequ
     if isinstance(command, click.Group):
         lines.append(".SH COMMANDS")
         for below, one in command.commands.items():
-            lines += [".TP", rf"\fBpmm\-shm\-{_text(below)}\fR(1)", _text(_summary(_help_of(one)))]
+            lines += [".TP", rf"\fB{_text(f'{name}-{below}')}\fR(1)", _text(_summary(_help_of(one)))]
     examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
     if examples:
         lines += [".SH EXAMPLES", ".nf", *map(_text, examples), ".fi"]

@@ -310,6 +310,10 @@ def command_page(command: click.Command, path: str) -> Iterator[str]:
     if epilog.strip():
         first, _, rest = epilog.partition("\n")
         yield f"{first}\n\n" + "\n".join(f"    {line.strip()}" for line in rest.splitlines())
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield f"### {path} {name}"
+            yield from command_page(below, f"{path} {name}")
 
 
 def help_text(command: click.Command) -> str:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, PmmShmError
-from pmm_shm.instance.paths import Instance
-from pmm_shm_client.roles import Role
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
@@ -45,7 +43,7 @@ class Autonomy:
         self._cache = cache
         self._tick_s = float(tick_seconds)
         self._reflection_events = reflection_events
-        self._role = Role(Instance.of(cache.path), ROLE)
+        self._role = cache.role(ROLE)
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="autonomy", daemon=True)
         self.ticks = 0

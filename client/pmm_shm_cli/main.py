@@ -15,6 +15,7 @@ from pmm_shm_chat.command import chat
 from pmm_shm_cli.commands.admin import append, invalidate, verify
 from pmm_shm_cli.commands.backup import backup, restore
 from pmm_shm_cli.commands.bench import bench
+from pmm_shm_cli.commands.cluster import cluster
 from pmm_shm_cli.commands.completion import completion
 from pmm_shm_cli.commands.demo import demo
 from pmm_shm_cli.commands.doctor import doctor
@@ -38,7 +39,7 @@ _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
     "Look": (read, log, context, recall, search, explain, plot, status, top),
     "Write": (append, chat, generate, import_),
     "Check": (doctor, verify, replay, bench),
-    "Operate": (run, stop, embed, invalidate, backup, restore, export, completion, demo),
+    "Operate": (run, stop, embed, invalidate, backup, restore, export, cluster, completion, demo),
 }
 
 
@@ -81,7 +82,8 @@ def cli(ctx: click.Context) -> None:
 
 for _command in (command for group in _GROUPS.values() for command in group):
     assert _command.name is not None
-    _command.epilog = epilog(EXAMPLES[_command.name])
+    if EXAMPLES[_command.name]:
+        _command.epilog = epilog(EXAMPLES[_command.name])
     cli.add_command(_command)
 
 

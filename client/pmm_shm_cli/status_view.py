@@ -35,12 +35,22 @@ def headline(found: StatusNumbers) -> Text:
     return line
 
 
+def source_line(replica: StatusNumbers) -> str:
+    """The source of a replica in one line."""
+    looked = replica["looked_ms"]
+    confirmed = "never confirmed" if looked is None else f"confirmed {looked:,} ms ago"
+    where = f"{replica['name']} on {replica['server'] or 'no server yet'}, timeline {replica['timeline']}"
+    return f"{where}; lag {replica['lag_events']:,} events, {confirmed}; {replica['forks']:,} forks"
+
+
 def glance(found: StatusNumbers) -> list[RenderableType]:
     """The answer of `status` below its headline: two lines where all is well, and the problems."""
     rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
     rows += _owner_rows(found)
     if found["daemon"] is not None:
         rows += [("reads", [_cut(served(found["reads"]))]), ("daemon", [_cut(_in_short(found["daemon"]))])]
+        if found["daemon"].get("replica") is not None:
+            rows.append(("source", [_cut(source_line(found["daemon"]["replica"]))]))
         if found["daemon"]["quarantined"]:
             rows.append(("quarantine", _quarantine_lines(found["daemon"])))
     return [_grid(rows)] if rows else []
@@ -118,8 +128,10 @@ def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLi
         f"{daemon['commits']:,} commits, {daemon['commands']:,} commands, {daemon['rebuilds']:,} rebuilds"
     )
     rebuilding = [f"rebuilding {', '.join(daemon['rebuilding'])}"] if daemon["rebuilding"] else []
+    replica = daemon.get("replica")
     return [
         ("daemon", [work, *rebuilding]),
+        *([] if replica is None else [("source", [source_line(replica), *map(str, replica["lost_files"])])]),
         ("verified", verified),
         ("workers", _worker_lines(daemon["workers"], found["reads"])),
         ("embeddings", _embedding_lines(daemon["embeddings"])),

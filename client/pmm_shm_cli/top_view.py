@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pmm_shm_cli.charts import Value, bars, curve
 from pmm_shm_cli.sampling import Series
-from pmm_shm_cli.status_view import duration, headline, served, size
+from pmm_shm_cli.status_view import duration, headline, served, size, source_line
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.output import printable
 
@@ -162,6 +162,7 @@ def _facts(found: dict[str, Any]) -> list[Any]:
             f"{size(sizes['resident_bytes'])} resident; data.mdb {size(sizes['store_disk_bytes'])}; ledger "
             f"{size(sizes['ledger_bytes'])} + wal {size(sizes['wal_bytes'])}",
         ),
+        *([] if daemon.get("replica") is None else [("source", source_line(daemon["replica"]))]),
         ("workers", f"{workers['live']:,} live of {workers['seen']:,}; reads: {served(found['reads'])}"),
         ("readers", f"{len(readers):,} attached, {len(busy):,} reading: {shown}" if readers else "none attached"),
     )

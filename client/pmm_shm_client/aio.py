@@ -58,9 +58,10 @@ class AsyncCache(Cache):
         meta: Mapping[str, Any] | None = None,
         *,
         expected_head: int | Frame | None = None,
+        wait: bool = True,
     ) -> int:
         """As `append`, without blocking the event loop while another process holds the ledger."""
-        return await _in_thread(self.append, kind, content, meta, expected_head=expected_head)
+        return await _in_thread(self.append, kind, content, meta, expected_head=expected_head, wait=wait)
 
     async def decide_async(
         self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None

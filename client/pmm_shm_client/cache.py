@@ -35,6 +35,7 @@ from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.frame import Frame
+    from pmm_shm_client.roles import Role
     from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
     from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
@@ -56,7 +58,9 @@ class Cache(Reads):
     Parameters:
         path: the ledger; it must exist, unless `create`.
         consistency: `"exact"`: every append committed before the read began is in it; `"snapshot"`: the state that the
-            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call.
+            daemon has published; `"wait"`: wait until the daemon has published what the ledger's head was at the call;
+            `"global"`: on a replica of a log in PostgreSQL, every append of any host committed there before the read
+            began; on any other ledger as `"exact"`.
         timeout: seconds to wait for a busy ledger, and for the daemon where consistency is `"wait"`.
         freshness: `"auto"`, or `"data_version"` to do without the wal-index mark.
         embedder: the model of `embed` and `embed_many` where none is named: an embedder, or the name of one; None for
@@ -265,6 +269,11 @@ class Cache(Reads):
         made = Embeddings(
             self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
         )
+        source = self._log.source() if self._embeds_shared else None
+        if source is not None:
+            with late_imports:
+                from pmm_shm_client.source_vectors import SourceEmbedder
+            made.wrap = lambda embedder: SourceEmbedder(embedder, source.new_server())
         # In one step: another thread may make one, too.
         result: Embeddings = vars(self).setdefault("_embeddings", made)
         return result
@@ -317,31 +326,37 @@ class Cache(Reads):
         meta: Mapping[str, Any] | None = None,
         *,
         expected_head: int | Frame | None = None,
+        wait: bool = True,
     ) -> int:
         """Append an event; the next read of any worker includes it. Returns its id.
 
         Parameters:
             expected_head: append only if nobody has appended since: the `as_of` of an answer, or a frame, which
                 notices a replaced or restored ledger, too. 0 is an empty ledger.
+            wait: on a replica of a log in PostgreSQL, return when this host's reads include it; otherwise as soon as
+                PostgreSQL has it.
 
         Raises:
             HeadMovedError: somebody has appended since.
             InvalidEventError: it could not be read back as it is.
+            UnknownOutcomeError, ReplicaLaggingError: on a replica; it was, or may have been written.
             LedgerError: it could not be written; nothing was.
         """
         self._check_open()
-        event_id = self._log.append(kind, content, meta, expected_head=expected_head)
+        event_id = self._log.append(kind, content, meta, expected_head=expected_head, wait=wait)
         self._appends += 1
         return event_id
 
-    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None) -> list[int]:
+    def append_many(
+        self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None, wait: bool = True
+    ) -> list[int]:
         """Append several events in one transaction, as `EventLog.append_many`; returns their ids.
 
         Raises:
-            HeadMovedError, InvalidEventError, LedgerError: as `append`; none was written.
+            HeadMovedError, InvalidEventError, LedgerError: as `append`, for all of them.
         """
         self._check_open()
-        ids = self._log.append_many(events, expected_head=expected_head)
+        ids = self._log.append_many(events, expected_head=expected_head, wait=wait)
         self._appends += len(ids)
         return ids
 
@@ -380,6 +395,27 @@ class Cache(Reads):
                     raise
                 # Whoever decides fastest would win again.
                 sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+
+    def role(self, name: str) -> Role | SourceRole:
+        """A role that one process at a time can hold: of this host's workers or, on a replica, of all hosts'.
+
+        Parameters:
+            name: 1 to 64 characters.
+        """
+        self._check_open()
+        source = self._log.source()
+        with late_imports:
+            from pmm_shm_client.roles import Role
+        if source is None:
+            return Role(self._instance, name)
+        with late_imports:
+            from pmm_shm.ledger.source.roles import SourceRole
+        return SourceRole(source.new_server(), name)
+
+    def _wait_for_source(self) -> None:
+        source = self._log.source()
+        if source is not None:
+            source.wait_for_head(self._timeout_s)
 
     def published_as_of(self) -> int | None:
         """The event id up to which the daemon has published; None if nothing is published, or it cannot be read.

@@ -58,6 +58,8 @@ class Embeddings:
         self._shared = shared
         self._leasing = None if shared is None else Leasing(instance, shared, timeout_s, restart)
         self._models: dict[str | None, Model] = {}
+        self.wrap: Callable[[Embedder], Embedder] | None = None
+        """Makes the embedder that computes of the one that was found."""
         self.local = LocalVectors()
 
     def embed(self, text: str | None, model: str | None = None) -> Vector:
@@ -161,7 +163,11 @@ class Embeddings:
             checked_model_name(name)
         model = self._models.get(name)
         if model is None:
-            model = self._models[name] = Model.of(checked_embedder(self._embedder(name)))
+            embedder = checked_embedder(self._embedder(name))
+            if self.wrap is not None and embedder.name != local_bow.NAME:
+                # The built-in one takes less time than a question to a server.
+                embedder = self.wrap(embedder)
+            model = self._models[name] = Model.of(embedder)
         return model
 
     def embedder(self, name: str | None) -> Embedder | None:

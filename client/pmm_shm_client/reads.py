@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from pmm_shm.folds.state import State
     from pmm_shm_client.replaying import ReplayReading
 
-Consistency = Literal["exact", "snapshot", "wait"]
-_CONSISTENCIES = ("exact", "snapshot", "wait")
+Consistency = Literal["exact", "snapshot", "wait", "global"]
+_CONSISTENCIES = ("exact", "snapshot", "wait", "global")
 _REPLAY = "replay"
 _FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
@@ -261,6 +261,10 @@ class Reads(ABC):
         """
         return NOT_IN_PMM2 if self.is_of_pmm2 else ()
 
+    @abstractmethod
+    def _wait_for_source(self) -> None:
+        """On a replica, wait until it has all that PostgreSQL has now."""
+
     def self_model(
         self,
         strict: bool = False,
@@ -465,6 +469,9 @@ class Reads(ABC):
             return make(self._replayer.replayed([self._reader.folds[name] for name in names]))
         if mode == "snapshot":
             return self._reader.published(make, names)
+        if mode == "global":
+            self._wait_for_source()
+            return self._reader.exact(make)
         deadline = monotonic() + self._timeout_s
         head = self._head()
         self.wait_for(head, max(0.0, deadline - monotonic()))

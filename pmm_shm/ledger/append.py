@@ -25,6 +25,7 @@ from pmm_shm.errors import (
     LedgerBusyError,
     LedgerError,
     LedgerUnwritableError,
+    ReplicaError,
 )
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
@@ -272,6 +273,9 @@ class Appender:
             return made
         with late_imports:
             from pmm_shm.ledger.obstacles import refusal
+            from pmm_shm.ledger.replicas import is_replica
+        if is_replica(self.connection.schema.definition):
+            return ReplicaError(f"{self.connection.path}: a replica, which takes appends in PostgreSQL only{_NOTHING}")
         try:
             reason = refusal(self.connection.handle(), error)
         except sqlite3.Error:

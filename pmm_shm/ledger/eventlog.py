@@ -18,6 +18,7 @@ from pmm_shm.errors import (
     LedgerNotFoundError,
     LedgerUnreadableError,
     LedgerUnwritableError,
+    ReplicaError,
 )
 from pmm_shm.late import late_imports
 from pmm_shm.ledger import chain
@@ -26,7 +27,7 @@ from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.instants import first_date_text, instant_us
-from pmm_shm.ledger.new_events import EventInput, new_event, new_events
+from pmm_shm.ledger.new_events import EventInput, NewEvent, new_event, new_events
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
@@ -34,6 +35,7 @@ from pmm_shm.ledger.tail import Position, Positioned
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.event_range import RangeReader
+    from pmm_shm.ledger.source.replica_appender import ReplicaAppender
 
 
 class EventDict(TypedDict):
@@ -89,6 +91,8 @@ class EventLog:
         self.durability: Durability = durability
         """What an acknowledged append survives."""
         self._appender = Appender(self.path, timeout, durability)
+        # Where appends of a replica go; made when the first one is refused here.
+        self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
         self._ranges: RangeReader | None = None
         try:
@@ -136,6 +140,8 @@ class EventLog:
             hook()
         self._reader.close()
         self._appender.close()
+        if self._source is not None:
+            self._source.close()
 
     def append(
         self,
@@ -144,33 +150,70 @@ class EventLog:
         meta: Mapping[str, Any] | None = None,
         *,
         expected_head: int | Positioned | None = None,
+        wait: bool = True,
     ) -> int:
         """Append one event and return its id. The event is committed when this returns.
 
         Parameters:
             expected_head: append only if this is the newest event's id (0: the ledger is empty). A frame in place of
                 the number compares that event itself, too: a restored ledger can have another one with the same id.
+            wait: on a replica of a log in PostgreSQL, return when this replica has the event, so that the next read
+                includes it; otherwise as soon as PostgreSQL has it.
 
         Raises:
             HeadMovedError: the newest event is not the expected one.
             InvalidEventError: it could not be stored and read back unchanged.
             LedgerBusyError: another process held the ledger until the timeout.
             ChainError: the newest hashed event fits no known formula.
+            SourceUnreachableError, UnknownOutcomeError, ReplicaLaggingError: on a replica; see their meanings.
             LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        event = new_event(kind, content, meta)
-        return self._appender.append([event], None if expected_head is None else _checked_head(expected_head))[0]
+        return self._append([new_event(kind, content, meta)], expected_head, wait)[0]
 
-    def append_many(self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None) -> list[int]:
+    def append_many(
+        self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None, wait: bool = True
+    ) -> list[int]:
         """Append a batch in one transaction, all of it or nothing, and return the ids.
 
         Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
-        8601). `expected_head` is that of `append`, and so are the errors raised.
+        8601). `expected_head` and `wait` are those of `append`, and so are the errors raised.
         """
         batch = new_events(events)
-        if expected_head is not None:
-            return self._appender.append(batch, _checked_head(expected_head))
-        return self._appender.append(batch) if batch else []
+        return self._append(batch, expected_head, wait) if batch or expected_head is not None else []
+
+    def _append(self, batch: list[NewEvent], expected_head: int | Positioned | None, wait: bool) -> list[int]:
+        head = None if expected_head is None else _checked_head(expected_head)
+        if self._source is None or not self._source.is_current():
+            try:
+                return self._appender.append(batch, head)
+            except ReplicaError:
+                self._source = self._open_source()
+        return self._source.append(batch, head, wait=wait)
+
+    def source(self) -> ReplicaAppender | None:
+        """How to reach the log of record of a replica; None for any other ledger.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        with late_imports:
+            from pmm_shm.ledger.replicas import is_replica
+        self._reader.follow_replacement()
+        with self._reader.lock:
+            self._reader.require_lock()
+            self._reader.handle()
+        if not is_replica(self._reader.schema.definition):
+            return None
+        if self._source is None or not self._source.is_current():
+            self._source = self._open_source()
+        return self._source
+
+    def _open_source(self) -> ReplicaAppender:
+        with late_imports:
+            from pmm_shm.ledger.source.replica_appender import ReplicaAppender
+        if self._source is not None:
+            self._source.close()
+        return ReplicaAppender(self._reader, self.timeout)
 
     def recover(self) -> None:
         """Let SQLite roll back the transaction of a writer that died within it.

@@ -60,7 +60,7 @@ def exported(connection: Connection, progress: Progress = lambda done: None) -> 
         if not tail.is_anchored:
             raise LedgerReplacedError(f"{connection.path}: replaced or edited while it was exported; export it again")
         for row in tail.rows:
-            yield _line(dict(zip(columns, row, strict=True)))
+            yield event_line(dict(zip(columns, row, strict=True)))
         done += len(tail.rows)
         progress(done)
         if tail.is_complete or tail.position.as_of >= head_id:
@@ -68,7 +68,8 @@ def exported(connection: Connection, progress: Progress = lambda done: None) -> 
         position = tail.position
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def event_line(row: Mapping[str, Any]) -> str:
+    """The line of one event, with its line break, given column to value."""
     try:
         text = json.dumps(row, allow_nan=False, default=_escaped)
     except ValueError:

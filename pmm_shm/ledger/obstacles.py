@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import sqlite3
 
+from pmm_shm.ledger.replicas import GUARD
+
 _ALL_TRIGGERS = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND sql NOT NULL"
 _TRIGGERS = f"{_ALL_TRIGGERS} AND lower(tbl_name) = 'events' ORDER BY name"
 # A trigger of `events` may write to their tables.
@@ -37,6 +39,8 @@ def refusal(handle: sqlite3.Connection, error: sqlite3.Error) -> str:
     triggers = _triggers(handle)
     if unknown := _NO_FUNCTION.match(text):
         name = unknown[1]
+        if name == GUARD:
+            return "a replica of a log in PostgreSQL: only its follower writes it, and pmm-shm appends there"
         guilty = [trigger for trigger, sql in triggers.items() if re.search(rf"\b{re.escape(name)}\s*\(", sql)]
         caller = _named(guilty) if guilty else "the table `events`"
         return (

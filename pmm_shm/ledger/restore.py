@@ -34,6 +34,7 @@ from pmm_shm.errors import (
     LedgerUnreadableError,
     LedgerUnwritableError,
     NotALedgerError,
+    ReplicaError,
 )
 from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import broken_at, verify_chain
@@ -41,6 +42,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
 from pmm_shm.ledger.new_file import SIDE_FILES, put_in_place
 from pmm_shm.ledger.opening import Mode
+from pmm_shm.ledger.replicas import is_replica
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, is_busy, retry_busy, translated
 from pmm_shm.ledger.tail import ordered_columns
 
@@ -218,6 +220,7 @@ def _write_over(source: Connection, before: tuple[int, ...], ledger: str, deadli
     try:
         writer = _opened_ledger(reader)
         with writer.lock:
+            _refuse_replica(writer)
             _refuse_unlike(source, writer)
             with _fitting(source, before, writer) as handle:
                 attempt = _Attempt(handle, reader, writer, keep and bool(writer.columns))
@@ -252,6 +255,14 @@ def _opened_ledger(reader: Connection) -> Connection:
         writer.close()
         raise
     return writer
+
+
+def _refuse_replica(writer: Connection) -> None:
+    if is_replica(writer.schema.definition):
+        raise ReplicaError(
+            f"{writer.path}: a replica of a log in PostgreSQL: restore the log there, or make this an ordinary ledger "
+            "first (pmm-shm cluster detach); nothing was changed"
+        )
 
 
 def _refuse_unlike(source: Connection, writer: Connection) -> None:

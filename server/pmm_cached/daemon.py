@@ -17,6 +17,7 @@ from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.peers import allow_descriptors
+from pmm_cached.replication import Replication, make_replica, replica_name
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
@@ -59,6 +60,8 @@ class Daemon:
 
     def __init__(self, ledger: str, settings: Settings, log: Logger) -> None:
         self._instance = Instance.of(ledger)
+        if settings.source is not None:
+            make_replica(self._instance.ledger, settings.source)
         _check_ledger(self._instance.ledger)
         self._folds = all_folds(settings.folds)
         embedder = None if settings.embedder is None else find_embedder(settings.embedder)
@@ -71,6 +74,10 @@ class Daemon:
         allow_descriptors()
         require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
+        self._replication: Replication | None = None
+        name = settings.source.name if settings.source is not None else replica_name(self._instance.ledger)
+        if name is not None:
+            self._replication = Replication(self._instance, settings.source, name, log)
         self._metrics: MetricsServer | None = None
         if settings.metrics_port is not None:
             self._metrics = pmm_cached.prometheus.MetricsServer(settings.metrics_port, self.stats, log)
@@ -140,6 +147,8 @@ class Daemon:
         self._commands.start()
         self._maintenance.start()
         self._indexer.start()
+        if self._replication is not None:
+            self._replication.start()
         # The sockets answer. Readers need no more of a daemon, so nothing waits for a rebuild.
         self._notifier.ready()
         self._reporter.start()
@@ -190,6 +199,7 @@ class Daemon:
         # A ledger that is busy for the moment: as far as is known, nothing came.
         numbers["head_id"], numbers["lag_events"] = lag or (numbers["as_of"], 0)
         numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
+        numbers["replica"] = None if self._replication is None else self._replication.numbers()
         numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)
         numbers["oldest_reader_pid"] = oldest[0] if oldest else None
@@ -332,8 +342,8 @@ class Daemon:
         self._notifier.stopping()
         deadline = time.monotonic() + limits.STOP_S
         is_idle = True
-        metrics = () if self._metrics is None else (self._metrics,)
-        for part in (*metrics, self._reporter, self._maintenance, self._indexer, self._texts):
+        optional = [part for part in (self._replication, self._metrics) if part is not None]
+        for part in (*optional, self._reporter, self._maintenance, self._indexer, self._texts):
             is_idle = part.stop(max(_LAST_WAIT_S, deadline - time.monotonic())) and is_idle
         # If the directory is another daemon's, so are the sockets and the mark in it.
         is_ours = self._lock.is_held()

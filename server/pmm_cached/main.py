@@ -16,6 +16,7 @@ import zmq
 
 from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
+from pmm_cached.replication import Source
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, PmmShmError
@@ -123,6 +124,21 @@ Examples:
     metavar="PORT",
     help="Port for Prometheus on 127.0.0.1, 0 for any free one; default: off. Needs the extra prometheus.",
 )
+@click.option(
+    "--source",
+    "source_dsn",
+    metavar="DSN",
+    help="Follow the ledger NAME of this PostgreSQL cluster into LEDGER, a replica; default: PMM_SOURCE. Without a "
+    "password: that belongs into ~/.pgpass. Needs the extra postgres.",
+)
+@click.option("--name", metavar="NAME", help="The ledger's name in PostgreSQL; default: PMM_SOURCE_NAME.")
+@click.option(
+    "--fork-max",
+    type=click.IntRange(min=0),
+    default=limits.REPLICA_FORK_MAX,
+    metavar="EVENTS",
+    help="Events that the replica takes back by itself where the source has lost them.",
+)
 @click.version_option(package_name="pmm-shm", prog_name="pmm-cached")
 def command(
     ledger: str | None,
@@ -131,6 +147,9 @@ def command(
     slow_poll_ms: int,
     embedder: str | None,
     embed_kinds: str,
+    source_dsn: str | None,
+    name: str | None,
+    fork_max: int,
     **numbers: Any,
 ) -> None:
     """Follow LEDGER (or the one in PMM_DB) and publish its projections in shared memory.
@@ -145,12 +164,13 @@ def command(
     # The follower must not wait for a whole slice of a rebuild or a verification.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
-    name = embedder or flags.embedder() or local_bow.NAME
+    model = embedder or flags.embedder() or local_bow.NAME
     kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
     settings = Settings(
         slow_poll_s=slow_poll_ms / 1_000,
-        embedder=None if name == "none" else name,
+        embedder=None if model == "none" else model,
         embed_kinds=kinds,
+        source=_source(source_dsn or flags.source(), name or flags.source_name(), fork_max),
         **numbers,
     )
     # Prints the stack of each thread at a crash, and at a watchdog's SIGABRT.
@@ -165,6 +185,16 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
+
+
+def _source(dsn: str | None, name: str | None, fork_max: int) -> Source | None:
+    if dsn is None:
+        if name is not None:
+            raise click.UsageError("--name needs --source, or PMM_SOURCE")
+        return None
+    if name is None:
+        raise click.UsageError("--source needs --name, or PMM_SOURCE_NAME")
+    return Source(dsn, name, fork_max)
 
 
 def _keep_one_heap() -> None:

@@ -77,6 +77,17 @@ _COUNTERS = (
 )
 
 
+# Of the replica of a log in PostgreSQL, under `replica`.
+_REPLICA_GAUGES = (
+    ("replica_following", "1 if the follower of the source runs.", "is_running"),
+    ("replica_lag_events", "Events that the source had and the replica had not, at the last look.", "lag_events"),
+    ("replica_lag_seconds", "How long there have been such events, or no answer.", "lag_ms"),
+    ("replica_source_age_seconds", "Time since the source's head was last confirmed.", "looked_ms"),
+    ("replica_timeline", "Timeline of the server that is followed.", "timeline"),
+    ("replica_lost_files", "Files with events that the source has lost.", "lost_files"),
+)
+
+
 class MetricsServer:
     """Listens when made; `start` begins to answer.
 
@@ -146,6 +157,7 @@ class _DaemonCollector(Collector):
         yield InfoMetricFamily("pmm_cached", "The daemon's version.", value={"version": numbers["version"]})
         for name, text, path in _GAUGES:
             yield GaugeMetricFamily(f"pmm_cached_{name}", text, value=_number(numbers, path))
+        yield from _replica(numbers["replica"])
         for name, text, path in _COUNTERS:
             yield CounterMetricFamily(f"pmm_cached_{name}", text, value=_number(numbers, path))
         tables = numbers["embeddings"]["tables"].values()
@@ -170,6 +182,15 @@ def _number(numbers: dict[str, Any], path: str) -> float:
     if path.endswith("_ms"):
         value /= 1_000
     return float(len(value) if isinstance(value, list) else value)
+
+
+def _replica(numbers: dict[str, Any] | None) -> Iterator[Metric]:
+    if numbers is None:
+        return
+    for name, text, path in _REPLICA_GAUGES:
+        if numbers[path] is not None:
+            yield GaugeMetricFamily(f"pmm_cached_{name}", text, value=_number(numbers, path))
+    yield CounterMetricFamily("pmm_cached_replica_forks", "Times that events were taken back.", value=numbers["forks"])
 
 
 def _health(numbers: dict[str, Any]) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pmm_cached.replication import Source
 from pmm_shm import limits
 from pmm_shm.vectors.events import DEFAULT_KINDS
 
@@ -23,6 +24,7 @@ class Settings:
         idle_exit_s: end after so many seconds without an append, a command, or a worker's report; None for never.
         folds: further folds, as `package.module:attribute`.
         metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
+        source: the ledger in PostgreSQL that this one is a replica of, and is to follow; None for none.
     """
 
     verify_every_events: int = limits.VERIFY_EVERY_EVENTS
@@ -35,3 +37,4 @@ class Settings:
     idle_exit_s: float | None = None
     folds: tuple[str, ...] = ()
     metrics_port: int | None = None
+    source: Source | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ from pmm_shm import errors
 from pmm_shm.folds import contract as fold_contract
 from pmm_shm.vectors import embedder as embedder_contract
 from pmm_shm_cli.main import cli
-from tests.support import daemons, ledgers, pages, standin_package
+from tests.support import daemons, ledgers, pages, postgres, standin_package
 from tests.support.pages import DOCS, README, Workplace
 
 TROUBLESHOOTING = DOCS / "TROUBLESHOOTING.md"
@@ -37,8 +39,12 @@ SHOWN_ONLY = (
     "pmm-shm run --ledger agent.db -m pmm.cli.chat",
     "pmm-shm run uvicorn pmm.api.server:app --workers 2",
     "pmm-shm run worker.py",
+    "pmm-shm cluster forks agent.db",
+    "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )
-"""The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
+"""The commands of ours that pages show and tests do not run: they need a screen, a port, or a failover."""
+DATABASE = "postgresql://db.example/agents"
+"""The database of the pages."""
 
 NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
 """What pages use beside the product."""
@@ -66,7 +72,20 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
         shutil.copytree(standin_package.ROOT, workplace.directory, dirs_exist_ok=True)
     if any("curl " in body for body in pages.blocks(text, "sh")) and shutil.which("curl") is None:
         pytest.skip("no curl")
-    run_page(text, workplace)
+    with database_of(page) as dsn:
+        run_page(text.replace(DATABASE, dsn), workplace)
+
+
+@contextlib.contextmanager
+def database_of(page: Path) -> Iterator[str]:
+    """A database for the page that needs one."""
+    if page.stem != "cluster":
+        yield DATABASE
+        return
+    if postgres.programs() is None and not os.environ.get("CI"):
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with postgres.running() as server:
+        yield f"postgresql://owner@127.0.0.1:{server.port}/postgres"
 
 
 @pytest.mark.parametrize(

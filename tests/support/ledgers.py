@@ -20,6 +20,7 @@ PACKAGES = {
     "pmm_shm_cli": "client/pmm_shm_cli",
     "pmm_shm_chat": "client/pmm_shm_chat",
     "pmm_shm_pmm": "client/pmm_shm_pmm",
+    "pmm_replicator": "server/pmm_replicator",
 }
 """The packages that are shipped, and their folders."""
 TS = "2026-01-02T03:04:05.{:06d}+00:00"

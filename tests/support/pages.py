@@ -353,9 +353,9 @@ def _at_work_in(directory: Path) -> Iterator[int]:
 
 
 def option_names(command: Any) -> set[str]:
-    """All options of a click command, as typed."""
+    """All options of a click command, as typed; of a group, of all its commands."""
     names = {name for one in command.params for name in (*one.opts, *one.secondary_opts) if name.startswith("-")}
-    return names | {"-h", "--help"}
+    return names.union({"-h", "--help"}, *map(option_names, getattr(command, "commands", {}).values()))
 
 
 def code_in(text: str) -> Iterator[str]:

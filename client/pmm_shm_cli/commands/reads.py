@@ -41,7 +41,7 @@ _max_trait_delta = click.option(
 @_max_trait_delta
 @click.option(
     "--consistency",
-    type=click.Choice(["exact", "snapshot", "wait"]),
+    type=click.Choice(["exact", "snapshot", "wait", "global"]),
     default="exact",
     help="exact: every append before now. snapshot: what the daemon has published. wait: until it has published all.",
 )

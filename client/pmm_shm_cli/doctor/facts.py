@@ -68,6 +68,7 @@ class RowFacts:
         refusal: why no plain program can append; None if nothing stands against it.
         is_of_pmm2: whether PMM 2 keeps the ledger.
         newest_ts: the time stamp of the newest row, unparsed.
+        replica_of: the name in PostgreSQL of the log that it is a replica of; None for no replica.
     """
 
     journal: str
@@ -83,6 +84,7 @@ class RowFacts:
     is_continuable: bool = True
     refusal: str | None = None
     is_of_pmm2: bool = False
+    replica_of: str | None = None
 
 
 @dataclass(frozen=True)

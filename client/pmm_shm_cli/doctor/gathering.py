@@ -28,6 +28,7 @@ from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
 from pmm_shm.ledger.obstacles import NEEDS_LEASE, needs_function
 from pmm_shm.ledger.opening import Mode, is_in_wal_mode
+from pmm_shm.ledger.replicas import read_record as read_replica_record
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire.endpoints import check_listening, read_record
@@ -252,6 +253,7 @@ def _rows(connection: Connection) -> RowFacts:
             sql = f"{HASHED_ROW_SQL} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
             fetched = fetch_batch(connection, sql, (first_id, head_id), NEWEST_ROWS).rows
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
+        record = connection.retry(lambda: read_replica_record(handle, connection.path))
         of_pmm2 = connection.schema.is_of_pmm2
         refusal = NEEDS_LEASE if of_pmm2 else connection.retry(lambda: needs_function(handle))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
@@ -262,7 +264,8 @@ def _rows(connection: Connection) -> RowFacts:
     is_continuable = not newest or detect_formula(newest[-1]) is not None
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
     facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
-    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2)
+    replica_of = None if record is None else record.name
+    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2, replica_of)
 
 
 # The instance directory.

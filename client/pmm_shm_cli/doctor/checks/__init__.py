@@ -31,6 +31,7 @@ LEDGER_CHECKS = (
     DoctorCheck("leftover", state.leftovers),
     DoctorCheck("boot-mark", state.boot_mark),
     DoctorCheck("daemon", daemon.answers),
+    DoctorCheck("source", daemon.source),
     DoctorCheck("versions", daemon.versions),
     DoctorCheck("daemon-elsewhere", daemon.elsewhere),
     DoctorCheck("socket-path", daemon.socket_path),

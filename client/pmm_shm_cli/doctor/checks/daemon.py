@@ -67,6 +67,35 @@ def _health(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
+def source(facts: SystemFacts) -> Iterator[Verdict]:
+    """The source of a replica, and what it has lost."""
+    rows, daemon = facts.ledger.rows, facts.state.daemon
+    if rows is None or rows.replica_of is None:
+        return
+    replica = None if daemon is None else daemon.get("replica")
+    if replica is None:
+        yield warning(
+            f"it is a replica of {rows.replica_of!r} in PostgreSQL, and no daemon here follows it",
+            "reads are exact for what it has; appends wait until somebody follows, or their timeout",
+            remedy("follow-source", ledger=facts.path, name=rows.replica_of),
+        )
+        return
+    if replica["problem"] or not replica["is_running"]:
+        yield warning(
+            f"its source {replica['name']!r} is not followed: {one_line(replica['problem'] or 'the follower ended')}",
+            "reads are those of the last look; the daemon tries again by itself unless somebody has to decide",
+            remedy("see-status", ledger=facts.path),
+        )
+    else:
+        yield ok(f"follows {replica['name']!r} on {replica['server']}", "appends of all hosts arrive")
+    if replica["lost_files"]:
+        yield note(
+            f"{len(replica['lost_files'])} file(s) hold events that PostgreSQL has lost at a failover",
+            "they were acknowledged, and are in no log any more",
+            remedy("see-forks", ledger=facts.path),
+        )
+
+
 def versions(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether daemon and client fit."""
     if facts.state.daemon is None:

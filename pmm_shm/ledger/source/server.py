@@ -1,0 +1,171 @@
+"""A connection to the primary of a PostgreSQL cluster, for one ledger.
+
+Of several hosts each is asked by itself: it counts as the primary if it takes writes, knows the ledger by the identity
+that the replica was made from, and its timeline is not older than any that was seen. So an old primary that comes back
+is refused, and so is another ledger under the same name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from pmm_shm.errors import ConfigError, LedgerError, SourceUnreachableError
+from pmm_shm.ledger.source.dsn import each_host, psycopg
+from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+_CONNECT_S = 5
+# The checkpoint after a promotion may still be to come: then the newest WAL file has the timeline.
+_TIMELINE = (
+    "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
+    "(SELECT timeline_id FROM pg_control_checkpoint()), "
+    "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int) END"
+)
+
+
+class Server:
+    """One connection to the primary, opened at the first use and closed before a fork. Use it under `lock`.
+
+    Parameters:
+        dsn: where the servers are, without a password.
+        name: the ledger's.
+        identity: the ledger must have this one; None for any.
+        timeline: the highest that was seen; a server with a lower one is refused.
+        options: for libpq, such as `application_name`.
+
+    Attributes:
+        timeline: the highest seen.
+        ledger: the ledger's row; known once connected.
+    """
+
+    def __init__(
+        self, dsn: str, name: str, identity: uuid.UUID | None = None, timeline: int = 0, **options: Any
+    ) -> None:
+        self.lock = threading.RLock()
+        self.dsn = dsn
+        self.name = name
+        self.timeline = timeline
+        self.ledger: SourceLedger | None = None
+        self._identity = identity
+        self._options = options
+        self._connection: Connection | None = None
+        self._pid = 0
+        _servers.add(self)
+
+    def connection(self) -> Connection:
+        """The open connection, in autocommit mode; connects where there is none.
+
+        Raises:
+            SourceUnreachableError: no server is the primary of this ledger.
+            NotALedgerError: the primary has no ledger of this name, or another one.
+            MissingExtraError: psycopg is not installed.
+        """
+        connection = self._connection
+        if connection is not None and not connection.closed and not connection.broken and self._pid == os.getpid():
+            return connection
+        self.close()
+        reasons = []
+        for dsn in each_host(self.dsn):
+            try:
+                self._connection, self._pid = self._open(dsn), os.getpid()
+                return self._connection
+            except _NotThePrimary as error:
+                reasons.append(str(error))
+        raise SourceUnreachableError(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+
+    def known_ledger(self) -> SourceLedger:
+        """The ledger's row; connects where it is not known."""
+        if self.ledger is None:
+            self.connection()
+        assert self.ledger is not None
+        return self.ledger
+
+    def close(self) -> None:
+        """Close the connection; the next use connects anew."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            connection.close()
+
+    def require_timeline(self, timeline: int) -> None:
+        """Somebody has seen this timeline: a server with a lower one is an old primary from now on."""
+        if timeline > self.timeline:
+            self.close()
+            self.timeline = timeline
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self, dsn: str) -> Connection:
+        driver = psycopg()
+        try:
+            # Named statements do not survive a pooler in transaction mode.
+            connection: Connection = driver.connect(
+                dsn,
+                autocommit=True,
+                prepare_threshold=None,
+                connect_timeout=_CONNECT_S,
+                application_name="pmm-shm",
+                **self._options,
+            )
+        except driver.ProgrammingError as error:
+            raise ConfigError(f"the data source name: {one_line(error)}") from None
+        except driver.Error as error:
+            raise _NotThePrimary(one_line(error)) from None
+        try:
+            row = connection.execute(_TIMELINE).fetchone()
+            assert row is not None
+            is_standby, timeline = row
+            where = f"{connection.info.host}:{connection.info.port}"
+            if is_standby:
+                raise _NotThePrimary(f"{where} is a standby")
+            if timeline < self.timeline:
+                raise _NotThePrimary(
+                    f"{where} is an old primary (timeline {timeline}, and {self.timeline} was seen already)"
+                )
+            ledger = find_ledger(connection, self.name)
+            if self._identity is not None and ledger.identity != self._identity:
+                raise _NotThePrimary(f"{where} has another ledger under the name {self.name!r}")
+        except driver.Error as error:
+            connection.close()
+            raise _NotThePrimary(one_line(error)) from None
+        except BaseException:
+            connection.close()
+            raise
+        self.ledger, self.timeline = ledger, timeline
+        return connection
+
+
+class _NotThePrimary(LedgerError):
+    """This server cannot be used; another of the cluster may."""
+
+
+def one_line(error: BaseException) -> str:
+    """What PostgreSQL says, without its further lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# A connection must not cross a fork: both sides would talk on one socket. It is closed before, and opened on first use
+# on both sides.
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+_locked_for_fork: list[Server] = []
+
+
+def _before_fork() -> None:
+    for server in sorted(_servers, key=id):
+        server.lock.acquire()
+        _locked_for_fork.append(server)
+        server.close()
+
+
+def _after_fork() -> None:
+    while _locked_for_fork:
+        _locked_for_fork.pop().lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,69 @@
+"""What the follower reports to the daemon: one small file in the instance directory, replaced whole.
+
+Never in the replica's own file: each report would void every reader's memo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pmm_shm.ledger.source.report import REPORT_FILE
+
+
+class Report:
+    """The follower's numbers; written at once where they have changed, and as a heartbeat otherwise.
+
+    Parameters:
+        directory: the instance directory; nothing is written while it does not exist.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / REPORT_FILE
+        self._values: dict[str, Any] = {
+            "pid": os.getpid(),
+            "name": name,
+            "server": None,
+            "timeline": 0,
+            "head_id": 0,
+            "source_head_id": 0,
+            "looked_monotonic": None,
+            "behind_since_monotonic": None,
+            "forks": 0,
+            "lost_files": [],
+            "difference": None,
+            "problem": None,
+        }
+        self._written: dict[str, Any] = {}
+
+    def update(self, **values: Any) -> None:
+        """Note values, and write them."""
+        self._values.update(values)
+        self.write()
+
+    def looked(self, head_id: int, source_head_id: int) -> None:
+        """Note a look at the source: the replica's newest event, and the source's."""
+        now = time.monotonic()
+        is_behind = source_head_id > head_id
+        since = self._values["behind_since_monotonic"]
+        self.update(
+            head_id=head_id,
+            source_head_id=source_head_id,
+            looked_monotonic=now,
+            behind_since_monotonic=(since or now) if is_behind else None,
+            problem=None,
+        )
+
+    def write(self) -> None:
+        """Replace the file. A disk that is full, or a directory that is gone, stops nobody."""
+        temporary = self._path.with_suffix(f".{os.getpid()}.new")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._values, file)
+            os.replace(temporary, self._path)
+        except OSError:
+            pass
