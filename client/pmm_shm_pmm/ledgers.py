@@ -9,6 +9,7 @@ lock is waited for.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
 import threading
@@ -42,6 +43,7 @@ _FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
+_START_S = 2.0
 
 
 class Ledger:
@@ -381,8 +383,21 @@ def open_cache(path: str) -> Cache:
 
     cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
     if cache_options.get("starts_daemon"):
-        threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
+        thread = threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True)
+        _starts.append(thread)
+        thread.start()
     return cache
+
+
+_starts: list[threading.Thread] = []
+
+
+@atexit.register
+def _await_starts() -> None:
+    """A program that ends at once leaves a daemon all the same, which the next one finds at work."""
+    deadline = monotonic() + _START_S
+    for thread in _starts:
+        thread.join(max(0.0, deadline - monotonic()))
 
 
 def _start_daemon(cache: Cache) -> None:

@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire.endpoints import find_endpoints
+from pmm_shm_client import connect
+from pmm_shm_client.autostart import is_running
+from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.seams import SEAMS
 from tests.support import daemons, standin_package
 
@@ -76,6 +81,28 @@ def test_every_name_is_replaced_and_looks_as_before(folder: Path) -> None:
     for label in there - NOT_BY_NAME:
         assert found[label]["is_replaced"] or label in NOT_NEEDED, label
         assert all(found[label]["same"]), (label, found[label]["same"])
+
+
+def test_a_short_program_leaves_a_daemon_with_the_folds_of_pmm(folder: Path) -> None:
+    ledger = folder / "agent.db"
+    done = subprocess.run(
+        [sys.executable, "-m", "pmm_shm_cli", "run", "--ledger", str(ledger), "-m", "pmm.cli.chat"],
+        env=daemons.with_path(standin_package.ROOT),
+        input="Hello\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    instance = Instance.of(ledger)
+    try:
+        daemons.until(lambda: is_running(instance), "the daemon answers")
+        with connect(ledger) as cache:
+            names = {fold.name for fold in FOLDS}
+            daemons.until(lambda: names <= set((cache.stats()["daemon"] or {"folds": []})["folds"]), "PMM's folds")
+    finally:
+        daemons.end(find_endpoints(instance).pid)
 
 
 @pytest.mark.parametrize(
