@@ -22,7 +22,7 @@ FRAME_WAIT_S = 0.25
 """How long a page waits for a frame before it shows progress."""
 EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
-ENTRIES_SHOWN = 20
+ENTRIES_SHOWN = 10
 CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
 WORDS_MODEL = "local-bow"
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 from pmm_shm.instance.paths import Instance
 from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies
 
 ASK_S = 1.0
+GLANCE_S = 0.05
+"""How long a page waits for the daemon; a stopped one would hold it up for `ASK_S`."""
+FRESH_S = 0.5
 DOCTOR_S = 30.0
 
 
@@ -19,6 +24,27 @@ class Operations:
 
     def __init__(self, path: str) -> None:
         self._instance = Instance.of(path)
+        self._lock = threading.Lock()
+        self._asking: threading.Thread | None = None
+        self._last: tuple[float, Asked] | None = None
+
+    def glance(self) -> Asked | None:
+        """The daemon's numbers of the last `FRESH_S` seconds; older ones, or None, where it does not answer at once."""
+        with self._lock:
+            is_fresh = self._last is not None and time.monotonic() - self._last[0] < FRESH_S
+            asking = self._asking
+            if not is_fresh and asking is None:
+                asking = self._asking = threading.Thread(target=self._ask, name="pmm-shm-web-ask", daemon=True)
+                asking.start()
+        if not is_fresh and asking is not None:
+            asking.join(GLANCE_S)
+        return None if self._last is None else self._last[1]
+
+    def _ask(self) -> None:
+        try:
+            self._last = time.monotonic(), self.ask()
+        finally:
+            self._asking = None
 
     def ask(self) -> Asked:
         """The daemon's numbers."""

@@ -24,8 +24,6 @@ from pmm_shm_web.site import Site
 BODY_BYTES_MAX = 4 << 20
 SEARCH_K = 10
 KINDS_SHOWN = 60
-LATE_S = 0.02
-"""How long a live part waits for a frame: it is asked for again anyway."""
 
 
 class Pages:
@@ -92,7 +90,7 @@ class Pages:
         return found
 
     def _frame_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
-        asked = self._site.operations.ask() if at is None else None
+        asked = self._site.operations.glance() if at is None else None
         return {
             "frame": frame,
             "at": at,
@@ -100,7 +98,7 @@ class Pages:
             "open": commitments(frame.model().open),
             "expired": commitments(frame.model().expired),
             "directives": frame.active_directives(),
-            "health": None if asked is None else asked.health,
+            "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
         }
 

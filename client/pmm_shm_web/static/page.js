@@ -30,8 +30,17 @@ function go(at) {
   history.pushState({}, "", `/${query}`);
   state.at = at;
   if (state.chart) state.chart.redraw(false);
+  htmx.trigger("#mind", "htmx:abort");
   htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
 }
+
+// An answer for a position that was left meanwhile is late.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const asked = new URL(event.detail.pathInfo.requestPath, location.origin);
+  if (asked.pathname !== "/mind") return;
+  const at = asked.searchParams.get("at");
+  if ((at === null ? null : Number(at)) !== state.at) event.detail.shouldSwap = false;
+});
 
 function nextPoint(step) {
   const ids = state.ids;
@@ -93,25 +102,21 @@ const marks = {
     ],
     draw: [
       (chart) => {
-        for (const [id] of state.names) upright(chart, id, colour("--quiet"), [2, 4]);
-        if (state.at !== null) upright(chart, state.at, colour("--bad"), []);
+        for (const [id] of state.names) upright(chart, id, 1, 8, colour("--ink"));
+        if (state.at !== null) upright(chart, state.at, 2, chart.bbox.height, colour("--bad"));
       },
     ],
   },
 };
 
-function upright(chart, id, stroke, dash) {
+// A line from the bottom up.
+function upright(chart, id, width, height, fill) {
   const { ctx, bbox } = chart;
   const x = chart.valToPos(id, "x", true);
   if (x < bbox.left || x > bbox.left + bbox.width) return;
   ctx.save();
-  ctx.strokeStyle = stroke;
-  ctx.lineWidth = dash.length ? 1 : 2;
-  ctx.setLineDash(dash);
-  ctx.beginPath();
-  ctx.moveTo(x, bbox.top);
-  ctx.lineTo(x, bbox.top + bbox.height);
-  ctx.stroke();
+  ctx.fillStyle = fill;
+  ctx.fillRect(x - width / 2, bbox.top + bbox.height - height, width, height);
   ctx.restore();
 }
 
@@ -119,13 +124,13 @@ function options(width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
   const steps = uPlot.paths.stepped({ align: 1 });
   const line = (label, name, dash) => ({
-    label, stroke: colour(name), width: 2, dash, paths: steps, points: { show: false },
+    label, stroke: colour(name), width: 1.5, dash, paths: steps, points: { show: false },
     value: (_, value) => (value === null ? "–" : value.toFixed(3)),
   });
   return {
-    width, height: 240, plugins: [marks], cursor: { drag: { x: true, y: false }, y: false },
+    width, height: 240, padding: [null, 28, null, null], plugins: [marks], cursor: { drag: { x: true, y: false }, y: false },
     scales: { x: { time: false }, y: { range: [0, 1.02] } },
-    axes: [{ ...axis, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
+    axes: [{ ...axis, space: 90, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
     series: [{ label: "event", value: (_, id) => (id === null ? "–" : id.toLocaleString("en")) },
       line("IAS", "--ias"), line("GAS", "--gas", [6, 3])],
   };
@@ -208,6 +213,8 @@ document.addEventListener("visibilitychange", () => (document.hidden ? stopListe
 window.addEventListener("pagehide", stopListening);
 document.addEventListener("htmx:afterSwap", () => setDot(false));
 document.addEventListener("DOMContentLoaded", () => {
+  const asked = new URL(location.href).searchParams.get("at");
+  state.at = asked ? Number(asked) : null;
   readPosition();
   draw();
   listen();
