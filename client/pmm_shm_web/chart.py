@@ -45,14 +45,15 @@ class Drawing(NamedTuple):
 
 def numbers(history: History) -> dict[str, Any]:
     """The history in columns, for a chart that draws steps: between two samples a score stays what it was."""
-    ids: list[int] = []
-    columns: dict[str, list[float]] = {"ias": [], "gas": []}
+    # Before the first sample both scores are 0.
+    ids = [int(ends(history)[0])]
+    columns: dict[str, list[float]] = {"ias": [0.0], "gas": [0.0]}
     for point in history.points:
         ids += [point.first_id, point.last_id] if point.last_id > point.first_id else [point.last_id]
         for score, values in columns.items():
             values += _values(point, score)
-    if ids and history.as_of > ids[-1]:
-        ids.append(history.as_of)
+    if history.as_of > ids[-1] or len(ids) == 1:
+        ids.append(int(ends(history)[1]))
         for values in columns.values():
             values.append(values[-1])
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm_web.ledger import Ledger
@@ -72,7 +72,7 @@ class KindCounter:
                 f"SELECT substr(kind, 1, {KIND_CHARS}), count(*) FROM events WHERE +id <= ? GROUP BY kind "
                 "ORDER BY 2 DESC, 1 LIMIT ?"
             )
-            return [(spelled(kind), number) for kind, number in self._ledger.rows(sql, (event_id,), KINDS_MAX).rows]
+            return [(_name(kind), number) for kind, number in self._ledger.rows(sql, (event_id,), KINDS_MAX).rows]
 
         found = self._ledger.read(read)
         return None if found is None else Facets(tuple(found), 0, event_id, True)
@@ -101,13 +101,19 @@ class KindCounter:
         with_all = self._ledger.connection
         rows = with_all.retry(lambda: with_all.handle().execute(_as_blob(sql, kind), (first, last, -1)).fetchall())
         for raw, number in rows:
-            name = spelled(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw)
+            name = _name(raw)
             if name in self._counts or len(self._counts) < KINDS_MAX:
                 self._counts[name] = self._counts.get(name, 0) + number
             else:
                 self._others += number
         self._counted_to = last
         return last == head
+
+
+def _name(raw: Any) -> str:
+    """A kind as text; what is not text is spelled."""
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return text if isinstance(text, str) else spelled(text)
 
 
 def _as_blob(sql: str, kind: str) -> str:

@@ -34,7 +34,7 @@ class StreamQuery(NamedTuple):
     """Which events to list.
 
     Attributes:
-        kind: only these; None for all.
+        kind: only these; None for all. One of `KIND_CHARS` characters stands for all that begin so.
         text: only events whose content has this text, capitals or not (in ASCII); None for all.
         since, until: ISO 8601; only events of this time or later, or before it.
         before, after: only events with a lower or higher id.
@@ -144,9 +144,11 @@ class Stream:
         """(SQL, its values, whether every row that is read matches)."""
         sql, values, is_quick = "", [], True
         if query.kind is not None:
-            is_quick = self._ledger.has_kind_index()
+            is_cut = len(query.kind) == KIND_CHARS
+            is_quick = not is_cut and self._ledger.has_kind_index()
             # As `+kind`, the column is in no index, which SQLite could choose and sort by.
-            sql += f" AND {'kind' if is_quick else '+kind'} = ?"
+            column = f"substr(kind, 1, {KIND_CHARS})" if is_cut else "kind" if is_quick else "+kind"
+            sql += f" AND {column} = ?"
             values.append(_encodable(query.kind))
         if query.text:
             is_quick = False

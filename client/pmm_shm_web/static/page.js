@@ -142,7 +142,7 @@ async function draw() {
   const answer = await fetch(`${API}/chart`, { credentials: "same-origin" });
   if (answer.status !== 200) return;
   const found = await answer.json();
-  if (!found || found.ids.length < 2) return;
+  if (!found) return;
   Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names, drawn: Date.now() });
   const data = [found.ids, found.ias, found.gas];
   if (state.chart) {
@@ -175,17 +175,20 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawInNe
 let source = null;
 let seen = null;
 let isOn = false;
+let beats = 0;
 
-function setDot(beats) {
+function setDot(isBeat) {
   const dot = document.getElementById("dot");
   if (!dot) return;
   dot.classList.toggle("on", isOn);
   dot.setAttribute("aria-label", isOn ? "connected" : "not connected");
-  if (!beats) return;
+  if (isBeat) beats += 1;
+  // The header is replaced after an append, and the dot with it.
+  dot.dataset.beats = String(beats);
+  if (!isBeat) return;
   dot.classList.remove("beat");
   void dot.offsetWidth;
   dot.classList.add("beat");
-  dot.dataset.beats = String(Number(dot.dataset.beats || 0) + 1);
 }
 
 function listen() {
