@@ -43,7 +43,7 @@ _FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
-_START_S = 5.0
+_START_S = 2.0
 
 
 class Ledger:
