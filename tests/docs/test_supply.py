@@ -12,9 +12,9 @@ import pytest
 from tests.support.ledgers import ROOT
 from tests.support.sources import sources
 
-# Code that users name, by configuration or by installing it: embedders and folds as `module:attribute`, the entry points
-# of folds, the program that is measured. The others import what stands there as a constant or in a table of this package:
-# imports that can wait, modules of PMM, and what the import system asks of a loader.
+# Code that users name, by configuration or by installing it: embedders and folds as `module:attribute`, entry points of
+# folds, the program that is measured. The others import what stands there as a constant or in a table of this
+# package: imports that can wait, modules of PMM, and what the import system asks of a loader.
 IMPORTS = {
     "pmm_shm/user_objects.py": ["importlib.import_module(module_name)"],
     "client/pmm_shm_pmm/answers.py": ["import_module('pmm.config')"],
