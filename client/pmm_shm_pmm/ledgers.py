@@ -135,6 +135,11 @@ class Ledger:
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.first_after(event_id, count))
 
+    def count(self) -> int:
+        """How many events there are."""
+        self.sync()
+        return self.within(self.loaded, lambda loaded: loaded.count())
+
     def after(self, loaded: Loaded, event_id: int) -> list[EventDict]:
         """The events with a greater id that are loaded, ascending, in a new list."""
         with self._connection.lock:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from bench import pmm_ledger
 from tests.support import run_golden, standin_ab, standin_package
 from tests.support.profiles import examples
-from tests.support.standin_ab import AgentProcess, Pair
+from tests.support.standin_ab import AgentProcess, Crew, Pair
 
 WORDS = ("identity", "report", "write", "tests", "launch", "signal", "名前", "naïve", "memory", "reviews")
 CIDS = st.sampled_from(["a", "b", "c", "d", 7, "7"])
@@ -164,9 +164,9 @@ def machine(agents: Pair) -> type[RuleBasedStateMachine]:
             self._folder = run_golden.folder()
             agents.begin(self._folder.__enter__(), run_golden.case(name)["events"])
 
-        @rule(text=TEXTS, reply=REPLIES)
-        def message(self, text: str, reply: str) -> None:
-            agents.step(("message", text, reply))
+        @rule(text=TEXTS, reply=REPLIES, meanwhile=st.lists(EVENTS | st.none(), max_size=2))
+        def message(self, text: str, reply: str, meanwhile: Any) -> None:
+            agents.step(("message", text, reply, meanwhile))
 
         @rule()
         def tick(self) -> None:
@@ -251,8 +251,8 @@ def test_a_launched_message_looks_at_no_more_events_in_a_longer_log() -> None:
     for count in (2_000, 20_000):
         with AgentProcess("--launched", variables=OFF) as launched, run_golden.folder() as folder:
             launched.do("reset", path=str(pmm_ledger.make(folder / "pmm.db", count)))
-            launched.do("message", text="hello", reply="hi")
-            counts = launched.do("message", text="what is next", reply="I will see")["looked_at"]
+            launched.do("message", text="hello", reply="hi", meanwhile=[])
+            counts = launched.do("message", text="what is next", reply="I will see", meanwhile=[])["looked_at"]
             looked_at.append(sum(counts.values()) - counts["handle_user"])
     assert looked_at[0] == pytest.approx(looked_at[1], abs=50)
 
@@ -266,4 +266,28 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
     with agents, run_golden.folder() as folder:
         agents.begin(folder, [])
         with pytest.raises(standin_ab.Difference, match="prompts"):
-            agents.step(("message", "hello", "hi"))
+            agents.step(("message", "hello", "hi", []))
+
+
+TURNS = st.tuples(
+    st.integers(0, 2),
+    st.one_of(
+        st.tuples(st.just("message"), TEXTS, REPLIES, st.just([])),
+        st.tuples(st.just("tick")),
+        EVENTS.map(lambda event: ("append", *event)),
+        CALLS.map(lambda call: ("call", *call)),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    with Crew(3, variables=OFF) as workers:
+        yield workers
+
+
+@settings(max_examples=examples(60))
+@given(name=st.sampled_from(BEGINNINGS), turns=st.lists(TURNS, min_size=5, max_size=25))
+def test_three_launched_workers_are_as_three_in_one_process(crew: Crew, name: str, turns: Any) -> None:
+    with run_golden.folder() as folder:
+        crew.live(folder, run_golden.case(name)["events"], turns)

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,23 @@ def chained(events: list[Event], before: str | None = None) -> Iterator[tuple[An
         meta = json.dumps(event["meta"])
         yield (event["id"], event["ts"], event["kind"], event["content"], meta, before, digest)
         before = digest
+
+
+def append_as_another(path: Path, kind: str, content: str, meta: dict[str, Any]) -> None:
+    """Append as another process does, with the *full* hash."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    row = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
+    event_id, before = (row[0] + 1, row[1]) if row else (1, None)
+    ts = datetime.now(timezone.utc).isoformat()
+    event = {"id": event_id, "ts": ts, "kind": kind, "content": content, "meta": meta, "prev_hash": before}
+    digest = hashlib.sha256(json.dumps(event, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    connection.execute(
+        "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (event_id, ts, kind, content, json.dumps(meta), before, digest),
+    )
+    connection.execute("COMMIT")
+    connection.close()
 
 
 @contextmanager
