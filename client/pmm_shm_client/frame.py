@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.errors import ClosedError
@@ -23,6 +23,9 @@ from pmm_shm_client.results import (
     applicable,
     self_model_dict,
 )
+
+if TYPE_CHECKING:
+    from pmm_shm_client.reader import Reading
 
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
@@ -228,22 +231,21 @@ class KeptFrames(NamedTuple):
 
     Attributes:
         epoch: that of the connection at the newest of them.
+        history: the `history` of the reading that the newest was made of.
         frames: `as_of` to frame, oldest first.
     """
 
     epoch: int
+    history: object
     frames: dict[int, Frame]
 
-    def with_frame(self, frame: Frame, epoch: int, holds: Callable[[Position], bool]) -> KeptFrames:
-        """These and a new one.
-
-        Parameters:
-            holds: whether the row of a position is still in the ledger, unchanged.
-        """
+    def with_frame(self, frame: Frame, epoch: int, reading: Reading) -> KeptFrames:
+        """These and a new one, which was made of a reading; those that its log does not continue are dropped."""
         frames, newest = self.frames, next(reversed(self.frames.values()), None)
-        if frame is newest:
-            return self if epoch == self.epoch else KeptFrames(epoch, frames)
-        if newest is not None and newest.position != frame.position and not holds(newest.position):
+        if frame is newest and epoch == self.epoch:
+            return self
+        is_continued = newest is None or reading.history is self.history or newest.position == frame.position
+        if newest is not None and not is_continued and not reading.holds(newest.position):
             frames = {}
         kept = [one for one in frames.values() if one.as_of < frame.as_of][1 - limits.FRAMES_KEPT :]
-        return KeptFrames(epoch, {one.as_of: one for one in (*kept, frame)})
+        return KeptFrames(epoch, reading.history, {one.as_of: one for one in (*kept, frame)})

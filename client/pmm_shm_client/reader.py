@@ -38,11 +38,12 @@ _BUILT_IN = "built-in"
 class Reading:
     """Views of one position; valid only within the read that made it."""
 
-    __slots__ = ("_read_models", "as_of", "mark", "position")
+    __slots__ = ("_read_models", "as_of", "history", "mark", "position")
 
     def __init__(self, read_models: Collection[ReadModel], mark: Mark | None = None) -> None:
         self._read_models = read_models
-        self.position = next(iter(read_models)).position
+        first = next(iter(read_models))
+        self.position, self.history = first.position, first.history
         self.as_of = self.position.as_of
         self.mark = mark
 

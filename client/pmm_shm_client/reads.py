@@ -229,7 +229,7 @@ class Reads(ABC):
         self._replayer = Replayer(reader, self._warnings)
         self._replays = Replays(self._replayer.model, self._replayer.view, self._warnings.report)
         # Not in the memos, to which the reader refers, and so each frame.
-        self._kept_frames = KeptFrames(0, {})
+        self._kept_frames = KeptFrames(0, None, {})
         self._frames: dict[Any, tuple[Mapping[str, Any], Frame]] = {}
         self._added_folds: dict[str, Fold] = {}
         self._is_closed = False
@@ -496,7 +496,7 @@ class Reads(ABC):
         if made is None or made[0] is not views or made[1].not_applicable is not self._not_applicable_here():
             made = self._frames[key] = views, self._make_frame(views, reading)
         if isinstance(reading, Reading) and mode == "exact":
-            self._kept_frames = self._kept_frames.with_frame(made[1], self._reader.connection.epoch, reading.holds)
+            self._kept_frames = self._kept_frames.with_frame(made[1], self._reader.connection.epoch, reading)
         self._memos[key] = Memo(header, mark, views, reading.as_of, reading.position, counter)
         return made[1]
 

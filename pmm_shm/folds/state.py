@@ -287,9 +287,6 @@ class Touched:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def copy(self) -> Touched:
-        return Touched(self.cells, {name: keys.copy() for name, keys in self.tables.items()})
-
     def key_count(self) -> int:
         return sum(len(keys) for keys in self.tables.values())
 

@@ -36,6 +36,9 @@ class ReadModel(Cursor):
         lineage: of the published states they stand on; None for a replay in memory, from the first event.
         connection: the read-only connection that the tail comes from.
         follows_log: False for a read model that always stands where its base does, and never reads the ledger.
+
+    Attributes:
+        history: the same object as long as each position was found in the log when the next one was reached.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class ReadModel(Cursor):
         self._read_names: set[str] = set()
         self._base_position = START
         self._is_at_head = False
+        self.history = object()
 
     def attach(self, snapshot: Snapshot | None) -> bool:
         """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
@@ -103,7 +107,7 @@ class ReadModel(Cursor):
         if self.lineage is None or snapshot is None or self.position == snapshot.header.position:
             return False
         self._move_to(snapshot)
-        self._views.clear()
+        self._begin_history()
         return True
 
     def state(self, name: str) -> State:
@@ -146,15 +150,20 @@ class ReadModel(Cursor):
         assert self.lineage is None
         other = super().copy()
         other._views = dict(self._views)
-        other._pending = {name: touched and touched.copy() for name, touched in self._pending.items()}
-        other._read_names = set(self._read_names)
+        # Without a base, nothing is pending.
+        other._pending, other._read_names = {}, set()
         return other
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""
         super().reset()
-        self._views.clear()
+        self._begin_history()
         self._pending.clear()
+
+    def _begin_history(self) -> None:
+        """What was read so far is not of this log."""
+        self._views.clear()
+        self.history = object()
 
     def _look_behind_overlay(self, snapshot: Snapshot) -> None:
         """The base has passed the overlay: see whether the overlay's position still is in the log.
@@ -165,7 +174,7 @@ class ReadModel(Cursor):
         tail = self._reader.read(self.position, limits.TAIL_FEW_ROWS)
         if not tail.is_anchored:
             # The overlay was of another history, and so are the views: a base near the start fits both.
-            self._views.clear()
+            self._begin_history()
         # Where the daemon has published everything new, this was the look at the base's anchor, too.
         self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == snapshot.header.position
 

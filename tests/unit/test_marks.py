@@ -34,7 +34,8 @@ def test_a_mark_of_a_closed_connection_equals_no_later_one(ledger: str) -> None:
     with connect(ledger) as cache:
         mark = cache.mark()
         cache._reader.connection.close()  # as before a fork
-        assert cache.mark() != mark
+        for _ in range(3):
+            assert cache.mark() != mark
 
 
 def test_a_mark_of_a_replaced_ledger(ledger: str, tmp_path: Any) -> None:

@@ -168,7 +168,8 @@ def test_each_prefix_of_the_golden_ledgers(case: golden_cases.Case, tmp_path: Pa
 
 
 def test_answers_are_fresh_and_their_entries_cannot_be_changed(log: Any, patcher: Patcher) -> None:
-    add(log, OPEN, ("autonomy_directive", "be kind", {"source": "user"}), ("identity_adopt", "Ada", {}))
+    expired = [("commitment_open", "", {"cid": "b", "text": "t"}), ("commitment_expire", "", {"cid": "b"})]
+    add(log, OPEN, ("autonomy_directive", "be kind", {"source": "user"}), ("identity_adopt", "Ada", {}), *expired)
     live = log.read_all()
     before = copy.deepcopy(fold_all(live))
     model, identity, directives, active, _, (_, snapshot) = fold_all(live)
@@ -182,9 +183,10 @@ def test_answers_are_fresh_and_their_entries_cannot_be_changed(log: Any, patcher
         model["commitments"]["open"]["a"]["text"]["deep"].append(2)
     for cid in model["commitments"]["open"]:
         log.append(kind="commitment_snooze", content="", meta={"cid": cid, "until_tick": 3})
-    for part in (model["identity"]["traits"], model["commitments"]["open"], model["commitments"], model):
+    commitments = model["commitments"]
+    for part in (model["identity"]["traits"], commitments["open"], commitments["expired"], commitments, model):
         part.clear()
-    assert fold_all(live[:3]) == before
+    assert fold_all(live[:5]) == before
     model = projection().build_self_model(live)
     assert isinstance(model["commitments"]["open"]["a"], dict)
     assert model["commitments"]["open"]["a"]["snoozed_until"] == 3
