@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from pmm_shm.errors import HeadMovedError
+from pmm_shm_pmm import delivery
 from pmm_shm_pmm.delivery import Delivery
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.ledgers import Ledger, ledger_at
@@ -212,7 +213,9 @@ class SharedLog:
         except Exception:
             return add()
         answers: list[Any] = []
-        self.delivery.register(lambda: answers.append(add()), ledger.loaded)
+        # The log's lock first, which PMM's method may take: nobody waits for it within the delivery's.
+        with self._eventlog()._lock:
+            self.delivery.register(lambda: answers.append(add()), ledger.loaded)
         return answers[0]
 
     def get(self, name: str) -> Any:
@@ -304,7 +307,13 @@ class SharedLog:
             # It is appended: the next look takes it in.
             self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
         else:
-            self.delivery.deliver(ledger.loaded, event_id)
+            self.delivery.deliver(ledger.loaded, event_id, wait_s=self._wait_s())
+
+    def _wait_s(self) -> float:
+        """How long an append waits for another thread's delivery."""
+        is_owned = getattr(self._eventlog()._lock, "_is_owned", None)
+        # A listener may want the lock that the caller holds.
+        return delivery.LOCKED_WAIT_S if is_owned is not None and is_owned() else delivery.WAIT_S
 
     # Fork: SQLite's locks of a connection that is open across one are lost, and so are commits.
 

@@ -96,6 +96,30 @@ def test_threads_hear_in_order_and_before_append_returns(log: Any) -> None:
     assert is_linear(log.path)
 
 
+def test_an_append_within_the_lock_that_a_listener_wants(log: Any) -> None:
+    heard: list[int] = []
+    begun = threading.Event()
+
+    def wants_the_lock(event: Any) -> None:
+        begun.set()
+        time.sleep(0.05)
+        with log._lock:
+            log.register_append_listener(lambda event: None)
+            heard.append(event["id"])
+
+    log.register_append_listener(wants_the_lock)
+    thread = threading.Thread(target=log.append, args=("user", "x"))
+    thread.start()
+    begun.wait(10)
+    began_s = time.monotonic()
+    with log._lock:
+        log.append("user", "y")
+    assert time.monotonic() - began_s < 2
+    thread.join(10)
+    log.read_all()
+    assert heard == [1, 2]
+
+
 # Processes.
 
 

@@ -19,8 +19,11 @@ from tests.support.standin_package import ROOT as PLAIN
 
 Step = tuple[Any, ...]
 """A command of `Agent`, and its arguments: `("message", text, reply, meanwhile)`, `("tick",)`,
-`("append", kind, content, meta)`, `("call", name, args, kwargs)`, `("restart",)`; or `("foreign", kind, content, meta)`, an
-append by another process. `meanwhile` are such appends while the model thinks, or None, at which the daemon dies."""
+`("append", kind, content, meta)`, `("call", name, args, kwargs)`, `("restart",)`. A further one is
+`("foreign", kind, content, meta)`, an append by another process.
+
+`meanwhile` lists such events, appended while the model thinks; at a None in it, the daemon dies.
+"""
 
 _ARGUMENTS = {
     "message": ("text", "reply", "meanwhile"),
@@ -146,7 +149,7 @@ class Pair:
                 self._assert_equal(*(appended(agent.path) for agent in self._agents))
         finally:
             for agent in self._agents:
-                agent.do("close")
+                agent.do("leave")
 
     def _compare(self, plain: dict[str, Any], other: dict[str, Any]) -> None:
         for answer, heard in zip((plain, other), self._heard, strict=True):
@@ -208,7 +211,7 @@ class Crew:
         for one in heard:
             _assert_equal([[event[0], event[1]] for event in ledgers[1][len(events) :]], one, steps)
         for agent in (self._plain, *self._others):
-            agent.do("close")
+            agent.do("leave")
 
 
 def _assert_equal(plain: Any, other: Any, steps: Any) -> None:

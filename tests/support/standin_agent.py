@@ -77,12 +77,19 @@ class Agent:
         self._log._conn.close()
         self._log = None
 
+    def leave(self) -> None:
+        """Close the log, and leave no daemon behind."""
+        if self._hears_others:
+            self._kill_daemon()
+        self.close()
+
     def generate(self, messages: Any) -> str:
         """The model: says what the command told it to. Meanwhile others append, and daemons die."""
         self._prompts.append(messages)
         for event in self._meanwhile:
             if event is None:
-                self._kill_daemon()
+                if self._hears_others:
+                    self._kill_daemon()
             elif self._hears_others:
                 run_golden.append_as_another(Path(self._log.path), *event)
             else:
@@ -90,12 +97,14 @@ class Agent:
         return self._reply
 
     def _kill_daemon(self) -> None:
+        from pmm_shm.errors import DaemonAbsentError
         from pmm_shm.instance.paths import Instance
         from pmm_shm.wire.endpoints import find_endpoints
 
-        endpoints = find_endpoints(Instance.of(self._log.path))
-        if endpoints is not None:
-            os.kill(endpoints.pid, signal.SIGKILL)
+        try:
+            os.kill(find_endpoints(Instance.of(self._log.path)).pid, signal.SIGKILL)
+        except (DaemonAbsentError, ProcessLookupError):
+            pass
 
     def message(self, text: str, reply: str, meanwhile: Any) -> Any:
         self._reply, self._meanwhile = reply, meanwhile

@@ -106,10 +106,10 @@ class Runtime:
         before = len(live)
         self.eventlog.append(kind="turn", content="", meta={"ias": snapshot.ias, "gas": snapshot.gas})
         self.eventlog.append(kind="turn", content="", meta={"stage": snapshot.stage, "at": snapshot.last_event_id})
-        grown = [event["kind"] for event in live[before:]]
+        grown = {"kinds": [event["kind"] for event in live[before:]], "events": len(live)}
 
         reply = self.chat.generate(messages)
-        self.eventlog.append(kind="response", content=reply, meta={"grown": grown, "events": len(live)})
+        self.eventlog.append(kind="response", content=reply, meta={"grown": grown})
         identity = build_identity(self.eventlog.read_all())
         identity["_recent_adopt"] = False
         reflections = 0
