@@ -574,3 +574,55 @@ def test_after_a_failed_audit_the_whole_chain_is_verified(chained: Any, monkeypa
     assert _wholes() == 5
     assert chained.verify_chain() is True
     assert _wholes() == 5
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(("score", "closed"), [(0.7, ["a"]), (0.6999, []), (1, ["a"])])
+def test_evidence_of_seven_tenths_closes(log: Any, score: float, closed: list[str]) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t"})
+    tracker = _tracker(log)
+    tracker.find_evidence = lambda events, items: [("a", score, "s"), ("b", 1.0, "s")]
+    assert tracker.process_evidence("d") == closed
+
+
+def test_words_that_say_nothing_are_no_overlap() -> None:
+    from pmm_shm_pmm.recall import tokens
+
+    silent = "I we YOU the a an to and of for on in it is are will shall can could should would today now"
+    assert tokens(f"{silent} plan-2 caf\u00e9 then") == ["plan", "2", "caf", "then"]
+
+
+@pytest.mark.parametrize(
+    ("window", "least"),
+    [
+        ({"start": 1, "end": 3}, 4),
+        ({"start": "x", "end": 3}, 1),
+        ({"start": 1, "end": "x"}, 1),
+        ({"end": 2}, 3),
+        ({"start": 1}, 1),
+        ({"start": 1, "end": None}, 1),
+        ([3], 1),
+    ],
+)
+def test_a_summary_begins_behind_the_newest_window(log: Any, window: Any, least: int) -> None:
+    compact = import_module("pmm.runtime.scene_compactor").maybe_compact
+    for _ in range(4):
+        log.append(kind="user", content="x", meta={})
+    log.append(kind="scene_compact", content="s", meta={"window": window})
+    count = 5 - least + 1
+    assert compact(log.read_all(), threshold=count)["source_ids"] == list(range(least, 6))
+    assert compact(log.read_all(), threshold=count + 1) is None
+
+
+def test_one_commitment_alone_is_compared_with_nothing(log: Any, patcher: Patcher) -> None:
+    log.append(kind="commitment_open", content="x", meta={"cid": "a", "text": 5})
+    restructurer = import_module("pmm.commitments.restructuring").CommitmentRestructurer(log)
+    assert restructurer.consolidate_similar() == []
+    log.append(kind="commitment_open", content="x", meta={"cid": True, "text": "t"})
+    counts = patcher.counts["pmm.commitments.restructuring:CommitmentRestructurer.consolidate_similar"]
+    before = sum(counts.fallbacks.values())
+    with pytest.raises(AttributeError):
+        restructurer.consolidate_similar()
+    assert sum(counts.fallbacks.values()) == before + 1
