@@ -20,6 +20,8 @@ Listener = Callable[[EventDict], object]
 WAIT_S = 5.0
 """How long an append waits for another thread's delivery. The listener there may wait for a lock of this thread, which
 it would get if nobody had to wait for the order; then the event is heard after `append` has returned."""
+LOCKED_WAIT_S = 0.1
+"""The same where the caller of `append` holds the log's own lock."""
 _OURS = __package__ + "."
 
 
@@ -55,11 +57,14 @@ class Delivery:
             elif self._heard != (loaded, newest_id):
                 self._late += [(listener, newest_id) for listener in self.listeners[before:]]
 
-    def deliver(self, loaded: Loaded, own_id: int | None = None, *, is_guarded: bool = True) -> None:
+    def deliver(
+        self, loaded: Loaded, own_id: int | None = None, *, is_guarded: bool = True, wait_s: float = 0.0
+    ) -> None:
         """Deliver what is loaded and was not heard.
 
         Parameters:
             own_id: the event that this thread has appended; None for a read, which waits for nobody.
+            wait_s: how long an append waits for another thread that delivers.
             is_guarded: leave it to others within a read by the owner of a listener.
         """
         heard, newest_id = self._heard, loaded.newest_id
@@ -69,7 +74,7 @@ class Delivery:
             return
         if own_id is None and is_guarded and self.listeners and self._is_within_owner():
             return
-        if not self._take_turn(loaded, own_id):
+        if not self._take_turn(loaded, own_id, wait_s):
             return
         try:
             while self._goes_on(loaded, own_id):
@@ -80,7 +85,7 @@ class Delivery:
                 self._deliverer = None
                 self._turn.notify_all()
 
-    def _take_turn(self, loaded: Loaded, own_id: int | None) -> bool:
+    def _take_turn(self, loaded: Loaded, own_id: int | None, wait_s: float) -> bool:
         """Whether this thread shall deliver now."""
         with self._turn:
             while self._deliverer is not None:
@@ -88,7 +93,7 @@ class Delivery:
                     return False
                 self._waiting += 1
                 try:
-                    if not self._turn.wait(WAIT_S):
+                    if not self._turn.wait(wait_s):
                         return False
                 finally:
                     self._waiting -= 1

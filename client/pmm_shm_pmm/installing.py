@@ -76,21 +76,28 @@ def uninstall() -> None:
 
 def patch(patcher: Patcher, module: ModuleType) -> None:
     """Replace the names in one module of PMM that has just been executed. Never raises."""
+    from pmm_shm.late import late_imports
+
     seams = [seam for seam in SEAMS if seam.module == module.__name__]
     for home in dict.fromkeys(seam.home for seam in seams if seam.part in patcher.settings.parts):
         try:
-            import_module(f"pmm_shm_pmm.{home}").install(patcher, module)
+            with late_imports:
+                loaded = import_module(f"pmm_shm_pmm.{home}")
+            loaded.install(patcher, module)
         except Exception as error:
             for seam in seams:
                 if seam.home == home and seam.label not in patcher.counts:
                     patcher.kept.setdefault(seam.label, f"{type(error).__name__}: {error}")
-    # Modules that import each other in a circle have taken names before they were replaced.
-    redirect(patcher.pairs(module), f"{PACKAGE}.")
+    try:
+        # Modules that import each other in a circle have taken names before they were replaced.
+        redirect(patcher.pairs(module), f"{PACKAGE}.")
+    except Exception as error:
+        patcher.kept[f"{module.__name__}:its importers"] = f"{type(error).__name__}: {error}"
     unknown = [seam.label for seam in seams if patcher.kept.get(seam.label, "").startswith("unknown source")]
     if unknown:
         say_once(
             "unknown",
-            f"another version of PMM: tier 1 alone where sources differ, such as {unknown[0]}; --report lists them",
+            f"another version of PMM: tier 1 alone where sources differ, such as {unknown[0]}; the report names them",
         )
 
 

@@ -65,8 +65,9 @@ def become(
         if report or report_to:
             variables["PMM_SHM_REPORT"] = os.path.abspath(report_to) if report_to else "stderr"
     words = [sys.executable, "-m", module, *target] if module is not None else command_line(target)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     _restore_signals()
     os.execvpe(words[0], words, variables)  # noqa: S606 - what the user typed
 
@@ -100,7 +101,10 @@ def _is_pmm2(path: str | None) -> bool:
     except sqlite3.Error:
         return False
     if is_pmm2:
-        print(f"pmm-shm: {path}: a ledger of PMM 2, which is another program: nothing is replaced", file=sys.stderr)
+        from pmm_shm_pmm.pmm2 import notice
+        from pmm_shm_pmm.saying import say
+
+        say(f"{notice(path)}; nothing is replaced")
     return is_pmm2
 
 

@@ -9,6 +9,9 @@ lock is waited for.
 
 from __future__ import annotations
 
+import atexit
+import os
+import sqlite3
 import threading
 import weakref
 from collections import deque
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
+_FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
+_START_S = 2.0
 
 
 class Ledger:
@@ -60,7 +65,6 @@ class Ledger:
         # The mapped header (None: the mark is another one), the mark, and the newest id; swapped whole.
         self._memo: tuple[Any, Mark, int] | None = None
         self._cache: Cache | None = None
-        self._cache_lock = threading.Lock()
         self.loaded = Loaded(self, None)
         self._is_begun = False
         self._spare_fetch: Callable[[str, tuple[Any, ...], int], tuple[list[RawRow], bool]] | None = None
@@ -201,7 +205,7 @@ class Ledger:
         """The library's cache of this ledger, opened at the first use."""
         cache = self._cache
         if cache is None:
-            with self._cache_lock:
+            with _lock:
                 if self._cache is None:
                     self._cache = open_cache(self.path)
                 cache = self._cache
@@ -307,7 +311,7 @@ class Ledger:
         while True:
             last = self.loaded.last_row
             low = ID_MIN if last is None else last[0]
-            rows, is_all = self._fetch(f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?", (low,), limits.TAIL_ROWS_MAX)
+            rows, is_all = self._from(low)
             if last is not None:
                 if not rows or rows[0] != last:
                     return False
@@ -315,6 +319,18 @@ class Ledger:
             self.loaded.extend(rows)
             if is_all:
                 return True
+
+    def _from(self, low: int) -> tuple[list[RawRow], bool]:
+        """The first rows from an id on, and whether these are all."""
+        if self._spare_fetch is None:
+            # Usually one or two: without the care of `fetch_batch` for large batches, busy ledgers and odd text.
+            try:
+                rows = self._connection.handle().execute(_FROM, (low, limits.TAIL_FEW_ROWS)).fetchall()
+                if len(rows) < limits.TAIL_FEW_ROWS:
+                    return rows, True
+            except sqlite3.Error:
+                pass
+        return self._fetch(_FROM, (low,), limits.TAIL_ROWS_MAX)
 
     def fetch_older(self, loaded: Loaded, count: int | None) -> list[RawRow]:
         before = loaded.events[0]["id"]
@@ -338,7 +354,9 @@ class Ledger:
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
-_lock = threading.Lock()
+# A fork waits for it: the child would find it held by a thread that it does not have.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 cache_options: Mapping[str, Any] = {}
 """Set by `install`: `starts_daemon`, `parts`."""
 
@@ -365,8 +383,21 @@ def open_cache(path: str) -> Cache:
 
     cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
     if cache_options.get("starts_daemon"):
-        threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
+        thread = threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True)
+        _starts.append(thread)
+        thread.start()
     return cache
+
+
+_starts: list[threading.Thread] = []
+
+
+@atexit.register
+def _await_starts() -> None:
+    """A program that ends at once leaves a daemon all the same, which the next one finds at work."""
+    deadline = monotonic() + _START_S
+    for thread in _starts:
+        thread.join(max(0.0, deadline - monotonic()))
 
 
 def _start_daemon(cache: Cache) -> None:

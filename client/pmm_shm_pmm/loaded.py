@@ -96,6 +96,8 @@ class Loaded:
         events = self.events
         if not events or events[-1][_ID] <= event_id:
             return []
+        if len(events) > 1 and events[-2][_ID] <= event_id:
+            return [events[-1]]
         return events[self._place(event_id) :]
 
     def first_after(self, event_id: int, count: int) -> list[EventDict]:

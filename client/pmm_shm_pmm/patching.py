@@ -97,13 +97,13 @@ class Patcher:
         return self.counts.setdefault(label, Counts())
 
     def is_known(self, module: ModuleType, name: str) -> bool:
-        """Whether the source of a name is that of the table."""
+        """Whether the source of a name is that of the table; of a replacement, that of its original."""
         known = self._known.get(f"{module.__name__}:{name}")
         try:
             value = _function_of(_held(*_owner_of(module, name)))
         except AttributeError:
             return False
-        return known is not None and has_source(self._ours.get(id(value), (None, value))[1], known)
+        return known is not None and has_source(value, known)
 
     def pairs(self, module: ModuleType | None = None) -> list[tuple[Any, Any]]:
         """The originals and their replacements, all or those of one module."""
@@ -117,7 +117,8 @@ class Patcher:
 
     def undo(self) -> None:
         """Put back all originals."""
-        for owner, attribute, before in reversed(self._before):
+        # In this order: after a reload, the later original is that of the module.
+        for owner, attribute, before in self._before:
             if before is _MISSING:
                 delattr(owner, attribute)
             else:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from pmm_shm_pmm.patching import Patcher
-from pmm_shm_pmm.saying import say
+from pmm_shm_pmm.saying import is_main_process, say, write
 
 EVERY_S = 10.0
 """Least time between two reports to a directory, in seconds."""
@@ -72,7 +72,7 @@ class Reporter:
             self._write(is_ended=True)
             where = self._patcher.settings.report
             if where == "stderr":
-                _print(self.table())
+                write("\n".join(self.table()) + "\n")
             elif where is not None:
                 descriptor = os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 with open(descriptor, "w", encoding="utf-8") as file:
@@ -85,6 +85,8 @@ class Reporter:
         lines = [f"pmm-shm: process {os.getpid()}, {_program()}"]
         counts = {_short(label): one for label, one in self._patcher.counts.items() if one.answered or one.fallbacks}
         width = max(map(len, counts), default=0)
+        if not counts:
+            lines.append("  no call was answered")
         for name, counted in counts.items():
             reasons = ", ".join(f"{count} {reason}" for reason, count in counted.fallbacks.most_common())
             by_pmm = f"{sum(counted.fallbacks.values()):>8} by PMM ({reasons})" if reasons else ""
@@ -96,7 +98,8 @@ class Reporter:
         return lines
 
     def _has_worked(self) -> bool:
-        return bool(self._patcher.counts or self._patcher.kept)
+        counts = self._patcher.counts.values()
+        return is_main_process() or bool(self._patcher.kept) or any(one.answered or one.fallbacks for one in counts)
 
     def _write(self, *, is_ended: bool) -> None:
         if not self._lock.acquire(blocking=False):
@@ -138,15 +141,6 @@ class Reporter:
         if util is not None:
             # A process of multiprocessing ends without `atexit`, and forgets what was to be done at its end.
             util.register_after_fork(self, lambda reporter: util.Finalize(None, reporter.end, exitpriority=0))
-
-
-def _print(lines: list[str]) -> None:
-    # In one write, so that the reports of several processes do not mix.
-    try:
-        sys.stderr.write("\n".join(lines) + "\n")
-        sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):
-        pass
 
 
 def _short(label: str) -> str:

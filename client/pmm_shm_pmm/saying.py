@@ -11,10 +11,17 @@ _said: dict[str, object] = {}
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, if there is one."""
+    """Print a line on stderr, if the process has one."""
+    write(f"pmm-shm: {' '.join(line.split())}\n")
+
+
+def write(text: str) -> None:
+    """Write to stderr at once, so that the texts of several processes do not mix."""
     try:
-        print(f"pmm-shm: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except (AttributeError, OSError, ValueError):
+        # Closed, or there is none.
         pass
 
 

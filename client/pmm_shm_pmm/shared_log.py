@@ -8,6 +8,7 @@ Invariant: an event is appended once, whichever way it goes.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from pmm_shm.errors import HeadMovedError
+from pmm_shm_pmm import delivery
 from pmm_shm_pmm.delivery import Delivery
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.ledgers import Ledger, ledger_at
@@ -34,6 +36,7 @@ IN_TRANSACTION = "within a transaction"
 PMM2 = "a ledger of PMM 2"
 _OF_PMM2 = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
 _ATTEMPTS_MAX = 100
+_FORK_WAIT_S = 1.0
 
 
 class SharedLog:
@@ -61,6 +64,7 @@ class SharedLog:
         # Threads within PMM's own `append`, which shall neither call listeners nor touch the live list.
         self._inside: set[int] = set()
         self._closed_for_fork = False
+        self._held_for_fork: Any = None
         self._opening = threading.Lock()
         self._path = ""
         self.delivery = Delivery()
@@ -209,7 +213,9 @@ class SharedLog:
         except Exception:
             return add()
         answers: list[Any] = []
-        self.delivery.register(lambda: answers.append(add()), ledger.loaded)
+        # The log's lock first, which PMM's method may take: nobody waits for it within the delivery's.
+        with self._eventlog()._lock:
+            self.delivery.register(lambda: answers.append(add()), ledger.loaded)
         return answers[0]
 
     def get(self, name: str) -> Any:
@@ -301,16 +307,26 @@ class SharedLog:
             # It is appended: the next look takes it in.
             self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
         else:
-            self.delivery.deliver(ledger.loaded, event_id)
+            self.delivery.deliver(ledger.loaded, event_id, wait_s=self._wait_s())
+
+    def _wait_s(self) -> float:
+        """How long an append waits for another thread's delivery."""
+        is_owned = getattr(self._eventlog()._lock, "_is_owned", None)
+        # A listener may want the lock that the caller holds.
+        return delivery.LOCKED_WAIT_S if is_owned is not None and is_owned() else delivery.WAIT_S
 
     # Fork: SQLite's locks of a connection that is open across one are lost, and so are commits.
 
     def before_fork(self) -> None:
-        """Close PMM's connection where it is idle."""
+        """Close PMM's connection where it is idle; the log's lock is held until `after_fork`."""
         log = self._eventlog()
-        connection = None if log is None else vars(log).get("_conn")
+        if log is None or not self._path or not log._lock.acquire(timeout=_FORK_WAIT_S):
+            # Somebody is at work on it: as in PMM.
+            return
+        self._held_for_fork = log._lock
+        connection = vars(log).get("_conn")
         try:
-            if connection is not None and self._path and not connection.in_transaction:
+            if connection is not None and not connection.in_transaction:
                 connection.close()
                 log.__dict__["_conn"] = None
                 self._closed_for_fork = True
@@ -330,11 +346,15 @@ class SharedLog:
                 found = vars(log).get("_conn")
         return found
 
-    def after_fork(self) -> None:
-        """In the child: forget the threads that it does not have."""
-        self._opening = threading.Lock()
-        self._inside.clear()
-        self.delivery.after_fork()
+    def after_fork(self, *, is_child: bool) -> None:
+        """Release the lock; in the child, forget the threads that it does not have."""
+        held, self._held_for_fork = self._held_for_fork, None
+        if held is not None:
+            held.release()
+        if is_child:
+            self._opening = threading.Lock()
+            self._inside.clear()
+            self.delivery.after_fork()
 
 
 _shared_logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
@@ -383,9 +403,13 @@ def _before_fork() -> None:
         shared.before_fork()
 
 
-def _after_fork_in_child() -> None:
+def _after_fork(*, is_child: bool) -> None:
     for shared in list(_shared_logs):
-        shared.after_fork()
+        shared.after_fork(is_child=is_child)
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=functools.partial(_after_fork, is_child=False),
+    after_in_child=functools.partial(_after_fork, is_child=True),
+)

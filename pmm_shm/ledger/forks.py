@@ -6,6 +6,7 @@ same predecessor. `chain` verifies the rows themselves, too.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,8 +28,11 @@ class Forks(NamedTuple):
     total: int = 0
 
 
-def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
+def find_forks(connection: Connection, first_id: int = ID_MIN, pause_s: float = 0.0) -> Forks:
     """The forks among the events from `first_id` on, in bounded batches; the lock is free between them.
+
+    Parameters:
+        pause_s: after each batch, in seconds: for a thread beside others that have work to do.
 
     Raises:
         LedgerError: in one of its kinds, when the ledger cannot be read.
@@ -37,20 +41,19 @@ def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
         connection.handle()
         if not set(HASH_COLUMNS) <= set(connection.columns):
             return Forks()
-    shared, last_id, is_first, last_hash = set(), first_id, True, None
-    for event_id, previous, own in _links(connection, first_id):
-        if previous != last_hash and not is_first:
-            shared.add(previous)
+    # Of the events that do not follow the one before them: few, and none in a linear chain.
+    predecessors, last_id, last_hash = set(), first_id, None
+    for event_id, previous, own in _links(connection, first_id, pause_s):
+        if previous != last_hash:
+            predecessors.add(previous)
             last_id = event_id
-        is_first, last_hash = False, own
-    if not shared:
-        return Forks()
+        last_hash = own
     first, total = None, 0
     followers: dict[Any, int] = {}
-    for event_id, previous, _ in _links(connection, first_id):
+    for event_id, previous, _ in _links(connection, first_id, pause_s) if predecessors else ():
         if event_id > last_id:
             break
-        if previous not in shared:
+        if previous not in predecessors:
             continue
         before = followers.setdefault(previous, event_id)
         if before != event_id:
@@ -58,7 +61,7 @@ def find_forks(connection: Connection, first_id: int = ID_MIN) -> Forks:
     return Forks(first, total)
 
 
-def _links(connection: Connection, first_id: int) -> Iterator[tuple[int, Any, Any]]:
+def _links(connection: Connection, first_id: int, pause_s: float) -> Iterator[tuple[int, Any, Any]]:
     """(id, previous hash, own hash) of the hashed events from `first_id` on, by ascending id."""
     condition = "id >= ?"
     while True:
@@ -68,4 +71,6 @@ def _links(connection: Connection, first_id: int) -> Iterator[tuple[int, Any, An
         yield from rows
         if complete:
             return
+        if pause_s:
+            time.sleep(pause_s)
         first_id, condition = rows[-1][0], "id > ?"

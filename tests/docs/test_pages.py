@@ -33,6 +33,10 @@ SHOWN_ONLY = (
     "pmm-cached agent.db --metrics-port 9464",
     "pmm-shm run uvicorn pmm.api.server:app --workers 3",
     "pmm-shm run gunicorn --preload -k uvicorn.workers.UvicornWorker -w 3 pmm.api.server:app",
+    # Of a page that has no PMM beside it.
+    "pmm-shm run --ledger agent.db -m pmm.cli.chat",
+    "pmm-shm run uvicorn pmm.api.server:app --workers 2",
+    "pmm-shm run worker.py",
 )
 """The commands of ours that pages show and tests do not run: they need a screen, or a port that may be in use."""
 

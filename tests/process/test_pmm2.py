@@ -157,3 +157,12 @@ def test_others_are_as_before(tmp_path: Path) -> None:
         ran = run(*words, "--json")
         assert "not_applicable" not in ran.out
         assert "PMM 2" not in run(*words).out
+
+
+def test_the_command_append_says_who_may(path: str) -> None:
+    before = ledgers.raw_rows(path)
+    ran = run("append", path, "user", "hello")
+    assert (ran.code, ran.out) == (1, "")
+    assert is_one_line(ran.err)
+    assert "writer lease of PMM 2" in ran.err
+    assert ledgers.raw_rows(path) == before

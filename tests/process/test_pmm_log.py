@@ -96,6 +96,30 @@ def test_threads_hear_in_order_and_before_append_returns(log: Any) -> None:
     assert is_linear(log.path)
 
 
+def test_an_append_within_the_lock_that_a_listener_wants(log: Any) -> None:
+    heard: list[int] = []
+    begun = threading.Event()
+
+    def wants_the_lock(event: Any) -> None:
+        begun.set()
+        time.sleep(0.05)
+        with log._lock:
+            log.register_append_listener(lambda event: None)
+            heard.append(event["id"])
+
+    log.register_append_listener(wants_the_lock)
+    thread = threading.Thread(target=log.append, args=("user", "x"))
+    thread.start()
+    begun.wait(10)
+    began_s = time.monotonic()
+    with log._lock:
+        log.append("user", "y")
+    assert time.monotonic() - began_s < 2
+    thread.join(10)
+    log.read_all()
+    assert heard == [1, 2]
+
+
 # Processes.
 
 
@@ -282,6 +306,37 @@ def test_the_next_process_gets_the_role_when_its_holder_ends(tmp_path: Path) -> 
     os.waitpid(child, 0)
     assert os.read(read, 9) == b"held"
     assert holds_role(ledger)
+
+
+def _ticks(path: str, out: str) -> None:
+    with standin_package.importable():
+        settings = Settings(starts_daemon=False, elects_autonomy=True)
+        installing.install(settings, standin_package.hashes())
+        from pmm.runtime.loop import AutonomyLoop, Runtime
+        from pmm.storage.eventlog import EventLog
+
+        log = EventLog(path)
+        loop = AutonomyLoop(log, Runtime(log))
+        found = [loop.tick() for _ in range(3)]
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+        wait_until(Path(path + ".end").exists, "the end")
+
+
+def test_of_two_processes_one_ticks(tmp_path: Path) -> None:
+    ledger = str(tmp_path / "log.db")
+    first = in_child(_ticks, ledger, ledger + ".1")
+    wait_until(Path(ledger + ".1").exists, "the first process")
+    second = in_child(_ticks, ledger, ledger + ".2")
+    wait_until(Path(ledger + ".2").exists, "the second process")
+    Path(ledger + ".end").touch()
+    first.join(20)
+    second.join(20)
+    found = [json.loads(Path(f"{ledger}.{number}").read_text(encoding="utf-8")) for number in (1, 2)]
+    assert None not in found[0]
+    assert found[1] == [None, None, None]
+    third = in_child(_ticks, ledger, ledger + ".3")
+    third.join(20)
+    assert None not in json.loads(Path(ledger + ".3").read_text(encoding="utf-8"))
 
 
 # Whatever may happen.

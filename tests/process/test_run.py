@@ -22,6 +22,7 @@ import pytest
 from pmm_shm.instance.paths import Instance
 from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_pmm.pmm2 import notice
 from tests.support import daemons, ledgers, small_pmm
 from tests.support.small_pmm import BY_PMM, REPLACED
 
@@ -177,7 +178,7 @@ def test_a_ledger_that_somebody_uses_is_one(place: Place) -> None:
 def test_a_ledger_of_pmm_2(place: Place) -> None:
     path = place.folder / "work" / "second.db"
     ledgers.execute(path, "CREATE TABLE pmm_writer_lease (x)")
-    said = f"pmm-shm: {path}: a ledger of PMM 2, which is another program: nothing is replaced\n"
+    said = f"pmm-shm: {notice(path)}; nothing is replaced\n"
     for words, changes in ((["--ledger", "second.db"], {}), ([], {"PMM_DB": str(path)})):
         ran = place.run(*words, "-m", "pmm.cli.chat", **changes)
         assert (ran.code, ran.err) == (7, said)
@@ -232,10 +233,14 @@ def test_the_switches_of_pmm_are_left_to_it(place: Place) -> None:
         "import pmm.config, sys\nfrom pmm_shm_client.autostart import is_running, start_daemon\n"
         "from pmm_shm.instance.paths import Instance\nfrom pmm_shm_client.stopping import stop_daemon\n"
         "start_daemon(sys.argv[1])\ninstance = Instance.of(sys.argv[1])\n"
-        "print(is_running(instance), pmm.config.USE_PROJECTION_CACHE)\nstop_daemon(instance, 10)\n"
+        "print(is_running(instance), pmm.config.USE_PROJECTION_CACHE)\n"
+        "from pmm_shm.wire.endpoints import find_endpoints\npid = find_endpoints(instance).pid\n"
+        "variables = open(f'/proc/{pid}/environ').read().split(chr(0))\n"
+        "print(*sorted(one for one in variables if one.startswith(('PMM_SHM=', 'PMM_USE'))))\n"
+        "stop_daemon(instance, 10)\n"
     )
     switches = {"PMM_USE_PROJECTION_CACHE": "true", "PMM_USE_METRICS_CACHE": "odd", "PMM_USE_EMBEDDING_CACHE": "false"}
-    assert place.run(script, ledger, **switches).out == "True True\n"
+    assert place.run(script, ledger, **switches).out == "True True\nPMM_SHM=off\n"
 
 
 # Other Pythons, and what they import at their start.
@@ -310,6 +315,25 @@ def test_the_report_at_the_end(place: Place) -> None:
     assert re.fullmatch(r"pmm-shm: process \d+, python\S* -m pmm\.cli\.chat", lines[1])
     assert re.search(r"^  projection\.build_self_model +1 answered$", ran.err, re.MULTILINE)
     assert ran.out.count("\n") == 1
+
+
+def test_the_report_of_a_program_without_pmm(place: Place) -> None:
+    ran = place.run("--report", place.script("print('runs')\n"))
+    assert ran.out == "runs\n"
+    assert re.search(r"pmm-shm: process \d+, python\S* \S*script\.py\n  no call was answered\n$", ran.err)
+
+
+def test_without_stderr(place: Place) -> None:
+    script = place.script("import json\nfrom pmm.cli import chat\nchat.main()\n")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *RUN, "--report", script],
+        env=place.environment(PMM_SHM_PATCHES="nonsense,log"),
+        cwd=place.folder / "work",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, json.loads(done.stdout)["log"]) == (0, REPLACED["log"])
 
 
 def test_a_report_to_a_file_of_several_processes(place: Place) -> None:

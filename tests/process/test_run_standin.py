@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.instance.paths import Instance
+from pmm_shm.wire.endpoints import find_endpoints
+from pmm_shm_client import connect
+from pmm_shm_client.autostart import is_running
+from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.seams import SEAMS
 from tests.support import daemons, standin_package
 
@@ -43,8 +48,8 @@ for seam in SEAMS:
     }
 print(json.dumps([found, patcher.kept]))
 """
-# The class is replaced as a whole, and `tick` only where a process is elected.
-NOT_BY_NAME = {"pmm.storage.eventlog:EventLog.read_all", "pmm.runtime.loop:Runtime.handle_user"}
+# The class is replaced as a whole.
+NOT_BY_NAME = {"pmm.storage.eventlog:EventLog.read_all"}
 NOT_NEEDED = {
     "pmm.commitments.tracker:CommitmentTracker.add_commitment",
     "pmm.commitments.tracker:CommitmentTracker.close_reflection_on_next",
@@ -76,6 +81,33 @@ def test_every_name_is_replaced_and_looks_as_before(folder: Path) -> None:
     for label in there - NOT_BY_NAME:
         assert found[label]["is_replaced"] or label in NOT_NEEDED, label
         assert all(found[label]["same"]), (label, found[label]["same"])
+
+
+def test_a_short_program_leaves_a_daemon_with_the_folds_of_pmm(folder: Path) -> None:
+    ledger = folder / "agent.db"
+    (folder / "short.py").write_text(
+        "import sys\nfrom pmm.storage.eventlog import EventLog\nfrom pmm.storage.projection import build_self_model\n"
+        "log = EventLog(sys.argv[1])\nlog.append(kind='user', content='Hello', meta={})\n"
+        "build_self_model(log.read_all())\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pmm_shm_cli", "run", str(folder / "short.py"), str(ledger)],
+        env=daemons.with_path(standin_package.ROOT),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    instance = Instance.of(ledger)
+    try:
+        daemons.until(lambda: is_running(instance), "the daemon answers")
+        with connect(ledger) as cache:
+            names = {fold.name for fold in FOLDS}
+            daemons.until(lambda: names <= set((cache.stats()["daemon"] or {"folds": []})["folds"]), "PMM's folds")
+    finally:
+        daemons.end(find_endpoints(instance).pid)
 
 
 @pytest.mark.parametrize(

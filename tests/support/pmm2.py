@@ -13,11 +13,12 @@ from typing import Any
 from tests.support import ledgers
 
 OWNER, FENCE = "owner-1", 7
+LEASE_SQL = "CREATE TABLE pmm_writer_lease (id INTEGER PRIMARY KEY, owner TEXT, fence INTEGER) WITHOUT ROWID"
 _LEASED = f"""
 CREATE UNIQUE INDEX idx_events_hash ON events (hash);
 CREATE UNIQUE INDEX idx_events_checkpoint ON events (content) WHERE kind = 'checkpoint';
 CREATE TABLE pmm_database_identity (id INTEGER PRIMARY KEY CHECK (id = 1), identity TEXT NOT NULL);
-CREATE TABLE pmm_writer_lease (id INTEGER PRIMARY KEY CHECK (id = 1), owner TEXT NOT NULL, fence INTEGER NOT NULL);
+{LEASE_SQL};
 CREATE TABLE pmm_projection_status (name TEXT PRIMARY KEY, position INTEGER NOT NULL);
 INSERT INTO pmm_database_identity VALUES (1, 'a-database');
 INSERT INTO pmm_writer_lease VALUES (1, '{OWNER}', {FENCE});

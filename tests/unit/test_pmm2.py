@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pmm_shm import errors
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.remedies import remedy_for
 from pmm_shm_client import Cache, connect
@@ -87,7 +88,7 @@ def test_a_ledger_that_pmm_2_takes_over_while_it_is_open(tmp_path: Path, appende
     path = pmm2.build_of_2025(tmp_path / "l.db")
     with EventLog(path) as log, connect(path) as cache:
         assert not log.is_of_pmm2
-        assert cache.not_applicable == ()
+        assert cache.not_applicable == cache.frame().not_applicable == ()
         if appended:
             log.append("user", "before")
         pmm2.take_over(path)
@@ -96,6 +97,22 @@ def test_a_ledger_that_pmm_2_takes_over_while_it_is_open(tmp_path: Path, appende
         assert log.is_of_pmm2
         assert cache.not_applicable == NOT_APPLICABLE
         assert cache.frame().not_applicable == NOT_APPLICABLE
+
+
+def test_the_table_of_the_lease_alone_makes_it_one(tmp_path: Path) -> None:
+    """Before its owner has made the trigger; and nothing in its definition is taken for one of the table `events`."""
+    path = pmm2.build_of_2025(tmp_path / "l.db")
+    with EventLog(path) as log:
+        log.append("user", "before")
+        ledgers.execute(path, pmm2.LEASE_SQL)
+        assert log.is_of_pmm2
+        with pytest.raises(errors.LedgerUnwritableError, match="writer lease of PMM 2"):
+            log.append("user", "after")
+    connection = Connection(path, "ro")
+    with connection.lock:
+        connection.handle()
+        assert not connection.schema.may_mix_ids
+    connection.close()
 
 
 def test_a_ledger_of_2025_is_appended_to(tmp_path: Path) -> None:
@@ -169,6 +186,11 @@ def test_a_context_leaves_out_what_does_not_apply(cache: Cache) -> None:
     found = context.to_dict()
     assert found["not_applicable"] == list(NOT_APPLICABLE)
     assert {found[name] for name in ("name", "traits", "telemetry", "ias", "gas", "stage")} == {None}
+
+
+def test_commitments_that_it_may_keep_otherwise_are_not_called_none(tmp_path: Path) -> None:
+    with connect(pmm2.build(tmp_path / "l.db")) as cache:
+        assert "commitments" not in str(cache.context())
 
 
 def test_another_ledgers_context_is_as_before(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pmm_shm_pmm.lists import LazyList, LogList, frame_of, recognised
 from pmm_shm_pmm.loaded import whole_logs
 from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.settings import Settings
-from tests.support import standin_package
+from tests.support import run_golden, standin_package
 from tests.support.standin_ab import append_as_another
 
 Make = Callable[..., Any]
@@ -101,6 +101,13 @@ def test_every_prefix_is_the_log_and_nothing_else(new_log: Make, count: int) -> 
         for _ in range(2):
             expected = None if isinstance(events, tuple) else by_identity(events, live)
             assert position(events) == expected
+
+
+@pytest.mark.parametrize("name", [f"run-1-{number:03}" for number in (0, 1, 40, 41, 48)])
+def test_the_golden_lists_are_recognised(new_log: Make, tmp_path: Path, name: str) -> None:
+    (tmp_path / "golden").mkdir()
+    differences = run_golden.replay(name, tmp_path / "golden", as_of=lambda events, live: position(events))
+    assert list(map(str, differences)) == []
 
 
 def test_a_copy_stays_where_it_was_made(log: Any) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from pmm_shm_pmm import patching
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.installing import TooLateError, install, uninstall
+from pmm_shm_pmm.installing import TooLateError, install, patch, uninstall
 from pmm_shm_pmm.known_sources import has_source
 from pmm_shm_pmm.settings import Settings
 from tests.support import small_pmm
@@ -281,7 +281,8 @@ def test_a_class_that_is_kept_and_one_that_is_only_named(known: dict[str, str]) 
     del kept
     # Annotations are evaluated here: they refer to the class, and nobody calls it through them.
     namespace: dict[str, Any] = {"Log": loop.EventLog}
-    exec("def annotated(log: Log, other: 'int') -> Log: ...\nclass Annotated:\n    log: Log", namespace, namespace)
+    source = "def annotated(log: Log, other: 'int') -> Log: ...\nclass Annotated:\n    log: Log"
+    exec(compile(source, "annotated", "exec", dont_inherit=True), namespace, namespace)
     namespace["annotated"].__annotations__  # noqa: B018
     del namespace["Log"]
     install(known=known)
@@ -586,6 +587,19 @@ def test_a_broken_part_leaves_pmm_its_own(known: dict[str, str], how: str, monke
     assert reason.startswith("ModuleNotFoundError: " if how == "import" else "ValueError: of ours")
 
 
+def test_an_importer_that_cannot_follow_keeps_what_it_has(
+    folder: Path, known: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise TypeError("of ours")
+
+    monkeypatch.setattr("pmm_shm_pmm.installing.redirect", failing)
+    patcher = install(known=known)
+    assert patcher is not None
+    assert answers() == REPLACED
+    assert patcher.kept["pmm.storage.projection:its importers"] == "TypeError: of ours"
+
+
 def test_a_replacement_asks_for_originals() -> None:
     patcher = install()
     assert patcher is not None
@@ -609,8 +623,44 @@ def test_a_method_of_a_replaced_class(known: dict[str, str]) -> None:
     assert original().verify_chain() is True
     importlib.reload(eventlog)
     assert eventlog.EventLog().verify_chain() == "ours"
+    replaced = eventlog.EventLog()
     uninstall()
     assert eventlog.EventLog().verify_chain() is True
+    assert replaced.verify_chain() is True
+
+
+def test_after_a_reload_the_new_originals_are_put_back(known: dict[str, str]) -> None:
+    install(known=known)
+    loop, projection = module("pmm.runtime.loop"), module("pmm.storage.projection")
+    importlib.reload(projection)
+    patcher = patching.current()
+    original = patcher.original("pmm.storage.projection", "build_self_model")
+    uninstall()
+    assert projection.build_self_model is original
+    assert loop.build_self_model([])["by"] == "pmm"
+
+
+def test_a_module_that_is_patched_twice_is_so_once(folder: Path, known: dict[str, str]) -> None:
+    graph = "class MemeGraphProjection:\n    def latest_stage(self):\n        return 'pmm'\n"
+    small_pmm.write(folder, {"runtime.memegraph": graph})
+    home = ModuleType("pmm_shm_pmm.graph")
+    home.install = lambda patcher, loaded: patcher.replace_class(  # type: ignore[attr-defined]
+        loaded, "MemeGraphProjection", lambda original: type("Lazy", (original,), {"latest_stage": lambda self: "ours"})
+    )
+    sys.modules["pmm_shm_pmm.graph"] = home
+    known["pmm.runtime.memegraph:MemeGraphProjection"] = hashlib.sha256(graph.encode()).hexdigest()
+    patcher = install(known=known)
+    assert patcher is not None
+    names = ("storage.eventlog", "storage.projection", "commitments.tracker", "runtime.recall", "runtime.memegraph")
+    modules = [module(f"pmm.{name}") for name in names]
+    before = [dict(vars(one)) for one in modules]
+    for one in modules:
+        patch(patcher, one)
+    assert [dict(vars(one)) for one in modules] == before
+    assert patcher.kept == {}
+    assert module("pmm.commitments.tracker").CommitmentTracker(None).find_evidence([], []) == ["ours"]
+    assert not hasattr(module("pmm.commitments.tracker").CommitmentTracker.find_evidence.__wrapped__, "__wrapped__")
+    assert module("pmm.runtime.memegraph").MemeGraphProjection().latest_stage() == "ours"
 
 
 def sha256_of(function: Any) -> str:

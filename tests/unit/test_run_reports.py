@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,21 @@ def test_a_report_that_fails_is_nobodys_error(patcher: Patcher, monkeypatch: pyt
     reporter.end()
 
 
+def test_the_end_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    patcher = Patcher(Settings(report="stderr"), {})
+    patcher.counts_of(SEAM).answered = 1
+    patcher.kept["x.y:f"] = "unknown source"
+    reporter = report.Reporter(patcher)
+    try:
+        reporter.end()
+        reporter.end()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"pmm-shm: process {os.getpid()}, ")
+    assert lines == ["  projection.build_identity          1 answered", "  not replaced (unknown source): y.f"]
+
+
 def test_a_report_to_a_file_that_cannot_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +223,5 @@ def test_a_report_to_a_file_that_cannot_be_written_is_one_line(
     try:
         reporter.end()
     finally:
-        import signal
-
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert capsys.readouterr().err == f"pmm-shm: no report: [Errno 2] No such file or directory: '{tmp_path}/no/file'\n"

@@ -16,15 +16,15 @@ def _start() -> None:
         start()
     except Exception as error:
         # Nothing of ours ends the program. Its children do not say it again.
-        if os.environ.get("PMM_SHM_RUN") == str(os.getpid()):
+        if os.environ.get("PMM_SHM_RUN") == str(os.getpid()) and sys.stderr is not None:
             has_none = isinstance(error, ImportError)
             why = f"{sys.executable} has no pmm-shm ({error})" if has_none else f"{type(error).__name__}: {error}"
             sys.stderr.write(f"pmm-shm: nothing is replaced: {' '.join(why.split())}\n")
 
 
 def _run_next() -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [one for one in sys.path if os.path.abspath(one or os.curdir) != here]
+    here = os.path.dirname(__file__)
+    sys.path[:] = [one for one in sys.path if one != here]
     ours = sys.modules.pop("sitecustomize", None)
     try:
         importlib.import_module("sitecustomize")
