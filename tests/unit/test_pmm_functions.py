@@ -419,6 +419,14 @@ def test_of_equal_adoptions_the_first_is_first(graph: Any, log: Any) -> None:
     assert [row["src_event_id"] for row in graph.graph_slice("identity", limit=2)] == [1, 3]
 
 
+def test_a_name_in_the_content_has_no_spaces_at_its_ends(graph: Any, log: Any) -> None:
+    for content in (" Ada ", "Ada", "  "):
+        log.append(kind="identity_adopt", content=content, meta={"confidence": 0.95})
+    rows = graph.graph_slice("identity", limit=9)
+    assert [row["src_event_id"] for row in rows] == [3, 4, 1]
+    assert rows[0]["dst_digest"] == rows[1]["dst_digest"]
+
+
 def test_a_confidence_that_is_no_number_makes_the_graph(graph: Any, log: Any) -> None:
     log.append(kind="identity_adopt", content="Ada", meta={"confidence": "nan"})
     graph.graph_slice("identity")
