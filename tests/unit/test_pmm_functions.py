@@ -419,6 +419,15 @@ def test_of_equal_adoptions_the_first_is_first(graph: Any, log: Any) -> None:
     assert [row["src_event_id"] for row in graph.graph_slice("identity", limit=2)] == [1, 3]
 
 
+def test_open_commitments_are_in_the_order_of_first_sight(graph: Any, log: Any) -> None:
+    for kind, cid in (("commitment_close", "c"), ("commitment_open", "b"), ("commitment_open", "c")):
+        log.append(kind=kind, content="", meta={"cid": cid})
+    assert list(graph.open_commitments_snapshot()) == ["a", "c", "b"]
+    log.append(kind="commitment_expire", content="", meta={"cid": "a"})
+    log.append(kind="commitment_open", content="", meta={"cid": "a"})
+    assert list(graph.open_commitments_snapshot()) == ["a", "c", "b"]
+
+
 def test_a_name_in_the_content_has_no_spaces_at_its_ends(graph: Any, log: Any) -> None:
     for content in (" Ada ", "Ada", "  "):
         log.append(kind="identity_adopt", content=content, meta={"confidence": 0.95})
