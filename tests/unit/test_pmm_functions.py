@@ -643,3 +643,22 @@ def test_one_commitment_alone_is_compared_with_nothing(log: Any, patcher: Patche
     with pytest.raises(AttributeError):
         restructurer.consolidate_similar()
     assert sum(counts.fallbacks.values()) == before + 1
+
+
+@pytest.mark.parametrize(("later", "is_evidence"), [(49, False), (50, True)])
+def test_a_reflection_counts_for_fifty_events(log: Any, later: int, is_evidence: bool) -> None:
+    log.append(kind="commitment_close", content="", meta={"cid": "a", "source": "reflection"})
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "write the report"})
+    for _ in range(later - 1):
+        log.append(kind="user", content="", meta={})
+    assert _tracker(log).process_evidence("write the report") == ["a"]
+    assert ("evidence_candidate" in _kinds(log)) is is_evidence
+
+
+def test_a_topic_is_stripped_and_a_source_must_exist(graph: Any, log: Any) -> None:
+    assert graph.graph_slice("  Identity ")[0]["score"] == 1.3
+    log.append(kind="policy_update", content="", meta={"src_id": -3})
+    assert graph.policy_updates_for_reflection(-3) == []
+    assert log._append_listeners == []
+    graph.graph_slice("identity", limit=-1)
+    assert len(log._append_listeners) == 1
