@@ -17,7 +17,20 @@ from tests.support import run_golden, standin_ab, standin_package
 from tests.support.profiles import examples
 from tests.support.standin_ab import AgentProcess, Crew, Pair
 
-WORDS = ("identity", "report", "write", "tests", "launch", "signal", "名前", "naïve", "memory", "reviews")
+WORDS = (
+    "identity",
+    "report",
+    "Report",
+    "write",
+    "tests",
+    "launch",
+    "SIGNAL",
+    "名前",
+    "naïve",
+    "İx",
+    "memory",
+    "reviews",
+)
 CIDS = st.sampled_from(["a", "b", "c", "d", 7, "7"])
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
 NUMBERS = st.sampled_from([0.0, 0.3, 0.5, 0.86, 0.9, 1, 2])
