@@ -179,12 +179,11 @@ def _workers(variables: dict[str, str]) -> Iterator[list[Process]]:
 @contextmanager
 def _daemon(path: Path, variables: dict[str, str]) -> Iterator[None]:
     """A daemon as the launcher starts it, with everything published."""
+    instance = Instance.of(str(path))
     with Process(variables, is_launched=True) as worker:
         worker.do("open", str(path))
-        worker.do("message", "hello")
-        worker.do("close")
-    instance = Instance.of(str(path))
-    until(lambda: is_running(instance), "the launcher starts a daemon")
+        worker.do("start_daemon", str(path))
+        until(lambda: is_running(instance), "the launcher starts a daemon")
     head = execute(path, "SELECT max(id) FROM events")[0][0]
     commands.call(instance, protocol.WAIT, {"event_id": head, "timeout_ms": 600_000}, 600.0)
     try:

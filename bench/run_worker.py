@@ -43,6 +43,10 @@ class Worker:
         events = self._log.read_all()
         return int(events[-1]["id"])
 
+    def start_daemon(self, path: str) -> None:
+        """In the background, as the first read of a message does."""
+        import_module("pmm_shm_pmm.ledgers").ledger_at(path).cache  # noqa: B018
+
     def appends(self, count: int) -> float:
         """Microseconds of one append with the listeners of PMM: the median."""
         samples = []

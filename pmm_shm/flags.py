@@ -32,8 +32,9 @@ NAMES = frozenset(
 )
 """Every variable that the project reads."""
 
-_OF_PMM = frozenset({"PMM_USE_EMBEDDING_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_PROJECTION_CACHE"})
-_is_left_to_pmm = False
+OF_READERS = frozenset({"PMM_USE_EMBEDDING_CACHE", "PMM_USE_METRICS_CACHE", "PMM_USE_PROJECTION_CACHE"})
+"""Those that choose how a process reads; a daemon that it starts does not get them."""
+
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -46,19 +47,8 @@ class Flag(enum.Enum):
     UNSET = "unset"
 
 
-def leave_to_pmm(is_left: bool = True) -> None:
-    """From now on, the `PMM_USE_*_CACHE` of this process are PMM's alone: here, they count as unset."""
-    global _is_left_to_pmm
-    _is_left_to_pmm = is_left
-
-
-def counts(name: str) -> bool:
-    """Whether a variable of the environment means something to this project in this process."""
-    return not (_is_left_to_pmm and name in _OF_PMM)
-
-
 def _flag(name: str) -> Flag:
-    text = os.environ.get(name, "").strip().lower() if counts(name) else ""
+    text = os.environ.get(name, "").strip().lower()
     if not text:
         return Flag.UNSET
     if text in _TRUE:

@@ -1,18 +1,31 @@
-"""Entry point of `pmm-shm`: `run`, which starts another program, does not wait for the imports of other commands."""
+"""Entry point of `pmm-shm`: `run`, which becomes another program, does not wait for the imports of the others."""
 
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+
+# That of `typing` would take as long to import as all else.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Run `pmm-shm` with the arguments of this process."""
     if sys.argv[1:2] == ["run"]:
-        from pmm_shm_pmm.command import run
-        from pmm_shm_terminal.program import run_program
-
-        run_program(run, "pmm-shm run", sys.argv[2:])
+        _run_at_once(sys.argv[2:])
     from pmm_shm_cli.main import main as main_of_all
 
     main_of_all()
+
+
+def _run_at_once(words: list[str]) -> None:
+    """Become the program; returns where something is wrong or unusual, which the command itself tells."""
+    from pmm_shm_pmm.launching import become, plain_options
+
+    options = plain_options(words)
+    if options is not None:
+        try:
+            become(**options)
+        except Exception:
+            return

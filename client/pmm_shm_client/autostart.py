@@ -126,10 +126,10 @@ def spawn_daemon(ledger: str, log_file: Path, *options: str) -> subprocess.Popen
         DaemonError: it cannot be run.
     """
     command = [*daemon_command(), *options, ledger]
-    # A service manager that started this process would take the daemon's notifications for this process's.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in _NOTIFY_VARIABLES and flags.counts(name)
-    }
+    # A service manager that started this process would take the daemon's notifications for this process's. And a value
+    # that is another program's must not keep the daemon from starting.
+    not_its = flags.OF_READERS.union(_NOTIFY_VARIABLES)
+    environment = {name: value for name, value in os.environ.items() if name not in not_its}
     try:
         # Appends, because a daemon that is started at the same time writes to it, too.
         with open(log_file, "ab") as log:

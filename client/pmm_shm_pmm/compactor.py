@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_shm.folds.fields import to_int
 from pmm_shm_pmm import lists
-from pmm_shm_pmm.fallback import Fallback
+from pmm_shm_pmm.fallback import Fallback, whole
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
@@ -20,12 +20,12 @@ _CHARS_MAX = 500
 def maybe_compact(events: Any, *, threshold: int = 100) -> dict[str, Any] | None:
     if type(threshold) is not int or threshold < 1:
         raise Fallback("arguments of another type")
-    log, newest_id = lists.recognised(events)
+    log, newest_id = lists.log_behind(events)
     if log is None:
         return None
     compacts = log.newest("scene_compact", 1, before=newest_id + 1)
     window_end = _window_end(compacts[0]["meta"]) if compacts else 0
-    newest = events[-threshold:]
+    newest = whole(events)[-threshold:]
     if len(newest) < threshold or newest[0]["id"] <= window_end:
         return None
     told = [event for event in newest if str(event["content"] or "").strip()]

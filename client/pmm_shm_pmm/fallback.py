@@ -7,6 +7,7 @@ names, or an error of PMM's own code that it called.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,12 @@ class Counts:
         self.fallbacks: Counter[str] = Counter()
 
 
+def whole(argument: Any) -> Any:
+    """The whole list in place of one that is short for our own functions (module `sparse`); all else as it is."""
+    sparse = sys.modules.get(f"{__package__}.sparse")
+    return argument if sparse is None else sparse.whole(argument)
+
+
 def with_fallback(original: _F, replacement: Callable[..., Any], counts: Counts, *, strict: bool = False) -> _F:
     """`replacement`, with the name, module and signature of `original`, which answers where it cannot.
 
@@ -77,10 +84,10 @@ def with_fallback(original: _F, replacement: Callable[..., Any], counts: Counts,
             error = leaving.error
         except Fallback as fallback:
             _count(counts, fallback.reason, fallback, strict)
-            return original(*args, **kwargs)
+            return original(*map(whole, args), **{name: whole(value) for name, value in kwargs.items()})
         except Exception as unexpected:
             _count(counts, f"error: {type(unexpected).__name__}", unexpected, strict)
-            return original(*args, **kwargs)
+            return original(*map(whole, args), **{name: whole(value) for name, value in kwargs.items()})
         else:
             counts.answered += 1
             return answer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm.frozen import thawed
 from pmm_shm_pmm.fallback import Counts, Fallback, with_fallback
-from pmm_shm_pmm.folds import Graph, sha
+from pmm_shm_pmm.graph_fold import Graph, sha
 from pmm_shm_pmm.log import log_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
-from pmm_shm import flags
 from pmm_shm.errors import PmmShmError
 from pmm_shm_pmm import patching, report
 from pmm_shm_pmm.hooks import Finder
@@ -54,7 +53,6 @@ def install(
         _installed = patcher, finder
         patching.make_current(patcher)
         report.begin(patcher)
-        flags.leave_to_pmm()
         try:
             _patch_loaded(patcher)
         except BaseException:
@@ -73,7 +71,6 @@ def uninstall() -> None:
             patcher.undo()
             patching.make_current(None)
             report.begin(None)
-            flags.leave_to_pmm(False)
             _installed = None
 
 

@@ -26,6 +26,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
+from pmm_shm_pmm import report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
@@ -78,6 +79,7 @@ class Ledger:
             header = memo[0]
             if header is not None and header.raw == memo[1] and monotonic() < self._freshness.trusted_until:
                 return memo[2]
+        report.beat()
         return self._read(self._take_in)
 
     def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
@@ -132,6 +134,11 @@ class Ledger:
         """The first `count` events with a greater id, ascending, in a new list."""
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.first_after(event_id, count))
+
+    def count(self) -> int:
+        """How many events there are."""
+        self.sync()
+        return self.within(self.loaded, lambda loaded: loaded.count())
 
     def after(self, loaded: Loaded, event_id: int) -> list[EventDict]:
         """The events with a greater id that are loaded, ascending, in a new list."""
@@ -333,7 +340,7 @@ _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
 _lock = threading.Lock()
 cache_options: Mapping[str, Any] = {}
-"""Set by `install`: `starts_daemon`, `folds`."""
+"""Set by `install`: `starts_daemon`, `parts`."""
 
 
 def ledger_at(path: str) -> Ledger:
@@ -343,6 +350,7 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            report.uses(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger
@@ -352,8 +360,9 @@ def open_cache(path: str) -> Cache:
     """The library's cache of a ledger; where the settings say so, a daemon is started in the background."""
     with late_imports:
         from pmm_shm_client.cache import Cache
+        from pmm_shm_pmm.folds import folds_of
 
-    cache = Cache(path, folds=cache_options.get("folds", ()), heeds_flags=False)
+    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
     if cache_options.get("starts_daemon"):
         threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True).start()
     return cache

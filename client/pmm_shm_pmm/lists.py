@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, cast
 from pmm_shm.late import late_imports
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.loaded import EventDict, Loaded, whole_logs
+from pmm_shm_pmm.sparse import sparse_list
 
 if TYPE_CHECKING:
     from pmm_shm_client.frame import Frame
@@ -47,7 +48,7 @@ class LogList(list[EventDict]):
     def copy(self) -> list[EventDict]:
         return self[:]
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class LazyList(LogList):
@@ -221,7 +222,7 @@ def frame_of(events: Iterable[EventDict]) -> Frame:
     Raises:
         Fallback: it is not the log, or nobody knows the answers there.
     """
-    loaded, position = _recognised(events)
+    loaded, position = _behind(events)
     if loaded is None:
         return frame_of_nothing()
     ledger = loaded.ledger
@@ -234,6 +235,30 @@ def frame_of(events: Iterable[EventDict]) -> Frame:
     if frame.as_of != position:
         raise Fallback(NO_FRAME)
     return frame
+
+
+def log_behind(events: Iterable[EventDict]) -> tuple[Ledger | None, int]:
+    """As `recognised`, also for the short lists that `handle_user` gets: a list need not have all events itself.
+
+    Raises:
+        Fallback: it is neither.
+    """
+    loaded, position = _behind(events)
+    if loaded is None:
+        return None, 0
+    if loaded.ledger.loaded is not loaded:
+        raise Fallback(REPLACED)
+    return loaded.ledger, position
+
+
+def is_whole(events: Any) -> bool:
+    """Whether a list has all events itself that it stands for."""
+    return sparse_list(events) is None
+
+
+def _behind(events: Any) -> tuple[Loaded | None, int]:
+    short = sparse_list(events)
+    return _recognised(events) if short is None else (short.loaded, short.position)
 
 
 def _recognised(events: Any) -> tuple[Loaded | None, int]:
@@ -271,7 +296,8 @@ def _compared(events: list[EventDict]) -> tuple[Loaded, int]:
             # It is longer than what was loaded, or shorter, where somebody else changed it.
             if length == loaded.length:
                 return loaded, loaded.newest_id
-        elif events == whole[:length]:
+        # Identities first, so it compares no values where the dicts are the very ones.
+        elif events == (whole if length == len(whole) else whole[:length]):
             _remember(events, loaded)
             return loaded, events[-1]["id"]
     raise Fallback(NOT_THE_LOG)

@@ -18,7 +18,7 @@ from pmm_shm_pmm.shared_log import SharedLog, log_of, shared_of
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
 
-__all__ = ["install", "log_of", "shared_eventlog"]
+__all__ = ["SharedLog", "install", "log_of", "shared_eventlog"]
 
 
 def _attribute(name: str, shared: Callable[[Any], SharedLog]) -> property:
@@ -68,7 +68,7 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
 
         @_conn.setter
         def _conn(self, value: Any) -> None:
-            vars(self)["_conn"] = value
+            self.__dict__["_conn"] = value
 
         @functools.wraps(original.append)
         def append(self, kind: Any, content: Any, meta: Any = None) -> int:
@@ -116,5 +116,6 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     """Replace `EventLog` in the module that has just been executed."""
     counts = patcher.counts_of(f"{module.__name__}:EventLog")
     is_lazy = patcher.allows(module, "EventLog.read_all")
-    ledgers.cache_options = {"starts_daemon": patcher.settings.starts_daemon}
+    settings = patcher.settings
+    ledgers.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
     patcher.replace_class(module, "EventLog", lambda original: shared_eventlog(original, counts, is_lazy=is_lazy))

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from pmm_shm_pmm.fallback import Counts, with_fallback
-from pmm_shm_pmm.known_sources import known_sources
+from pmm_shm_pmm.known_sources import has_source, known_sources
 from pmm_shm_pmm.references import holder, redirect
 from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
@@ -100,15 +100,12 @@ class Patcher:
 
     def is_known(self, module: ModuleType, name: str) -> bool:
         """Whether the source of a name is that of the table."""
-        import inspect
-        from hashlib import sha256
-
+        known = self._known.get(f"{module.__name__}:{name}")
         try:
             value = _function_of(_held(*_owner_of(module, name)))
-            source = inspect.getsource(self._ours.get(id(value), (None, value))[1])
-        except (OSError, TypeError, AttributeError):
+        except AttributeError:
             return False
-        return sha256(source.encode()).hexdigest() == self._known.get(f"{module.__name__}:{name}")
+        return known is not None and has_source(self._ours.get(id(value), (None, value))[1], known)
 
     def pairs(self, module: ModuleType | None = None) -> list[tuple[Any, Any]]:
         """The originals and their replacements, all or those of one module."""

@@ -10,14 +10,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm_pmm import lists
-from pmm_shm_pmm.fallback import Fallback
+from pmm_shm_pmm.fallback import Fallback, whole
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
 
 _all_tokens = re.compile(r"[a-z0-9]+").findall
 _STOP_WORDS = frozenset(
-    "i we you the a an to and of for on in it is are will shall can could should would today now".split()
+    _all_tokens("i we you the a an to and of for on in it is are will shall can could should would today now")
 )
 _SNIPPET_CHARS_MAX = 100
 Suggestion = dict[str, Any]
@@ -52,11 +52,11 @@ def _integers(seeds: Iterable[Any]) -> set[int]:
 
 def _seeded(events: Any, seeds: set[int]) -> list[Any]:
     """The events with these ids that are before the newest one of a list that is the log."""
-    log, newest_id = lists.recognised(events)
+    log, newest_id = lists.log_behind(events)
     if log is None:
         return []
     wanted = sorted(seed for seed in seeds if seed < newest_id)
-    if type(events) is list:
+    if type(events) is list and lists.is_whole(events):
         places = [bisect_left(events, seed, key=_id_of) for seed in wanted]
         return [events[place] for place, seed in zip(places, wanted, strict=True) if events[place]["id"] == seed]
     return [event for event in map(log.event, wanted) if event is not None]
@@ -65,7 +65,7 @@ def _seeded(events: Any, seeds: set[int]) -> list[Any]:
 def _events_before_newest(events: Any) -> list[Any]:
     if not isinstance(events, list):
         raise Fallback("no list")
-    everything: Sequence[Any] = list(events)
+    everything: Sequence[Any] = list(whole(events))
     newest_id = max(map(_id_of, everything), default=0)
     return [event for event in everything if event["id"] < newest_id]
 

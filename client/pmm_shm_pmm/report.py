@@ -83,15 +83,16 @@ class Reporter:
     def table(self) -> list[str]:
         """The report for people: a line for each name."""
         lines = [f"pmm-shm: process {os.getpid()}, {_program()}"]
-        counts = self._patcher.counts
+        counts = {_short(label): one for label, one in self._patcher.counts.items() if one.answered or one.fallbacks}
         width = max(map(len, counts), default=0)
-        for label, counted in counts.items():
+        for name, counted in counts.items():
             reasons = ", ".join(f"{count} {reason}" for reason, count in counted.fallbacks.most_common())
-            total = sum(counted.fallbacks.values())
-            by_pmm = f"{total:>8} by PMM ({reasons})" if total else ""
-            if counted.answered or total:
-                lines.append(f"  {label:{width}} {counted.answered:>10} answered{by_pmm}")
-        lines += [f"  {label:{width}} not replaced: {reason}" for label, reason in self._patcher.kept.items()]
+            by_pmm = f"{sum(counted.fallbacks.values()):>8} by PMM ({reasons})" if reasons else ""
+            lines.append(f"  {name:{width}} {counted.answered:>10} answered{by_pmm}")
+        by_reason: dict[str, list[str]] = {}
+        for label, reason in self._patcher.kept.items():
+            by_reason.setdefault(reason, []).append(_short(label))
+        lines += [f"  not replaced ({reason}): {', '.join(names)}" for reason, names in by_reason.items()]
         return lines
 
     def _has_worked(self) -> bool:
@@ -146,6 +147,12 @@ def _print(lines: list[str]) -> None:
         sys.stderr.flush()
     except (AttributeError, OSError, ValueError):
         pass
+
+
+def _short(label: str) -> str:
+    """`module:name` without the packages."""
+    module, _, name = label.partition(":")
+    return f"{module.rpartition('.')[2]}.{name}"
 
 
 def _program() -> str:

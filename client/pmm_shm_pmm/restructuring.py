@@ -18,7 +18,7 @@ from pmm_shm_pmm.fallback import Fallback, passing_errors
 from pmm_shm_pmm.log import log_of
 
 if TYPE_CHECKING:
-    from pmm_shm_pmm.folds import Opens
+    from pmm_shm_pmm.opens import Opens
     from pmm_shm_pmm.patching import Patcher
 
 Words = frozenset[str]
@@ -90,7 +90,7 @@ def merges(opens: Opens, words_of: dict[str, Words], threshold: float) -> list[d
             words_of[text] = frozenset(_WORD.findall(text.lower()))
     found = []
     for group in similar_groups([words_of[text] for text in texts], threshold):
-        cids = sorted(current[place][0] for place in group)  # type: ignore[type-var]
+        cids = sorted(current[place][0] for place in group)
         digest = sha256("".join(cids).encode()).hexdigest()  # type: ignore[arg-type]
         found.append({"op": "merge", "cids": cids, "new_cid": f"merged_{digest[:8]}"})
     return found

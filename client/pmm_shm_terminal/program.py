@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 import click
@@ -16,19 +16,18 @@ from pmm_shm.resources import shortage_of
 from pmm_shm_terminal import exits
 
 
-def run_program(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `command`, and exit.
+def run_program(command: click.Command, name: str) -> NoReturn:
+    """Run `command` with the arguments of this process, and exit.
 
     Parameters:
         name: of the program, as a user types it.
-        arguments: None for those of this process.
     """
     _end_in_order()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows escapes instead of ending the command.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = run_command(command, name, arguments)
+    code = run_command(command, name)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -36,10 +35,10 @@ def run_program(command: click.Command, name: str, arguments: Sequence[str] | No
     sys.exit(code)
 
 
-def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run `command`, as `run_program` does. Returns its exit code; reports errors on stderr."""
+def run_command(command: click.Command, name: str) -> int:
+    """Run `command` with the arguments of this process. Returns its exit code; reports errors on stderr."""
     try:
-        result = command.main(arguments, prog_name=name, standalone_mode=False)
+        result = command.main(prog_name=name, standalone_mode=False)
     except BrokenPipeError:
         return _leave_pipe()
     except click.Abort:

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
-from pmm_shm_client.cache import Cache
-from pmm_shm_pmm import ledgers
-from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.installing import patch
 from pmm_shm_pmm.patching import Patcher
 from pmm_shm_pmm.seams import PARTS, SEAMS
 from pmm_shm_pmm.settings import Settings
 from tests.support import standin_package
-
-
-def _add_fold(cache: Cache, fold: Any) -> None:
-    cache._reader.add_fold(fold)
-
-
-if not hasattr(Cache, "add_fold"):
-    Cache.add_fold = _add_fold  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -33,9 +21,4 @@ def launched(parts: Iterable[str] = PARTS, *, strict: bool = True) -> Iterator[P
     with standin_package.importable():
         for name in dict.fromkeys(seam.module for seam in SEAMS):
             patch(patcher, import_module(name))
-        before = ledgers.cache_options
-        ledgers.cache_options = {"folds": [fold() for fold in FOLDS]}
-        try:
-            yield patcher
-        finally:
-            ledgers.cache_options = before
+        yield patcher

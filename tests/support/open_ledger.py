@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from tests.support.run_golden import make_ledger
 
-_WORDS = (
-    "write test report launch plan trace signal budget focus scene memory identity learn review code measure growth "
-    "align project summary weekly answer question observe reflect project honest stable summary draft publish explore"
-).split()
+_TEXT = """
+write test report launch plan trace signal budget focus scene memory identity learn review code measure growth align
+project summary weekly answer question observe reflect honest stable draft publish explore
+"""
+_WORDS = tuple(_TEXT.split())
+_START = datetime(2025, 1, 1, 0, 0, 0, 1, timezone.utc)
 
 
 def many_open(count: int, open_count: int, seed: int = 1) -> list[dict[str, Any]]:
@@ -27,7 +30,7 @@ def many_open(count: int, open_count: int, seed: int = 1) -> list[dict[str, Any]
 
     def add(kind: str, content: str = "", **meta: Any) -> None:
         number = len(events) + 1
-        ts = f"2025-01-{1 + number // 86400 % 28:02}T{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}.000001+00:00"
+        ts = (_START + timedelta(seconds=number)).isoformat()
         events.append({"id": number, "ts": ts, "kind": kind, "content": content, "meta": meta})
 
     waiting: list[str] = []

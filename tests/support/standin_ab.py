@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support.golden_cases import canonical
 from tests.support.ledgers import ROOT, checkout_path
-from tests.support.run_golden import make_ledger
+from tests.support.run_golden import append_as_another, make_ledger
 from tests.support.standin_package import ROOT as PLAIN
 
 Step = tuple[Any, ...]
-"""A command of `Agent`, and its arguments: `("message", text, reply)`, `("tick",)`, `("append", kind, content, meta)`,
-`("call", name, args, kwargs)`, `("restart",)`; or `("foreign", kind, content, meta)`, an append by another process."""
+"""A command of `Agent`, and its arguments: `("message", text, reply, meanwhile)`, `("tick",)`,
+`("append", kind, content, meta)`, `("call", name, args, kwargs)`, `("restart",)`; or `("foreign", kind, content, meta)`, an
+append by another process. `meanwhile` are such appends while the model thinks, or None, at which the daemon dies."""
 
 _ARGUMENTS = {
-    "message": ("text", "reply"),
+    "message": ("text", "reply", "meanwhile"),
     "tick": (),
     "append": ("kind", "content", "meta"),
     "call": ("name", "args", "kwargs"),
@@ -73,6 +70,12 @@ class AgentProcess:
             return self.do("append", kind=kind, content=content, meta=meta)["heard"]  # type: ignore[no-any-return]
         append_as_another(self.path, kind, content, meta)
         return []
+
+    def __enter__(self) -> AgentProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._process.communicate(timeout=60)
@@ -127,6 +130,7 @@ class Pair:
             self._heard = [self._heard[place] + heard for place, heard in enumerate(answers)]
             return {}
         if name == "restart":
+            self._heard = [[], []]
             answers = [(agent.do("close"), agent.do("open", path=str(agent.path)))[1] for agent in self._agents]
         else:
             arguments = dict(zip(_ARGUMENTS[name], values, strict=True))
@@ -139,9 +143,7 @@ class Pair:
         try:
             if not self._differs:
                 self.step(("state",))
-                events = [appended(agent.path) for agent in self._agents]
-                if events[0] != events[1]:
-                    self._fail("events", *events)
+                self._assert_equal(*(appended(agent.path) for agent in self._agents))
         finally:
             for agent in self._agents:
                 agent.do("close")
@@ -149,16 +151,71 @@ class Pair:
     def _compare(self, plain: dict[str, Any], other: dict[str, Any]) -> None:
         for answer, heard in zip((plain, other), self._heard, strict=True):
             answer["heard"] = heard + answer.get("heard", [])
+            answer.pop("looked_at", None)
         self._heard = [[], []]
-        for field in sorted({*plain, *other} - {"looked_at"}):
-            if canonical(plain.get(field)) != canonical(other.get(field)):
-                self._fail(field, plain.get(field), other.get(field))
+        self._assert_equal(plain, other)
 
-    def _fail(self, field: str, plain: Any, other: Any) -> None:
+    def _assert_equal(self, plain: Any, other: Any) -> None:
         self._differs = True
-        steps = "\n".join(f"    {step!r}," for step in self.steps)
+        _assert_equal(plain, other, self.steps)
+        self._differs = False
+
+
+class Crew:
+    """Several launched workers on one ledger take turns; in a plain agent, as many workers share one log.
+
+    As a context manager, all end with it.
+    """
+
+    def __init__(self, count: int, *options: str, variables: Mapping[str, str] | None = None) -> None:
+        self._plain = AgentProcess(variables=variables)
+        self._others = [AgentProcess("--launched", *options, variables=variables) for _ in range(count)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for agent in (self._plain, *self._others):
+            agent.stop()
+
+    def live(self, directory: Path, events: list[dict[str, Any]], steps: list[tuple[int, Step]]) -> None:
+        """Begin with these events, let each worker do its steps, and compare everything.
+
+        Raises:
+            Difference: in an answer, in what a worker heard, or in the ledger.
+        """
+        paths = directory / "plain.db", directory / "shared.db"
+        for path in paths:
+            make_ledger(path, events)
+        heard: list[list[Any]] = [[] for _ in self._others]
+        self._plain.do("reset", path=str(paths[0]), who=0)
+        for who, agent in enumerate(self._others):
+            if who:
+                self._plain.do("join", who=who)
+            agent.do("reset", path=str(paths[1]), who=who)
+        for number, (who, (name, *values)) in enumerate(steps):
+            arguments = dict(zip(_ARGUMENTS[name], values, strict=True), who=who)
+            plain, other = self._plain.do(name, **arguments), self._others[who].do(name, **arguments)
+            heard[who].extend(other.pop("heard"))
+            del plain["heard"], plain["looked_at"], other["looked_at"]
+            _assert_equal(plain, other, steps[: number + 1])
+        states = [agent.do("state", who=who) for who, agent in enumerate(self._others)]
+        for who, state in enumerate(states):
+            _assert_equal(self._plain.do("state", who=who)["result"], state["result"], steps)
+            heard[who].extend(state["heard"])
+        ledgers = [appended(path) for path in paths]
+        _assert_equal(*ledgers, steps)
+        for one in heard:
+            _assert_equal([[event[0], event[1]] for event in ledgers[1][len(events) :]], one, steps)
+        for agent in (self._plain, *self._others):
+            agent.do("close")
+
+
+def _assert_equal(plain: Any, other: Any, steps: Any) -> None:
+    if canonical(plain) != canonical(other):
         where, mine, theirs = first_difference(plain, other)
-        raise Difference(f"{field}{where}\n  plain {mine!r}\n  other {theirs!r}\nafter\n{steps}")
+        lines = "\n".join(f"    {step!r}," for step in steps)
+        raise Difference(f"{where}\n  plain {mine!r}\n  other {theirs!r}\nafter\n{lines}")
 
 
 def first_difference(plain: Any, other: Any, where: str = "") -> tuple[str, Any, Any]:
@@ -183,31 +240,7 @@ def appended(path: Path) -> list[tuple[int, str, str, str]]:
     return rows
 
 
-def append_as_another(path: Path, kind: str, content: str, meta: dict[str, Any]) -> None:
-    """Append as another process does, with the *full* hash."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    row = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-    event_id, before = (row[0] + 1, row[1]) if row else (1, None)
-    ts = datetime.now(timezone.utc).isoformat()
-    event = {"id": event_id, "ts": ts, "kind": kind, "content": content, "meta": meta, "prev_hash": before}
-    digest = hashlib.sha256(json.dumps(event, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
-    connection.execute(
-        "INSERT INTO events (id, ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (event_id, ts, kind, content, json.dumps(meta), before, digest),
-    )
-    connection.execute("COMMIT")
-    connection.close()
-
-
 def pair(*options: str, variables: Mapping[str, str] | None = None, plain: bool = False) -> Pair:
     """A plain agent and a launched one, or two plain ones."""
     second = () if plain else ("--launched", *options)
     return Pair(AgentProcess(variables=variables), AgentProcess(*second, variables=variables))
-
-
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """An empty folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="pmm-ab-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as made:
-        yield Path(made)

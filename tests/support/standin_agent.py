@@ -10,9 +10,12 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from tests.support import run_golden, standin_package
@@ -21,45 +24,81 @@ _TIMES = frozenset({"ts", "timestamp", "first_seen_ts", "last_seen_ts", "created
 
 
 class Agent:
-    """The log, the runtime and the autonomy of one ledger at a time."""
+    """The runtime and the autonomy of one ledger at a time; of several workers, each with its own, on one log."""
 
-    def __init__(self, report: Callable[[], Any]) -> None:
+    def __init__(self, report: Callable[[], Any], as_of: run_golden.AsOf, *, hears_others: bool) -> None:
         self._report = report
-        self._cids = itertools.count(1)
+        self._as_of = as_of
+        self._hears_others = hears_others
         self._log: Any = None
-        self._reply = ""
+        self._who = 0
+
+    def reset(self, path: str) -> None:
+        """Another ledger, and the first cid again."""
+        self._cids: defaultdict[int, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+        self.open(path)
 
     def open(self, path: str) -> None:
         from pmm.commitments import tracker
-        from pmm.runtime import loop
-        from pmm.storage import eventlog
+        from pmm.runtime import metrics
+        from pmm.storage import eventlog, projection
 
-        tracker.uuid4 = lambda: uuid.uuid5(uuid.NAMESPACE_OID, str(next(self._cids)))
+        # They know the position, not the log.
+        projection._global_projection_cache = metrics._global_metrics_cache = None
+        tracker.uuid4 = self._new_cid
         self._log = eventlog.EventLog(path)
         self._live = self._log.read_all()
         self._heard: list[list[Any]] = []
         self._prompts: list[Any] = []
         self._log.register_append_listener(lambda event: self._heard.append([event["id"], event["kind"]]))
-        self._runtime = loop.Runtime(self._log)
-        self._runtime.chat = self
-        self._loop = loop.AutonomyLoop(self._log, self._runtime)
+        self._workers: dict[int, tuple[Any, Any]] = {}
+        self.join()
 
-    def reset(self, path: str) -> None:
-        """Another ledger, and the first cid again."""
-        self._cids = itertools.count(1)
-        self.open(path)
+    def join(self) -> None:
+        """Start this worker on the open log."""
+        from pmm.runtime import loop
+
+        runtime = loop.Runtime(self._log)
+        runtime.chat = self
+        self._workers[self._who] = runtime, loop.AutonomyLoop(self._log, runtime)
+
+    @property
+    def _runtime(self) -> Any:
+        return self._workers[self._who][0]
+
+    @property
+    def _loop(self) -> Any:
+        return self._workers[self._who][1]
+
+    def _new_cid(self) -> uuid.UUID:
+        return uuid.uuid5(uuid.NAMESPACE_OID, f"{self._who} {next(self._cids[self._who])}")
 
     def close(self) -> None:
         self._log._conn.close()
         self._log = None
 
     def generate(self, messages: Any) -> str:
-        """The model: says what the command told it to."""
+        """The model: says what the command told it to. Meanwhile others append, and daemons die."""
         self._prompts.append(messages)
+        for event in self._meanwhile:
+            if event is None:
+                self._kill_daemon()
+            elif self._hears_others:
+                run_golden.append_as_another(Path(self._log.path), *event)
+            else:
+                self.append(*event)
         return self._reply
 
-    def message(self, text: str, reply: str) -> Any:
-        self._reply = reply
+    def _kill_daemon(self) -> None:
+        from pmm_shm.instance.paths import Instance
+        from pmm_shm.wire.endpoints import find_endpoints
+
+        endpoints = find_endpoints(Instance.of(self._log.path))
+        if endpoints is not None:
+            os.kill(endpoints.pid, signal.SIGKILL)
+
+    def message(self, text: str, reply: str, meanwhile: Any) -> Any:
+        self._reply, self._meanwhile = reply, meanwhile
         return self._runtime.handle_user(text)
 
     def tick(self) -> Any:
@@ -103,16 +142,22 @@ class Agent:
             "sound": self._log.verify_chain(),
         }
 
+    def golden(self, name: str) -> list[str]:
+        """The differences of a golden case; lists must be recognised, too."""
+        with run_golden.folder() as folder:
+            return list(map(str, run_golden.replay(name, folder, as_of=self._as_of)))
+
     def report(self) -> Any:
         """What the launcher says of itself."""
         return self._report()
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
-        """What a command gave, and what was seen of it."""
+        """What a command of one worker gave, and what was seen of it."""
         from pmm.work import looked_at
 
         looked_at.clear()
         made: dict[str, Any] = {}
+        self._who = command.pop("who", 0)
         try:
             made["result"] = getattr(self, command.pop("do"))(**command)
         except Exception as error:
@@ -153,7 +198,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.path.insert(0, options.root)
-    serve(Agent(launched(options.strict) if options.launched else dict), sys.stdin, answers)
+    if options.launched:
+        agent = Agent(launched(options.strict), recognised, hears_others=True)
+    else:
+        agent = Agent(dict, run_golden.by_comparing, hears_others=False)
+    serve(agent, sys.stdin, answers)
 
 
 def launched(strict: bool) -> Callable[[], Any]:
@@ -167,6 +216,17 @@ def launched(strict: bool) -> Callable[[], Any]:
         "answered": {name: counts.answered for name, counts in patcher.counts.items()},
         "fallbacks": {name: dict(counts.fallbacks) for name, counts in patcher.counts.items() if counts.fallbacks},
     }
+
+
+def recognised(events: Any, live: list[Any]) -> int | None:
+    """`as_of`, by the launcher."""
+    from pmm_shm_pmm import lists
+    from pmm_shm_pmm.fallback import Fallback
+
+    try:
+        return int(lists.recognised(events)[1])
+    except Fallback:
+        return None
 
 
 def serve(agent: Agent, commands: TextIO, answers: TextIO) -> None:

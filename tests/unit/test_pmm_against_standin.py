@@ -304,10 +304,11 @@ def test_odd_ids_give_the_same(both: _Both, events: list[Any], calls: list[Calla
     _same(both, events, 0, calls)
 
 
-_word = st.sampled_from(
-    "write writes writing wrote written test tests tested testing box boxes ring rings report repor reports Report! a b "
-    "as es ing 名前 café naïve red used ledger ledgers x1 12 \u0130stanbul stra\u00dfe plan plane plans".split()
-)
+_WORDS = """
+write writes writing wrote written test tests tested testing box boxes ring rings report repor reports Report! a b as es
+ing 名前 café naïve red used ledger ledgers x1 12 \u0130stanbul stra\u00dfe plan plane plans
+"""
+_word = st.sampled_from(_WORDS.split())
 _phrase = st.lists(_word, max_size=8).map(" ".join)
 _message = st.fixed_dictionaries(
     {"kind": st.sampled_from(["user", "response", "reflection", "other"]), "content": _phrase}

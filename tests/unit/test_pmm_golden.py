@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pmm_shm_pmm.patching import Patcher
+from pmm_shm_pmm.seams import SEAMS
 from tests.support import run_golden
 from tests.support.launched import launched
 
@@ -35,10 +36,7 @@ def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_pa
     calls = [call for name in run_golden.names() for call in run_golden.case(name)["calls"]]
     slices = [call for call in calls if call["call"] == "memegraph.graph_slice"]
     assert sum(map(_is_left_to_pmm, slices)) == 8
-    counts = {
-        label: counts
-        for label, counts in patcher.counts.items()
-        if not label.startswith("pmm.storage.eventlog:EventLog")
-    }
-    counts = {label: one for label, one in counts.items() if label != "pmm.runtime.memegraph:MemeGraphProjection"}
+    labels = {seam.label for seam in SEAMS if seam.tier == 2 and seam.part not in ("lazy", "graph")}
+    labels |= {f"pmm.runtime.memegraph:MemeGraphProjection.{name}" for name in ("graph_slice", "stage_history")}
+    counts = {label: patcher.counts[label] for label in labels}
     assert {label for label, one in counts.items() if not one.answered or one.fallbacks} == set()

@@ -21,6 +21,7 @@ import pytest
 from pmm_shm_pmm import patching
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.installing import TooLateError, install, uninstall
+from pmm_shm_pmm.known_sources import has_source
 from pmm_shm_pmm.settings import Settings
 from tests.support import small_pmm
 from tests.support.small_pmm import BY_PMM, REPLACED
@@ -464,6 +465,54 @@ def test_a_source_that_is_not_known_stays(folder: Path, known: dict[str, str], n
     assert patcher is not None
     assert answers() == {**REPLACED, key: "pmm"}
     assert patcher.kept[f"pmm.{where}:{name}"] == "unknown source"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("def f(a):\n    return a\n", "f"),
+        ("def f(a): return a", "f"),
+        ("@(lambda f: f)\n# A comment.\ndef f(\n    a,\n):\n\n    # One.\n    return a\n\n\nX = 1\n", "f"),
+        ("import functools\n@functools.lru_cache(\n    5\n)\ndef f(a):\n    return a\n# After.\n", "f"),
+        ("@(lambda number: lambda f: f)(\n    5\n)\ndef f(a):\n    return a\n# After.\n", "f"),
+        ('def f(a):\n    """\nText at the margin.\n    """\n    return a\n', "f"),
+        ("class C:\n    X = 1\n\n    def f(self):\n        return 1\n\n\nclass D(C):\n    'Ü'\n    Y = 1\n", "D"),
+        ("class C:\n    @staticmethod\n    def f(self):\n        return 1\n    X = 1\n", "C.f"),
+        ("# -*- coding: latin-1 -*-\nclass C:\n    X = '\u00fc'\n", "C"),
+        ("if True:\n    class C:\n        X = 1\n", "C"),
+        ("class C:\n    X = 1\nclass C:\n    X = 2\n", "C"),
+    ],
+)
+def test_a_source_is_known_as_inspect_has_it(folder: Path, source: str, name: str) -> None:
+    encoding = "latin-1" if "latin-1" in source else "utf-8"
+    (folder / "pmm" / "some.py").write_text(source, encoding=encoding)
+    importlib.invalidate_caches()
+    value: Any = module("pmm.some")
+    for part in name.split("."):
+        value = getattr(value, part)
+    text = inspect.getsource(value)
+    assert has_source(value, hashlib.sha256(text.encode()).hexdigest())
+    for other in (text + " ", text[:-1], text + "#"):
+        assert not has_source(value, hashlib.sha256(other.encode()).hexdigest())
+
+
+def test_sources_of_what_has_none() -> None:
+    namespace: dict[str, Any] = {"__name__": "nowhere"}
+    exec("def f(): ...\nclass C: ...", namespace)
+    for value in (namespace["f"], namespace["C"], len, 5, None):
+        assert not has_source(value, hashlib.sha256(b"-").hexdigest())
+
+
+def test_a_source_that_changed_on_disk_is_read_again(folder: Path) -> None:
+    path = folder / "pmm" / "some.py"
+    path.write_text("def f():\n    return 1\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    loaded = module("pmm.some")
+    first = sha256_of(loaded.f)
+    assert has_source(loaded.f, first)
+    path.write_text("def f():\n    return 200\n", encoding="utf-8")
+    importlib.reload(loaded)
+    assert not has_source(loaded.f, first)
 
 
 def test_no_source_at_all_stays(folder: Path, known: dict[str, str]) -> None:
