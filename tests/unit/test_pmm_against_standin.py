@@ -181,8 +181,11 @@ def test_each_function_does_what_the_plain_one_does(
     before = {label: sum(one.fallbacks.values()) for label, one in both.patcher.counts.items()}
     _same(both, events, gap, calls)
     after = {label: sum(one.fallbacks.values()) for label, one in both.patcher.counts.items()}
-    # Only a function that raises as the plain one does may have asked it.
+    # Only a function that raises as the plain one does may have asked it; and plain functions that import within
+    # themselves get the launched ones, which do not know their lists.
     assert {label for label in after if after[label] != before.get(label, 0)} <= {
+        "pmm.storage.projection:build_self_model",
+        "pmm.runtime.metrics:compute_ias_gas",
         "pmm.runtime.recall:suggest_recall",
         "pmm.runtime.scene_compactor:maybe_compact",
     }
