@@ -38,7 +38,7 @@ def published(bench: Bench) -> Row:
     row = Row(
         2,
         "Exact read after another process appended one event, applied by the daemon",
-        "at most 4 × one SELECT ... WHERE id > ? and one LMDB get and decode",
+        "at most 2 × one SELECT ... WHERE id > ? and one LMDB get and decode",
     )
     for events in bench.scale.events:
         with bench.sites.site(events) as site:
@@ -62,7 +62,7 @@ def _published(bench: Bench, row: Row, site: Site, read: str, events: int) -> No
     measured = ratio(timings[APPLIED], timings[BARE])
     row.time(f"{read}, {events:,} events", timings)
     row.point(read, events, timings[APPLIED])
-    row.figure(f"{read}, {events:,} events: ours / bare", measured.p50, goal=at_most(4.0), p99=measured.p99)
+    row.figure(f"{read}, {events:,} events: ours / bare", measured.p50, goal=at_most(2.0), p99=measured.p99)
     if read == READS[0]:
         row.point(BARE, events, timings[BARE])
 
@@ -71,7 +71,7 @@ def not_applied_yet(bench: Bench) -> Row:
     row = Row(
         3,
         "The same, not applied by the daemon yet, or the daemon is dead",
-        "at most 2 × row 2",
+        "at most 3 × row 2, which makes no statement on the ledger",
     )
     for events in bench.scale.events:
         with bench.sites.site(events) as site:
@@ -103,7 +103,7 @@ def _stopped_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int
     measured = ratio(timings[NOT_YET], timings[APPLIED])
     row.time(f"{read}, {events:,} events", timings)
     row.point(f"{read}, {NOT_YET}", events, timings[NOT_YET])
-    row.figure(f"{read}, {events:,} events: {NOT_YET} / {APPLIED}", measured.p50, goal=at_most(2.0), p99=measured.p99)
+    row.figure(f"{read}, {events:,} events: {NOT_YET} / {APPLIED}", measured.p50, goal=at_most(3.0), p99=measured.p99)
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def _dead_in_turns(bench: Bench, row: Row, site: Site, read: str, events: int) -
     timings = watch.timings()
     measured = ratio(timings[DEAD], timings[APPLIED])
     row.time(f"{read}, {events:,} events, daemon killed", timings)
-    row.figure(f"{read}, {events:,} events: {DEAD} / {APPLIED}", measured.p50, goal=at_most(2.0), p99=measured.p99)
+    row.figure(f"{read}, {events:,} events: {DEAD} / {APPLIED}", measured.p50, goal=at_most(3.0), p99=measured.p99)
 
 
 class _Measuring:

@@ -18,6 +18,7 @@ from pmm_shm_pmm.shared_log import SharedLog, log_of, shared_of
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
 
+_LOOKED_UP = ("read_after_ts", "query", "get_event")
 __all__ = ["SharedLog", "install", "log_of", "shared_eventlog"]
 
 
@@ -105,10 +106,9 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
                 ),
             )
 
-        read_after_ts = looked_up(original.read_after_ts)
-        query = looked_up(original.query)
-        get_event = looked_up(original.get_event)
-
+    for name in _LOOKED_UP:
+        if plain := getattr(original, name, None):
+            setattr(EventLog, name, looked_up(plain))
     return EventLog
 
 

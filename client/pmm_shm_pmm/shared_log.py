@@ -230,15 +230,22 @@ class SharedLog:
         return loaded.live if name == "_events_cache" else loaded.newest_id
 
     def set(self, name: str, value: Any) -> None:
-        """Set such an attribute; None for `_events_cache` lets the log be read anew."""
+        """Set such an attribute. None for `_events_cache` lets the log be read anew; a list makes it the live one."""
         if threading.get_ident() in self._inside:
             return
         if name == "_append_listeners":
             self.delivery.listeners = value
             return
-        self.plain[name] = value
-        if name == "_events_cache" and value is None and self._ledger is not None:
+        if name == "_events_cache" and value is not None:
+            # PMM's own code has read the log: it goes on with the live list, which every append makes longer.
+            try:
+                self.live(self.ledger)
+                return
+            except Exception:
+                pass
+        elif name == "_events_cache" and self._ledger is not None:
             self._ledger.forget()
+        self.plain[name] = value
 
     def _open(self, log: Any) -> Ledger:
         if self._never is None:
@@ -271,11 +278,11 @@ class SharedLog:
         self._counts.fallbacks[reason] += 1
         append = self._original.append
         if reason in (NO_FILE, CLOSED):
-            return cast(int, append(log, kind, content, meta))
+            return cast(int, append(log, kind=kind, content=content, meta=meta))
         with log._lock, self._within_original():
             began = _began(log._conn)
             try:
-                event_id = append(log, kind, content, meta)
+                event_id = append(log, kind=kind, content=content, meta=meta)
             except BaseException:
                 if began and log._conn.in_transaction:
                     log._conn.rollback()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import CodeType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -72,6 +71,9 @@ class Turn:
         for made_of, made in self._made:
             if made_of is full:
                 return made
+        with late_imports:
+            from dataclasses import replace
+
         made = replace(full, events=_picked(loaded, full.last_event_id, self._start_id))
         self._made = [*self._made[1 - _LISTS_MAX :], (full, made)]
         return made

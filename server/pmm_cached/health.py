@@ -83,7 +83,7 @@ def _problems(numbers: Mapping[str, Any]) -> list[str]:
             f"a rebuild waits for process {numbers['rebuild_waits_for_pid']}, which holds an old snapshot: stop it, or "
             "let it go on"
         )
-    return found + replication.problems(numbers["replica"])
+    return found + replication.problems(numbers.get("replica"))
 
 
 def _delays(numbers: Mapping[str, Any]) -> list[str]:
@@ -91,7 +91,7 @@ def _delays(numbers: Mapping[str, Any]) -> list[str]:
         return ["the published state is being built; until then readers fold the log themselves"]
     if numbers["lag_events"] and numbers["lag_ms"] > limits.LAG_MS_MAX:
         return [f"{numbers['lag_events']:,} events behind the head of the log, for {numbers['lag_ms']:,} ms"]
-    return replication.delays(numbers["replica"])
+    return replication.delays(numbers.get("replica"))
 
 
 def _losses(numbers: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pmm_shm.instance.access import replace_file
 from pmm_shm.ledger.source.report import REPORT_FILE
 
 
@@ -59,11 +60,7 @@ class Report:
 
     def write(self) -> None:
         """Replace the file. A disk that is full, or a directory that is gone, stops nobody."""
-        temporary = self._path.with_suffix(f".{os.getpid()}.new")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self._values, file)
-            os.replace(temporary, self._path)
+            replace_file(self._path, json.dumps(self._values))
         except OSError:
             pass

@@ -85,10 +85,15 @@ def test_every_name_is_replaced_and_looks_as_before(folder: Path) -> None:
 
 def test_a_short_program_leaves_a_daemon_with_the_folds_of_pmm(folder: Path) -> None:
     ledger = folder / "agent.db"
+    (folder / "short.py").write_text(
+        "import sys\nfrom pmm.storage.eventlog import EventLog\nfrom pmm.storage.projection import build_self_model\n"
+        "log = EventLog(sys.argv[1])\nlog.append(kind='user', content='Hello', meta={})\n"
+        "build_self_model(log.read_all())\n",
+        encoding="utf-8",
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pmm_shm_cli", "run", "--ledger", str(ledger), "-m", "pmm.cli.chat"],
+        [sys.executable, "-m", "pmm_shm_cli", "run", str(folder / "short.py"), str(ledger)],
         env=daemons.with_path(standin_package.ROOT),
-        input="Hello\n",
         capture_output=True,
         text=True,
         timeout=60,

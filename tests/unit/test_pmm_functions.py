@@ -419,6 +419,23 @@ def test_of_equal_adoptions_the_first_is_first(graph: Any, log: Any) -> None:
     assert [row["src_event_id"] for row in graph.graph_slice("identity", limit=2)] == [1, 3]
 
 
+def test_open_commitments_are_in_the_order_of_first_sight(graph: Any, log: Any) -> None:
+    for kind, cid in (("commitment_close", "c"), ("commitment_open", "b"), ("commitment_open", "c")):
+        log.append(kind=kind, content="", meta={"cid": cid})
+    assert list(graph.open_commitments_snapshot()) == ["a", "c", "b"]
+    log.append(kind="commitment_expire", content="", meta={"cid": "a"})
+    log.append(kind="commitment_open", content="", meta={"cid": "a"})
+    assert list(graph.open_commitments_snapshot()) == ["a", "c", "b"]
+
+
+def test_a_name_in_the_content_has_no_spaces_at_its_ends(graph: Any, log: Any) -> None:
+    for content in (" Ada ", "Ada", "  "):
+        log.append(kind="identity_adopt", content=content, meta={"confidence": 0.95})
+    rows = graph.graph_slice("identity", limit=9)
+    assert [row["src_event_id"] for row in rows] == [3, 4, 1]
+    assert rows[0]["dst_digest"] == rows[1]["dst_digest"]
+
+
 def test_a_confidence_that_is_no_number_makes_the_graph(graph: Any, log: Any) -> None:
     log.append(kind="identity_adopt", content="Ada", meta={"confidence": "nan"})
     graph.graph_slice("identity")
@@ -574,3 +591,74 @@ def test_after_a_failed_audit_the_whole_chain_is_verified(chained: Any, monkeypa
     assert _wholes() == 5
     assert chained.verify_chain() is True
     assert _wholes() == 5
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(("score", "closed"), [(0.7, ["a"]), (0.6999, []), (1, ["a"])])
+def test_evidence_of_seven_tenths_closes(log: Any, score: float, closed: list[str]) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t"})
+    tracker = _tracker(log)
+    tracker.find_evidence = lambda events, items: [("a", score, "s"), ("b", 1.0, "s")]
+    assert tracker.process_evidence("d") == closed
+
+
+def test_words_that_say_nothing_are_no_overlap() -> None:
+    from pmm_shm_pmm.recall import tokens
+
+    silent = "I we YOU the a an to and of for on in it is are will shall can could should would today now"
+    assert tokens(f"{silent} plan-2 caf\u00e9 then") == ["plan", "2", "caf", "then"]
+
+
+@pytest.mark.parametrize(
+    ("window", "least"),
+    [
+        ({"start": 1, "end": 3}, 4),
+        ({"start": "x", "end": 3}, 1),
+        ({"start": 1, "end": "x"}, 1),
+        ({"end": 2}, 3),
+        ({"start": 1}, 1),
+        ({"start": 1, "end": None}, 1),
+        ([3], 1),
+    ],
+)
+def test_a_summary_begins_behind_the_newest_window(log: Any, window: Any, least: int) -> None:
+    compact = import_module("pmm.runtime.scene_compactor").maybe_compact
+    for _ in range(4):
+        log.append(kind="user", content="x", meta={})
+    log.append(kind="scene_compact", content="s", meta={"window": window})
+    count = 5 - least + 1
+    assert compact(log.read_all(), threshold=count)["source_ids"] == list(range(least, 6))
+    assert compact(log.read_all(), threshold=count + 1) is None
+
+
+def test_one_commitment_alone_is_compared_with_nothing(log: Any, patcher: Patcher) -> None:
+    log.append(kind="commitment_open", content="x", meta={"cid": "a", "text": 5})
+    restructurer = import_module("pmm.commitments.restructuring").CommitmentRestructurer(log)
+    assert restructurer.consolidate_similar() == []
+    log.append(kind="commitment_open", content="x", meta={"cid": True, "text": "t"})
+    counts = patcher.counts["pmm.commitments.restructuring:CommitmentRestructurer.consolidate_similar"]
+    before = sum(counts.fallbacks.values())
+    with pytest.raises(AttributeError):
+        restructurer.consolidate_similar()
+    assert sum(counts.fallbacks.values()) == before + 1
+
+
+@pytest.mark.parametrize(("later", "is_evidence"), [(49, False), (50, True)])
+def test_a_reflection_counts_for_fifty_events(log: Any, later: int, is_evidence: bool) -> None:
+    log.append(kind="commitment_close", content="", meta={"cid": "a", "source": "reflection"})
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "write the report"})
+    for _ in range(later - 1):
+        log.append(kind="user", content="", meta={})
+    assert _tracker(log).process_evidence("write the report") == ["a"]
+    assert ("evidence_candidate" in _kinds(log)) is is_evidence
+
+
+def test_a_topic_is_stripped_and_a_source_must_exist(graph: Any, log: Any) -> None:
+    assert graph.graph_slice("  Identity ")[0]["score"] == 1.3
+    log.append(kind="policy_update", content="", meta={"src_id": -3})
+    assert graph.policy_updates_for_reflection(-3) == []
+    assert log._append_listeners == []
+    graph.graph_slice("identity", limit=-1)
+    assert len(log._append_listeners) == 1

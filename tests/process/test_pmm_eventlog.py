@@ -304,6 +304,15 @@ def test_a_cache_that_is_set_to_none_is_read_anew(log: Any) -> None:
     assert log.read_all() == live
 
 
+def test_a_method_of_pmm_that_keeps_what_it_has_read_gets_the_live_list(log: Any) -> None:
+    foreign(log)
+    log._events_cache = [{"id": 1}]
+    live = log._events_cache
+    foreign(log)
+    assert log.read_all() is live is log._events_cache
+    assert ids(live) == [1, 2]
+
+
 # Places.
 
 
