@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.projection.cursor import LogChanged, ReadModel
 from pmm_shm.projection.replay import Progress
 from pmm_shm_client.reader import Reader, Reading
@@ -84,4 +85,14 @@ class PastReads:
         self._kept.pop(position.event_id, None)
         self._kept[position.event_id] = read_model
         while len(self._kept) > limits.PAST_STATES_MAX:
-            self._kept.pop(next(iter(self._kept)), None)
+            self._kept.pop(self._easiest(position.event_id), None)
+
+    def _easiest(self, newest: int) -> int:
+        """The kept state that costs the fewest events to make again, the least lately used of several; not `newest`.
+
+        By use alone, a walk along the events would drop the states behind it, and its first step back would fold the
+        log from the start.
+        """
+        ids = list(self._kept)
+        behind = {one: max((other for other in ids if other < one), default=ID_MIN) for one in ids}
+        return min((one for one in ids if one != newest), key=lambda one: one - behind[one], default=newest)

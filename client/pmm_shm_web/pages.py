@@ -65,7 +65,7 @@ class Pages:
         at = position(request.query_params)
         found = self._site.mind.frame(at)
         if isinstance(found, Frame):
-            return self._render("page.html", job=None, **self._mind_values(found, at), **self._stream_values(request))
+            return self._whole(request, found, at)
         return self._render("page.html", frame=None, job=found, at=at, head=self._site.ledger.head())
 
     def mind(self, request: Request) -> Response:
@@ -73,8 +73,15 @@ class Pages:
         found = self._site.mind.frame(at)
         if isinstance(found, Job):
             return self._progress(request, found, "#mind")
-        values = {**self._mind_values(found, at), **self._stream_values(request)}
-        return self._render("mind_with_header.html" if _is_script(request) else "page.html", job=None, **values)
+        if not _is_script(request):
+            return self._whole(request, found, at)
+        return self._render("mind_with_header.html", **self._mind_values(found, at), **self._stream_values(request))
+
+    def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
+        history = None if "history" in frame.not_applicable else self._site.mind.cache.history()
+        drawing = None if history is None else chart.drawing(history, at)
+        values = {**self._mind_values(frame, at), **self._stream_values(request)}
+        return self._render("page.html", job=None, drawing=drawing, **values)
 
     def header(self, request: Request) -> Response:
         return self._render("header.html", **self._frame_values(self._frame(request), None), with_health=True)
@@ -103,14 +110,11 @@ class Pages:
         }
 
     def _mind_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
-        history = self._site.mind.cache.history()
         before, after = self._site.stream.beside(frame.as_of)
         return {
             **self._frame_values(frame, at),
-            "head": history.as_of,
             "before_id": before,
             "after_id": after,
-            "drawing": chart.drawing(history, at) if "history" not in frame.not_applicable else None,
         }
 
     def _progress(self, request: Request, job: Job, target: str) -> Response:

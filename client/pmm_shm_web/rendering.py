@@ -43,6 +43,9 @@ class Renderer:
     def __init__(self, **common: Any) -> None:
         self._environment = environment()
         self._common = common
+        # Now: the first page must not wait for it.
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
 
     def __call__(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         text = self._environment.get_template(template).render({**self._common, **values})

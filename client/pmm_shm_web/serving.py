@@ -53,6 +53,7 @@ def serve(path: str, settings: Settings, say: Callable[[str], None]) -> None:
     with contextlib.closing(site), _listening(settings.port) as listener:
         port = listener.getsockname()[1]
         token = settings.token or new_token()
+        site.warm_up()
         app = make_app(site, Access.of(site.path, port, token, settings.hosts))
         config = uvicorn.Config(
             app,
@@ -74,7 +75,8 @@ def serve(path: str, settings: Settings, say: Callable[[str], None]) -> None:
 
 def _listening(port: int) -> socket.socket:
     """A listening socket; the kernel keeps requests until the server takes them."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # The protocol is named: asyncio sends without delay only through sockets that name it.
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((ADDRESS, port))

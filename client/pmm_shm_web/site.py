@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from pmm_shm import limits
+from pmm_shm.errors import PmmShmError
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.jobs import Jobs
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.live import Live
 from pmm_shm_web.mind import Mind, WatchingCache
 from pmm_shm_web.operations import Operations
-from pmm_shm_web.stream import Stream
+from pmm_shm_web.stream import Stream, StreamQuery
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Site:
             Operations(cache.path),
             (cache, listening),
         )
+
+    def warm_up(self) -> None:
+        """Make what the first page needs, as far as that is quick; a replay goes on in its thread."""
+        with contextlib.suppress(PmmShmError):
+            self.mind.frame(None)
+            self.stream.page(StreamQuery())
+            self.operations.glance()
 
     def close(self) -> None:
         """End jobs and streams, and close the ledger."""

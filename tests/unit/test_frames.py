@@ -323,3 +323,17 @@ def test_the_progress_of_a_frame_of_an_earlier_event(ledger: str, tmp_path: Path
         assert seen == sorted(seen)
         assert seen[-1] == 30
         assert answers.everything(frame) == replayed_at(ledger, tmp_path, 30)
+
+
+def test_a_walk_along_the_events_and_back_folds_few_of_them(ledger: str, tmp_path: Path) -> None:
+    count = 900
+    fill(ledger, count)
+    with connect(ledger) as cache:
+        cache.frame_at(600)
+        for event_id in [*range(601, 630), *range(628, 570, -1)]:
+            seen: list[int] = []
+            frame = cache.frame_at(event_id, lambda position, seen=seen: seen.append(position.as_of))
+            assert frame.as_of == event_id
+            # Never from the start of the log.
+            assert not seen or seen[0] > 300, event_id
+        assert answers.everything(frame) == replayed_at(ledger, tmp_path, 571)
