@@ -19,34 +19,13 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
-from pmm_shm_client import EventLog, connect
+from pmm_shm_client import connect
 from pmm_shm_web.shown import spelled
 from tests.support import daemons, ledgers, pmm2
 from tests.support.command import run
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.hazards import insert_hostile
-from tests.support.web import WebServer, serving, words
-
-COUNT = 400
-HOSTILE = "<script>alert('x')</script> \"quoted\" \u202eright\u2066 \u0627\u0644 <b>"
-
-
-def fill(path: str) -> None:
-    with EventLog(path) as log:
-        events: list[Any] = [("identity_adopt", "Echo", {"name": "Echo", "confidence": 0.95})]
-        for n in range(COUNT // 4):
-            events += [
-                ("user", f"Could you plan week {n}?", None),
-                ("commitment_open", "", {"cid": f"c{n}", "text": f"plan week {n}"}),
-                ("trait_update", "", {"trait": "openness", "delta": 0.01}),
-                ("autonomy_tick" if n % 2 else "reflection", f"Who am I? Thought {n}", {}),
-            ]
-        log.append_many(events)
-        log.append("identity_adopt", HOSTILE, {"name": HOSTILE, "confidence": 0.95})
-        log.append("commitment_open", "", {"cid": HOSTILE, "text": HOSTILE, "<i>": HOSTILE})
-        log.append("commitment_open", "", {"cid": 7, "text": "a number"})
-        log.append("autonomy_directive", HOSTILE, {"source": "user"})
-        log.append(HOSTILE[:60], HOSTILE, {HOSTILE: HOSTILE})
+from tests.support.web import HOSTILE, WebServer, fill, path_of, serving, words
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     path = str(folder / "agent.db")
     fill(path)
     with ForkedDaemon(Path(path)), serving(path, folder) as made:
-        made.ledger = path  # type: ignore[attr-defined]
         yield made
-
-
-def path_of(server: WebServer) -> str:
-    return str(server.ledger)  # type: ignore[attr-defined]
 
 
 # Who is let in.
