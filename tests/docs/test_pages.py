@@ -47,7 +47,13 @@ SHOWN_ONLY = (
 DATABASE = "postgresql://db.example/agents"
 """The database of the pages."""
 
-NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
+NEEDED = {
+    "datasette": ["datasette"],
+    "web": ["jinja2", "starlette", "uvicorn"],
+    "fastapi": ["fastapi", "uvicorn"],
+    "flask": ["flask", "gunicorn"],
+    "jupyter": ["ipykernel", "pandas"],
+}
 """What pages use beside the product."""
 
 
