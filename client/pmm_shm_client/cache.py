@@ -25,10 +25,10 @@ from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.append import DURABILITIES, Durability
-from pmm_shm.ledger.eventlog import EventLog, check_timeout
+from pmm_shm.ledger.eventlog import EventLog, check_timeout, own_row
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
-from pmm_shm.ledger.rows import Event
+from pmm_shm.ledger.rows import Event, RawRow
 from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
@@ -636,6 +636,11 @@ class Cache(Reads):
             if not self._restarted_daemon():
                 raise
         return commands.give(self._instance, command)
+
+
+def row_appended(cache: Cache, event_id: int) -> RawRow | None:
+    """As `pmm_shm.ledger.eventlog.own_row`, of the cache's appends."""
+    return own_row(cache._log, event_id)
 
 
 def _checked_default(embedder: object) -> Embedder | str | None:

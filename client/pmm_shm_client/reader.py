@@ -318,8 +318,8 @@ class Reader:
             self._read_model_of.update(dict.fromkeys(read_model.folds, self._read_models[key]))
 
     def _arrange(self, snapshot: Snapshot | None) -> None:
-        """Folds that are published share one read model; of the others, which are folded in memory, those share one that
-        were there before the first read."""
+        """Folds that are published share one read model. The others are folded in memory: those that were there before
+        the first read share one."""
         wanted = self._wanted_read_models(snapshot)
         for key in self._read_models.keys() - wanted.keys():
             self._events_folded += self._read_models.pop(key).events_folded
