@@ -631,9 +631,11 @@ def test_an_own_append_is_not_read_again(log: Any) -> None:
 def test_a_row_that_was_edited_before_an_own_append_is_seen(log: Any) -> None:
     log.append("note", "first", {})
     assert log.read_all()[0]["content"] == "first"
+    digest = log._hash_event(1, log.read_all()[0]["ts"], "note", "edited", {}, None)
     with sqlite3.connect(log.path) as other:
-        other.execute("UPDATE events SET content = 'edited'")
+        other.execute("UPDATE events SET content = 'edited', hash = ?", (digest,))
     log.append("note", "second", {})
+    assert log.verify_chain()
     assert [event["content"] for event in log.read_all()] == ["edited", "second"]
 
 
