@@ -7,7 +7,7 @@ Reads are exact unless asked otherwise, with or without a daemon (module `reads`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -70,6 +70,8 @@ class Cache(Reads):
         folds: further folds, as `add_fold` takes them.
         heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
             another program in this process.
+        late_folds: built-in folds, not the self-model, that are left out of reads and frames until somebody asks for
+            them: others then cost less.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
@@ -91,6 +93,7 @@ class Cache(Reads):
         durability: Durability = "default",
         folds: Iterable[Fold | type[Fold]] = (),
         heeds_flags: bool = True,
+        late_folds: Collection[str] = (),
     ) -> None:
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
@@ -102,7 +105,7 @@ class Cache(Reads):
         self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
         memos = Memos()
-        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire)
+        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire, late_folds)
         super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False

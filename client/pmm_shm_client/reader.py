@@ -10,7 +10,7 @@ Invariant: no read transaction outlives the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pmm_shm import limits
@@ -74,6 +74,7 @@ class Reader:
         freshness: which mark to use.
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
         on_reset: called when earlier reads are void; memos must expire.
+        late_folds: names of built-in folds that take no part until they are added.
 
     Attributes:
         folds: those that take part in reads, by name, the built-in ones first; see `add_fold`.
@@ -86,6 +87,7 @@ class Reader:
         freshness: Choice,
         recover: Callable[[], None],
         on_reset: Callable[[], None],
+        late_folds: Collection[str] = (),
     ) -> None:
         self.connection = Connection(path, "ro", timeout_s)
         self.connection.on_close(on_reset)
@@ -95,7 +97,7 @@ class Reader:
         self.connection.on_close(self.snapshots.close)
         self._recover = recover
         self._on_reset = on_reset
-        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
+        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds() if fold.name not in late_folds}
         # Of those that are not published, these share one read model: each reads the tail once.
         self._first = set(self.folds)
         self._read_models: dict[str, ReadModel] = {}

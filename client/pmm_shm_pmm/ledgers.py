@@ -45,6 +45,9 @@ _COUNT_MAX = 0xFFFF_FFFF
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
 _START_S = 2.0
+_START_DELAY_S = 0.2
+_NOT_IN_PMM = ("recent", "history")
+"""Folds whose answers no function of PMM gives."""
 
 _Memo = tuple[Any, Mark, int]
 
@@ -414,7 +417,7 @@ def open_cache(path: str) -> Cache:
         from pmm_shm_pmm.folds import folds_of
 
     _row_appended = row_appended
-    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
+    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False, late_folds=_NOT_IN_PMM)
     if cache_options.get("starts_daemon"):
         thread = threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True)
         _starts.append(thread)
@@ -423,17 +426,21 @@ def open_cache(path: str) -> Cache:
 
 
 _starts: list[threading.Thread] = []
+_is_ending = threading.Event()
 
 
 @atexit.register
 def _await_starts() -> None:
     """A program that ends at once leaves a daemon all the same, which the next one finds at work."""
+    _is_ending.set()
     deadline = monotonic() + _START_S
     for thread in _starts:
         thread.join(max(0.0, deadline - monotonic()))
 
 
 def _start_daemon(cache: Cache) -> None:
+    # A warm daemon is no news, and a new one has nothing published yet: the read that is under way comes first.
+    _is_ending.wait(_START_DELAY_S)
     try:
         cache.start_daemon()
     except Exception:
