@@ -160,7 +160,7 @@ def test_an_empty_list_needs_no_log() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [None, 5, "text", {}, iter([]), collections.deque()], ids=lambda value: type(value).__name__
+    "other", [None, 5, "text", {}, iter([]), collections.deque()], ids=lambda one: type(one).__name__
 )
 def test_what_is_no_list_is_not_the_log(other: Any) -> None:
     assert position(other) is None
