@@ -171,17 +171,32 @@ def _id_of(event: EventDict) -> int:
 def event_of(row: RawRow) -> EventDict:
     """The dict of a raw row. A `meta` that is no JSON is `{}`."""
     event_id, ts, kind, content, meta = row
-    try:
-        parsed = json.loads(meta) if meta else {}
-    except (ValueError, TypeError, RecursionError):
-        parsed = {}
     return {
         "id": event_id,
-        "ts": text_or_empty(ts),
-        "kind": text_or_empty(kind),
-        "content": _value(content),
-        "meta": parsed,
+        "ts": ts if ts.__class__ is str else text_or_empty(ts),
+        "kind": kind if kind.__class__ is str else text_or_empty(kind),
+        "content": content if content.__class__ is str else _value(content),
+        "meta": _parsed(meta),
     }
+
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def _parsed(meta: Any) -> Any:
+    if meta == "{}" or not meta:
+        return {}
+    try:
+        # Half the time of `json.loads`, which also takes white space around the value, bytes and more.
+        parsed, end = _decode(meta)
+        if end == len(meta):
+            return parsed
+    except (ValueError, TypeError, RecursionError):
+        pass
+    try:
+        return json.loads(meta)
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
 
 def _value(content: Any) -> Any:
