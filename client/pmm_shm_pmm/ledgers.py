@@ -24,7 +24,7 @@ from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, LedgerError
 from pmm_shm.instance.paths import real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.connection import Connection, close_replaced
+from pmm_shm.ledger.connection import Connection, close_idle, close_replaced
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
@@ -43,6 +43,7 @@ _FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
+_LEDGERS_OPEN_MAX = 8
 _START_S = 2.0
 
 
@@ -354,6 +355,7 @@ class Ledger:
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
+_opened: deque[str] = deque()
 # A fork waits for it: the child would find it held by a thread that it does not have.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -368,6 +370,10 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            _opened.append(path)
+            if len(_opened) > _LEDGERS_OPEN_MAX:
+                # Tests make logs by the hundreds, and leave them to the garbage collector.
+                close_idle(_opened.popleft())
             report.uses(path)
             forks.say_once(path)
         if ledger not in _newest:

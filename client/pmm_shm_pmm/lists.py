@@ -26,6 +26,7 @@ REPLACED = "a log that was replaced"
 NO_FRAME = "no frame at this position"
 _KNOWN_MAX = 4
 _CHUNK = 256
+_LAZY_FROM = 500
 
 
 class LogList(list[EventDict]):
@@ -173,6 +174,9 @@ def log_list(loaded: Loaded, until_id: int | None, *, is_lazy: bool) -> list[Eve
     events = LazyList()
     events._loaded, events._until_id, events._was_changed = loaded, until_id, False
     list.append(cast(list[Any], events), _STRANGER)
+    if loaded.newest_id <= _LAZY_FROM:
+        # A short one costs little, and outlives its file.
+        loaded.whole()
     if loaded.is_whole:
         _fill(events, loaded)
     return events
