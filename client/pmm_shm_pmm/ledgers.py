@@ -31,7 +31,7 @@ from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, event_of
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
@@ -149,6 +149,24 @@ class Ledger:
         """The events with a greater id that are loaded, ascending, in a new list."""
         with self._connection.lock:
             return loaded.after(event_id)
+
+    def follow_edits(self) -> None:
+        """Read a short log anew where rows were edited: in PMM, a log that is made anew reads the file.
+
+        A long one is append-only; there, the audit of the daemon finds an edit.
+        """
+
+        def look() -> bool:
+            loaded = self.loaded
+            if not self._is_begun or not loaded.events or loaded.newest_id > SHORT_IDS_MAX:
+                return False
+            self._take_in()
+            rows = self._fetch(_FROM, (self.loaded.events[0]["id"],), limits.TAIL_ROWS_MAX)[0]
+            return [event_of(row) for row in rows] != self.loaded.events
+
+        if self._is_begun and self._read(look):
+            self.forget()
+            self._cache = None
 
     def forget(self) -> None:
         """Read the log anew at the next look."""

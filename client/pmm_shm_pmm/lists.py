@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, cast
 
 from pmm_shm.late import late_imports
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.loaded import EventDict, Loaded, whole_logs
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, whole_logs
 from pmm_shm_pmm.sparse import sparse_list
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ REPLACED = "a log that was replaced"
 NO_FRAME = "no frame at this position"
 _KNOWN_MAX = 4
 _CHUNK = 256
-_LAZY_FROM = 500
 
 
 class LogList(list[EventDict]):
@@ -174,7 +173,7 @@ def log_list(loaded: Loaded, until_id: int | None, *, is_lazy: bool) -> list[Eve
     events = LazyList()
     events._loaded, events._until_id, events._was_changed = loaded, until_id, False
     list.append(cast(list[Any], events), _STRANGER)
-    if loaded.newest_id <= _LAZY_FROM:
+    if loaded.newest_id <= SHORT_IDS_MAX:
         # A short one costs little, and outlives its file.
         loaded.whole()
     if loaded.is_whole:

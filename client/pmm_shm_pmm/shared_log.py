@@ -276,6 +276,8 @@ class SharedLog:
                 ledger = ledger_at(path)
                 ledger.spare = self._eventlog
                 self._ledger = ledger
+                with suppress(Exception):
+                    ledger.follow_edits()
                 return ledger
             self._never = NO_FILE
         raise Fallback(self._never)

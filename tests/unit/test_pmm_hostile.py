@@ -169,6 +169,25 @@ def test_a_file_is_deleted_between_tests_at_one_path(tmp_path: Path, is_closed: 
             path.unlink()
 
 
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM events WHERE id = 3", "UPDATE events SET content = 'x' WHERE id = 2"]
+)
+def test_a_log_that_is_made_anew_reads_what_was_edited(log: Any, statement: str) -> None:
+    log.append("identity_adopt", "Ada", {"name": "Ada"})
+    build_identity = import_module("pmm.storage.projection").build_identity
+    assert build_identity(log.read_all())["name"] == "Ada"
+    with log._conn:
+        log._conn.execute(statement)
+        log._conn.execute("""UPDATE events SET meta = '{"name": "Bea"}' WHERE id = 6""")
+        log._conn.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('', 'note', '', '{}')")
+    again = _open(Path(log.path))
+    with sqlite3.connect(log.path) as connection:
+        rows = connection.execute("SELECT id, content FROM events ORDER BY id").fetchall()
+    assert [(event["id"], event["content"]) for event in again.read_all()] == rows
+    assert build_identity(again.read_all())["name"] == "Bea"
+    assert not again.verify_chain()
+
+
 def test_rows_of_another_class(log: Any) -> None:
     log._conn.row_factory = sqlite3.Row
     log.append("user", "x")
