@@ -24,14 +24,14 @@ from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, LedgerError
 from pmm_shm.instance.paths import real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.connection import Connection, close_replaced
+from pmm_shm.ledger.connection import Connection, close_idle, close_replaced
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark, commit_count
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, event_of
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
@@ -44,6 +44,7 @@ _ATTEMPTS_MAX = 5
 _COUNT_MAX = 0xFFFF_FFFF
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
+_LEDGERS_OPEN_MAX = 8
 _START_S = 2.0
 _START_DELAY_S = 0.2
 _NOT_IN_PMM = ("recent", "history")
@@ -166,6 +167,24 @@ class Ledger:
         """The events with a greater id that are loaded, ascending, in a new list."""
         with self._connection.lock:
             return loaded.after(event_id)
+
+    def follow_edits(self) -> None:
+        """Read a short log anew where rows were edited: in PMM, a log that is made anew reads the file.
+
+        A long one is append-only; there, the audit of the daemon finds an edit.
+        """
+
+        def look() -> bool:
+            loaded = self.loaded
+            if not self._is_begun or not loaded.events or loaded.newest_id > SHORT_IDS_MAX:
+                return False
+            self._take_in()
+            rows = self._fetch(_FROM, (self.loaded.events[0]["id"],), limits.TAIL_ROWS_MAX)[0]
+            return [event_of(row) for row in rows] != self.loaded.events
+
+        if self._is_begun and self._read(look):
+            self.forget()
+            self._cache = None
 
     def forget(self) -> None:
         """Read the log anew at the next look."""
@@ -387,6 +406,7 @@ def _follows(own: RawRow, mark: Mark, memo: _Memo) -> bool:
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
+_opened: deque[str] = deque()
 # A fork waits for it: the child would find it held by a thread that it does not have.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -402,6 +422,10 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            _opened.append(path)
+            if len(_opened) > _LEDGERS_OPEN_MAX:
+                # Tests make logs by the hundreds, and leave them to the garbage collector.
+                close_idle(_opened.popleft())
             report.uses(path)
             forks.say_once(path)
         if ledger not in _newest:
