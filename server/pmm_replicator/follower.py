@@ -16,11 +16,11 @@ from pmm_replicator.report import Report
 from pmm_shm import limits
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
-from pmm_shm.ledger.source.appending import CHANNEL
 from pmm_shm.ledger.source.audit import BLOCK_ROWS, audit_block
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.tables import channel
 
 _RETRY_S_MIN = 0.1
 
@@ -82,7 +82,7 @@ class Follower:
                 pause_s = _RETRY_S_MIN
             except SourceUnreachableError as error:
                 self._trouble(str(error))
-            except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+            except driver.Error as error:
                 self._trouble(f"PostgreSQL: {one_line(error)}")
             self._server.close()
             self._sleep(pause_s)
@@ -104,7 +104,7 @@ class Follower:
             forks=self._replica.record.forks,
             lost_files=lost_files(self._replica.path),
         )
-        connection.execute(f"LISTEN {CHANNEL}")
+        connection.execute(f"LISTEN {channel(self._server.known_ledger().number)}")
         while not self.is_stopping:
             while self._pull_one():
                 if connection.closed or self.is_stopping:

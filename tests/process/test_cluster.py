@@ -273,7 +273,9 @@ def test_a_fork_deeper_than_the_limit_is_left_to_a_person(host: Host, writer: Wr
         host.until_equal()
 
 
-@pytest.mark.parametrize("point", ["replica.lost_kept", "replica.deleted", "replica.fork_resolved"])
+@pytest.mark.parametrize(
+    "point", ["replica.lost_written", "replica.lost_kept", "replica.deleted", "replica.fork_resolved"]
+)
 def test_killed_within_a_fork_nothing_is_lost_or_kept_twice(host: Host, writer: Writer, point: str) -> None:
     _forked(host, writer)
     host.follow(dies_at=(point, 1))
@@ -282,6 +284,7 @@ def test_killed_within_a_fork_nothing_is_lost_or_kept_twice(host: Host, writer: 
         host.until_equal()
         (kept,) = until(lambda: host.status().lost_files)
     assert len(Path(kept).read_text().splitlines()) == 3
+    assert "3 events, 6 to 8, kept" in run("cluster", "forks", host.ledger).out
 
 
 def test_another_log_under_the_same_name_leaves_the_replica_untouched(host: Host, writer: Writer) -> None:

@@ -11,16 +11,16 @@ import os
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm.errors import ConfigError, LedgerError, SourceUnreachableError
+from pmm_shm.errors import ConfigError, LedgerError, NotALedgerError, SourceUnreachableError
 from pmm_shm.ledger.source.dsn import each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-_CONNECT_S = 5
 # The checkpoint after a promotion may still be to come: then the newest WAL file has the timeline.
 _TIMELINE = (
     "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
@@ -37,6 +37,7 @@ class Server:
         name: the ledger's.
         identity: the ledger must have this one; None for any.
         timeline: the highest that was seen; a server with a lower one is refused.
+        seen_timeline: the highest that others have seen by now; asked at each use.
         options: for libpq, such as `application_name`.
 
     Attributes:
@@ -45,7 +46,14 @@ class Server:
     """
 
     def __init__(
-        self, dsn: str, name: str, identity: uuid.UUID | None = None, timeline: int = 0, **options: Any
+        self,
+        dsn: str,
+        name: str,
+        identity: uuid.UUID | None = None,
+        timeline: int = 0,
+        *,
+        seen_timeline: Callable[[], int] = lambda: 0,
+        **options: Any,
     ) -> None:
         self.lock = threading.RLock()
         self.dsn = dsn
@@ -53,6 +61,7 @@ class Server:
         self.timeline = timeline
         self.ledger: SourceLedger | None = None
         self._identity = identity
+        self._seen_timeline = seen_timeline
         self._options = options
         self._connection: Connection | None = None
         self._pid = 0
@@ -63,21 +72,28 @@ class Server:
 
         Raises:
             SourceUnreachableError: no server is the primary of this ledger.
-            NotALedgerError: the primary has no ledger of this name, or another one.
+            NotALedgerError: no server is, and one that takes writes has no ledger of this name, or another one.
             MissingExtraError: psycopg is not installed.
         """
+        seen = self._seen_timeline()
+        if seen > self.timeline:
+            # A server with a lower one is an old primary from now on.
+            self.close()
+            self.timeline = seen
         connection = self._connection
         if connection is not None and not connection.closed and not connection.broken and self._pid == os.getpid():
             return connection
         self.close()
-        reasons = []
+        reasons, is_another = [], False
         for dsn in each_host(self.dsn):
             try:
                 self._connection, self._pid = self._open(dsn), os.getpid()
                 return self._connection
-            except _NotThePrimary as error:
+            except (_NotThePrimary, NotALedgerError) as error:
                 reasons.append(str(error))
-        raise SourceUnreachableError(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+                is_another |= isinstance(error, NotALedgerError)
+        kind = NotALedgerError if is_another else SourceUnreachableError
+        raise kind(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
 
     def known_ledger(self) -> SourceLedger:
         """The ledger's row; connects where it is not known."""
@@ -92,12 +108,6 @@ class Server:
         if connection is not None and self._pid == os.getpid():
             connection.close()
 
-    def require_timeline(self, timeline: int) -> None:
-        """Somebody has seen this timeline: a server with a lower one is an old primary from now on."""
-        if timeline > self.timeline:
-            self.close()
-            self.timeline = timeline
-
     def __del__(self) -> None:
         self.close()
 
@@ -109,8 +119,8 @@ class Server:
                 dsn,
                 autocommit=True,
                 prepare_threshold=None,
-                connect_timeout=_CONNECT_S,
-                application_name="pmm-shm",
+                # A DSN, or PGCLIENTENCODING, must not change what is read.
+                client_encoding="utf8",
                 **self._options,
             )
         except driver.ProgrammingError as error:
@@ -130,7 +140,7 @@ class Server:
                 )
             ledger = find_ledger(connection, self.name)
             if self._identity is not None and ledger.identity != self._identity:
-                raise _NotThePrimary(f"{where} has another ledger under the name {self.name!r}")
+                raise NotALedgerError(f"{where} has another ledger under the name {self.name!r}")
         except driver.Error as error:
             connection.close()
             raise _NotThePrimary(one_line(error)) from None
