@@ -54,6 +54,7 @@ class Follower:
         self._head: RawRow | None = None
         self._audit_from = 1
         self._next_audit = clock() + limits.REPLICA_AUDIT_S
+        self._next_look_around = clock() + limits.REPLICA_LOOK_AROUND_S
         self._difference_id: int | None = None
         self._is_told_to_stop = False
 
@@ -111,8 +112,17 @@ class Follower:
                     # A fork was looked at over new connections, and these do not listen.
                     return
             self._audit_when_due()
+            self._look_around_when_due()
+            if connection.closed:
+                return
             for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
                 pass
+
+    def _look_around_when_due(self) -> None:
+        """Leave a server that was replaced and does not know it: its connection would stay for ever."""
+        if self._clock() >= self._next_look_around:
+            self._server.leave_if_old()
+            self._next_look_around = self._clock() + limits.REPLICA_LOOK_AROUND_S
 
     def _audit_when_due(self) -> None:
         """Compare one block with the source, now and then, so that all are compared in turn."""

@@ -1,8 +1,8 @@
 """A connection to the primary of a PostgreSQL cluster, for one ledger.
 
 Of several hosts each is asked by itself: it counts as the primary if it takes writes, knows the ledger by the identity
-that the replica was made from, and its timeline is not older than any that was seen. So an old primary that comes back
-is refused, and so is another ledger under the same name.
+that the replica was made from, and its timeline is the latest of all, and not older than any that was seen. So an old
+primary that comes back is refused, and so is another ledger under the same name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 if TYPE_CHECKING:
     from psycopg import Connection
 
+_SPARE_CONNECT_S = 2
 # The checkpoint after a promotion may still be to come: then the newest WAL file has the timeline.
 _TIMELINE = (
     "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
@@ -87,13 +88,30 @@ class Server:
         reasons, is_another = [], False
         for dsn in each_host(self.dsn):
             try:
-                self._connection, self._pid = self._open(dsn), os.getpid()
-                return self._connection
+                # Each is asked, and the latest timeline stays: an old primary takes writes, too.
+                found = self._open(dsn, is_spare=self._connection is not None)
             except (_NotThePrimary, NotALedgerError) as error:
                 reasons.append(str(error))
                 is_another |= isinstance(error, NotALedgerError)
+                continue
+            self.close()
+            self._connection, self._pid = found, os.getpid()
+        if self._connection is not None:
+            return self._connection
         kind = NotALedgerError if is_another else SourceUnreachableError
         raise kind(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+
+    def leave_if_old(self) -> None:
+        """Close the connection if another server of the cluster has a later timeline."""
+        others = each_host(self.dsn)
+        for dsn in others if len(others) > 1 else ():
+            try:
+                found = self._open(dsn, is_spare=True)
+            except (_NotThePrimary, NotALedgerError):
+                continue
+            found.close()
+            self.close()
+            return
 
     def known_ledger(self) -> SourceLedger:
         """The ledger's row; connects where it is not known."""
@@ -111,8 +129,10 @@ class Server:
     def __del__(self) -> None:
         self.close()
 
-    def _open(self, dsn: str) -> Connection:
+    def _open(self, dsn: str, *, is_spare: bool = False) -> Connection:
+        """A connection to a primary; `is_spare`: only to one with a later timeline than the highest seen."""
         driver = psycopg()
+        options = {**self._options, "connect_timeout": _SPARE_CONNECT_S} if is_spare else self._options
         try:
             # Named statements do not survive a pooler in transaction mode.
             connection: Connection = driver.connect(
@@ -121,7 +141,7 @@ class Server:
                 prepare_threshold=None,
                 # A DSN, or PGCLIENTENCODING, must not change what is read.
                 client_encoding="utf8",
-                **self._options,
+                **options,
             )
         except driver.ProgrammingError as error:
             raise ConfigError(f"the data source name: {one_line(error)}") from None
@@ -134,7 +154,7 @@ class Server:
             where = f"{connection.info.host}:{connection.info.port}"
             if is_standby:
                 raise _NotThePrimary(f"{where} is a standby")
-            if timeline < self.timeline:
+            if timeline < self.timeline + is_spare:
                 raise _NotThePrimary(
                     f"{where} is an old primary (timeline {timeline}, and {self.timeline} was seen already)"
                 )
