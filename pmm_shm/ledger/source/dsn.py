@@ -12,7 +12,7 @@ from pmm_shm.errors import ConfigError, MissingExtraError
 from pmm_shm.late import late_imports
 
 # A host that is gone without a word is noticed after about ten seconds; a name that says otherwise is obeyed.
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "application_name": "pmm-shm",
     "connect_timeout": 5,
     "keepalives_idle": 5,
