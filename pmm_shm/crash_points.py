@@ -40,6 +40,7 @@ _SINGLE = {
     "append.committed": "the events are committed, the call has not returned",
     "replica.inserted": "a follower has inserted a batch, the transaction is open",
     "replica.committed": "the batch is committed",
+    "replica.lost_written": "what the source has lost is in a file without its final name",
     "replica.lost_kept": "what the source has lost is in a file, and still in the replica",
     "replica.deleted": "it is deleted from the replica, the transaction is open",
     "replica.fork_resolved": "the replica has the source's history",

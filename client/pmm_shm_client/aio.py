@@ -63,6 +63,12 @@ class AsyncCache(Cache):
         """As `append`, without blocking the event loop while another process holds the ledger."""
         return await _in_thread(self.append, kind, content, meta, expected_head=expected_head, wait=wait)
 
+    async def append_many_async(
+        self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None, wait: bool = True
+    ) -> list[int]:
+        """As `append_many`, without blocking the event loop."""
+        return await _in_thread(self.append_many, events, expected_head=expected_head, wait=wait)
+
     async def decide_async(
         self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
     ) -> list[int]:
