@@ -234,5 +234,3 @@ class WordIndexReader:
             self._handle.execute("COMMIT")
             return None
         return WordTable(self._handle), record
-
-

@@ -1,10 +1,10 @@
 """From a text to what FTS5 looks up. Any text is a query, and nothing in it is FTS5's own syntax.
 
-A query consists of items: words with white space between them, phrases in double quotes, and both of them excluded by a
-`-` right before them. An identifier such as `INV-2291` is one item: its parts, `inv` and `2291`, must follow each other.
+A query consists of items: words with white space between them, and phrases in double quotes. A `-` right before an item
+excludes it. An identifier such as `INV-2291` is one item: its parts, `inv` and `2291`, must follow each other.
 
-FTS5's tokenisers split a text without spaces nowhere, so Chinese, Japanese and Korean runs are split here: into pairs of
-characters, and the last character alone. So a run is found wherever it occurs within another.
+FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japanese and Korean are split here: into
+pairs of characters, and the last character alone. A run is then found wherever it occurs within another.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def _kept(tables: Sequence[WordTable], items: list[Item], totals: Totals) -> lis
     if not kept:
         exact = [(item, _count(tables, item, totals.events)) for item, _ in found]
         return sorted(exact, key=lambda one: one[1])[: limits.COMMON_KEPT]
-    total, chosen = 0, []
+    total = 0
+    chosen: list[tuple[Item, int]] = []
     for item, count in kept:
         total += count
         if item.is_phrase or not chosen or total <= limits.COMMON_EVENTS_MAX:

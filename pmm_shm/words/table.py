@@ -40,7 +40,7 @@ class Occurrence(NamedTuple):
     """An event that holds an item, how often, and how many tokens the event has."""
 
     event_id: int
-    count: int
+    times: int
     tokens: int
 
 
@@ -111,7 +111,7 @@ def weight_of(events: int, events_with: int) -> float:
 
 def score_of(one: Occurrence, weight: float, average_tokens: float) -> float:
     """The part of one item in the score of an event; above 0."""
-    return weight * one.count * (_K1 + 1.0) / (one.count + _length(one.tokens, average_tokens))
+    return weight * one.times * (_K1 + 1.0) / (one.times + _length(one.tokens, average_tokens))
 
 
 def _length(tokens: int, average: float) -> float:

@@ -50,6 +50,14 @@ class WordTextReader:
         texts = [(row[_ID], text_of(row)) for row in tail.rows if row[2] in self._kinds]
         return WordTexts(texts, tail.position, tail.is_anchored, tail.is_complete)
 
+    def holds(self, position: Position) -> bool:
+        """Whether the log continues this position.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        return self._tail.holds(position)
+
     def position_before_newest(self, count: int) -> Position:
         """The position before the newest `count` of these events.
 
