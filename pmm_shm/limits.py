@@ -216,20 +216,22 @@ COMMON_EVENTS_MAX = 2_000
 """and always in more than so many."""
 COMMON_KEPT = 3
 """Of a query of common words alone, so many are kept, the rarest."""
-RARE_SHARE = 10_000
-"""A word is rare in at most one of so many events."""
 WORD_INDEX_WAIT_S = 1.0
 """How long a search waits for the index of words while the daemon commits to it."""
 WORD_INDEX_RETRY_S = 5.0
 """How long the index is not asked again after that."""
 WORD_COMMIT_WAIT_S = 0.1
 """How long the daemon waits for the readers of the index before it gives a commit up, and tries later."""
+NAMED_WEIGHT = 2.0
+"""Weight of a phrase, and of a word with a digit, among the words of a query."""
 FUSED_DEPTH = 100
 """Hits of each kind of search that are fused, at least."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
-LEAD_WEIGHT = 4.0
-"""Weight of the words in a query that names a rare word, an identifier or a phrase; otherwise 1."""
+WORDS_WEIGHT = 4.0
+"""Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
+WORDS_POWER = 3
+"""An event that holds a share of the query's weight has this power of it as its share of `WORDS_WEIGHT`."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

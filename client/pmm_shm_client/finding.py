@@ -1,7 +1,8 @@
 """One search by meaning and by words: the two rankings, filtered, and fused into one.
 
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
-that has it among its first ones. So the two kinds of scores need not be comparable.
+that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
+words depends on how much of the query it holds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.vectors import local_bow
 from pmm_shm.words.query import WordQuery
+from pmm_shm.words.ranking import Ranking
 from pmm_shm_client.event_filter import EventFilter, Moment, Selection
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.searching import FoundBy, Hit, Hits, Match, Query, Searching, checked_k, checked_scope
@@ -167,13 +169,16 @@ class Finding:
     def _fused(
         self, request: SearchRequest, by_words: list[int], words: WordsFound, meaning: _Meaning, text: str
     ) -> Hits[Match]:
-        lead = 1.0
-        if request.mode == "auto" and (words.ranking.leads or meaning.model == local_bow.NAME):
-            lead = limits.LEAD_WEIGHT
-        scores = _fusion((by_words, lead), (list(meaning.similarities), 1.0))
-        ranking = sorted(scores, key=lambda event_id: (-scores[event_id], event_id))
+        by_meaning = list(meaning.similarities)
+        scores = _fused_scores(by_words, by_meaning, words.ranking)
+        leading: set[int] = set()
+        if request.mode == "auto":
+            leading = set(by_words) if meaning.model == local_bow.NAME else words.ranking.leading & set(by_words)
+        ranking = [event_id for event_id in by_words if event_id in leading]
+        others = (event_id for event_id in scores if event_id not in leading)
+        ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))
         chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
-        bests = [ids[0] for ids in (by_words, list(meaning.similarities)) if ids]
+        bests = [ids[0] for ids in (by_words, by_meaning) if ids]
         chosen = _with_bests(chosen, bests, request.k)
         similarities = dict(meaning.similarities)
         unknown = [event_id for event_id in chosen if event_id not in similarities]
@@ -193,12 +198,13 @@ class Finding:
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
 
 
-def _fusion(*rankings: tuple[list[int], float]) -> dict[int, float]:
-    """Event id to score, from rankings with their weights."""
-    scores: dict[int, float] = {}
-    for ids, weight in rankings:
-        for rank, event_id in enumerate(ids, 1):
-            scores[event_id] = scores.get(event_id, 0.0) + weight / (limits.FUSION_CONSTANT + rank)
+def _fused_scores(by_words: list[int], by_meaning: list[int], ranking: Ranking) -> dict[int, float]:
+    """Event id to score: the weight of the event in each ranking, divided by a constant plus its rank there."""
+    scores = {event_id: 1.0 / (limits.FUSION_CONSTANT + rank) for rank, event_id in enumerate(by_meaning, 1)}
+    for rank, event_id in enumerate(by_words, 1):
+        # Of a question in other words, a text often holds a word or two, and says something else.
+        weight = limits.WORDS_WEIGHT * ranking.share(event_id) ** limits.WORDS_POWER
+        scores[event_id] = scores.get(event_id, 0.0) + weight / (limits.FUSION_CONSTANT + rank)
     return scores
 
 

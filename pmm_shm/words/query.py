@@ -37,6 +37,11 @@ class Item(NamedTuple):
     is_phrase: bool
     has_digit: bool
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it names something exactly: an identifier, a number, a date, a phrase."""
+        return self.is_phrase or self.has_digit
+
 
 class WordQuery(NamedTuple):
     """A query, taken apart.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pmm_shm import limits
@@ -14,46 +14,55 @@ class Ranking(NamedTuple):
     """The result of a search by words.
 
     Attributes:
-        scores: event id to BM25 score, above 0; the best first, ties by ascending id.
+        scores: event id to score, above 0, the best first, ties by ascending id: BM25, in which a phrase or a word with
+            a digit counts twice.
+        query_weight: of all items of the query; the score of an event that holds each of them once is about that.
         allowed: the events that hold every phrase of the query; None if it has none.
         excluded: the events that hold what the query excludes.
-        leads: the query has a phrase, an item with a digit or a rare word, and some event holds it.
+        leading: the events that hold a phrase, or a word with a digit.
     """
 
     scores: dict[int, float]
+    query_weight: float
     allowed: set[int] | None
     excluded: set[int]
-    leads: bool
+    leading: set[int]
 
     def admits(self, event_id: int) -> bool:
         """Whether the event has every phrase and nothing excluded."""
         return event_id not in self.excluded and (self.allowed is None or event_id in self.allowed)
 
+    def share(self, event_id: int) -> float:
+        """The share of the query's weight that the event holds, above 0 and up to 1."""
+        return min(1.0, self.scores[event_id] / self.query_weight)
+
 
 def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
     """Search tables of which none has an event of another."""
     totals = Totals(*(sum(numbers) for numbers in zip(*(table.totals() for table in tables), strict=True)))
-    phrases = [item for item in query.items if item.is_phrase]
     allowed: set[int] | None = None
-    for item in phrases:
-        ids = _ids(tables, item)
-        allowed = ids if allowed is None else allowed & ids
+    for item in query.items:
+        if item.is_phrase:
+            ids = _ids(tables, item)
+            allowed = ids if allowed is None else allowed & ids
     excluded: set[int] = set()
     for item in query.excluded:
         excluded |= _ids(tables, item)
-    kept = _kept(tables, query.items, totals)
+    counts = _counts(tables, query.items, totals.events)
     scores: dict[int, float] = {}
-    for item, _ in kept:
+    leading: set[int] = set()
+    for item in _kept(tables, counts, totals.events):
         found = [one for table in tables for one in table.occurrences(item.expression)]
-        weight = weight_of(totals.events, len(found))
+        weight = _weight(item, len(found), totals.events)
         for one in found:
             score = score_of(one, weight, totals.tokens / totals.events)
             scores[one.event_id] = scores.get(one.event_id, 0.0) + score
+        if item.is_named:
+            leading.update(one.event_id for one in found)
     admitted = [one for one in scores if one not in excluded and (allowed is None or one in allowed)]
     admitted.sort(key=lambda event_id: (-scores[event_id], event_id))
-    rare = totals.events // limits.RARE_SHARE
-    leads = any(item.is_phrase or item.has_digit or count <= rare for item, count in kept)
-    return Ranking({event_id: scores[event_id] for event_id in admitted}, allowed, excluded, leads)
+    query_weight = sum(_weight(item, count, totals.events) for item, count in counts.items())
+    return Ranking({one: scores[one] for one in admitted}, query_weight, allowed, excluded, leading)
 
 
 def common_above(events: int) -> int:
@@ -62,30 +71,40 @@ def common_above(events: int) -> int:
     return min(share, limits.COMMON_EVENTS_MAX)
 
 
-def _kept(tables: Sequence[WordTable], items: list[Item], totals: Totals) -> list[tuple[Item, int]]:
-    """The items that are searched, with the number of events that hold each, the rarest first.
+def _counts(tables: Sequence[WordTable], items: Sequence[Item], events: int) -> dict[Item, int]:
+    """The number of events that hold each item; of a common word, one more than a word may have that is not common."""
+    enough = common_above(events) + 1
+    return {item: _count(tables, item, events if item.is_phrase else enough) for item in items}
+
+
+def _kept(tables: Sequence[WordTable], counts: Mapping[Item, int], events: int) -> list[Item]:
+    """The items that are searched, the rarest first.
 
     Phrases, and words that are not common: as many as are in `limits.COMMON_EVENTS_MAX` events together, and always
     the rarest. Where all words are common: the rarest `limits.COMMON_KEPT`.
     """
-    common = common_above(totals.events)
-    counted = [(item, _count(tables, item, totals.events if item.is_phrase else common + 1)) for item in items]
-    found = [(item, count) for item, count in counted if count]
-    kept = sorted((one for one in found if one[0].is_phrase or one[1] <= common), key=lambda one: one[1])
-    if not kept:
-        exact = [(item, _count(tables, item, totals.events)) for item, _ in found]
-        return sorted(exact, key=lambda one: one[1])[: limits.COMMON_KEPT]
+    found = sorted((item for item in counts if counts[item]), key=counts.__getitem__)
+    common = common_above(events)
+    candidates = [item for item in found if item.is_phrase or counts[item] <= common]
+    if not candidates:
+        exact = {item: _count(tables, item, events) for item in found}
+        return sorted(exact, key=exact.__getitem__)[: limits.COMMON_KEPT]
     total = 0
-    chosen: list[tuple[Item, int]] = []
-    for item, count in kept:
-        total += count
-        if item.is_phrase or not chosen or total <= limits.COMMON_EVENTS_MAX:
-            chosen.append((item, count))
-    return chosen
+    kept: list[Item] = []
+    for item in candidates:
+        total += counts[item]
+        if item.is_phrase or not kept or total <= limits.COMMON_EVENTS_MAX:
+            kept.append(item)
+    return kept
+
+
+def _weight(item: Item, count: int, events: int) -> float:
+    return weight_of(events, count) * (limits.NAMED_WEIGHT if item.is_named else 1.0)
 
 
 def _count(tables: Sequence[WordTable], item: Item, most: int) -> int:
-    return sum(table.count(item.expression, most) for table in tables)
+    # Each table counts up to `most`.
+    return min(most, sum(table.count(item.expression, most) for table in tables))
 
 
 def _ids(tables: Sequence[WordTable], item: Item) -> set[int]:
