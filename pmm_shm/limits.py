@@ -228,6 +228,8 @@ FUSED_DEPTH = 100
 """Hits of each kind of search that are fused, at least."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
+BESTS_WITHIN = 3
+"""The best hit by words and the best by meaning are among so many first hits of a fused search."""
 WORDS_WEIGHT = 4.0
 """Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
 WORDS_POWER = 3

@@ -255,11 +255,12 @@ class Cache(Reads):
                 vectors only.
             mode: `"meaning"`; `"words"`; `"hybrid"`: both, fused by rank; `"auto"`: as `"hybrid"`, with more weight on
                 the words where the query has a phrase, a digit or a rare word, or where the model is `local-bow`, and
-                by words alone where nothing can be embedded (`problem` of the result says why). In all modes but
-                `"meaning"` a hit is a `Match`.
+                by words alone where nothing can be embedded and no model is named (`problem` of the result says why). In
+                all modes but `"meaning"` a hit is a `Match`.
             kinds: only events of these kinds.
             roles: only messages of these roles: `"user"`, `"assistant"`.
-            since, until: only events in between, both included: an event id, or a time, which is compared with `ts`.
+            since: only events after this event id, or from this time on; times are compared with `ts`.
+            until: only events up to this event id or time, included.
             distinct: of events with the same text but for case, white space and punctuation, only the best.
 
         Raises:
@@ -351,7 +352,17 @@ class Cache(Reads):
             from pmm_shm_client.context import ContextRequest, make_context
 
         request = ContextRequest.of(user_text, reflections, recall, messages)
-        return make_context(self.frame(), request, self.search, self._log.get_event)
+        return make_context(self.frame(), request, self._messages_like, self._log.get_event)
+
+    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Match]:
+        """The `k` messages most similar to another one, up to an event."""
+        with late_imports:
+            from pmm_shm_client.finding import SearchRequest
+
+        request = SearchRequest.of(
+            text, k, None, None, "auto", roles=("user", "assistant"), until=until_id, is_message=True
+        )
+        return (self._finding or self._open_finding()).find(request)
 
     def _open_searching(self) -> Searching:
         with late_imports:

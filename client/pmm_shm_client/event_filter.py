@@ -65,7 +65,7 @@ class EventFilter(NamedTuple):
         last_id, last_us = _moment("until", until)
         return cls(
             wanted,
-            ID_MIN if first_id is None else first_id,
+            ID_MIN if first_id is None else first_id + 1,
             ID_MAX if last_id is None else last_id,
             first_us,
             last_us,

@@ -118,10 +118,14 @@ class Finding:
             text = request.words.text.strip() or str(request.query)
             meaning = self._meaning(request, text, depth, words)
         except _NO_MEANING as error:
-            if request.mode == "hybrid":
+            if request.mode == "hybrid" or request.model is not None or self._is_mistaken(error):
                 raise
             return self._of_words(by_words[: request.k], words, str(error))
         return self._fused(request, by_words, words, meaning, text)
+
+    def _is_mistaken(self, error: Exception) -> bool:
+        """Whether this process was told to use a model that does not exist; a daemon's may just be missing here."""
+        return isinstance(error, UnknownModelError) and self._searching.names_default
 
     def _by_words(self, request: SearchRequest, words: WordsFound, count: int) -> list[int]:
         ids: Iterable[int] = words.ranking.scores
@@ -177,9 +181,8 @@ class Finding:
         ranking = [event_id for event_id in by_words if event_id in leading]
         others = (event_id for event_id in scores if event_id not in leading)
         ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))
-        chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
-        bests = [ids[0] for ids in (by_words, by_meaning) if ids]
-        chosen = _with_bests(chosen, bests, request.k)
+        bests = dict.fromkeys(ids[0] for ids in (by_words, by_meaning) if ids)
+        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
         similarities = dict(meaning.similarities)
         unknown = [event_id for event_id in chosen if event_id not in similarities]
         if unknown:
@@ -208,12 +211,14 @@ def _fused_scores(by_words: list[int], by_meaning: list[int], ranking: Ranking) 
     return scores
 
 
-def _with_bests(chosen: list[int], bests: list[int], k: int) -> list[int]:
-    """The same with the best event of each ranking, at the end where it was not among them; of one hit, unchanged."""
-    missing = [event_id for event_id in dict.fromkeys(bests) if event_id not in chosen]
-    if not missing or k < len(set(bests)):
-        return chosen
-    kept = [one for one in chosen if one in bests]
-    room = k - len(missing) - len(kept)
-    others = [one for one in chosen if one not in bests][: max(0, room)]
-    return [one for one in chosen if one in kept or one in others] + missing
+def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
+    """The same ranking, in which the best of each search are among the first `limits.BESTS_WITHIN`."""
+    place = limits.BESTS_WITHIN
+    head, tail = ranking[:place], ranking[place:]
+    late = [event_id for event_id in bests if event_id not in head]
+    kept = [event_id for event_id in head if event_id in bests]
+    others = [event_id for event_id in head if event_id not in bests]
+    room = place - len(late) - len(kept)
+    moved = others[room:] if late else []
+    head = [event_id for event_id in head if event_id not in moved] + late
+    return [*head, *moved, *(event_id for event_id in tail if event_id not in late)]

@@ -306,6 +306,11 @@ class Searching:
         reader.connection.on_close(self._tails.clear)
         reader.connection.on_close(self._own_records.clear)
 
+    @property
+    def names_default(self) -> bool:
+        """Whether this process names the model that is searched."""
+        return self._embeddings.names_default
+
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
         return self.nearest(query, checked_k(k), checked_scope(scope), model)
