@@ -255,8 +255,8 @@ class Cache(Reads):
                 vectors only.
             mode: `"meaning"`; `"words"`; `"hybrid"`: both, fused by rank; `"auto"`: as `"hybrid"`, with more weight on
                 the words where the query has a phrase, a digit or a rare word, or where the model is `local-bow`, and
-                by words alone where nothing can be embedded and no model is named (`problem` of the result says why). In
-                all modes but `"meaning"` a hit is a `Match`.
+                by words alone where nothing can be embedded and no model is named (`problem` of the result says why).
+                In all modes but `"meaning"` a hit is a `Match`.
             kinds: only events of these kinds.
             roles: only messages of these roles: `"user"`, `"assistant"`.
             since: only events after this event id, or from this time on; times are compared with `ts`.
