@@ -96,12 +96,14 @@ class Daemon:
         self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
         self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._is_ours, self._die)
         self._indexer = Indexer(
-            self._instance.ledger,
+            self._instance,
             self._writer,
             embedder,
             settings.embedder,
             settings.embed_kinds,
+            settings.word_kinds,
             self._status.embeddings,
+            self._status.words,
             log,
             self._standstill,
             self._commands,
