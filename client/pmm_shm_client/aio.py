@@ -30,6 +30,7 @@ from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.projection.replay import Progress
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
     from pmm_shm_client.event_filter import Moment
@@ -77,9 +78,9 @@ class AsyncCache(Cache):
         """As `decide`, in a thread, in which `decision` is called, too."""
         return await _in_thread(self.decide, decision, timeout)
 
-    async def frame_at_async(self, event_id: int) -> Frame:
-        """As `frame_at`, in a thread."""
-        return await _in_thread(self.frame_at, event_id)
+    async def frame_at_async(self, event_id: int, progress: Progress | None = None) -> Frame:
+        """As `frame_at`, in a thread, in which `progress` is called, too."""
+        return await _in_thread(self.frame_at, event_id, progress)
 
     async def newest_async(self, kind: str) -> Event | None:
         """As `newest`, in a thread."""

@@ -39,6 +39,7 @@ SHOWN_ONLY = (
     "pmm-shm run --ledger agent.db -m pmm.cli.chat",
     "pmm-shm run uvicorn pmm.api.server:app --workers 2",
     "pmm-shm run worker.py",
+    "pmm-shm web agent.db --open",
     "pmm-shm cluster forks agent.db",
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )

@@ -50,7 +50,7 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
@@ -106,7 +106,7 @@ def recall(
     chosen: Any = mode
     from pmm_shm.instance.paths import Instance
     from pmm_shm.wire.endpoints import find_endpoints
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         try:
