@@ -24,9 +24,9 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm.remedies import TEMPLATES
 from pmm_shm_cli.main import cli
-from pmm_shm_cli.state import with_remedies
 from pmm_shm_cli.synthetic import synthetic_events
 from pmm_shm_client import commands, connect
+from pmm_shm_terminal.state import with_remedies
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
 from tests.support.command import COMMAND, run

@@ -49,7 +49,7 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
@@ -90,7 +90,7 @@ def recall(words: tuple[str, ...], k: int, model: str | None, timeout: Deadline,
     ledger, text = ledger_and_word(words, "TEXT")
     from pmm_shm.instance.paths import Instance
     from pmm_shm.wire.endpoints import find_endpoints
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         try:
