@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm run --report uvicorn pmm.api.server:app --workers 2",
         "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
     ),
+    "mcp": ("claude mcp add memory -- pmm-shm mcp $PWD/agent.db --write note", "pmm-shm mcp agent.db --http 8765"),
     "stop": ("pmm-shm stop agent.db",),
     "cluster": (),
     "completion": ("source <(pmm-shm completion bash)",),
