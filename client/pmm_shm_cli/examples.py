@@ -51,7 +51,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm run --report uvicorn pmm.api.server:app --workers 2",
         "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
     ),
-    "mcp": ("claude mcp add memory -- pmm-shm mcp $PWD/agent.db --write note", "pmm-shm mcp agent.db --http 8765"),
+    "mcp": ("pmm-shm mcp agent.db", "pmm-shm mcp agent.db --write user_message,assistant_message"),
     "stop": ("pmm-shm stop agent.db",),
     "cluster": (),
     "completion": ("source <(pmm-shm completion bash)",),

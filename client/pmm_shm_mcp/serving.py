@@ -11,6 +11,7 @@ import hmac
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvicorn
 from pmm_shm.errors import ConfigError
 from pmm_shm_mcp.memory import Memory
 from pmm_shm_mcp.tools import server
+from pmm_shm_terminal import exits
 
 HOST = "127.0.0.1"
 PATH = "/mcp"
@@ -78,10 +80,18 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
 
 
 async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
-    # It handles SIGINT and SIGTERM itself, and raises them again when it has stopped.
+    """Until a signal; uvicorn handles SIGINT and SIGTERM, and raises them again when it has stopped."""
+    hung_up = False
+
+    def hang_up() -> None:
+        nonlocal hung_up
+        hung_up = server.should_exit = True
+
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.handle_exit, signal.SIGHUP, None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
     await server.serve([listening])
+    if hung_up:
+        sys.exit(exits.HUNG_UP)
 
 
 class Guard:

@@ -166,7 +166,7 @@ def _add_append(made: MCPServer[Any], memory: Memory) -> None:
         """
         return _answer(lambda: {"id": memory.append(kind, content, meta, expected_head)})
 
-    kinds: Any = Literal[memory.writable]  # type: ignore[valid-type]
+    kinds: Any = Literal[memory.writable]
     append.__annotations__["kind"] = Annotated[kinds, Field(description="What it is.")]
     lost = [kind for kind in memory.writable if kind not in DEFAULT_KINDS]
     more = f"\n\n`recall` may not find events of kind {', '.join(lost)}: read those with `events`." if lost else ""

@@ -35,9 +35,7 @@ def token_in(path: str) -> str:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8", errors="replace") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
-            raise ConfigError(
-                f"--token-file: {path!r} must be your own file that nobody else may read (chmod 600)"
-            )
+            raise ConfigError(f"--token-file: {path!r} must be your own file that nobody else may read (chmod 600)")
         token = file.read(_TOKEN_CHARS_MAX).strip()
     if len(token) < _TOKEN_CHARS_MIN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"--token-file: {path!r} holds no token of {_TOKEN_CHARS_MIN} or more characters; remove it")
