@@ -11,6 +11,7 @@ import pytest
 from mcp.client import Client
 from mcp.types import CallToolResult, TextContent, TextResourceContents
 
+from pmm_shm.errors import ConfigError
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.frozen import FrozenDict
 from pmm_shm_client.cache import Cache
@@ -180,6 +181,8 @@ def test_append_takes_the_writable_kinds_alone(cache: Cache) -> None:
     assert (event.kind, event.content, event.meta) == ("note", "a fact", {"via": "mcp", "n": 1})
     for kind in ("identity_adopt", "commitment_open", "autonomy_directive", "USER", "user ", ""):
         assert called(memory, "append", kind=kind, content="x").is_error
+        with pytest.raises(ConfigError):
+            memory.append(kind, "x", None, None)
     assert len(cache.events()) == 1
 
 
