@@ -52,6 +52,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm run --report uvicorn pmm.api.server:app --workers 2",
         "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
     ),
+    "mcp": ("pmm-shm mcp agent.db", "pmm-shm mcp agent.db --write user_message,assistant_message"),
     "stop": ("pmm-shm stop agent.db",),
     "cluster": (),
     "completion": ("source <(pmm-shm completion bash)",),

@@ -424,6 +424,8 @@ class Reads(ABC):
     def _read(self, name: str, consistency: Consistency | None) -> Any:
         self._check_open()
         source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
+        if source not in self._reader.folds:
+            self._know(source)
         mode = self._mode(source, consistency)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         build = partial(self._build, name, source, mode, counter)

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
+from pmm_shm_pmm.shared_log import SharedLog
 from tests.support.launched import launched
 from tests.support.open_ledger import make_open_ledger
 from tests.support.run_golden import make_ledger
@@ -122,6 +124,79 @@ def test_after_the_close_errors_of_metrics_are_swallowed(log: Any, monkeypatch: 
     monkeypatch.setattr("pmm.runtime.metrics.compute_ias_gas", broken)
     assert _tracker(log).close_with_evidence("a", "done", "d") is True
     assert _kinds(log) == ["commitment_open", "commitment_close", "project_close"]
+
+
+@pytest.mark.parametrize("other", ["none", "entry", "assigned", "number", "closed"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_project_is_closed_even_where_our_read_fails(
+    log: Any, monkeypatch: pytest.MonkeyPatch, fails: bool, other: str
+) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    if other == "closed":
+        log.append(kind="project_close", content="", meta={"project_id": "p"})
+    elif other != "none":
+        meta = {
+            "cid": 7 if other == "number" else "b",
+            "text": "u",
+            **({"project_id": "p"} if other == "entry" else {}),
+        }
+        log.append(kind="commitment_open", content="o", meta=meta)
+        if other != "entry":
+            for project in ("q", "p"):
+                log.append(kind="project_assign", content="", meta={"cid": str(meta["cid"]), "project_id": project})
+    fold = SharedLog.fold
+
+    def broken(shared: SharedLog, name: str) -> Any:
+        if fails and "commitment_close" in _kinds(log):
+            raise LedgerError("unreadable for a moment")
+        return fold(shared, name)
+
+    monkeypatch.setattr(SharedLog, "fold", broken)
+    assert _tracker(log).close_with_evidence("a", "done", "text") is True
+    closes = [event["meta"] for event in log.read_all() if event["kind"] == "project_close"]
+    assert closes == ([{"project_id": "p"}] if other in ("none", "closed") else [])
+
+
+def test_where_the_second_look_fails_the_first_counts(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    calls = 0
+
+    def broken(shared: SharedLog) -> int:
+        nonlocal calls
+        calls += 1
+        raise LedgerError("unreadable for a moment")
+
+    monkeypatch.setattr(SharedLog, "sync", broken)
+    assert _tracker(log).close_with_evidence("a", "done", "text") is True
+    assert len(_tracker(log).add_commitment("new", project="q")) == 32
+    assert calls
+    assert _kinds(log)[1:] == [
+        "commitment_close",
+        "metrics_update",
+        "project_close",
+        "project_open",
+        "commitment_open",
+    ]
+    assert log.verify_chain()
+
+
+@pytest.mark.parametrize("by_others", [True, False])
+def test_an_append_that_is_never_the_next_one_is_made_all_the_same(
+    log: Any, patcher: Patcher, monkeypatch: pytest.MonkeyPatch, by_others: bool
+) -> None:
+    write = SharedLog._write
+
+    def too_late(shared: SharedLog, log: Any, kind: Any, content: Any, meta: Any, head: int | None = None) -> int:
+        if head is not None:
+            raise HeadMovedError("moved", head) if by_others else LedgerError("no")
+        return write(shared, log, kind, content, meta)
+
+    monkeypatch.setattr(SharedLog, "_write", too_late)
+    before = dict(patcher.counts[f"{_TRACKER}add_commitment"].fallbacks)
+    assert len(_tracker(log).add_commitment("new", project="q")) == 32
+    assert _kinds(log) == ["project_open", "commitment_open"]
+    assert _tracker(log).add_commitment("new") == ""
+    assert dict(patcher.counts[f"{_TRACKER}add_commitment"].fallbacks) == before
 
 
 def test_evidence_that_needs_an_artifact(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,6 +677,38 @@ def test_evidence_of_seven_tenths_closes(log: Any, score: float, closed: list[st
     tracker = _tracker(log)
     tracker.find_evidence = lambda events, items: [("a", score, "s"), ("b", 1.0, "s")]
     assert tracker.process_evidence("d") == closed
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "meta"),
+    [
+        ("user", "REPORT", {}),
+        ("commitment_open", "REPORT", {"text": "x"}),
+        ("commitment_open", "x", {"text": "REPORT"}),
+    ],
+)
+def test_capitals_make_no_difference_to_a_recall(log: Any, kind: str, content: str, meta: dict[str, Any]) -> None:
+    for _ in range(2):
+        log.append(kind=kind, content=content, meta=meta)
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    for events in (log.read_all(), log.read_all()[:]):
+        assert recall(events, "RePort") == [{"eid": 1, "snippet": content}]
+
+
+def test_capitals_make_no_difference_to_a_merge(log: Any) -> None:
+    for cid, text in (("a", "Write THE report"), ("b", "write the Report"), ("c", "else")):
+        log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": text})
+    restructurer = import_module("pmm.commitments.restructuring").CommitmentRestructurer(log)
+    assert [merge["cids"] for merge in restructurer.consolidate_similar()] == [["a", "b"]]
+
+
+def test_a_summary_of_one_event(log: Any, patcher: Patcher) -> None:
+    log.append(kind="user", content="x", meta={})
+    counts = patcher.counts["pmm.runtime.scene_compactor:maybe_compact"]
+    before = counts.answered
+    compact = import_module("pmm.runtime.scene_compactor").maybe_compact
+    assert compact(log.read_all(), threshold=1)["source_ids"] == [1]
+    assert counts.answered == before + 1
 
 
 def test_words_that_say_nothing_are_no_overlap() -> None:
