@@ -230,12 +230,18 @@ def test_the_context_is_that_of_the_library(server: WebServer) -> None:
 
 def test_search_is_that_of_the_library(server: WebServer) -> None:
     with connect(path_of(server)) as cache:
-        wanted = [[hit.event_id, hit.similarity] for hit in cache.search("plan week 5", 4, model="local-bow")]
-        until = [hit.event_id for hit in cache.search("plan week 5", 4, range(1, 31), "local-bow")]
-    (found,) = server.api("/search?q=plan+week+5&k=4")
-    assert (found["model"], [list(hit.values()) for hit in found["hits"]]) == ("local-bow", wanted)
-    (past,) = server.api("/search?q=plan+week+5&k=4&at=30")
-    assert [hit["event_id"] for hit in past["hits"]] == until
+        for mode in ("words", "meaning", "hybrid"):
+            for at in (None, 30):
+                query = f"/search?q=plan+week+5&k=4&mode={mode}" + ("" if at is None else f"&at={at}")
+                (found,) = server.api(query)
+                wanted = cache.search("plan week 5", 4, mode=mode, until=at)  # type: ignore[call-overload]
+                assert wanted
+                assert found["hits"] == [hit.to_dict() for hit in wanted]
+    assert [one["mode"] for one in server.api("/search?q=plan+week+5")] == ["words", "meaning"]
+    page = words(server.page("/search?q=plan+week+5"))
+    assert "By words" in page
+    assert "By meaning" in page
+    assert server.ask("/api/v1/search?q=x&mode=guess").status == 400
 
 
 def test_the_api_gives_the_answers_of_the_library(server: WebServer) -> None:
