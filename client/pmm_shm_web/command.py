@@ -41,7 +41,6 @@ def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], toke
         if not _HOST.fullmatch(host):
             raise click.UsageError(f"--allow-host: expected HOST or HOST:PORT, got {host!r:.80}")
     try:
-        from pmm_shm_web.guard import token_in
         from pmm_shm_web.serving import Settings, serve
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("jinja2", "markupsafe", "starlette", "uvicorn"):
@@ -49,6 +48,8 @@ def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], toke
         from pmm_shm.installation import extra_command
 
         raise MissingExtraError(f"pmm-shm web needs Starlette: {extra_command('web')} ({error})") from error
+    from pmm_shm_terminal.tokens import token_in
+
     token = None if token_file is None else token_in(token_file)
     try:
         serve(path, Settings(port, hosts, token, opens), lambda address: click.echo(address))

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import uvicorn
 
+from pmm_shm_terminal.tokens import new_token
 from pmm_shm_web.app import make_app
-from pmm_shm_web.guard import Access, new_token
+from pmm_shm_web.guard import Access
 from pmm_shm_web.site import Site
 
 ADDRESS = "127.0.0.1"

@@ -126,7 +126,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {name for name in names if name.endswith("py.typed")} == {f"{package}/py.typed" for package in PACKAGES}
     for package in PACKAGES:
         source = ledgers.ROOT / PACKAGES[package]
-        sources = {f"{package}/{path.relative_to(source)}" for path in source.rglob("*.py")}
+        files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        sources = {f"{package}/{path.relative_to(source)}" for path in files}
         assert sources <= set(names)
     assert not any("__pycache__" in name or name.startswith("tests") for name in names)
 

@@ -195,6 +195,10 @@ def test_a_narrow_page_with_the_keyboard_alone(browser: Browser, server: WebServ
     # Every control can be reached by Tab alone; the first one skips to the mind.
     page.keyboard.press("Tab")
     expect(page.locator(":focus")).to_have_text("Skip to the mind")
+    page.evaluate("window.isSame = true")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.isSame && location.hash") == "#mind"
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.locator("a.why:focus").count():

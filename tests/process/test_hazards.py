@@ -156,7 +156,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_cli/doctor/processes.py": {"open": 2},  # /proc
     "server/pmm_cached/sizes.py": {"os.open": 1},
-    "client/pmm_shm_cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
+    "client/pmm_shm_terminal/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
     "client/pmm_shm_client/commands.py": {"self._socket.connect": 1},
@@ -168,6 +168,8 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_cli/commands/transfer.py": {"open": 1},  # The lines to import, before any ledger is opened.
     "client/pmm_shm_cli/process_usage.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/stopping.py": {"probe.connect": 1},  # The daemon's socket.
+    "client/pmm_shm_terminal/tokens.py": {"os.open": 2, "os.fdopen": 1, "open": 1},  # The file of a token.
+    "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
     "pmm_shm/installation.py": {"found.read_text": 1},  # What pip recorded.
     "pmm_shm/ledger/json_lines.py": {"sqlite3.connect": 1},  # A new ledger, under its temporary name.
 }

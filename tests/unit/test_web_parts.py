@@ -18,7 +18,8 @@ pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_web import facets, guard, jobs, shown, stream
+from pmm_shm_terminal.tokens import token_in
+from pmm_shm_web import facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import position, stream_query
@@ -292,20 +293,20 @@ def test_a_list_as_of_an_event_has_nothing_behind_it() -> None:
 
 def test_a_token_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    token = guard.token_in(str(path))
+    token = token_in(str(path))
     assert path.stat().st_mode & 0o777 == 0o600
-    assert guard.token_in(str(path)) == token
+    assert token_in(str(path)) == token
     path.chmod(0o640)
     with pytest.raises(ConfigError, match="nobody else"):
-        guard.token_in(str(path))
+        token_in(str(path))
     path.chmod(0o600)
     path.write_text("short\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="no token"):
-        guard.token_in(str(path))
+        token_in(str(path))
     link = tmp_path / "link"
     link.symlink_to(path)
     with pytest.raises(OSError, match="symbolic"):
-        guard.token_in(str(link))
+        token_in(str(link))
 
 
 # Jobs.

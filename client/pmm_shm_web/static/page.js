@@ -12,6 +12,11 @@ function colour(name) {
 
 // The position.
 
+function positionInAddress() {
+  const at = new URL(location.href).searchParams.get("at");
+  return at ? Number(at) : null;
+}
+
 function readPosition() {
   const nav = document.getElementById("position");
   if (!nav) return;
@@ -74,7 +79,10 @@ document.addEventListener("click", (event) => {
   go(link.dataset.go === "" ? null : Number(link.dataset.go));
 });
 
-window.addEventListener("popstate", () => location.reload());
+// Not after a jump within the page.
+window.addEventListener("popstate", () => {
+  if (positionInAddress() !== state.at) location.reload();
+});
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id === "mind") readPosition();
 });
@@ -216,8 +224,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? stopListe
 window.addEventListener("pagehide", stopListening);
 document.addEventListener("htmx:afterSwap", () => setDot(false));
 document.addEventListener("DOMContentLoaded", () => {
-  const asked = new URL(location.href).searchParams.get("at");
-  state.at = asked ? Number(asked) : null;
+  state.at = positionInAddress();
   readPosition();
   draw();
   listen();
