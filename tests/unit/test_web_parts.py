@@ -18,11 +18,13 @@ pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_client import Cache
 from pmm_shm_terminal.tokens import token_in
 from pmm_shm_web import facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import position, stream_query
+from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.stream import Stream, StreamQuery
 from tests.support import ledgers
 from tests.support.hazards import insert_hostile
@@ -341,3 +343,17 @@ def test_a_job_that_nobody_asks_for_ends() -> None:
         job = made.start("one", None, work)
         assert job._ended.wait(5.0)
         assert isinstance(job.error, jobs.CancelledError)
+
+
+# Pages of other ledgers.
+
+
+def test_the_head_of_a_replica_says_so(ledger: str) -> None:
+    fill(ledger, 3)
+    with Cache(ledger) as cache:
+        frame = cache.frame()
+    replica = {"name": "<b>west</b>", "server": "db", "lag_events": 1_234}
+    numbers = {"lag_events": 0, "replica": replica}
+    made = Renderer(why_not="")("header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers)
+    text = bytes(made.body).decode("utf-8")
+    assert "A replica of <bdi>&lt;b&gt;west&lt;/b&gt;</bdi>; lag 1,234 events." in text
