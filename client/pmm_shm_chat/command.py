@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from pmm_shm.errors import DaemonError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
 
@@ -75,6 +74,7 @@ def chat(
     from pmm_shm_chat.terminal import converse
     from pmm_shm_chat.turn import Chat
     from pmm_shm_client.cache import Cache
+    from pmm_shm_terminal.starting import start_daemon_or_say
 
     answering = responder_named(responder, model)
     if create:
@@ -86,7 +86,7 @@ def chat(
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     with Cache(path, timeout=timeout.timeout_s) as cache:
         if autostart:
-            _start_daemon(cache.path)
+            start_daemon_or_say(cache)
         with _autonomy(cache, tick_seconds):
             converse(Chat(cache, answering, reflections=reflections, recall=recall, messages=messages))
 
@@ -109,17 +109,6 @@ def responder_named(name: str, model: str | None) -> Responder:
     from pmm_shm_chat.provider import OpenAIResponder
 
     return OpenAIResponder(model)
-
-
-def _start_daemon(path: str) -> None:
-    from pmm_shm_client.autostart import start_daemon
-    from pmm_shm_terminal.output import printable
-
-    try:
-        start_daemon(path)
-    except DaemonError as error:
-        # Answers are the same without a daemon, only slower.
-        click.echo(f"pmm-shm: no daemon: {printable(' '.join(str(error).split()))}", err=True)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection, close_idle, close_replaced
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
-from pmm_shm.ledger.freshness import Freshness, Mark
+from pmm_shm.ledger.freshness import Freshness, Mark, commit_count
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
@@ -41,10 +41,16 @@ _T = TypeVar("_T")
 _COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
 _FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
+_COUNT_MAX = 0xFFFF_FFFF
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
 _LEDGERS_OPEN_MAX = 8
 _START_S = 2.0
+_START_DELAY_S = 0.2
+_NOT_IN_PMM = ("recent", "history")
+"""Folds whose answers no function of PMM gives."""
+
+_Memo = tuple[Any, Mark, int]
 
 
 class Ledger:
@@ -64,7 +70,7 @@ class Ledger:
         self._connection.on_close(self._forget)
         self._freshness = Freshness(self._connection)
         # The mapped header (None: the mark is another one), the mark, and the newest id; swapped whole.
-        self._memo: tuple[Any, Mark, int] | None = None
+        self._memo: _Memo | None = None
         self._cache: Cache | None = None
         self.loaded = Loaded(self, None)
         self._is_begun = False
@@ -86,6 +92,18 @@ class Ledger:
                 return memo[2]
         report.beat()
         return self._read(self._take_in)
+
+    def append(self, kind: str, content: str, meta: dict[str, Any], expected_head: int | None = None) -> int:
+        """Append by the library's writer, and take the event in. Returns its id; raises as `Cache.append`."""
+        cache = self.cache
+        event_id = cache.append(kind, content, meta, expected_head=expected_head)
+        try:
+            row = _row_appended(cache, event_id)
+            self._read(lambda: self._take_in(row))
+        except Exception:
+            # It is appended: the next look takes it in.
+            pass
+        return event_id
 
     def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
         """The live list: the same object until the file holds another log.
@@ -173,7 +191,7 @@ class Ledger:
         with self._connection.lock:
             self._memo, self.loaded, self._is_begun = None, Loaded(self, None), False
 
-    # Single events, as of `sync`; fresh dicts.
+    # Single events, as of `sync`; callers do not change them.
 
     def newest(self, kind: str, count: int = 1, before: int | None = None) -> list[EventDict]:
         """The newest `count` events of a kind, newest first; `before`: only those with a lower id."""
@@ -193,6 +211,9 @@ class Ledger:
             self._take_in()
             low = ID_MIN if after is None else after + 1
             high = self.loaded.newest_id if before is None else min(before - 1, self.loaded.newest_id)
+            found = self.loaded.of_kind(kind, low, high, newest_first, limit)
+            if found is not None:
+                return found
             rows: list[RawRow] = []
             while low <= high and (limit is None or len(rows) < limit):
                 count = limits.TAIL_ROWS_MAX if limit is None else limit - len(rows)
@@ -212,6 +233,9 @@ class Ledger:
 
         def read() -> EventDict | None:
             self._take_in()
+            found = self.loaded.event(event_id)
+            if found is not None:
+                return found
             rows = self._fetch(f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1)[0]
             return event_of(rows[0]) if rows and event_id <= self.loaded.newest_id else None
 
@@ -304,7 +328,7 @@ class Ledger:
             return self._spare_fetch(sql, parameters, min(rows_max, limits.TAIL_ROWS_MAX))
         return fetch_batch(self._connection, sql, parameters, rows_max)
 
-    def _take_in(self) -> int:
+    def _take_in(self, own: RawRow | None = None) -> int:
         if self._spare_fetch is not None:
             while not self._advance():
                 self.loaded, self._is_begun = Loaded(self, None), False
@@ -315,8 +339,11 @@ class Ledger:
             if memo[0] is not self._freshness.header:
                 self._memo = (self._freshness.header, mark, memo[2])
             return memo[2]
-        while not self._advance():
-            self.loaded, self._is_begun = Loaded(self, None), False
+        if own is not None and memo is not None and _follows(own, mark, memo):
+            self.loaded.extend([own[:5]])
+        else:
+            while not self._advance():
+                self.loaded, self._is_begun = Loaded(self, None), False
         newest_id = self.loaded.newest_id
         self._memo = (self._freshness.header, mark, newest_id)
         return newest_id
@@ -370,6 +397,12 @@ class Ledger:
         return int(self._fetch(sql, (loaded.events[0]["id"],), 1)[0][0][0])
 
 
+def _follows(own: RawRow, mark: Mark, memo: _Memo) -> bool:
+    """Whether an own append of this row is all that was committed between a memo and a mark."""
+    before, now = commit_count(memo[1]), commit_count(mark)
+    return before is not None and now == (before + 1) & _COUNT_MAX and own[0] == memo[2] + 1
+
+
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
@@ -377,6 +410,7 @@ _opened: deque[str] = deque()
 # A fork waits for it: the child would find it held by a thread that it does not have.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_row_appended: Callable[[Cache, int], RawRow | None]
 cache_options: Mapping[str, Any] = {}
 """Set by `install`: `starts_daemon`, `parts`."""
 
@@ -401,11 +435,13 @@ def ledger_at(path: str) -> Ledger:
 
 def open_cache(path: str) -> Cache:
     """The library's cache of a ledger; where the settings say so, a daemon is started in the background."""
+    global _row_appended
     with late_imports:
-        from pmm_shm_client.cache import Cache
+        from pmm_shm_client.cache import Cache, row_appended
         from pmm_shm_pmm.folds import folds_of
 
-    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
+    _row_appended = row_appended
+    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False, late_folds=_NOT_IN_PMM)
     if cache_options.get("starts_daemon"):
         thread = threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True)
         _starts.append(thread)
@@ -414,17 +450,21 @@ def open_cache(path: str) -> Cache:
 
 
 _starts: list[threading.Thread] = []
+_is_ending = threading.Event()
 
 
 @atexit.register
 def _await_starts() -> None:
     """A program that ends at once leaves a daemon all the same, which the next one finds at work."""
+    _is_ending.set()
     deadline = monotonic() + _START_S
     for thread in _starts:
         thread.join(max(0.0, deadline - monotonic()))
 
 
 def _start_daemon(cache: Cache) -> None:
+    # A warm daemon is no news, and a new one has nothing published yet: the read that is under way comes first.
+    _is_ending.wait(_START_DELAY_S)
     try:
         cache.start_daemon()
     except Exception:

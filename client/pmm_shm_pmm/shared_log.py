@@ -291,7 +291,7 @@ class SharedLog:
         meta = meta or {}
         if not isinstance(meta, dict):
             raise Fallback("an event that only PMM stores")
-        return ledger.cache.append(kind, content, meta, expected_head=expected_head)
+        return ledger.append(kind, content, meta, expected_head)
 
     def _append_plainly(self, log: Any, reason: str, kind: Any, content: Any, meta: Any) -> int:
         self._counts.fallbacks[reason] += 1

@@ -19,11 +19,11 @@ from pmm_shm_pmm import installing
 from pmm_shm_pmm.autonomy import SUFFIX, holds_lock
 from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.settings import Settings
-from tests.process.test_run_equality import run
 from tests.support import standin_ab, standin_package
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.forking import in_child
 from tests.support.standin_ab import append_as_another
+from tests.support.standin_machine import run
 
 PARTS = {"plain": frozenset({"log", "snapshot"}), "lazy": frozenset({"log", "snapshot", "lazy"})}
 Make = Callable[[], Any]

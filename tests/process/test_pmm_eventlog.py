@@ -591,6 +591,58 @@ def test_events_by_kind(log: Any) -> None:
     assert shared.frame().as_of == 7
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_events_of_a_kind_in_a_range(log: Any, is_whole: bool) -> None:
+    log._conn.executemany(
+        "INSERT INTO events (ts, kind, content, meta) VALUES ('', ?, ?, '{}')",
+        [("rare" if number % 250 == 7 else "often", str(number)) for number in range(600)],
+    )
+    log._conn.commit()
+    events = list(log.read_all())
+    log._events_cache = None
+    shared = log_of(log)
+    len(list(log.read_all()) if is_whole else log.read_tail(limit=300))
+    for kind in ("rare", "often", "never"):
+        for after, before in ((None, None), (100, None), (None, 320), (100, 320), (590, None), (700, None), (None, 0)):
+            fitting = [
+                event
+                for event in events
+                if event["kind"] == kind and (after or 0) < event["id"] < (10_000 if before is None else before)
+            ]
+            for limit in (None, 1, 3):
+                assert shared.ledger.events_of(kind, after, before, False, limit) == fitting[:limit]
+                assert shared.ledger.events_of(kind, after, before, True, limit) == fitting[::-1][:limit]
+    assert shared.ledger.loaded.is_whole == is_whole
+    assert [shared.event(number) for number in (1, 320, 600)] == [events[0], events[319], events[599]]
+    assert shared.event(0) is shared.event(601) is None
+
+
+def test_an_own_append_is_not_read_again(log: Any) -> None:
+    log.append("note", "first", {})
+    log.read_all()
+    statements: list[str] = []
+    log_of(log).ledger._connection.handle().set_trace_callback(statements.append)
+    log.append("note", "second", {"a": [1, {"b": 2.5}]})
+    assert not statements
+    row = rows(log)[-1]
+    assert log.read_all()[-1] == dict(zip(("id", "ts", "kind", "content"), row, strict=False), meta=json.loads(row[4]))
+    foreign(log)
+    log.append("note", "third", {})
+    assert statements
+    assert [event["content"] for event in log.read_all()] == ["first", "second", "foreign", "third"]
+
+
+def test_a_row_that_was_edited_before_an_own_append_is_seen(log: Any) -> None:
+    log.append("note", "first", {})
+    assert log.read_all()[0]["content"] == "first"
+    digest = log._hash_event(1, log.read_all()[0]["ts"], "note", "edited", {}, None)
+    with sqlite3.connect(log.path) as other:
+        other.execute("UPDATE events SET content = 'edited', hash = ?", (digest,))
+    log.append("note", "second", {})
+    assert log.verify_chain()
+    assert [event["content"] for event in log.read_all()] == ["edited", "second"]
+
+
 def test_a_checked_append_looks_again(log: Any) -> None:
     shared = log_of(log)
     looks = itertools.count()
