@@ -14,7 +14,7 @@ import pytest
 
 from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
-from pmm_shm_pmm import chain
+from pmm_shm_pmm import chain, projects
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
@@ -83,6 +83,22 @@ def test_two_workers_never_open_the_same_commitment_twice(log: Any, tmp_path: Pa
     slow._auto_project_id = meanwhile
     assert slow.add_commitment("Write the  report") == ""
     assert _kinds(log).count("commitment_open") == 1
+    other._conn.close()
+
+
+def test_two_workers_never_open_one_project_twice(log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, look, opened = _open(tmp_path / "a.db"), projects.has_project, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not opened:
+            opened.append(1)
+            _tracker(other)._ensure_project_open("p")
+        return found
+
+    monkeypatch.setattr(projects, "has_project", meanwhile)
+    _tracker(log)._ensure_project_open("p")
+    assert _kinds(log) == ["project_open"]
     other._conn.close()
 
 
