@@ -14,6 +14,7 @@ import pytest
 
 from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
+from pmm_shm_pmm import chain, projects
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
@@ -82,6 +83,22 @@ def test_two_workers_never_open_the_same_commitment_twice(log: Any, tmp_path: Pa
     slow._auto_project_id = meanwhile
     assert slow.add_commitment("Write the  report") == ""
     assert _kinds(log).count("commitment_open") == 1
+    other._conn.close()
+
+
+def test_two_workers_never_open_one_project_twice(log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, look, opened = _open(tmp_path / "a.db"), projects.has_project, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not opened:
+            opened.append(1)
+            _tracker(other)._ensure_project_open("p")
+        return found
+
+    monkeypatch.setattr(projects, "has_project", meanwhile)
+    _tracker(log)._ensure_project_open("p")
+    assert _kinds(log) == ["project_open"]
     other._conn.close()
 
 
@@ -658,6 +675,16 @@ def test_several_rows_in_one_transaction_are_verified_in_whole(chained: Any, tmp
     assert _wholes() == 7
     assert chained.verify_chain() is True
     assert _wholes() == 7
+
+
+def test_commits_are_counted_within_one_epoch(chained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = iter([1] * 4 + [2] * 4)
+    monkeypatch.setattr(chain, "_commits", lambda log: (next(epochs), 7))
+    assert chained.verify_chain()
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        connection.execute("UPDATE events SET content = 'z' WHERE id = 2")
+    # The count began anew, and happens to be the same.
+    assert not chained.verify_chain()
 
 
 def test_after_a_failed_audit_the_whole_chain_is_verified(chained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
