@@ -224,6 +224,11 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             # The old primary comes back, with the events that were lost: it is refused.
             primary.start()
             # A new process asks all servers, and takes the one with the latest timeline.
+            backwards = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=owner dbname=postgres"
+            for dsn in (servers, backwards):
+                server = Server(dsn, "agent")
+                assert server.connection().info.port == standby.port
+                server.close()
             Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32
