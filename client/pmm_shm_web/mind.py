@@ -13,7 +13,7 @@ from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubjec
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest, make_context
 from pmm_shm_client.frame import Frame
-from pmm_shm_client.searching import Hit, Hits
+from pmm_shm_client.searching import Hit, Hits, Match
 from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
@@ -119,7 +119,10 @@ class Mind:
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame
-        return make_context(frame, request, self.cache.search, self._event)
+        return make_context(frame, request, self._messages_like, self._event)
+
+    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Match]:
+        return self.cache.search(text, k, mode="auto", roles=("user", "assistant"), until=until_id)
 
     def _event(self, event_id: int) -> Any:
         event = self.cache.event(event_id)

@@ -265,13 +265,13 @@ def test_reads_see_what_others_have_appended(log: Any) -> None:
 def test_a_failing_read_is_pmm_s_own(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append("user", "one")
     live = log.read_all()
-    from pmm_shm_pmm import ledgers
+    from pmm_shm_pmm import followed
 
     def fails(*_: Any, **__: Any) -> Any:
         raise LedgerUnwritableError("cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "fetch_batch", fails)
+        patch.setattr(followed, "fetch_batch", fails)
         foreign(log)
         # By PMM's connection, which can read.
         assert log.read_all() is live
