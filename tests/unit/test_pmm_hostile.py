@@ -137,6 +137,7 @@ def test_what_was_read_is_there_after_the_close(log: Any, tmp_path: Path, first:
         log.append("user", "x")
     never_read = _open(tmp_path / "b.db")
     never_read.append("user", "x")
+    never_read.query()
     never_read._conn.close()
     with pytest.raises(sqlite3.ProgrammingError):
         never_read.read_all()
@@ -312,6 +313,22 @@ def test_a_project_with_other_open_commitments(log: Any, cid: Any, projects: lis
     assert ("project_close" in [event["kind"] for event in log.read_all()]) is is_closed
 
 
+@pytest.mark.parametrize("cid", ["b", 7])
+def test_a_project_may_be_assigned_as_a_number(log: Any, cid: Any) -> None:
+    _opened(log, "a", project_id="5")
+    _opened(log, cid)
+    _assign(log, cid, 5)
+    assert _tracker(log).close_with_evidence("a", "done", "text")
+    assert "project_close" not in [event["kind"] for event in log.read_all()]
+
+
+def test_a_listener_hears_what_the_tracker_appends_at_once(log: Any) -> None:
+    heard: list[str] = []
+    log.register_append_listener(lambda event: heard.append(event["kind"]))
+    _tracker(log)._ensure_project_open("p")
+    assert heard == ["project_open"]
+
+
 def test_commitments_of_one_tag_become_a_project(log: Any) -> None:
     tracker = _tracker(log)
     first = tracker.add_commitment("garden fence one")
@@ -335,6 +352,37 @@ def test_commitments_of_one_tag_become_a_project(log: Any) -> None:
         ("commitment_open", None),
     ]
     assert {first, second} <= {event["meta"].get("cid") for event in log.read_all()}
+
+
+# The graph.
+
+
+def test_a_slice_of_the_least_confidence_and_what_is_blocked(log: Any) -> None:
+    for name, confidence in (("Ada", 0.9), ("Bea", 0.8)):
+        log.append("identity_adopt", name, {"name": name, "confidence": confidence})
+    graph = _runtime(log).memegraph
+    rows = graph.graph_slice("identity", min_confidence=0.8)
+    assert [row["src_event_id"] for row in rows] == [6, 7]
+    assert len(graph.graph_slice("identity", min_confidence=0.81)) == 1
+    for digest in ("src_digest", "dst_digest", "edge_digest"):
+        left = graph.graph_slice("identity", min_confidence=0.8, recent_digest_blocklist=[rows[0][digest]])
+        assert [row["src_event_id"] for row in left] == [7]
+
+
+def test_a_text_that_is_an_object_is_the_callers_own(log: Any) -> None:
+    log.append("commitment_open", "o", {"cid": "a", "text": {"x": [1]}})
+    graph = _runtime(log).memegraph
+    assert graph.open_commitments_snapshot()["a"]["text"] == {"x": [1]}
+    graph.open_commitments_snapshot()["a"]["text"]["x"].append(2)
+
+
+def test_stages_are_texts(log: Any) -> None:
+    log.append("stage_update", "", {"from": 1, "to": 2})
+    log.append("stage_update", "", {"from": 0, "to": "S1"})
+    log.append("stage_update", "", {"from": "S1", "to": ""})
+    graph = _runtime(log).memegraph
+    assert graph.stage_history() == [(6, "1", "2"), (7, None, "S1")]
+    assert graph.latest_stage() == "S1"
 
 
 def test_odd_arguments(log: Any) -> None:
