@@ -116,8 +116,14 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
-test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL.
-	$(BIN)/python -m pytest tests/process/test_cluster.py tests/chaos/test_cluster_machine.py --timeout=3600
+CLUSTER_TESTS := tests/process/test_cluster.py tests/process/test_cluster_outcomes.py \
+	tests/chaos/test_cluster_faults.py tests/chaos/test_cluster_machine.py
+PG16 := /tmp/pmm-shm-pgserver-0.1.4
+test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again with version 16.
+	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout=3600
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PG16) pgserver==0.1.4
+	chmod -R a+rX $(PG16)
+	PMM_TEST_POSTGRES=$(PG16)/pgserver/pginstall/bin $(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout=3600
 
 # Chromium: apt-get install chromium.
 test-web: $(STAMP) ## Run the tests of the page, in a browser, too.

@@ -72,8 +72,8 @@ class Cache(Reads):
         folds: further folds, as `add_fold` takes them.
         heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
             another program in this process.
-        late_folds: built-in folds, not the self-model, that are left out of reads and frames until somebody asks for
-            them: others then cost less.
+        late_folds: names of built-in folds, not the self-model. Reads and frames leave each of them out until somebody
+            asks for it, and cost less.
 
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """

@@ -102,8 +102,8 @@ class Reader:
         self._first = set(self.folds)
         self._read_models: dict[str, ReadModel] = {}
         self._read_model_of: dict[str, ReadModel] = {}
-        # The environment and the folds of the header for which `_read_models` were arranged.
-        self._arranged_for: tuple[FileId, object] | None = None
+        # For which `_read_models` were arranged: the environment and the folds of its header, (None, None) without one.
+        self._arranged_for: tuple[FileId | None, object] | None = None
         self._snapshot_read_model: ReadModel | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
@@ -272,7 +272,8 @@ class Reader:
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
         known = self._arranged_for
-        if snapshot is None or known is None or known[1] is not snapshot.header.folds or known[0] != snapshot.identity:
+        identity, folds = (None, None) if snapshot is None else (snapshot.identity, snapshot.header.folds)
+        if known is None or known[1] is not folds or known[0] != identity:
             self._arrange(snapshot)
         self._all_to_head(snapshot, snapshot is not None and self._is_of_head(snapshot, mark))
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
@@ -331,10 +332,12 @@ class Reader:
             if read_model is None or read_model.lineage != lineage or list(read_model.folds.values()) != folds:
                 self._replace(key, ReadModel(folds, lineage, self.connection))
         self._read_model_of = {name: one for one in self._read_models.values() for name in one.folds}
+        # A rejection holds for one position only.
         self._arranged_for = None
-        if snapshot is not None and self._rejected is None:
-            # A rejection holds for one position only.
-            self._arranged_for = (snapshot.identity, snapshot.header.folds)
+        if snapshot is None:
+            self._arranged_for = None, None
+        elif self._rejected is None:
+            self._arranged_for = snapshot.identity, snapshot.header.folds
 
     def _wanted_read_models(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
         published: list[Fold] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from pmm_shm_pmm import ledgers
+from pmm_shm_pmm import opening
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.loaded import EventDict
 from pmm_shm_pmm.shared_log import SharedLog, clocks_of, log_of, shared_of
@@ -66,7 +66,7 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
 
         @property
         def _conn(self) -> Any:
-            return shared(self).connection(self)
+            return shared(self).connection.get(self)
 
         @_conn.setter
         def _conn(self, value: Any) -> None:
@@ -120,5 +120,5 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     counts = patcher.counts_of(f"{module.__name__}:EventLog")
     is_lazy = patcher.allows(module, "EventLog.read_all")
     settings = patcher.settings
-    ledgers.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
+    opening.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
     patcher.replace_class(module, "EventLog", lambda original: shared_eventlog(original, counts, is_lazy=is_lazy))

@@ -1,4 +1,4 @@
-"""One log of PMM and the ledger behind it: its appends, its listeners, and PMM's connection across a fork.
+"""One log of PMM and the ledger behind it: its appends, its reads, its listeners.
 
 Appends go through the writer of the library. What that refuses and PMM stores is stored by PMM's own `append`, within a
 transaction that holds the write lock, so that the chain stays linear.
@@ -24,6 +24,7 @@ from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.ledgers import Ledger, ledger_at
 from pmm_shm_pmm.lists import log_list
 from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.own_connection import OwnConnection
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
@@ -37,7 +38,6 @@ IN_TRANSACTION = "within a transaction"
 PMM2 = "a ledger of PMM 2"
 _OF_PMM2 = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
 _ATTEMPTS_MAX = 100
-_FORK_WAIT_S = 1.0
 
 
 class SharedLog:
@@ -51,6 +51,7 @@ class SharedLog:
         is_lazy: the live list loads when it is looked at.
 
     Attributes:
+        connection: PMM's own, across forks.
         delivery: of its events to the listeners.
         snapshot: the last one of a `Runtime`, and the log that it is of.
     """
@@ -65,10 +66,7 @@ class SharedLog:
         self._never: str | None = None
         # Threads within PMM's own `append`, which shall neither call listeners nor touch the live list.
         self._inside: set[int] = set()
-        self._closed_for_fork = False
-        self._held_for_fork: Any = None
-        self._opening = threading.Lock()
-        self._path = ""
+        self.connection = OwnConnection(self._eventlog, original)
         self.delivery = Delivery()
         self.snapshot: tuple[Any, Loaded | None] = (None, None)
         self._has_read = False
@@ -272,7 +270,7 @@ class SharedLog:
                 self._never = PMM2
                 raise Fallback(PMM2)
             if path:
-                self._path = path
+                self.connection.path = path
                 ledger = ledger_at(path)
                 ledger.spare = self._eventlog
                 self._ledger = ledger
@@ -341,46 +339,10 @@ class SharedLog:
         # A listener may want the lock that the caller holds.
         return delivery.LOCKED_WAIT_S if is_owned is not None and is_owned() else delivery.WAIT_S
 
-    # Fork: SQLite's locks of a connection that is open across one are lost, and so are commits.
-
-    def before_fork(self) -> None:
-        """Close PMM's connection where it is idle; the log's lock is held until `after_fork`."""
-        log = self._eventlog()
-        if log is None or not self._path or not log._lock.acquire(timeout=_FORK_WAIT_S):
-            # Somebody is at work on it: as in PMM.
-            return
-        self._held_for_fork = log._lock
-        connection = vars(log).get("_conn")
-        try:
-            if connection is not None and not connection.in_transaction:
-                connection.close()
-                log.__dict__["_conn"] = None
-                self._closed_for_fork = True
-        except sqlite3.Error:
-            pass
-
-    def connection(self, log: Any) -> Any:
-        """PMM's connection; after a fork a new one, as its constructor makes them."""
-        found = vars(log).get("_conn")
-        if found is None and self._closed_for_fork:
-            with self._opening:
-                if self._closed_for_fork:
-                    fresh = self._original.__new__(self._original)
-                    self._original.__init__(fresh, self._path)
-                    log.__dict__["_conn"] = fresh.__dict__.pop("_conn")
-                    self._closed_for_fork = False
-                found = vars(log).get("_conn")
-        if found is None and "_conn" not in vars(log):
-            raise AttributeError(f"{type(log).__name__!r} object has no attribute '_conn'")
-        return found
-
     def after_fork(self, *, is_child: bool) -> None:
-        """Release the lock; in the child, forget the threads that it does not have."""
-        held, self._held_for_fork = self._held_for_fork, None
-        if held is not None:
-            held.release()
+        """In the child, forget the threads that it does not have."""
+        self.connection.after_fork(is_child=is_child)
         if is_child:
-            self._opening = threading.Lock()
             self._inside.clear()
             self.delivery.after_fork()
 
@@ -449,7 +411,7 @@ def shared_of(log: Any, original: type, counts: Counts, clocks: tuple[Any, ...],
 
 def _before_fork() -> None:
     for shared in list(_shared_logs):
-        shared.before_fork()
+        shared.connection.close_for_fork()
 
 
 def _after_fork(*, is_child: bool) -> None:

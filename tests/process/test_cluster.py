@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from pmm_replicator.forks import resolve
+from pmm_replicator.replica_file import ReplicaFile
 from pmm_shm.errors import (
     HeadMovedError,
     InvalidEventError,
@@ -27,6 +29,7 @@ from pmm_shm.errors import (
 from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.restore import restore
+from pmm_shm.ledger.source.server import Server
 from pmm_shm_client import Cache, EventLog, Frame, connect, connect_async
 from tests.support import ledgers, postgres
 from tests.support.command import run
@@ -207,6 +210,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             # A lagging standby is no source: it is waited for.
             time.sleep(0.3)
             assert len(host.rows()) == 55
+            with pytest.raises(SourceUnreachableError, match="is a standby"):
+                Server(standby.dsn, "agent").connection()
             standby.promote()
             until(lambda: len(host.rows()) == 30, "the lost events are taken back")
             # A cache that is open over the fork sees the source's history.
@@ -220,7 +225,13 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             ]
             # The old primary comes back, with the events that were lost: it is refused.
             primary.start()
-            Writer(standby.dsn, "agent").append("after")
+            # A new process asks all servers, and takes the one with the latest timeline.
+            backwards = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=owner dbname=postgres"
+            for dsn in (servers, backwards):
+                server = Server(dsn, "agent")
+                assert server.connection().info.port == standby.port
+                server.close()
+            Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32
 
@@ -294,8 +305,8 @@ def test_another_log_under_the_same_name_leaves_the_replica_untouched(host: Host
         before = host.until_equal()
     execute(host.dsn, "UPDATE pmm_ledgers SET identity = gen_random_uuid() WHERE name = %s", host.name)
     host.follow()
-    until(lambda: "another ledger under the name" in host.said())
-    host.stop()
+    assert host.wait() == 5
+    assert "another ledger under the name" in host.said()
     assert host.rows() == before
 
 
@@ -345,6 +356,35 @@ def test_an_edited_row_is_refused_by_a_new_replica_and_found_on_an_old_one(
     assert new.wait() == 5
     assert [row[3] for row in new.rows()] == ["one"]
     assert "event 2 in PostgreSQL does not continue the chain behind event 1" in new.said()
+
+
+def test_an_edit_of_the_newest_row_is_no_fork(host: Host, writer: Writer) -> None:
+    writer.append("one", "two")
+    with host.following():
+        before = host.until_equal()
+    execute(
+        host.dsn,
+        "UPDATE pmm_events SET content = 'edited' WHERE id = 2 AND ledger = "
+        "(SELECT ledger FROM pmm_ledgers WHERE name = %s)",
+        host.name,
+    )
+    host.follow()
+    assert host.wait() == 5
+    assert "event 2 in PostgreSQL does not continue the chain" in host.said()
+    assert host.rows() == before
+    assert run("cluster", "forks", host.ledger).out == "no event was lost\n"
+
+
+def test_a_fork_that_new_connections_do_not_see_is_none(host: Host, writer: Writer) -> None:
+    writer.append("one", "two")
+    with host.following():
+        before = host.until_equal()
+    replica, server = ReplicaFile(host.ledger), Server(host.dsn, host.name)
+    assert resolve(server, replica, replica.head(), 10) is None
+    server.close()
+    replica.close()
+    assert host.rows() == before
+    assert run("cluster", "forks", host.ledger).out == "no event was lost\n"
 
 
 def test_a_copy_of_a_replica_begins_a_new_host(host: Host, writer: Writer, tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pmm_shm import limits
 from pmm_shm.errors import (
     EmbedderError,
+    HeadMovedError,
     LedgerUnwritableError,
     ReplicaLaggingError,
     SourceUnreachableError,
@@ -147,6 +150,54 @@ def test_an_append_that_cannot_be_announced_is_an_append(server: Postgres, name:
     finally:
         execute(server.dsn, "GRANT EXECUTE ON FUNCTION pg_notify(text, text) TO PUBLIC")
     assert contents(server, name) == ["one", "two"]
+
+
+def test_a_default_isolation_breaks_no_append(server: Postgres, name: str) -> None:
+    dsn = make_conninfo(server.dsn, options=r"-c default_transaction_isolation=repeatable\ read")
+    writers = [Writer(dsn, name) for _ in range(3)]
+
+    def write(writer: Writer) -> None:
+        for _ in range(15):
+            writer.append("one")
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(contents(server, name)) == 45
+
+
+def test_a_frame_of_another_history_is_not_the_expected_head(host: Host) -> None:
+    writer = Writer(host.dsn, host.name)
+    writer.append("one", "old")
+    with host.following():
+        host.until_equal()
+    with connect(host.ledger) as cache:
+        frame = cache.frame()
+        execute(host.dsn, f"DELETE FROM pmm_events WHERE id > 1 AND {_OF_LEDGER}", host.name)
+        writer.append("new")
+        with pytest.raises(HeadMovedError, match="another one than the one that was read"):
+            cache.append("user", "decided", expected_head=frame, wait=False)
+
+
+def test_a_follower_leaves_a_server_that_was_replaced_while_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REPLICA_LOOK_AROUND_S", 0.3)
+    with postgres.running() as old:
+        make_source(old.dsn, "agent")
+        Writer(old.dsn, "agent").append("one")
+        new = Postgres(old.folder.parent / "new", standby_of=old)
+        servers = f"host=127.0.0.1,127.0.0.1 port={old.port},{new.port} user=owner dbname=postgres"
+        host = Host(tmp_path / "host", servers, "agent")
+        with host.following():
+            until(lambda: len(host.rows()) == 1)
+            new.promote()
+            Writer(new.dsn, "agent").append("two")
+            until(lambda: [row[3] for row in host.rows()] == ["one", "two"])
+            assert host.status().server == f"127.0.0.1:{new.port}"
+        new.close()
 
 
 def test_an_append_waits_for_its_own_event_not_for_a_lost_one_with_its_id(host: Host) -> None:

@@ -204,6 +204,7 @@ class Workplace:
             PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             COLUMNS="100",
             LC_ALL="C.UTF-8",
+            XDG_STATE_HOME=str(folder / "state"),
             XDG_RUNTIME_DIR=str(folder / "run"),  # Where gunicorn, too, puts sockets.
         )
         path = self._environment["PYTHONPATH"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,8 @@ import pytest
 
 from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.chain import event_hash
+from pmm_shm_pmm import chain, projects
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
@@ -21,6 +25,7 @@ from pmm_shm_pmm.shared_log import SharedLog
 from tests.support.launched import launched
 from tests.support.open_ledger import make_open_ledger
 from tests.support.run_golden import make_ledger
+from tests.support.standin_ab import append_as_another
 
 _TRACKER = "pmm.commitments.tracker:CommitmentTracker."
 
@@ -85,6 +90,38 @@ def test_two_workers_never_open_the_same_commitment_twice(log: Any, tmp_path: Pa
     other._conn.close()
 
 
+def test_two_workers_never_open_one_project_twice(log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, look, opened = _open(tmp_path / "a.db"), projects.has_project, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not opened:
+            opened.append(1)
+            _tracker(other)._ensure_project_open("p")
+        return found
+
+    monkeypatch.setattr(projects, "has_project", meanwhile)
+    _tracker(log)._ensure_project_open("p")
+    assert _kinds(log) == ["project_open"]
+    other._conn.close()
+
+
+def test_two_workers_never_close_one_project_twice(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    look, closed = projects._is_done, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not closed:
+            closed.append(1)
+            append_as_another(Path(log.path), "project_close", "", {"project_id": "p"})
+        return found
+
+    monkeypatch.setattr(projects, "_is_done", meanwhile)
+    assert _tracker(log).close_with_evidence("a", "done", "text")
+    assert _kinds(log).count("project_close") == 1
+
+
 def test_two_workers_never_close_a_reflection_twice(log: Any, tmp_path: Path) -> None:
     for cid in ("a", "b"):
         log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": "t", "reason": "reflection"})
@@ -100,6 +137,24 @@ def test_two_workers_never_close_a_reflection_twice(log: Any, tmp_path: Path) ->
     _tracker(log).close_reflection_on_next("own")
     assert _kinds(log) == ["commitment_open"] * 2 + ["commitment_close"] * 2
     other._conn.close()
+
+
+def test_pmms_own_append_has_the_write_lock_from_its_first_line(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            with closing(sqlite3.connect(log.path, timeout=0, isolation_level=None)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    found.append(str(error))
+            return datetime.datetime(2020, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(import_module("pmm.storage.eventlog"), "datetime", Clock)
+    assert log.append("user", "x") == 1
+    assert found == ["database is locked"]
 
 
 def test_errors_of_the_tests_own_helpers_leave_as_they_are(log: Any, patcher: Patcher) -> None:
@@ -658,6 +713,37 @@ def test_several_rows_in_one_transaction_are_verified_in_whole(chained: Any, tmp
     assert _wholes() == 7
     assert chained.verify_chain() is True
     assert _wholes() == 7
+
+
+def test_a_new_row_that_continues_another_one_is_found(chained: Any, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        hashes = [row[0] for row in connection.execute("SELECT hash FROM events ORDER BY id")]
+        digest = event_hash("full", 6, "", "user", "x", {}, hashes[2])
+        connection.execute("INSERT INTO events VALUES (6, '', 'user', 'x', '{}', ?, ?)", (hashes[2], digest))
+    assert not chained.verify_chain()
+
+
+def test_an_edit_beside_several_rows_in_one_commit_is_found(chained: Any, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        connection.execute("UPDATE events SET content = 'z' WHERE id = 5")
+        before = connection.execute("SELECT hash FROM events WHERE id = 5").fetchone()[0]
+    # As many commits as rows.
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        for number in (6, 7):
+            digest = event_hash("full", number, "", "user", "x", {}, before)
+            connection.execute("INSERT INTO events VALUES (?, '', 'user', 'x', '{}', ?, ?)", (number, before, digest))
+            before = digest
+    assert not chained.verify_chain()
+
+
+def test_commits_are_counted_within_one_epoch(chained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = iter([1] * 4 + [2] * 4)
+    monkeypatch.setattr(chain, "_commits", lambda log: (next(epochs), 7))
+    assert chained.verify_chain()
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        connection.execute("UPDATE events SET content = 'z' WHERE id = 2")
+    # The count began anew, and happens to be the same.
+    assert not chained.verify_chain()
 
 
 def test_after_a_failed_audit_the_whole_chain_is_verified(chained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,7 @@ def test_what_was_read_is_there_after_the_close(log: Any, tmp_path: Path, first:
         log.append("user", "x")
     never_read = _open(tmp_path / "b.db")
     never_read.append("user", "x")
+    never_read.query()
     never_read._conn.close()
     with pytest.raises(sqlite3.ProgrammingError):
         never_read.read_all()
@@ -230,6 +231,158 @@ def test_errors_of_a_helper_are_swallowed_where_pmm_does(log: Any) -> None:
             with pytest.raises(RuntimeError, match="broken"):
                 function()
     assert [event["kind"] for event in log.read_all()[5:]] == ["commitment_open", "project_open"]
+
+
+def _opened(log: Any, cid: Any, **meta: Any) -> None:
+    log.append("commitment_open", "o", {"cid": cid, "text": f"text {cid}", **meta})
+
+
+def _assign(log: Any, cid: Any, *projects: Any) -> None:
+    for project in projects:
+        log.append("project_assign", "", {"cid": cid, "project_id": project})
+
+
+def test_the_project_of_a_commitment(log: Any) -> None:
+    _opened(log, "own", project_id="p")
+    _opened(log, "number", project_id=5)
+    _opened(log, "none")
+    _opened(log, 7)
+    for cid in ("own", "number", "none", 7, "unknown"):
+        _assign(log, cid, "first", "second", "", 5)
+    resolve = _tracker(log)._resolve_project_for_cid
+    assert [resolve(cid) for cid in ("own", "number", "none", 7, "7", "unknown", "never")] == [
+        "p",
+        *["second"] * 5,
+        None,
+    ]
+
+
+def test_a_project_is_opened_once(log: Any) -> None:
+    tracker = _tracker(log)
+    for project in ("p", "p", "", None, 5, 5, "q"):
+        tracker._ensure_project_open(project)
+    assert [event["meta"]["project_id"] for event in log.read_all() if event["kind"] == "project_open"] == ["p", 5, "q"]
+
+
+def test_an_assignment_is_made_once(log: Any) -> None:
+    _opened(log, "own", project_id="p")
+    _opened(log, "b")
+    _opened(log, 7)
+    _assign(log, 7, "before", "after")
+    _assign(log, "b", "before", "after")
+    tracker = _tracker(log)
+    before = len(log.read_all())
+    for cid, project in (
+        ("own", "p"),
+        ("b", "before"),
+        (7, "before"),
+        ("gone", "p"),
+        ("", "p"),
+        ("b", ""),
+        ("b", None),
+    ):
+        tracker._assign_project_if_needed(cid, project)
+    assert len(log.read_all()) == before
+    for cid, project in (("own", "q"), ("b", "q"), (7, "q"), (7, "q"), ("b", "q")):
+        tracker._assign_project_if_needed(cid, project)
+    found = [(event["kind"], event["meta"]) for event in log.read_all()[before:]]
+    assert found == [
+        ("project_open", {"project_id": "q"}),
+        *(("project_assign", {"cid": cid, "project_id": "q"}) for cid in ("own", "b", "7")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cid", "projects", "is_closed"),
+    [
+        ("b", ["p"], False),
+        ("b", ["q", "p"], False),
+        ("b", ["p", "q"], True),
+        ("b", ["p", ""], True),
+        ("b", ["p", 5], True),
+        ("b", [], True),
+        (7, ["p"], False),
+        (7, ["p", "q"], True),
+    ],
+)
+def test_a_project_with_other_open_commitments(log: Any, cid: Any, projects: list[Any], is_closed: bool) -> None:
+    _opened(log, "a", project_id="p")
+    _opened(log, cid)
+    _assign(log, cid, *projects)
+    assert _tracker(log).close_with_evidence("a", "done", "text")
+    assert ("project_close" in [event["kind"] for event in log.read_all()]) is is_closed
+
+
+@pytest.mark.parametrize("cid", ["b", 7])
+def test_a_project_may_be_assigned_as_a_number(log: Any, cid: Any) -> None:
+    _opened(log, "a", project_id="5")
+    _opened(log, cid)
+    _assign(log, cid, 5)
+    assert _tracker(log).close_with_evidence("a", "done", "text")
+    assert "project_close" not in [event["kind"] for event in log.read_all()]
+
+
+def test_a_listener_hears_what_the_tracker_appends_at_once(log: Any) -> None:
+    heard: list[str] = []
+    log.register_append_listener(lambda event: heard.append(event["kind"]))
+    _tracker(log)._ensure_project_open("p")
+    assert heard == ["project_open"]
+
+
+def test_commitments_of_one_tag_become_a_project(log: Any) -> None:
+    tracker = _tracker(log)
+    first = tracker.add_commitment("garden fence one")
+    second = tracker.add_commitment("garden fences two")
+    tracker._auto_project_id = lambda text: "mine"
+    tracker.add_commitment("something else")
+    tracker._auto_project_id = lambda text: None
+    tracker.add_commitment("garden fence three")
+    found = [(event["kind"], event["meta"].get("project_id")) for event in log.read_all()[5:]]
+    assert found[:4] == [
+        ("commitment_open", None),
+        ("project_open", "garden-fence"),
+        ("project_assign", "garden-fence"),
+        ("commitment_open", "garden-fence"),
+    ]
+    assert found[4:] == [
+        ("project_open", "mine"),
+        ("project_assign", "mine"),
+        ("project_assign", "mine"),
+        ("commitment_open", "mine"),
+        ("commitment_open", None),
+    ]
+    assert {first, second} <= {event["meta"].get("cid") for event in log.read_all()}
+
+
+# The graph.
+
+
+def test_a_slice_of_the_least_confidence_and_what_is_blocked(log: Any) -> None:
+    for name, confidence in (("Ada", 0.9), ("Bea", 0.8)):
+        log.append("identity_adopt", name, {"name": name, "confidence": confidence})
+    graph = _runtime(log).memegraph
+    rows = graph.graph_slice("identity", min_confidence=0.8)
+    assert [row["src_event_id"] for row in rows] == [6, 7]
+    assert len(graph.graph_slice("identity", min_confidence=0.81)) == 1
+    for digest in ("src_digest", "dst_digest", "edge_digest"):
+        left = graph.graph_slice("identity", min_confidence=0.8, recent_digest_blocklist=[rows[0][digest]])
+        assert [row["src_event_id"] for row in left] == [7]
+
+
+def test_a_text_that_is_an_object_is_the_callers_own(log: Any) -> None:
+    log.append("commitment_open", "o", {"cid": "a", "text": {"x": [1]}})
+    graph = _runtime(log).memegraph
+    assert graph.open_commitments_snapshot()["a"]["text"] == {"x": [1]}
+    graph.open_commitments_snapshot()["a"]["text"]["x"].append(2)
+
+
+def test_stages_are_texts(log: Any) -> None:
+    log.append("stage_update", "", {"from": 1, "to": 2})
+    log.append("stage_update", "", {"from": 0, "to": "S1"})
+    log.append("stage_update", "", {"from": "S1", "to": ""})
+    graph = _runtime(log).memegraph
+    assert graph.stage_history() == [(6, "1", "2"), (7, None, "S1")]
+    assert graph.latest_stage() == "S1"
 
 
 def test_odd_arguments(log: Any) -> None:

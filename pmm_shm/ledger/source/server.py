@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 _SPARE_CONNECT_S = 2
+_PREPARED_AFTER = 2
 # The checkpoint after a promotion may still be to come: then the newest WAL file has the timeline.
 _TIMELINE = (
-    "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
+    "SELECT pg_backend_pid(), pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
     "(SELECT timeline_id FROM pg_control_checkpoint()), "
     "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int) END"
 )
@@ -134,7 +135,6 @@ class Server:
         driver = psycopg()
         options = {**self._options, "connect_timeout": _SPARE_CONNECT_S} if is_spare else self._options
         try:
-            # Named statements do not survive a pooler in transaction mode.
             connection: Connection = driver.connect(
                 dsn,
                 autocommit=True,
@@ -150,7 +150,7 @@ class Server:
         try:
             row = connection.execute(_TIMELINE).fetchone()
             assert row is not None
-            is_standby, timeline = row
+            backend_pid, is_standby, timeline = row
             where = f"{connection.info.host}:{connection.info.port}"
             if is_standby:
                 raise _NotThePrimary(f"{where} is a standby")
@@ -167,6 +167,9 @@ class Server:
         except BaseException:
             connection.close()
             raise
+        if backend_pid == connection.info.backend_pid:
+            # Named statements would not survive a pooler in transaction mode. It gives its clients numbers of its own.
+            connection.prepare_threshold = _PREPARED_AFTER
         self.ledger, self.timeline = ledger, timeline
         return connection
 
