@@ -198,8 +198,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_pmm/launching.py": {"_sqlite().connect": 1},
     # The report of a follower or a run.
     "client/pmm_shm_pmm/report.py": {"os.open": 1, "open": 1},
-    # A file with a token.
-    "client/pmm_shm_web/guard.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
     # A browser.
     "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
     # Events that a source has lost.
