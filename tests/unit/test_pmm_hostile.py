@@ -189,6 +189,15 @@ def test_a_log_that_is_made_anew_reads_what_was_edited(log: Any, statement: str)
     assert not again.verify_chain()
 
 
+def test_a_list_that_was_read_before_an_edit_stays_as_it_was(log: Any) -> None:
+    log.append("identity_adopt", "Ada", {"name": "Ada"})
+    live = log.read_all()
+    with log._conn:
+        log._conn.execute("""UPDATE events SET content = 'Bea', meta = '{"name": "Bea"}' WHERE id = 6""")
+    assert import_module("pmm.storage.projection").build_identity(live)["name"] == "Ada"
+    assert live[-1]["content"] == "Ada"
+
+
 def test_rows_of_another_class(log: Any) -> None:
     log._conn.row_factory = sqlite3.Row
     log.append("user", "x")
@@ -408,6 +417,16 @@ def test_odd_seeds(log: Any) -> None:
     seeds = ([], [float("inf")], [None], ["1"], [True], iter([1, 2]), {1}, "12")
     found = [_ids_of(recall(log.read_all(), "m0 m1", semantic_seeds=seed)) for seed in seeds]
     assert found == [[], [], [], [1], [1], [1, 2], [1], [1, 2]]
+
+
+@pytest.mark.parametrize("seeds", [None, [1, 2, 3, 4, 5]])
+@pytest.mark.parametrize(("max_items", "found"), [(3, [1, 2, 3]), (9, [1, 2, 3, 4]), (0, [1]), (-1, [1])])
+def test_the_newest_event_is_not_recalled_and_ties_are_in_order(
+    log: Any, seeds: list[int] | None, max_items: int, found: list[int]
+) -> None:
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    text = "m0 m1 m2 m3 m4"
+    assert _ids_of(recall(log.read_all(), text, max_items=max_items, semantic_seeds=seeds)) == found
 
 
 def _ids_of(suggestions: Any) -> list[int]:
