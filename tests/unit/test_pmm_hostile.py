@@ -194,8 +194,38 @@ def test_a_list_that_was_read_before_an_edit_stays_as_it_was(log: Any) -> None:
     live = log.read_all()
     with log._conn:
         log._conn.execute("""UPDATE events SET content = 'Bea', meta = '{"name": "Bea"}' WHERE id = 6""")
+        log._conn.execute("UPDATE events SET content = 'x' WHERE id = 2")
     assert import_module("pmm.storage.projection").build_identity(live)["name"] == "Ada"
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    log.read_tail(limit=1)
+    assert _ids_of(recall(live, "m1", semantic_seeds=[2])) == [2]
     assert live[-1]["content"] == "Ada"
+
+
+def test_a_lazy_list_whose_log_was_edited_before_it_was_looked_at(tmp_path: Path) -> None:
+    log = _open(tmp_path / "long.db")
+    with log._conn:
+        log._conn.executemany(
+            "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, '', 'user', 'x', '{}')",
+            [(number,) for number in range(1, 701)],
+        )
+    live = log.read_all()
+    with log._conn:
+        log._conn.execute("UPDATE events SET content = 'z' WHERE id = 700")
+    assert len(live) == len(log.read_all()) == 700
+    assert log.append("user", "next") == 701
+    assert [_ids(log.read_all())[-1], len(log.read_all())] == [701, 701]
+    # No fold takes it for the new log at its place.
+    assert import_module("pmm.storage.projection").build_identity(live)["name"] is None
+    assert sum(event["content"] == "x" for event in live) in (699, 700)
+
+
+def test_a_list_whose_last_event_a_test_replaces(log: Any) -> None:
+    log.append("identity_adopt", "Ada", {"name": "Ada"})
+    build_identity, events = import_module("pmm.storage.projection").build_identity, [*log.read_all()]
+    assert build_identity(events)["name"] == "Ada"
+    events[-1] = {**events[-1], "content": "Bea", "meta": {"name": "Bea"}}
+    assert build_identity(events)["name"] == "Bea"
 
 
 def test_rows_of_another_class(log: Any) -> None:
