@@ -216,8 +216,8 @@ COMMON_EVENTS_MIN = 16
 """but not in so few,"""
 COMMON_EVENTS_MAX = 2_000
 """and always in more than so many."""
-COMMON_KEPT = 3
-"""Of a query of common words alone, so many are kept, the rarest."""
+KEPT_EVENTS_MAX = 1_000
+"""Of the words that are not common, the rarest are searched: as many as are in so many events together."""
 WORD_INDEX_WAIT_S = 1.0
 """How long a search waits for the index of words while the daemon commits to it."""
 WORD_INDEX_RETRY_S = 5.0

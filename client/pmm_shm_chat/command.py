@@ -40,6 +40,13 @@ def _count_option(name: str, most: int, default: int, metavar: str, help: str) -
 @_count_option("--reflections", 32, 3, "N", "Newest reflections that the responder receives.")
 @_count_option("--messages", 63, 16, "M", "Previous messages that the responder receives.")
 @click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16_000,
+    metavar="T",
+    help="The budget of a prompt, in estimated tokens: what is too much is left out, the oldest messages first.",
+)
+@click.option(
     "--tick-seconds",
     type=Finite(min=0, min_open=True),
     metavar="S",
@@ -60,6 +67,7 @@ def chat(
     recall: int,
     reflections: int,
     messages: int,
+    tokens: int,
     tick_seconds: float | None,
     autostart: bool,
     timeout: Deadline,
@@ -88,7 +96,8 @@ def chat(
         if autostart:
             start_daemon_or_say(cache)
         with _autonomy(cache, tick_seconds):
-            converse(Chat(cache, answering, reflections=reflections, recall=recall, messages=messages))
+            talk = Chat(cache, answering, reflections=reflections, recall=recall, messages=messages, tokens_max=tokens)
+            converse(talk)
 
 
 def responder_named(name: str, model: str | None) -> Responder:

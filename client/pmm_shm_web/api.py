@@ -101,9 +101,9 @@ class Api:
     def search(self, request: Request) -> Response:
         parameters = request.query_params
         text, k = parameters.get("q", ""), whole_number(parameters, "k", 1, SEARCH_K_MAX) or SEARCH_K
-        at, model = position(parameters), parameters.get("model")
-        if model is not None:
-            return _json([_found(self._site.mind.search(text, k, at, model))])
+        at, mode, model = position(parameters), parameters.get("mode"), parameters.get("model")
+        if mode is not None or model is not None:
+            return _json([_found(self._site.mind.search(text, k, at, mode or "meaning", model))])
         return _json([_found(one) for one in self._site.mind.searches(text, k, at)])
 
     async def context(self, request: Request) -> Response:
@@ -155,8 +155,9 @@ async def _message(request: Request) -> str:
 
 def _found(one: Found) -> dict[str, Any]:
     hits = None if one.hits is None else [hit._asdict() for hit in one.hits]
-    more = {} if one.hits is None else {"as_of": one.hits.as_of, "is_complete": one.hits.is_complete}
-    return {"model": one.model, "hits": hits, "problem": one.problem, **more}
+    names = ("model", "as_of", "is_complete")
+    more = {} if one.hits is None else {name: getattr(one.hits, name) for name in names}
+    return {"mode": one.mode, "hits": hits, "problem": one.problem, **more}
 
 
 def _progress(job: Job) -> Response:

@@ -42,6 +42,14 @@ class Drawing(NamedTuple):
     first_id: int
     last_id: int
 
+    def as_of(self, event_id: int | None) -> Drawing:
+        """The same with a mark at the position that is shown."""
+        return self if event_id is None else self._replace(at=_x(event_id, self.first_id, self.last_id))
+
+
+def _x(event_id: float, first: float, last: float) -> float:
+    return round(WIDTH * (min(max(event_id, first), last) - first) / (last - first), 1)
+
 
 def numbers(history: History) -> dict[str, Any]:
     """The history in columns, for a chart that draws steps: between two samples a score stays what it was."""
@@ -71,12 +79,12 @@ def _values(point: Point, score: str) -> list[float]:
     return [getattr(point, f"{score}_first"), last] if point.last_id > point.first_id else [last]
 
 
-def drawing(history: History, at: int | None) -> Drawing:
+def drawing(history: History) -> Drawing:
     """The history as the parts of an SVG."""
     first, last = ends(history)
 
     def x(event_id: float) -> float:
-        return round(WIDTH * (min(max(event_id, first), last) - first) / (last - first), 1)
+        return _x(event_id, first, last)
 
     columns = numbers(history)
     lines = {score: _line([x(one) for one in columns["ids"]], columns[score]) for score in ("ias", "gas")}
@@ -85,8 +93,7 @@ def drawing(history: History, at: int | None) -> Drawing:
     step = (last - first) / links
     boxes = (Box(x(first + n * step), WIDTH / links, str(int(first + (n + 1) * step))) for n in range(links))
     marks = tuple(x(change.event_id) for change in history.names)
-    shown_at = None if at is None else x(at)
-    return Drawing(lines["ias"], lines["gas"], stages, marks, tuple(boxes), shown_at, int(first), int(last))
+    return Drawing(lines["ias"], lines["gas"], stages, marks, tuple(boxes), None, int(first), int(last))
 
 
 def _line(xs: list[float], scores: list[float]) -> str:

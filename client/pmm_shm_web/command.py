@@ -31,7 +31,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
     help="Take the token from FILE, made with mode 0600 if missing; without this, each start makes a new one.",
 )
 def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], token_file: str | None) -> None:
-    """Show LEDGER in a browser: the agent's mind now, and as of any event.
+    """Show the agent's mind in a browser, now or at any event.
 
     It listens on 127.0.0.1 alone and only reads. Open the address that it prints: the token in it lets you in. Needs
     the extra `web`. Ctrl-C ends it.

@@ -1,4 +1,7 @@
-"""How many events there are of each kind: counted once, then only the events that were appended since."""
+"""How many events there are of each kind: counted once, then only the events between two positions.
+
+Invariant: counts are continued only from an event that is still in the log as it was; otherwise all is counted anew.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from pmm_shm.ledger.rows import ID_MIN
+from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.shown import spelled
 from pmm_shm_web.stream import KIND_CHARS
@@ -14,7 +17,12 @@ from pmm_shm_web.stream import KIND_CHARS
 KINDS_MAX = 1_000
 """Kinds that are counted by name; a hostile ledger may have a million of them."""
 COUNT_S = 0.4
+PAST_MAX = 16
+"""Counts of earlier events that are kept."""
+PAST_STEP_IDS = 16_384
+"""Counts as of an event are made of those that are kept within this distance."""
 _SPAN_IDS = 32_768
+_KIND = f"substr(kind, 1, {KIND_CHARS})"
 
 
 class Facets(NamedTuple):
@@ -33,6 +41,33 @@ class Facets(NamedTuple):
     is_complete: bool
 
 
+class _Counted:
+    """Counts up to an event, and that event's row."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.others = 0
+        self.last_id = ID_MIN
+        self.anchor: RawRow | None = None
+
+    def copy(self) -> _Counted:
+        other = _Counted()
+        other.counts, other.others, other.last_id = dict(self.counts), self.others, self.last_id
+        return other
+
+    def add(self, rows: list[RawRow], sign: int = 1) -> None:
+        for raw, number in rows:
+            text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else spelled(raw)
+            if text in self.counts or len(self.counts) < KINDS_MAX:
+                self.counts[text] = self.counts.get(text, 0) + sign * number
+            else:
+                self.others += sign * number
+
+    def facets(self, is_complete: bool) -> Facets:
+        ranked = sorted(((kind, n) for kind, n in self.counts.items() if n), key=lambda item: (-item[1], item[0]))
+        return Facets(tuple(ranked), self.others, max(0, self.last_id), is_complete)
+
+
 class KindCounter:
     """Counts the events of a ledger by kind. Thread-safe."""
 
@@ -43,9 +78,8 @@ class KindCounter:
 
     def _clear(self) -> None:
         self._epoch = self._ledger.epoch
-        self._counts: dict[str, int] = {}
-        self._others = 0
-        self._counted_to = ID_MIN
+        self._now = _Counted()
+        self._past: dict[int, _Counted] = {}
 
     def counts(self) -> Facets:
         """The counts as far as they can be brought in `COUNT_S` seconds; call again where they are not complete.
@@ -58,64 +92,90 @@ class KindCounter:
             while True:
                 is_complete = self._ledger.read(self._step)
                 if is_complete or time.monotonic() >= deadline_s:
-                    ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-                    return Facets(tuple(ranked), self._others, max(0, self._counted_to), is_complete)
+                    return self._now.facets(is_complete)
 
     def counts_until(self, event_id: int) -> Facets | None:
-        """The counts of the log that ends with an event; None where the ledger has no index to count them by."""
+        """The counts of the log that ends with an event; None where the ledger has no index to count them by.
 
-        def read() -> list[tuple[str, int]] | None:
-            if not self._ledger.has_kind_index():
-                return None
-            # Of the index alone: `+id` keeps SQLite from scanning the table.
-            sql = (
-                f"SELECT substr(kind, 1, {KIND_CHARS}), count(*) FROM events WHERE +id <= ? GROUP BY kind "
-                "ORDER BY 2 DESC, 1 LIMIT ?"
-            )
-            return [(_name(kind), number) for kind, number in self._ledger.rows(sql, (event_id,), KINDS_MAX).rows]
-
-        found = self._ledger.read(read)
-        return None if found is None else Facets(tuple(found), 0, event_id, True)
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        with self._lock:
+            found = self._ledger.read(lambda: self._until(event_id))
+        return None if found is None else found.facets(True)
 
     def _step(self) -> bool:
         """Count the next events, within one read: no other file can come between. Returns whether all are counted."""
-        if self._epoch != self._ledger.epoch:
+        if self._epoch != self._ledger.epoch or not self._is_continued(self._now):
             self._clear()
-        found = self._ledger.row("SELECT max(id) FROM events")
-        head = ID_MIN if found is None or found[0] is None else int(found[0])
-        if head < self._counted_to:
-            # Events are gone.
-            self._clear()
-        if head == self._counted_to:
+        head = self._row_id("SELECT max(id) FROM events")
+        if head is None or head == self._now.last_id:
             return True
-        first, kind = self._counted_to + 1, f"substr(kind, 1, {KIND_CHARS})"
-        if self._counted_to == ID_MIN and self._ledger.connection.is_wal and self._ledger.has_kind_index():
-            # Nobody waits for a reader of a ledger in WAL mode, and the index has all that is needed.
-            last, sql = head, f"SELECT {kind}, count(*) FROM events WHERE +id >= ? AND +id <= ? GROUP BY kind LIMIT ?"
+        first = self._now.last_id + 1
+        if first > ID_MIN + 1 or not self._is_counted_by_index():
+            # From a row that exists: a gap of any size is one step.
+            first = self._row_id("SELECT min(id) FROM events WHERE id >= ?", first) or first
+            last = min(head, first + _SPAN_IDS)
+            rows = self._groups(
+                f"SELECT {_KIND} AS one, count(*) AS counted FROM events WHERE id >= ? AND id <= ?", first, last
+            )
         else:
-            start = self._ledger.row("SELECT min(id) FROM events WHERE id >= ?", (first,))
-            assert start is not None
-            first, last = start[0], min(head, start[0] + _SPAN_IDS)
-            sql = f"SELECT {kind}, count(*) FROM events WHERE id >= ? AND id <= ? GROUP BY 1 LIMIT ?"
-        # Not in batches: a part of the groups would be no count.
-        with_all = self._ledger.connection
-        rows = with_all.retry(lambda: with_all.handle().execute(_as_blob(sql, kind), (first, last, -1)).fetchall())
-        for raw, number in rows:
-            name = _name(raw)
-            if name in self._counts or len(self._counts) < KINDS_MAX:
-                self._counts[name] = self._counts.get(name, 0) + number
-            else:
-                self._others += number
-        self._counted_to = last
+            last, rows = head, self._all_until(head)
+        self._now.add(rows)
+        self._now.last_id, self._now.anchor = last, self._row_of(last)
         return last == head
 
+    def _until(self, event_id: int) -> _Counted | None:
+        if self._epoch != self._ledger.epoch:
+            self._clear()
+        last = self._row_id("SELECT max(id) FROM events WHERE id <= ?", event_id)
+        if last is None:
+            return _Counted()
+        if last in self._past and self._is_continued(self._past[last]):
+            return self._past[last]
+        near = min(self._past, key=lambda one: abs(one - last), default=None)
+        base = None if near is None or abs(near - last) > PAST_STEP_IDS else self._past[near]
+        if base is not None and self._is_continued(base):
+            found = base.copy()
+            low, high = sorted((base.last_id, last))
+            sql = f"SELECT {_KIND} AS one, count(*) AS counted FROM events WHERE id > ? AND id <= ?"
+            found.add(self._groups(sql, low, high), 1 if last > base.last_id else -1)
+        elif self._ledger.has_kind_index():
+            found = _Counted()
+            found.add(self._all_until(last))
+        else:
+            return None
+        found.last_id, found.anchor = last, self._row_of(last)
+        self._past[last] = found
+        while len(self._past) > PAST_MAX:
+            del self._past[next(iter(self._past))]
+        return found
 
-def _name(raw: Any) -> str:
-    """A kind as text; what is not text is spelled."""
-    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return text if isinstance(text, str) else spelled(text)
+    def _is_continued(self, counted: _Counted) -> bool:
+        return counted.anchor is None or self._row_of(counted.last_id) == counted.anchor
 
+    def _is_counted_by_index(self) -> bool:
+        # Nobody waits for a reader of a ledger in WAL mode, and the index has all that is needed.
+        return self._ledger.connection.is_wal and self._ledger.has_kind_index()
 
-def _as_blob(sql: str, kind: str) -> str:
-    """The statement with the kind as bytes: text that is not UTF-8 would end it with an error."""
-    return sql.replace(f"SELECT {kind}", f"SELECT CAST({kind} AS BLOB)", 1)
+    def _all_until(self, event_id: int) -> list[RawRow]:
+        """Groups of the whole log up to an event, from the index alone: `+id` keeps SQLite from scanning the table."""
+        return self._groups(
+            "SELECT kind AS one, count(*) AS counted FROM events WHERE +id >= ? AND +id <= ?", ID_MIN, event_id
+        )
+
+    def _groups(self, sql: str, first: int, last: int) -> list[RawRow]:
+        """(kind as bytes, number of events). Not in batches: a part of the groups would be no count."""
+        # As bytes: text that is not UTF-8 would end the statement with an error.
+        whole = f"SELECT CAST(substr(one, 1, {KIND_CHARS}) AS BLOB), counted FROM ({sql} GROUP BY one)"
+        connection = self._ledger.connection
+        return connection.retry(lambda: connection.handle().execute(whole, (first, last)).fetchall())
+
+    def _row_id(self, sql: str, *parameters: Any) -> int | None:
+        found = self._ledger.row(sql, parameters)
+        return None if found is None else found[0]
+
+    def _row_of(self, event_id: int) -> RawRow | None:
+        columns = "ts, substr(kind, 1, 80), length(content), substr(content, 1, 200), length(meta)"
+        sql = f"SELECT {columns} FROM events WHERE id = ?"
+        return self._ledger.row(sql, (event_id,))

@@ -8,12 +8,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import (
+    ConfigError,
+    EmbedderError,
+    InvalidTextError,
+    SnapshotUnavailableError,
+    UnknownModelError,
+)
 from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest, make_context
+from pmm_shm_client.finding import MODES
 from pmm_shm_client.frame import Frame
-from pmm_shm_client.searching import Hit, Hits, Match
+from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
@@ -24,11 +31,14 @@ EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
 CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
-WORDS_MODEL = "local-bow"
 
 
 class WatchingCache(SpectatorCache, AsyncCache):
     """A cache that also hears the daemon's announcements, and that the daemon does not count as a worker."""
+
+    def context_at(self, frame: Frame, request: ContextRequest) -> Context:
+        """What `context` gives, or gave, where `frame` is the newest."""
+        return make_context(frame, request, self._messages_like, self._log.get_event)
 
 
 class Entry(NamedTuple):
@@ -50,8 +60,8 @@ class Listed(NamedTuple):
 class Found(NamedTuple):
     """One search: its hits, or why there are none."""
 
-    model: str | None
-    hits: Hits[Hit] | None
+    mode: str
+    hits: Hits[Any] | None
     problem: str | None
 
 
@@ -119,32 +129,27 @@ class Mind:
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame
-        return make_context(frame, request, self._messages_like, self._event)
-
-    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Match]:
-        return self.cache.search(text, k, mode="auto", roles=("user", "assistant"), until=until_id)
-
-    def _event(self, event_id: int) -> Any:
-        event = self.cache.event(event_id)
-        return None if event is None else event._asdict()
+        return self.cache.context_at(frame, request)
 
     def searches(self, text: str, k: int, at: int | None) -> tuple[Found, ...]:
-        """By words, and by meaning where the daemon embeds events with a model for that."""
-        by_meaning = self.search(text, k, at, None)
-        if by_meaning.model == WORDS_MODEL:
-            return (by_meaning,)
-        return self.search(text, k, at, WORDS_MODEL), by_meaning
+        """By words, and by meaning."""
+        return self.search(text, k, at, "words"), self.search(text, k, at, "meaning")
 
-    def search(self, text: str, k: int, at: int | None, model: str | None) -> Found:
-        """The events nearest to a text; a search that cannot be made says why."""
-        from pmm_shm.errors import EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError
+    def search(self, text: str, k: int, at: int | None, mode: str, model: str | None = None) -> Found:
+        """The events nearest to a text, as `Cache.search` has them in this mode; a search that fails says why.
 
+        Raises:
+            ConfigError: there is no such mode.
+        """
         try:
-            scope = None if at is None else range(1, at + 1)
-            hits = self.cache.search(text, k, scope, model)
+            hits = self.cache.search(text, k, None, model, mode=mode, until=at)  # type: ignore[call-overload]
         except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
-            return Found(model, None, str(error))
-        return Found(hits.model, hits, None)
+            return Found(mode, None, str(error))
+        except ConfigError as error:
+            if mode not in MODES:
+                raise
+            return Found(mode, None, str(error))
+        return Found(mode, hits, hits.problem)
 
 
 def subject_of(name: str, argument: str) -> Subject:

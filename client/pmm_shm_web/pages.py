@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from pmm_shm.errors import ConfigError
 from pmm_shm_client.frame import Frame
+from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
@@ -32,6 +33,7 @@ class Pages:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._render = Renderer(ledger=site.path, ledger_name=os.path.basename(site.path), why_not=WHY_NOT_APPLICABLE)
+        self._drawn: tuple[History, chart.Drawing] | None = None
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -78,8 +80,7 @@ class Pages:
         return self._render("mind_with_header.html", **self._mind_values(found, at), **self._stream_values(request))
 
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
-        history = None if "history" in frame.not_applicable else self._site.mind.cache.history()
-        drawing = None if history is None else chart.drawing(history, at)
+        drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
         values = {**self._mind_values(frame, at), **self._stream_values(request)}
         return self._render("page.html", job=None, drawing=drawing, **values)
 
@@ -116,6 +117,13 @@ class Pages:
             "before_id": before,
             "after_id": after,
         }
+
+    def _drawing(self, history: History, at: int | None) -> chart.Drawing:
+        """Drawn once for each history, which is the same object as long as nothing is new."""
+        drawn = self._drawn
+        if drawn is None or drawn[0] is not history:
+            drawn = self._drawn = history, chart.drawing(history)
+        return drawn[1].as_of(at)
 
     def _progress(self, request: Request, job: Job, target: str) -> Response:
         again = request.url.path + (f"?{request.url.query}" if request.url.query else "")

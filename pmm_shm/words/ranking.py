@@ -51,9 +51,13 @@ def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
     counts = _counts(tables, query.items, totals.events)
     scores: dict[int, float] = {}
     leading: set[int] = set()
-    for item in _kept(tables, counts, totals.events):
-        found = [one for table in tables for one in table.occurrences(item.expression)]
-        weight = _weight(item, len(found), totals.events)
+    kept = _kept(tables, counts, totals.events)
+    for item, count in kept.items():
+        newest = None if item.is_phrase or count <= common_above(totals.events) else limits.COMMON_EVENTS_MAX
+        found = [one for table in tables for one in table.occurrences(item.expression, newest)]
+        if newest is not None:
+            found = sorted(found, reverse=True)[:newest]
+        weight = _weight(item, count, totals.events)
         for one in found:
             score = score_of(one, weight, totals.tokens / totals.events)
             scores[one.event_id] = scores.get(one.event_id, 0.0) + score
@@ -77,25 +81,35 @@ def _counts(tables: Sequence[WordTable], items: Sequence[Item], events: int) -> 
     return {item: _count(tables, item, events if item.is_phrase else enough) for item in items}
 
 
-def _kept(tables: Sequence[WordTable], counts: Mapping[Item, int], events: int) -> list[Item]:
-    """The items that are searched, the rarest first.
+def _kept(tables: Sequence[WordTable], counts: Mapping[Item, int], events: int) -> dict[Item, int]:
+    """The items that are searched, the rarest first, and how many events hold each.
 
-    Phrases, and words that are not common: as many as are in `limits.COMMON_EVENTS_MAX` events together, and always
-    the rarest. Where all words are common: the rarest `limits.COMMON_KEPT`.
+    Phrases, and words that are not common: as many as are in `limits.KEPT_EVENTS_MAX` events together, and always the
+    rarest. Where all words are common: the rarest one.
     """
     found = sorted((item for item in counts if counts[item]), key=counts.__getitem__)
     common = common_above(events)
     candidates = [item for item in found if item.is_phrase or counts[item] <= common]
     if not candidates:
-        exact = {item: _count(tables, item, events) for item in found}
-        return sorted(exact, key=exact.__getitem__)[: limits.COMMON_KEPT]
+        return _rarest(tables, found, common, events)
     total = 0
-    kept: list[Item] = []
+    kept: dict[Item, int] = {}
     for item in candidates:
         total += counts[item]
-        if item.is_phrase or not kept or total <= limits.COMMON_EVENTS_MAX:
-            kept.append(item)
+        if item.is_phrase or not kept or total <= limits.KEPT_EVENTS_MAX:
+            kept[item] = counts[item]
     return kept
+
+
+def _rarest(tables: Sequence[WordTable], items: list[Item], most: int, events: int) -> dict[Item, int]:
+    """The rarest of some common words, without counting all of the others."""
+    while items:
+        most *= 4
+        counts = {item: _count(tables, item, min(most, events)) for item in items}
+        rarest = min(counts, key=counts.__getitem__)
+        if counts[rarest] < most or most >= events:
+            return {rarest: counts[rarest]}
+    return {}
 
 
 def _weight(item: Item, count: int, events: int) -> float:

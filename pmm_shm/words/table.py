@@ -25,7 +25,7 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)
 _IDS = "SELECT rowid FROM words WHERE words MATCH ?"
 _FOUND = (
     "SELECT words.rowid, bm25(words), sz FROM words JOIN words_docsize ON words_docsize.id = words.rowid "
-    "WHERE words MATCH ?"
+    "WHERE words MATCH ? ORDER BY words.rowid DESC LIMIT ?"
 )
 
 
@@ -85,13 +85,14 @@ class WordTable:
         """The events that hold it."""
         return {row[0] for row in self.handle.execute(_IDS, (expression,)).fetchall()}
 
-    def occurrences(self, expression: str) -> list[Occurrence]:
-        """The events that hold it, ascending."""
-        rows = self.handle.execute(_FOUND, (expression,)).fetchall()
+    def occurrences(self, expression: str, newest: int | None = None) -> list[Occurrence]:
+        """The events that hold it, or only so many, the newest; descending ids."""
+        rows = self.handle.execute(_FOUND, (expression, -1 if newest is None else newest)).fetchall()
         if not rows:
             return []
         totals = self.totals()
-        weight = weight_of(totals.events, len(rows))
+        is_cut = newest is not None and len(rows) == newest
+        weight = weight_of(totals.events, self.count(expression, totals.events) if is_cut else len(rows))
         average = totals.tokens / totals.events
         found = []
         for event_id, score, packed in rows:

@@ -52,6 +52,8 @@ DATABASE = "postgresql://db.example/agents"
 """The database of the pages."""
 
 NEEDED = {
+    "datasette": ["datasette"],
+    "web": ["jinja2", "starlette", "uvicorn"],
     "fastapi": ["fastapi", "uvicorn"],
     "flask": ["flask", "gunicorn"],
     "jupyter": ["ipykernel", "pandas"],

@@ -19,34 +19,13 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
-from pmm_shm_client import EventLog, connect
+from pmm_shm_client import connect
 from pmm_shm_web.shown import spelled
 from tests.support import daemons, ledgers, pmm2
 from tests.support.command import run
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.hazards import insert_hostile
-from tests.support.web import WebServer, serving, words
-
-COUNT = 400
-HOSTILE = "<script>alert('x')</script> \"quoted\" \u202eright\u2066 \u0627\u0644 <b>"
-
-
-def fill(path: str) -> None:
-    with EventLog(path) as log:
-        events: list[Any] = [("identity_adopt", "Echo", {"name": "Echo", "confidence": 0.95})]
-        for n in range(COUNT // 4):
-            events += [
-                ("user", f"Could you plan week {n}?", None),
-                ("commitment_open", "", {"cid": f"c{n}", "text": f"plan week {n}"}),
-                ("trait_update", "", {"trait": "openness", "delta": 0.01}),
-                ("autonomy_tick" if n % 2 else "reflection", f"Who am I? Thought {n}", {}),
-            ]
-        log.append_many(events)
-        log.append("identity_adopt", HOSTILE, {"name": HOSTILE, "confidence": 0.95})
-        log.append("commitment_open", "", {"cid": HOSTILE, "text": HOSTILE, "<i>": HOSTILE})
-        log.append("commitment_open", "", {"cid": 7, "text": "a number"})
-        log.append("autonomy_directive", HOSTILE, {"source": "user"})
-        log.append(HOSTILE[:60], HOSTILE, {HOSTILE: HOSTILE})
+from tests.support.web import HOSTILE, WebServer, fill, path_of, serving, words
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     path = str(folder / "agent.db")
     fill(path)
     with ForkedDaemon(Path(path)), serving(path, folder) as made:
-        made.ledger = path  # type: ignore[attr-defined]
         yield made
-
-
-def path_of(server: WebServer) -> str:
-    return str(server.ledger)  # type: ignore[attr-defined]
 
 
 # Who is let in.
@@ -256,12 +230,18 @@ def test_the_context_is_that_of_the_library(server: WebServer) -> None:
 
 def test_search_is_that_of_the_library(server: WebServer) -> None:
     with connect(path_of(server)) as cache:
-        wanted = [[hit.event_id, hit.similarity] for hit in cache.search("plan week 5", 4, model="local-bow")]
-        until = [hit.event_id for hit in cache.search("plan week 5", 4, range(1, 31), "local-bow")]
-    (found,) = server.api("/search?q=plan+week+5&k=4")
-    assert (found["model"], [list(hit.values()) for hit in found["hits"]]) == ("local-bow", wanted)
-    (past,) = server.api("/search?q=plan+week+5&k=4&at=30")
-    assert [hit["event_id"] for hit in past["hits"]] == until
+        for mode in ("words", "meaning", "hybrid"):
+            for at in (None, 30):
+                query = f"/search?q=plan+week+5&k=4&mode={mode}" + ("" if at is None else f"&at={at}")
+                (found,) = server.api(query)
+                wanted = cache.search("plan week 5", 4, mode=mode, until=at)  # type: ignore[call-overload]
+                assert wanted
+                assert found["hits"] == [hit.to_dict() for hit in wanted]
+    assert [one["mode"] for one in server.api("/search?q=plan+week+5")] == ["words", "meaning"]
+    page = words(server.page("/search?q=plan+week+5"))
+    assert "By words" in page
+    assert "By meaning" in page
+    assert server.ask("/api/v1/search?q=x&mode=guess").status == 400
 
 
 def test_the_api_gives_the_answers_of_the_library(server: WebServer) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from pmm_shm_client import EventLog, connect
-from tests.docs.test_web import HOSTILE, fill
 from tests.support import ledgers
 from tests.support.command import run
 from tests.support.fork_daemon import ForkedDaemon
-from tests.support.web import WebServer, serving
+from tests.support.web import HOSTILE, WebServer, fill, path_of, serving
 
 BROWSER = shutil.which("chromium")
 if os.environ.get("CI") != "true":
@@ -47,7 +46,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
         path, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', ?, '{}')", "<b>" * 3_333_333
     )
     with ForkedDaemon(path), serving(path, folder) as made:
-        made.ledger = str(path)  # type: ignore[attr-defined]
         yield made
 
 
@@ -75,10 +73,6 @@ def visit(browser: Browser, server: WebServer) -> Iterator[Visit]:
     # Nothing was asked of anybody else, nothing of the ledger ran, and the policy of the page was kept.
     assert made.problems == []
     assert made.hosts == {f"127.0.0.1:{server.port}"}
-
-
-def path_of(server: WebServer) -> str:
-    return str(server.ledger)  # type: ignore[attr-defined]
 
 
 def test_the_page_and_the_chart(visit: Visit, server: WebServer) -> None:

@@ -210,6 +210,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             # A lagging standby is no source: it is waited for.
             time.sleep(0.3)
             assert len(host.rows()) == 55
+            with pytest.raises(SourceUnreachableError, match="is a standby"):
+                Server(standby.dsn, "agent").connection()
             standby.promote()
             until(lambda: len(host.rows()) == 30, "the lost events are taken back")
             # A cache that is open over the fork sees the source's history.
@@ -303,8 +305,8 @@ def test_another_log_under_the_same_name_leaves_the_replica_untouched(host: Host
         before = host.until_equal()
     execute(host.dsn, "UPDATE pmm_ledgers SET identity = gen_random_uuid() WHERE name = %s", host.name)
     host.follow()
-    until(lambda: "another ledger under the name" in host.said())
-    host.stop()
+    assert host.wait() == 5
+    assert "another ledger under the name" in host.said()
     assert host.rows() == before
 
 

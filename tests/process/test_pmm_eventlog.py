@@ -544,6 +544,42 @@ def test_a_listener_that_waits_for_another_append_does_not_stop_both(log: Any, m
     assert heard == [1, 2]
 
 
+def test_a_thread_that_has_delivered_leaves_the_turn_of_the_next_alone(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmm_shm_pmm.delivery.WAIT_S", 0.1)
+    heard: list[int] = []
+    listens, may_end = threading.Event(), threading.Event()
+
+    def listener(event: Any) -> None:
+        if event["id"] == 2:
+            listens.set()
+            may_end.wait(10)
+        heard.append(event["id"])
+
+    log.register_append_listener(listener)
+    delivery = log_of(log).delivery
+    goes_on = delivery._goes_on
+    others: list[threading.Thread] = []
+
+    def then_another(*args: Any) -> bool:
+        """The next thread appends right after this one has given up its turn."""
+        is_left = goes_on(*args)
+        if not is_left and not others:
+            others.append(threading.Thread(target=log.append, args=("user", "second")))
+            others[0].start()
+            assert listens.wait(10)
+        return is_left
+
+    monkeypatch.setattr(delivery, "_goes_on", then_another)
+    log.append("user", "first")
+    log.append("user", "third")
+    assert heard == [1]
+    may_end.set()
+    others[0].join(10)
+    assert heard == [1, 2, 3]
+
+
 def test_no_listener_runs_within_a_read_of_its_owner(patcher: Patcher, log: Any) -> None:
     import pmm.runtime.loop as module
 

@@ -13,10 +13,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pmm_shm_client import EventLog
 from tests.support import daemons
 from tests.support.forking import ForkedProgram
 
 DEADLINE_S = 30.0
+COUNT = 400
+HOSTILE = "<script>alert('x')</script> \"quoted\" \u202eright\u2066 \u0627\u0644 <b>"
+
+
+def fill(path: str) -> None:
+    with EventLog(path) as log:
+        events: list[Any] = [("identity_adopt", "Echo", {"name": "Echo", "confidence": 0.95})]
+        for n in range(COUNT // 4):
+            events += [
+                ("user", f"Could you plan week {n}?", None),
+                ("commitment_open", "", {"cid": f"c{n}", "text": f"plan week {n}"}),
+                ("trait_update", "", {"trait": "openness", "delta": 0.01}),
+                ("autonomy_tick" if n % 2 else "reflection", f"Who am I? Thought {n}", {}),
+            ]
+        log.append_many(events)
+        log.append("identity_adopt", HOSTILE, {"name": HOSTILE, "confidence": 0.95})
+        log.append("commitment_open", "", {"cid": HOSTILE, "text": HOSTILE, "<i>": HOSTILE})
+        log.append("commitment_open", "", {"cid": 7, "text": "a number"})
+        log.append("autonomy_directive", HOSTILE, {"source": "user"})
+        log.append(HOSTILE[:60], HOSTILE, {HOSTILE: HOSTILE})
 
 
 class Reply(NamedTuple):
@@ -39,6 +60,7 @@ class WebServer:
     """`pmm-shm web` in a process of its own, on a free port."""
 
     def __init__(self, ledger: str | os.PathLike[str], folder: Path, *options: str) -> None:
+        self.ledger = os.fspath(ledger)
         self._err = folder / "web.err"
         out = folder / "web.out"
         for path in (out, self._err):
@@ -111,6 +133,11 @@ class WebServer:
         """End it by SIGTERM; its exit code."""
         self.program.send_signal(signal.SIGTERM)
         return self.program.wait(DEADLINE_S)
+
+
+def path_of(server: WebServer) -> str:
+    """Its ledger."""
+    return server.ledger
 
 
 @contextmanager

@@ -123,6 +123,32 @@ def test_a_fold_that_is_added_is_in_the_next_frame(ledger: str) -> None:
         assert early.fold("counting") == 1
 
 
+@pytest.mark.parametrize("late", [("recent", "history"), ("metrics", "stage", "directives", "recent", "history")])
+def test_late_folds_answer_as_the_others(ledger: str, tmp_path: Path, late: tuple[str, ...]) -> None:
+    fill(ledger, 8)
+    with Cache(ledger, late_folds=late) as cache:
+        early = cache.frame()
+        assert not set(late) & set(cache._reader.folds)
+        cache.append("commitment_open", "", {"cid": "new", "text": "later"})
+        assert answers.everything(early) == replayed_at(ledger, tmp_path, 8)
+        assert answers.everything(cache.frame_at(5)) == replayed_at(ledger, tmp_path, 5)
+        assert not set(late) & set(cache._reader.folds)
+        assert answers.everything(cache) == answers.replayed(ledger)
+        assert set(late) <= set(cache._reader.folds)
+        cache.append("reflection", "later still", {})
+        assert answers.everything(cache.frame()) == answers.everything(cache) == answers.replayed(ledger)
+
+
+def test_folds_that_are_given_share_one_replay(ledger: str) -> None:
+    fill(ledger, 8)
+    with connect(ledger, folds=[Counting]) as cache:
+        cache.append("user", "hello")
+        assert cache.fold("counting") == 1
+        assert answers.everything(cache) == answers.replayed(ledger)
+        assert len(cache._reader._read_models) == 1
+        assert cache._reader.events_folded == 9
+
+
 def test_a_cache_is_freed_with_its_last_reference(ledger: str) -> None:
     fill(ledger, 8)
     gc.collect()

@@ -151,6 +151,33 @@ def test_counts_by_kind_follow_the_log(opened: Ledger) -> None:
         assert until is None
 
 
+def test_counts_after_a_restore_in_place_and_more_appends(opened: Ledger) -> None:
+    """The head is higher than before, but another history leads to it."""
+    counter = KindCounter(opened)
+    while not counter.counts().is_complete:
+        pass
+    counter.counts_until(250)
+    ledgers.execute(opened.path, "DELETE FROM events WHERE id > 200")
+    ledgers.execute(opened.path, "UPDATE sqlite_sequence SET seq = 200")
+    with EventLog(opened.path) as log:
+        log.append_many([("restored", "other", None)] * 150)
+    while not (found := counter.counts()).is_complete:
+        pass
+    assert dict(found.kinds) == dict(Counter(row[2] for row in rows_of(opened.path)))
+    until = counter.counts_until(260)
+    if until is not None:
+        assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= 260))
+
+
+def test_counts_as_of_events_that_are_walked_to(opened: Ledger) -> None:
+    counter = KindCounter(opened)
+    for event_id in (200, 201, 202, 201, 150, 110, 99, 300, 10**9, 0, 5):
+        until = counter.counts_until(event_id)
+        if until is None:
+            continue
+        assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= event_id))
+
+
 def test_only_new_events_are_counted(opened: Ledger) -> None:
     counter = KindCounter(opened)
     while not counter.counts().is_complete:

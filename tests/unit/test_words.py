@@ -147,9 +147,14 @@ def test_common_words_are_left_out_and_searched_alone(monkeypatch: pytest.Monkey
     table = table_of([(number, f"the word{number} is") for number in range(1, 401)])
     assert list(ranked([table], WordQuery.of("the word7")).scores) == [7]
     assert len(ranked([table], WordQuery.of("the")).scores) == 400
-    monkeypatch.setattr(limits, "COMMON_EVENTS_MAX", 2)
+    monkeypatch.setattr(limits, "KEPT_EVENTS_MAX", 2)
     # The rarest are kept, as many as are in so many events together.
     assert list(ranked([table], WordQuery.of("word1 word2 word3")).scores) == [1, 2]
+    monkeypatch.setattr(limits, "COMMON_EVENTS_MAX", 40)
+    # Of common words alone the rarest is searched, in the newest events.
+    assert list(ranked([table_of([(n, "the is") for n in range(500, 600)]), table], WordQuery.of("the is")).scores) == [
+        *range(560, 600)
+    ]
 
 
 def test_the_texts_of_a_commitment_and_of_other_kinds(log: EventLog, cache: Cache) -> None:
@@ -247,17 +252,17 @@ def test_a_fused_search_has_the_best_of_both(
         log.append_many([("user", text, None) for text in texts])
     with connect(path) as cache:
         by_words, by_meaning = cache.search(query, 100, mode="words"), cache.search(query, 100)
+        word_scores = {one.event_id: one.word_score for one in by_words}
+        similarities = {one.event_id: one.similarity for one in by_meaning}
         for mode in ("hybrid", "auto"):
             found = cache.search(query, k, mode=mode)  # type: ignore[call-overload]
             bests = {hits[0].event_id for hits in (by_words, by_meaning) if hits}
             assert bests <= set(ids(found)[: limits.BESTS_WITHIN])
-            assert set(ids(found)) <= set(ids(by_words)) | set(ids(by_meaning))
+            assert set(ids(found)) <= word_scores.keys() | similarities.keys()
             assert ids(found) == ids(cache.search(query, 50, mode=mode))[:k]  # type: ignore[call-overload]
             for hit in found:
-                assert hit.word_score == dict(
-                    zip(ids(by_words), (one.word_score for one in by_words), strict=True)
-                ).get(hit.event_id)
-                assert hit.similarity == {one.event_id: one.similarity for one in by_meaning}.get(hit.event_id)
+                assert hit.word_score == word_scores.get(hit.event_id)
+                assert hit.similarity == similarities.get(hit.event_id)
 
 
 def test_what_means_nothing_is_refused(told: Cache) -> None:
