@@ -189,6 +189,45 @@ def test_a_log_that_is_made_anew_reads_what_was_edited(log: Any, statement: str)
     assert not again.verify_chain()
 
 
+def test_a_list_that_was_read_before_an_edit_stays_as_it_was(log: Any) -> None:
+    log.append("identity_adopt", "Ada", {"name": "Ada"})
+    live = log.read_all()
+    with log._conn:
+        log._conn.execute("""UPDATE events SET content = 'Bea', meta = '{"name": "Bea"}' WHERE id = 6""")
+        log._conn.execute("UPDATE events SET content = 'x' WHERE id = 2")
+    assert import_module("pmm.storage.projection").build_identity(live)["name"] == "Ada"
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    log.read_tail(limit=1)
+    assert _ids_of(recall(live, "m1", semantic_seeds=[2])) == [2]
+    assert live[-1]["content"] == "Ada"
+
+
+def test_a_lazy_list_whose_log_was_edited_before_it_was_looked_at(tmp_path: Path) -> None:
+    log = _open(tmp_path / "long.db")
+    with log._conn:
+        log._conn.executemany(
+            "INSERT INTO events (id, ts, kind, content, meta) VALUES (?, '', 'user', 'x', '{}')",
+            [(number,) for number in range(1, 701)],
+        )
+    live = log.read_all()
+    with log._conn:
+        log._conn.execute("UPDATE events SET content = 'z' WHERE id = 700")
+    assert len(live) == len(log.read_all()) == 700
+    assert log.append("user", "next") == 701
+    assert [_ids(log.read_all())[-1], len(log.read_all())] == [701, 701]
+    # No fold takes it for the new log at its place.
+    assert import_module("pmm.storage.projection").build_identity(live)["name"] is None
+    assert sum(event["content"] == "x" for event in live) in (699, 700)
+
+
+def test_a_list_whose_last_event_a_test_replaces(log: Any) -> None:
+    log.append("identity_adopt", "Ada", {"name": "Ada"})
+    build_identity, events = import_module("pmm.storage.projection").build_identity, [*log.read_all()]
+    assert build_identity(events)["name"] == "Ada"
+    events[-1] = {**events[-1], "content": "Bea", "meta": {"name": "Bea"}}
+    assert build_identity(events)["name"] == "Bea"
+
+
 def test_rows_of_another_class(log: Any) -> None:
     log._conn.row_factory = sqlite3.Row
     log.append("user", "x")
@@ -408,6 +447,16 @@ def test_odd_seeds(log: Any) -> None:
     seeds = ([], [float("inf")], [None], ["1"], [True], iter([1, 2]), {1}, "12")
     found = [_ids_of(recall(log.read_all(), "m0 m1", semantic_seeds=seed)) for seed in seeds]
     assert found == [[], [], [], [1], [1], [1, 2], [1], [1, 2]]
+
+
+@pytest.mark.parametrize("seeds", [None, [1, 2, 3, 4, 5]])
+@pytest.mark.parametrize(("max_items", "found"), [(3, [1, 2, 3]), (9, [1, 2, 3, 4]), (0, [1]), (-1, [1])])
+def test_the_newest_event_is_not_recalled_and_ties_are_in_order(
+    log: Any, seeds: list[int] | None, max_items: int, found: list[int]
+) -> None:
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    text = "m0 m1 m2 m3 m4"
+    assert _ids_of(recall(log.read_all(), text, max_items=max_items, semantic_seeds=seeds)) == found
 
 
 def _ids_of(suggestions: Any) -> list[int]:

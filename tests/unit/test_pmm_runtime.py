@@ -207,6 +207,19 @@ def test_handle_user_gets_a_short_list_with_all_it_looks_at(runtime: Any, events
     assert events[50] in short
 
 
+@pytest.mark.parametrize("kind", ["user", "response"])
+def test_the_newest_messages_may_all_be_of_one_kind(launched: None, tmp_path: Path, kind: str) -> None:
+    events = [
+        {"id": number, "ts": "", "kind": "embedding_indexed", "content": "", "meta": {}} for number in range(1, COUNT)
+    ]
+    for number in range(3, 20):
+        events[number] |= {"kind": kind, "content": "x" if number % 2 else " "}
+    run_golden.make_ledger(tmp_path / "log.db", events)
+    runtime = new_runtime(tmp_path / "log.db")
+    said = [event["id"] for event in during(runtime, lambda snapshot: snapshot.events) if event["content"] == "x"]
+    assert said[-6:] == [10, 12, 14, 16, 18, 20]
+
+
 def test_others_get_the_whole_list(runtime: Any) -> None:
     from pmm.runtime.loop import AutonomyLoop
 
