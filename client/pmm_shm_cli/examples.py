@@ -52,7 +52,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
     ),
     "stop": ("pmm-shm stop agent.db",),
-    "cluster": (),
+    "cluster": ("pmm-shm cluster forks agent.db",),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """By command: lines for a shell (bash, if it matters)."""
