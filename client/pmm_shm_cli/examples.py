@@ -54,7 +54,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "mcp": ("pmm-shm mcp agent.db", "pmm-shm mcp agent.db --write user_message,assistant_message"),
     "stop": ("pmm-shm stop agent.db",),
-    "cluster": (),
+    "cluster": ("pmm-shm cluster forks agent.db",),
     "completion": ("source <(pmm-shm completion bash)",),
 }
 """By command: lines for a shell (bash, if it matters)."""
