@@ -1,9 +1,8 @@
-"""How many questions find their message: by meaning, by words, and by both; 50 paraphrases, 40 identifiers, 13 names."""
+"""How many questions find their message, by meaning, by words, and by both: paraphrases, identifiers and names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
