@@ -228,6 +228,8 @@ NAMED_WEIGHT = 2.0
 """Weight of a phrase, and of a word with a digit, among the words of a query."""
 FUSED_DEPTH = 100
 """Hits of each kind of search that are fused, at least."""
+FILTER_DEPTH = 100
+"""A filter looks through so many hits for each one wanted, before it looks through the whole log."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 BESTS_WITHIN = 3

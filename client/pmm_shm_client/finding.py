@@ -160,13 +160,13 @@ class Finding:
                 similarities = {one: similarities[one] for one in selection.first(ranking, count)}
             if len(similarities) >= count or len(hits) < k:
                 break
-            if until is None and not request.wanted.is_open:
-                # Most events do not pass: search among those that do.
+            if until is None and not request.wanted.is_open and k >= limits.FILTER_DEPTH * count:
+                # Few events pass: search among those that do.
                 ids, until = selection.all()
                 passing = np.array(ids, np.int64)
                 scope = passing if scope is None else np.intersect1d(scope, passing)
             else:
-                k *= 4
+                k *= 8
         as_of = hits.as_of if until is None else min(hits.as_of, until)
         return _Meaning(similarities, as_of, hits.is_complete, hits.embedded_here, hits.model)
 

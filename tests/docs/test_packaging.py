@@ -145,7 +145,10 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "\nRequires-Python: >=3.10\n" in header
     assert description.strip() == (ledgers.ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert set(entries["console_scripts"]) == {"pmm-shm", "pmm-cached"}
-    assert dict(entries["pytest11"]) == {"pmm_shm": "pmm_shm_client.pytest_plugin"}
+    assert dict(entries["pytest11"]) == {
+        "pmm_shm": "pmm_shm_client.pytest_plugin",
+        "pmm_shm_pmm.pytest_plugin": "pmm_shm_pmm.pytest_plugin",
+    }
 
 
 def test_the_sdist_makes_the_same_wheel(builder: Path, sdist: Path, wheel: Path, tmp_path: Path) -> None:

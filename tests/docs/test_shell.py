@@ -92,7 +92,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("pmm-shm backup agent.db ", ["compopt -o default", ""]),
         ("pmm-shm backup agent.db backup.db ", [""]),
         ("pmm-shm verify agent.db --fold ", sorted(BUILT_IN_NAMES)),
-        ("pmm-shm read --consistency ", ["exact", "snapshot", "wait"]),
+        ("pmm-shm read --consistency ", ["exact", "snapshot", "wait", "global"]),
         ("pmm-shm verify --no-", ["--no-chain"]),
         ("pmm-shm search agent.db --model wo", ["wordllama"]),
         ("pmm-shm append agent.db commitment_o", ["commitment_open"]),
@@ -280,6 +280,7 @@ def test_there_is_a_page_for_every_command(pages: Path) -> None:
         "pmm-shm.1",
         "pmm-cached.1",
         *(f"pmm-shm-{name}.1" for name in cli.commands),
+        *(f"pmm-shm-cluster-{name}.1" for name in ("audit", "detach", "forks", "init", "status")),
     }
     for page in pages.iterdir():
         text = page.read_text(encoding="ascii")

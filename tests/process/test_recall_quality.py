@@ -1,4 +1,4 @@
-"""How many questions find their message: by meaning, words and both; 50 paraphrases, 40 identifiers, 13 names."""
+"""How many questions find their message, by meaning, by words, and by both: paraphrases, identifiers and names."""
 
 from __future__ import annotations
 

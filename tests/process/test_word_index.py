@@ -140,6 +140,19 @@ def test_another_ledger_with_as_many_events(tmp_path: Path) -> None:
         check_indexed(cache)
 
 
+def test_an_index_of_another_ledger_is_not_searched(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("l.db", "other.db")]
+    for path, first in zip(paths, (1, 1_001), strict=True):
+        with EventLog(path) as log:
+            log.append_many(messages(first, 200))
+        ledgers.execute(path, "PRAGMA journal_mode = delete")
+    with ForkedDaemon(Path(paths[0])), connect(paths[0]) as cache:
+        check_indexed(cache)
+    os.replace(paths[1], paths[0])
+    with connect(paths[0]) as cache:
+        assert words.check(cache, [*QUERIES, "n1001"]).indexed_here == 200
+
+
 def is_of_now(cache: Cache) -> bool:
     try:
         words.check(cache, [*QUERIES, "edited", "n1001"])

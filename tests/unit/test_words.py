@@ -194,6 +194,7 @@ def told(log: EventLog, cache: Cache) -> Cache:
     return cache
 
 
+@pytest.mark.parametrize("depth", [0, 100])
 @pytest.mark.parametrize("mode", ["meaning", "words", "hybrid", "auto"])
 @pytest.mark.parametrize(
     "options",
@@ -209,7 +210,10 @@ def told(log: EventLog, cache: Cache) -> Cache:
     ],
     ids=str,
 )
-def test_a_filtered_search_is_a_filtered_ranking(told: Cache, mode: str, options: dict[str, object]) -> None:
+def test_a_filtered_search_is_a_filtered_ranking(
+    told: Cache, mode: str, options: dict[str, object], depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FILTER_DEPTH", depth)
     search = told.search
     whole = search("garden plan", k=10_000, mode=mode if mode in ("meaning", "words") else "words")  # type: ignore[call-overload]
     found = search("garden plan", k=7, mode=mode, **options)  # type: ignore[call-overload]
