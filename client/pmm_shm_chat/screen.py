@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm_chat.waiting import Spinner
 from pmm_shm_terminal.output import console, printable
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ class PlainScreen:
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
 
+    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+        """Shows nothing."""
+
     def note(self, text: str) -> None:
         click.echo(f"pmm-shm: {printable(' '.join(text.split()))}", err=True)
 
@@ -130,6 +134,8 @@ class TerminalScreen:
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
         self._is_utf8 = encoding.replace("-", "") == "utf8"
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
+        self._head = ""
+        self._spinner: Spinner | None = None
         self._flow: LineWrapper | None = None
         self._has_text = False
 
@@ -156,18 +162,21 @@ class TerminalScreen:
             self._print(printable(line) + "\n", "bold" if number == 0 else "dim")
 
     def begin(self, name: str) -> None:
-        """Begin an answer, with the name of the speaker."""
-        from rich.cells import cell_len
-
-        head = f"{printable(name)} {self._mark} "
-        self._print(head, "bold cyan")
-        self._flow = LineWrapper(self._print, self._console.width, cell_len(head))
+        """Begin an answer, with the name of the speaker; until its first piece a spinner turns."""
+        self._head = f"{printable(name)} {self._mark} "
+        self._flow = None
         self._has_text = False
+        if self._is_utf8 and not self._console.is_dumb_terminal:
+            self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
-        if self._flow is not None:
-            self._has_text = self._has_text or not text.isspace()
-            self._flow.add(readable(text))
+        if not text:
+            return
+        if self._flow is None:
+            self._begin_text()
+        assert self._flow is not None
+        self._has_text = self._has_text or not text.isspace()
+        self._flow.add(readable(text))
 
     def retract(self) -> None:
         """Say that the text so far was thinking."""
@@ -177,11 +186,24 @@ class TerminalScreen:
             self._has_text = False
             self._flow = LineWrapper(self._print, self._console.width, 0)
 
+    def _begin_text(self) -> None:
+        from rich.cells import cell_len
+
+        self._stop_spinner()
+        self._print(self._head, "bold cyan")
+        self._flow = LineWrapper(self._print, self._console.width, cell_len(self._head))
+
+    def _stop_spinner(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
     def end(self, is_interrupted: bool) -> None:
+        self._stop_spinner()
         if self._flow is not None:
             self._flow.end()
             self._flow = None
-        self._print("\n")
+            self._print("\n")
         if is_interrupted:
             kept = "interrupted; the beginning is kept" if self._has_text else "no answer; /retry asks again"
             self._print(f"  ({kept})\n", "dim")
@@ -193,6 +215,10 @@ class TerminalScreen:
             if mark is not None:
                 shown = mark if self._is_utf8 else "*"
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
+
+    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+        """Show what an answer took; the tokens are estimates."""
+        self._print(f"  ({seconds:.1f} s, about {prompt_tokens:,} tokens in, {response_tokens:,} out)\n", "dim")
 
     def note(self, text: str) -> None:
         self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
@@ -208,6 +234,10 @@ class TerminalScreen:
         from rich.text import Text
 
         self._console.print(Text(text), style=style, end="", soft_wrap=True)
+        self._console.file.flush()
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
         self._console.file.flush()
 
 

@@ -6,13 +6,16 @@ import json
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from unicodedata import east_asian_width
 
 import pexpect
 import pytest
 
+from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
 
@@ -52,7 +55,9 @@ def talk(ledger: str, tmp_path: Path) -> Iterator[Talk]:
 def shown(child: pexpect.spawn[str]) -> str:
     """What is shown until the next prompt, without colours."""
     child.expect_exact(PROMPT)
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
+    # A busy machine lets the chat wait.
+    return re.sub(f"([{FRAMES}] [0-9]+ s)+", "", text)
 
 
 def said(ledger: str) -> list[str]:
@@ -172,6 +177,43 @@ def test_what_breaks_off_is_kept_and_said(talk: Talk, endpoint: Endpoint) -> Non
     text = shown(child)
     assert "(interrupted; the beginning is kept)" in text
     assert "broke off" in text
+
+
+# While it waits, and after.
+
+
+def test_a_spinner_turns_until_the_first_word_and_leaves_nothing(talk: Talk, endpoint: Endpoint) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        go_on.wait(20)
+        own.events(handler, "At last, ", "an answer.")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Anybody?")
+    child.expect(f"[{FRAMES}] [0-9] s")
+    go_on.set()
+    # The line is taken back before the answer begins on it.
+    child.expect(r"\r\x1b\[K[^\n]*assistant › ")  # noqa: RUF001
+    text = shown(child)
+    assert not set(FRAMES) & set(text)
+    assert re.search(r"\n  \([0-9]\.[0-9] s, about [0-9,]+ tokens in, 5 out\)\n", text)
+
+
+def test_ctrl_c_while_it_waits_leaves_a_clean_line(talk: Talk, endpoint: Endpoint) -> None:
+    endpoint.answer = lambda own, handler: own.done.wait(20) and None
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Anybody?")
+    child.expect(f"[{FRAMES}] [0-9] s")
+    child.send("\x03")
+    child.expect_exact("\r\x1b[K")
+    text = shown(child)
+    assert "(no answer; /retry asks again)" in text
+    assert "assistant" not in text
+    endpoint.answer = lambda own, handler: own.events(handler, "Here.")
+    child.sendline("/retry")
+    assert "Here." in shown(child)
 
 
 # Wide characters.
