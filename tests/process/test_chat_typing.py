@@ -18,6 +18,7 @@ import pytest
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
+from tests.support.screens import screen_of
 
 COMMAND = ["-m", "pmm_shm_cli", "chat"]
 PROMPT = "you › "  # noqa: RUF001
@@ -228,3 +229,61 @@ def test_wide_characters_stay_within_the_terminal(talk: Talk, endpoint: Endpoint
     lines = text[text.index("assistant ›") :].splitlines()  # noqa: RUF001
     assert max(map(cells, lines)) <= 80
     assert re.sub(r"\s", "", answer) in re.sub(r"\s", "", text)
+
+
+# Markdown.
+
+
+def answered(talk: Talk, endpoint: Endpoint, *pieces: str) -> list[str]:
+    """The lines on the screen after an answer."""
+    endpoint.answer = lambda own, handler: own.events(handler, *pieces)
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Go")
+    child.expect_exact(PROMPT)
+    lines = screen_of(child.before or "")
+    begin = next(number for number, line in enumerate(lines) if line.startswith("assistant ›"))  # noqa: RUF001
+    end = next(number for number, line in enumerate(lines) if " tokens in, " in line)
+    return lines[begin:end]
+
+
+def test_markdown_is_formatted_in_place(talk: Talk, endpoint: Endpoint, ledger: str) -> None:
+    text = "## Plan\n\nSome **bold** words, 東京.\n\n- one\n- *two*\n\n```python\nx = 1\n\ny = 2\n```\n\nplain end"
+    lines = answered(talk, endpoint, *text)
+    shown_text = "\n".join(lines)
+    assert not set("*`#") & set(shown_text)
+    stripped = [line.strip() for line in lines if line.strip()]
+    assert stripped == [
+        "assistant ›",  # noqa: RUF001
+        "Plan",
+        "Some bold words, 東京.",
+        "• one",
+        "• two",
+        "x = 1",
+        "y = 2",
+        "plain end",
+    ]
+    assert max(map(cells, lines)) <= 80
+    assert [content for kind, content, _ in events(ledger) if kind == "response"] == [text]
+
+
+def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:
+    lines = answered(talk, endpoint, "One paragraph.\n", "Its second line.\n\n", "Another one: 2 * 3 < 7.")
+    assert [line.strip() for line in lines] == [
+        "assistant › One paragraph.",  # noqa: RUF001
+        "Its second line.",
+        "",
+        "Another one: 2 * 3 < 7.",
+    ]
+
+
+def test_a_block_that_has_scrolled_away_stays_plain(talk: Talk, endpoint: Endpoint) -> None:
+    items = [f"- item {number}" for number in range(40)]
+    lines = answered(talk, endpoint, "\n".join(items))
+    assert [line.strip() for line in lines][1:] == items[1:]
+
+
+def test_markdown_brings_no_control_characters(talk: Talk, endpoint: Endpoint) -> None:
+    evil = "**a** &#27;[2J&#x9b;31m &#8238;x [link](http://e.example/&#27;[1A) `\x1b[3J`\n\n- \x1b]0;title\x07 b"
+    text = "\n".join(answered(talk, endpoint, evil))
+    assert "\\x1b" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), ascii(text)
