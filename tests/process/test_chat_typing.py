@@ -74,6 +74,8 @@ def cells(line: str) -> int:
 
 def test_a_paste_of_several_lines_is_one_message(talk: Talk, ledger: str) -> None:
     child = talk()
+    # Without this, a terminal does not say where a paste begins and ends.
+    assert "\x1b[?2004h" in child.before
     child.send(f"{PASTE_BEGINS}def f():\n    return 1\n\nWhat is it? 東京{PASTE_ENDS}")
     child.send("\r")
     shown(child)
