@@ -88,6 +88,7 @@ def _small_messages(directory: Path, original: Path, messages: int, variables: d
     """Messages on fresh copies, ten on each, so that the size stays; without a daemon, which each would start."""
     texts = _texts()
     samples: list[list[float]] = [[], []]
+    cpu: list[list[float]] = [[], []]
     with _workers({**variables, "PMM_SHM_DAEMON": "off"}) as workers:
         for start in range(0, messages, 10):
             for name, worker in zip(("plain", "launched"), workers, strict=True):
@@ -97,18 +98,18 @@ def _small_messages(directory: Path, original: Path, messages: int, variables: d
                 for side in (0, 1) if number % 2 else (1, 0):
                     workers[side].do("message", text)
                     samples[side].append(workers[side].last_us)
+                    cpu[side].append(workers[side].last_cpu_us)
             _assert_equal(workers)
             for worker in workers:
                 worker.do("close")
-    plain, launched = map(statistics.median, samples)
-    yield Figure(
-        f"message, median of {messages}",
-        _SMALL_EVENTS,
-        duration(plain),
-        duration(launched),
-        f"{launched / plain:.2f}",
-        "<= 1.05",
-    )
+    # On a machine that has other work, the times of the processor say more, and the lower quartile most.
+    quartiles = [statistics.quantiles(one)[0] for one in cpu]
+    for what, (plain, launched) in (
+        (f"message, median of {messages}", map(statistics.median, samples)),
+        ("its processor time, lower quartile", quartiles),
+    ):
+        ratio = f"{launched / plain:.2f}"
+        yield Figure(what, _SMALL_EVENTS, duration(plain), duration(launched), ratio, "<= 1.05")
 
 
 def _one_size(directory: Path, original: Path, size: int, variables: dict[str, str]) -> Iterator[Figure]:

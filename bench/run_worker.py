@@ -1,7 +1,7 @@
 """A process of the stand-in for PMM that a benchmark drives: `python -m bench.run_worker`, plain or with `--launched`.
 
 It reads commands from its standard input, a JSON list a line, and answers each with a JSON value and the microseconds
-that it took.
+that it took, and of the processor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 STANDIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "standin"
@@ -97,7 +97,7 @@ class Process:
         self._process = subprocess.Popen(
             command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.last_us = 0.0
+        self.last_us = self.last_cpu_us = 0.0
 
     def __enter__(self) -> Process:
         return self
@@ -106,13 +106,13 @@ class Process:
         self._process.communicate()
 
     def do(self, name: str, *arguments: Any) -> Any:
-        """One command; `last_us` is the time it took."""
+        """One command; `last_us` is the time it took, `last_cpu_us` that of the processor."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([name, *arguments]), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         assert line, "a worker has ended"
-        value, self.last_us = json.loads(line)
+        value, self.last_us, self.last_cpu_us = json.loads(line)
         return value
 
 
@@ -123,9 +123,10 @@ def main() -> None:
     worker = Worker()
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        began = perf_counter()
+        began, used = perf_counter(), process_time()
         value = getattr(worker, name)(*arguments)
-        print(json.dumps([value, (perf_counter() - began) * 1e6]), flush=True)
+        took = perf_counter() - began, process_time() - used
+        print(json.dumps([value, *(seconds * 1e6 for seconds in took)]), flush=True)
 
 
 if __name__ == "__main__":

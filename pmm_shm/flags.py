@@ -20,6 +20,8 @@ NAMES = frozenset(
         "PMM_SHM",
         "PMM_SHM_DAEMON",
         "PMM_SHM_DIR",
+        "PMM_SOURCE",
+        "PMM_SOURCE_NAME",
         "PMM_SHM_ELECT_AUTONOMY",
         "PMM_SHM_PATCHES",
         "PMM_SHM_REPORT",

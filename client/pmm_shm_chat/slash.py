@@ -91,12 +91,16 @@ def _directives(session: Session, argument: str) -> None:
 
 
 def _recall(session: Session, text: str) -> None:
-    hits = session.cache.recall(text, _RECALLED)
+    hits = session.cache.recall(text, _RECALLED, mode="auto")
     _show_texts(
         f"recalled: {len(hits)}",
         ("similarity", "event", "kind", "content"),
-        [(f"{hit.similarity:.3f}", hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
+        [(_similarity(hit.similarity), hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
     )
+
+
+def _similarity(value: float | None) -> str:
+    return "words" if value is None else f"{value:.3f}"
 
 
 def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -44,6 +44,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm explain agent.db trait o --limit 0",
         "pmm-shm explain agent.db metrics --until 1000 --json",
     ),
+    "web": ("pmm-shm web agent.db --open",),
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "run": (

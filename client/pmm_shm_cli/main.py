@@ -35,9 +35,10 @@ from pmm_shm_mcp.command import mcp
 from pmm_shm_pmm.command import run
 from pmm_shm_terminal.options import CONTEXT, did_you_mean
 from pmm_shm_terminal.program import run_program
+from pmm_shm_web.command import web
 
 _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
-    "Look": (read, log, context, recall, search, explain, plot, status, top),
+    "Look": (read, log, context, recall, search, explain, plot, web, status, top),
     "Write": (append, chat, generate, import_),
     "Check": (doctor, verify, replay, bench),
     "Operate": (run, mcp, stop, embed, invalidate, backup, restore, export, cluster, completion, demo),

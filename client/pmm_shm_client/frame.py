@@ -199,19 +199,19 @@ class Frame:
 
     def directives(self) -> list[Directive]:
         """As `Cache.directives`: fresh dicts."""
-        directives: Directives = self._views["directives"]
+        directives: Directives = self.fold("directives")
         return directives.rows()
 
     def active_directives(self) -> list[ActiveDirective]:
         """As `Cache.active_directives`: fresh dicts, best first."""
-        directives: Directives = self._views["directives"]
+        directives: Directives = self.fold("directives")
         return directives.active()
 
     def _result(self, name: str) -> Any:
         """The result of a method, made of its view when it is first asked for."""
         found = self._results.get(name)
         if found is None:
-            made = RESULTS[name](self._views[FOLD_BEHIND.get(name, name)], self.as_of)
+            made = RESULTS[name](self.fold(FOLD_BEHIND.get(name, name)), self.as_of)
             found = self._results.setdefault(name, made)
         return found
 

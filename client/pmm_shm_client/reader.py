@@ -10,7 +10,7 @@ Invariant: no read transaction outlives the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pmm_shm import limits
@@ -31,7 +31,7 @@ from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 5
 _PUBLISHED = "published"
-_BUILT_IN = "built-in"
+_FIRST = "first"
 
 
 class Reading:
@@ -74,6 +74,7 @@ class Reader:
         freshness: which mark to use.
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
         on_reset: called when earlier reads are void; memos must expire.
+        late_folds: names of built-in folds that take no part until they are added.
 
     Attributes:
         folds: those that take part in reads, by name, the built-in ones first; see `add_fold`.
@@ -86,6 +87,7 @@ class Reader:
         freshness: Choice,
         recover: Callable[[], None],
         on_reset: Callable[[], None],
+        late_folds: Collection[str] = (),
     ) -> None:
         self.connection = Connection(path, "ro", timeout_s)
         self.connection.on_close(on_reset)
@@ -95,12 +97,13 @@ class Reader:
         self.connection.on_close(self.snapshots.close)
         self._recover = recover
         self._on_reset = on_reset
-        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds()}
-        self._built_in = frozenset(self.folds)
+        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds() if fold.name not in late_folds}
+        # Of those that are not published, these share one read model: each reads the tail once.
+        self._first = set(self.folds)
         self._read_models: dict[str, ReadModel] = {}
         self._read_model_of: dict[str, ReadModel] = {}
-        # The environment and the folds of the header for which `_read_models` were arranged.
-        self._arranged_for: tuple[FileId, object] | None = None
+        # For which `_read_models` were arranged: the environment and the folds of its header, (None, None) without one.
+        self._arranged_for: tuple[FileId | None, object] | None = None
         self._snapshot_read_model: ReadModel | None = None
         self._rejected: tuple[Lineage, Position] | None = None
         self._distrusted: Lineage | None = None
@@ -121,6 +124,9 @@ class Reader:
         """Let a registered fold take part in reads from now on."""
         with self.connection.lock:
             self.folds[fold.name] = fold
+            if not self._read_models:
+                # Later it would void what was replayed of the others.
+                self._first.add(fold.name)
             self._arranged_for = None
 
     def exact(self, make: Callable[[Reading], _T]) -> _T:
@@ -266,7 +272,8 @@ class Reader:
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:
         """Bring all folds to the head of the log, at one position."""
         known = self._arranged_for
-        if snapshot is None or known is None or known[1] is not snapshot.header.folds or known[0] != snapshot.identity:
+        identity, folds = (None, None) if snapshot is None else (snapshot.identity, snapshot.header.folds)
+        if known is None or known[1] is not folds or known[0] != identity:
             self._arrange(snapshot)
         self._all_to_head(snapshot, snapshot is not None and self._is_of_head(snapshot, mark))
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
@@ -314,8 +321,8 @@ class Reader:
             self._read_model_of.update(dict.fromkeys(read_model.folds, self._read_models[key]))
 
     def _arrange(self, snapshot: Snapshot | None) -> None:
-        """Folds that are published share one read model; of the others, which are folded in memory, the built-in ones
-        share one."""
+        """Folds that are published share one read model. The others are folded in memory: those that were there before
+        the first read share one."""
         wanted = self._wanted_read_models(snapshot)
         for key in self._read_models.keys() - wanted.keys():
             self._events_folded += self._read_models.pop(key).events_folded
@@ -325,10 +332,12 @@ class Reader:
             if read_model is None or read_model.lineage != lineage or list(read_model.folds.values()) != folds:
                 self._replace(key, ReadModel(folds, lineage, self.connection))
         self._read_model_of = {name: one for one in self._read_models.values() for name in one.folds}
+        # A rejection holds for one position only.
         self._arranged_for = None
-        if snapshot is not None and self._rejected is None:
-            # A rejection holds for one position only.
-            self._arranged_for = (snapshot.identity, snapshot.header.folds)
+        if snapshot is None:
+            self._arranged_for = None, None
+        elif self._rejected is None:
+            self._arranged_for = snapshot.identity, snapshot.header.folds
 
     def _wanted_read_models(self, snapshot: Snapshot | None) -> dict[str, tuple[list[Fold], Lineage | None]]:
         published: list[Fold] = []
@@ -345,7 +354,7 @@ class Reader:
             wanted[_PUBLISHED] = (published, snapshot.lineage(published))
         for fold in self.folds.values():
             if fold not in published:
-                key = _BUILT_IN if fold.name in self._built_in else fold.name
+                key = _FIRST if fold.name in self._first else fold.name
                 wanted.setdefault(key, ([], None))[0].append(fold)
         return wanted
 

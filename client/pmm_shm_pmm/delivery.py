@@ -80,10 +80,10 @@ class Delivery:
             while self._goes_on(loaded, own_id):
                 for event in loaded.ledger.after(loaded, self._heard[1]):
                     self._tell(loaded, event)
-        finally:
+        except BaseException:
             with self._turn:
-                self._deliverer = None
-                self._turn.notify_all()
+                self._give_up_turn()
+            raise
 
     def _take_turn(self, loaded: Loaded, own_id: int | None, wait_s: float) -> bool:
         """Whether this thread shall deliver now."""
@@ -110,8 +110,13 @@ class Delivery:
             elif not (self._waiting and (own_id is None or self._was_heard(loaded, own_id))):
                 return True
             # In one step: what another thread takes in from now on, it delivers itself.
-            self._deliverer = None
+            self._give_up_turn()
             return False
+
+    def _give_up_turn(self) -> None:
+        self._deliverer = None
+        if self._waiting:
+            self._turn.notify_all()
 
     def _begin(self, loaded: Loaded, own_id: int | None) -> bool:
         """Whether there is anything to deliver."""

@@ -1,90 +1,58 @@
-"""The ledgers that this process's logs are in: one object per file, however many logs PMM makes of it.
-
-A ledger reads with a connection of the library: it is closed before a fork, follows a file that was replaced, and has
-the mark by which a look at an unchanged ledger costs no system call.
-
-Invariant: events are loaded under the connection's lock, which is held neither while PMM's code runs, nor while another
-lock is waited for.
-"""
+"""The ledgers that this process's logs are in: one object per file, however many logs PMM makes of it."""
 
 from __future__ import annotations
 
-import atexit
 import os
-import sqlite3
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerBusyError, LedgerError
 from pmm_shm.instance.paths import real_path
-from pmm_shm.late import late_imports
-from pmm_shm.ledger.connection import Connection, close_replaced
-from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.files import LedgerMoved
-from pmm_shm.ledger.freshness import Freshness, Mark
+from pmm_shm.ledger.connection import close_idle
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
+from pmm_shm_pmm.followed import COLUMNS, FROM, Followed
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, event_of
+from pmm_shm_pmm.opening import open_cache
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
 
-_T = TypeVar("_T")
-_COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
-_FROM = f"{_COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
-_ATTEMPTS_MAX = 5
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
-_START_S = 2.0
+_LEDGERS_OPEN_MAX = 8
 
 
-class Ledger:
-    """One SQLite file, and what this process has read of it. Threads may share it.
+class Ledger(Followed):
+    """One SQLite file: what this process has read of it, its frames, and appends to it.
 
     Parameters:
         path: the real path.
-
-    Attributes:
-        loaded: the events that are loaded; another object when the file holds another log (replaced, restored).
-        spare: returns the log of PMM whose connection reads where ours cannot, or None.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._connection = Connection(path, "ro")
-        self._connection.on_close(self._forget)
-        self._freshness = Freshness(self._connection)
-        # The mapped header (None: the mark is another one), the mark, and the newest id; swapped whole.
-        self._memo: tuple[Any, Mark, int] | None = None
+        super().__init__(path)
         self._cache: Cache | None = None
-        self.loaded = Loaded(self, None)
-        self._is_begun = False
-        self._spare_fetch: Callable[[str, tuple[Any, ...], int], tuple[list[RawRow], bool]] | None = None
-        self.spare: Callable[[], Any] | None = None
 
-    # Following the log.
+    def append(self, kind: str, content: str, meta: dict[str, Any], expected_head: int | None = None) -> int:
+        """Append by the library's writer, and take the event in. Returns its id; raises as `Cache.append`."""
+        cache = self.cache
+        event_id = cache.append(kind, content, meta, expected_head=expected_head)
+        try:
+            # Loaded with the cache.
+            from pmm_shm_client.cache import row_appended
 
-    def sync(self) -> int:
-        """Take in what was appended, by anybody. Returns the newest event's id, 0 in an empty ledger.
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
-        memo = self._memo
-        if memo is not None:
-            header = memo[0]
-            if header is not None and header.raw == memo[1] and monotonic() < self._freshness.trusted_until:
-                return memo[2]
-        report.beat()
-        return self._read(self._take_in)
+            row = row_appended(cache, event_id)
+            self._read(lambda: self._take_in(row))
+        except Exception:
+            # It is appended: the next look takes it in.
+            pass
+        return event_id
 
     def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
         """The live list: the same object until the file holds another log.
@@ -117,18 +85,6 @@ class Ledger:
 
         return self._read(read)
 
-    def within(self, loaded: Loaded, look: Callable[[Loaded], _T]) -> _T:
-        """`look` at these events with the lock held; at those of the log that has taken their place where it has."""
-
-        def read() -> _T:
-            if self.loaded is loaded and loaded.is_whole:
-                return look(loaded)
-            self._take_in()
-            with self._one_snapshot():
-                return look(self.loaded)
-
-        return self._read(read)
-
     def tail(self, count: int) -> list[EventDict]:
         """The newest `count` events, ascending, in a new list."""
         self.sync()
@@ -144,17 +100,25 @@ class Ledger:
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.count())
 
-    def after(self, loaded: Loaded, event_id: int) -> list[EventDict]:
-        """The events with a greater id that are loaded, ascending, in a new list."""
-        with self._connection.lock:
-            return loaded.after(event_id)
+    def follow_edits(self) -> None:
+        """Read a short log anew where rows were edited: in PMM, a log that is made anew reads the file.
 
-    def forget(self) -> None:
-        """Read the log anew at the next look."""
-        with self._connection.lock:
-            self._memo, self.loaded, self._is_begun = None, Loaded(self, None), False
+        A long one is append-only; there, the audit of the daemon finds an edit.
+        """
 
-    # Single events, as of `sync`; fresh dicts.
+        def look() -> bool:
+            loaded = self.loaded
+            if not self._is_begun or not loaded.events or loaded.newest_id > SHORT_IDS_MAX:
+                return False
+            self._take_in()
+            rows = self._fetch(FROM, (self.loaded.events[0]["id"],), limits.TAIL_ROWS_MAX)[0]
+            return [event_of(row) for row in rows] != self.loaded.events
+
+        if self._is_begun and self._read(look):
+            self.forget()
+            self._cache = None
+
+    # Single events, as of `sync`; callers do not change them.
 
     def newest(self, kind: str, count: int = 1, before: int | None = None) -> list[EventDict]:
         """The newest `count` events of a kind, newest first; `before`: only those with a lower id."""
@@ -174,11 +138,14 @@ class Ledger:
             self._take_in()
             low = ID_MIN if after is None else after + 1
             high = self.loaded.newest_id if before is None else min(before - 1, self.loaded.newest_id)
+            found = self.loaded.of_kind(kind, low, high, newest_first, limit)
+            if found is not None:
+                return found
             rows: list[RawRow] = []
             while low <= high and (limit is None or len(rows) < limit):
                 count = limits.TAIL_ROWS_MAX if limit is None else limit - len(rows)
                 order = " DESC" if newest_first else ""
-                sql = f"{_COLUMNS} WHERE kind = ? AND id >= ? AND id <= ? ORDER BY id{order} LIMIT ?"
+                sql = f"{COLUMNS} WHERE kind = ? AND id >= ? AND id <= ? ORDER BY id{order} LIMIT ?"
                 batch, is_all = self._fetch(sql, (kind, low, high), count)
                 rows += batch
                 if is_all:
@@ -193,7 +160,10 @@ class Ledger:
 
         def read() -> EventDict | None:
             self._take_in()
-            rows = self._fetch(f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1)[0]
+            found = self.loaded.event(event_id)
+            if found is not None:
+                return found
+            rows = self._fetch(f"{COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1)[0]
             return event_of(rows[0]) if rows and event_id <= self.loaded.newest_id else None
 
         return self._read(read)
@@ -241,124 +211,14 @@ class Ledger:
         """The view of a fold, at the position of `frame()`."""
         return self.frame().fold(name)
 
-    # With the lock held.
-
-    def _forget(self) -> None:
-        self._memo = None
-
-    def _one_snapshot(self) -> AbstractContextManager[None]:
-        return self._connection.one_snapshot() if self._spare_fetch is None else nullcontext()
-
-    def _read(self, action: Callable[[], _T]) -> _T:
-        try:
-            for _ in range(_ATTEMPTS_MAX):
-                try:
-                    with self._connection.lock:
-                        return action()
-                except LedgerMoved:
-                    close_replaced(self.path)
-            raise LedgerBusyError(f"{self.path}: replaced again and again while it was read")
-        except LedgerError:
-            spare = self.spare() if self.spare is not None else None
-            if spare is None:
-                raise
-            return self._read_by(spare, action)
-
-    def _read_by(self, log: Any, action: Callable[[], _T]) -> _T:
-        """`action` by PMM's own connection, which may read where ours cannot. Raises what SQLite raises."""
-        with log._lock, self._connection.lock:
-            connection = log._conn
-
-            def fetch(sql: str, parameters: tuple[Any, ...], rows_max: int) -> tuple[list[RawRow], bool]:
-                rows = [tuple(row) for row in connection.execute(sql, (*parameters, rows_max)).fetchall()]
-                return rows, len(rows) < rows_max
-
-            self._spare_fetch = fetch
-            try:
-                return action()
-            finally:
-                self._spare_fetch = None
-
-    def _fetch(self, sql: str, parameters: tuple[Any, ...], rows_max: int) -> tuple[list[RawRow], bool]:
-        """The rows of a statement that ends in LIMIT, and whether that is all of them."""
-        if self._spare_fetch is not None:
-            return self._spare_fetch(sql, parameters, min(rows_max, limits.TAIL_ROWS_MAX))
-        return fetch_batch(self._connection, sql, parameters, rows_max)
-
-    def _take_in(self) -> int:
-        if self._spare_fetch is not None:
-            while not self._advance():
-                self.loaded, self._is_begun = Loaded(self, None), False
-            return self.loaded.newest_id
-        mark = self._freshness.take()
-        memo = self._memo
-        if memo is not None and memo[1] == mark:
-            if memo[0] is not self._freshness.header:
-                self._memo = (self._freshness.header, mark, memo[2])
-            return memo[2]
-        while not self._advance():
-            self.loaded, self._is_begun = Loaded(self, None), False
-        newest_id = self.loaded.newest_id
-        self._memo = (self._freshness.header, mark, newest_id)
-        return newest_id
-
-    def _advance(self) -> bool:
-        """Take in the rows behind the newest one; False where that is gone or is another."""
-        if not self._is_begun:
-            rows = self._fetch(f"{_COLUMNS} ORDER BY id DESC LIMIT ?", (), 1)[0]
-            self.loaded, self._is_begun = Loaded(self, rows[0] if rows else None), True
-            return True
-        while True:
-            last = self.loaded.last_row
-            low = ID_MIN if last is None else last[0]
-            rows, is_all = self._from(low)
-            if last is not None:
-                if not rows or rows[0] != last:
-                    return False
-                del rows[0]
-            self.loaded.extend(rows)
-            if is_all:
-                return True
-
-    def _from(self, low: int) -> tuple[list[RawRow], bool]:
-        """The first rows from an id on, and whether these are all."""
-        if self._spare_fetch is None:
-            # Usually one or two: without the care of `fetch_batch` for large batches, busy ledgers and odd text.
-            try:
-                rows = self._connection.handle().execute(_FROM, (low, limits.TAIL_FEW_ROWS)).fetchall()
-                if len(rows) < limits.TAIL_FEW_ROWS:
-                    return rows, True
-            except sqlite3.Error:
-                pass
-        return self._fetch(_FROM, (low,), limits.TAIL_ROWS_MAX)
-
-    def fetch_older(self, loaded: Loaded, count: int | None) -> list[RawRow]:
-        before = loaded.events[0]["id"]
-        found: list[RawRow] = []
-        while count is None or len(found) < count:
-            wanted = limits.TAIL_ROWS_MAX if count is None else count - len(found)
-            sql = f"{_COLUMNS} WHERE id < ? ORDER BY id DESC LIMIT ?"
-            rows, is_all = self._fetch(sql, (before,), wanted)
-            found += rows
-            if is_all:
-                break
-            before = rows[-1][0]
-        found.reverse()
-        return found
-
-    def count_older(self, loaded: Loaded) -> int:
-        sql = "SELECT count(*) FROM events WHERE id < ? LIMIT ?"
-        return int(self._fetch(sql, (loaded.events[0]["id"],), 1)[0][0][0])
-
 
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
+_opened: deque[str] = deque()
 # A fork waits for it: the child would find it held by a thread that it does not have.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-cache_options: Mapping[str, Any] = {}
-"""Set by `install`: `starts_daemon`, `parts`."""
 
 
 def ledger_at(path: str) -> Ledger:
@@ -368,41 +228,12 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            _opened.append(path)
+            if len(_opened) > _LEDGERS_OPEN_MAX:
+                # Tests make logs by the hundreds, and leave them to the garbage collector.
+                close_idle(_opened.popleft())
             report.uses(path)
             forks.say_once(path)
         if ledger not in _newest:
             _newest.append(ledger)
         return ledger
-
-
-def open_cache(path: str) -> Cache:
-    """The library's cache of a ledger; where the settings say so, a daemon is started in the background."""
-    with late_imports:
-        from pmm_shm_client.cache import Cache
-        from pmm_shm_pmm.folds import folds_of
-
-    cache = Cache(path, folds=folds_of(cache_options.get("parts", ())), heeds_flags=False)
-    if cache_options.get("starts_daemon"):
-        thread = threading.Thread(target=_start_daemon, args=(cache,), name="pmm-shm-start", daemon=True)
-        _starts.append(thread)
-        thread.start()
-    return cache
-
-
-_starts: list[threading.Thread] = []
-
-
-@atexit.register
-def _await_starts() -> None:
-    """A program that ends at once leaves a daemon all the same, which the next one finds at work."""
-    deadline = monotonic() + _START_S
-    for thread in _starts:
-        thread.join(max(0.0, deadline - monotonic()))
-
-
-def _start_daemon(cache: Cache) -> None:
-    try:
-        cache.start_daemon()
-    except Exception:
-        # Reads are exact without one.
-        pass

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from pmm_shm_pmm import ledgers
+from pmm_shm_pmm import opening
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.loaded import EventDict
-from pmm_shm_pmm.shared_log import SharedLog, log_of, shared_of
+from pmm_shm_pmm.shared_log import SharedLog, clocks_of, log_of, shared_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
@@ -35,9 +35,10 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
     """
 
     counts = counts or Counts()
+    clocks = clocks_of(original)
 
     def shared(log: Any) -> SharedLog:
-        return shared_of(log, original, counts, is_lazy=is_lazy)
+        return shared_of(log, original, counts, clocks, is_lazy=is_lazy)
 
     def integer(value: Any) -> int:
         if type(value) is not int:
@@ -65,7 +66,7 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
 
         @property
         def _conn(self) -> Any:
-            return shared(self).connection(self)
+            return shared(self).connection.get(self)
 
         @_conn.setter
         def _conn(self, value: Any) -> None:
@@ -86,6 +87,8 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
         def read_all(self) -> list[EventDict]:
             own = shared(self)
             return cast(list[EventDict], own.read(own.live, lambda: original.read_all(self)))
+
+        read_all.__pmm_shm__ = True  # type: ignore[attr-defined]
 
         @functools.wraps(original.read_tail)
         def read_tail(self, *, limit: Any) -> list[EventDict]:
@@ -117,5 +120,5 @@ def install(patcher: Patcher, module: ModuleType) -> None:
     counts = patcher.counts_of(f"{module.__name__}:EventLog")
     is_lazy = patcher.allows(module, "EventLog.read_all")
     settings = patcher.settings
-    ledgers.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
+    opening.cache_options = {"starts_daemon": settings.starts_daemon, "parts": settings.parts}
     patcher.replace_class(module, "EventLog", lambda original: shared_eventlog(original, counts, is_lazy=is_lazy))

@@ -1,4 +1,4 @@
-"""One log of PMM and the ledger behind it: its appends, its listeners, and PMM's connection across a fork.
+"""One log of PMM and the ledger behind it: its appends, its reads, its listeners.
 
 Appends go through the writer of the library. What that refuses and PMM stores is stored by PMM's own `append`, within a
 transaction that holds the write lock, so that the chain stays linear.
@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from pmm_shm.errors import HeadMovedError
@@ -24,19 +24,20 @@ from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.ledgers import Ledger, ledger_at
 from pmm_shm_pmm.lists import log_list
 from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.own_connection import OwnConnection
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
 
 STAND_IN = "a stand-in for EventLog"
+OWN_READS = "a log with a read_all of its own"
 NO_FILE = "no file"
 CLOSED = "closed"
 IN_TRANSACTION = "within a transaction"
 PMM2 = "a ledger of PMM 2"
 _OF_PMM2 = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
 _ATTEMPTS_MAX = 100
-_FORK_WAIT_S = 1.0
 
 
 class SharedLog:
@@ -46,30 +47,29 @@ class SharedLog:
         eventlog: PMM's object; it owns this one.
         original: PMM's class.
         counts: of appends and reads.
+        clocks: `clocks_of(original)` when it was replaced.
         is_lazy: the live list loads when it is looked at.
 
     Attributes:
+        connection: PMM's own, across forks.
         delivery: of its events to the listeners.
         snapshot: the last one of a `Runtime`, and the log that it is of.
-        plain: attributes as PMM's own code sets them.
     """
 
-    def __init__(self, eventlog: Any, original: Any, counts: Counts, *, is_lazy: bool) -> None:
+    def __init__(self, eventlog: Any, original: Any, counts: Counts, clocks: tuple[Any, ...], *, is_lazy: bool) -> None:
         self._counts = counts
         self._eventlog: Callable[[], Any] = weakref.ref(eventlog)
         self._original = original
+        self._clocks = clocks
         self._is_lazy = is_lazy
         self._ledger: Ledger | None = None
         self._never: str | None = None
         # Threads within PMM's own `append`, which shall neither call listeners nor touch the live list.
         self._inside: set[int] = set()
-        self._closed_for_fork = False
-        self._held_for_fork: Any = None
-        self._opening = threading.Lock()
-        self._path = ""
+        self.connection = OwnConnection(self._eventlog, original)
         self.delivery = Delivery()
         self.snapshot: tuple[Any, Loaded | None] = (None, None)
-        self.plain: dict[str, Any] = {}
+        self._has_read = False
         _shared_logs.add(self)
 
     # For the replacements of PMM's functions.
@@ -123,30 +123,30 @@ class SharedLog:
     def append_checked(self, kind: str, content: str, meta: dict[str, Any], still: Callable[[], bool]) -> int | None:
         """Append an event if `still()` holds for the log it is appended to; returns its id, or None.
 
-        `still` looks at the newest state by the methods here, and may be called several times. Where the class of the
-        log has an `append` of its own, that is called, and an event of another process may come in between.
+        The caller has looked before. `still` looks at the newest state by the methods here, and may be called several
+        times; where it fails, the caller's look counts, as in PMM. Where the class of the log has an `append` of its
+        own, that is called, and an event of another process may come in between.
 
-        Raises:
-            Fallback: nobody could append for a while; nothing was appended.
+        It raises what PMM's own `append` raises.
         """
         log = self._eventlog()
         if not is_own_append(log):
-            return int(log.append(kind=kind, content=content, meta=meta)) if still() else None
+            return int(log.append(kind=kind, content=content, meta=meta)) if _holds(still) else None
         for _ in range(_ATTEMPTS_MAX):
-            head = self.sync()
-            if not still():
-                return None
             try:
+                head = self.sync()
+                if not still():
+                    return None
                 event_id = self._write(log, kind, content, meta, head)
             except HeadMovedError:
                 continue
             except Exception:
-                # The library cannot: as without it.
-                return self.append(kind, content, meta) if still() else None
+                break
             self._counts.answered += 1
             self._heard(event_id)
             return event_id
-        raise Fallback("others appended at each attempt")
+        # The library cannot, or others append all the time: as without it.
+        return self.append(kind, content, meta) if _holds(still) else None
 
     # For the methods of the subclass.
 
@@ -174,14 +174,20 @@ class SharedLog:
             ledger = self.ledger
             ledger.sync()
             self.delivery.deliver(ledger.loaded)
-            return look(ledger)
+            found = look(ledger)
+            self._has_read = self._has_read or found is not None
+            return found
         except Fallback as fallback:
             self._counts.fallbacks[fallback.reason] += 1
+            if fallback.reason == CLOSED and self._has_read:
+                # PMM keeps what it has read.
+                with suppress(Exception):
+                    return look(cast(Ledger, self._ledger))
         except Exception as error:
             self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
         # What PMM has kept from an earlier failure may be old.
         if self._never is None:
-            self.plain["_events_cache"] = None
+            self._attributes["_events_cache"] = None
         return plainly()
 
     def tell(self) -> Loaded:
@@ -220,13 +226,14 @@ class SharedLog:
 
     def get(self, name: str) -> Any:
         """The value of `_events_cache`, `_cache_last_id` or `_append_listeners`, as whoever asks shall see it."""
+        attributes = self._attributes
         if threading.get_ident() in self._inside:
-            return [] if name == "_append_listeners" else self.plain.get(name) if name == "_cache_last_id" else None
+            return [] if name == "_append_listeners" else attributes.get(name) if name == "_cache_last_id" else None
         if name == "_append_listeners":
             return self.delivery.listeners
         loaded = None if self._ledger is None else self._ledger.loaded
         if loaded is None or loaded.live is None:
-            return self.plain.get(name)
+            return attributes.get(name)
         return loaded.live if name == "_events_cache" else loaded.newest_id
 
     def set(self, name: str, value: Any) -> None:
@@ -234,7 +241,7 @@ class SharedLog:
         if threading.get_ident() in self._inside:
             return
         if name == "_append_listeners":
-            self.delivery.listeners = value
+            self.delivery.listeners = self._attributes[name] = value
             return
         if name == "_events_cache" and value is not None:
             # PMM's own code has read the log: it goes on with the live list, which every append makes longer.
@@ -245,7 +252,13 @@ class SharedLog:
                 pass
         elif name == "_events_cache" and self._ledger is not None:
             self._ledger.forget()
-        self.plain[name] = value
+        self._attributes[name] = value
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        """PMM's own, where `unittest.mock` looks for what to put back."""
+        attributes: dict[str, Any] = vars(self._eventlog())
+        return attributes
 
     def _open(self, log: Any) -> Ledger:
         if self._never is None:
@@ -257,10 +270,12 @@ class SharedLog:
                 self._never = PMM2
                 raise Fallback(PMM2)
             if path:
-                self._path = path
+                self.connection.path = path
                 ledger = ledger_at(path)
                 ledger.spare = self._eventlog
                 self._ledger = ledger
+                with suppress(Exception):
+                    ledger.follow_edits()
                 return ledger
             self._never = NO_FILE
         raise Fallback(self._never)
@@ -269,10 +284,12 @@ class SharedLog:
         ledger = self.ledger
         if log._conn.in_transaction:
             raise Fallback(IN_TRANSACTION)
+        if self._clocks != clocks_of(self._original):
+            raise Fallback("another clock")
         meta = meta or {}
         if not isinstance(meta, dict):
             raise Fallback("an event that only PMM stores")
-        return ledger.cache.append(kind, content, meta, expected_head=expected_head)
+        return ledger.append(kind, content, meta, expected_head)
 
     def _append_plainly(self, log: Any, reason: str, kind: Any, content: Any, meta: Any) -> int:
         self._counts.fallbacks[reason] += 1
@@ -322,44 +339,10 @@ class SharedLog:
         # A listener may want the lock that the caller holds.
         return delivery.LOCKED_WAIT_S if is_owned is not None and is_owned() else delivery.WAIT_S
 
-    # Fork: SQLite's locks of a connection that is open across one are lost, and so are commits.
-
-    def before_fork(self) -> None:
-        """Close PMM's connection where it is idle; the log's lock is held until `after_fork`."""
-        log = self._eventlog()
-        if log is None or not self._path or not log._lock.acquire(timeout=_FORK_WAIT_S):
-            # Somebody is at work on it: as in PMM.
-            return
-        self._held_for_fork = log._lock
-        connection = vars(log).get("_conn")
-        try:
-            if connection is not None and not connection.in_transaction:
-                connection.close()
-                log.__dict__["_conn"] = None
-                self._closed_for_fork = True
-        except sqlite3.Error:
-            pass
-
-    def connection(self, log: Any) -> Any:
-        """PMM's connection; after a fork a new one, as its constructor makes them."""
-        found = vars(log).get("_conn")
-        if found is None and self._closed_for_fork:
-            with self._opening:
-                if self._closed_for_fork:
-                    fresh = self._original.__new__(self._original)
-                    self._original.__init__(fresh, self._path)
-                    log.__dict__["_conn"] = fresh.__dict__.pop("_conn")
-                    self._closed_for_fork = False
-                found = vars(log).get("_conn")
-        return found
-
     def after_fork(self, *, is_child: bool) -> None:
-        """Release the lock; in the child, forget the threads that it does not have."""
-        held, self._held_for_fork = self._held_for_fork, None
-        if held is not None:
-            held.release()
+        """In the child, forget the threads that it does not have."""
+        self.connection.after_fork(is_child=is_child)
         if is_child:
-            self._opening = threading.Lock()
             self._inside.clear()
             self.delivery.after_fork()
 
@@ -368,11 +351,19 @@ _shared_logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
 
 
 def log_of(eventlog: Any) -> SharedLog:
-    """The shared log behind an EventLog.
+    """The shared log behind an EventLog, for what PMM would have found by `read_all`.
 
     Raises:
-        Fallback: it is something else, has no file, or was closed.
+        Fallback: it is something else, has no file, was closed, or has another `read_all`.
     """
+    shared = log_beneath(eventlog)
+    if "read_all" in vars(eventlog) or not getattr(type(eventlog).read_all, "__pmm_shm__", False):
+        raise Fallback(OWN_READS)
+    return shared
+
+
+def log_beneath(eventlog: Any) -> SharedLog:
+    """The same, whatever its `read_all`."""
     shared = getattr(eventlog, "__dict__", {}).get("_pmm_shm")
     if type(shared) is not SharedLog:
         raise Fallback(STAND_IN)
@@ -383,6 +374,13 @@ def log_of(eventlog: Any) -> SharedLog:
 def is_own_append(eventlog: Any) -> bool:
     """Whether an EventLog's `append` is the one of this module, not that of a subclass or a test."""
     return "append" not in vars(eventlog) and getattr(type(eventlog).append, "__pmm_shm__", False)
+
+
+def _holds(still: Callable[[], bool]) -> bool:
+    try:
+        return still()
+    except Exception:
+        return True
 
 
 def _began(connection: Any) -> bool:
@@ -396,18 +394,24 @@ def _began(connection: Any) -> bool:
     return True
 
 
-def shared_of(log: Any, original: type, counts: Counts, *, is_lazy: bool) -> SharedLog:
+def clocks_of(original: Any) -> tuple[Any, ...]:
+    """What the time of an event is from in PMM's `append`: a test may stop it."""
+    names = getattr(original.append, "__globals__", {})
+    return names.get("datetime"), names.get("time")
+
+
+def shared_of(log: Any, original: type, counts: Counts, clocks: tuple[Any, ...], *, is_lazy: bool) -> SharedLog:
     """The shared log of an object of the subclass, made at the first use: within PMM's constructor."""
     shared = vars(log).get("_pmm_shm")
     if shared is None:
-        made = SharedLog(log, original, counts, is_lazy=is_lazy)
+        made = SharedLog(log, original, counts, clocks, is_lazy=is_lazy)
         shared = log.__dict__.setdefault("_pmm_shm", made)
     return cast(SharedLog, shared)
 
 
 def _before_fork() -> None:
     for shared in list(_shared_logs):
-        shared.before_fork()
+        shared.connection.close_for_fork()
 
 
 def _after_fork(*, is_child: bool) -> None:

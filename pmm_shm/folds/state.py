@@ -232,10 +232,11 @@ class State:
 
     def take_touched(self) -> Touched:
         """The parts that were written since the last call (or more, after a rollback)."""
-        tables = {name: table._touched for name, table in self._tables.items() if table._touched}
+        tables = {}
+        for name, table in self._tables.items():
+            if table._touched:
+                tables[name], table._touched = table._touched, set()
         cells, self._touched = self._touched, False
-        for name in tables:
-            self._tables[name]._touched = set()
         return Touched(cells, tables)
 
     def copy(self) -> State:

@@ -65,7 +65,11 @@ ExpectedHead = int | Position
 
 
 class Appender:
-    """The writing half of an `EventLog`. Opens its connection at the first append."""
+    """The writing half of an `EventLog`. Opens its connection at the first append.
+
+    Attributes:
+        last_row: the newest row that it has appended; None where that is not known, and in a ledger without hashes.
+    """
 
     def __init__(self, path: str, timeout_s: float, durability: Durability) -> None:
         self._durability = durability
@@ -75,7 +79,7 @@ class Appender:
         self._forget()
 
     def _forget(self) -> None:
-        self._last_row: RawRow | None = None
+        self.last_row: RawRow | None = None
         self._formula: Formula | None = None
         self._prepared_for: Schema | None = None
         self._indexed = False
@@ -242,7 +246,7 @@ class Appender:
                 raise self._refused(error) from error
             raise
         self._indexed = True
-        self._last_row, self._formula = (rows[-1], formula) if formula else (None, None)
+        self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
         self._refuse_moved()
         return [row[0] for row in rows]
@@ -332,7 +336,7 @@ class Appender:
         Raises:
             ChainError: the newest hashed event fits no formula.
         """
-        if newest is not None and newest == self._last_row and self._formula is not None:
+        if newest is not None and newest == self.last_row and self._formula is not None:
             return self._formula, newest[-1]
         if newest is not None and newest[-1] is None:
             newest = handle.execute(_NEWEST_HASHED).fetchone()

@@ -408,6 +408,12 @@ class EventLog:
         return ID_MAX if rows[0][0] is None else int(rows[0][0])
 
 
+def own_row(log: EventLog, event_id: int) -> RawRow | None:
+    """The row of an event with its hashes, if it is the newest one that the log has appended and still knows."""
+    row = log._appender.last_row
+    return row if row is not None and row[0] == event_id else None
+
+
 def _file_name(path: str | os.PathLike[str]) -> str:
     try:
         name = os.fsdecode(path)

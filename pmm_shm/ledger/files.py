@@ -170,6 +170,8 @@ def old_users(path: str, shm_inode: int | None) -> set[int]:
     inode = inode_of(path)
     if shm_inode is None or inode is None:
         return set()
-    suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - pids_with_lock(inode, PENDING_BYTE) - {os.getpid()}
+    suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - {os.getpid()}
+    if suspects:
+        suspects -= pids_with_lock(inode, PENDING_BYTE)
     # The system's table may miss a lock; its list for a single process is complete.
     return {pid for pid in suspects if not holds_lock(inode, PENDING_BYTE, pid)}

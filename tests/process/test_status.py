@@ -61,7 +61,8 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
     names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
     assert names[1:] == [
-        "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "readers", "quarantine",
+        "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "words",
+        "readers", "quarantine",
     ]  # fmt: skip
     text = " ".join(ran.out.split())
     assert f"pid {daemon.pid}, up" in text

@@ -116,6 +116,7 @@ _COMMANDS = {
     "gunicorn": "gunicorn.app.wsgiapp:run",
     "pmm-cached": "pmm_cached.main:main",
     "pmm-shm": "pmm_shm_cli.entry:main",
+    "datasette": "datasette.cli:cli",
     "pytest": "pytest:main",
     "uvicorn": "uvicorn:main",
 }

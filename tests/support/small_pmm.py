@@ -273,11 +273,12 @@ def on_path(folder: Path) -> Iterator[None]:
 @contextmanager
 def parts() -> Iterator[None]:
     """The replacements of `PARTS` in this process, in place of the real ones."""
-    before = {name: module for name, module in sys.modules.items() if name.startswith("pmm_shm_pmm.")}
+    before = dict(sys.modules)
     exec(compile(PARTS, "parts", "exec"), {"__name__": "parts"})
+    made = [name for name, module in sys.modules.items() if module is not before.get(name)]
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if name.startswith("pmm_shm_pmm.") and name not in before]:
+        for name in made:
             del sys.modules[name]
-        sys.modules.update(before)
+        sys.modules.update({name: before[name] for name in made if name in before})

@@ -330,7 +330,7 @@ def test_another_parameter_is_replayed(
     monkeypatch.setattr(MetricsFold, "parameters", {"other": 1})
     with connect(ledger) as cache:
         assert everything(cache) == replayed(ledger)
-        assert list(cache._reader._read_models) == ["published", "built-in"]
+        assert list(cache._reader._read_models) == ["published", "first"]
 
 
 def test_a_void_snapshot_counts_for_nothing(ledger: str, publish: Callable[[str], Publisher]) -> None:

@@ -176,7 +176,7 @@ def test_what_was_rejected_once_is_used_again_when_it_fits(ledger: str, publishe
         content = ledgers.execute(ledger, "SELECT content FROM events WHERE id = 64")[0][0]
         ledgers.execute(ledger, "UPDATE events SET content = 'edited' WHERE id = 64")
         assert everything(cache) == replayed(ledger)
-        assert list(cache._reader._read_models) == ["built-in"]
+        assert list(cache._reader._read_models) == ["first"]
         ledgers.execute(ledger, "UPDATE events SET content = ? WHERE id = 64", content)
         for _ in range(3):
             foreign(ledger)

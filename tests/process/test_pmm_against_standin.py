@@ -20,6 +20,7 @@ from pmm_shm_pmm.patching import Patcher
 from tests.support import standin_package
 from tests.support.launched import launched
 from tests.support.pmm_events import cids, event, odd_event, projects, texts
+from tests.support.profiles import examples
 from tests.support.run_golden import make_ledger
 
 _MODULES = (
@@ -173,7 +174,7 @@ def _same(both: _Both, events: list[Any], gap: int, calls: list[Callable[[Module
     path.unlink()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(event, max_size=25), st.sampled_from([0, 5]), st.lists(_call, min_size=5, max_size=5))
 def test_each_function_does_what_the_plain_one_does(
     both: _Both, events: list[Any], gap: int, calls: list[Callable[[Modules, Any], Any]]
@@ -181,14 +182,17 @@ def test_each_function_does_what_the_plain_one_does(
     before = {label: sum(one.fallbacks.values()) for label, one in both.patcher.counts.items()}
     _same(both, events, gap, calls)
     after = {label: sum(one.fallbacks.values()) for label, one in both.patcher.counts.items()}
-    # Only a function that raises as the plain one does may have asked it.
+    # Only a function that raises as the plain one does may have asked it; and plain functions that import within
+    # themselves get the launched ones, which do not know their lists.
     assert {label for label in after if after[label] != before.get(label, 0)} <= {
+        "pmm.storage.projection:build_self_model",
+        "pmm.runtime.metrics:compute_ias_gas",
         "pmm.runtime.recall:suggest_recall",
         "pmm.runtime.scene_compactor:maybe_compact",
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(odd_event, max_size=20), st.lists(_call, min_size=4, max_size=4))
 def test_odd_ids_give_the_same(both: _Both, events: list[Any], calls: list[Callable[[Modules, Any], Any]]) -> None:
     _same(both, events, 0, calls)

@@ -265,13 +265,13 @@ def test_reads_see_what_others_have_appended(log: Any) -> None:
 def test_a_failing_read_is_pmm_s_own(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     log.append("user", "one")
     live = log.read_all()
-    from pmm_shm_pmm import ledgers
+    from pmm_shm_pmm import followed
 
     def fails(*_: Any, **__: Any) -> Any:
         raise LedgerUnwritableError("cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "fetch_batch", fails)
+        patch.setattr(followed, "fetch_batch", fails)
         foreign(log)
         # By PMM's connection, which can read.
         assert log.read_all() is live
@@ -418,6 +418,10 @@ def test_a_subclass_with_methods_of_its_own(log: Any, new_log: Make, tmp_path: P
     loud.append("note", "b")
     assert [event["content"] for event in heard] == ["A", "B"]
     assert ids(loud.read_all()) == [1]
+    # What such a log reads is not what is in the file.
+    with pytest.raises(Fallback, match="read_all of its own"):
+        log_of(loud)
+    del Loud.read_all
     assert log_of(loud).append_checked("user", "c", {}, lambda: True) == 3
     assert loud.read_all()[-1]["content"] == "C"
 
@@ -540,6 +544,42 @@ def test_a_listener_that_waits_for_another_append_does_not_stop_both(log: Any, m
     assert heard == [1, 2]
 
 
+def test_a_thread_that_has_delivered_leaves_the_turn_of_the_next_alone(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmm_shm_pmm.delivery.WAIT_S", 0.1)
+    heard: list[int] = []
+    listens, may_end = threading.Event(), threading.Event()
+
+    def listener(event: Any) -> None:
+        if event["id"] == 2:
+            listens.set()
+            may_end.wait(10)
+        heard.append(event["id"])
+
+    log.register_append_listener(listener)
+    delivery = log_of(log).delivery
+    goes_on = delivery._goes_on
+    others: list[threading.Thread] = []
+
+    def then_another(*args: Any) -> bool:
+        """The next thread appends right after this one has given up its turn."""
+        is_left = goes_on(*args)
+        if not is_left and not others:
+            others.append(threading.Thread(target=log.append, args=("user", "second")))
+            others[0].start()
+            assert listens.wait(10)
+        return is_left
+
+    monkeypatch.setattr(delivery, "_goes_on", then_another)
+    log.append("user", "first")
+    log.append("user", "third")
+    assert heard == [1]
+    may_end.set()
+    others[0].join(10)
+    assert heard == [1, 2, 3]
+
+
 def test_no_listener_runs_within_a_read_of_its_owner(patcher: Patcher, log: Any) -> None:
     import pmm.runtime.loop as module
 
@@ -585,6 +625,58 @@ def test_events_by_kind(log: Any) -> None:
     assert ids(shared.newest("user")) == [7]
     assert shared.sync() == 7
     assert shared.frame().as_of == 7
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_events_of_a_kind_in_a_range(log: Any, is_whole: bool) -> None:
+    log._conn.executemany(
+        "INSERT INTO events (ts, kind, content, meta) VALUES ('', ?, ?, '{}')",
+        [("rare" if number % 250 == 7 else "often", str(number)) for number in range(600)],
+    )
+    log._conn.commit()
+    events = list(log.read_all())
+    log._events_cache = None
+    shared = log_of(log)
+    len(list(log.read_all()) if is_whole else log.read_tail(limit=300))
+    for kind in ("rare", "often", "never"):
+        for after, before in ((None, None), (100, None), (None, 320), (100, 320), (590, None), (700, None), (None, 0)):
+            fitting = [
+                event
+                for event in events
+                if event["kind"] == kind and (after or 0) < event["id"] < (10_000 if before is None else before)
+            ]
+            for limit in (None, 1, 3):
+                assert shared.ledger.events_of(kind, after, before, False, limit) == fitting[:limit]
+                assert shared.ledger.events_of(kind, after, before, True, limit) == fitting[::-1][:limit]
+    assert shared.ledger.loaded.is_whole == is_whole
+    assert [shared.event(number) for number in (1, 320, 600)] == [events[0], events[319], events[599]]
+    assert shared.event(0) is shared.event(601) is None
+
+
+def test_an_own_append_is_not_read_again(log: Any) -> None:
+    log.append("note", "first", {})
+    log.read_all()
+    statements: list[str] = []
+    log_of(log).ledger._connection.handle().set_trace_callback(statements.append)
+    log.append("note", "second", {"a": [1, {"b": 2.5}]})
+    assert not statements
+    row = rows(log)[-1]
+    assert log.read_all()[-1] == dict(zip(("id", "ts", "kind", "content"), row, strict=False), meta=json.loads(row[4]))
+    foreign(log)
+    log.append("note", "third", {})
+    assert statements
+    assert [event["content"] for event in log.read_all()] == ["first", "second", "foreign", "third"]
+
+
+def test_a_row_that_was_edited_before_an_own_append_is_seen(log: Any) -> None:
+    log.append("note", "first", {})
+    assert log.read_all()[0]["content"] == "first"
+    digest = log._hash_event(1, log.read_all()[0]["ts"], "note", "edited", {}, None)
+    with sqlite3.connect(log.path) as other:
+        other.execute("UPDATE events SET content = 'edited', hash = ?", (digest,))
+    log.append("note", "second", {})
+    assert log.verify_chain()
+    assert [event["content"] for event in log.read_all()] == ["edited", "second"]
 
 
 def test_a_checked_append_looks_again(log: Any) -> None:

@@ -159,7 +159,9 @@ def test_an_empty_list_needs_no_log() -> None:
     assert frame.metrics()[:2] == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("other", [None, 5, "text", {}, iter([]), collections.deque()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "other", [None, 5, "text", {}, iter([]), collections.deque()], ids=lambda one: type(one).__name__
+)
 def test_what_is_no_list_is_not_the_log(other: Any) -> None:
     assert position(other) is None
 
