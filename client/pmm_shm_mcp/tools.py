@@ -72,8 +72,10 @@ def _add_recall(made: MCPServer[Any], memory: Memory) -> None:
         kinds: Annotated[
             list[str] | None, Field(max_length=50, description="Only events of these kinds; null for all.")
         ] = None,
-        since: Annotated[Moment | None, Field(description="Only from this event id or ISO 8601 time on.")] = None,
-        until: Annotated[Moment | None, Field(description="Only up to this event id or ISO 8601 time.")] = None,
+        since: Annotated[
+            Moment | None, Field(description="Only events after this id, or from this ISO 8601 time on.")
+        ] = None,
+        until: Annotated[Moment | None, Field(description="Only events up to this id or ISO 8601 time.")] = None,
     ) -> CallToolResult:
         """Search the whole memory for events that are about something, the best first: by meaning and by words.
 
