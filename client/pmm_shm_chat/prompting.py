@@ -28,10 +28,11 @@ _MESSAGE_TOKENS = 12
 
 
 class Prompt(NamedTuple):
-    """The context's block for the system prompt, and the earlier messages, oldest first."""
+    """The context's block for the system prompt, the earlier messages, oldest first, and their estimated tokens."""
 
     block: str
     history: list[Message]
+    tokens: int
 
 
 class Undone:
@@ -89,7 +90,9 @@ def make_prompt(
     block = str(replace(bare, recalled=tuple(recalled[:kept_recalled])))
     room = tokens_max - tokens_of(block) - tokens_of(user_text)
     before = [one for one in context.messages if one.id < user_id and one.id not in undone]
-    return Prompt(block, _newest(_spoken(before[-count:] if count else []), room))
+    history = _newest(_spoken(before[-count:] if count else []), room)
+    tokens = sum(tokens_of(one.content) + _MESSAGE_TOKENS for one in history)
+    return Prompt(block, history, tokens + tokens_of(block) + tokens_of(user_text))
 
 
 def _spoken(entries: Iterable[Entry]) -> list[Message]:

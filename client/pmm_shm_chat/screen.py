@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
+from pmm_shm_chat.waiting import Spinner
 from pmm_shm_terminal.output import console, printable
 
 if TYPE_CHECKING:
@@ -26,12 +28,6 @@ _MARKS = {
 }
 _CID_CHARS_MAX = 40
 _WIDTH_MIN = 20
-
-
-def readable(text: str) -> str:
-    """The text with all characters but line breaks made printable."""
-    lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
-    return "\n".join(map(printable, lines))
 
 
 class LineWrapper:
@@ -52,6 +48,8 @@ class LineWrapper:
         self._column = 0
         self._word = ""
         self._spaces = ""
+        self.rows = 0
+        """Line breaks so far."""
 
     def add(self, text: str) -> None:
         for char in text:
@@ -80,6 +78,7 @@ class LineWrapper:
 
     def _break(self) -> None:
         self._write("\n" + self._margin)
+        self.rows += 1
         self._column = 0
         self._spaces = ""
 
@@ -116,6 +115,9 @@ class PlainScreen:
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
 
+    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+        """Shows nothing."""
+
     def note(self, text: str) -> None:
         click.echo(f"pmm-shm: {printable(' '.join(text.split()))}", err=True)
 
@@ -130,6 +132,12 @@ class TerminalScreen:
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
         self._is_utf8 = encoding.replace("-", "") == "utf8"
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
+        self._formats = self._is_utf8 and self._console.color_system is not None
+        self._head = ""
+        self._indent = 0
+        self._blocks = Blocks()
+        self._is_first_block = True
+        self._spinner: Spinner | None = None
         self._flow: LineWrapper | None = None
         self._has_text = False
 
@@ -156,18 +164,24 @@ class TerminalScreen:
             self._print(printable(line) + "\n", "bold" if number == 0 else "dim")
 
     def begin(self, name: str) -> None:
-        """Begin an answer, with the name of the speaker."""
-        from rich.cells import cell_len
-
-        head = f"{printable(name)} {self._mark} "
-        self._print(head, "bold cyan")
-        self._flow = LineWrapper(self._print, self._console.width, cell_len(head))
+        """Begin an answer, with the name of the speaker; until its first piece a spinner turns."""
+        self._head = f"{printable(name)} {self._mark} "
+        self._flow = None
         self._has_text = False
+        if self._is_utf8 and not self._console.is_dumb_terminal:
+            self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
-        if self._flow is not None:
-            self._has_text = self._has_text or not text.isspace()
-            self._flow.add(readable(text))
+        if not text:
+            return
+        if self._flow is None:
+            self._begin_text()
+        assert self._flow is not None
+        self._has_text = self._has_text or not text.isspace()
+        for part, block in self._blocks.add(readable(text)):
+            self._flow.add(part)
+            if block is not None:
+                self._format(block, is_last=False)
 
     def retract(self) -> None:
         """Say that the text so far was thinking."""
@@ -176,12 +190,47 @@ class TerminalScreen:
             self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
             self._has_text = False
             self._flow = LineWrapper(self._print, self._console.width, 0)
+            self._blocks, self._is_first_block, self._indent = Blocks(), False, 0
+
+    def _begin_text(self) -> None:
+        from rich.cells import cell_len
+
+        self._stop_spinner()
+        self._print(self._head, "bold cyan")
+        self._indent = cell_len(self._head)
+        self._flow = LineWrapper(self._print, self._console.width, self._indent)
+        self._blocks = Blocks()
+        self._is_first_block = True
+
+    def _format(self, block: str, is_last: bool) -> None:
+        """Put the formatted block in the place of its plain text, if it is Markdown and still on the screen."""
+        assert self._flow is not None
+        self._flow.end()
+        rows, is_first, self._is_first_block = self._flow.rows, self._is_first_block, False
+        self._flow.rows = 0
+        if not self._formats or rows + 1 >= self._console.height or not is_markdown(block):
+            return
+        self._write("\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J")
+        if is_first:
+            self._print(self._head.rstrip() + "\n", "bold cyan")
+        self._console.print(formatted(block, self._console, self._indent), end="")
+        if not is_last:
+            self._print("\n" + " " * self._indent)
+
+    def _stop_spinner(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
 
     def end(self, is_interrupted: bool) -> None:
+        self._stop_spinner()
         if self._flow is not None:
             self._flow.end()
+            block = self._blocks.end()
+            if block is not None:
+                self._format(block, is_last=True)
             self._flow = None
-        self._print("\n")
+            self._print("\n")
         if is_interrupted:
             kept = "interrupted; the beginning is kept" if self._has_text else "no answer; /retry asks again"
             self._print(f"  ({kept})\n", "dim")
@@ -193,6 +242,10 @@ class TerminalScreen:
             if mark is not None:
                 shown = mark if self._is_utf8 else "*"
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
+
+    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+        """Show what an answer took; the tokens are estimates."""
+        self._print(f"  ({seconds:.1f} s, about {prompt_tokens:,} tokens in, {response_tokens:,} out)\n", "dim")
 
     def note(self, text: str) -> None:
         self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
@@ -208,6 +261,10 @@ class TerminalScreen:
         from rich.text import Text
 
         self._console.print(Text(text), style=style, end="", soft_wrap=True)
+        self._console.file.flush()
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
         self._console.file.flush()
 
 

@@ -53,6 +53,7 @@ class TurnResult:
         follow_ups: those that follow from statements, in order.
         context: the state before the answer, at one position.
         block: the context as the responder received it.
+        prompt_tokens: of all that the responder received, estimated.
         response: the answer, or its beginning if it was interrupted.
         is_interrupted: whether the answer is only a beginning.
     """
@@ -63,6 +64,7 @@ class TurnResult:
     follow_ups: tuple[FollowUp, ...]
     context: Context
     block: str
+    prompt_tokens: int
     response: str
     is_interrupted: bool
     timings: Timings
@@ -195,6 +197,7 @@ class Chat:
             follow_ups=tuple(progress.follow_ups),
             context=context,
             block=prompt.block,
+            prompt_tokens=prompt.tokens,
             response=answer.text,
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),

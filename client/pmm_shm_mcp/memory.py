@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pmm_shm import limits
@@ -19,17 +19,11 @@ from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
 if TYPE_CHECKING:
     from pmm_shm.ledger.rows import Event
     from pmm_shm.projection.explaining import Explanation, Subject
-    from pmm_shm_client.searching import Hits, Recollection
 
 VIA = "mcp"
 """`meta["via"]` of every event that the tool `append` has written."""
 Status = Literal["open", "expired", "all"]
 SubjectName = Literal["name", "trait", "commitment", "metrics"]
-
-
-def find(cache: Cache, query: str, k: int) -> Hits[Recollection]:
-    """The recalled events. The one place that says how this program searches."""
-    return cache.recall(query, k)
 
 
 class Memory:
@@ -52,22 +46,31 @@ class Memory:
         """Close the cache."""
         self._cache.close()
 
-    def recall(self, query: str, limit: int) -> dict[str, Any]:
-        """The events most similar to the query, the best first.
+    def recall(
+        self,
+        query: str,
+        limit: int,
+        kinds: Collection[str] | None = None,
+        since: int | str | None = None,
+        until: int | str | None = None,
+    ) -> dict[str, Any]:
+        """The events that a search by words and meaning finds, the best first.
 
         Raises:
             PmmShmError: as `Cache.recall`.
         """
-        found = find(self._cache, query, limit)
+        found = self._cache.recall(query, limit, mode="auto", kinds=kinds, since=since, until=until)
         answer: dict[str, Any] = {"as_of": found.as_of, "is_complete": found.is_complete}
         if not found.is_complete:
             answer["problem"] = "not every event was searched: no daemon has indexed them all yet"
+        elif found.problem is not None:
+            answer["problem"] = found.problem
         hits = (
             {
                 "id": hit.event_id,
                 "ts": hit.event["ts"],
                 "kind": hit.event["kind"],
-                "similarity": round(hit.similarity, 4),
+                "found_by": hit.found_by,
                 "content": hit.event["content"],
             }
             for hit in found

@@ -6,15 +6,19 @@ import json
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from unicodedata import east_asian_width
 
 import pexpect
 import pytest
 
+from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
+from tests.support.screens import screen_of
 
 COMMAND = ["-m", "pmm_shm_cli", "chat"]
 PROMPT = "you › "  # noqa: RUF001
@@ -52,7 +56,9 @@ def talk(ledger: str, tmp_path: Path) -> Iterator[Talk]:
 def shown(child: pexpect.spawn[str]) -> str:
     """What is shown until the next prompt, without colours."""
     child.expect_exact(PROMPT)
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
+    # A busy machine lets the chat wait.
+    return re.sub(f"([{FRAMES}] [0-9]+ s)+", "", text)
 
 
 def said(ledger: str) -> list[str]:
@@ -68,6 +74,8 @@ def cells(line: str) -> int:
 
 def test_a_paste_of_several_lines_is_one_message(talk: Talk, ledger: str) -> None:
     child = talk()
+    # Without this, a terminal does not say where a paste begins and ends.
+    assert "\x1b[?2004h" in child.before
     child.send(f"{PASTE_BEGINS}def f():\n    return 1\n\nWhat is it? 東京{PASTE_ENDS}")
     child.send("\r")
     shown(child)
@@ -174,6 +182,43 @@ def test_what_breaks_off_is_kept_and_said(talk: Talk, endpoint: Endpoint) -> Non
     assert "broke off" in text
 
 
+# While it waits, and after.
+
+
+def test_a_spinner_turns_until_the_first_word_and_leaves_nothing(talk: Talk, endpoint: Endpoint) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        go_on.wait(20)
+        own.events(handler, "At last, ", "an answer.")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Anybody?")
+    child.expect(f"[{FRAMES}] [0-9] s")
+    go_on.set()
+    # The line is taken back before the answer begins on it.
+    child.expect(r"\r\x1b\[K[^\n]*assistant › ")  # noqa: RUF001
+    text = shown(child)
+    assert not set(FRAMES) & set(text)
+    assert re.search(r"\n  \([0-9]\.[0-9] s, about [0-9,]+ tokens in, 5 out\)\n", text)
+
+
+def test_ctrl_c_while_it_waits_leaves_a_clean_line(talk: Talk, endpoint: Endpoint) -> None:
+    endpoint.answer = lambda own, handler: own.done.wait(20) and None
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Anybody?")
+    child.expect(f"[{FRAMES}] [0-9] s")
+    child.send("\x03")
+    child.expect_exact("\r\x1b[K")
+    text = shown(child)
+    assert "(no answer; /retry asks again)" in text
+    assert "assistant" not in text
+    endpoint.answer = lambda own, handler: own.events(handler, "Here.")
+    child.sendline("/retry")
+    assert "Here." in shown(child)
+
+
 # Wide characters.
 
 
@@ -186,3 +231,61 @@ def test_wide_characters_stay_within_the_terminal(talk: Talk, endpoint: Endpoint
     lines = text[text.index("assistant ›") :].splitlines()  # noqa: RUF001
     assert max(map(cells, lines)) <= 80
     assert re.sub(r"\s", "", answer) in re.sub(r"\s", "", text)
+
+
+# Markdown.
+
+
+def answered(talk: Talk, endpoint: Endpoint, *pieces: str) -> list[str]:
+    """The lines on the screen after an answer."""
+    endpoint.answer = lambda own, handler: own.events(handler, *pieces)
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Go")
+    child.expect_exact(PROMPT)
+    lines = screen_of(child.before or "")
+    begin = next(number for number, line in enumerate(lines) if line.startswith("assistant ›"))  # noqa: RUF001
+    end = next(number for number, line in enumerate(lines) if " tokens in, " in line)
+    return lines[begin:end]
+
+
+def test_markdown_is_formatted_in_place(talk: Talk, endpoint: Endpoint, ledger: str) -> None:
+    text = "## Plan\n\nSome **bold** words, 東京.\n\n- one\n- *two*\n\n```python\nx = 1\n\ny = 2\n```\n\nplain end"
+    lines = answered(talk, endpoint, *text)
+    shown_text = "\n".join(lines)
+    assert not set("*`#") & set(shown_text)
+    stripped = [line.strip() for line in lines if line.strip()]
+    assert stripped == [
+        "assistant ›",  # noqa: RUF001
+        "Plan",
+        "Some bold words, 東京.",
+        "• one",
+        "• two",
+        "x = 1",
+        "y = 2",
+        "plain end",
+    ]
+    assert max(map(cells, lines)) <= 80
+    assert [content for kind, content, _ in events(ledger) if kind == "response"] == [text]
+
+
+def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:
+    lines = answered(talk, endpoint, "One paragraph.\n", "Its second line.\n\n", "Another one: 2 * 3 < 7.")
+    assert [line.strip() for line in lines] == [
+        "assistant › One paragraph.",  # noqa: RUF001
+        "Its second line.",
+        "",
+        "Another one: 2 * 3 < 7.",
+    ]
+
+
+def test_a_block_that_has_scrolled_away_stays_plain(talk: Talk, endpoint: Endpoint) -> None:
+    items = [f"- item {number}" for number in range(40)]
+    lines = answered(talk, endpoint, "\n".join(items))
+    assert [line.strip() for line in lines][1:] == items[1:]
+
+
+def test_markdown_brings_no_control_characters(talk: Talk, endpoint: Endpoint) -> None:
+    evil = "**a** &#27;[2J&#x9b;31m &#8238;x [link](http://e.example/&#27;[1A) `\x1b[3J`\n\n- \x1b]0;title\x07 b"
+    text = "\n".join(answered(talk, endpoint, evil))
+    assert "\\x1b" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), ascii(text)

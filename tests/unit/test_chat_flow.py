@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pmm_shm_chat.screen import LineWrapper, readable
+from pmm_shm_chat.markdown import Blocks, is_markdown, readable
+from pmm_shm_chat.screen import LineWrapper
 
 # What is shown.
 
@@ -45,3 +46,30 @@ def test_flow_is_quick() -> None:
     start = time.process_time()
     flowed(*["word and "] * 20_000)
     assert time.process_time() - start < 3
+
+
+# Blocks of Markdown.
+
+
+def split(*pieces: str) -> tuple[str, list[str]]:
+    """The text that is shown while it comes, and the blocks."""
+    blocks, shown, found = Blocks(), "", []
+    for piece in pieces:
+        for part, block in blocks.add(piece):
+            shown += part
+            found += [] if block is None else [block]
+    last = blocks.end()
+    return shown, found + ([] if last is None else [last])
+
+
+def test_blocks_end_at_blank_lines_outside_of_code() -> None:
+    text = "# a\n\nb\nc\n\n\n```py\nx\n\ny\n```\n\n~~~\n```\n\n~~~\n\nlast"
+    blocks = ["# a", "b\nc", "```py\nx\n\ny\n```", "~~~\n```\n\n~~~", "last"]
+    assert split(text) == split(*text) == (text, blocks)
+    assert split("```\nnever closed\n\nmore") == ("```\nnever closed\n\nmore", ["```\nnever closed\n\nmore"])
+    assert split("", "\n\n") == ("\n\n", [])
+
+
+def test_plain_words_are_no_markdown() -> None:
+    assert not any(map(is_markdown, ["words", "two\nlines", "2 * 3 < 7, a_b_c", "“quoted” – 東京"]))
+    assert all(map(is_markdown, ["# a", "- a", "1. a", "a **b**", "`a`", "> a", "[a](b)", "```\na\n```", "    code"]))

@@ -98,6 +98,18 @@ def test_recall_includes_what_was_appended_a_moment_ago(cache: Cache) -> None:
     assert (hit["id"], hit["kind"], hit["content"]) == (event_id, "user", "The boat is called Nora.")
 
 
+def test_recall_finds_identifiers_and_obeys_filters(cache: Cache) -> None:
+    for number in range(2_280, 2_300):
+        cache.append("user" if number % 2 else "response", f"Invoice INV-{number} was paid.")
+    memory = Memory(cache)
+    (best, *_) = answer(memory, "recall", query="What about INV-2291?")["hits"]
+    assert best["content"] == "Invoice INV-2291 was paid."
+    assert best["found_by"] in ("words", "both")
+    found = answer(memory, "recall", query="invoice paid", limit=20, kinds=["response"], since=5, until=9)["hits"]
+    assert sorted(hit["id"] for hit in found) == [7, 9]
+    assert called(memory, "recall", query="invoice", since="yesterday evening").is_error
+
+
 def test_context_is_the_block_of_the_library(cache: Cache) -> None:
     cache.append("identity_adopt", "Echo", {"name": "Echo"})
     cache.append("user", "The tulips are red.")
