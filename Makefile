@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-run bench-chat bench-cluster test-cluster chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -98,6 +98,9 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python -m bench.search
 
+bench-web: $(STAMP) ## Measure the page of pmm-shm web; EVENTS=100000,1000000.
+	$(BIN)/python -m bench.web $(if $(EVENTS),--events $(EVENTS))
+
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run
 
@@ -113,8 +116,21 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
-test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL.
-	$(BIN)/python -m pytest tests/process/test_cluster.py tests/chaos/test_cluster_machine.py --timeout=3600
+CLUSTER_TESTS := tests/process/test_cluster.py tests/process/test_cluster_outcomes.py \
+	tests/chaos/test_cluster_faults.py tests/chaos/test_cluster_machine.py
+PG16 := /tmp/pmm-shm-pgserver-0.1.4
+test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again with version 16.
+	$(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout=3600
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PG16) pgserver==0.1.4
+	chmod -R a+rX $(PG16)
+	PMM_TEST_POSTGRES=$(PG16)/pgserver/pginstall/bin $(BIN)/python -m pytest $(CLUSTER_TESTS) --timeout=3600
+
+# Chromium: apt-get install chromium.
+test-web: $(STAMP) ## Run the tests of the page, in a browser, too.
+	$(BIN)/python -m pytest tests/unit/test_web_parts.py tests/docs/test_web.py tests/docs/test_web_browser.py
+
+screenshots: $(STAMP) ## Make the pictures of docs/web anew, with Chromium.
+	$(BIN)/python tools/screenshots.py
 
 # LOCK_OPTIONS=--upgrade takes the newest versions; without it, those that are locked stay where they fit.
 lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.toml.

@@ -119,6 +119,8 @@ REPLICA_FORK_MAX = 10_000
 REPLICA_RETRY_S_MAX = 5.0
 REPLICA_AUDIT_S = 10.0
 """A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
+REPLICA_LOOK_AROUND_S = 20.0
+"""A follower asks the other servers of its cluster after so many seconds whether a later primary is among them."""
 SOURCE_LEASE_S = 60.0
 """How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
 REPLICA_LAG_MS_MAX = 3_000
@@ -200,6 +202,40 @@ SEARCH_TEXTS_MAX = 64
 SEARCH_WAIT_S = 5.0
 """How long a search waits while another process holds the lock of the reader table."""
 SEARCH_POLL_S = 0.02
+
+# Searches by words.
+WORD_EVENTS_MAX = 10_000
+"""Events without a place in the index of words that one process indexes itself, the newest."""
+WORD_CHARS_MAX = 1 << 20
+"""Characters of one event's text that are indexed; the rest is left out."""
+QUERY_ITEMS_MAX = 64
+"""Different words of a query that are looked up, the first ones."""
+COMMON_SHARE = 8
+"""A word is common in more than one of so many events,"""
+COMMON_EVENTS_MIN = 16
+"""but not in so few,"""
+COMMON_EVENTS_MAX = 2_000
+"""and always in more than so many."""
+KEPT_EVENTS_MAX = 1_000
+"""Of the words that are not common, the rarest are searched: as many as are in so many events together."""
+WORD_INDEX_WAIT_S = 1.0
+"""How long a search waits for the index of words while the daemon commits to it."""
+WORD_INDEX_RETRY_S = 5.0
+"""How long the index is not asked again after that."""
+WORD_COMMIT_WAIT_S = 0.1
+"""How long the daemon waits for the readers of the index before it gives a commit up, and tries later."""
+NAMED_WEIGHT = 2.0
+"""Weight of a phrase, and of a word with a digit, among the words of a query."""
+FUSED_DEPTH = 100
+"""Hits of each kind of search that are fused, at least."""
+FUSION_CONSTANT = 60
+"""Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
+BESTS_WITHIN = 3
+"""The best hit by words and the best by meaning are among so many first hits of a fused search."""
+WORDS_WEIGHT = 4.0
+"""Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
+WORDS_POWER = 3
+"""An event that holds a share of the query's weight has this power of it as its share of `WORDS_WEIGHT`."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

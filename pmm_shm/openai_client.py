@@ -379,6 +379,11 @@ def _is_untrusted(problem: BaseException | None) -> bool:
 
 def message_of(body: Any) -> str:
     """An endpoint's description of its error, in any of the usual shapes; "" if there is none."""
+    if isinstance(body, list) and len(body) == 1:
+        # Gemini's.
+        body = body[0]
+    if isinstance(body, dict) and isinstance(body.get("error"), dict) and not body.get("message"):
+        body = body["error"]
     if isinstance(body, dict):
         return str(body.get("message") or body.get("error") or body)
     return str(body or "")

@@ -195,7 +195,7 @@ TEMPLATES: Mapping[str, Template] = {
         "pmm-shm cluster status DSN",
         words="^the source .* (was not confirmed|is not followed)",
     ),
-    "follow-source": Template("follow its source", "pmm-cached {ledger} --source DSN --name {name} &"),
+    "follow-source": Template("follow its source", "pmm-cached {ledger} &"),
     "see-forks": Template("see what was lost; --append-again FILE appends it", "pmm-shm cluster forks {ledger}"),
     "protect": Template("let only the owner and the group use it", "chmod o-rwx {ledger}"),
     "mount-protected": Template(

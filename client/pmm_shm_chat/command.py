@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from pmm_shm.errors import DaemonError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
 
@@ -41,6 +40,13 @@ def _count_option(name: str, most: int, default: int, metavar: str, help: str) -
 @_count_option("--reflections", 32, 3, "N", "Newest reflections that the responder receives.")
 @_count_option("--messages", 63, 16, "M", "Previous messages that the responder receives.")
 @click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16_000,
+    metavar="T",
+    help="The budget of a prompt, in estimated tokens: what is too much is left out, the oldest messages first.",
+)
+@click.option(
     "--tick-seconds",
     type=Finite(min=0, min_open=True),
     metavar="S",
@@ -61,6 +67,7 @@ def chat(
     recall: int,
     reflections: int,
     messages: int,
+    tokens: int,
     tick_seconds: float | None,
     autostart: bool,
     timeout: Deadline,
@@ -75,6 +82,7 @@ def chat(
     from pmm_shm_chat.terminal import converse
     from pmm_shm_chat.turn import Chat
     from pmm_shm_client.cache import Cache
+    from pmm_shm_terminal.starting import start_daemon_or_say
 
     answering = responder_named(responder, model)
     if create:
@@ -86,9 +94,10 @@ def chat(
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     with Cache(path, timeout=timeout.timeout_s) as cache:
         if autostart:
-            _start_daemon(cache.path)
+            start_daemon_or_say(cache)
         with _autonomy(cache, tick_seconds):
-            converse(Chat(cache, answering, reflections=reflections, recall=recall, messages=messages))
+            talk = Chat(cache, answering, reflections=reflections, recall=recall, messages=messages, tokens_max=tokens)
+            converse(talk)
 
 
 def responder_named(name: str, model: str | None) -> Responder:
@@ -109,17 +118,6 @@ def responder_named(name: str, model: str | None) -> Responder:
     from pmm_shm_chat.provider import OpenAIResponder
 
     return OpenAIResponder(model)
-
-
-def _start_daemon(path: str) -> None:
-    from pmm_shm_client.autostart import start_daemon
-    from pmm_shm_terminal.output import printable
-
-    try:
-        start_daemon(path)
-    except DaemonError as error:
-        # Answers are the same without a daemon, only slower.
-        click.echo(f"pmm-shm: no daemon: {printable(' '.join(str(error).split()))}", err=True)
 
 
 @contextlib.contextmanager

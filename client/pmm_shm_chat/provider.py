@@ -21,6 +21,13 @@ SILENCE_S = 60.0
 """For each wait for more of an answer."""
 
 _LINE_BYTES_MAX = 4 << 20
+_CUT_SHORT = {
+    "length": "the answer is cut: it reached the endpoint's limit of tokens",
+    "content_filter": "the endpoint's filter ended the answer",
+    "tool_calls": "the model asks for a tool, and this chat has none",
+    "function_call": "the model asks for a tool, and this chat has none",
+}
+"""`finish_reason` to the error, where the answer is not whole."""
 _INSTRUCTIONS = (
     "You are a persistent agent; the context below is your own state, exact as of now. Answer the user. Where you "
     "commit to something, say so in a sentence of its own that begins with “I will”; a rule you set yourself begins "
@@ -72,10 +79,12 @@ class OpenAIResponder:
                     has_events = True
                     if data == "[DONE]":
                         return
-                    piece, is_last = self._piece(data)
+                    piece, ending = self._piece(data)
                     if piece:
                         yield piece
-                    if is_last:
+                    if ending in _CUT_SHORT:
+                        client.fail(_CUT_SHORT[ending])
+                    if ending is not None:
                         return
         except BrokenAnswerError as error:
             client.fail(str(error))
@@ -91,29 +100,44 @@ class OpenAIResponder:
             if len(buffer) > _LINE_BYTES_MAX:
                 self._client.fail(f"a line of more than {_LINE_BYTES_MAX} bytes")
             for line in lines:
-                if line.startswith(b"data:"):
-                    yield line[5:].decode("utf-8", "replace").strip()
-        if buffer.startswith(b"data:"):
-            yield buffer[5:].decode("utf-8", "replace").strip()
+                yield from self._data(line)
+        yield from self._data(buffer)
 
-    def _piece(self, data: str) -> tuple[str, bool]:
-        """The text of one event, and whether it is the last."""
+    def _data(self, line: bytes) -> Iterator[str]:
+        """The data in a line of the stream, if it has any; comments and other fields do not."""
+        name, _, value = line.partition(b":")
+        text = value.decode("utf-8", "replace").strip()
+        if name == b"data":
+            yield text
+        elif name == b"error":
+            # Of llama.cpp: the error is the value of a field of its own.
+            self._piece(f'{{"error": {text}}}')
+
+    def _piece(self, data: str) -> tuple[str, str | None]:
+        """The text of one event, and why the answer ends with it; None if it goes on."""
         try:
             event = json.loads(data)
         except (ValueError, RecursionError):
             self._client.fail("an event that is not JSON", "check OPENAI_BASE_URL: it often ends in /v1")
+        if isinstance(event, list) and len(event) == 1:
+            # Of Gemini: an error comes in a list.
+            event = event[0]
         if not isinstance(event, dict):
             self._client.fail("an event that is not a completion", "check OPENAI_BASE_URL")
         if event.get("error"):
             self._client.fail(message_of(event["error"]))
+        if event.get("object") == "error":
+            # Of vLLM.
+            self._client.fail(message_of(event))
         choices = event.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             # Usage and the like.
-            return "", False
+            return "", None
         delta = choice.get("delta")
         content = delta.get("content") if isinstance(delta, dict) else None
-        return _text(content), choice.get("finish_reason") is not None
+        ending = choice.get("finish_reason")
+        return _text(content), None if ending is None else str(ending)
 
 
 def _text(content: object) -> str:

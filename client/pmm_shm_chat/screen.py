@@ -16,7 +16,7 @@ from pmm_shm_terminal.output import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pmm_shm_chat.turn import FollowUp
+    from pmm_shm_chat.progress import FollowUp
 
 _MARKS = {
     "commitment_open": "+",
@@ -105,6 +105,9 @@ class PlainScreen:
         """The pieces so far were thinking."""
         self._pieces.clear()
 
+    def show_typed(self, text: str) -> None:
+        """Shows nothing."""
+
     def end(self, is_interrupted: bool) -> None:
         text = "".join(self._pieces)
         self._pieces.clear()
@@ -128,6 +131,7 @@ class TerminalScreen:
         self._is_utf8 = encoding.replace("-", "") == "utf8"
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
         self._flow: LineWrapper | None = None
+        self._has_text = False
 
     @property
     def prompt(self) -> str:
@@ -136,6 +140,15 @@ class TerminalScreen:
         if self._console.color_system is None:
             return text
         return f"\001\033[1;32m\002{text}\001\033[0m\002"
+
+    @property
+    def more_prompt(self) -> str:
+        """The prompt for a further line of a block."""
+        return "  … " if self._is_utf8 else "... "
+
+    def show_typed(self, text: str) -> None:
+        """Show a text that was written elsewhere."""
+        self._print("".join(f"  {line}\n" for line in readable(text).split("\n")), "dim")
 
     def welcome(self, lines: Sequence[str]) -> None:
         """Show lines above the first prompt."""
@@ -149,9 +162,11 @@ class TerminalScreen:
         head = f"{printable(name)} {self._mark} "
         self._print(head, "bold cyan")
         self._flow = LineWrapper(self._print, self._console.width, cell_len(head))
+        self._has_text = False
 
     def piece(self, text: str) -> None:
         if self._flow is not None:
+            self._has_text = self._has_text or not text.isspace()
             self._flow.add(readable(text))
 
     def retract(self) -> None:
@@ -159,6 +174,7 @@ class TerminalScreen:
         if self._flow is not None:
             self._flow.end()
             self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
+            self._has_text = False
             self._flow = LineWrapper(self._print, self._console.width, 0)
 
     def end(self, is_interrupted: bool) -> None:
@@ -167,7 +183,8 @@ class TerminalScreen:
             self._flow = None
         self._print("\n")
         if is_interrupted:
-            self._print("  (interrupted; the beginning is kept)\n", "dim")
+            kept = "interrupted; the beginning is kept" if self._has_text else "no answer; /retry asks again"
+            self._print(f"  ({kept})\n", "dim")
 
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Show the events that followed from a turn, one line each."""

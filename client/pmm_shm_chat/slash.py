@@ -1,4 +1,4 @@
-"""The commands within a conversation, `/name`: they show the state and change nothing."""
+"""The commands within a conversation, `/name`: most of them show the state and change nothing."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ from pmm_shm.errors import ConfigError
 from pmm_shm_terminal.answers import answer_of_cache, shown
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
 from pmm_shm_terminal.options import Deadline
-from pmm_shm_terminal.output import cell, json_value, pairs, show, table, titled
+from pmm_shm_terminal.output import cell, json_value, pairs, printable, show, table, titled
 from pmm_shm_terminal.verification import check
 
 if TYPE_CHECKING:
-    from pmm_shm_chat.turn import Timings
+    from pmm_shm_chat.progress import Timings
     from pmm_shm_client.cache import Cache
 
 _RECALLED = 5
 _CONTENT_SHOWN = 500
+_NAME_CHARS_MAX = 40
 _DAEMON_ROWS = ("pid", "uptime_ms", "as_of", "head_id", "lag_events", "events_folded", "problem")
 
 
 class Session(NamedTuple):
-    """The data of commands; `timings` are those of the last turn."""
+    """What commands act on.
+
+    Attributes:
+        timings: of the last turn.
+        model: the name of the responder.
+        retry, undo, edit: what these commands do.
+    """
 
     cache: Cache
     timings: Timings | None
+    model: str
+    retry: Callable[[], None]
+    undo: Callable[[], None]
+    edit: Callable[[], None]
 
 
 class _Command(NamedTuple):
@@ -80,12 +91,16 @@ def _directives(session: Session, argument: str) -> None:
 
 
 def _recall(session: Session, text: str) -> None:
-    hits = session.cache.recall(text, _RECALLED)
+    hits = session.cache.recall(text, _RECALLED, mode="auto")
     _show_texts(
         f"recalled: {len(hits)}",
         ("similarity", "event", "kind", "content"),
-        [(f"{hit.similarity:.3f}", hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
+        [(_similarity(hit.similarity), hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
     )
+
+
+def _similarity(value: float | None) -> str:
+    return "words" if value is None else f"{value:.3f}"
 
 
 def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -97,6 +112,25 @@ def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         made.add_row(*cells)
     show(titled(title, made))
+
+
+def _status(session: Session, argument: str) -> None:
+    """Two lines: the agent, and who answers."""
+    cache = session.cache
+    frame = cache.frame()
+    parts = [f"event {frame.as_of:,}", f"{len(frame.commitments().open)} open commitments"]
+    if not frame.not_applicable:
+        metrics = frame.metrics()
+        parts[:0] = [_named(frame.identity().name), f"stage {frame.stage().stage}"]
+        parts.append(f"IAS {metrics.ias:.2f}, GAS {metrics.gas:.2f}")
+    click.echo(f"  {', '.join(parts)}")
+    daemon = cache.stats()["daemon"]
+    served = "no daemon" if daemon is None else f"daemon {daemon['pid']}, lag {daemon['lag_events']:,}"
+    click.echo(f"  answers: {printable(session.model)}; {served}")
+
+
+def _named(name: object) -> str:
+    return printable(str(name)[:_NAME_CHARS_MAX]) if name else "no name"
 
 
 def _stats(session: Session, argument: str) -> None:
@@ -132,6 +166,7 @@ def _help(session: Session, argument: str) -> None:
     width = max(len(_usage(name, command)) for name, command in COMMANDS.items())
     for name, command in COMMANDS.items():
         click.echo(f"  {_usage(name, command):{width}}  {command.help}")
+    click.echo('  A paste of several lines is one message, and so are the lines between two """.')
 
 
 def _quit(session: Session, argument: str) -> None:
@@ -148,8 +183,12 @@ COMMANDS: Mapping[str, _Command] = {
     "identity": _Command(_read("identity"), "the name and the five traits"),
     "directives": _Command(_directives, "the active directives, best first"),
     "recall": _Command(_recall, "the past events most similar to a text", "TEXT"),
+    "status": _Command(_status, "the agent and the daemon, in two lines"),
     "stats": _Command(_stats, "numbers of this worker, of the daemon, and of the last turn"),
     "verify": _Command(_verify, "check the hash chain and the published state"),
+    "retry": _Command(lambda session, _: session.retry(), "answer the last message again, in place of its answer"),
+    "undo": _Command(lambda session, _: session.undo(), "leave the last message and its answer out of later prompts"),
+    "edit": _Command(lambda session, _: session.edit(), "write a message in $EDITOR"),
     "help": _Command(_help, "this list"),
     "quit": _Command(_quit, "end, as Ctrl-D does"),
 }

@@ -1,7 +1,7 @@
 """The loop of a conversation: one turn per line, until the input ends.
 
 At a terminal, an error is shown and the conversation continues; Ctrl-C ends the current answer or command, and at the
-prompt the conversation. Otherwise each line of the input is a turn, only answers go to the output, and the first error
+prompt drops the line. Otherwise each line of the input is a turn, only answers go to the output, and the first error
 ends the conversation.
 """
 
@@ -11,16 +11,17 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import click
 
-from pmm_shm.errors import LedgerUnwritableError, PmmShmError
+from pmm_shm.errors import ConfigError, LedgerUnwritableError, PmmShmError
 from pmm_shm.ledger.obstacles import NEEDS_LEASE
+from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
-from pmm_shm_chat.turn import Chat, Timings
+from pmm_shm_chat.turn import Chat, TurnResult
+from pmm_shm_chat.typing_lines import History, history_file, line_editing, typed
 from pmm_shm_terminal.exits import CommandFailed
 
 UNNAMED = "assistant"
@@ -28,6 +29,7 @@ UNNAMED = "assistant"
 
 _HISTORY_CHARS_MAX = 1_000
 _NAME_CHARS_MAX = 40
+_UNDONE_CHARS_SHOWN = 60
 
 
 def converse(chat: Chat) -> None:
@@ -39,8 +41,8 @@ def converse(chat: Chat) -> None:
     """
     if sys.stdin.isatty() and sys.stdout.isatty():
         screen = TerminalScreen()
-        with _line_editing(chat):
-            _Conversation(chat, screen).run(_typed(screen))
+        with _at_a_terminal(chat, screen) as texts:
+            _Conversation(chat, screen).run(texts)
     else:
         _Conversation(chat, PlainScreen()).run(_piped())
 
@@ -72,9 +74,9 @@ class _Conversation:
             return
         try:
             if is_command(text):
-                run_command(text, Session(self._chat.cache, self._timings))
+                run_command(text, self._session())
             else:
-                self._turn(text)
+                self._turn(lambda: self._chat.turn(text, self._screen.piece, self._screen.retract))
         except (PmmShmError, CommandFailed, click.ClickException, OSError) as error:
             if not self._screen.is_terminal or isinstance(error, BrokenPipeError):
                 raise
@@ -84,21 +86,45 @@ class _Conversation:
                 raise
             self._screen.note("interrupted")
 
-    def _turn(self, text: str) -> None:
+    def _session(self) -> Session:
+        return Session(self._chat.cache, self._timings, self._chat.responder.name, self._retry, self._undo, self._edit)
+
+    def _retry(self) -> None:
+        self._turn(lambda: self._chat.retry(self._screen.piece, self._screen.retract))
+
+    def _undo(self) -> None:
+        # Ctrl-C must not interrupt the append.
+        self._in_turn = True
+        try:
+            text = self._chat.undo()
+        finally:
+            self._in_turn = False
+        self._screen.note(f"left out of later prompts: {text[:_UNDONE_CHARS_SHOWN]}")
+
+    def _edit(self) -> None:
+        if not self._screen.is_terminal:
+            raise ConfigError("/edit needs a terminal")
+        text = (click.edit("", extension=".md") or "").strip()
+        if not text:
+            self._screen.note("nothing was written")
+            return
+        self._screen.show_typed(text)
+        self._turn(lambda: self._chat.turn(text, self._screen.piece, self._screen.retract))
+
+    def _turn(self, ask: Callable[[], TurnResult]) -> None:
         screen = self._screen
         if self._chat.cache.is_of_pmm2:
             # Before the answer begins on the screen.
             raise LedgerUnwritableError(f"{self._chat.cache.path}: {NEEDS_LEASE}; nothing was written")
         name = self._chat.cache.identity().name
         self._in_turn = True
-        is_interrupted = True
+        turn: TurnResult | None = None
         screen.begin(str(name)[:_NAME_CHARS_MAX] if name else UNNAMED)
         try:
-            turn = self._chat.turn(text, screen.piece, screen.retract)
-            is_interrupted = turn.is_interrupted
+            turn = ask()
         finally:
             self._in_turn = False
-            screen.end(is_interrupted)
+            screen.end(turn is None or turn.is_interrupted)
         self._timings = turn.timings
         screen.follow_ups(turn.follow_ups)
         if turn.is_interrupted and not screen.is_terminal:
@@ -149,19 +175,6 @@ class _Conversation:
             signal.signal(signal.SIGINT, before)
 
 
-# Lines.
-
-
-def _typed(screen: TerminalScreen) -> Iterator[str]:
-    while True:
-        try:
-            click.echo("")
-            yield input(screen.prompt)
-        except EOFError:
-            click.echo("")
-            return
-
-
 def _piped() -> Iterator[str]:
     # Not `for line in sys.stdin`, which reads ahead: another program may wait for the answer before its next line.
     while line := sys.stdin.readline():
@@ -169,28 +182,15 @@ def _piped() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _line_editing(chat: Chat) -> Iterator[None]:
-    """Line history, including earlier messages to this agent, and completion of commands, if readline is available."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    for message in chat.cache.recent().messages:
-        if message.kind == "user" and message.content.isprintable() and len(message.content) <= _HISTORY_CHARS_MAX:
-            readline.add_history(message.content)
-    names = [f"/{name}" for name in COMMANDS]
+def _at_a_terminal(chat: Chat, screen: TerminalScreen) -> Iterator[Iterator[str]]:
+    """The texts that are typed, with the earlier messages to this agent and earlier texts as history."""
+    history = History(history_file())
+    said = (one.content for one in chat.cache.recent().messages if one.kind == "user")
+    earlier = [*(text for text in said if len(text) <= _HISTORY_CHARS_MAX), *history.read()]
+    with line_editing(earlier, [f"/{name}" for name in COMMANDS]) as add:
 
-    def complete(text: str, state: int) -> str | None:
-        found = [name for name in names if text and name.startswith(text)]
-        return found[state] if state < len(found) else None
+        def remember(text: str) -> None:
+            add(text)
+            history.add(text)
 
-    before: Any = readline.get_completer(), readline.get_completer_delims()
-    readline.set_completer(complete)
-    readline.set_completer_delims(" ")
-    readline.parse_and_bind("tab: complete")
-    try:
-        yield
-    finally:
-        readline.set_completer(before[0])
-        readline.set_completer_delims(before[1])
+        yield typed(screen.prompt, screen.more_prompt, remember)

@@ -5,6 +5,9 @@
 Each part between two bars is one transaction. If a worker dies, the conversation just stops: with a message without its
 index entry (the daemon embeds it nevertheless), or with a question without an answer.
 
+A question that got no word of an answer is undone: an event names it, and later prompts leave it out. So is what the
+user undoes, and an answer that the user asks for again. The log keeps all of them.
+
 Invariant: the statements of a message are appended together with its index entry or not at all, evidence before close.
 Invariant: the thinking of a model is neither appended, nor read for statements, nor sent back as an earlier message.
 """
@@ -12,55 +15,31 @@ Invariant: the thinking of a model is neither appended, nor read for statements,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.errors import InvalidTextError
+from pmm_shm.errors import InvalidTextError, PmmShmError
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
-from pmm_shm_chat.responder import Message, Responder, ResponderError
+from pmm_shm_chat.progress import FollowUp, PartialAnswer, Timings, TurnProgress
+from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt
+from pmm_shm_chat.responder import Responder, ResponderError
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
-from pmm_shm_client.context import ROLES, Context
-from pmm_shm_client.thinking import ThinkingFilter, without_thinking
+from pmm_shm_client.context import Context
 
 if TYPE_CHECKING:
     from pmm_shm_client.cache import Cache
 
 MESSAGES_MAX = 63
 """Of the 64 newest messages, one is the user's current one."""
-HISTORY_CHARS_MAX = 64_000
 
 _KINDS: Mapping[Speaker, str] = {"user": "user", "assistant": "response"}
 OnText = Callable[[str], None]
 """Called with each piece of an answer as it arrives."""
 OnRetract = Callable[[], None]
 """Called when the pieces so far have turned out to be thinking: the answer begins anew."""
-
-
-class FollowUp(NamedTuple):
-    """An event that follows from the statements in a message."""
-
-    id: int
-    kind: str
-    content: str
-    meta: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """The time spent on the parts of a turn, in ms."""
-
-    append_ms: float
-    context_ms: float
-    model_ms: float
-
-    @property
-    def without_model_ms(self) -> float:
-        """The time of the turn except for the model."""
-        return self.append_ms + self.context_ms
 
 
 @dataclass(frozen=True)
@@ -90,13 +69,14 @@ class TurnResult:
 
 
 class Chat:
-    """A conversation on a ledger. Keeps no state between two turns; for one thread.
+    """A conversation on a ledger, for one thread. Of its last turn it remembers the ids alone, to undo it.
 
     Parameters:
         cache: of the ledger; the caller closes it.
         responder: answers the messages.
         reflections, recall, messages: the size of the context, see `Cache.context`. The responder receives the messages
             (at most `MESSAGES_MAX`) as the conversation, not within the context.
+        tokens_max: the budget of a prompt, in estimated tokens; see `make_prompt`.
         clock_ns: for the timings.
     """
 
@@ -108,6 +88,7 @@ class Chat:
         reflections: int = 3,
         recall: int = 0,
         messages: int = 16,
+        tokens_max: int = TOKENS_MAX,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.cache = cache
@@ -115,7 +96,10 @@ class Chat:
         self._reflections = reflections
         self._recall = recall
         self._messages = min(messages, MESSAGES_MAX)
+        self._tokens_max = tokens_max
         self._clock_ns = clock_ns
+        self._undone = Undone(cache)
+        self._last: _LastTurn | None = None
         self._is_answering = False
         self._is_stopped = False
 
@@ -136,30 +120,81 @@ class Chat:
         if len(text) > limits.TEXT_CHARS_MAX:
             raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are accepted")
         self._is_stopped = False
-        progress = _TurnProgress(self._clock_ns)
+        progress = TurnProgress(self._clock_ns)
         with progress.timed("append"):
             user_id = self._append(progress, "user", text, {"channel": "chat"})
             self._follow_up(progress, "user", text, user_id)
+        return self._answer(progress, user_id, text, False, on_text, on_retract)
+
+    def retry(self, on_text: OnText = lambda piece: None, on_retract: OnRetract = lambda: None) -> TurnResult:
+        """Answer the last message of this conversation again; its earlier answer is undone, and so is its failure.
+
+        Raises:
+            NothingToUndoError: there is no last message.
+            ResponderError, LedgerError: as `turn`.
+        """
+        last = self._the_last()
+        self._is_stopped = False
+        progress = TurnProgress(self._clock_ns)
+        if last.response_id is not None:
+            with progress.timed("append"):
+                self._mark(progress, [last.response_id], True, "retried")
+        return self._answer(progress, last.user_id, last.text, last.is_undone, on_text, on_retract)
+
+    def undo(self) -> str:
+        """Leave the last message of this conversation and its answer out of later prompts. Returns the message.
+
+        What followed from statements in them stays: an event cannot be taken back.
+
+        Raises:
+            NothingToUndoError: there is no last message.
+        """
+        last = self._the_last()
+        ids = [last.user_id] if last.response_id is None else [last.user_id, last.response_id]
+        if not last.is_undone:
+            self._mark(TurnProgress(self._clock_ns), ids, True, "undone")
+        self._last = None
+        return last.text
+
+    def _the_last(self) -> _LastTurn:
+        if self._last is None:
+            raise NothingToUndoError("nothing was said here yet, or it is undone already")
+        return self._last
+
+    def _answer(
+        self,
+        progress: TurnProgress,
+        user_id: int,
+        text: str,
+        is_undone: bool,
+        on_text: OnText,
+        on_retract: OnRetract,
+    ) -> TurnResult:
+        self._last = _LastTurn(user_id, None, text, is_undone)
         with progress.timed("context"):
             context = self.cache.context(
                 text, reflections=self._reflections, recall=self._recall, messages=self._messages + 1
             )
-            block, history = str(replace(context, messages=())), _history(context, user_id, self._messages)
-        answer = _PartialAnswer()
+            undone = self._undone.ids(context.as_of)
+            prompt = make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)
+        answer = PartialAnswer()
         try:
             with progress.timed("model"):
-                self._stream(answer, self.responder.stream(block, history, text), on_text, on_retract)
+                self._stream(answer, self.responder.stream(prompt.block, prompt.history, text), on_text, on_retract)
         finally:
             # Also after an error: the ledger must contain everything that the user has read.
             with progress.timed("append"):
                 response_id = self._append_response(progress, answer)
+                if (response_id is None) != is_undone:
+                    self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
+                self._last = _LastTurn(user_id, response_id, text, response_id is None)
         return TurnResult(
             user_id=user_id,
             response_id=response_id,
             event_ids=tuple(progress.event_ids),
             follow_ups=tuple(progress.follow_ups),
             context=context,
-            block=block,
+            block=prompt.block,
             response=answer.text,
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),
@@ -175,7 +210,7 @@ class Chat:
         if self._is_answering:
             raise KeyboardInterrupt
 
-    def _stream(self, answer: _PartialAnswer, pieces: Iterator[str], on_text: OnText, on_retract: OnRetract) -> None:
+    def _stream(self, answer: PartialAnswer, pieces: Iterator[str], on_text: OnText, on_retract: OnRetract) -> None:
         answer.is_interrupted = True
         try:
             try:
@@ -202,7 +237,7 @@ class Chat:
             what = "thinking and no answer" if answer.has_thought else "an answer without a word"
             raise ResponderError(f"{self.responder.name}: {what}")
 
-    def _append_response(self, progress: _TurnProgress, answer: _PartialAnswer) -> int | None:
+    def _append_response(self, progress: TurnProgress, answer: PartialAnswer) -> int | None:
         text = answer.text
         if not text.strip():
             return None
@@ -213,13 +248,17 @@ class Chat:
         self._follow_up(progress, "assistant", text, response_id, states=not answer.is_interrupted)
         return response_id
 
-    def _append(self, progress: _TurnProgress, speaker: Speaker, text: str, meta: Mapping[str, Any]) -> int:
+    def _mark(self, progress: TurnProgress, ids: list[int], undone: bool, reason: str) -> None:
+        meta = {"eids": ids, "undone": undone, "reason": reason}
+        progress.event_ids.append(self.cache.append(MARK_KIND, "", meta))
+
+    def _append(self, progress: TurnProgress, speaker: Speaker, text: str, meta: Mapping[str, Any]) -> int:
         event_id = self.cache.append(_KINDS[speaker], text, meta)
         progress.event_ids.append(event_id)
         return event_id
 
     def _follow_up(
-        self, progress: _TurnProgress, speaker: Speaker, text: str, event_id: int, states: bool = True
+        self, progress: TurnProgress, speaker: Speaker, text: str, event_id: int, states: bool = True
     ) -> None:
         """Append the index entry of a message, and the events of its statements."""
         drafts = events_of(text, speaker, event_id, self._open_commitments) if states else []
@@ -232,62 +271,14 @@ class Chat:
         return self.cache.commitments().open
 
 
-class _PartialAnswer(ThinkingFilter):
-    """The answer so far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = 0
-        self.is_interrupted = False
-
-    def read(self, pieces: Iterable[str]) -> Iterator[str]:
-        """What each of the pieces adds to the answer."""
-        for piece in pieces:
-            added = self.add(piece)
-            self.size = len(added) + (0 if self.is_retracted else self.size)
-            yield added
-        yield self.end()
-
-    @property
-    def text(self) -> str:
-        """The answer as it is stored."""
-        return encodable(self.answer[: limits.TEXT_CHARS_MAX]).strip()
+class NothingToUndoError(PmmShmError):
+    """There is no last turn to undo or to try again."""
 
 
-class _TurnProgress:
-    """The events and timings of a turn so far."""
+class _LastTurn(NamedTuple):
+    """The last message, its answer if there is one, and whether the message is undone already."""
 
-    def __init__(self, clock_ns: Callable[[], int]) -> None:
-        self.event_ids: list[int] = []
-        self.follow_ups: list[FollowUp] = []
-        self._clock_ns = clock_ns
-        self._spent_ns = {"append": 0, "context": 0, "model": 0}
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the time of a `with` block to a part."""
-        began = self._clock_ns()
-        try:
-            yield
-        finally:
-            self._spent_ns[part] += self._clock_ns() - began
-
-    def timings(self) -> Timings:
-        return Timings(**{f"{part}_ms": spent / 1e6 for part, spent in self._spent_ns.items()})
-
-
-def _history(context: Context, user_id: int, count: int) -> Sequence[Message]:
-    """As many of the newest messages before the user's as fit."""
-    before = [one for one in context.messages if one.id < user_id]
-    kept: list[Message] = []
-    chars = 0
-    for one in reversed(before[-count:] if count else []):
-        role = ROLES[one.kind]
-        # Other programs may have stored the thinking, too.
-        content = without_thinking(one.content) if role == "assistant" else one.content
-        chars += len(content)
-        if chars > HISTORY_CHARS_MAX:
-            break
-        if content or not one.content:
-            kept.append(Message(role, content))
-    return kept[::-1]
+    user_id: int
+    response_id: int | None
+    text: str
+    is_undone: bool

@@ -28,11 +28,11 @@ from pmm_shm.ledger.backup import backup
 from pmm_shm.ledger.files import bytes_of
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm_cli.environment import changed_environment
-from pmm_shm_cli.spectator import SpectatorCache
 from pmm_shm_cli.timing import Ratio, RoundTimer, Timing, interleaved, ratio
 from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import Frame
+from pmm_shm_terminal.spectator import SpectatorCache
 
 ON, OFF = "caches on", "caches off"
 _FLAGS = ("PMM_USE_PROJECTION_CACHE", "PMM_USE_METRICS_CACHE")

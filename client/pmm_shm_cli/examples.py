@@ -44,6 +44,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm explain agent.db trait o --limit 0",
         "pmm-shm explain agent.db metrics --until 1000 --json",
     ),
+    "web": ("pmm-shm web agent.db --open",),
     "plot": ("pmm-shm plot agent.db -o agent.svg",),
     "bench": ("pmm-shm bench agent.db --seconds 1", "pmm-shm bench sample.db --json"),
     "run": (
@@ -51,6 +52,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "pmm-shm run --report uvicorn pmm.api.server:app --workers 2",
         "PMM_SHM_PATCHES=log,projection pmm-shm run --no-daemon worker.py",
     ),
+    "mcp": ("pmm-shm mcp agent.db", "pmm-shm mcp agent.db --write user_message,assistant_message"),
     "stop": ("pmm-shm stop agent.db",),
     "cluster": (),
     "completion": ("source <(pmm-shm completion bash)",),

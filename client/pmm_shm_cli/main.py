@@ -31,15 +31,17 @@ from pmm_shm_cli.commands.top import top
 from pmm_shm_cli.commands.transfer import export, import_
 from pmm_shm_cli.commands.vectors import embed, search
 from pmm_shm_cli.examples import EXAMPLES, epilog
+from pmm_shm_mcp.command import mcp
 from pmm_shm_pmm.command import run
 from pmm_shm_terminal.options import CONTEXT, did_you_mean
 from pmm_shm_terminal.program import run_program
+from pmm_shm_web.command import web
 
 _GROUPS: Mapping[str, tuple[click.Command, ...]] = {
-    "Look": (read, log, context, recall, search, explain, plot, status, top),
+    "Look": (read, log, context, recall, search, explain, plot, web, status, top),
     "Write": (append, chat, generate, import_),
     "Check": (doctor, verify, replay, bench),
-    "Operate": (run, stop, embed, invalidate, backup, restore, export, cluster, completion, demo),
+    "Operate": (run, mcp, stop, embed, invalidate, backup, restore, export, cluster, completion, demo),
 }
 
 

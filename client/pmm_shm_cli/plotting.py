@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pmm_shm.errors import MissingExtraError
 from pmm_shm.folds.history import FIRST_STAGE, Point
 from pmm_shm_client.results import History
+from pmm_shm_terminal.timeline import bands, ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,14 +54,6 @@ _STYLE: Any = {
 }
 
 
-class Band(NamedTuple):
-    """One stage from event `first` to event `last`."""
-
-    first: float
-    last: float
-    stage: str
-
-
 def plotted(history: History, file_format: Format, title: str | None = None, names: bool = False) -> bytes:
     """The figure as the bytes of a file.
 
@@ -93,34 +86,9 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
     return out.getvalue()
 
 
-def bands(history: History) -> list[Band]:
-    """The stages over the life of the ledger: those of the points, and exact where the changes are kept."""
-    first, last = _ends(history)
-    changes = [(first, FIRST_STAGE)]
-    if len(history.stages) < history.stage_changes:
-        exact = history.stages[0].event_id
-        changes += [(float(point.first_id), point.stage) for point in history.points if point.last_id < exact]
-    changes += [(float(change.event_id), change.stage) for change in history.stages]
-    found: list[Band] = []
-    for (start, stage), (end, _) in zip(changes, [*changes[1:], (last, "")], strict=True):
-        if found and found[-1].stage == stage:
-            found[-1] = found[-1]._replace(last=end)
-        elif end > start:
-            found.append(Band(start, end, stage))
-    return found
-
-
-def _ends(history: History) -> tuple[float, float]:
-    """The first and last id of the axis; never equal."""
-    ids = [point.first_id for point in history.points[:1]]
-    ids += [change.event_id for change in history.stages[:1]] + [change.event_id for change in history.names[:1]]
-    first = float(min([*ids, history.as_of]))
-    return first, max(float(history.as_of), first + 1.0)
-
-
 def _draw(figure: Figure, history: History, title: str | None, names: bool) -> None:
     stages, changes, axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 16))
-    first, last = _ends(history)
+    first, last = ends(history)
     axes.set_xlim(first, last)
     _draw_stages(stages, history, last - first)
     _draw_names(changes, history, names, first, last)

@@ -135,6 +135,7 @@ def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLi
         ("verified", verified),
         ("workers", _worker_lines(daemon["workers"], found["reads"])),
         ("embeddings", _embedding_lines(daemon["embeddings"])),
+        ("words", _word_lines(daemon.get("words"))),
         ("readers", _reader_lines(found["readers"])),
         ("quarantine", _quarantine_lines(daemon)),
     ]
@@ -202,6 +203,14 @@ def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
     if embeddings["importing"] is not None:
         lines.append("importing {:,} of {:,} rows of event_embeddings".format(*embeddings["importing"]))
     return lines
+
+
+def _word_lines(words: StatusNumbers | None) -> list[str]:
+    """The index of words; a daemon of an earlier version has none."""
+    if words is None or not words["kinds"]:
+        return ["no index"]
+    lines = [f"{words['rows']:,} events, up to event {words['as_of']:,}; {size(words['size_bytes'])}"]
+    return [*lines, f"problem: {words['problem']}"] if words["problem"] else lines
 
 
 def _reader_lines(readers: list[StatusNumbers]) -> list[str]:

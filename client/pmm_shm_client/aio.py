@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import zmq
 import zmq.asyncio
@@ -30,10 +30,13 @@ from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.projection.replay import Progress
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
+    from pmm_shm_client.event_filter import Moment
+    from pmm_shm_client.finding import Mode, WordMode
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.searching import Hit, Hits, Query, Recollection
+    from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection
     from pmm_shm_client.stats import Stats
 
 _T = TypeVar("_T")
@@ -63,15 +66,21 @@ class AsyncCache(Cache):
         """As `append`, without blocking the event loop while another process holds the ledger."""
         return await _in_thread(self.append, kind, content, meta, expected_head=expected_head, wait=wait)
 
+    async def append_many_async(
+        self, events: Iterable[EventInput], *, expected_head: int | Frame | None = None, wait: bool = True
+    ) -> list[int]:
+        """As `append_many`, without blocking the event loop."""
+        return await _in_thread(self.append_many, events, expected_head=expected_head, wait=wait)
+
     async def decide_async(
         self, decision: Callable[[Frame], Iterable[EventInput] | None], timeout: float | None = None
     ) -> list[int]:
         """As `decide`, in a thread, in which `decision` is called, too."""
         return await _in_thread(self.decide, decision, timeout)
 
-    async def frame_at_async(self, event_id: int) -> Frame:
-        """As `frame_at`, in a thread."""
-        return await _in_thread(self.frame_at, event_id)
+    async def frame_at_async(self, event_id: int, progress: Progress | None = None) -> Frame:
+        """As `frame_at`, in a thread, in which `progress` is called, too."""
+        return await _in_thread(self.frame_at, event_id, progress)
 
     async def newest_async(self, kind: str) -> Event | None:
         """As `newest`, in a thread."""
@@ -98,17 +107,129 @@ class AsyncCache(Cache):
         """As `embed_many`, in a thread."""
         return await _in_thread(self.embed_many, texts, model)
 
+    @overload
     async def search_async(
-        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
-    ) -> Hits[Hit]:
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Literal["meaning"] = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Hit]: ...
+
+    @overload
+    async def search_async(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: WordMode,
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Match]: ...
+
+    async def search_async(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Mode = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Any]:
         """As `search`, in a thread."""
-        return await _in_thread(self.search, query, k, scope, model)
+        chosen: Any = mode
+        return await _in_thread(
+            self.search,
+            query,
+            k,
+            scope,
+            model,
+            mode=chosen,
+            kinds=kinds,
+            roles=roles,
+            since=since,
+            until=until,
+            distinct=distinct,
+        )
+
+    @overload
+    async def recall_async(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Literal["meaning"] = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Recollection]: ...
+
+    @overload
+    async def recall_async(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: WordMode,
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[MatchedEvent]: ...
 
     async def recall_async(
-        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
-    ) -> Hits[Recollection]:
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Mode = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Any]:
         """As `recall`, in a thread."""
-        return await _in_thread(self.recall, query, k, scope, model)
+        chosen: Any = mode
+        return await _in_thread(
+            self.recall,
+            query,
+            k,
+            scope,
+            model,
+            mode=chosen,
+            kinds=kinds,
+            roles=roles,
+            since=since,
+            until=until,
+            distinct=distinct,
+        )
 
     async def context_async(
         self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import (
@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     from pmm_shm_client.commands import DaemonCommand
     from pmm_shm_client.context import Context
     from pmm_shm_client.embeddings import Embeddings
+    from pmm_shm_client.event_filter import Moment
+    from pmm_shm_client.finding import Finding, Mode, WordMode
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.roles import Role
-    from pmm_shm_client.searching import Hit, Hits, Query, Recollection, Searching
+    from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection, Searching
     from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
 Mark = tuple[int, Any]
@@ -80,6 +82,7 @@ class Cache(Reads):
     _texts: TextTableReader | None = None
     _embeddings: Embeddings | None = None
     _searching: Searching | None = None
+    _finding: Finding | None = None
 
     def __init__(
         self,
@@ -190,38 +193,146 @@ class Cache(Reads):
         self._check_open()
         return (self._embeddings or self._open_embeddings()).embed_many(texts, model)
 
+    @overload
     def search(
-        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
-    ) -> Hits[Hit]:
-        """The `k` events nearest to a text or a vector, by cosine similarity: (event id, similarity), best first, ties
-        by ascending id.
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Literal["meaning"] = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Hit]: ...
 
-        Exact over all events that have a vector, as a float64 search over the stored vectors; events that the daemon
-        has not taken in yet are embedded here, up to a number that the result reports.
+    @overload
+    def search(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: WordMode,
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Match]: ...
+
+    def search(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Mode = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Any]:
+        """The `k` events nearest to a query, best first, ties by ascending id.
+
+        By meaning: the events nearest to a text or a vector, by cosine similarity: (event id, similarity). Exact over
+        all events that have a vector, as a float64 search over the stored vectors; events that the daemon has not taken
+        in yet are embedded here, up to a number that the result reports.
+
+        By words: the events that hold words, identifiers or phrases of a text, by BM25. Exact over the published index
+        and the events after it. Any text is a query: `"..."` is a phrase that each hit must hold, and `-` right before
+        a word or a phrase excludes it.
 
         Parameters:
-            query: a text that is not empty, or (dimension,) numbers.
+            query: a text that is not empty, or, by meaning, (dimension,) numbers.
             k: 1 to `limits.SEARCH_K_MAX`.
             scope: only these event ids; None for all.
             model: whose vectors are searched; None for this cache's embedder where one was named (in `connect` or
                 `PMM_EMBEDDER`), otherwise for that with which the daemon embeds events. `imported-<dimension>` takes
                 vectors only.
+            mode: `"meaning"`; `"words"`; `"hybrid"`: both, fused by rank; `"auto"`: as `"hybrid"`, with more weight on
+                the words where the query has a phrase, a digit or a rare word, or where the model is `local-bow`, and
+                by words alone where nothing can be embedded and no model is named (`problem` of the result says why).
+                In all modes but `"meaning"` a hit is a `Match`.
+            kinds: only events of these kinds.
+            roles: only messages of these roles: `"user"`, `"assistant"`.
+            since: only events after this event id, or from this time on; times are compared with `ts`.
+            until: only events up to this event id or time, included.
+            distinct: of events with the same text but for case, white space and punctuation, only the best.
 
         Raises:
-            ConfigError: `k` or `scope` means nothing.
+            ConfigError: an argument means nothing, or this SQLite has no FTS5.
             InvalidTextError, InvalidVectorError: the query cannot be used, or has another dimension than the table.
             UnknownModelError: the query is a text, and no embedder has this name.
             EmbedderError: the embedder failed.
             SnapshotUnavailableError: no vectors of this model are published.
         """
         self._check_open()
-        return (self._searching or self._open_searching()).search(query, k, scope, model)
+        if mode == "meaning" and kinds is roles is since is until is None and not distinct:
+            return (self._searching or self._open_searching()).search(query, k, scope, model)
+        with late_imports:
+            from pmm_shm_client.finding import SearchRequest
+
+        request = SearchRequest.of(query, k, scope, model, mode, kinds, roles, since, until, distinct)
+        return (self._finding or self._open_finding()).find(request)
+
+    @overload
+    def recall(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Literal["meaning"] = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Recollection]: ...
+
+    @overload
+    def recall(
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: WordMode,
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[MatchedEvent]: ...
 
     def recall(
-        self, query: Query, k: int = 5, scope: Iterable[int] | None = None, model: str | None = None
-    ) -> Hits[Recollection]:
+        self,
+        query: Query,
+        k: int = 5,
+        scope: Iterable[int] | None = None,
+        model: str | None = None,
+        *,
+        mode: Mode = "meaning",
+        kinds: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        distinct: bool = False,
+    ) -> Hits[Any]:
         """As `search`, with the events themselves."""
-        return self.search(query, k, scope, model).with_events(self._log.get_event)
+        hits = self.search(
+            query, k, scope, model, mode=mode, kinds=kinds, roles=roles, since=since, until=until, distinct=distinct
+        )
+        return hits.with_events(self._log.get_event)
 
     def context(
         self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
@@ -244,7 +355,17 @@ class Cache(Reads):
             from pmm_shm_client.context import ContextRequest, make_context
 
         request = ContextRequest.of(user_text, reflections, recall, messages)
-        return make_context(self.frame(), request, self.search, self._log.get_event)
+        return make_context(self.frame(), request, self._messages_like, self._log.get_event)
+
+    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Match]:
+        """The `k` messages most similar to another one, up to an event."""
+        with late_imports:
+            from pmm_shm_client.finding import SearchRequest
+
+        request = SearchRequest.of(
+            text, k, None, None, "auto", roles=("user", "assistant"), until=until_id, is_message=True
+        )
+        return (self._finding or self._open_finding()).find(request)
 
     def _open_searching(self) -> Searching:
         with late_imports:
@@ -252,6 +373,16 @@ class Cache(Reads):
 
         made = Searching(self._reader, self._embeddings or self._open_embeddings())
         result: Searching = vars(self).setdefault("_searching", made)
+        return result
+
+    def _open_finding(self) -> Finding:
+        with late_imports:
+            from pmm_shm_client.finding import Finding
+            from pmm_shm_client.word_search import WordSearching
+
+        searching = self._searching or self._open_searching()
+        made = Finding(self._reader, searching, WordSearching(self._reader, self._instance))
+        result: Finding = vars(self).setdefault("_finding", made)
         return result
 
     def _open_texts(self) -> TextTableReader:

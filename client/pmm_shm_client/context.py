@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict, json_text, plain, plain_dict, result
@@ -24,7 +23,7 @@ from pmm_shm_client.thinking import without_thinking
 if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.searching import Hit, Hits
+    from pmm_shm_client.searching import Hits, Match
 
 LAYOUT = 1
 """Version of the block, incremented when the same facts give other bytes."""
@@ -47,7 +46,6 @@ ROLES: Mapping[str, Literal["user", "assistant"]] = {
 assert ROLES.keys() == set(MESSAGE_KINDS)
 _OF_PMM = ("name", "traits", "telemetry", "ias", "gas", "stage")
 _NOT_OF_PMM2 = "Name, traits, IAS, GAS, stage: do not apply to a ledger of PMM 2"
-_SEARCH_MARGIN, _SEARCH_GROWTH = 16, 4
 _EPOCH = datetime(1970, 1, 1)
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -79,13 +77,13 @@ class Reflection(NamedTuple):
 
 @result
 class Recalled(NamedTuple):
-    """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0."""
+    """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0; None if no vectors were compared."""
 
     id: int
     ts: str
     kind: str
     content: str
-    similarity: float
+    similarity: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
@@ -168,7 +166,7 @@ class ContextRequest(NamedTuple):
         )
 
 
-Search = Callable[[str, int], "Hits[Hit]"]
+Search = Callable[[str, int, int], "Hits[Match]"]
 EventOf = Callable[[int], "EventDict | None"]
 
 
@@ -208,36 +206,25 @@ def make_context(frame: Frame, request: ContextRequest, search: Search, event_of
 def _recall(
     frame: Frame, request: ContextRequest, search: Search, event_of: EventOf
 ) -> tuple[tuple[Recalled, ...], str | None]:
-    """Repeats the search for more hits while too few of them are messages; only the last search counts."""
+    """Messages up to the frame's position, without the one to answer; and why there may be others."""
     last = frame.recent().messages[-1:]
     answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
-    events: dict[int, EventDict | None] = {}
-    k = request.recall + _SEARCH_MARGIN
-    while True:
-        hits = search(request.user_text, k)
-        found: list[Recalled] = []
-        for event_id, similarity in hits:
-            if event_id > frame.as_of or event_id in answered:
-                continue
-            if event_id not in events:
-                events[event_id] = event_of(event_id)
-            event = events[event_id]
-            if event is not None and event["kind"] in ROLES:
-                found.append(Recalled(event_id, event["ts"], event["kind"], event["content"], similarity))
-                if len(found) == request.recall:
-                    break
-        if len(found) == request.recall or len(hits) < k or k == limits.SEARCH_K_MAX:
-            break
-        k = min(k * _SEARCH_GROWTH, limits.SEARCH_K_MAX)
+    hits = search(request.user_text, request.recall + len(answered), frame.as_of)
+    chosen = [hit for hit in hits if hit.event_id not in answered][: request.recall]
+    events = [(hit, event_of(hit.event_id)) for hit in chosen]
+    found = tuple(
+        Recalled(hit.event_id, event["ts"], event["kind"], event["content"], hit.similarity)
+        for hit, event in events
+        if event is not None
+    )
+    if hits.problem is not None:
+        return found, f"found by words alone: {hits.problem}"
     if not hits.is_complete and not hits.as_of:
-        return tuple(found), "some events were not searched; start pmm-cached with an embedder"
+        return found, "some events were not searched; start pmm-cached with an embedder"
     if not hits.is_complete and hits.as_of < frame.as_of:
         # A daemon may be at it, and wait for an endpoint that is down.
-        reason = f"events after {hits.as_of} were not searched: a pmm-cached with this embedder adds their vectors"
-        return tuple(found), reason
-    if len(found) < request.recall and len(hits) == limits.SEARCH_K_MAX:
-        return tuple(found), f"of the {len(hits)} nearest events, {len(found)} are messages"
-    return tuple(found), None
+        return found, f"events after {hits.as_of} were not searched: a pmm-cached with this embedder adds their vectors"
+    return found, None
 
 
 # The block.

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
     from pmm_shm.folds.directives import ActiveDirective, Directive
     from pmm_shm.folds.state import State
+    from pmm_shm.projection.replay import Progress
     from pmm_shm_client.replaying import ReplayReading
 
 Consistency = Literal["exact", "snapshot", "wait", "global"]
@@ -177,13 +178,15 @@ class Replayer:
         self._reader = reader
         self._warnings = warnings
 
-    def replayed(self, folds: list[Fold], until_id: int | None = None) -> ReplayReading:
+    def replayed(
+        self, folds: list[Fold], until_id: int | None = None, progress: Progress | None = None
+    ) -> ReplayReading:
         """The folds at the head of the log, or at event `until_id`."""
         with late_imports:
             from pmm_shm_client.replaying import replayed
 
         self._reader.with_ledger(self._reader.freshness.take)
-        return replayed(self._reader.connection, folds, until_id)
+        return replayed(self._reader.connection, folds, until_id, progress)
 
     def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
         """The strict self-model with another limit of trait deltas."""
@@ -376,7 +379,7 @@ class Reads(ABC):
         kept = self._kept_frames
         return kept.frames.get(event_id) if kept.epoch == self._reader.connection.epoch else None
 
-    def frame_at(self, event_id: int) -> Frame:
+    def frame_at(self, event_id: int, progress: Progress | None = None) -> Frame:
         """All answers as of an event: exact for the log that ends with it.
 
         A frame that is kept costs nothing. Any other one is a replay in memory, of which later calls use the parts:
@@ -385,6 +388,8 @@ class Reads(ABC):
         Parameters:
             event_id: an event, or an id between two, which stands for the event before it. With one behind the newest,
                 the frame is the newest; before the first, it is that of an empty log.
+            progress: called with the position of the replay from time to time, if there is one. An exception out of it
+                ends the call.
 
         Raises:
             ConfigError: no event id.
@@ -394,7 +399,7 @@ class Reads(ABC):
         newest = self._exact_frame()
         if event_id >= newest.as_of:
             return newest
-        return self.kept_frame(event_id) or self._past_frame(event_id)
+        return self.kept_frame(event_id) or self._past_frame(event_id, progress)
 
     def _exact_frame(self) -> Frame:
         return self.frame() if self._consistency == "exact" else self.frame(consistency="exact")
@@ -519,16 +524,18 @@ class Reads(ABC):
         self._reader.connection.follow_schema()
         return self._reader.connection.schema.is_of_pmm2
 
-    def _past_frame(self, event_id: int) -> Frame:
+    def _past_frame(self, event_id: int, progress: Progress | None) -> Frame:
         names = tuple(self._reader.folds)
         if self._projection_off or self._metrics_off:
-            reading: ReplayReading = self._replayer.replayed(list(self._reader.folds.values()), event_id)
+            reading: ReplayReading = self._replayer.replayed(list(self._reader.folds.values()), event_id, progress)
             return self._make_frame({name: reading.view(name) for name in names}, reading)
         with late_imports:
             from pmm_shm_client.past import PastReads
 
         past: PastReads = vars(self).setdefault("_past", PastReads(self._reader))
-        return past.at(event_id, lambda reading: self._make_frame({n: reading.view(n) for n in names}, reading))
+        return past.at(
+            event_id, lambda reading: self._make_frame({n: reading.view(n) for n in names}, reading), progress
+        )
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,53 @@ class Recollection(NamedTuple):
         return json_text(plain(self))
 
 
-_H = TypeVar("_H", bound="Hit | Recollection")
+FoundBy = Literal["meaning", "words", "both"]
+
+
+@result
+class Match(NamedTuple):
+    """An event that a search by words, or by words and meaning, has found.
+
+    Attributes:
+        similarity: to the query, -1.0 to 1.0; None if the event has no vector, or none was compared.
+        word_score: BM25 of the query's words, above 0; None if the event holds none of them.
+        found_by: which of the two searches had it among its first hits.
+    """
+
+    event_id: int
+    similarity: float | None
+    word_score: float | None
+    found_by: FoundBy
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain_dict(self)
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+@result
+class MatchedEvent(NamedTuple):
+    """As `Match`, with the event as returned by `EventLog.get_event`."""
+
+    event_id: int
+    similarity: float | None
+    word_score: float | None
+    found_by: FoundBy
+    event: EventDict
+
+    def to_dict(self) -> dict[str, Any]:
+        """A new dict by field names, plain at every depth."""
+        return plain_dict(self)
+
+    def to_json(self) -> str:
+        """`to_dict()` as JSON."""
+        return json_text(plain(self))
+
+
+_H = TypeVar("_H", bound="Hit | Recollection | Match | MatchedEvent")
 _T = TypeVar("_T")
 
 
@@ -87,47 +133,78 @@ class Hits(tuple[_H, ...]):
         as_of: every event up to this one was taken into account.
         is_complete: whether that was the head of the log when the search read it.
         embedded_here: the number of events that the published table did not have, and that this process embedded.
-        model: whose vectors were compared.
+        model: whose vectors were compared; "" if none were.
+        mode: `"meaning"`, `"words"`, `"hybrid"` or `"auto"`.
+        indexed_here: the number of events that were searched by words, and that the published index did not have.
+        problem: why an `"auto"` search compared no vectors; otherwise None.
     """
 
     as_of: int
     is_complete: bool
     embedded_here: int
     model: str
+    mode: str
+    indexed_here: int
+    problem: str | None
 
-    def __new__(cls, hits: Iterable[_H], as_of: int, is_complete: bool, embedded_here: int, model: str) -> Hits[_H]:
+    def __new__(
+        cls,
+        hits: Iterable[_H],
+        as_of: int,
+        is_complete: bool,
+        embedded_here: int,
+        model: str,
+        mode: str = "meaning",
+        indexed_here: int = 0,
+        problem: str | None = None,
+    ) -> Hits[_H]:
         made = super().__new__(cls, hits)
         made.as_of, made.is_complete, made.embedded_here, made.model = as_of, is_complete, embedded_here, model
+        made.mode, made.indexed_here, made.problem = mode, indexed_here, problem
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The attributes are arguments: without them no tuple of this class can be made.
-        return Hits, (tuple(self), self.as_of, self.is_complete, self.embedded_here, self.model)
+        return Hits, (tuple(self), *self._attributes())
 
     def __repr__(self) -> str:
-        best = f", best {self[0].event_id} ({self[0].similarity:.3f})" if self else ""
+        best = self[0] if self else None
+        similarity = "" if best is None or best.similarity is None else f" ({best.similarity:.3f})"
+        shown = "" if best is None else f", best {best.event_id}{similarity}"
         whole = "" if self.is_complete else ", incomplete"
-        return f"<Hits of {self.model}: {len(self)}{best}, as_of={self.as_of}{whole}>"
+        return f"<Hits of {self.model or self.mode}: {len(self)}{shown}, as_of={self.as_of}{whole}>"
 
     def to_dict(self) -> dict[str, Any]:
         """A new dict: the attributes, and `hits`, a list of dicts."""
-        return {
-            "hits": plain(tuple(self)),
-            "as_of": self.as_of,
-            "is_complete": self.is_complete,
-            "embedded_here": self.embedded_here,
-            "model": self.model,
-        }
+        names = ("as_of", "is_complete", "embedded_here", "model", "mode", "indexed_here", "problem")
+        return {"hits": plain(tuple(self)), **dict(zip(names, self._attributes(), strict=True))}
 
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
         return json_text(self.to_dict())
 
-    def with_events(self, event_of: Callable[[int], EventDict | None]) -> Hits[Recollection]:
+    def with_events(self, event_of: Callable[[int], EventDict | None]) -> Hits[Any]:
         """The same with the events, without those that are no longer in the log."""
-        found = ((hit.event_id, hit.similarity, event_of(hit.event_id)) for hit in self)
-        kept = (Recollection(*one[:2], one[2]) for one in found if one[2] is not None)
-        return Hits(kept, self.as_of, self.is_complete, self.embedded_here, self.model)
+        kept: list[Recollection | MatchedEvent] = []
+        for hit in self:
+            event = event_of(hit.event_id)
+            if event is not None:
+                if isinstance(hit, Match | MatchedEvent):
+                    kept.append(MatchedEvent(*hit[:4], event))
+                else:
+                    kept.append(Recollection(*hit[:2], event))
+        return Hits(kept, *self._attributes())
+
+    def _attributes(self) -> tuple[int, bool, int, str, str, int, str | None]:
+        return (
+            self.as_of,
+            self.is_complete,
+            self.embedded_here,
+            self.model,
+            self.mode,
+            self.indexed_here,
+            self.problem,
+        )
 
 
 class _HeldError(SnapshotUnavailableError):
@@ -229,9 +306,17 @@ class Searching:
         reader.connection.on_close(self._tails.clear)
         reader.connection.on_close(self._own_records.clear)
 
+    @property
+    def names_default(self) -> bool:
+        """Whether this process names the model that is searched."""
+        return self._embeddings.names_default
+
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
-        k, ids = _checked_k(k), _checked_scope(scope)
+        return self.nearest(query, checked_k(k), checked_scope(scope), model)
+
+    def nearest(self, query: Query, k: int, ids: EventIds | None, model: str | None) -> Hits[Hit]:
+        """The same for any number `k`; `ids` are ascending, each once."""
         if model is None and not self._embeddings.names_default:
             model = self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
@@ -459,13 +544,13 @@ def _rows_max(embedder: Embedder) -> int:
     return limits.SEARCH_EVENTS_MAX if isinstance(embedder, LocalBow) else limits.SEARCH_TEXTS_MAX
 
 
-def _checked_k(k: object) -> int:
+def checked_k(k: object) -> int:
     if type(k) is not int or not 1 <= k <= limits.SEARCH_K_MAX:
         raise ConfigError(f"k: expected an integer from 1 to {limits.SEARCH_K_MAX}, got {k!r}")
     return k
 
 
-def _checked_scope(scope: object) -> EventIds | None:
+def checked_scope(scope: object) -> EventIds | None:
     """Event ids, ascending and each once; None for all events."""
     if scope is None:
         return None

@@ -118,6 +118,34 @@ class DaemonSizes(TypedDict):
     resident_bytes: int
 
 
+class WordStats(TypedDict):
+    """The index of words."""
+
+    kinds: list[str]
+    as_of: int
+    rows: int
+    size_bytes: int
+    problem: str | None
+
+
+class ReplicaStats(TypedDict):
+    """The source of a replica, and how far its follower is; as `pmm_shm.ledger.source.report.ReplicaStatus`."""
+
+    name: str
+    is_running: bool
+    server: str | None
+    timeline: int
+    source_head_id: int | None
+    lag_events: int
+    lag_ms: int
+    looked_ms: int | None
+    forks: int
+    lost_files: list[str]
+    difference: str | None
+    problem: str | None
+    needs_a_person: bool
+
+
 class _CaughtUp(TypedDict, total=False):
     caught_up_age_ms: int
 
@@ -171,6 +199,8 @@ class DaemonStats(_CaughtUp):
     reader_processes: list[list[Any]]
     sizes: DaemonSizes
     embeddings: DaemonEmbeddingStats
+    words: WordStats
+    replica: ReplicaStats | None
     workers: WorkerStats
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
-_FROM = f"{COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
+FROM = f"{COLUMNS} WHERE id >= ? ORDER BY id LIMIT ?"
 _ATTEMPTS_MAX = 5
 _COUNT_MAX = 0xFFFF_FFFF
 _Memo = tuple[Any, Mark, int]
@@ -185,12 +185,12 @@ class Followed:
         if self._spare_fetch is None:
             # Usually one or two: without the care of `fetch_batch` for large batches, busy ledgers and odd text.
             try:
-                rows = self._connection.handle().execute(_FROM, (low, limits.TAIL_FEW_ROWS)).fetchall()
+                rows = self._connection.handle().execute(FROM, (low, limits.TAIL_FEW_ROWS)).fetchall()
                 if len(rows) < limits.TAIL_FEW_ROWS:
                     return rows, True
             except sqlite3.Error:
                 pass
-        return self._fetch(_FROM, (low,), limits.TAIL_ROWS_MAX)
+        return self._fetch(FROM, (low,), limits.TAIL_ROWS_MAX)
 
     def fetch_older(self, loaded: Loaded, count: int | None) -> list[RawRow]:
         before = loaded.events[0]["id"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pmm_shm.frozen import thawed
 from pmm_shm_pmm.fallback import Counts, Fallback, with_fallback
 from pmm_shm_pmm.graph_fold import Graph, sha
-from pmm_shm_pmm.shared_log import log_of
+from pmm_shm_pmm.shared_log import log_beneath, log_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
@@ -40,7 +40,7 @@ class _Edge(NamedTuple):
 
 
 def latest_stage(graph: Any) -> str | None:
-    log = log_of(_eventlog(graph))
+    log = log_beneath(_eventlog(graph))
     count, looked_at = _STAGES_FIRST, -1
     while True:
         updates = log.newest("stage_update", count)
@@ -53,14 +53,14 @@ def latest_stage(graph: Any) -> str | None:
 
 
 def stage_history(graph: Any) -> list[tuple[int, str | None, str]]:
-    updates = [(event["id"], event["meta"] or {}) for event in log_of(_eventlog(graph)).events_of("stage_update")]
+    updates = [(event["id"], event["meta"] or {}) for event in log_beneath(_eventlog(graph)).events_of("stage_update")]
     return [
         (event_id, str(meta.get("from") or "") or None, str(meta["to"])) for event_id, meta in updates if meta.get("to")
     ]
 
 
 def open_commitments_snapshot(graph: Any) -> dict[str, dict[str, Any]]:
-    view: Graph = log_of(_eventlog(graph)).fold("pmm_graph")
+    view: Graph = log_beneath(_eventlog(graph)).fold("pmm_graph")
     nodes = sorted(view.open.items(), key=lambda item: item[1].ordinal)
     return {
         cid: {"text": thawed(node.text), "digest": node.digest, "last_event_id": node.last_event_id}
@@ -71,7 +71,7 @@ def open_commitments_snapshot(graph: Any) -> dict[str, dict[str, Any]]:
 def policy_updates_for_reflection(graph: Any, reflection_id: int) -> list[int]:
     if type(reflection_id) is not int:
         raise Fallback("arguments of another type")
-    log = log_of(_eventlog(graph))
+    log = log_beneath(_eventlog(graph))
     view: Graph = log.fold("pmm_graph")
     updates = view.policies.get(reflection_id, ())
     return list(updates) if updates and log.event(reflection_id) is not None else []
@@ -91,7 +91,7 @@ def graph_slice(
         return []
     if not min_confidence > _CONFIDENCE_UNKNOWN or type(limit) is not int or limit < 0:
         raise Fallback("a slice of the whole graph")
-    log = log_of(_eventlog(graph))
+    log = log_beneath(_eventlog(graph))
     if any(topic in end for end in _ENDS):
         bonus = _BONUS_WHOLE
     elif set(topic.split()) & set(_ENDS):

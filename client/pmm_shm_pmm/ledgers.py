@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_shm import limits
 from pmm_shm.instance.paths import real_path
+from pmm_shm.ledger.connection import close_idle
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.followed import COLUMNS, Followed
-from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
+from pmm_shm_pmm.followed import COLUMNS, FROM, Followed
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, event_of
 from pmm_shm_pmm.opening import open_cache
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FRAMES_MAX = 50
 _LEDGERS_KEPT = 2
+_LEDGERS_OPEN_MAX = 8
 
 
 class Ledger(Followed):
@@ -97,6 +99,24 @@ class Ledger(Followed):
         """How many events there are."""
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.count())
+
+    def follow_edits(self) -> None:
+        """Read a short log anew where rows were edited: in PMM, a log that is made anew reads the file.
+
+        A long one is append-only; there, the audit of the daemon finds an edit.
+        """
+
+        def look() -> bool:
+            loaded = self.loaded
+            if not self._is_begun or not loaded.events or loaded.newest_id > SHORT_IDS_MAX:
+                return False
+            self._take_in()
+            rows = self._fetch(FROM, (self.loaded.events[0]["id"],), limits.TAIL_ROWS_MAX)[0]
+            return [event_of(row) for row in rows] != self.loaded.events
+
+        if self._is_begun and self._read(look):
+            self.forget()
+            self._cache = None
 
     # Single events, as of `sync`; callers do not change them.
 
@@ -195,6 +215,7 @@ class Ledger(Followed):
 _ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
 # A web application makes a log for each request: the ledger stays between them.
 _newest: deque[Ledger] = deque(maxlen=_LEDGERS_KEPT)
+_opened: deque[str] = deque()
 # A fork waits for it: the child would find it held by a thread that it does not have.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -207,6 +228,10 @@ def ledger_at(path: str) -> Ledger:
         ledger = _ledgers.get(path)
         if ledger is None:
             ledger = _ledgers[path] = Ledger(path)
+            _opened.append(path)
+            if len(_opened) > _LEDGERS_OPEN_MAX:
+                # Tests make logs by the hundreds, and leave them to the garbage collector.
+                close_idle(_opened.popleft())
             report.uses(path)
             forks.say_once(path)
         if ledger not in _newest:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, cast
 
 from pmm_shm.late import late_imports
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.loaded import EventDict, Loaded, whole_logs
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, whole_logs
 from pmm_shm_pmm.sparse import sparse_list
 
 if TYPE_CHECKING:
@@ -174,6 +174,9 @@ def log_list(loaded: Loaded, until_id: int | None, *, is_lazy: bool) -> list[Eve
     events = LazyList()
     events._loaded, events._until_id, events._was_changed = loaded, until_id, False
     list.append(cast(list[Any], events), _STRANGER)
+    if loaded.newest_id <= SHORT_IDS_MAX:
+        # A short one costs little, and outlives its file.
+        loaded.whole()
     if loaded.is_whole and until_id is None:
         _fill(events, loaded)
     return events

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EventDict = dict[str, Any]
 _CHUNK = 256
+SHORT_IDS_MAX = 500
+"""A log whose ids are not greater is short: cheap to load and to compare."""
 _ID = "id"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pmm_shm_pmm import opening
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.loaded import EventDict
-from pmm_shm_pmm.shared_log import SharedLog, log_of, shared_of
+from pmm_shm_pmm.shared_log import SharedLog, clocks_of, log_of, shared_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.patching import Patcher
@@ -35,9 +35,10 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
     """
 
     counts = counts or Counts()
+    clocks = clocks_of(original)
 
     def shared(log: Any) -> SharedLog:
-        return shared_of(log, original, counts, is_lazy=is_lazy)
+        return shared_of(log, original, counts, clocks, is_lazy=is_lazy)
 
     def integer(value: Any) -> int:
         if type(value) is not int:
@@ -86,6 +87,8 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
         def read_all(self) -> list[EventDict]:
             own = shared(self)
             return cast(list[EventDict], own.read(own.live, lambda: original.read_all(self)))
+
+        read_all.__pmm_shm__ = True  # type: ignore[attr-defined]
 
         @functools.wraps(original.read_tail)
         def read_tail(self, *, limit: Any) -> list[EventDict]:

@@ -60,6 +60,8 @@ class OwnConnection:
                     log.__dict__["_conn"] = fresh.__dict__.pop("_conn")
                     self._is_closed_for_fork = False
                 found = vars(log).get("_conn")
+        if found is None and "_conn" not in vars(log):
+            raise AttributeError(f"{type(log).__name__!r} object has no attribute '_conn'")
         return found
 
     def after_fork(self, *, is_child: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ class ProjectFunctions:
     def resolve_project_for_cid(self, tracker: Any, cid: Any) -> str | None:
         log = log_of(tracker.eventlog)
         key = str(cid)
-        entry = self.opened(tracker).get(cid)
+        entry = self._opened(tracker).get(cid)
         project = None if entry is None else entry.get("project_id")
         if isinstance(project, str) and project:
             return project
@@ -67,7 +67,7 @@ class ProjectFunctions:
         if not cid or not project_id:
             return
         log = log_of(tracker.eventlog)
-        entry = self.opened(tracker).get(cid)
+        entry = self._opened(tracker).get(cid)
         if entry is None or entry.get("project_id") == project_id:
             return
         key = str(cid)
@@ -92,9 +92,12 @@ class ProjectFunctions:
     def opened(self, tracker: Any) -> Mapping[Any, Any]:
         """Cid to entry of what is open, by PMM's function of that name."""
         with passing_errors():
-            model = self._module.build_self_model(tracker.eventlog.read_all())
-            entries: Mapping[Any, Any] = model["commitments"]["open"]
-            return entries
+            return self._opened(tracker)
+
+    def _opened(self, tracker: Any) -> Mapping[Any, Any]:
+        """The same where PMM's function swallows its errors: there they lead to that one."""
+        entries: Mapping[Any, Any] = self._module.build_self_model(tracker.eventlog.read_all())["commitments"]["open"]
+        return entries
 
     def close_project(self, log: Any, tracker: Any, project: Any) -> None:
         """Close a project in which nothing is open any more."""
@@ -103,18 +106,11 @@ class ProjectFunctions:
 
         def is_done() -> bool:
             entries = self.opened(tracker)
-            opens: Opens = log.fold("pmm_opens")
-            assigned: dict[str, str] | None = None
-            for cid, entry in entries.items():
-                own = entry.get("project_id")
-                if not own and cid in opens.current and type(cid) is str:
-                    own = opens.assigned.get(cid, NOT_ASSIGNED).newest
-                elif not own:
-                    assigned = _assigned(log) if assigned is None else assigned
-                    own = assigned.get(str(cid), "")
-                if own == project:
-                    return False
-            return not has_project(log, "project_close", project)
+            try:
+                return _is_done(log, entries, project)
+            except Exception:
+                # Its last commitment is closed already: nobody would look again.
+                return _is_done_in(tracker.eventlog.read_all(), entries, project)
 
         if is_done():
             meta = {"project_id": project}
@@ -142,9 +138,33 @@ class ProjectFunctions:
         return tag
 
 
-def _assigned(log: Any) -> dict[str, str]:
+def _is_done(log: Any, entries: Mapping[Any, Any], project: Any) -> bool:
+    """Whether no open entry is in the project, and it was never closed."""
+    opens: Opens = log.fold("pmm_opens")
+    assigned: dict[str, str] | None = None
+    for cid, entry in entries.items():
+        own = entry.get("project_id")
+        if not own and cid in opens.current and type(cid) is str:
+            own = opens.assigned.get(cid, NOT_ASSIGNED).newest
+        elif not own:
+            assigned = _assigned(log.events_of("project_assign")) if assigned is None else assigned
+            own = assigned.get(str(cid), "")
+        if own == project:
+            return False
+    return not has_project(log, "project_close", project)
+
+
+def _is_done_in(events: Sequence[Any], entries: Mapping[Any, Any], project: Any) -> bool:
+    """The same by a walk over all events."""
+    assigned = _assigned(event for event in events if event["kind"] == "project_assign")
+    in_use = {entry.get("project_id") or assigned.get(str(cid), "") for cid, entry in entries.items()}
+    closes = (meta_of(event) for event in events if event["kind"] == "project_close")
+    return project not in in_use and all(meta.get("project_id") != project for meta in closes)
+
+
+def _assigned(events: Iterable[Any]) -> dict[str, str]:
     """Text of a cid to the project of its newest assignment."""
-    metas = map(meta_of, log.events_of("project_assign"))
+    metas = map(meta_of, events)
     return {str(meta.get("cid") or ""): str(meta.get("project_id") or "") for meta in metas}
 
 

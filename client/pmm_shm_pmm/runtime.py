@@ -67,7 +67,7 @@ def install(patcher: Patcher, module: ModuleType) -> None:
 
     def tick(self: Any) -> Any:
         shared = log_of(self.eventlog)
-        if not holds_role(shared.path):
+        if not holds_role(shared.path, shared.cache):
             return None
         original = patcher.original(LOOP, "AutonomyLoop.tick")
         with passing_errors():

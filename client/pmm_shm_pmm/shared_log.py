@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from pmm_shm.errors import HeadMovedError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.frame import Frame
 
 STAND_IN = "a stand-in for EventLog"
+OWN_READS = "a log with a read_all of its own"
 NO_FILE = "no file"
 CLOSED = "closed"
 IN_TRANSACTION = "within a transaction"
@@ -46,19 +47,20 @@ class SharedLog:
         eventlog: PMM's object; it owns this one.
         original: PMM's class.
         counts: of appends and reads.
+        clocks: `clocks_of(original)` when it was replaced.
         is_lazy: the live list loads when it is looked at.
 
     Attributes:
         connection: PMM's own, across forks.
         delivery: of its events to the listeners.
         snapshot: the last one of a `Runtime`, and the log that it is of.
-        plain: attributes as PMM's own code sets them.
     """
 
-    def __init__(self, eventlog: Any, original: Any, counts: Counts, *, is_lazy: bool) -> None:
+    def __init__(self, eventlog: Any, original: Any, counts: Counts, clocks: tuple[Any, ...], *, is_lazy: bool) -> None:
         self._counts = counts
         self._eventlog: Callable[[], Any] = weakref.ref(eventlog)
         self._original = original
+        self._clocks = clocks
         self._is_lazy = is_lazy
         self._ledger: Ledger | None = None
         self._never: str | None = None
@@ -67,7 +69,7 @@ class SharedLog:
         self.connection = OwnConnection(self._eventlog, original)
         self.delivery = Delivery()
         self.snapshot: tuple[Any, Loaded | None] = (None, None)
-        self.plain: dict[str, Any] = {}
+        self._has_read = False
         _shared_logs.add(self)
 
     # For the replacements of PMM's functions.
@@ -121,30 +123,30 @@ class SharedLog:
     def append_checked(self, kind: str, content: str, meta: dict[str, Any], still: Callable[[], bool]) -> int | None:
         """Append an event if `still()` holds for the log it is appended to; returns its id, or None.
 
-        `still` looks at the newest state by the methods here, and may be called several times. Where the class of the
-        log has an `append` of its own, that is called, and an event of another process may come in between.
+        The caller has looked before. `still` looks at the newest state by the methods here, and may be called several
+        times; where it fails, the caller's look counts, as in PMM. Where the class of the log has an `append` of its
+        own, that is called, and an event of another process may come in between.
 
-        Raises:
-            Fallback: nobody could append for a while; nothing was appended.
+        It raises what PMM's own `append` raises.
         """
         log = self._eventlog()
         if not is_own_append(log):
-            return int(log.append(kind=kind, content=content, meta=meta)) if still() else None
+            return int(log.append(kind=kind, content=content, meta=meta)) if _holds(still) else None
         for _ in range(_ATTEMPTS_MAX):
-            head = self.sync()
-            if not still():
-                return None
             try:
+                head = self.sync()
+                if not still():
+                    return None
                 event_id = self._write(log, kind, content, meta, head)
             except HeadMovedError:
                 continue
             except Exception:
-                # The library cannot: as without it.
-                return self.append(kind, content, meta) if still() else None
+                break
             self._counts.answered += 1
             self._heard(event_id)
             return event_id
-        raise Fallback("others appended at each attempt")
+        # The library cannot, or others append all the time: as without it.
+        return self.append(kind, content, meta) if _holds(still) else None
 
     # For the methods of the subclass.
 
@@ -172,14 +174,20 @@ class SharedLog:
             ledger = self.ledger
             ledger.sync()
             self.delivery.deliver(ledger.loaded)
-            return look(ledger)
+            found = look(ledger)
+            self._has_read = self._has_read or found is not None
+            return found
         except Fallback as fallback:
             self._counts.fallbacks[fallback.reason] += 1
+            if fallback.reason == CLOSED and self._has_read:
+                # PMM keeps what it has read.
+                with suppress(Exception):
+                    return look(cast(Ledger, self._ledger))
         except Exception as error:
             self._counts.fallbacks[f"error: {type(error).__name__}"] += 1
         # What PMM has kept from an earlier failure may be old.
         if self._never is None:
-            self.plain["_events_cache"] = None
+            self._attributes["_events_cache"] = None
         return plainly()
 
     def tell(self) -> Loaded:
@@ -218,13 +226,14 @@ class SharedLog:
 
     def get(self, name: str) -> Any:
         """The value of `_events_cache`, `_cache_last_id` or `_append_listeners`, as whoever asks shall see it."""
+        attributes = self._attributes
         if threading.get_ident() in self._inside:
-            return [] if name == "_append_listeners" else self.plain.get(name) if name == "_cache_last_id" else None
+            return [] if name == "_append_listeners" else attributes.get(name) if name == "_cache_last_id" else None
         if name == "_append_listeners":
             return self.delivery.listeners
         loaded = None if self._ledger is None else self._ledger.loaded
         if loaded is None or loaded.live is None:
-            return self.plain.get(name)
+            return attributes.get(name)
         return loaded.live if name == "_events_cache" else loaded.newest_id
 
     def set(self, name: str, value: Any) -> None:
@@ -232,7 +241,7 @@ class SharedLog:
         if threading.get_ident() in self._inside:
             return
         if name == "_append_listeners":
-            self.delivery.listeners = value
+            self.delivery.listeners = self._attributes[name] = value
             return
         if name == "_events_cache" and value is not None:
             # PMM's own code has read the log: it goes on with the live list, which every append makes longer.
@@ -243,7 +252,13 @@ class SharedLog:
                 pass
         elif name == "_events_cache" and self._ledger is not None:
             self._ledger.forget()
-        self.plain[name] = value
+        self._attributes[name] = value
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        """PMM's own, where `unittest.mock` looks for what to put back."""
+        attributes: dict[str, Any] = vars(self._eventlog())
+        return attributes
 
     def _open(self, log: Any) -> Ledger:
         if self._never is None:
@@ -259,6 +274,8 @@ class SharedLog:
                 ledger = ledger_at(path)
                 ledger.spare = self._eventlog
                 self._ledger = ledger
+                with suppress(Exception):
+                    ledger.follow_edits()
                 return ledger
             self._never = NO_FILE
         raise Fallback(self._never)
@@ -267,6 +284,8 @@ class SharedLog:
         ledger = self.ledger
         if log._conn.in_transaction:
             raise Fallback(IN_TRANSACTION)
+        if self._clocks != clocks_of(self._original):
+            raise Fallback("another clock")
         meta = meta or {}
         if not isinstance(meta, dict):
             raise Fallback("an event that only PMM stores")
@@ -332,11 +351,19 @@ _shared_logs: weakref.WeakSet[SharedLog] = weakref.WeakSet()
 
 
 def log_of(eventlog: Any) -> SharedLog:
-    """The shared log behind an EventLog.
+    """The shared log behind an EventLog, for what PMM would have found by `read_all`.
 
     Raises:
-        Fallback: it is something else, has no file, or was closed.
+        Fallback: it is something else, has no file, was closed, or has another `read_all`.
     """
+    shared = log_beneath(eventlog)
+    if "read_all" in vars(eventlog) or not getattr(type(eventlog).read_all, "__pmm_shm__", False):
+        raise Fallback(OWN_READS)
+    return shared
+
+
+def log_beneath(eventlog: Any) -> SharedLog:
+    """The same, whatever its `read_all`."""
     shared = getattr(eventlog, "__dict__", {}).get("_pmm_shm")
     if type(shared) is not SharedLog:
         raise Fallback(STAND_IN)
@@ -347,6 +374,13 @@ def log_of(eventlog: Any) -> SharedLog:
 def is_own_append(eventlog: Any) -> bool:
     """Whether an EventLog's `append` is the one of this module, not that of a subclass or a test."""
     return "append" not in vars(eventlog) and getattr(type(eventlog).append, "__pmm_shm__", False)
+
+
+def _holds(still: Callable[[], bool]) -> bool:
+    try:
+        return still()
+    except Exception:
+        return True
 
 
 def _began(connection: Any) -> bool:
@@ -360,11 +394,17 @@ def _began(connection: Any) -> bool:
     return True
 
 
-def shared_of(log: Any, original: type, counts: Counts, *, is_lazy: bool) -> SharedLog:
+def clocks_of(original: Any) -> tuple[Any, ...]:
+    """What the time of an event is from in PMM's `append`: a test may stop it."""
+    names = getattr(original.append, "__globals__", {})
+    return names.get("datetime"), names.get("time")
+
+
+def shared_of(log: Any, original: type, counts: Counts, clocks: tuple[Any, ...], *, is_lazy: bool) -> SharedLog:
     """The shared log of an object of the subclass, made at the first use: within PMM's constructor."""
     shared = vars(log).get("_pmm_shm")
     if shared is None:
-        made = SharedLog(log, original, counts, is_lazy=is_lazy)
+        made = SharedLog(log, original, counts, clocks, is_lazy=is_lazy)
         shared = log.__dict__.setdefault("_pmm_shm", made)
     return cast(SharedLog, shared)
 

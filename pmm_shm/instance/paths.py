@@ -23,6 +23,7 @@ BOOT_FILE = "boot.json"
 DATA_FILE = "data.mdb"
 LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
+WORDS_FILE = "words.db"
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
@@ -74,6 +75,10 @@ class Instance(NamedTuple):
     @property
     def data_file(self) -> Path:
         return self.directory / DATA_FILE
+
+    @property
+    def words_file(self) -> Path:
+        return self.directory / WORDS_FILE
 
     @property
     def log_file(self) -> Path:

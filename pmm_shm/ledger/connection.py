@@ -271,6 +271,16 @@ def shm_files_in_use() -> set[tuple[int, int]]:
     return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
 
 
+def close_idle(path: str) -> None:
+    """Close this process's connections to a ledger that no thread uses now; the next use reopens them."""
+    for one in _connections():
+        if one.path == path and one.is_open and one.lock.acquire(blocking=False):
+            try:
+                one.close()
+            finally:
+                one.lock.release()
+
+
 def close_replaced(path: str) -> None:
     """Close this process's connections to a file that is no longer at `path`, all before any is reopened.
 

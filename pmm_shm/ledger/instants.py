@@ -57,6 +57,12 @@ def _offset_us(offset: str) -> int | None:
     return (-seconds if offset[0] == "-" else seconds) * 1_000_000
 
 
+def text_of_instant(instant: int) -> str:
+    """An instant as ISO 8601 text, in UTC; of one before the year 1 or after 9999, the first or the last there is."""
+    first, last = (datetime.min - _EPOCH) // _MICROSECOND, (datetime.max - _EPOCH) // _MICROSECOND
+    return (_EPOCH + min(max(instant, first), last) * _MICROSECOND).isoformat(timespec="microseconds")
+
+
 def first_date_text(instant: int) -> str:
     """A text that sorts before every spelling, with any offset, of `instant` and of all later instants."""
     try:

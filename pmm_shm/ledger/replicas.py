@@ -7,10 +7,12 @@ The triggers call an SQL function that only the follower's connection has. Any o
 from __future__ import annotations
 
 import sqlite3
-import uuid
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm.errors import NotALedgerError
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 GUARD = "pmm_replica_takes_appends_in_postgresql_only"
 """The SQL function that the triggers call."""
@@ -35,7 +37,7 @@ class ReplicaRecord(NamedTuple):
         forks: how often events were taken back because a server had lost them.
     """
 
-    identity: uuid.UUID
+    identity: UUID
     name: str
     dsn: str
     formula: str
@@ -60,7 +62,7 @@ def read_record(handle: sqlite3.Connection, path: str) -> ReplicaRecord | None:
     rows = handle.execute(f"SELECT {', '.join(ReplicaRecord._fields)} FROM pmm_replica").fetchall()
     try:
         ((identity, name, dsn, formula, timeline, forks),) = rows
-        return ReplicaRecord(uuid.UUID(identity), str(name), str(dsn), str(formula), int(timeline), int(forks))
+        return ReplicaRecord(UUID(identity), str(name), str(dsn), str(formula), int(timeline), int(forks))
     except (ValueError, TypeError, AttributeError):
         raise NotALedgerError(f"{path}: the record of its source, the table pmm_replica, is damaged") from None
 

@@ -15,8 +15,9 @@ from pmm_shm import limits
 from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_content, parse_meta
-from pmm_shm.ledger.tail import START, Position, TailReader
+from pmm_shm.ledger.newest import position_before_newest
+from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_content, parse_meta
+from pmm_shm.ledger.tail import Position, TailReader
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import checked_text
 
@@ -89,23 +90,7 @@ class EventTextReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        oldest_id, left = ID_MAX, count
-        places = ", ".join("?" * len(self._kinds))
-        sql = f"SELECT id FROM events WHERE id >= ? AND id < ? AND +kind IN ({places}) ORDER BY id DESC LIMIT ?"
-        upper_id: int | None = ID_MAX
-        while upper_id is not None:
-            # Short statements, however rare these events are.
-            lower_id = max(ID_MIN, upper_id - limits.TAIL_SPAN_IDS)
-            found = fetch_batch(self._connection, sql, (lower_id, upper_id, *sorted(self._kinds)), left)
-            left -= len(found.rows)
-            if found.rows:
-                oldest_id = found.rows[-1][0]
-            if not left:
-                return self._tail.position_before(oldest_id)
-            upper_id = lower_id if found.complete else oldest_id
-            below = fetch_batch(self._connection, "SELECT max(id) FROM events WHERE id < ? LIMIT ?", (upper_id,), 1)
-            upper_id = None if below.rows[0][0] is None else below.rows[0][0] + 1
-        return START
+        return position_before_newest(self._connection, self._tail, self._kinds, count)
 
     def _texts(self, rows: list[RawRow]) -> list[EventText]:
         found = {one.event_id: one for one in self._indexed(rows)} if self._reads_digests else {}

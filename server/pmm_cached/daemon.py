@@ -17,7 +17,7 @@ from pmm_cached.logs import Logger
 from pmm_cached.maintenance import Maintenance
 from pmm_cached.notify import Notifier, StatusReporter
 from pmm_cached.peers import allow_descriptors
-from pmm_cached.replication import Replication, make_replica, replica_name
+from pmm_cached.replication import Replication, make_replica, recorded_source
 from pmm_cached.settings import Settings
 from pmm_cached.sizes import sizes
 from pmm_cached.status import Status
@@ -75,9 +75,9 @@ class Daemon:
         require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
         self._replication: Replication | None = None
-        name = settings.source.name if settings.source is not None else replica_name(self._instance.ledger)
-        if name is not None:
-            self._replication = Replication(self._instance, settings.source, name, log)
+        source = settings.source or recorded_source(self._instance.ledger)
+        if source is not None:
+            self._replication = Replication(self._instance, source, log)
         self._metrics: MetricsServer | None = None
         if settings.metrics_port is not None:
             self._metrics = pmm_cached.prometheus.MetricsServer(settings.metrics_port, self.stats, log)
@@ -96,12 +96,14 @@ class Daemon:
         self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
         self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._is_ours, self._die)
         self._indexer = Indexer(
-            self._instance.ledger,
+            self._instance,
             self._writer,
             embedder,
             settings.embedder,
             settings.embed_kinds,
+            settings.word_kinds,
             self._status.embeddings,
+            self._status.words,
             log,
             self._standstill,
             self._commands,

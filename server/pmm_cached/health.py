@@ -97,6 +97,9 @@ def _delays(numbers: Mapping[str, Any]) -> list[str]:
 def _losses(numbers: Mapping[str, Any]) -> list[str]:
     problem = numbers["embeddings"]["problem"]
     found = [f"events get no vectors: {problem}"] if problem else []
+    word_problem = numbers.get("words", {}).get("problem")
+    if word_problem:
+        found.append(f"the index of words is not kept: {word_problem}")
     colliding = numbers.get("same_pid_workers", 0)
     if colliding:
         subject = "1 worker has" if colliding == 1 else f"{colliding:,} workers have"

@@ -1,4 +1,4 @@
-"""The indexer: a thread that fills the event tables behind the follower, and never delays it.
+"""The indexer: a thread that fills the index of words and the event tables behind the follower, and never delays it.
 
 It indexes only events that the follower has published. It works in short rounds, one step for each table: an embedder
 that fails or is slow delays its own table, not the others. Without an embedder and without vectors in the ledger or in
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from pmm_cached.background import STOPS, BackgroundThread, JobDone, Stopped
 from pmm_cached.commands import CommandServer
 from pmm_cached.logs import Logger
-from pmm_cached.status import EmbeddingStatus, ImportCounts
+from pmm_cached.status import EmbeddingStatus, ImportCounts, WordStatus
+from pmm_cached.word_indexer import WordIndexer
 from pmm_shm import limits
-from pmm_shm.errors import PmmShmError
+from pmm_shm.errors import PmmShmError, StoreError
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import LedgerMoved
@@ -35,7 +37,7 @@ from pmm_shm.vectors.text_table import records_under
 
 if TYPE_CHECKING:
     from pmm_cached.embedding_import import EmbeddingImport
-    from pmm_cached.event_tables import EventTables
+    from pmm_cached.event_tables import EventTableIndexer, EventTables
 
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
 _IMPORTED_SQL = (
@@ -64,6 +66,7 @@ class Indexer(BackgroundThread):
 
     Parameters:
         embedder, found_as, kinds: as for `EventTables`.
+        word_kinds: of the events in the index of words.
         standstill: the follower's lock; while it is held, this thread pauses.
         server: has the leases on texts, which are shared with the workers: each new text is computed once.
         on_death: as for `BackgroundThread`.
@@ -73,12 +76,14 @@ class Indexer(BackgroundThread):
 
     def __init__(
         self,
-        path: str,
+        instance: Instance,
         writer: StoreWriter,
         embedder: Embedder | None,
         found_as: str | None,
         kinds: tuple[str, ...],
+        word_kinds: tuple[str, ...],
         status: EmbeddingStatus,
+        word_status: WordStatus,
         log: Logger,
         standstill: threading.Lock,
         server: CommandServer,
@@ -88,11 +93,12 @@ class Indexer(BackgroundThread):
         self._store = writer
         self._status = status
         self._standstill = standstill
-        self._connection = Connection(path, "ro")
+        self._connection = Connection(instance.ledger, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
         self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
         self._server, self._log = server, log
+        self._words = WordIndexer(instance, writer, self._connection, word_kinds, self._pause, word_status, log)
         self._has_vectors = embedder is not None
         # The events up to this one index none.
         self._looked_until = ID_MIN
@@ -177,6 +183,7 @@ class Indexer(BackgroundThread):
             self._store.mark_damaged()
             self._on_death(str(error))
         finally:
+            self._words.close()
             self._connection.close()
             with self._changed:
                 self._is_stopping = True
@@ -220,9 +227,9 @@ class Indexer(BackgroundThread):
 
     def _idle_s(self) -> float | None:
         """The time until something is due without news; None if nothing is."""
-        if not self._has_vectors:
-            return None
-        due = [instant for instant in (self._tables.retry_at, self._import.due_at) if instant is not None]
+        due = [] if self._words.retry_at is None else [self._words.retry_at]
+        if self._has_vectors:
+            due += [instant for instant in (self._tables.retry_at, self._import.due_at) if instant is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _round(self) -> None:
@@ -231,11 +238,14 @@ class Indexer(BackgroundThread):
         published = self._published()
         if published is None:
             return
+        if time.monotonic() >= self._words.not_before:
+            self._words.advance(published)
         requests = self._requests_to_import(published)
         if not self._looks_for_vectors():
-            self._caught_up_at = began
+            self._note_caught_up(began, are_tables_done=True)
             for request in requests:
-                self._answer([request], {"as_of": request.until_id, **ImportCounts(0, 0, 0)._asdict()}, None)
+                request.counts = ImportCounts(0, 0, 0)
+            self._answer_served()
             return
         self._tables.open()
         counts = self._import.run(published, is_requested=bool(requests))
@@ -246,13 +256,18 @@ class Indexer(BackgroundThread):
         for indexer in self._tables.indexers:
             if time.monotonic() >= indexer.not_before or requests:
                 indexer.advance(published)
-        if all(indexer.is_done or indexer.problem for indexer in self._tables.indexers):
-            self._caught_up_at = began
-        else:
-            self.ledger_changed()
+        are_done = all(indexer.is_done or indexer.problem for indexer in self._tables.indexers)
+        self._note_caught_up(began, are_tables_done=are_done)
         self._status.importing, self._status.problem = self._import.progress, self._problem()
         self._status.tables = self._tables.summary()
         self._answer_served()
+
+    def _note_caught_up(self, began: float, *, are_tables_done: bool) -> None:
+        """Note that this round indexed all published events, or begin another one at once."""
+        if are_tables_done and (self._words.is_done or self._words.retry_at is not None):
+            self._caught_up_at = began
+        else:
+            self.ledger_changed()
 
     def _requests_to_import(self, published: Position) -> list[_IndexRequest]:
         """The requests for which the ledger's table is compared now."""
@@ -284,6 +299,10 @@ class Indexer(BackgroundThread):
         self._is_reset = False
         self._looked_until = ID_MIN
         try:
+            try:
+                self._words.clear()
+            except OSError as error:
+                raise StoreError(f"the index of words cannot be removed: {error}") from None
             if self._looks_for_vectors():
                 self._tables.open()
                 self._tables.clear()
@@ -327,6 +346,12 @@ class Indexer(BackgroundThread):
 
     # Requests.
 
+    @property
+    def _indexers(self) -> list[EventTableIndexer | WordIndexer]:
+        """Those that a request waits for: a failure of the index of words holds up none."""
+        words = [] if self._words.retry_at is not None else [self._words]
+        return [*words, *(self._tables.indexers if self._has_vectors else ())]
+
     def _answer_served(self) -> None:
         """Answer the requests that are served, or cannot be."""
         problem = self._problem()
@@ -335,7 +360,7 @@ class Indexer(BackgroundThread):
                 continue
             if problem is not None:
                 self._answer([request], None, problem)
-            elif all(indexer.has_reached(request.until_id) for indexer in self._tables.indexers):
+            elif all(indexer.has_reached(request.until_id) for indexer in self._indexers):
                 self._answer([request], {"as_of": request.until_id, **request.counts._asdict()}, None)
 
     def _answer(self, requests: list[_IndexRequest], result: dict[str, Any] | None, error: str | None) -> None:

@@ -24,6 +24,7 @@ from pmm_shm.finite import Finite
 from pmm_shm.resources import shortage_of
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.events import DEFAULT_KINDS
+from pmm_shm.words.texts import WORD_KINDS
 
 _FAILURE, _USAGE = 1, 2
 GC_OBJECTS = 50_000
@@ -105,6 +106,12 @@ Examples:
     help="Event kinds to embed, separated by commas.",
 )
 @click.option(
+    "--word-kinds",
+    default=",".join(WORD_KINDS),
+    metavar="KINDS",
+    help="Event kinds to put into the index of words, separated by commas; none for no index.",
+)
+@click.option(
     "--fold",
     "folds",
     multiple=True,
@@ -147,6 +154,7 @@ def command(
     slow_poll_ms: int,
     embedder: str | None,
     embed_kinds: str,
+    word_kinds: str,
     source_dsn: str | None,
     name: str | None,
     fork_max: int,
@@ -165,11 +173,11 @@ def command(
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
     model = embedder or flags.embedder() or local_bow.NAME
-    kinds = tuple(sorted({kind.strip() for kind in embed_kinds.split(",")} - {""}))
     settings = Settings(
         slow_poll_s=slow_poll_ms / 1_000,
         embedder=None if model == "none" else model,
-        embed_kinds=kinds,
+        embed_kinds=_kinds(embed_kinds),
+        word_kinds=() if word_kinds.strip() == "none" else _kinds(word_kinds),
         source=_source(source_dsn or flags.source(), name or flags.source_name(), fork_max),
         **numbers,
     )
@@ -185,6 +193,11 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
     daemon.run()
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """The kinds in a text with commas between them, ascending."""
+    return tuple(sorted({kind.strip() for kind in text.split(",")} - {""}))
 
 
 def _source(dsn: str | None, name: str | None, fork_max: int) -> Source | None:

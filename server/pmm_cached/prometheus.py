@@ -58,6 +58,9 @@ _GAUGES = (
     ("ledger_wal_bytes", "Size of the ledger's write-ahead log.", "sizes.wal_bytes"),
     ("text_vectors", "Text vectors in the store.", "embeddings.text_vectors"),
     ("text_vectors_max", "Text vectors that the store keeps at most.", "embeddings.text_vectors_max"),
+    ("word_index_event_id", "Newest event that the index of words has taken in.", "words.as_of"),
+    ("word_index_events", "Events in the index of words.", "words.rows"),
+    ("word_index_bytes", "Size of the index of words.", "words.size_bytes"),
     ("leases", "Leases on missing text vectors.", "embeddings.leases_held"),
 )
 _COUNTERS = (

@@ -65,14 +65,12 @@ class Replication:
     """Keeps the follower of one replica running, in a thread.
 
     Parameters:
-        source: what to follow; None where the daemon serves a replica whose follower somebody else starts.
-        name: of the ledger in PostgreSQL.
+        source: what to follow.
     """
 
-    def __init__(self, instance: Instance, source: Source | None, name: str, log: Logger) -> None:
+    def __init__(self, instance: Instance, source: Source, log: Logger) -> None:
         self._instance = instance
         self._source = source
-        self._name = name
         self._log = log
         self._is_stopping = threading.Event()
         self._lock = threading.Lock()
@@ -83,8 +81,7 @@ class Replication:
         self._thread = threading.Thread(target=self._supervise, name="replication", daemon=True)
 
     def start(self) -> None:
-        if self._source is not None:
-            self._thread.start()
+        self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
         """End the follower. Returns whether it has ended."""
@@ -93,8 +90,6 @@ class Replication:
             process = self._process
             if process is not None and process.poll() is None:
                 process.terminate()
-        if self._source is None:
-            return True
         self._thread.join(timeout_s)
         if process is not None and process.poll() is None:
             # A batch that is killed is rolled back.
@@ -107,7 +102,7 @@ class Replication:
         if status is None:
             absent_ms = int((time.monotonic() - self._started) * 1_000)
             return {
-                "name": self._name,
+                "name": self._source.name,
                 "is_running": False,
                 "lag_events": 0,
                 "lag_ms": absent_ms,
@@ -131,7 +126,6 @@ class Replication:
         return numbers
 
     def _supervise(self) -> None:
-        assert self._source is not None
         pause_s = _RETRY_S_MIN
         while not self._is_stopping.is_set():
             began = time.monotonic()
@@ -219,8 +213,8 @@ def _environment(source: Source) -> dict[str, str]:
     return {**os.environ, DSN_VARIABLE: source.dsn}
 
 
-def replica_name(ledger: str) -> str | None:
-    """The name in PostgreSQL of a replica's source; None for any other ledger."""
+def recorded_source(ledger: str) -> Source | None:
+    """The source that a replica records; None for any other ledger."""
     from pmm_shm.ledger.connection import Connection
     from pmm_shm.ledger.replicas import read_record
 
@@ -233,4 +227,4 @@ def replica_name(ledger: str) -> str | None:
         return None
     finally:
         connection.close()
-    return None if record is None else record.name
+    return None if record is None else Source(record.dsn, record.name)

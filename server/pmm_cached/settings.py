@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pmm_cached.replication import Source
 from pmm_shm import limits
 from pmm_shm.vectors.events import DEFAULT_KINDS
+from pmm_shm.words.texts import WORD_KINDS
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Settings:
         text_vectors_max: number of text vectors to keep, at least 1.
         embedder: name of the embedder for events; None for none.
         embed_kinds: event kinds whose content is embedded.
+        word_kinds: event kinds whose texts are in the index of words, ascending; empty for no index.
         idle_exit_s: end after so many seconds without an append, a command, or a worker's report; None for never.
         folds: further folds, as `package.module:attribute`.
         metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
@@ -34,6 +36,7 @@ class Settings:
     text_vectors_max: int = limits.TEXT_VECTORS_MAX
     embedder: str | None = "local-bow"
     embed_kinds: tuple[str, ...] = DEFAULT_KINDS
+    word_kinds: tuple[str, ...] = tuple(sorted(WORD_KINDS))
     idle_exit_s: float | None = None
     folds: tuple[str, ...] = ()
     metrics_port: int | None = None

@@ -47,6 +47,25 @@ class EmbeddingStatus:
 
 
 @dataclass
+class WordStatus:
+    """Numbers of the index of words.
+
+    Attributes:
+        kinds: of the events that it takes in.
+        as_of: it has every one of them up to this event.
+        rows: how many events are in it.
+        size_bytes: of its file.
+        problem: why it does not make progress; None if it does.
+    """
+
+    kinds: list[str] = field(default_factory=list)
+    as_of: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    problem: str | None = None
+
+
+@dataclass
 class Status:
     """Counters and states of one daemon, since its start.
 
@@ -86,6 +105,7 @@ class Status:
     caught_up_monotonic: float = field(default_factory=time.monotonic)
     folds: list[str] = field(default_factory=list)
     embeddings: EmbeddingStatus = field(default_factory=EmbeddingStatus)
+    words: WordStatus = field(default_factory=WordStatus)
     # Looked up once: a running daemon does not change when its installation is replaced.
     versions: dict[str, str | int] = field(default_factory=versions.of_this_process)
     workers: Workers = field(default_factory=Workers)
@@ -109,6 +129,7 @@ class Status:
             "rebuilding": list(self.rebuilding),
             "folds": list(self.folds),
             "embeddings": asdict(self.embeddings),
+            "words": asdict(self.words),
             "workers": self.workers.as_dict(),
             "same_pid_workers": self.workers.of_same_pid(),
         }

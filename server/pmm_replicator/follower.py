@@ -16,11 +16,11 @@ from pmm_replicator.report import Report
 from pmm_shm import limits
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
-from pmm_shm.ledger.source.appending import CHANNEL
 from pmm_shm.ledger.source.audit import BLOCK_ROWS, audit_block
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.tables import channel
 
 _RETRY_S_MIN = 0.1
 
@@ -54,6 +54,7 @@ class Follower:
         self._head: RawRow | None = None
         self._audit_from = 1
         self._next_audit = clock() + limits.REPLICA_AUDIT_S
+        self._next_look_around = clock() + limits.REPLICA_LOOK_AROUND_S
         self._difference_id: int | None = None
         self._is_told_to_stop = False
 
@@ -82,7 +83,7 @@ class Follower:
                 pause_s = _RETRY_S_MIN
             except SourceUnreachableError as error:
                 self._trouble(str(error))
-            except (driver.OperationalError, driver.InterfaceError, driver.InternalError) as error:
+            except driver.Error as error:
                 self._trouble(f"PostgreSQL: {one_line(error)}")
             self._server.close()
             self._sleep(pause_s)
@@ -104,15 +105,24 @@ class Follower:
             forks=self._replica.record.forks,
             lost_files=lost_files(self._replica.path),
         )
-        connection.execute(f"LISTEN {CHANNEL}")
+        connection.execute(f"LISTEN {channel(self._server.known_ledger().number)}")
         while not self.is_stopping:
             while self._pull_one():
                 if connection.closed or self.is_stopping:
                     # A fork was looked at over new connections, and these do not listen.
                     return
             self._audit_when_due()
+            self._look_around_when_due()
+            if connection.closed:
+                return
             for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
                 pass
+
+    def _look_around_when_due(self) -> None:
+        """Leave a server that was replaced and does not know it: its connection would stay for ever."""
+        if self._clock() >= self._next_look_around:
+            self._server.leave_if_old()
+            self._next_look_around = self._clock() + limits.REPLICA_LOOK_AROUND_S
 
     def _audit_when_due(self) -> None:
         """Compare one block with the source, now and then, so that all are compared in turn."""

@@ -6,6 +6,7 @@ gone without a trace.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import datetime, timezone
 from typing import NamedTuple
@@ -46,6 +47,7 @@ def resolve(server: Server, replica: ReplicaFile, head: RawRow | None, fork_max:
         What was taken back; None where the source has the row after all.
 
     Raises:
+        ChainError: the source's row was edited; nothing was changed.
         ForkTooDeepError: more than `fork_max` events would be taken back; nothing was changed.
         SourceUnreachableError: no primary, or not one that can be trusted.
         LedgerError: the replica, or the file of what is lost, cannot be written; nothing was changed.
@@ -61,13 +63,14 @@ def resolve(server: Server, replica: ReplicaFile, head: RawRow | None, fork_max:
             f"on, and {fork_max} is the most that is taken back without a person. If the server is the right one, "
             f"start pmm-cached with --fork-max {count}: they are kept in a file beside the ledger"
         )
-    path = _keep(replica, fork_id)
-    crash_point("replica.lost_kept")
     kept = replica.rows(_AT, (fork_id,))
     kept_row = kept[0] if kept else None
+    # Verified before anything is taken back: an edited row is no reason to.
     pulled = source.pull(connection, ledger.number, kept_row, ledger.formula)
     if not pulled.continues:
         raise SourceUnreachableError(f"the ledger {ledger.name!r}: its history changed again while a fork was resolved")
+    path = _keep(replica, fork_id)
+    crash_point("replica.lost_kept")
     try:
         replica.replace_tail(kept_row, pulled.rows, head, server.timeline)
     except HeadMoved:
@@ -110,11 +113,17 @@ def _keep(replica: ReplicaFile, fork_id: int) -> str:
             return path
     path = f"{replica.path}.lost-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}.jsonl"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Under its own name only once it is whole.
+        temporary = f"{replica.path}.lost.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        crash_point("replica.lost_written")
+        os.rename(temporary, path)
         sync(os.path.dirname(path))
     except OSError as error:
         raise LedgerError(

@@ -14,9 +14,11 @@ from typing import Any
 from pmm_shm.instance.access import replace_file
 from pmm_shm.ledger.source.report import REPORT_FILE
 
+_INTERVAL_S = 0.1
+
 
 class Report:
-    """The follower's numbers; written at once where they have changed, and as a heartbeat otherwise.
+    """The follower's numbers: changes are written at once, and looks at the source ten times a second at most.
 
     Parameters:
         directory: the instance directory; nothing is written while it does not exist.
@@ -38,28 +40,35 @@ class Report:
             "difference": None,
             "problem": None,
         }
-        self._written: dict[str, Any] = {}
+        self._next_s = 0.0
 
     def update(self, **values: Any) -> None:
         """Note values, and write them."""
         self._values.update(values)
-        self.write()
+        self._write()
 
     def looked(self, head_id: int, source_head_id: int) -> None:
-        """Note a look at the source: the replica's newest event, and the source's."""
+        """Note a look at the source: the replica's newest event, and the source's.
+
+        Of many looks in a row not each is written: the slow poll follows the last one.
+        """
         now = time.monotonic()
         is_behind = source_head_id > head_id
         since = self._values["behind_since_monotonic"]
-        self.update(
+        had_problem = self._values["problem"] is not None
+        self._values.update(
             head_id=head_id,
             source_head_id=source_head_id,
             looked_monotonic=now,
             behind_since_monotonic=(since or now) if is_behind else None,
             problem=None,
         )
+        if had_problem or now >= self._next_s:
+            self._write()
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Replace the file. A disk that is full, or a directory that is gone, stops nobody."""
+        self._next_s = time.monotonic() + _INTERVAL_S
         try:
             replace_file(self._path, json.dumps(self._values))
         except OSError:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pmm_shm.ledger.source.dsn import checked_dsn
 from pmm_shm_client import connect
 from tests.support import containers, daemons, pages
 from tests.support.containers import Project, Service
@@ -169,3 +171,25 @@ def test_the_daemon_ends_and_starts_again_beside_the_workers(project: Project) -
     project.running["cached"].kill(signal.SIGTERM)
     assert not any("Traceback" in one.log.read_text(encoding="utf-8") for one in project.running.values())
     project.start("cached")
+
+
+def test_the_hosts_of_a_log_in_postgresql_fit_the_image() -> None:
+    text = (containers.DOCKER / "cluster.yaml").read_text(encoding="utf-8")
+    services: dict[str, Any] = yaml.safe_load(text)["services"]
+    assert set(services) == {"postgres", "log", "host-a", "host-b"}
+    volumes = yaml.safe_load(text)["volumes"]
+    for name, service in services.items():
+        assert {one.split(":")[0] for one in service.get("volumes", ())} <= set(volumes)
+        assert set(service.get("depends_on", ())) <= set(services)
+        if name != "postgres":
+            assert service["build"]["target"] in STAGES
+            assert checked_dsn(service["environment"]["PMM_SOURCE"])
+            assert service["read_only"]
+            assert service["cap_drop"] == ["ALL"]
+        # No password in the file.
+        passwords = [value for key, value in service["environment"].items() if "PASSWORD" in key]
+        assert all(value.startswith("${PGPASSWORD:?") for value in passwords)
+        assert passwords
+    assert services["host-a"]["volumes"] != services["host-b"]["volumes"]
+    # The image that is built where no target is named stays the daemon's.
+    assert list(STAGES)[-1] == "daemon"

@@ -39,6 +39,11 @@ SHOWN_ONLY = (
     "pmm-shm run --ledger agent.db -m pmm.cli.chat",
     "pmm-shm run uvicorn pmm.api.server:app --workers 2",
     "pmm-shm run worker.py",
+    "pmm-shm web agent.db --open",
+    # Of a page whose assistant is not beside it.
+    "pmm-shm mcp /home/me/agent.db --write user_message,assistant_message,reflection",
+    "pmm-shm mcp /home/me/agent.db --write-protected commitment_open,evidence_candidate,commitment_close",
+    "pmm-shm mcp agent.db --http 8765 --token-file ~/.config/pmm-token",
     "pmm-shm cluster forks agent.db",
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )
@@ -46,7 +51,14 @@ SHOWN_ONLY = (
 DATABASE = "postgresql://db.example/agents"
 """The database of the pages."""
 
-NEEDED = {"fastapi": ["fastapi", "uvicorn"], "flask": ["flask", "gunicorn"], "jupyter": ["ipykernel", "pandas"]}
+NEEDED = {
+    "datasette": ["datasette"],
+    "web": ["jinja2", "starlette", "uvicorn"],
+    "fastapi": ["fastapi", "uvicorn"],
+    "flask": ["flask", "gunicorn"],
+    "jupyter": ["ipykernel", "pandas"],
+    "mcp": ["mcp"],
+}
 """What pages use beside the product."""
 
 

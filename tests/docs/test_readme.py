@@ -177,7 +177,7 @@ def test_commands_and_exit_codes_are_those_of_the_help() -> None:
     assert [title.lower() for title in titles] == re.findall(r"^\| ([a-z]+) \| what it does", text, re.MULTILINE)
     for name, description in rows:
         shown = help_of("pmm_shm_cli", name)
-        assert "--json" in shown or name in ("chat", "cluster", "completion", "export", "run")
+        assert "--json" in shown or name in ("chat", "cluster", "completion", "export", "mcp", "run", "web")
         for option in re.findall(r"`(--[a-z-]+)`", description):
             assert option in shown, (name, option)
     codes = re.findall(r"^\| (\d) \| ([\w ]+)", section(text, "Exit codes"), re.MULTILINE)

@@ -232,19 +232,19 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
 def test_the_examples_run(workplace: Path, programs: dict[str, str]) -> None:
     """In their order, with a daemon from the first one on that needs one.
 
-    The demo has tests of its own, and `run` needs PMM.
+    The demo and `web` have tests of their own, and `run` needs PMM.
     """
     env = {**programs, "PMM_DB": str(workplace / "agent.db")}
     ran_lines = 0
     for name, lines in EXAMPLES.items():
         if name == "plot":
             pytest.importorskip("matplotlib")
-        for line in () if name in ("demo", "run") else lines:
+        for line in () if name in ("demo", "run", "web") else lines:
             ran = output_of(["bash", "-o", "pipefail", "-c", line], env, workplace, "What did I ask for?\n")
             # The doctor may complain of the machine that the tests run on.
             assert ran.returncode == 0, (line, ran.stderr)
             ran_lines += 1
-    assert ran_lines >= len(EXAMPLES) - 2
+    assert ran_lines >= len(EXAMPLES) - 3
 
 
 def test_the_examples_of_the_daemon_run(workplace: Path, programs: dict[str, str]) -> None:

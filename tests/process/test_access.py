@@ -133,6 +133,8 @@ def test_every_file_has_its_mode_whatever_the_umask(shared: Path, umask: int, st
         "daemon.lock": "0o600",
         "data.mdb": "0o640",
         "endpoints.json": "0o640",
+        "words.db": "0o640",
+        "words.db-journal": "0o640",
         "lock.mdb": "0o660",
     }
     assert daemon.stop() == 0

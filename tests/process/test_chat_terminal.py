@@ -30,13 +30,14 @@ Talk = Callable[..., "pexpect.spawn[str]"]
 
 
 @pytest.fixture
-def talk(ledger: str) -> Iterator[Talk]:
+def talk(ledger: str, tmp_path: Path) -> Iterator[Talk]:
     """Start a chat on a terminal of 70 columns, and wait for its first prompt."""
     children: list[pexpect.spawn[str]] = []
 
     def start(*options: str, prompt: str | None = PROMPT, **changes: str | None) -> pexpect.spawn[str]:
         # What the tests themselves run in must not say how wide the terminal is.
         own: dict[str, str | None] = {"COLUMNS": None, "LINES": None, "NO_COLOR": None, "INPUTRC": "/dev/null"}
+        own["XDG_STATE_HOME"] = str(tmp_path / "state")
         changes = {**own, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **changes}
         child = pexpect.spawn(
             sys.executable,
@@ -114,10 +115,11 @@ def test_every_command(talk: Talk) -> None:
         "identity": ("Echo", "openness"),
         "directives": ("I must ask first", "score"),
         "stats": ("hit rate", "none serves this ledger", "last turn", "append"),
+        "status": ("Echo, stage S0, event ", "1 open commitments", "answers: offline; no daemon"),
         "verify": ("hash chain", "ok,", "nothing is published"),
         "help": ("/recall TEXT", "/quit"),
     }
-    assert looks.keys() | {"recall", "quit"} == COMMANDS.keys()
+    assert looks.keys() | {"recall", "quit", "retry", "undo", "edit"} == COMMANDS.keys()
     for name, words in looks.items():
         shown = say(child, f"/{name}")
         for word in words:
@@ -171,14 +173,18 @@ def test_commands_are_completed(talk: Talk) -> None:
     assert "/recall TEXT" in say(child, "/he\t")
 
 
-def test_ctrl_d_and_ctrl_c_at_the_prompt_end(talk: Talk) -> None:
-    for key in ("\x04", "\x03", "half a line\x03"):
-        child = talk()
+def test_ctrl_c_at_the_prompt_drops_the_line_and_ctrl_d_ends(talk: Talk, ledger: str) -> None:
+    child = talk()
+    for key in ("\x03", "half a line\x03"):
         child.send(key)
-        child.expect(pexpect.EOF)
-        child.wait()
-        assert (child.exitstatus, child.signalstatus) == (0, None)
-        assert "Traceback" not in child.before
+        child.expect_exact(PROMPT)
+    assert "Hello." in say(child, "hello")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert (child.exitstatus, child.signalstatus) == (0, None)
+    assert "Traceback" not in child.before
+    assert [content for kind, content, _ in events(ledger) if kind == "user"] == ["hello"]
 
 
 def trickle(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
@@ -219,7 +225,7 @@ def test_ctrl_c_before_the_first_word(talk: Talk, ledger: str, endpoint: Endpoin
     assert asked.wait(20)
     child.send("\x03")
     child.expect_exact(PROMPT)
-    assert [kind for kind, _, _ in events(ledger)] == ["user", "embedding_indexed"]
+    assert [kind for kind, _, _ in events(ledger)] == ["user", "embedding_indexed", "turn_marked"]
     assert leave(child) == 0
 
 

@@ -301,6 +301,7 @@ def test_with_a_daemon(ledger: str, daemon: subprocess.Popen[bytes]) -> None:
         "rows_without_hash": 0,
         "formula": "full",
         "first_bad_id": None,
+        "forks": 0,
     }
     assert set(report["snapshot"]["folds"]) == BUILT_IN_NAMES
 

@@ -171,7 +171,7 @@ class Terminal:
 def test_search_is_that_of_the_cache(served: Served) -> None:
     text = "Remind me to plan the garden"
     found = served.json("search", served.ledger, text, "-k", "7")
-    assert list(found) == ["model", "as_of", "is_complete", "embedded_here", "hits"]
+    assert list(found) == ["mode", "model", "as_of", "is_complete", "embedded_here", "hits"]
     head = ledgers.execute(served.ledger, "SELECT max(id) FROM events")[0][0]
     assert (found["model"], found["as_of"], found["is_complete"], found["embedded_here"]) == (
         "local-bow",
@@ -180,25 +180,35 @@ def test_search_is_that_of_the_cache(served: Served) -> None:
         0,
     )
     with connect(served.ledger) as cache:
-        expected = cache.recall(text, 7)
+        expected = cache.recall(text, 7, mode="auto")
+        by_meaning = cache.search(text, 7)
     assert found["hits"] == [
         {
             "event_id": hit.event_id,
             "similarity": hit.similarity,
+            "word_score": hit.word_score,
+            "found_by": hit.found_by,
             **{name: hit.event[name] for name in ("kind", "ts", "content")},
         }
         for hit in expected
     ]
     assert served.json("search", text, PMM_DB=served.ledger)["hits"] == found["hits"][:5]
     ids_only = served.json("search", served.ledger, text, "--no-events", "-k", "2")["hits"]
-    assert ids_only == [{"event_id": hit.event_id, "similarity": hit.similarity} for hit in expected[:2]]
-    scope = [hit.event_id for hit in expected[3:6]]
-    within = served.json("search", served.ledger, text, "--scope", ",".join(map(str, scope)))["hits"]
+    assert [hit["event_id"] for hit in ids_only] == [hit.event_id for hit in expected[:2]]
+    meaning = ("--mode", "meaning", "--no-events")
+    found_so = served.json("search", served.ledger, text, *meaning, "-k", "2")["hits"]
+    assert found_so == [hit.to_dict() for hit in by_meaning[:2]]
+    scope = [hit.event_id for hit in by_meaning[3:6]]
+    within = served.json("search", served.ledger, text, *meaning, "--scope", ",".join(map(str, scope)))["hits"]
     assert [hit["event_id"] for hit in within] == scope
     assert served.json("search", served.ledger, text, "--scope", "")["hits"] == []
     vector = json.dumps([float(number) for number in local_bow.vector(text)])
     by_vector = served.json("search", served.ledger, "--vector", vector)["hits"]
-    assert [hit["event_id"] for hit in by_vector] == [hit.event_id for hit in expected[:5]]
+    assert [hit["event_id"] for hit in by_vector] == [hit.event_id for hit in by_meaning[:5]]
+    filters = ("--kind", "reflection", "--since", "1", "--until", "5m", "--distinct", "--mode", "words")
+    filtered = served.json("search", served.ledger, "the garden", *filters)["hits"]
+    assert all(hit["kind"] == "reflection" for hit in filtered)
+    assert served.run("search", served.ledger, "x", "--since", "yesterday")[0] == 2
 
 
 def test_search_for_people(served: Served) -> None:
@@ -206,11 +216,11 @@ def test_search_for_people(served: Served) -> None:
     code, out, err = served.run("search", served.ledger, "the garden", "-k", "1")
     assert (code, err) == (0, "")
     assert "\x1b" not in out
-    assert out.startswith("nearest events by local-bow: 1 (as of event ")
-    for part in (str(hit["event_id"]), f"{hit['similarity']:.4f}", hit["kind"], hit["ts"][:19], hit["content"][:40]):
+    assert out.startswith("nearest events by words and local-bow: 1 (as of event ")
+    for part in (str(hit["event_id"]), f"{hit['word_score']:.4f}", hit["kind"], hit["ts"][:19], hit["content"][:40]):
         assert f" {part}" in out
     bare = served.run("search", served.ledger, "the garden", "-k", "1", "--no-events")[1]
-    assert f"{hit['similarity']:.4f}" in bare
+    assert f"{hit['word_score']:.4f}" in bare
     assert hit["content"][:40] not in bare
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from pmm_replicator.forks import resolve
+from pmm_replicator.replica_file import ReplicaFile
 from pmm_shm.errors import (
     HeadMovedError,
     InvalidEventError,
@@ -26,7 +29,8 @@ from pmm_shm.errors import (
 from pmm_shm.ledger.chain import verify_chain
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.restore import restore
-from pmm_shm_client import EventLog, connect
+from pmm_shm.ledger.source.server import Server
+from pmm_shm_client import Cache, EventLog, Frame, connect, connect_async
 from tests.support import ledgers, postgres
 from tests.support.command import run
 from tests.support.daemons import until
@@ -206,6 +210,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             # A lagging standby is no source: it is waited for.
             time.sleep(0.3)
             assert len(host.rows()) == 55
+            with pytest.raises(SourceUnreachableError, match="is a standby"):
+                Server(standby.dsn, "agent").connection()
             standby.promote()
             until(lambda: len(host.rows()) == 30, "the lost events are taken back")
             # A cache that is open over the fork sees the source's history.
@@ -219,7 +225,13 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
             ]
             # The old primary comes back, with the events that were lost: it is refused.
             primary.start()
-            Writer(standby.dsn, "agent").append("after")
+            # A new process asks all servers, and takes the one with the latest timeline.
+            backwards = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=owner dbname=postgres"
+            for dsn in (servers, backwards):
+                server = Server(dsn, "agent")
+                assert server.connection().info.port == standby.port
+                server.close()
+            Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32
 
@@ -273,7 +285,9 @@ def test_a_fork_deeper_than_the_limit_is_left_to_a_person(host: Host, writer: Wr
         host.until_equal()
 
 
-@pytest.mark.parametrize("point", ["replica.lost_kept", "replica.deleted", "replica.fork_resolved"])
+@pytest.mark.parametrize(
+    "point", ["replica.lost_written", "replica.lost_kept", "replica.deleted", "replica.fork_resolved"]
+)
 def test_killed_within_a_fork_nothing_is_lost_or_kept_twice(host: Host, writer: Writer, point: str) -> None:
     _forked(host, writer)
     host.follow(dies_at=(point, 1))
@@ -282,6 +296,7 @@ def test_killed_within_a_fork_nothing_is_lost_or_kept_twice(host: Host, writer: 
         host.until_equal()
         (kept,) = until(lambda: host.status().lost_files)
     assert len(Path(kept).read_text().splitlines()) == 3
+    assert "3 events, 6 to 8, kept" in run("cluster", "forks", host.ledger).out
 
 
 def test_another_log_under_the_same_name_leaves_the_replica_untouched(host: Host, writer: Writer) -> None:
@@ -290,8 +305,8 @@ def test_another_log_under_the_same_name_leaves_the_replica_untouched(host: Host
         before = host.until_equal()
     execute(host.dsn, "UPDATE pmm_ledgers SET identity = gen_random_uuid() WHERE name = %s", host.name)
     host.follow()
-    until(lambda: "another ledger under the name" in host.said())
-    host.stop()
+    assert host.wait() == 5
+    assert "another ledger under the name" in host.said()
     assert host.rows() == before
 
 
@@ -341,6 +356,35 @@ def test_an_edited_row_is_refused_by_a_new_replica_and_found_on_an_old_one(
     assert new.wait() == 5
     assert [row[3] for row in new.rows()] == ["one"]
     assert "event 2 in PostgreSQL does not continue the chain behind event 1" in new.said()
+
+
+def test_an_edit_of_the_newest_row_is_no_fork(host: Host, writer: Writer) -> None:
+    writer.append("one", "two")
+    with host.following():
+        before = host.until_equal()
+    execute(
+        host.dsn,
+        "UPDATE pmm_events SET content = 'edited' WHERE id = 2 AND ledger = "
+        "(SELECT ledger FROM pmm_ledgers WHERE name = %s)",
+        host.name,
+    )
+    host.follow()
+    assert host.wait() == 5
+    assert "event 2 in PostgreSQL does not continue the chain" in host.said()
+    assert host.rows() == before
+    assert run("cluster", "forks", host.ledger).out == "no event was lost\n"
+
+
+def test_a_fork_that_new_connections_do_not_see_is_none(host: Host, writer: Writer) -> None:
+    writer.append("one", "two")
+    with host.following():
+        before = host.until_equal()
+    replica, server = ReplicaFile(host.ledger), Server(host.dsn, host.name)
+    assert resolve(server, replica, replica.head(), 10) is None
+    server.close()
+    replica.close()
+    assert host.rows() == before
+    assert run("cluster", "forks", host.ledger).out == "no event was lost\n"
 
 
 def test_a_copy_of_a_replica_begins_a_new_host(host: Host, writer: Writer, tmp_path: Path) -> None:
@@ -560,6 +604,81 @@ def test_the_daemon_follows_and_says_how_it_is(
     assert f"source  {name} on 127.0.0.1:{server.port}" in shown.out
     doctor = run("doctor", ledger)
     assert f"follows '{name}'" in doctor.out
+
+
+def test_a_daemon_follows_the_source_that_a_replica_records(host: Host, start_daemon) -> None:  # type: ignore[no-untyped-def]
+    with host.following():
+        host.until_equal()
+    start_daemon(host.ledger)
+    with connect(host.ledger) as cache:
+        assert cache.append("user", "hello") == 1
+        assert cache.stats()["daemon"]["replica"]["name"] == host.name  # type: ignore[index,typeddict-item]
+    assert " may read it" in (out := " ".join(run("doctor", host.ledger).out.split()))
+    assert "nobody but its owner" not in out
+
+
+def test_the_command_says_that_an_append_is_there_though_the_replica_lags(host: Host) -> None:
+    with host.following():
+        host.until_equal()
+    lagging = run("append", host.ledger, "user", "one", "--timeout", "0.3")
+    assert (lagging.code, lagging.out) == (4, "1\n")
+    assert "the append is in PostgreSQL" in lagging.err
+    assert lagging.err.count("\n") == 1
+    done = run("append", host.ledger, "user", "two", "--no-wait")
+    assert (done.code, done.out, done.err) == (0, "2\n", "")
+
+
+def test_appends_of_an_async_cache_need_not_wait_for_the_replica(host: Host) -> None:
+    async def append() -> None:
+        async with await connect_async(host.ledger, timeout=0.3) as cache:
+            assert await cache.append_async("user", "one", wait=False) == 1
+            assert await cache.append_many_async([("user", "two", {})], wait=False) == [2]
+            with pytest.raises(ReplicaLaggingError) as caught:
+                await cache.append_many_async([("user", "three", {})])
+            assert caught.value.ids == (3,)
+
+    with host.following():
+        host.until_equal()
+    asyncio.run(append())
+
+
+def test_of_workers_on_two_hosts_one_acts_on_a_frame(host: Host, tmp_path: Path) -> None:
+    other = Host(tmp_path / "other", host.dsn, host.name)
+    acted: list[int] = []
+
+    def act(cache: Cache) -> None:
+        def decision(frame: Frame) -> list[tuple[str, str, dict[str, int]]] | None:
+            return None if frame.as_of >= 5 else [("user", "act", {"on": frame.as_of})]
+
+        while ids := cache.decide(decision):
+            acted.extend(ids)
+
+    with host.following(), other.following():
+        host.until_equal()
+        other.until_equal()
+        with connect(host.ledger) as here, connect(other.ledger) as there:
+            threads = [threading.Thread(target=act, args=(cache,)) for cache in (here, there)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        rows = host.until_equal()
+    assert sorted(acted) == [1, 2, 3, 4, 5]
+    assert [json.loads(row[4]) for row in rows] == [{"on": number} for number in range(5)]
+
+
+def test_threads_append_at_once_over_one_cache(host: Host) -> None:
+    with host.following(), connect(host.ledger) as cache:
+        ids: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: ids.extend(cache.append("user", "one") for _ in range(5))) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ids) == list(range(1, 21))
+        assert_linear(host.until_equal())
 
 
 def test_a_replica_that_nobody_follows_is_named_by_the_doctor(host: Host, writer: Writer) -> None:

@@ -54,7 +54,7 @@ def test_recall_prints_whole_events_the_most_similar_first(told: str, start_daem
     start_daemon(told)
     assert run("embed", told).code == 0
     with connect(told) as cache:
-        expected = cache.recall(TEXT, 2)
+        expected = cache.recall(TEXT, 2, mode="auto")
     ran = run("recall", told, TEXT, "-k", "2")
     assert (ran.code, ran.err) == (0, "")
     titles = [line for line in ran.out.splitlines() if line.startswith("event ")]
@@ -62,7 +62,8 @@ def test_recall_prints_whole_events_the_most_similar_first(told: str, start_daem
     assert "    My bicycle has a flat tyre.\n    What now?\n" in ran.out
     found = json.loads(run("recall", TEXT, "-k", "2", "--json", env={"PMM_DB": told}).out)
     assert (found["model"], found["as_of"], found["is_complete"]) == (expected.model, 4, True)
-    assert found["events"] == [{"similarity": hit.similarity, **hit.event} for hit in expected]
+    scores = ("similarity", "word_score", "found_by")
+    assert found["events"] == [{**{one: getattr(hit, one) for one in scores}, **hit.event} for hit in expected]
     assert "\\x1b[2J" in run("recall", told, "chess club").out
 
 

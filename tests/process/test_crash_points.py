@@ -28,7 +28,7 @@ from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import GENERATION_PREFIX, HEADER_KEY, Header
 from pmm_shm.wire import protocol
 from pmm_shm_client import EventLog, commands, connect
-from tests.support import ledgers
+from tests.support import ledgers, words
 from tests.support.answers import everything, replayed
 from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon, die_at
@@ -36,9 +36,11 @@ from tests.support.forking import in_child
 from tests.support.search_oracle import blob, expected, index, stored
 
 DEADLINE_S = 20.0
+WORDS = ["event", "7", "12", "80"]
 SMALL_MAP = ("--map-size", str(1 << 16))
 MODES = {
-    ".": 0o2700, "data.mdb": 0o640, "lock.mdb": 0o660, "daemon.lock": 0o600, "boot.json": 0o640, "endpoints.json": 0o640
+    ".": 0o2700, "data.mdb": 0o640, "lock.mdb": 0o660, "daemon.lock": 0o600, "boot.json": 0o640,
+    "endpoints.json": 0o640, "words.db": 0o640, "words.db-journal": 0o640
 }  # fmt: skip
 
 
@@ -368,6 +370,9 @@ def _cases() -> Iterator[Case]:
     yield from both("text_vectors.evict", 1, shrinking_texts, True)
     yield from both("indexer.served", 1, starting_again, True)
     yield from both("event_vectors.open", 1, starting, True)
+    yield Case("words.made", 1, starting, True)
+    yield from both("words", 1, starting, True)
+    yield from both("words", 3, following, True)
     # The follower, and the tables behind it.
     yield from both("publish", 1, starting_again, True)
     yield from both("publish", 4, following, True)
@@ -454,7 +459,8 @@ def test_a_process_dies_at(case: Case, template: tuple[Path, list[str]], monkeyp
 
 
 def test_every_point_has_a_case() -> None:
-    assert {case.point for case in CASES} == set(POINTS)
+    # Those of a replica are in test_cluster.py.
+    assert {case.point for case in CASES} == {point for point in POINTS if not point.startswith("replica.")}
 
 
 def check_ledger(world: World) -> None:
@@ -470,6 +476,7 @@ def check_without_a_daemon(world: World) -> int | None:
     """Exact reads are, and what is published is of one position. Returns this; None where nothing is."""
     with connect(world.ledger) as cache, connect(world.ledger, consistency="snapshot") as snapshot:
         assert everything(cache) == replayed(world.ledger)
+        words.check(cache, WORDS)
         try:
             frame = snapshot.frame()
         except SnapshotUnavailableError:
@@ -503,6 +510,7 @@ def check_the_next_daemon(world: World, published: int | None, is_kept: bool) ->
         assert everything(snapshot) == everything(cache) == replayed(world.ledger)
         assert cache.verify().ok
         index(world.ledger)
+        assert words.check(cache, WORDS).indexed_here == 0
         for model, rows in stored(world.ledger).items():
             assert rows == expected(world.ledger, model), model
         until(lambda: not _left_over(world), "what a killed daemon left behind is deleted", 10.0)

@@ -18,7 +18,7 @@ from pmm_shm.folds.state import State
 from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm_cli.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
+from pmm_shm.projection.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_cli.main import cli
 from tests.support.answers import insert
 from tests.support.golden_cases import Case, canonical, cases

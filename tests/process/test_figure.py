@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.main import cli
-from pmm_shm_cli.plotting import Band, _curve, bands
+from pmm_shm_cli.plotting import _curve
 from pmm_shm_client.results import History
+from pmm_shm_terminal.timeline import Band, bands
 from tests.support.figures import drawn
 
 

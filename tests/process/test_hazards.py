@@ -156,7 +156,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_cli/doctor/machine.py": {"file.read_text": 1},  # /etc/pmm-cached
     "client/pmm_shm_cli/doctor/processes.py": {"open": 2},  # /proc
     "server/pmm_cached/sizes.py": {"os.open": 1},
-    "client/pmm_shm_cli/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
     "server/pmm_cached/workers.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/autostart.py": {"open": 1, "path.read_text": 1},
     "client/pmm_shm_client/commands.py": {"self._socket.connect": 1},
@@ -169,6 +168,42 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_cli/process_usage.py": {"Path(f'/proc/{pid}/stat').read_bytes": 1},
     "client/pmm_shm_client/stopping.py": {"probe.connect": 1},  # The daemon's socket.
     "pmm_shm/installation.py": {"found.read_text": 1},  # What pip recorded.
+    # Reports of `pmm-shm run`, in the instance directory.
+    "pmm_shm/instance/run_reports.py": {"os.open": 1, "open": 1},
+    # Events that a source has lost.
+    "pmm_shm/ledger/source/lost.py": {"open": 1},
+    # The report of a follower or a run.
+    "pmm_shm/ledger/source/report.py": {"open": 1},
+    # PostgreSQL.
+    "pmm_shm/ledger/source/server.py": {"driver.connect": 1},
+    # The index of words: a file of the daemon's own.
+    "pmm_shm/words/file.py": {"sqlite3.connect": 1, "os.open": 1},
+    # The index of words, and one in memory.
+    "client/pmm_shm_client/word_search.py": {"sqlite3.connect": 1},
+    # /proc
+    "client/pmm_shm_terminal/state.py": {"Path(f'/proc/{pid}/cmdline').read_bytes": 1},
+    # A file with a token.
+    "client/pmm_shm_terminal/tokens.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
+    # PostgreSQL.
+    "client/pmm_shm_cli/commands/cluster.py": {"driver.connect": 1},
+    # A lock beside the ledger.
+    "client/pmm_shm_pmm/autonomy.py": {"os.open": 1},
+    # Sources of PMM, and the list of those known.
+    "client/pmm_shm_pmm/known_sources.py": {
+        "_TABLE.read_text": 1,
+        "Path(further).read_text": 1,
+        "Path(path).read_text": 1,
+    },
+    # The ledger, before the program takes the place of this process.
+    "client/pmm_shm_pmm/launching.py": {"_sqlite().connect": 1},
+    # The report of a follower or a run.
+    "client/pmm_shm_pmm/report.py": {"os.open": 1, "open": 1},
+    # A file with a token.
+    "client/pmm_shm_web/guard.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
+    # A browser.
+    "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
+    # Events that a source has lost.
+    "server/pmm_replicator/forks.py": {"os.open": 1, "open": 2},
     "pmm_shm/ledger/json_lines.py": {"sqlite3.connect": 1},  # A new ledger, under its temporary name.
 }
 
@@ -361,6 +396,14 @@ THIRD_PARTY = {
     "rich",
     "wordllama",
     "zmq",
+    # The log in PostgreSQL, the page, and the tools for assistants.
+    "jinja2",
+    "markupsafe",
+    "mcp",
+    "psycopg",
+    "pydantic",
+    "starlette",
+    "uvicorn",
 }
 OWN = set(ledgers.PACKAGES)
 

@@ -418,6 +418,10 @@ def test_a_subclass_with_methods_of_its_own(log: Any, new_log: Make, tmp_path: P
     loud.append("note", "b")
     assert [event["content"] for event in heard] == ["A", "B"]
     assert ids(loud.read_all()) == [1]
+    # What such a log reads is not what is in the file.
+    with pytest.raises(Fallback, match="read_all of its own"):
+        log_of(loud)
+    del Loud.read_all
     assert log_of(loud).append_checked("user", "c", {}, lambda: True) == 3
     assert loud.read_all()[-1]["content"] == "C"
 

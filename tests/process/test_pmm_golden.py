@@ -33,6 +33,10 @@ def test_the_replacements_give_the_golden_answers(name: str, tmp_path: Path) -> 
 
 
 def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_path: Path) -> None:
+    for name in run_golden.names():
+        folder = tmp_path / name
+        folder.mkdir()
+        run_golden.replay(name, folder, skip=_is_left_to_pmm)
     calls = [call for name in run_golden.names() for call in run_golden.case(name)["calls"]]
     slices = [call for call in calls if call["call"] == "memegraph.graph_slice"]
     assert sum(map(_is_left_to_pmm, slices)) == 8

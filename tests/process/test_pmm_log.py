@@ -16,7 +16,7 @@ import pytest
 
 from pmm_shm.ledger.eventlog import EventLog as Writer
 from pmm_shm_pmm import installing
-from pmm_shm_pmm.autonomy import SUFFIX, holds_role
+from pmm_shm_pmm.autonomy import SUFFIX, holds_lock
 from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.settings import Settings
 from tests.support import standin_ab, standin_package
@@ -281,16 +281,16 @@ def test_a_disk_that_is_full(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_process_has_the_role_until_it_ends(tmp_path: Path) -> None:
     ledger = str(tmp_path / "log.db")
-    assert holds_role(ledger)
-    assert holds_role(ledger)
+    assert holds_lock(ledger)
+    assert holds_lock(ledger)
     read, write = os.pipe()
     if not (child := os.fork()):
-        os.write(write, b"held" if holds_role(ledger) else b"free")
+        os.write(write, b"held" if holds_lock(ledger) else b"free")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 9) == b"free"
     os.unlink(ledger + SUFFIX)
-    assert holds_role(ledger)
+    assert holds_lock(ledger)
     assert os.path.exists(ledger + SUFFIX)
 
 
@@ -298,14 +298,14 @@ def test_the_next_process_gets_the_role_when_its_holder_ends(tmp_path: Path) -> 
     ledger = str(tmp_path / "log.db")
     read, write = os.pipe()
     if not (child := os.fork()):
-        os.write(write, b"held" if holds_role(ledger) else b"free")
+        os.write(write, b"held" if holds_lock(ledger) else b"free")
         # A child of the holder keeps the lock of nobody.
         if not os.fork():
             time.sleep(5)
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 9) == b"held"
-    assert holds_role(ledger)
+    assert holds_lock(ledger)
 
 
 def _ticks(path: str, out: str) -> None:

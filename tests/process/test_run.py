@@ -518,7 +518,7 @@ def test_it_starts_without_what_the_program_needs_not() -> None:
         "import builtins; real = builtins.print\n"
         "builtins.print = lambda *words: real(*words, flush=True)\nmain()\n"
     )
-    loaded = set(daemons.run_python(code).stdout.split())
+    loaded = set(daemons.run_python(code, forked=False).stdout.split())
     assert {name for name in loaded if name.startswith("pmm_shm")} == {
         "pmm_shm_cli",
         "pmm_shm_cli.entry",
@@ -592,7 +592,7 @@ def test_the_plugin_does_nothing_unasked(place: Place) -> None:
     assert "Answers: EventLog of pmm pmm\n" in out
     assert "pmm-shm" not in out
     code = "import sys, pytest; before = set(sys.modules); import pmm_shm_pmm.pytest_plugin; "
-    done = daemons.run_python(code + "print(*sorted(set(sys.modules) - before))")
+    done = daemons.run_python(code + "print(*sorted(set(sys.modules) - before))", forked=False)
     assert set(done.stdout.split()) == {"pmm_shm_pmm", "pmm_shm_pmm.pytest_plugin"}
 
 

@@ -24,9 +24,9 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.files import refuse_foreign_wal
 from pmm_shm.remedies import TEMPLATES
 from pmm_shm_cli.main import cli
-from pmm_shm_cli.state import with_remedies
 from pmm_shm_cli.synthetic import synthetic_events
 from pmm_shm_client import commands, connect
+from pmm_shm_terminal.state import with_remedies
 from tests.conftest import StartDaemon
 from tests.support import daemons, ledgers
 from tests.support.command import COMMAND, run
@@ -61,7 +61,8 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     assert lines[0] == "healthy  agent.db  event 1,234  lag 0"
     names = [match[1] for line in lines if (match := re.match(r"(\w[\w ]*?)  ", line))]
     assert names[1:] == [
-        "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "readers", "quarantine",
+        "ledger", "position", "folds", "sizes", "daemon", "verified", "workers", "embeddings", "words",
+        "readers", "quarantine",
     ]  # fmt: skip
     text = " ".join(ran.out.split())
     assert f"pid {daemon.pid}, up" in text

@@ -19,7 +19,9 @@ PACKAGES = {
     "pmm_shm_terminal": "client/pmm_shm_terminal",
     "pmm_shm_cli": "client/pmm_shm_cli",
     "pmm_shm_chat": "client/pmm_shm_chat",
+    "pmm_shm_mcp": "client/pmm_shm_mcp",
     "pmm_shm_pmm": "client/pmm_shm_pmm",
+    "pmm_shm_web": "client/pmm_shm_web",
     "pmm_replicator": "server/pmm_replicator",
 }
 """The packages that are shipped, and their folders."""

@@ -116,6 +116,7 @@ _COMMANDS = {
     "gunicorn": "gunicorn.app.wsgiapp:run",
     "pmm-cached": "pmm_cached.main:main",
     "pmm-shm": "pmm_shm_cli.entry:main",
+    "datasette": "datasette.cli:cli",
     "pytest": "pytest:main",
     "uvicorn": "uvicorn:main",
 }
@@ -203,6 +204,7 @@ class Workplace:
             PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             COLUMNS="100",
             LC_ALL="C.UTF-8",
+            XDG_STATE_HOME=str(folder / "state"),
             XDG_RUNTIME_DIR=str(folder / "run"),  # Where gunicorn, too, puts sockets.
         )
         path = self._environment["PYTHONPATH"]

@@ -25,7 +25,9 @@ max_wal_senders = 4
 
 
 def programs() -> Path | None:
-    """The folder of PostgreSQL's programs, the newest version's; None where it is not installed."""
+    """The folder of PostgreSQL's programs, the newest version's or that of PMM_TEST_POSTGRES; None without one."""
+    if own := os.environ.get("PMM_TEST_POSTGRES"):
+        return Path(own)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent

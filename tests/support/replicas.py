@@ -52,7 +52,7 @@ class Writer:
         self._appender = SourceAppender(Server(dsn, name), timeout_s)
 
     def append(self, *contents: str, kind: str = "user") -> list[int]:
-        return self._appender.append([new_event(kind, content) for content in contents])
+        return [row[0] for row in self._appender.append([new_event(kind, content) for content in contents])]
 
     def close(self) -> None:
         self._appender.close()

@@ -17,7 +17,7 @@ from pmm_shm_chat.command import responder_named
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.rules import cid_of, events_of
-from pmm_shm_chat.turn import HISTORY_CHARS_MAX, Chat
+from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
 from tests.support.chat import BLOCK, Says, check_sound, events, index
 
@@ -84,15 +84,6 @@ def test_the_conversation_comes_as_messages_and_not_in_the_context(cache: Cache)
     assert responder.asked[1][0] == Message("user", "zero")
 
 
-def test_a_long_conversation_is_cut_at_its_old_end(cache: Cache) -> None:
-    for size in (10, HISTORY_CHARS_MAX // 2, HISTORY_CHARS_MAX // 2):
-        cache.append("response", "x" * size)
-    responder = Says("Yes.")
-    Chat(cache, responder).turn("and?")
-    assert responder.asked is not None
-    assert [len(one.content) for one in responder.asked[1]] == [HISTORY_CHARS_MAX // 2] * 2
-
-
 def test_index_entries_are_those_that_the_daemon_counts(cache: Cache) -> None:
     chat = Chat(cache, Says(" né \ud83d\ude00 I will go.\n"))
     turns = [chat.turn(text) for text in ("Ünal \x00 \ud800?", " done: go ", "I must")]
@@ -142,7 +133,7 @@ def test_an_interrupted_answer_is_kept_and_promises_nothing(cache: Cache) -> Non
 def test_an_answer_interrupted_before_its_first_word_is_none(cache: Cache) -> None:
     turn = Chat(cache, Says(error=KeyboardInterrupt())).turn("Go")
     assert (turn.response_id, turn.response, turn.is_interrupted) == (None, "", True)
-    assert len(events(cache.path)) == 2
+    assert [kind for kind, _, _ in events(cache.path)] == ["user", "embedding_indexed", "turn_marked"]
 
 
 def test_an_interruption_before_the_answer_waits_for_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +146,7 @@ def test_an_interruption_before_the_answer_waits_for_it(cache: Cache, monkeypatc
 
     monkeypatch.setattr(cache, "append", interrupted)
     assert chat.turn("Go").is_interrupted
-    assert [kind for kind, _, _ in events(cache.path)] == ["user", "embedding_indexed"]
+    assert [kind for kind, _, _ in events(cache.path)] == ["user", "embedding_indexed", "turn_marked"]
     monkeypatch.undo()
     assert chat.turn("Go on").response == "never heard"
 
@@ -184,7 +175,7 @@ def test_what_came_before_a_failure_is_kept(cache: Cache, error: BaseException) 
 def test_an_answer_without_a_word_is_an_error(cache: Cache, pieces: tuple[str, ...]) -> None:
     with pytest.raises(ResponderError, match="without a word"):
         Chat(cache, Says(*pieces)).turn("x")
-    assert len(events(cache.path)) == 2
+    assert len(events(cache.path)) == 3
 
 
 def test_an_answer_without_end_is_cut(cache: Cache) -> None:

@@ -331,3 +331,35 @@ def test_threads_share_frames_of_earlier_events(ledger: str, tmp_path: Path) -> 
         for one in threads:
             one.join()
         assert wrong == []
+
+
+def test_the_progress_of_a_frame_of_an_earlier_event(ledger: str, tmp_path: Path) -> None:
+    """It is told positions on the way; an exception out of it ends the call, and the next call is exact."""
+    fill(ledger, 40)
+    seen: list[int] = []
+    with connect(ledger) as cache:
+
+        def stop(position: Any) -> None:
+            raise InterruptedError(position.as_of)
+
+        with pytest.raises(InterruptedError):
+            cache.frame_at(30, stop)
+        frame = cache.frame_at(30, lambda position: seen.append(position.as_of))
+        assert seen
+        assert seen == sorted(seen)
+        assert seen[-1] == 30
+        assert answers.everything(frame) == replayed_at(ledger, tmp_path, 30)
+
+
+def test_a_walk_along_the_events_and_back_folds_few_of_them(ledger: str, tmp_path: Path) -> None:
+    count = 900
+    fill(ledger, count)
+    with connect(ledger) as cache:
+        cache.frame_at(600)
+        for event_id in [*range(601, 630), *range(628, 570, -1)]:
+            seen: list[int] = []
+            frame = cache.frame_at(event_id, lambda position, seen=seen: seen.append(position.as_of))
+            assert frame.as_of == event_id
+            # Never from the start of the log.
+            assert not seen or seen[0] > 300, event_id
+        assert answers.everything(frame) == replayed_at(ledger, tmp_path, 571)

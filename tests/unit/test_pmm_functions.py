@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +14,18 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.chain import event_hash
+from pmm_shm_pmm import chain, projects
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS
 from pmm_shm_pmm.patching import Patcher
+from pmm_shm_pmm.shared_log import SharedLog
 from tests.support.launched import launched
 from tests.support.open_ledger import make_open_ledger
 from tests.support.run_golden import make_ledger
+from tests.support.standin_ab import append_as_another
 
 _TRACKER = "pmm.commitments.tracker:CommitmentTracker."
 
@@ -83,6 +90,38 @@ def test_two_workers_never_open_the_same_commitment_twice(log: Any, tmp_path: Pa
     other._conn.close()
 
 
+def test_two_workers_never_open_one_project_twice(log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, look, opened = _open(tmp_path / "a.db"), projects.has_project, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not opened:
+            opened.append(1)
+            _tracker(other)._ensure_project_open("p")
+        return found
+
+    monkeypatch.setattr(projects, "has_project", meanwhile)
+    _tracker(log)._ensure_project_open("p")
+    assert _kinds(log) == ["project_open"]
+    other._conn.close()
+
+
+def test_two_workers_never_close_one_project_twice(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    look, closed = projects._is_done, []
+
+    def meanwhile(*arguments: Any) -> bool:
+        found = look(*arguments)
+        if not closed:
+            closed.append(1)
+            append_as_another(Path(log.path), "project_close", "", {"project_id": "p"})
+        return found
+
+    monkeypatch.setattr(projects, "_is_done", meanwhile)
+    assert _tracker(log).close_with_evidence("a", "done", "text")
+    assert _kinds(log).count("project_close") == 1
+
+
 def test_two_workers_never_close_a_reflection_twice(log: Any, tmp_path: Path) -> None:
     for cid in ("a", "b"):
         log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": "t", "reason": "reflection"})
@@ -98,6 +137,24 @@ def test_two_workers_never_close_a_reflection_twice(log: Any, tmp_path: Path) ->
     _tracker(log).close_reflection_on_next("own")
     assert _kinds(log) == ["commitment_open"] * 2 + ["commitment_close"] * 2
     other._conn.close()
+
+
+def test_pmms_own_append_has_the_write_lock_from_its_first_line(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            with closing(sqlite3.connect(log.path, timeout=0, isolation_level=None)) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    found.append(str(error))
+            return datetime.datetime(2020, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(import_module("pmm.storage.eventlog"), "datetime", Clock)
+    assert log.append("user", "x") == 1
+    assert found == ["database is locked"]
 
 
 def test_errors_of_the_tests_own_helpers_leave_as_they_are(log: Any, patcher: Patcher) -> None:
@@ -122,6 +179,79 @@ def test_after_the_close_errors_of_metrics_are_swallowed(log: Any, monkeypatch: 
     monkeypatch.setattr("pmm.runtime.metrics.compute_ias_gas", broken)
     assert _tracker(log).close_with_evidence("a", "done", "d") is True
     assert _kinds(log) == ["commitment_open", "commitment_close", "project_close"]
+
+
+@pytest.mark.parametrize("other", ["none", "entry", "assigned", "number", "closed"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_project_is_closed_even_where_our_read_fails(
+    log: Any, monkeypatch: pytest.MonkeyPatch, fails: bool, other: str
+) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    if other == "closed":
+        log.append(kind="project_close", content="", meta={"project_id": "p"})
+    elif other != "none":
+        meta = {
+            "cid": 7 if other == "number" else "b",
+            "text": "u",
+            **({"project_id": "p"} if other == "entry" else {}),
+        }
+        log.append(kind="commitment_open", content="o", meta=meta)
+        if other != "entry":
+            for project in ("q", "p"):
+                log.append(kind="project_assign", content="", meta={"cid": str(meta["cid"]), "project_id": project})
+    fold = SharedLog.fold
+
+    def broken(shared: SharedLog, name: str) -> Any:
+        if fails and "commitment_close" in _kinds(log):
+            raise LedgerError("unreadable for a moment")
+        return fold(shared, name)
+
+    monkeypatch.setattr(SharedLog, "fold", broken)
+    assert _tracker(log).close_with_evidence("a", "done", "text") is True
+    closes = [event["meta"] for event in log.read_all() if event["kind"] == "project_close"]
+    assert closes == ([{"project_id": "p"}] if other in ("none", "closed") else [])
+
+
+def test_where_the_second_look_fails_the_first_counts(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(kind="commitment_open", content="o", meta={"cid": "a", "text": "t", "project_id": "p"})
+    calls = 0
+
+    def broken(shared: SharedLog) -> int:
+        nonlocal calls
+        calls += 1
+        raise LedgerError("unreadable for a moment")
+
+    monkeypatch.setattr(SharedLog, "sync", broken)
+    assert _tracker(log).close_with_evidence("a", "done", "text") is True
+    assert len(_tracker(log).add_commitment("new", project="q")) == 32
+    assert calls
+    assert _kinds(log)[1:] == [
+        "commitment_close",
+        "metrics_update",
+        "project_close",
+        "project_open",
+        "commitment_open",
+    ]
+    assert log.verify_chain()
+
+
+@pytest.mark.parametrize("by_others", [True, False])
+def test_an_append_that_is_never_the_next_one_is_made_all_the_same(
+    log: Any, patcher: Patcher, monkeypatch: pytest.MonkeyPatch, by_others: bool
+) -> None:
+    write = SharedLog._write
+
+    def too_late(shared: SharedLog, log: Any, kind: Any, content: Any, meta: Any, head: int | None = None) -> int:
+        if head is not None:
+            raise HeadMovedError("moved", head) if by_others else LedgerError("no")
+        return write(shared, log, kind, content, meta)
+
+    monkeypatch.setattr(SharedLog, "_write", too_late)
+    before = dict(patcher.counts[f"{_TRACKER}add_commitment"].fallbacks)
+    assert len(_tracker(log).add_commitment("new", project="q")) == 32
+    assert _kinds(log) == ["project_open", "commitment_open"]
+    assert _tracker(log).add_commitment("new") == ""
+    assert dict(patcher.counts[f"{_TRACKER}add_commitment"].fallbacks) == before
 
 
 def test_evidence_that_needs_an_artifact(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,6 +715,37 @@ def test_several_rows_in_one_transaction_are_verified_in_whole(chained: Any, tmp
     assert _wholes() == 7
 
 
+def test_a_new_row_that_continues_another_one_is_found(chained: Any, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        hashes = [row[0] for row in connection.execute("SELECT hash FROM events ORDER BY id")]
+        digest = event_hash("full", 6, "", "user", "x", {}, hashes[2])
+        connection.execute("INSERT INTO events VALUES (6, '', 'user', 'x', '{}', ?, ?)", (hashes[2], digest))
+    assert not chained.verify_chain()
+
+
+def test_an_edit_beside_several_rows_in_one_commit_is_found(chained: Any, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        connection.execute("UPDATE events SET content = 'z' WHERE id = 5")
+        before = connection.execute("SELECT hash FROM events WHERE id = 5").fetchone()[0]
+    # As many commits as rows.
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        for number in (6, 7):
+            digest = event_hash("full", number, "", "user", "x", {}, before)
+            connection.execute("INSERT INTO events VALUES (?, '', 'user', 'x', '{}', ?, ?)", (number, before, digest))
+            before = digest
+    assert not chained.verify_chain()
+
+
+def test_commits_are_counted_within_one_epoch(chained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = iter([1] * 4 + [2] * 4)
+    monkeypatch.setattr(chain, "_commits", lambda log: (next(epochs), 7))
+    assert chained.verify_chain()
+    with sqlite3.connect(tmp_path / "chained.db") as connection:
+        connection.execute("UPDATE events SET content = 'z' WHERE id = 2")
+    # The count began anew, and happens to be the same.
+    assert not chained.verify_chain()
+
+
 def test_after_a_failed_audit_the_whole_chain_is_verified(chained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pmm_shm_pmm.chain._audits_failed", lambda log: 1)
     assert chained.verify_chain() is True
@@ -602,6 +763,38 @@ def test_evidence_of_seven_tenths_closes(log: Any, score: float, closed: list[st
     tracker = _tracker(log)
     tracker.find_evidence = lambda events, items: [("a", score, "s"), ("b", 1.0, "s")]
     assert tracker.process_evidence("d") == closed
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "meta"),
+    [
+        ("user", "REPORT", {}),
+        ("commitment_open", "REPORT", {"text": "x"}),
+        ("commitment_open", "x", {"text": "REPORT"}),
+    ],
+)
+def test_capitals_make_no_difference_to_a_recall(log: Any, kind: str, content: str, meta: dict[str, Any]) -> None:
+    for _ in range(2):
+        log.append(kind=kind, content=content, meta=meta)
+    recall = import_module("pmm.runtime.recall").suggest_recall
+    for events in (log.read_all(), log.read_all()[:]):
+        assert recall(events, "RePort") == [{"eid": 1, "snippet": content}]
+
+
+def test_capitals_make_no_difference_to_a_merge(log: Any) -> None:
+    for cid, text in (("a", "Write THE report"), ("b", "write the Report"), ("c", "else")):
+        log.append(kind="commitment_open", content="o", meta={"cid": cid, "text": text})
+    restructurer = import_module("pmm.commitments.restructuring").CommitmentRestructurer(log)
+    assert [merge["cids"] for merge in restructurer.consolidate_similar()] == [["a", "b"]]
+
+
+def test_a_summary_of_one_event(log: Any, patcher: Patcher) -> None:
+    log.append(kind="user", content="x", meta={})
+    counts = patcher.counts["pmm.runtime.scene_compactor:maybe_compact"]
+    before = counts.answered
+    compact = import_module("pmm.runtime.scene_compactor").maybe_compact
+    assert compact(log.read_all(), threshold=1)["source_ids"] == [1]
+    assert counts.answered == before + 1
 
 
 def test_words_that_say_nothing_are_no_overlap() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pmm_shm_pmm import installing, sparse
+from pmm_shm import limits
+from pmm_shm.ledger.source.roles import SourceRole
+from pmm_shm_pmm import autonomy, installing, sparse
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.lists import frame_of, log_behind, recognised
 from pmm_shm_pmm.log import log_of
@@ -322,3 +326,47 @@ def test_messages_are_answered_as_without(path: Path, tmp_path: Path) -> None:
         launched = life(path)
         installing.uninstall()
     assert launched == plain
+
+
+# The autonomy of a replica.
+
+
+class _AnyRole(SourceRole):
+    """A role that nobody has, as long as `is_free`."""
+
+    def __init__(self) -> None:
+        self.is_free = True
+        self.claims = 0
+        self.claimed = threading.Event()
+
+    def claim(self) -> bool:
+        self.claims += 1
+        if self.claims > 2:
+            self.claimed.set()
+        if self.claims == 2:
+            raise RuntimeError("no server for a moment")
+        return self.is_free
+
+    def is_held(self, for_s: float = 0.0) -> bool:
+        return self.is_free
+
+
+def test_on_a_replica_the_lease_of_all_hosts_is_needed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROLE_LEASE_S", 0.01)
+    role, ledger = _AnyRole(), str(tmp_path / "log.db")
+    cache: Any = SimpleNamespace(role=lambda name: role)
+    assert autonomy.holds_role(ledger, cache)
+    # It is renewed between ticks, also after an error.
+    assert role.claimed.wait(10)
+    role.is_free = False
+    assert not autonomy.holds_role(ledger, cache)
+    assert autonomy.holds_lock(ledger)
+    role.is_free = True
+    monkeypatch.setattr(autonomy, "holds_lock", lambda ledger: False)
+    assert not autonomy.holds_role(ledger, cache)
+
+
+def test_elsewhere_the_lock_of_the_host_is_enough(runtime: Any) -> None:
+    shared = log_of(runtime.eventlog)
+    assert autonomy.holds_role(shared.path, shared.cache)
+    assert autonomy._leases[shared.path] is None

@@ -93,7 +93,7 @@ def test_thinking_states_nothing_and_is_not_appended(cache: Cache, text: str) ->
 def test_thinking_alone_is_no_answer(cache: Cache, text: str) -> None:
     with pytest.raises(ResponderError, match="thinking and no answer"):
         Chat(cache, Says(text)).turn("Hello")
-    assert [one[0] for one in events(cache.path)] == ["user", "embedding_indexed"]
+    assert [one[0] for one in events(cache.path)] == ["user", "embedding_indexed", "turn_marked"]
 
 
 def test_thinking_that_is_interrupted_is_not_kept(cache: Cache) -> None:

@@ -16,9 +16,9 @@ from pmm_shm.wire.protocol import COUNTERS
 from pmm_shm_cli.charts import bars, curve, spark
 from pmm_shm_cli.process_usage import ProcessUsage
 from pmm_shm_cli.sampling import SAMPLES_MAX, Sample, Series, event_rates
-from pmm_shm_cli.state import with_remedies
 from pmm_shm_cli.status_view import duration, size
 from pmm_shm_cli.top_view import KEYS, SORTS, Display, frame
+from pmm_shm_terminal.state import with_remedies
 
 # What to type.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonAbsentError, LedgerNotFoundError
+from pmm_shm.errors import DaemonAbsentError, LedgerNotFoundError, ReplicaLaggingError
 from pmm_shm_terminal import completers, exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import (
@@ -33,10 +33,11 @@ from pmm_shm_terminal.verification import check, checked_fold, daemon_answers
     "--meta", "meta_text", default="{}", show_default=False, metavar="JSON", help="The event's meta, a JSON object."
 )
 @click.option("--create", is_flag=True, help="Make the ledger if it does not exist.")
+@click.option("--wait/--no-wait", default=True, help="On a replica, wait until this machine's reads include the event.")
 @ledger_timeout_option
 @json_option
-def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: Deadline, as_json: bool) -> None:
-    """Append an event and print its id.
+def append(words: tuple[str, ...], meta_text: str, create: bool, wait: bool, timeout: Deadline, as_json: bool) -> None:
+    """Append an event and print its id. Exit code 4 if it was appended, and this machine's replica lags behind.
 
     CONTENT "-" is read from stdin, without its last line break. With PMM_DB set, KIND CONTENT is enough: the first of
     two words is the ledger only if it contains a dot or a slash or is the name of a file.
@@ -47,9 +48,14 @@ def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: Deadli
         content = _stdin()
     from pmm_shm.ledger.eventlog import EventLog
 
+    lagging: ReplicaLaggingError | None = None
     try:
         with EventLog(path, timeout=timeout.left_s(), create=create) as log:
-            event_id = log.append(kind, content, meta)
+            try:
+                event_id = log.append(kind, content, meta, wait=wait)
+            except ReplicaLaggingError as error:
+                # It is appended: a script must not do it again.
+                (event_id,), lagging = error.ids, error
     except LedgerNotFoundError as error:
         if create:
             raise
@@ -58,6 +64,8 @@ def append(words: tuple[str, ...], meta_text: str, create: bool, timeout: Deadli
         print_json({"id": event_id, "ledger": log.path})
     else:
         click.echo(event_id)
+    if lagging is not None:
+        raise CommandFailed(str(lagging), exits.LAGGING)
 
 
 def _event(words: tuple[str, ...]) -> tuple[str, str, str]:

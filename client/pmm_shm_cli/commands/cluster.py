@@ -149,11 +149,12 @@ def audit(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     server = Server(record.dsn, record.name, record.identity, record.timeline)
     with (
         contextlib.closing(open_recovered(path, timeout.left_s())) as connection,
+        contextlib.closing(server),
+        _postgres_errors(),
         progress("Comparing", None) as advance,
     ):
         head_id = head_of(connection)
         found = compare(connection, server.connection(), server.known_ledger().number, head_id, advance)
-    server.close()
     if as_json:
         print_json({"head_id": head_id, "difference": None if found is None else json_value(found)})
     elif found is None:
@@ -195,17 +196,29 @@ def _primary(dsn: str) -> Iterator[Any]:
     driver, reasons = psycopg(), []
     for one in each_host(dsn):
         try:
-            with driver.connect(one, autocommit=True, connect_timeout=5) as connection:
-                if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
-                    reasons.append(f"{connection.info.host}:{connection.info.port} is a standby")
-                    continue
-                yield connection
-                return
-        except driver.OperationalError as error:
-            reasons.append(one_line(error))
+            connection = driver.connect(one, autocommit=True, client_encoding="utf8")
         except driver.Error as error:
-            raise CommandFailed(f"PostgreSQL: {one_line(error)}", exits.FAILURE) from None
+            reasons.append(one_line(error))
+            continue
+        with connection, _postgres_errors():
+            where = f"{connection.info.host}:{connection.info.port}"
+            if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
+                reasons.append(f"{where} is a standby")
+                continue
+            yield connection
+            return
     raise SourceUnreachableError(f"no primary: {'; '.join(reasons)}")
+
+
+@contextlib.contextmanager
+def _postgres_errors() -> Iterator[None]:
+    from pmm_shm.ledger.source.dsn import psycopg
+    from pmm_shm.ledger.source.server import one_line
+
+    try:
+        yield
+    except psycopg().Error as error:
+        raise CommandFailed(f"PostgreSQL: {one_line(error)}", exits.FAILURE) from None
 
 
 def _record(path: str, timeout: Deadline) -> Any:

@@ -24,7 +24,7 @@ from pmm_shm_terminal.output import cell, json_value, pairs, print_json, printab
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pmm_shm_cli.explaining import ExplainedEvent, Explanation, Subject
+    from pmm_shm.projection.explaining import ExplainedEvent, Explanation, Subject
 
 _STEPS_SHOWN = 50
 _TEXT_SHOWN = 60
@@ -65,7 +65,7 @@ def explain(
     candidates = _subjects(subject, argument, integer)
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
-    from pmm_shm_cli.explaining import explain as explained
+    from pmm_shm.projection.explaining import explain as explained
 
     with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
@@ -92,7 +92,7 @@ def _is_without_what(words: Sequence[str]) -> bool:
 
 def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
     """Print each WHAT of this ledger with its value now."""
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         frame = cache.frame()
@@ -131,7 +131,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
     """The possible meanings of the words, the likeliest first."""
-    from pmm_shm_cli.explaining import Commitment, MetricsSubject, Name, Trait
+    from pmm_shm.projection.explaining import Commitment, MetricsSubject, Name, Trait
 
     if subject == "commitment":
         number = _number(argument)
@@ -181,7 +181,7 @@ def _scores(step: ExplainedEvent) -> list[Any]:
 
 
 def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
-    from pmm_shm_cli.explaining import TOTALS
+    from pmm_shm.projection.explaining import TOTALS
 
     made = table("kind", "events", "IAS up", "IAS down", "GAS up", "GAS down", optional=("events",))
     for kind, total in sorted(totals.items(), key=lambda item: (-item[1]["events"], item[0])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ import click
 
 from pmm_shm.errors import ConfigError
 from pmm_shm_terminal import completers
+from pmm_shm_terminal.moments import id_or_instant
 from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
 from pmm_shm_terminal.output import printable, styled
 
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _BATCH = 500
 _LOOK_S = 0.1
-_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|min|m|h|d|w)", re.ASCII)
-_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
-_INSTANT_US_MAX = 1 << 60
 
 
 @click.command(context_settings=CONTEXT)
@@ -93,21 +89,12 @@ class _Bounds(NamedTuple):
     @classmethod
     def of(cls, since: str | None) -> _Bounds:
         """Raises `ConfigError`."""
-        from pmm_shm.ledger.instants import instant_us, now_us
-        from pmm_shm.ledger.rows import ID_MAX, ID_MIN
-
         if since is None:
             return cls(None, None)
-        if _WHOLE.fullmatch(since):
-            return cls(min(max(int(since), ID_MIN), ID_MAX), None)
-        age = _AGE.fullmatch(since)
-        if age is not None:
-            age_us = min(float(age[1]) * _UNITS_S[age[2]] * 1e6, _INSTANT_US_MAX)
-            return cls(None, now_us() - int(age_us))
-        instant = instant_us(since)
-        if instant is None:
+        found = cls(*id_or_instant(since))
+        if found == (None, None):
             raise ConfigError(f"--since: {since!r:.80} is no event id, ISO 8601 time, or age such as 15m")
-        return cls(None, instant)
+        return found
 
     def takes(self, event: Event) -> bool:
         """Whether the event is not too old; one without a readable time is, where a time is asked for."""

@@ -11,6 +11,7 @@ import click
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm_cli.completeness import warn_if_incomplete
+from pmm_shm_cli.searches import filters_of, scores_of, search_options, shown_score
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -49,7 +50,7 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
@@ -80,21 +81,36 @@ def _ledger_and_text(words: Sequence[str]) -> tuple[str, str | None]:
     help="Name of the embedder.  [default: the one in PMM_EMBEDDER, or that of the daemon]",
     shell_complete=completers.embedders,
 )
+@search_options
 @ledger_timeout_option
 @json_option
-def recall(words: tuple[str, ...], k: int, model: str | None, timeout: Deadline, as_json: bool) -> None:
+def recall(
+    words: tuple[str, ...],
+    k: int,
+    model: str | None,
+    mode: str,
+    kinds: tuple[str, ...],
+    roles: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    distinct: bool,
+    timeout: Deadline,
+    as_json: bool,
+) -> None:
     """Print the events most similar to TEXT, whole.
 
     As `search` finds them, the most similar first, each with its whole content.
     """
     ledger, text = ledger_and_word(words, "TEXT")
+    filters: Any = filters_of(kinds, roles, since, until, distinct)
+    chosen: Any = mode
     from pmm_shm.instance.paths import Instance
     from pmm_shm.wire.endpoints import find_endpoints
-    from pmm_shm_cli.spectator import SpectatorCache
+    from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
         try:
-            found = cache.recall(text, k, model=model)
+            found = cache.recall(text, k, model=model, mode=chosen, **filters)
         except SnapshotUnavailableError:
             # Without a daemon nothing will ever be published: that is another thing to repair than a slow one.
             find_endpoints(Instance.of(ledger))
@@ -107,8 +123,9 @@ def recall(words: tuple[str, ...], k: int, model: str | None, timeout: Deadline,
 
 
 def _as_dict(found: Hits[Any]) -> dict[str, Any]:
-    events = [{"similarity": hit.similarity, **json_value(hit.event)} for hit in found]
+    events = [{**scores_of(hit), **json_value(hit.event)} for hit in found]
     return {
+        "mode": found.mode,
         "model": found.model,
         "as_of": found.as_of,
         "is_complete": found.is_complete,
@@ -117,14 +134,23 @@ def _as_dict(found: Hits[Any]) -> dict[str, Any]:
     }
 
 
+def _scores(hit: Any) -> str:
+    similarity = f"similarity {shown_score(hit.similarity)}"
+    by_words = getattr(hit, "word_score", None)
+    return similarity if by_words is None else f"{similarity}  words {shown_score(by_words)}"
+
+
 def _show(found: Hits[Any]) -> None:
     from pmm_shm_client.context import shown_time
 
     for number, hit in enumerate(found):
         event = hit.event
-        title = f"event {hit.event_id}  {event['kind']}  {shown_time(event['ts'])}  similarity {hit.similarity:.4f}"
+        title = f"event {hit.event_id}  {event['kind']}  {shown_time(event['ts'])}  {_scores(hit)}"
         click.echo(("\n" if number else "") + styled(printable(title), bold=True), color=True)
         for line in event["content"].splitlines() or [""]:
             click.echo(f"    {printable(line)}".rstrip())
     if not found:
-        click.echo(f"pmm-shm: no event has a vector of {printable(found.model)} (as of event {found.as_of})", err=True)
+        why = f"has a vector of {printable(found.model)}" if found.mode == "meaning" else "was found"
+        click.echo(f"pmm-shm: no event {why} (as of event {found.as_of})", err=True)
+    if found.problem is not None:
+        click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)

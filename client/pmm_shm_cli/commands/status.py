@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm_cli.state import DAEMON_ANSWERS_S
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
 from pmm_shm_terminal.output import json_value, print_json, show
+from pmm_shm_terminal.state import DAEMON_ANSWERS_S
 
 if TYPE_CHECKING:
-    from pmm_shm_cli.state import Asked
+    from pmm_shm_terminal.state import Asked
 
 
 @click.command(context_settings=CONTEXT)
@@ -33,8 +33,8 @@ def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) 
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
-    from pmm_shm_cli import state
     from pmm_shm_client.results import NOT_IN_PMM2
+    from pmm_shm_terminal import state
 
     with contextlib.closing(open_recovered(path, timeout.left_s())) as connection:
         head = head_of(connection)
@@ -81,7 +81,7 @@ def _problems(asked: Asked) -> list[str | Exception]:
 
 
 def _sizes(instance: Any, daemon: dict[str, Any] | None) -> dict[str, Any]:
-    from pmm_shm_cli.state import length_of
+    from pmm_shm_terminal.state import length_of
 
     if daemon is not None:
         return dict(daemon["sizes"])

@@ -78,7 +78,7 @@ class _Monitor:
         from pmm_shm.instance.paths import Instance
         from pmm_shm_cli.process_usage import ProcessUsage
         from pmm_shm_cli.sampling import Series
-        from pmm_shm_cli.spectator import SpectatorCache
+        from pmm_shm_terminal.spectator import SpectatorCache
 
         self._instance = Instance.of(path)
         self._cache = SpectatorCache(path, timeout=min(limits.LEDGER_TIMEOUT_S, 2.0))
@@ -105,8 +105,8 @@ class _Monitor:
 
     def look(self) -> dict[str, Any]:
         """Take a sample; the rates include it."""
-        from pmm_shm_cli import state
         from pmm_shm_cli.sampling import Sample
+        from pmm_shm_terminal import state
 
         problems: list[str | Exception] = []
         head, scores = None, None
@@ -141,7 +141,7 @@ class _Monitor:
 
     def _processes(self, daemon: dict[str, Any] | None, readers: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The daemon and its readers, with what they use."""
-        from pmm_shm_cli.state import command_of
+        from pmm_shm_terminal.state import command_of
 
         own = [] if daemon is None else [{"pid": daemon["pid"], "behind_txns": None}]
         own = [{**one, "command": command_of(one["pid"])} for one in own]

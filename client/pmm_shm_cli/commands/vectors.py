@@ -15,6 +15,7 @@ import click
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, SnapshotUnavailableError
 from pmm_shm_cli.completeness import warn_if_incomplete
+from pmm_shm_cli.searches import filters_of, scores_of, search_options, shown_score
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -63,6 +64,7 @@ _model_option = click.option(
 @_model_option
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
 @click.option("--events/--no-events", default=True, help="Show the events, not only their ids.")
+@search_options
 @ledger_timeout_option
 @json_option
 def search(
@@ -72,23 +74,32 @@ def search(
     model: str | None,
     scope: str | None,
     events: bool,
+    mode: str,
+    kinds: tuple[str, ...],
+    roles: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    distinct: bool,
     timeout: Deadline,
     as_json: bool,
 ) -> None:
-    """Find the events nearest to TEXT, by cosine similarity.
+    """Find the events nearest to TEXT, by meaning and by words.
 
-    pmm-cached publishes the vectors; what it has not taken in yet is embedded here. Vectors out of the ledger's table
+    Words in double quotes are a phrase that each hit must hold; a minus right before a word excludes it. pmm-cached
+    publishes vectors and words; what it has not taken in yet is taken in here. Vectors out of the ledger's table
     event_embeddings are those of the model imported-DIMENSION, which takes --vector only.
     """
     ledger, query = _ledger_and_query(words, vector)
     ids = None if scope is None else _ids(scope)
+    filters: Any = filters_of(kinds, roles, since, until, distinct)
+    chosen: Any = mode
     from pmm_shm.instance.paths import Instance
     from pmm_shm.wire.endpoints import find_endpoints
     from pmm_shm_client.cache import Cache
 
     with Cache(ledger, timeout=timeout.left_s()) as cache:
         try:
-            found: Hits[Any] = (cache.recall if events else cache.search)(query, k, ids, model)
+            found: Hits[Any] = (cache.recall if events else cache.search)(query, k, ids, model, mode=chosen, **filters)
         except SnapshotUnavailableError:
             # Without a daemon nothing will ever be published: that is another thing to repair than a slow one.
             find_endpoints(Instance.of(ledger))
@@ -132,11 +143,12 @@ def _ids(text: str) -> list[int]:
 def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
     hits = []
     for hit in found:
-        entry = {"event_id": hit.event_id, "similarity": hit.similarity}
+        entry = {"event_id": hit.event_id, **scores_of(hit)}
         if with_events:
             entry.update((name, hit.event[name]) for name in ("kind", "ts", "content"))
         hits.append(entry)
     return {
+        "mode": found.mode,
         "model": found.model,
         "as_of": found.as_of,
         "is_complete": found.is_complete,
@@ -146,18 +158,23 @@ def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
 
 
 def _show_found(found: Hits[Any], with_events: bool) -> None:
-    made = table(
-        "event", "similarity", *(("kind", "time", "content") if with_events else ()), optional=("time", "kind")
-    )
+    # A hit of a vector, or by meaning alone, has no score of words.
+    by_words = ("words",) if found.mode != "meaning" else ()
+    columns = ("event", "similarity", *by_words, *(("kind", "time", "content") if with_events else ()))
+    made = table(*columns, optional=("time", "kind"))
     for hit in found:
-        row = [str(hit.event_id), f"{hit.similarity:.4f}"]
+        row = [str(hit.event_id), shown_score(hit.similarity)]
+        row += [shown_score(hit.word_score)] if by_words else []
         if with_events:
             event = hit.event
             row += [_short(event["kind"], _KIND_SHOWN), str(event["ts"])[:_TS_SHOWN], _short(event["content"])]
         cells = [cell(value) for value in row]
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         made.add_row(*cells)
-    show(titled(f"nearest events by {printable(found.model)}: {len(found)} (as of event {found.as_of})", made))
+    by = " and ".join(filter(None, ("words" if by_words else "", found.model)))
+    show(titled(f"nearest events by {printable(by)}: {len(found)} (as of event {found.as_of})", made))
+    if found.problem is not None:
+        click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)
 
 
 def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:

@@ -45,7 +45,7 @@ from pmm_shm_cli.doctor.facts import (
     StoreFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
-from pmm_shm_cli.state import ask, pid_here
+from pmm_shm_terminal.state import ask, pid_here
 
 NEWEST_ROWS = 1_000
 """Number of rows checked, the newest; `verify` checks all."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pmm_shm.errors import (
-    ChainError,
     HeadMovedError,
     InvalidEventError,
     LedgerBusyError,
+    LedgerError,
     LedgerUnwritableError,
     SourceUnreachableError,
     UnknownOutcomeError,
@@ -27,15 +27,12 @@ from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.rows import ID_MAX, RawRow, row_digest
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.server import Server, one_line
-from pmm_shm.ledger.source.tables import EVENT_COLUMNS
+from pmm_shm.ledger.source.tables import EVENT_COLUMNS, channel
 from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm.ledger.tail import Position
 
 if TYPE_CHECKING:
     from psycopg import Connection
-
-CHANNEL = "pmm_events"
-"""Where an append is announced; the payload is the ledger's number."""
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
@@ -52,7 +49,7 @@ _INSERT = (
 )
 _NEWEST = "SELECT id, hash FROM pmm_events WHERE ledger = %s ORDER BY id DESC LIMIT 1"
 _FIND = "SELECT id FROM pmm_events WHERE ledger = %s AND id = %s AND hash = %s"
-_NOTIFY = "SELECT pg_notify(%s, %s)"
+_NOTIFY = "SELECT pg_notify(%s, '')"
 _NOTHING = "; nothing was written"
 _RETRY_S_MIN, _RETRY_S_MAX = 0.05, 0.25
 
@@ -69,14 +66,14 @@ class SourceAppender:
         self._server = server
         self._timeout_s = timeout_s
 
-    def append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None = None) -> list[int]:
-        """Write all events in one transaction, or none. Returns their ids.
+    def append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None = None) -> list[RawRow]:
+        """Write all events in one transaction, or none. Returns their rows, as PostgreSQL has them.
 
         Raises:
             HeadMovedError: the log's head is not the expected one.
             InvalidEventError: PostgreSQL cannot store one of them: a text with a NUL.
             SourceUnreachableError: no primary within the timeout; nothing was written.
-            UnknownOutcomeError: the connection was lost in the commit, and did not come back within the timeout.
+            UnknownOutcomeError: the connection was lost in the commit, and the outcome could not be found out.
             LedgerError: in one of its other kinds; nothing was written.
         """
         _refuse_nul(events)
@@ -87,26 +84,13 @@ class SourceAppender:
             while True:
                 try:
                     return self._attempt(events, expected_head, deadline_s, sent)
-                except SourceUnreachableError as error:
-                    if time.monotonic() >= deadline_s:
-                        raise self._lost(sent, error) from error
-                except driver.errors.LockNotAvailable as error:
-                    raise LedgerBusyError(
-                        f"the ledger {self._server.name!r}: others held it for {self._timeout_s:g} s{_NOTHING}"
-                    ) from error
-                except (driver.OperationalError, driver.InterfaceError) as error:
-                    self._server.close()
-                    if time.monotonic() >= deadline_s:
-                        raise self._lost(sent, error) from error
-                except driver.Error as error:
-                    self._server.close()
-                    raise LedgerUnwritableError(
-                        f"the ledger {self._server.name!r}: PostgreSQL: {one_line(error)}{_NOTHING}"
-                    ) from error
+                except (LedgerError, driver.Error) as error:
+                    if not self._may_pass(error) or time.monotonic() >= deadline_s:
+                        self._raise(error, sent)
                 sleep_between(_RETRY_S_MIN, _RETRY_S_MAX)
 
-    def head(self) -> tuple[int, str | None]:
-        """The newest event's id and hash; (0, None) for an empty log.
+    def head(self) -> tuple[int, str] | None:
+        """The newest event's id and hash; None for an empty log.
 
         Raises:
             SourceUnreachableError: no primary, or it does not answer.
@@ -119,7 +103,7 @@ class SourceAppender:
             except driver.Error as error:
                 self._server.close()
                 raise SourceUnreachableError(f"the ledger {self._server.name!r}: {one_line(error)}") from error
-        return (0, None) if row is None else (row[0], row[1])
+        return None if row is None else (row[0], row[1])
 
     def close(self) -> None:
         """Close the connection; the next append opens it anew."""
@@ -128,7 +112,7 @@ class SourceAppender:
 
     def _attempt(
         self, events: Sequence[NewEvent], expected_head: ExpectedHead | None, deadline_s: float, sent: list[RawRow]
-    ) -> list[int]:
+    ) -> list[RawRow]:
         """One attempt. `sent` gets the rows before the commit is sent: it has them if this is another attempt."""
         connection = self._server.connection()
         ledger = self._server.known_ledger()
@@ -145,7 +129,7 @@ class SourceAppender:
             if sent:
                 if self._is_written(connection, ledger.number, sent[-1]):
                     connection.execute("ROLLBACK")
-                    return [row[0] for row in sent]
+                    return sent
                 sent.clear()
             if expected_head is not None:
                 self._require_head(newest, expected_head)
@@ -155,14 +139,24 @@ class SourceAppender:
             rows = _rows(events, newest, now, ledger.formula, self._server.name)
             sent[:] = rows
             columns = [list(column) for column in zip(*rows, strict=True)]
-            with connection.pipeline():
-                connection.execute(_INSERT, (ledger.number, *columns))
-                connection.execute("COMMIT")
-                # Within the transaction, it would take a lock of the whole instance.
-                connection.execute(_NOTIFY, (CHANNEL, str(ledger.number)))
-            return [row[0] for row in rows]
+            commit = connection.cursor()
+            try:
+                with connection.pipeline():
+                    connection.execute(_INSERT, (ledger.number, *columns))
+                    commit.execute("COMMIT")
+                    # Within the transaction, it would take a lock of the whole instance.
+                    connection.execute(_NOTIFY, (channel(ledger.number),))
+            except psycopg().Error as error:
+                if commit.statusmessage != "COMMIT":
+                    if error.diag.severity_nonlocalized == "ERROR":
+                        # An answer: the transaction was rolled back.
+                        sent.clear()
+                    raise
+                # Written; only the notification failed, and followers also look by themselves.
+                self._server.close()
+            return rows
         except BaseException as error:
-            if isinstance(error, (HeadMovedError, ChainError, LedgerUnwritableError)):
+            if isinstance(error, LedgerError) and not isinstance(error, SourceUnreachableError):
                 connection.execute("ROLLBACK")
             else:
                 # In the middle of a transaction, or of a pipeline: another connection is clean.
@@ -188,15 +182,30 @@ class SourceAppender:
         )
         raise HeadMovedError(f"the ledger {self._server.name!r}: {found}{_NOTHING}", head_id)
 
-    def _lost(self, sent: list[RawRow], error: Exception) -> SourceUnreachableError | UnknownOutcomeError:
-        name, reason = self._server.name, one_line(error)
-        if not sent:
-            return SourceUnreachableError(f"the ledger {name!r}: {reason}{_NOTHING}")
-        return UnknownOutcomeError(
-            f"the ledger {name!r}: the connection was lost in the commit of event {sent[-1][0]}, and the server did "
-            f"not come back within {self._timeout_s:g} s: {reason}. Look for the event before you append it again",
-            str(sent[-1][-1]),
-        )
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether another attempt may succeed."""
+        driver = psycopg()
+        passing = (SourceUnreachableError, driver.OperationalError, driver.InterfaceError)
+        return isinstance(error, passing) and not isinstance(error, driver.errors.LockNotAvailable)
+
+    def _raise(self, error: Exception, sent: list[RawRow]) -> NoReturn:
+        """Give up, with the error for the caller. `sent` are rows whose commit was not answered."""
+        where, reason = f"the ledger {self._server.name!r}", one_line(error)
+        if sent:
+            raise UnknownOutcomeError(
+                f"{where}: the connection was lost in the commit of event {sent[-1][0]}, and whether it was written "
+                f"could not be found out within {self._timeout_s:g} s: {reason}. Look for the event before you append "
+                "it again",
+                str(sent[-1][-1]),
+            ) from error
+        if isinstance(error, SourceUnreachableError):
+            raise SourceUnreachableError(f"{reason}{_NOTHING}") from error
+        if isinstance(error, LedgerError):
+            raise error
+        if isinstance(error, psycopg().errors.LockNotAvailable):
+            raise LedgerBusyError(f"{where}: others held it for {self._timeout_s:g} s{_NOTHING}") from error
+        kind = SourceUnreachableError if self._may_pass(error) else LedgerUnwritableError
+        raise kind(f"{where}: PostgreSQL: {reason}{_NOTHING}") from error
 
 
 def _refuse_nul(events: Sequence[NewEvent]) -> None:

@@ -11,6 +11,15 @@ from typing import Any
 from pmm_shm.errors import ConfigError, MissingExtraError
 from pmm_shm.late import late_imports
 
+# A host that is gone without a word is noticed after about ten seconds; a name that says otherwise is obeyed.
+_DEFAULTS: dict[str, Any] = {
+    "application_name": "pmm-shm",
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
 
@@ -71,5 +80,5 @@ def each_host(dsn: str) -> list[str]:
     names = []
     for index in range(count):
         own = {key: one[index] if len(one) > 1 else one[0] for key, one in lists.items()}
-        names.append(make_conninfo("", **{**values, **own}))
+        names.append(make_conninfo("", **{**_DEFAULTS, **values, **own}))
     return names

@@ -41,7 +41,7 @@ class ReplicaAppender:
         if record is None:
             raise NotALedgerError(f"{reader.path}: a replica without a record of its source")
         self.record: ReplicaRecord = record
-        self.server = Server(record.dsn, record.name, record.identity, record.timeline)
+        self.server = self.new_server()
         self._appender = SourceAppender(self.server, timeout_s)
 
     def is_current(self) -> bool:
@@ -69,10 +69,11 @@ class ReplicaAppender:
             LedgerError: as `SourceAppender.append`.
         """
         deadline_s = time.monotonic() + self._timeout_s
-        self._follow_timeline()
-        ids = self._appender.append(events, expected_head)
-        if ids and wait:
-            self._wait_for(ids[-1], None, deadline_s, tuple(ids))
+        rows = self._appender.append(events, expected_head)
+        ids = [row[0] for row in rows]
+        if rows and wait:
+            # By its hash: until a fork is resolved, a lost event may have this id here.
+            self._wait_for(ids[-1], rows[-1][-1], deadline_s, tuple(ids))
         return ids
 
     def wait_for_head(self, timeout_s: float) -> int:
@@ -83,28 +84,25 @@ class ReplicaAppender:
             ReplicaLaggingError: the replica has not got it within the timeout.
         """
         deadline_s = time.monotonic() + timeout_s
-        self._follow_timeline()
-        head_id, head_hash = self._appender.head()
-        if head_id:
-            self._wait_for(head_id, head_hash, deadline_s)
-        return head_id
+        head = self._appender.head()
+        if head is None:
+            return 0
+        self._wait_for(*head, deadline_s)
+        return head[0]
 
     def new_server(self) -> Server:
         """Another connection to the same ledger, for a purpose of its own."""
         record = self.record
-        return Server(record.dsn, record.name, record.identity, self.server.timeline)
+        return Server(record.dsn, record.name, record.identity, record.timeline, seen_timeline=self._seen_timeline)
 
-    def _follow_timeline(self) -> None:
-        """Leave an old primary: the follower has seen a standby take over."""
+    def _seen_timeline(self) -> int:
+        """The highest timeline that the follower has seen: a standby may have taken over."""
         with self._reader.lock:
             handle = self._reader.handle()
             rows = self._reader.retry(lambda: handle.execute(_TIMELINE_SQL).fetchall())
-        with self.server.lock:
-            self.server.require_timeline(max((row[0] for row in rows), default=0))
+        return max((row[0] for row in rows), default=0)
 
-    def _wait_for(
-        self, event_id: int, wanted_hash: str | None, deadline_s: float, appended: tuple[int, ...] = ()
-    ) -> None:
+    def _wait_for(self, event_id: int, wanted_hash: str, deadline_s: float, appended: tuple[int, ...] = ()) -> None:
         while not self._has(event_id, wanted_hash):
             if time.monotonic() >= deadline_s:
                 what = "the append is in PostgreSQL" if appended else f"event {event_id} is in PostgreSQL"
@@ -118,8 +116,8 @@ class ReplicaAppender:
         """Close the connection to PostgreSQL; the next append opens it anew."""
         self._appender.close()
 
-    def _has(self, event_id: int, wanted_hash: str | None) -> bool:
-        """Whether the replica has the event, with this hash if one is given: before a fork it may have another."""
+    def _has(self, event_id: int, wanted_hash: str) -> bool:
+        """Whether the replica has the event with this hash."""
         self._reader.follow_replacement()
         with self._reader.lock:
             handle = self._reader.handle()
@@ -127,4 +125,4 @@ class ReplicaAppender:
                 rows = self._reader.retry(lambda: handle.execute(_HASH_SQL, (event_id,)).fetchall())
             except LedgerError:
                 return False
-        return bool(rows) and wanted_hash in (None, rows[0][0])
+        return bool(rows) and wanted_hash == rows[0][0]

@@ -1,8 +1,8 @@
 """A connection to the primary of a PostgreSQL cluster, for one ledger.
 
 Of several hosts each is asked by itself: it counts as the primary if it takes writes, knows the ledger by the identity
-that the replica was made from, and its timeline is not older than any that was seen. So an old primary that comes back
-is refused, and so is another ledger under the same name.
+that the replica was made from, and its timeline is the latest of all, and not older than any that was seen. So an old
+primary that comes back is refused, and so is another ledger under the same name.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import os
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm.errors import ConfigError, LedgerError, SourceUnreachableError
+from pmm_shm.errors import ConfigError, LedgerError, NotALedgerError, SourceUnreachableError
 from pmm_shm.ledger.source.dsn import each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-_CONNECT_S = 5
+_SPARE_CONNECT_S = 2
+_PREPARED_AFTER = 2
 # The checkpoint after a promotion may still be to come: then the newest WAL file has the timeline.
 _TIMELINE = (
-    "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
+    "SELECT pg_backend_pid(), pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE greatest("
     "(SELECT timeline_id FROM pg_control_checkpoint()), "
     "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int) END"
 )
@@ -37,6 +39,7 @@ class Server:
         name: the ledger's.
         identity: the ledger must have this one; None for any.
         timeline: the highest that was seen; a server with a lower one is refused.
+        seen_timeline: the highest that others have seen by now; asked at each use.
         options: for libpq, such as `application_name`.
 
     Attributes:
@@ -45,7 +48,14 @@ class Server:
     """
 
     def __init__(
-        self, dsn: str, name: str, identity: uuid.UUID | None = None, timeline: int = 0, **options: Any
+        self,
+        dsn: str,
+        name: str,
+        identity: uuid.UUID | None = None,
+        timeline: int = 0,
+        *,
+        seen_timeline: Callable[[], int] = lambda: 0,
+        **options: Any,
     ) -> None:
         self.lock = threading.RLock()
         self.dsn = dsn
@@ -53,6 +63,7 @@ class Server:
         self.timeline = timeline
         self.ledger: SourceLedger | None = None
         self._identity = identity
+        self._seen_timeline = seen_timeline
         self._options = options
         self._connection: Connection | None = None
         self._pid = 0
@@ -63,21 +74,45 @@ class Server:
 
         Raises:
             SourceUnreachableError: no server is the primary of this ledger.
-            NotALedgerError: the primary has no ledger of this name, or another one.
+            NotALedgerError: no server is, and one that takes writes has no ledger of this name, or another one.
             MissingExtraError: psycopg is not installed.
         """
+        seen = self._seen_timeline()
+        if seen > self.timeline:
+            # A server with a lower one is an old primary from now on.
+            self.close()
+            self.timeline = seen
         connection = self._connection
         if connection is not None and not connection.closed and not connection.broken and self._pid == os.getpid():
             return connection
         self.close()
-        reasons = []
+        reasons, is_another = [], False
         for dsn in each_host(self.dsn):
             try:
-                self._connection, self._pid = self._open(dsn), os.getpid()
-                return self._connection
-            except _NotThePrimary as error:
+                # Each is asked, and the latest timeline stays: an old primary takes writes, too.
+                found = self._open(dsn, is_spare=self._connection is not None)
+            except (_NotThePrimary, NotALedgerError) as error:
                 reasons.append(str(error))
-        raise SourceUnreachableError(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+                is_another |= isinstance(error, NotALedgerError)
+                continue
+            self.close()
+            self._connection, self._pid = found, os.getpid()
+        if self._connection is not None:
+            return self._connection
+        kind = NotALedgerError if is_another else SourceUnreachableError
+        raise kind(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+
+    def leave_if_old(self) -> None:
+        """Close the connection if another server of the cluster has a later timeline."""
+        others = each_host(self.dsn)
+        for dsn in others if len(others) > 1 else ():
+            try:
+                found = self._open(dsn, is_spare=True)
+            except (_NotThePrimary, NotALedgerError):
+                continue
+            found.close()
+            self.close()
+            return
 
     def known_ledger(self) -> SourceLedger:
         """The ledger's row; connects where it is not known."""
@@ -92,26 +127,21 @@ class Server:
         if connection is not None and self._pid == os.getpid():
             connection.close()
 
-    def require_timeline(self, timeline: int) -> None:
-        """Somebody has seen this timeline: a server with a lower one is an old primary from now on."""
-        if timeline > self.timeline:
-            self.close()
-            self.timeline = timeline
-
     def __del__(self) -> None:
         self.close()
 
-    def _open(self, dsn: str) -> Connection:
+    def _open(self, dsn: str, *, is_spare: bool = False) -> Connection:
+        """A connection to a primary; `is_spare`: only to one with a later timeline than the highest seen."""
         driver = psycopg()
+        options = {**self._options, "connect_timeout": _SPARE_CONNECT_S} if is_spare else self._options
         try:
-            # Named statements do not survive a pooler in transaction mode.
             connection: Connection = driver.connect(
                 dsn,
                 autocommit=True,
                 prepare_threshold=None,
-                connect_timeout=_CONNECT_S,
-                application_name="pmm-shm",
-                **self._options,
+                # A DSN, or PGCLIENTENCODING, must not change what is read.
+                client_encoding="utf8",
+                **options,
             )
         except driver.ProgrammingError as error:
             raise ConfigError(f"the data source name: {one_line(error)}") from None
@@ -120,23 +150,26 @@ class Server:
         try:
             row = connection.execute(_TIMELINE).fetchone()
             assert row is not None
-            is_standby, timeline = row
+            backend_pid, is_standby, timeline = row
             where = f"{connection.info.host}:{connection.info.port}"
             if is_standby:
                 raise _NotThePrimary(f"{where} is a standby")
-            if timeline < self.timeline:
+            if timeline < self.timeline + is_spare:
                 raise _NotThePrimary(
                     f"{where} is an old primary (timeline {timeline}, and {self.timeline} was seen already)"
                 )
             ledger = find_ledger(connection, self.name)
             if self._identity is not None and ledger.identity != self._identity:
-                raise _NotThePrimary(f"{where} has another ledger under the name {self.name!r}")
+                raise NotALedgerError(f"{where} has another ledger under the name {self.name!r}")
         except driver.Error as error:
             connection.close()
             raise _NotThePrimary(one_line(error)) from None
         except BaseException:
             connection.close()
             raise
+        if backend_pid == connection.info.backend_pid:
+            # Named statements would not survive a pooler in transaction mode. It gives its clients numbers of its own.
+            connection.prepare_threshold = _PREPARED_AFTER
         self.ledger, self.timeline = ledger, timeline
         return connection
 

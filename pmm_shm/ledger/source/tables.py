@@ -74,6 +74,11 @@ class SourceLedger(NamedTuple):
     formula: Formula
 
 
+def channel(number: int) -> str:
+    """Where the appends to a ledger are announced; `number` is that of its row."""
+    return f"pmm_events_{number}"
+
+
 def checked_name(name: str) -> str:
     """The name of a ledger in PostgreSQL.
 
@@ -86,7 +91,14 @@ def checked_name(name: str) -> str:
 
 
 def create_tables(connection: Connection) -> None:
-    """Create the tables that are missing, within the caller's transaction."""
+    """Create the tables that are missing, within the caller's transaction.
+
+    Raises:
+        ConfigError: the database cannot hold every text.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigError(f"the database has the encoding {encoding}; create one with the encoding UTF8")
     connection.execute(_LOCK)
     for statement in _TABLES:
         connection.execute(statement)

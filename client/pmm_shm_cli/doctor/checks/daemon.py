@@ -77,7 +77,7 @@ def source(facts: SystemFacts) -> Iterator[Verdict]:
         yield warning(
             f"it is a replica of {rows.replica_of!r} in PostgreSQL, and no daemon here follows it",
             "reads are exact for what it has; appends wait until somebody follows, or their timeout",
-            remedy("follow-source", ledger=facts.path, name=rows.replica_of),
+            remedy("follow-source", ledger=facts.path),
         )
         return
     if replica["problem"] or not replica["is_running"]:

@@ -104,6 +104,8 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
             if facts.ledger.disk.is_read_only
             else remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
         )
+    elif facts.ledger.rows is not None and facts.ledger.rows.replica_of is not None:
+        yield ok(f"{user} may read it", "appends go to PostgreSQL: it is a replica")
     elif facts.ledger.rows is not None and facts.ledger.rows.refusal is not None:
         yield note(
             f"{user} may read it, and nobody but its owner's program can append",

@@ -1,0 +1,123 @@
+"""What a responder receives: the block of the context and the conversation so far, within a budget of tokens.
+
+Invariant: a message of a turn that was undone, or that failed, is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from pmm_shm_chat.responder import Message
+from pmm_shm_client.context import ROLES, TEXT_CHARS_MAX, Context
+from pmm_shm_client.thinking import without_thinking
+
+if TYPE_CHECKING:
+    from pmm_shm.folds.recent import Entry
+    from pmm_shm_client.cache import Cache
+
+TOKENS_MAX = 16_000
+"""The default budget of a prompt, in estimated tokens."""
+MARK_KIND = "turn_marked"
+"""The kind of the event that leaves messages out of later prompts, or takes them in again: its meta is
+`{"eids": [...], "undone": bool, "reason": ...}`, and the newest one about a message counts."""
+_ASCII_CHARS_PER_TOKEN = 4
+_MESSAGE_TOKENS = 12
+"""Of the role of a message, or of its time and speaker in the block."""
+
+
+class Prompt(NamedTuple):
+    """The context's block for the system prompt, and the earlier messages, oldest first."""
+
+    block: str
+    history: list[Message]
+
+
+class Undone:
+    """The messages of a ledger that were undone; each call reads only the events since the last one."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._ids: set[int] = set()
+        self._as_of = 0
+
+    def ids(self, as_of: int) -> Collection[int]:
+        """The ids of these messages, up to event `as_of` at least.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if as_of < self._as_of:
+            # Another history: a restored or replaced ledger.
+            self._ids.clear()
+            self._as_of = 0
+        for event in self._cache.events(MARK_KIND, after=self._as_of, limit=None):
+            named = event.meta.get("eids")
+            ids = {one for one in named if type(one) is int} if isinstance(named, list) else set()
+            if event.meta.get("undone") is True:
+                self._ids |= ids
+            else:
+                self._ids -= ids
+        self._as_of = as_of
+        return self._ids
+
+
+def make_prompt(
+    context: Context, user_id: int, user_text: str, undone: Collection[int], count: int, tokens_max: int
+) -> Prompt:
+    """The prompt for one message.
+
+    What does not fit is left out: the oldest messages first, then the least similar of the recalled ones. The facts of
+    the context and the user's text are always in it.
+
+    Parameters:
+        user_id: the event of the message to answer; only earlier messages are in the history.
+        undone: ids of messages to leave out.
+        count: earlier messages at most.
+        tokens_max: estimated tokens of block, history and user's text together.
+    """
+    recalled = [one for one in context.recalled if one.id not in undone]
+    bare = replace(context, messages=(), recalled=())
+    room = tokens_max - tokens_of(str(bare)) - tokens_of(user_text)
+    kept_recalled = 0
+    for one in recalled:
+        room -= tokens_of(one.content[:TEXT_CHARS_MAX]) + _MESSAGE_TOKENS
+        if room < 0:
+            break
+        kept_recalled += 1
+    block = str(replace(bare, recalled=tuple(recalled[:kept_recalled])))
+    room = tokens_max - tokens_of(block) - tokens_of(user_text)
+    before = [one for one in context.messages if one.id < user_id and one.id not in undone]
+    return Prompt(block, _newest(_spoken(before[-count:] if count else []), room))
+
+
+def _spoken(entries: Iterable[Entry]) -> list[Message]:
+    """The messages as they were said, without the thinking that other programs may have stored."""
+    found = []
+    for one in entries:
+        role = ROLES[one.kind]
+        content = without_thinking(one.content) if role == "assistant" else one.content
+        if content or not one.content:
+            found.append(Message(role, content))
+    return found
+
+
+def _newest(messages: list[Message], room: int) -> list[Message]:
+    """As many of the newest messages as fit."""
+    kept: list[Message] = []
+    for one in reversed(messages):
+        room -= tokens_of(one.content) + _MESSAGE_TOKENS
+        if room < 0:
+            break
+        kept.append(one)
+    return kept[::-1]
+
+
+def tokens_of(text: str) -> int:
+    """The tokens of a text, estimated: a quarter of its ASCII characters, and each other character.
+
+    Models count differently; this errs on the high side for most of them and most languages.
+    """
+    plain = len(text) if text.isascii() else sum(map(str.isascii, text))
+    return len(text) - plain + -(-plain // _ASCII_CHARS_PER_TOKEN)

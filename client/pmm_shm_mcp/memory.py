@@ -1,0 +1,199 @@
+"""What the tools and resources answer, as plain values; nothing here knows the protocol.
+
+Invariant: every answer is exact for its `as_of`, of the time of the call, and bounded (module `bounds`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError
+from pmm_shm_client.cache import Cache
+from pmm_shm_client.results import applicable
+from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.rows import Event
+    from pmm_shm.projection.explaining import Explanation, Subject
+    from pmm_shm_client.searching import Hits, Recollection
+
+VIA = "mcp"
+"""`meta["via"]` of every event that the tool `append` has written."""
+Status = Literal["open", "expired", "all"]
+SubjectName = Literal["name", "trait", "commitment", "metrics"]
+
+
+def find(cache: Cache, query: str, k: int) -> Hits[Recollection]:
+    """The recalled events. The one place that says how this program searches."""
+    return cache.recall(query, k)
+
+
+class Memory:
+    """One ledger's memory.
+
+    Parameters:
+        writable: the kinds that `append` takes.
+        timeout_s: how long an explanation waits for a busy ledger.
+    """
+
+    def __init__(self, cache: Cache, writable: Iterable[str] = (), timeout_s: float = limits.LEDGER_TIMEOUT_S) -> None:
+        self._cache = cache
+        self.writable = tuple(dict.fromkeys(writable))
+        self.path = cache.path
+        self._timeout_s = timeout_s
+        # A replay keeps a core busy: one at a time, however many are asked for.
+        self._replaying = threading.Lock()
+
+    def close(self) -> None:
+        """Close the cache."""
+        self._cache.close()
+
+    def recall(self, query: str, limit: int) -> dict[str, Any]:
+        """The events most similar to the query, the best first.
+
+        Raises:
+            PmmShmError: as `Cache.recall`.
+        """
+        found = find(self._cache, query, limit)
+        answer: dict[str, Any] = {"as_of": found.as_of, "is_complete": found.is_complete}
+        if not found.is_complete:
+            answer["problem"] = "not every event was searched: no daemon has indexed them all yet"
+        hits = (
+            {
+                "id": hit.event_id,
+                "ts": hit.event["ts"],
+                "kind": hit.event["kind"],
+                "similarity": round(hit.similarity, 4),
+                "content": hit.event["content"],
+            }
+            for hit in found
+        )
+        return with_items(answer, "hits", hits)
+
+    def context(self, message: str | None, recall: int, messages: int, reflections: int) -> str:
+        """The block of `Cache.context`, with the position and what recall has missed below it."""
+        found = self._cache.context(message, reflections=reflections, recall=recall, messages=messages)
+        lines = [cut_text(str(found), ANSWER_CHARS_MAX), "", f"(as of event {found.as_of})"]
+        if found.recall_problem is not None:
+            lines.append(cut_text(f"(recall: {found.recall_problem})", 500))
+        return "\n".join(lines)
+
+    def events(
+        self, kind: str | None, after: int | None, before: int | None, limit: int, newest_first: bool
+    ) -> dict[str, Any]:
+        """Events of a range of ids, and whether there are more of them."""
+        found = self._cache.events(kind, after, before, limit + 1, newest_first)
+        shown = found[:limit]
+        answer = with_items({}, "events", (_event(one) for one in shown))
+        listed = len(answer["events"])
+        if len(found) > listed:
+            bound = "before" if newest_first else "after"
+            answer["more"] = f"there are more: call again with {bound}={shown[listed - 1].id}"
+        return answer
+
+    def explain(self, subject: SubjectName, which: str, until: int | None, limit: int) -> dict[str, Any]:
+        """The events that led to a value, the newest first, each with its effect.
+
+        Raises:
+            ConfigError: there is no such subject, or it does not apply to this ledger.
+            LedgerError: the ledger cannot be read.
+        """
+        from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+
+        if subject != "commitment" and self._cache.is_of_pmm2:
+            raise ConfigError(f"{subject}: does not apply: {WHY_NOT_APPLICABLE}")
+        answer = self._explained(_subjects(subject, which), until, limit)
+        if subject == "commitment" and not answer.events:
+            raise ConfigError(f"commitment: no event speaks of {which!r:.80}")
+        head = {"subject": answer.subject, "value": answer.value, "as_of": answer.as_of, "events": answer.events}
+        if answer.totals:
+            head["totals"] = answer.totals
+        steps = (
+            {
+                "id": step.event_id,
+                "ts": step.ts,
+                "kind": step.kind,
+                "effect": step.effect,
+                "before": step.before,
+                "after": step.after,
+            }
+            for step in reversed(answer.steps)
+        )
+        return with_items(head, "steps", steps)
+
+    def _explained(self, candidates: Iterable[Subject], until: int | None, limit: int) -> Explanation:
+        from pmm_shm.ledger.recovery import open_recovered
+        from pmm_shm.projection.explaining import explain
+
+        with self._replaying, contextlib.closing(open_recovered(self.path, self._timeout_s)) as connection:
+            for candidate in candidates:
+                answer = explain(connection, candidate, limit, until)
+                if answer.events:
+                    break
+            return answer
+
+    def commitments(self, status: Status, limit: int) -> dict[str, Any]:
+        """Commitments, those that were opened or have expired last first, and how many there are."""
+        found = self._cache.commitments()
+        answer = {"as_of": found.as_of, "open": len(found.open), "expired": len(found.expired)}
+        entries: list[dict[str, Any]] = []
+        for name, group in (("open", found.open), ("expired", found.expired)):
+            if status in (name, "all"):
+                entries += [_commitment(cid, name, entry) for cid, entry in reversed(list(group.items()))]
+        made = with_items(answer, "commitments", entries[:limit])
+        not_shown = len(entries) - len(made["commitments"])
+        return {**made, "left_out": not_shown} if not_shown else made
+
+    def append(self, kind: str, content: str, meta: Mapping[str, Any] | None, expected_head: int | None) -> int:
+        """Append an event of one of the writable kinds. Returns its id.
+
+        Raises:
+            ConfigError: this kind is not one of them.
+            PmmShmError: as `Cache.append`.
+        """
+        if kind not in self.writable:
+            raise ConfigError(f"kind: expected one of {', '.join(self.writable)}, got {kind!r:.80}")
+        return self._cache.append(kind, content, {**(meta or {}), "via": VIA}, expected_head=expected_head)
+
+    def identity(self) -> dict[str, Any]:
+        """Name and traits; None in their place where they do not apply."""
+        return self._applicable("identity", self._cache.identity().to_dict())
+
+    def metrics(self) -> dict[str, Any]:
+        """IAS, GAS and stage, at one position; None in their place where they do not apply."""
+        frame = self._cache.frame()
+        return self._applicable("metrics", {**frame.metrics().to_dict(), "stage": frame.stage().stage})
+
+    def _applicable(self, name: str, answer: dict[str, Any]) -> dict[str, Any]:
+        return applicable(name, answer, self._cache.not_applicable)
+
+
+def _event(event: Event) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": event.id, "ts": event.ts, "kind": event.kind, "content": event.content}
+    return {**found, "meta": event.meta} if event.meta else found
+
+
+def _commitment(cid: str | int, status: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in entry.items() if key not in ("cid", "text")}
+    found: dict[str, Any] = {"cid": cid, "status": status, "text": entry.get("text")}
+    return {**found, "meta": rest} if rest else found
+
+
+def _subjects(subject: SubjectName, which: str) -> list[Subject]:
+    """The possible meanings of the words, the likeliest first: a commitment's id may be a text or an integer.
+
+    Raises:
+        ConfigError: there is no such value.
+    """
+    from pmm_shm.projection.explaining import Commitment, MetricsSubject, Name, Trait
+
+    if subject == "trait":
+        return [Trait(which)]
+    if subject == "commitment":
+        is_number = which.isascii() and which.isdecimal() and len(which) < 20 and which[0] != "0"
+        return [Commitment(which), *([Commitment(int(which))] if is_number else [])]
+    return [MetricsSubject() if subject == "metrics" else Name()]

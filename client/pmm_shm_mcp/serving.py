@@ -1,0 +1,118 @@
+"""Serves over standard streams, or over streamable HTTP on the loopback address behind a token.
+
+Invariant: over HTTP nothing runs for a request without the token, or with a foreign `Host` or `Origin` (the SDK checks
+these two).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uvicorn
+
+from pmm_shm.errors import ConfigError
+from pmm_shm_mcp.memory import Memory
+from pmm_shm_mcp.tools import server
+from pmm_shm_terminal import exits
+
+HOST = "127.0.0.1"
+PATH = "/mcp"
+_STOP_S = 1
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+
+def serve_streams(memory: Memory) -> None:
+    """Serve the one client at stdin and stdout, until it closes them or a signal ends the process."""
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, _leave, memory, number)
+        await server(memory).run_stdio_async()
+
+    asyncio.run(serve())
+
+
+def _leave(memory: Memory, number: int) -> None:
+    """End at once: an orderly end would wait for the thread that reads stdin, until the client writes something."""
+    memory.close()
+    os._exit(128 + number)
+
+
+def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None]) -> None:
+    """Serve any number of clients on the loopback address, until a signal ends the process.
+
+    Parameters:
+        port: 0 for a free one.
+        said: called with the address once it is open.
+
+    Raises:
+        ConfigError: the port is taken, or may not be used.
+    """
+    # A session would only be lost when the server restarts: each request stands by itself.
+    app = server(memory).streamable_http_app(streamable_http_path=PATH, stateless_http=True, host=HOST)
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"--http: cannot listen on port {port}: {error.strerror}") from None
+        listening.listen()
+        said(f"http://{HOST}:{listening.getsockname()[1]}{PATH}")
+        config = uvicorn.Config(
+            Guard(app, token), log_level="warning", access_log=False, timeout_graceful_shutdown=_STOP_S
+        )
+        asyncio.run(_serve(uvicorn.Server(config), listening))
+    finally:
+        listening.close()
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Until a signal; uvicorn handles SIGINT and SIGTERM, and raises them again when it has stopped."""
+    hung_up = False
+
+    def hang_up() -> None:
+        nonlocal hung_up
+        hung_up = server.should_exit = True
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+    await server.serve([listening])
+    if hung_up:
+        sys.exit(exits.HUNG_UP)
+
+
+class Guard:
+    """ASGI middleware that answers 401 without the token."""
+
+    def __init__(self, app: _App, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "http" and not self._is_allowed(scope):
+            body = b'{"error": "the token is missing or wrong"}\n'
+            headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self._app(scope, receive, send)
+
+    def _is_allowed(self, scope: _Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, token = given[0].partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)

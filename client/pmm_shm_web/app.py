@@ -1,0 +1,49 @@
+"""The application: routes behind the guard."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from pmm_shm.errors import PmmShmError
+from pmm_shm_web.api import Api
+from pmm_shm_web.guard import API, HEALTH, Access, Guard
+from pmm_shm_web.jobs import CancelledError
+from pmm_shm_web.pages import Pages
+from pmm_shm_web.site import Site
+
+STATIC = Path(__file__).parent / "static"
+
+
+def make_app(site: Site, access: Access) -> ASGIApp:
+    """The ASGI application of a site; closing the site is its caller's."""
+    pages, api = Pages(site), Api(site)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        made = api if request.url.path.startswith(API) else pages
+        return made.failed(request, error)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        site.live.close()
+
+    application = Starlette(
+        routes=[
+            Route(HEALTH, lambda _: PlainTextResponse("ok\n")),
+            *api.routes(),
+            *pages.routes(),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        exception_handlers={PmmShmError: failed, CancelledError: failed},
+        lifespan=lifespan,
+    )
+    return Guard(application, access)

@@ -1,0 +1,58 @@
+"""`pmm-shm web`"""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from pmm_shm.errors import MissingExtraError
+from pmm_shm_terminal.exits import FAILURE, CommandFailed
+from pmm_shm_terminal.options import CONTEXT, ledger_argument, the_ledger
+
+PORT = 8765
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+@click.command(context_settings=CONTEXT)
+@ledger_argument
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, metavar="N", help="The port; 0 for a free one.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Also answer requests for this host, as a tunnel or a proxy sends them; may be repeated.",
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="Take the token from FILE, made with mode 0600 if missing; without this, each start makes a new one.",
+)
+def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], token_file: str | None) -> None:
+    """Show the agent's mind in a browser, now or at any event.
+
+    It listens on 127.0.0.1 alone and only reads. Open the address that it prints: the token in it lets you in. Needs
+    the extra `web`. Ctrl-C ends it.
+    """
+    path = the_ledger(ledger)
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise click.UsageError(f"--allow-host: expected HOST or HOST:PORT, got {host!r:.80}")
+    try:
+        from pmm_shm_web.guard import token_in
+        from pmm_shm_web.serving import Settings, serve
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("jinja2", "markupsafe", "starlette", "uvicorn"):
+            raise
+        from pmm_shm.installation import extra_command
+
+        raise MissingExtraError(f"pmm-shm web needs Starlette: {extra_command('web')} ({error})") from error
+    token = None if token_file is None else token_in(token_file)
+    try:
+        serve(path, Settings(port, hosts, token, opens), lambda address: click.echo(address))
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise CommandFailed(f"port {port}: {error.strerror}; choose another with --port", FAILURE) from error

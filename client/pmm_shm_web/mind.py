@@ -1,0 +1,192 @@
+"""An agent's mind at one position: frames of now and of earlier events, and their parts for the page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pmm_shm import limits
+from pmm_shm.errors import (
+    ConfigError,
+    EmbedderError,
+    InvalidTextError,
+    SnapshotUnavailableError,
+    UnknownModelError,
+)
+from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
+from pmm_shm_client.aio import AsyncCache
+from pmm_shm_client.context import Context, ContextRequest, make_context
+from pmm_shm_client.finding import MODES
+from pmm_shm_client.frame import Frame
+from pmm_shm_client.searching import Hits
+from pmm_shm_terminal.spectator import SpectatorCache
+from pmm_shm_web.jobs import Job, Jobs, Report
+from pmm_shm_web.ledger import Ledger
+
+FRAME_WAIT_S = 0.25
+"""How long a page waits for a frame before it shows progress."""
+EXPLAIN_WAIT_S = 0.2
+STEPS_MAX = 200
+ENTRIES_SHOWN = 10
+CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
+
+
+class WatchingCache(SpectatorCache, AsyncCache):
+    """A cache that also hears the daemon's announcements, and that the daemon does not count as a worker."""
+
+    def context_at(self, frame: Frame, request: ContextRequest) -> Context:
+        """What `context` gives, or gave, where `frame` is the newest."""
+        return make_context(frame, request, self._messages_like, self._log.get_event)
+
+
+class Entry(NamedTuple):
+    """A commitment for the page; `cid_json` names it in an address, with its type."""
+
+    cid: Any
+    cid_json: str
+    text: Any
+    details: Mapping[str, Any]
+
+
+class Listed(NamedTuple):
+    """Some of many commitments, the newest first."""
+
+    entries: tuple[Entry, ...]
+    total: int
+
+
+class Found(NamedTuple):
+    """One search: its hits, or why there are none."""
+
+    mode: str
+    hits: Hits[Any] | None
+    problem: str | None
+
+
+class Mind:
+    """Frames, explanations, contexts and searches of one ledger. Thread-safe.
+
+    Parameters:
+        cache: its reads.
+        ledger: for the newest id.
+        jobs: where replays run.
+    """
+
+    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs) -> None:
+        self.cache = cache
+        self._ledger = ledger
+        self._jobs = jobs
+        self._has_frame = False
+
+    def frame(self, at: int | None, wait_s: float = FRAME_WAIT_S) -> Frame | Job:
+        """The frame of now (None) or as of an event; where it takes longer than `wait_s`, the job that makes it.
+
+        Raises:
+            PmmShmError: the ledger cannot be read.
+        """
+        if at is None and self._has_frame:
+            return self.cache.frame()
+        kept = self.cache.kept_frame(at) if at is not None and self._has_frame else None
+        if kept is not None:
+            return kept
+        found: Frame | Job = self._ended(
+            ("frame", at), at, lambda report: self._first() if at is None else self.cache.frame_at(at, report), wait_s
+        )
+        return found
+
+    def _first(self) -> Frame:
+        frame = self.cache.frame()
+        self._has_frame = True
+        return frame
+
+    def _ended(self, key: Any, total: int | None, work: Any, wait_s: float) -> Any:
+        if total is not None:
+            total = min(total, self._ledger.head())
+        job = self._jobs.start((self._ledger.epoch, key), total, work)
+        if not job.wait(wait_s):
+            return job
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def explanation(self, subject: Subject, at: int, wait_s: float = EXPLAIN_WAIT_S) -> Explanation | Job:
+        """The events behind a value as of event `at`, the newest `STEPS_MAX`; or the job that finds them."""
+
+        def work(report: Report) -> Explanation:
+            from pmm_shm.ledger.recovery import open_recovered
+
+            with contextlib.closing(open_recovered(self._ledger.path, limits.LEDGER_TIMEOUT_S)) as connection:
+                return explain(connection, subject, STEPS_MAX, at, report)
+
+        found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
+        return found
+
+    def context(self, text: str, at: int | None, wait_s: float = FRAME_WAIT_S) -> Context | Job:
+        """What `Cache.context` gives for a message now, or would have given at an event."""
+        request = ContextRequest.of(text, CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES)
+        frame = self.frame(at, wait_s)
+        if isinstance(frame, Job):
+            return frame
+        return self.cache.context_at(frame, request)
+
+    def searches(self, text: str, k: int, at: int | None) -> tuple[Found, ...]:
+        """By words, and by meaning."""
+        return self.search(text, k, at, "words"), self.search(text, k, at, "meaning")
+
+    def search(self, text: str, k: int, at: int | None, mode: str, model: str | None = None) -> Found:
+        """The events nearest to a text, as `Cache.search` has them in this mode; a search that fails says why.
+
+        Raises:
+            ConfigError: there is no such mode.
+        """
+        try:
+            hits = self.cache.search(text, k, None, model, mode=mode, until=at)  # type: ignore[call-overload]
+        except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
+            return Found(mode, None, str(error))
+        except ConfigError as error:
+            if mode not in MODES:
+                raise
+            return Found(mode, None, str(error))
+        return Found(mode, hits, hits.problem)
+
+
+def subject_of(name: str, argument: str) -> Subject:
+    """What is to be explained: `name`, `metrics`, `trait` or `commitment`, the latter with its id as JSON.
+
+    Raises:
+        ConfigError: there is no such value.
+    """
+    if name == "name":
+        return Name()
+    if name == "metrics":
+        return MetricsSubject()
+    if name == "trait":
+        return Trait(argument)
+    if name == "commitment":
+        try:
+            cid = json.loads(argument)
+        except (ValueError, RecursionError):
+            cid = None
+        if type(cid) not in (str, int):
+            raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
+        return Commitment(cid)
+    raise ConfigError(f"subject: expected name, metrics, trait or commitment, got {name!r:.80}")
+
+
+def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES_SHOWN) -> Listed:
+    """`count` commitments from the newest but `first` on."""
+    newest = list(entries)[::-1][first : first + count]
+    return Listed(tuple(_entry(cid, entries[cid]) for cid in newest), len(entries))
+
+
+def _entry(cid: Any, entry: Mapping[str, Any]) -> Entry:
+    details = {key: value for key, value in entry.items() if key not in ("cid", "text")}
+    return Entry(cid, json.dumps(cid), entry.get("text"), details)
+
+
+def in_short(details: Mapping[str, Any], chars_max: int = 60) -> Iterable[tuple[str, Any]]:
+    """The first few details that are short."""
+    short = [(key, value) for key, value in details.items() if isinstance(value, (str, int, float))]
+    return [(str(key)[:chars_max], value) for key, value in short[:4]]

@@ -1,0 +1,53 @@
+"""Templates to pages. Every value is escaped; the filters `shown` and `shown_json` also cut and isolate it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from pmm_shm_web import mind, shown
+
+
+def _link(path: str, **parameters: Any) -> str:
+    """An address; parameters without a value are left out."""
+    given = {name: _encodable(str(value)) for name, value in parameters.items() if value not in (None, "")}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def environment() -> Environment:
+    """The templates of the package, and what they may call."""
+    made = Environment(
+        loader=PackageLoader("pmm_shm_web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        shown=shown.shown, shown_json=shown.shown_json, score=shown.score, count=shown.count, in_short=mind.in_short
+    )
+    made.globals["link"] = _link
+    return made
+
+
+class Renderer:
+    """Renders templates with the same values for all."""
+
+    def __init__(self, **common: Any) -> None:
+        self._environment = environment()
+        self._common = common
+        # Now: the first page must not wait for it.
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
+
+    def __call__(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        text = self._environment.get_template(template).render({**self._common, **values})
+        # A lone surrogate of the ledger must not end the answer.
+        return HTMLResponse(text.encode("utf-8", "replace"), status)

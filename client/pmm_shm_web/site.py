@@ -1,0 +1,69 @@
+"""What one server serves: its ledger's parts, made once and shared by pages and API."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from pmm_shm import limits
+from pmm_shm.errors import PmmShmError
+from pmm_shm_web.facets import KindCounter
+from pmm_shm_web.jobs import Jobs
+from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.live import Live
+from pmm_shm_web.mind import Mind, WatchingCache
+from pmm_shm_web.operations import Operations
+from pmm_shm_web.stream import Stream, StreamQuery
+
+
+@dataclass(frozen=True)
+class Site:
+    """The parts of one ledger's pages."""
+
+    path: str
+    ledger: Ledger
+    mind: Mind
+    stream: Stream
+    kinds: KindCounter
+    jobs: Jobs
+    live: Live
+    operations: Operations
+    caches: tuple[WatchingCache, ...]
+
+    @classmethod
+    def of(cls, path: str) -> Site:
+        """Open a ledger to look at it.
+
+        Raises:
+            LedgerError: there is no usable ledger.
+        """
+        cache = WatchingCache(path)
+        listening = WatchingCache(path)
+        ledger = Ledger(cache.path, limits.LEDGER_TIMEOUT_S)
+        jobs = Jobs()
+        return cls(
+            cache.path,
+            ledger,
+            Mind(cache, ledger, jobs),
+            Stream(ledger),
+            KindCounter(ledger),
+            jobs,
+            Live(listening, ledger),
+            Operations(cache.path),
+            (cache, listening),
+        )
+
+    def warm_up(self) -> None:
+        """Make what the first page needs, as far as that is quick; a replay goes on in its thread."""
+        with contextlib.suppress(PmmShmError):
+            self.mind.frame(None)
+            self.stream.page(StreamQuery())
+            self.operations.glance()
+
+    def close(self) -> None:
+        """End jobs and streams, and close the ledger."""
+        self.jobs.cancel_all()
+        self.live.close()
+        for cache in self.caches:
+            cache.close()
+        self.ledger.close()

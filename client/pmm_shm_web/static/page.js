@@ -1,0 +1,224 @@
+// The live parts of the page: the chart, the position that is shown, and the dot. All else works without this file.
+"use strict";
+
+const API = "/api/v1";
+const CHART_AGAIN_MS = 5000;
+const state = { at: null, ids: [], chart: null, drawn: 0 };
+document.documentElement.classList.add("scripted");
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// The position.
+
+function readPosition() {
+  const nav = document.getElementById("position");
+  if (!nav) return;
+  state.at = nav.dataset.at === "" ? null : Number(nav.dataset.at);
+  for (const field of document.querySelectorAll("input.at")) field.value = nav.dataset.at;
+  const form = document.getElementById("context-form");
+  if (form) {
+    form.setAttribute("hx-post", state.at === null ? "/context" : `/context?at=${state.at}`);
+    htmx.process(form);
+  }
+  if (state.chart) state.chart.redraw(false);
+}
+
+function go(at) {
+  const query = at === null ? "" : `?at=${at}`;
+  history.pushState({}, "", `/${query}`);
+  state.at = at;
+  if (state.chart) state.chart.redraw(false);
+  htmx.trigger("#mind", "htmx:abort");
+  htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
+}
+
+// An answer for a position that was left meanwhile is late.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const asked = new URL(event.detail.pathInfo.requestPath, location.origin);
+  if (asked.pathname !== "/mind") return;
+  const at = asked.searchParams.get("at");
+  if ((at === null ? null : Number(at)) !== state.at) event.detail.shouldSwap = false;
+});
+
+function nextPoint(step) {
+  const ids = state.ids;
+  if (!ids.length) return;
+  const here = state.at === null ? Infinity : state.at;
+  const found = step > 0 ? ids.find((id) => id > here) : ids.findLast((id) => id < here);
+  if (found !== undefined) go(found);
+  else if (step > 0 && state.at !== null) go(null);
+}
+
+function nextEvent(step) {
+  const nav = document.getElementById("position");
+  const id = nav && (step > 0 ? nav.dataset.after : nav.dataset.before);
+  if (id) go(Number(id));
+  else if (step > 0 && state.at !== null) go(null);
+}
+
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.target.closest("input, textarea, select")) return;
+  event.preventDefault();
+  if (event.shiftKey) nextEvent(step);
+  else nextPoint(step);
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a.go");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || !document.getElementById("position")) return;
+  event.preventDefault();
+  go(link.dataset.go === "" ? null : Number(link.dataset.go));
+});
+
+window.addEventListener("popstate", () => location.reload());
+document.addEventListener("htmx:afterSettle", (event) => {
+  if (event.target.id === "mind") readPosition();
+});
+
+// The chart.
+
+const marks = {
+  hooks: {
+    drawClear: [
+      (chart) => {
+        const { ctx, bbox } = chart;
+        ctx.save();
+        for (const [first, last, stage] of state.bands) {
+          const left = Math.max(chart.valToPos(first, "x", true), bbox.left);
+          const right = Math.min(chart.valToPos(last, "x", true), bbox.left + bbox.width);
+          ctx.fillStyle = colour(`--${stage.toLowerCase()}`) || colour("--s0");
+          if (right > left) ctx.fillRect(left, bbox.top, right - left, bbox.height);
+          if (right - left > 30) {
+            ctx.fillStyle = colour("--quiet");
+            ctx.fillText(stage, left + 6, bbox.top + 14);
+          }
+        }
+        ctx.restore();
+      },
+    ],
+    draw: [
+      (chart) => {
+        for (const [id] of state.names) upright(chart, id, 1, 8, colour("--ink"));
+        if (state.at !== null) upright(chart, state.at, 2, chart.bbox.height, colour("--bad"));
+      },
+    ],
+  },
+};
+
+// A line from the bottom up.
+function upright(chart, id, width, height, fill) {
+  const { ctx, bbox } = chart;
+  const x = chart.valToPos(id, "x", true);
+  if (x < bbox.left || x > bbox.left + bbox.width) return;
+  ctx.save();
+  ctx.fillStyle = fill;
+  ctx.fillRect(x - width / 2, bbox.top + bbox.height - height, width, height);
+  ctx.restore();
+}
+
+function options(width) {
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  const steps = uPlot.paths.stepped({ align: 1 });
+  const line = (label, name, dash) => ({
+    label, stroke: colour(name), width: 1.5, dash, paths: steps, points: { show: false },
+    value: (_, value) => (value === null ? "–" : value.toFixed(3)),
+  });
+  return {
+    width, height: 240, padding: [null, 28, null, null], plugins: [marks], cursor: { drag: { x: true, y: false }, y: false },
+    scales: { x: { time: false }, y: { range: [0, 1.02] } },
+    axes: [{ ...axis, space: 90, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
+    series: [{ label: "event", value: (_, id) => (id === null ? "–" : id.toLocaleString("en")) },
+      line("IAS", "--ias"), line("GAS", "--gas", [6, 3])],
+  };
+}
+
+async function draw() {
+  const box = document.getElementById("chart");
+  if (!box) return;
+  const answer = await fetch(`${API}/chart`, { credentials: "same-origin" });
+  if (answer.status !== 200) return;
+  const found = await answer.json();
+  if (!found) return;
+  Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names, drawn: Date.now() });
+  const data = [found.ids, found.ias, found.gas];
+  if (state.chart) {
+    state.chart.setData(data);
+    return;
+  }
+  box.replaceChildren();
+  state.chart = new uPlot(options(box.clientWidth), data, box);
+  // A click, and not the end of a drag, which zooms.
+  let downX = null;
+  state.chart.over.addEventListener("mousedown", (event) => { downX = event.clientX; });
+  state.chart.over.addEventListener("mouseup", (event) => {
+    if (downX === null || Math.abs(event.clientX - downX) > 3) return;
+    const left = event.clientX - state.chart.over.getBoundingClientRect().left;
+    go(Math.max(0, Math.round(state.chart.posToVal(left, "x"))));
+  });
+  new ResizeObserver(() => state.chart.setSize({ width: box.clientWidth, height: 240 })).observe(box);
+}
+
+function redrawInNewColours() {
+  if (!state.chart) return;
+  state.chart.destroy();
+  state.chart = null;
+  draw();
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawInNewColours);
+
+// The dot.
+
+let source = null;
+let seen = null;
+let isOn = false;
+let beats = 0;
+
+function setDot(isBeat) {
+  const dot = document.getElementById("dot");
+  if (!dot) return;
+  dot.classList.toggle("on", isOn);
+  dot.setAttribute("aria-label", isOn ? "connected" : "not connected");
+  if (isBeat) beats += 1;
+  // The header is replaced after an append, and the dot with it.
+  dot.dataset.beats = String(beats);
+  if (!isBeat) return;
+  dot.classList.remove("beat");
+  void dot.offsetWidth;
+  dot.classList.add("beat");
+}
+
+function listen() {
+  if (source || document.hidden) return;
+  source = new EventSource(`${API}/live`);
+  source.onopen = () => { isOn = true; setDot(false); };
+  source.onerror = () => { isOn = false; setDot(false); };
+  source.addEventListener("head", (event) => {
+    const isNew = seen !== null && event.data !== seen;
+    seen = event.data;
+    isOn = true;
+    setDot(isNew);
+    if (!isNew) return;
+    document.body.dispatchEvent(new CustomEvent("appended"));
+    if (Date.now() - state.drawn > CHART_AGAIN_MS) draw();
+  });
+}
+
+function stopListening() {
+  if (source) source.close();
+  source = null;
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? stopListening() : listen()));
+window.addEventListener("pagehide", stopListening);
+document.addEventListener("htmx:afterSwap", () => setDot(false));
+document.addEventListener("DOMContentLoaded", () => {
+  const asked = new URL(location.href).searchParams.get("at");
+  state.at = asked ? Number(asked) : null;
+  readPosition();
+  draw();
+  listen();
+});

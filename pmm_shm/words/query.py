@@ -1,0 +1,112 @@
+"""From a text to what FTS5 looks up. Any text is a query, and nothing in it is FTS5's own syntax.
+
+A query consists of items: words with white space between them, and phrases in double quotes. A `-` right before an item
+excludes it. An identifier such as `INV-2291` is one item: its parts, `inv` and `2291`, must follow each other.
+
+FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japanese and Korean are split here: into
+pairs of characters, and the last character alone. A run is then found wherever it occurs within another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from pmm_shm import limits
+
+_CJK = "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
+_CJK += "\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_RUN = re.compile(f"[{_CJK}]+")
+_RUN_AT_END = re.compile(f"[{_CJK}]+\\Z")
+_ITEM = re.compile(r'(?<!\S)(?P<minus>-(?=["\w]))?(?:"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+))|"(?P<late>[^"]*)"|[^\s"]+')
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+_TOKEN = re.compile(r"[^\W_]")
+_PUNCTUATION_AT_END = re.compile(r"[\W_]+\Z")
+
+
+class Item(NamedTuple):
+    """One word, identifier or phrase of a query.
+
+    Attributes:
+        expression: of FTS5; finds the events that hold it.
+        is_phrase: it was in quotes.
+        has_digit: it may be an identifier or a date.
+    """
+
+    expression: str
+    is_phrase: bool
+    has_digit: bool
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it names something exactly: an identifier, a number, a date, a phrase."""
+        return self.is_phrase or self.has_digit
+
+
+class WordQuery(NamedTuple):
+    """A query, taken apart.
+
+    Attributes:
+        items: each once, in order.
+        excluded: none of these may be in a hit.
+        text: the query without quotes and without what is excluded.
+    """
+
+    items: list[Item]
+    excluded: list[Item]
+    text: str
+
+    @classmethod
+    def of(cls, text: str, *, is_message: bool = False) -> WordQuery:
+        """Take a text apart.
+
+        Parameters:
+            is_message: the text was not written as a query: quotes and `-` mean nothing in it.
+        """
+        items: dict[Item, None] = {}
+        excluded: dict[Item, None] = {}
+        plain: list[str] = []
+        for is_excluded, is_phrase, part in _parts(text, is_message):
+            if not is_excluded:
+                plain.append(part)
+            if _TOKEN.search(part):
+                (excluded if is_excluded else items)[_item(part, is_phrase)] = None
+        return cls(list(items)[: limits.QUERY_ITEMS_MAX], list(excluded)[: limits.QUERY_ITEMS_MAX], " ".join(plain))
+
+
+def prepared(text: str) -> str:
+    """A text as it is put into the index: with runs of Chinese, Japanese and Korean split."""
+    return _RUN.sub(_pairs_and_last, _UNUSABLE.sub(" ", text))
+
+
+def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
+    """(is excluded, is a phrase, text) of each item."""
+    if is_message:
+        return [(False, False, part) for part in text.split()]
+    found = []
+    for match in _ITEM.finditer(text):
+        phrase = match["phrase"] if match["phrase"] is not None else match["late"]
+        part = phrase if phrase is not None else match["word"] or match[0]
+        found.append((match["minus"] is not None, phrase is not None, part))
+    return found
+
+
+def _item(part: str, is_phrase: bool) -> Item:
+    part = _PUNCTUATION_AT_END.sub("", _UNUSABLE.sub(" ", part).replace('"', " "))
+    end = _RUN_AT_END.search(part)
+    head = part if end is None else part[: end.start()]
+    run = "" if end is None else end[0]
+    # In the index the last character of a run follows its pairs, and begins none; the text may go on behind this run.
+    words = f"{prepared(head)} {_pairs(run) or run}".strip()
+    # Written in one way, so that each is looked up once.
+    words = words.lower() if words.isascii() else words
+    return Item(f'"{words}"' + ("*" if len(run) == 1 else ""), is_phrase, any(map(str.isdigit, part)))
+
+
+def _pairs(run: str) -> str:
+    return " ".join(run[at : at + 2] for at in range(len(run) - 1))
+
+
+def _pairs_and_last(match: re.Match[str]) -> str:
+    run = match[0]
+    return f" {_pairs(run)} {run[-1]} "

@@ -1,0 +1,351 @@
+"""`pmm-shm web` through HTTP: who is let in, what pages and API answer, beside the library's own answers."""
+
+from __future__ import annotations
+
+import html
+import http.client
+import json
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("jinja2")
+
+from pmm_shm_client import connect
+from pmm_shm_web.shown import spelled
+from tests.support import daemons, ledgers, pmm2
+from tests.support.command import run
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.hazards import insert_hostile
+from tests.support.web import HOSTILE, WebServer, fill, path_of, serving, words
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
+    folder = tmp_path_factory.mktemp("web")
+    path = str(folder / "agent.db")
+    fill(path)
+    with ForkedDaemon(Path(path)), serving(path, folder) as made:
+        yield made
+
+
+# Who is let in.
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/mind", "/stream", "/events/1", "/static/page.js", "/api/v1/mind", "/api/v1/live"]
+)
+def test_nobody_without_the_token(server: WebServer, path: str) -> None:
+    for cookie in ("", "a=b", server.cookie[:-1], server.cookie.replace("=", "x=")):
+        reply = server.ask(path, cookie=cookie)
+        assert reply.status == 403
+        assert "Echo" not in reply.text
+    assert server.ask(path, "?token=wrong").status == 403
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address(server: WebServer) -> None:
+    reply = server.ask("/mind", f"?at=3&token={server.token}&x=%C3%A9", cookie="")
+    assert (reply.status, reply.headers["location"]) == (303, "/mind?at=3&x=%C3%A9")
+    cookie = reply.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert str(server.port) in cookie
+    # Not the address of another host.
+    assert server.ask("//example.org/", f"?token={server.token}", cookie="").headers["location"] == "/example.org/"
+
+
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1", "localhost:1", "", "127.0.0.1:1@example.org"])
+def test_a_foreign_host_is_refused(server: WebServer, host: str) -> None:
+    for path in ("/", "/healthz", "/api/v1/mind"):
+        assert server.ask(path, headers={"Host": host or " "}).status in (400, 403)
+
+
+def test_a_foreign_origin_is_refused(server: WebServer) -> None:
+    for origin in (
+        "http://example.org",
+        "null",
+        f"http://127.0.0.1:{server.port + 1}",
+        f"http://localhost:{server.port}",
+    ):
+        assert server.ask("/", headers={"Origin": origin}).status == 403
+        assert server.ask("/jobs/x/cancel", method="POST", headers={"Origin": origin}).status == 403
+    assert server.ask("/", headers={"Origin": f"http://127.0.0.1:{server.port}"}).status == 200
+    assert server.ask("/", headers={"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}).status == 403
+
+
+def test_the_health_check_needs_no_token_and_tells_nothing(server: WebServer) -> None:
+    reply = server.ask("/healthz", cookie="")
+    assert (reply.status, reply.text) == (200, "ok\n")
+
+
+def test_headers_of_all_answers(server: WebServer) -> None:
+    for reply in (server.ask("/"), server.ask("/", cookie=""), server.ask("/nothing"), server.ask("/api/v1/events")):
+        policy = reply.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self';")
+        assert "unsafe" not in policy
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["referrer-policy"] == "same-origin"
+        assert reply.headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_it_listens_on_this_host_alone(server: WebServer) -> None:
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    assert [one for one in listening if one.endswith(f":{server.port:04X}") and one.startswith("00000000")] == []
+    assert f"0100007F:{server.port:04X}" in listening
+
+
+def test_other_hosts_and_a_token_of_a_file(tmp_path: Path, ledger: str) -> None:
+    file = tmp_path / "token"
+    with serving(ledger, tmp_path, "--allow-host", "agent.example.org", "--token-file", str(file)) as server:
+        token = file.read_text(encoding="ascii").strip()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert server.token == token
+        tunnel = {"Host": "agent.example.org", "Origin": "https://agent.example.org"}
+        assert server.ask("/healthz", headers=tunnel).status == 200
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert server.ask("/api/v1/metrics", cookie="", headers=bearer).status == 200
+        assert server.ask("/api/v1/metrics", cookie="", headers={"Authorization": f"Bearer {token}x"}).status == 403
+        # A page is for a browser, which has the cookie.
+        assert server.ask("/", cookie="", headers=bearer).status == 403
+
+
+# The pages.
+
+
+def test_the_page_shows_the_mind(server: WebServer) -> None:
+    text = words(server.page())
+    with connect(path_of(server)) as cache:
+        assert f"{cache.metrics().ias:.3f}" in text
+        assert cache.stage().stage in text
+        assert f"Open commitments {len(cache.commitments().open)}" in text
+    assert "a number" in text
+    assert "healthy" in text
+
+
+def test_every_part_is_a_page_for_people_and_a_part_for_scripts(server: WebServer) -> None:
+    for path in (
+        "/mind",
+        "/parts",
+        "/stream",
+        "/facets",
+        "/events/1",
+        "/search?q=week",
+        "/context",
+        "/operations",
+        "/commitments",
+        "/why?subject=name&at=9",
+        "/doctor",
+    ):
+        assert server.page(path).startswith("<!doctype html>"), path
+        part = server.ask(path, headers={"HX-Request": "true"})
+        assert part.status == 200, part.text
+        assert "<html" not in part.text
+    assert server.ask("/events/99999").status == 404
+    assert server.ask("/?at=x").status == 400
+    assert "at: expected" in server.ask("/mind?at=x", headers={"HX-Request": "true"}).text
+
+
+def test_nothing_of_the_ledger_is_markup(server: WebServer) -> None:
+    cid = quote(json.dumps(HOSTILE))
+    kind = quote(HOSTILE[:60])
+    for path in (
+        "/",
+        "/?at=405",
+        "/facets",
+        f"/stream?kind={kind}",
+        f"/?text={quote(HOSTILE)}",
+        "/events/406",
+        f"/why?subject=commitment&argument={cid}&at=406",
+        "/search?q=alert",
+        f"/context?x={kind}",
+    ):
+        page = server.page(path)
+        assert "<script>alert" not in page, path
+        assert "<b>" not in page, path
+        assert "<i>" not in page, path
+        # The field of a form holds the very text, and is apart from the page.
+        outside = re.sub(r' value="[^"]*"', "", page)
+        assert not re.search("[\u202a-\u202e\u2066-\u2069]", outside), path
+        scripts = re.findall(r"<script[^>]*>", page)
+        assert all(' src="/static/' in one for one in scripts), path
+        assert not re.search(
+            r"\son[a-z]+=|hx-on|javascript:|\bjs:", re.sub(r"<bdi>.*?</bdi>", "", page, flags=re.DOTALL)
+        ), path
+    answer = server.ask("/context", method="POST", body=urlencode({"message": HOSTILE}).encode())
+    assert "<script>alert" not in answer.text
+    assert "alert" in words(answer.text)
+
+
+def test_a_mind_of_the_past_is_that_of_the_log_until_there(server: WebServer) -> None:
+    with connect(path_of(server)) as cache:
+        for event_id in (1, 50, 200, 201, 199, 403, 10**9):
+            assert server.api(f"/mind?at={event_id}") == json.loads(cache.frame_at(event_id).to_json())
+        page = words(server.page("/?at=50"))
+        assert "As of event 50" in page
+        assert f"{cache.frame_at(50).metrics().ias:.3f}" in page
+        rows = [row["id"] for row in server.api("/events?at=50&limit=500")["rows"]]
+        assert rows == list(range(50, 0, -1))
+        kinds = server.api("/kinds?at=50")["kinds"]
+    assert sum(kinds.values()) == 50
+
+
+def test_why_is_the_explanation_of_the_command(server: WebServer) -> None:
+    for path, what in (
+        ("subject=trait&argument=openness", ("trait", "openness")),
+        ("subject=name", ("identity.name",)),
+        ("subject=metrics", ("metrics",)),
+        ("subject=commitment&argument=" + quote('"c7"'), ("commitment", "c7")),
+        ("subject=commitment&argument=7", ("commitment", "7", "--integer")),
+    ):
+        found = server.api(f"/why?{path}&at=404")
+        wanted = json.loads(run("explain", path_of(server), *what, "--until", "404", "--limit", "200", "--json").out)
+        assert found == wanted
+    assert server.ask("/api/v1/why?subject=trait&argument=x").status == 400
+    assert server.ask("/api/v1/why?subject=commitment&argument=true").status == 400
+
+
+def test_the_context_is_that_of_the_library(server: WebServer) -> None:
+    with connect(path_of(server)) as cache:
+        wanted = cache.context("plan week 3", 3, 3, 4)
+    body = json.dumps({"text": "plan week 3"}).encode()
+    found = server.api("/context", method="POST", body=body)
+    assert found["block"] == str(wanted)
+    page = server.ask("/context", method="POST", body=b"message=plan+week+3").text
+    block = re.search(r'<pre class="block"><bdi>(.*?)</bdi></pre>', page, re.DOTALL)
+    assert block is not None
+    assert html.unescape(block[1]) == spelled(str(wanted))
+    past = server.api("/context?at=20&text=plan")
+    assert past["as_of"] == 20
+    assert past["commitments"] == ["plan week 0", "plan week 1", "plan week 2", "plan week 3", "plan week 4"]
+
+
+def test_search_is_that_of_the_library(server: WebServer) -> None:
+    with connect(path_of(server)) as cache:
+        for mode in ("words", "meaning", "hybrid"):
+            for at in (None, 30):
+                query = f"/search?q=plan+week+5&k=4&mode={mode}" + ("" if at is None else f"&at={at}")
+                (found,) = server.api(query)
+                wanted = cache.search("plan week 5", 4, mode=mode, until=at)  # type: ignore[call-overload]
+                assert wanted
+                assert found["hits"] == [hit.to_dict() for hit in wanted]
+    assert [one["mode"] for one in server.api("/search?q=plan+week+5")] == ["words", "meaning"]
+    page = words(server.page("/search?q=plan+week+5"))
+    assert "By words" in page
+    assert "By meaning" in page
+    assert server.ask("/api/v1/search?q=x&mode=guess").status == 400
+
+
+def test_the_api_gives_the_answers_of_the_library(server: WebServer) -> None:
+    with connect(path_of(server)) as cache:
+        for name in ("identity", "commitments", "metrics", "stage", "recent", "history"):
+            assert server.api(f"/{name}") == json.loads(getattr(cache, name)().to_json())
+        assert server.api("/active-directives")["active_directives"] == cache.active_directives()
+        event = cache.event(406)
+        assert event is not None
+        assert server.api("/events/406") == event.to_dict()
+    assert server.api("/status")["health"] == "healthy"
+    kinds = server.api("/kinds")["kinds"]
+    assert kinds[HOSTILE[:60]] == 1
+    assert [row["id"] for row in server.api(f"/events?kind={quote(HOSTILE[:60])}")["rows"]] == [406]
+    assert sum(kinds.values()) == server.api("/status")["head_id"]
+    assert server.ask("/api/v1/events/999999").status == 404
+
+
+# Live.
+
+
+def test_an_append_of_another_process_is_told(tmp_path: Path) -> None:
+    for is_served in (True, False):
+        folder = tmp_path / str(is_served)
+        folder.mkdir()
+        path = str(folder / "agent.db")
+        fill(path)
+        daemon = ForkedDaemon(Path(path)) if is_served else None
+        with serving(path, folder) as server:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request("GET", "/api/v1/live", headers={"Cookie": server.cookie})
+            stream = connection.getresponse()
+            heads: list[int] = []
+
+            def listen(stream: Any = stream, heads: list[int] = heads) -> None:
+                while line := stream.readline():
+                    if line.startswith(b"data: "):
+                        heads.append(int(line[6:]))
+
+            listener = threading.Thread(target=listen, daemon=True)
+            listener.start()
+            daemons.until(lambda heads=heads: heads, "the head at the beginning")
+            assert run("append", path, "user", "hello").code == 0
+            daemons.until(lambda heads=heads: heads[-1] == 407, "the append")
+            new = server.ask("/stream/new?after=406", headers={"HX-Request": "true"}).text
+            assert "hello" in new
+            assert "after=407" in new
+            assert server.stop() is not None
+            listener.join(10)
+            connection.close()
+        if daemon is not None:
+            daemon.kill()
+
+
+def test_answers_over_one_connection_do_not_wait_for_each_other(server: WebServer) -> None:
+    """Small answers are sent at once: not one delayed acknowledgement, of 40 ms, for each."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    times = []
+    for _ in range(15):
+        began = time.monotonic()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        times.append(time.monotonic() - began)
+    connection.close()
+    assert min(times[1:]) < 0.03
+
+
+# Other ledgers.
+
+
+def test_a_ledger_of_pmm2_says_what_does_not_apply(tmp_path: Path) -> None:
+    path = pmm2.build(tmp_path / "agent.db", 5, [("user", "hello", {})])
+    with serving(path, tmp_path) as server:
+        text = words(server.page())
+        assert "do not apply" in text
+        assert "IAS" not in text.replace("OCEAN traits, IAS, GAS or stage", "")
+        assert "hello" in text
+        found = server.api("/metrics")
+        assert (found["ias"], found["gas"]) == (None, None)
+        assert server.api("/chart") is None
+
+
+def test_hostile_rows(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.db")
+    connection = ledgers.connect(path)
+    ledgers.make_table(connection, strict=False)
+    connection.close()
+    insert_hostile(path)
+    ledgers.execute(path, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', ?, '{}')", "x" * 10_000_000)
+    (last,) = ledgers.execute(path, "SELECT max(id) FROM events")[0]
+    with serving(path, tmp_path) as server:
+        page = server.page()
+        assert len(page) < 1_000_000
+        assert "(10,000,000 characters)" in words(page)
+        assert len(server.page(f"/events/{last}")) < 400_000
+        for path_ in ("/facets", "/parts", "/?at=9", "/api/v1/kinds", f"/api/v1/events?limit=500&before={last}"):
+            assert server.ask(path_).status in (200, 202), path_
+
+
+def test_a_ledger_that_is_none_and_a_port_that_is_taken(tmp_path: Path, server: WebServer) -> None:
+    ran = run("web", str(tmp_path / "missing.db"))
+    assert ran.code == 1
+    assert ran.err.count("\n") == 1
+    ran = run("web", path_of(server), "--port", str(server.port))
+    assert ran.code == 1
+    assert ran.err == f"pmm-shm: port {server.port}: Address already in use; choose another with --port\n"
+    assert run("web", path_of(server), "--allow-host", "a b").code == 2

@@ -1,0 +1,275 @@
+"""`pmm-shm mcp` as assistants start it: several servers and a writer at once, over streams and over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from pmm_shm.errors import ConfigError
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_terminal.tokens import token_in
+from tests.conftest import StartDaemon
+from tests.support import command, daemons
+from tests.support.forking import in_child
+
+ROUNDS = 12
+
+
+@contextlib.asynccontextmanager
+async def server(ledger: str, *options: str) -> AsyncIterator[Client]:
+    """A client of a server of its own, as an assistant has it."""
+    arguments = ["-m", "pmm_shm_cli", "mcp", ledger, "--no-autostart", *options]
+    parameters = StdioServerParameters(command=sys.executable, args=arguments, env=daemons.environment())
+    async with Client(stdio_client(parameters)) as client:
+        yield client
+
+
+async def answer(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, result.content
+    assert isinstance(result.structured_content, dict)
+    return result.structured_content
+
+
+def keep_writing(ledger: str) -> None:
+    """Append until killed."""
+    with EventLog(ledger) as log:
+        for number in range(10_000):
+            log.append("user", f"something else, number {number}")
+            time.sleep(0.01)
+
+
+# Several at once.
+
+
+@pytest.mark.parametrize("with_daemon", [True, False])
+def test_two_servers_and_a_writer(ledger: str, start_daemon: StartDaemon, with_daemon: bool) -> None:
+    if with_daemon:
+        start_daemon(ledger)
+    writer = in_child(keep_writing, ledger)
+
+    async def talk() -> None:
+        async with server(ledger, "--write", "user,note") as first, server(ledger, "--write", "user") as second:
+            for number in range(ROUNDS):
+                writes, reads = (first, second) if number % 2 else (second, first)
+                text = f"The secret of box {number} is zebra{number}quagga."
+                event_id = (await answer(writes, "append", kind="user", content=text))["id"]
+                found = await answer(reads, "recall", query=text, limit=3)
+                assert found["as_of"] >= event_id
+                assert found["is_complete"] is True
+                assert found["hits"][0]["content"] == text
+                listed = await answer(reads, "events", after=event_id - 1, before=event_id + 1)
+                assert [one["content"] for one in listed["events"]] == [text]
+
+    try:
+        anyio.run(talk)
+    finally:
+        writer.kill()
+        writer.join()
+    with EventLog(ledger, create=False) as log:
+        assert sum("zebra" in event.content for event in log.events(limit=None)) == ROUNDS
+
+
+def test_a_server_outlives_the_daemon(ledger: str, start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ledger)
+
+    async def talk() -> None:
+        async with server(ledger, "--write", "user") as client:
+            await answer(client, "append", kind="user", content="before")
+            daemon.kill()
+            await answer(client, "append", kind="user", content="after the daemon")
+            hits = (await answer(client, "recall", query="after the daemon", limit=1))["hits"]
+            assert [hit["content"] for hit in hits] == ["after the daemon"]
+
+    anyio.run(talk)
+
+
+# Standard streams.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_server_whose_client_is_silent(ledger: str, number: signal.Signals) -> None:
+    with started(ledger) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
+        process.stdin.flush()
+        assert b'"id":1' in process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+
+
+def test_it_ends_with_its_client_and_says_nothing_of_its_own(ledger: str) -> None:
+    with started(ledger) as process:
+        out, err = process.communicate(b"this is no message\n", timeout=30)
+        assert process.returncode == 0
+    for line in out.splitlines():
+        assert line.startswith(b'{"jsonrpc"')
+    assert b"Traceback" not in err
+
+
+@contextlib.contextmanager
+def started(ledger: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmm_shm_mcp", ledger, "--no-autostart", *options],
+        env=daemons.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# HTTP.
+
+
+@pytest.fixture
+def address(ledger: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The address of a server, and its token."""
+    file = str(tmp_path / "token")
+    with started(ledger, "--http", "0", "--token-file", file, "--write", "user") as process:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        found = re.search(r"http://127\.0\.0\.1:\d+/mcp", said)
+        assert found is not None, said
+        yield found[0], token_in(file)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        assert b"Bearer" not in process.stderr.read()
+
+
+def test_clients_over_http(address: tuple[str, str]) -> None:
+    url, token = address
+
+    async def talk() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = []
+            for _ in range(2):
+                http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"})
+                await stack.enter_async_context(http)
+                transport = streamable_http_client(url, http_client=http)
+                clients.append(await stack.enter_async_context(Client(transport)))
+            event_id = (await answer(clients[0], "append", kind="user", content="The key is under the mat."))["id"]
+            hits = (await answer(clients[1], "recall", query="Where is the key?"))["hits"]
+            assert hits[0]["id"] == event_id
+            (identity,) = (await clients[1].read_resource("pmm://identity")).contents
+            assert '"as_of": 1' in identity.text  # type: ignore[union-attr]
+
+    anyio.run(talk)
+
+
+def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None:
+    url, token = address
+    call = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "append", "arguments": {"kind": "user", "content": "intruder"}},
+    }
+    sent = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    allowed = {**sent, "Authorization": f"Bearer {token}"}
+    with httpx2.Client() as client:
+        for value in (
+            None,
+            "",
+            "Bearer",
+            "Bearer x" + token[1:],
+            f"Basic {token}",
+            token,
+            f"Bearer {token}x",
+        ):
+            headers = sent if value is None else {**sent, "Authorization": value}
+            for method in ("POST", "GET", "DELETE"):
+                answered = client.request(method, url, headers=headers, json=call)
+                assert answered.status_code == 401
+                assert answered.headers["www-authenticate"] == "Bearer"
+        # A page in a browser that has learnt the token, and a name that leads here.
+        assert client.post(url, headers={**allowed, "Origin": "https://evil.example"}, json=call).status_code == 403
+        assert client.post(url, headers={**allowed, "Host": "evil.example"}, json=call).status_code == 421
+    with EventLog(ledger, create=False) as log:
+        assert not log.events()
+
+
+def test_a_port_that_is_taken(address: tuple[str, str], ledger: str) -> None:
+    port = address[0].rpartition(":")[2].removesuffix("/mcp")
+    ran = command.run("mcp", ledger, "--no-autostart", "--http", port)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"pmm-shm: --http: cannot listen on port {port}: Address already in use\n"
+
+
+def test_the_token_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token = token_in(str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert token_in(str(path)) == token != token_in(str(tmp_path / "other"))
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        token_in(str(path))
+    path.chmod(0o600)
+    path.write_text("short\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no token"):
+        token_in(str(path))
+    os.symlink(path, tmp_path / "link")
+    with pytest.raises(OSError, match="link"):
+        token_in(str(tmp_path / "link"))
+
+
+# What is refused at once.
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--write", "identity_adopt"], "if that is meant, name it in --write-protected"),
+        (["--write", "note,commitment_close"], "commitment_close changes the agent's identity"),
+        (["--write", "autonomy_directive"], "--write-protected"),
+        (["--write", "*"], "'*' is no kind"),
+        (["--write", ""], "'' is no kind"),
+        (["--write", "note,"], "'' is no kind"),
+        (["--write-protected", "note"], "'note' is none of "),
+        (["--token-file", "token"], "--token-file is for --http only"),
+    ],
+)
+def test_wrong_usage(ledger: str, options: list[str], said: str) -> None:
+    ran = command.run("mcp", ledger, "--no-autostart", *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert command.is_one_line(ran.err)
+    assert said in ran.err
+
+
+def test_without_the_extra_it_says_what_to_install(ledger: str, tmp_path: Path) -> None:
+    (tmp_path / "mcp.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
+    # Before everything else on the path: the fork server has imported nothing of the SDK.
+    ran = command.run("mcp", ledger, "--no-autostart", env={"PYTHONPATH": daemons.with_path(tmp_path)["PYTHONPATH"]})
+    assert ran.code == 1
+    assert "pmm-shm mcp needs the package mcp: " in ran.err
+
+
+def test_protected_kinds_by_their_own_option(ledger: str) -> None:
+    async def talk() -> None:
+        async with server(ledger, "--write-protected", "identity_adopt", "--create") as client:
+            await answer(client, "append", kind="identity_adopt", content="Echo", meta={"name": "Echo"})
+            assert (await client.call_tool("append", {"kind": "identity_clear", "content": ""})).is_error
+            assert "Name: Echo" in (await client.call_tool("context", {})).content[0].text  # type: ignore[union-attr]
+
+    anyio.run(talk)

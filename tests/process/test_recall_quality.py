@@ -1,0 +1,76 @@
+"""How many questions find their message: by meaning, words and both; 50 paraphrases, 40 identifiers, 13 names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pmm_shm import limits
+from pmm_shm_client import Cache, connect
+from tests.support.paraphrases import PAIRS
+
+IDENTIFIERS = [f"INV-{2200 + number}" for number in range(100)] + [f"TCK-{400 + 7 * number}" for number in range(60)]
+NAMES = (
+    ("Who likes Chopin?", "Chopin"),
+    ("What about the flights to Lisbon?", "Lisbon"),
+    ("wedding Scotland", "Scotland"),
+    ("Did I finish Moby Dick?", "Moby"),
+    ("What did we see of Saturn?", "Saturn"),
+    ("What did I say about peanuts?", "peanuts"),
+    ("When did I quit smoking?", "smoking"),
+    ("Tell me about the bank and the mortgage", "mortgage"),
+    ("What is it with the landlord?", "landlord"),
+    ("violin teacher", "violin with"),
+    ("What happened in the basement?", "basement"),
+    ("Was the London flight cancelled?", "London"),
+    ("Is there news of the cat from the shelter?", "shelter"),
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
+    path = tmp_path_factory.mktemp("quality") / "l.db"
+    with pytest.MonkeyPatch.context() as patch, connect(path, create=True, embedder="wordllama") as opened:
+        # All of them are embedded here, without a daemon.
+        patch.setattr(limits, "SEARCH_TEXTS_MAX", 1_000)
+        texts = [
+            f"Invoice {name} of {17 * number % 900} euros is due next week."
+            if name.startswith("INV")
+            else f"Ticket {name}: the printer on floor {number % 9} reports a jam."
+            for number, name in enumerate(IDENTIFIERS)
+        ]
+        opened.append_many([("user", text, None) for text in [*texts, *(message for message, _ in PAIRS)]])
+        yield opened
+
+
+def found(cache: Cache, mode: str, questions: list[tuple[str, int]]) -> tuple[int, int]:
+    """How many questions find their event first, and among the first five."""
+    ranks = []
+    for question, event_id in questions:
+        ids = [hit.event_id for hit in cache.search(question, k=5, mode=mode)]  # type: ignore[call-overload]
+        ranks.append(ids.index(event_id) if event_id in ids else 5)
+    return sum(rank == 0 for rank in ranks), sum(rank < 5 for rank in ranks)
+
+
+def of(part: str) -> int:
+    """The event of the first message with a text in it."""
+    return len(IDENTIFIERS) + 1 + next(number for number, (message, _) in enumerate(PAIRS) if part in message)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "auto"])
+def test_identifiers_names_and_paraphrases_are_found_in_one_search(cache: Cache, mode: str) -> None:
+    identifiers = [(f"What about {IDENTIFIERS[at]}?", at + 1) for at in range(0, 160, 4)]
+    paraphrases = [(question, len(IDENTIFIERS) + 1 + at) for at, (_, question) in enumerate(PAIRS)]
+    names = [(question, of(part)) for question, part in NAMES]
+    assert found(cache, mode, identifiers) == (40, 40)
+    assert found(cache, mode, names) == (13, 13)
+    assert found(cache, "words", identifiers) == (40, 40)
+    assert found(cache, "meaning", identifiers)[1] < 40
+    assert found(cache, "words", paraphrases)[1] < 10
+    by_meaning, by_both = found(cache, "meaning", paraphrases), found(cache, mode, paraphrases)
+    # 17 of 20, and at most one question in 20 below the better part.
+    assert by_meaning[0] >= 40
+    assert by_both[0] >= by_meaning[0] - len(PAIRS) // 20
+    assert by_both[1] >= by_meaning[1] - 1
+    assert by_both[1] >= 0.9 * len(PAIRS)

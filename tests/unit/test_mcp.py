@@ -1,0 +1,265 @@
+"""The tools for assistants, through the SDK's own client, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from mcp.client import Client
+from mcp.types import CallToolResult, TextContent, TextResourceContents
+
+from pmm_shm.errors import ConfigError
+from pmm_shm.folds.registry import built_in_folds
+from pmm_shm.frozen import FrozenDict
+from pmm_shm_client.cache import Cache
+from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
+from pmm_shm_mcp.command import protected_kinds
+from pmm_shm_mcp.memory import Memory
+from pmm_shm_mcp.tools import server
+from tests.support import ledgers, pmm2
+
+_T = TypeVar("_T")
+READ = ["recall", "context", "events", "explain", "commitments"]
+
+
+def asked(memory: Memory, ask: Callable[[Client], Awaitable[_T]]) -> _T:
+    """What the SDK's client gets from a server of this memory."""
+
+    async def run() -> _T:
+        async with Client(server(memory)) as client:
+            return await ask(client)
+
+    return anyio.run(run)
+
+
+def called(memory: Memory, tool: str, **arguments: Any) -> CallToolResult:
+    return asked(memory, lambda client: client.call_tool(tool, arguments))
+
+
+def answer(memory: Memory, tool: str, **arguments: Any) -> dict[str, Any]:
+    """The object that a tool answers; the text is the same as JSON."""
+    result = called(memory, tool, **arguments)
+    assert not result.is_error, result.content
+    assert result.structured_content == json.loads(text_of(result))
+    return result.structured_content  # type: ignore[no-any-return]
+
+
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def resource(memory: Memory, uri: str) -> Any:
+    (content,) = asked(memory, lambda client: client.read_resource(uri)).contents
+    assert isinstance(content, TextResourceContents)
+    assert content.mime_type == "application/json"
+    return json.loads(content.text)
+
+
+# What is there.
+
+
+def test_the_tools_only_read_unless_kinds_are_writable(cache: Cache) -> None:
+    tools = asked(Memory(cache), lambda client: client.list_tools()).tools
+    assert [tool.name for tool in tools] == READ
+    assert all(tool.annotations is not None and tool.annotations.read_only_hint for tool in tools)
+    refused = called(Memory(cache), "append", kind="user", content="hello")
+    assert refused.is_error
+    assert not cache.events()
+
+
+def test_a_model_can_tell_what_each_tool_and_parameter_is(cache: Cache) -> None:
+    for tool in asked(Memory(cache, ["user", "note"]), lambda client: client.list_tools()).tools:
+        assert tool.description is not None
+        assert len(tool.description) > 100
+        assert "\n " not in tool.description
+        for name, schema in tool.input_schema["properties"].items():
+            assert schema.get("description"), (tool.name, name)
+    for one in asked(Memory(cache), lambda client: client.list_resources()).resources:
+        assert one.description
+
+
+# Reads.
+
+
+def test_recall_includes_what_was_appended_a_moment_ago(cache: Cache) -> None:
+    memory = Memory(cache, ["user"])
+    cache.append("user", "The tulips in the garden are red.")
+    assert [hit["id"] for hit in answer(memory, "recall", query="red tulips")["hits"]] == [1]
+    event_id = answer(memory, "append", kind="user", content="The boat is called Nora.")["id"]
+    found = answer(memory, "recall", query="What is the boat called?", limit=1)
+    assert found["as_of"] == event_id
+    assert found["is_complete"] is True
+    (hit,) = found["hits"]
+    assert (hit["id"], hit["kind"], hit["content"]) == (event_id, "user", "The boat is called Nora.")
+
+
+def test_context_is_the_block_of_the_library(cache: Cache) -> None:
+    cache.append("identity_adopt", "Echo", {"name": "Echo"})
+    cache.append("user", "The tulips are red.")
+    text = text_of(called(Memory(cache), "context", message="tulips", recall=1, messages=2, reflections=1))
+    assert text == f"{cache.context('tulips', 1, 1, 2)}\n\n(as of event 2)"
+
+
+def test_events_by_kind_and_range_and_how_to_go_on(cache: Cache) -> None:
+    for number in range(1, 8):
+        cache.append("user" if number % 2 else "note", f"event {number}", {"n": number})
+    memory = Memory(cache)
+    newest = answer(memory, "events", limit=2)
+    assert [one["id"] for one in newest["events"]] == [7, 6]
+    assert newest["events"][0]["meta"] == {"n": 7}
+    assert newest["more"] == "there are more: call again with before=6"
+    rest = answer(memory, "events", before=6, limit=5)
+    assert [one["id"] for one in rest["events"]] == [5, 4, 3, 2, 1]
+    assert "more" not in rest
+    oldest = answer(memory, "events", kind="note", newest_first=False, limit=1)
+    assert [one["id"] for one in oldest["events"]] == [2]
+    assert oldest["more"] == "there are more: call again with after=2"
+
+
+def test_explain_names_the_events(cache: Cache) -> None:
+    cache.append("identity_adopt", "Echo", {"name": "Echo"})
+    cache.append("commitment_open", "", {"cid": 7, "text": "water the plants"})
+    cache.append("commitment_close", "", {"cid": 7})
+    cache.append("identity_change", "Nova", {"name": "Nova"})
+    memory = Memory(cache)
+    name = answer(memory, "explain", subject="name")
+    assert (name["value"], [step["id"] for step in name["steps"]]) == ("Nova", [4, 1])
+    assert answer(memory, "explain", subject="name", until=3)["value"] == "Echo"
+    # The id is an integer in the log, and a text for the model.
+    closed = answer(memory, "explain", subject="commitment", which="7", limit=1)
+    assert (closed["events"], closed["steps"][0]["effect"]) == (2, "closed without evidence")
+    assert "reflection" in text_of(called(memory, "explain", subject="trait", which="reflection"))
+    assert "totals" in answer(memory, "explain", subject="metrics")
+    for which in ("8", "", "07"):
+        assert called(memory, "explain", subject="commitment", which=which).is_error
+
+
+def test_commitments_with_their_numbers(cache: Cache) -> None:
+    for number in range(4):
+        cache.append("commitment_open", "", {"cid": f"c{number}", "text": f"promise {number}", "due": "soon"})
+    cache.append("commitment_expire", "", {"cid": "c1", "reason": "too late"})
+    memory = Memory(cache)
+    found = answer(memory, "commitments", limit=2)
+    assert (found["open"], found["expired"], found["as_of"], found["left_out"]) == (3, 1, 5, 1)
+    assert [one["cid"] for one in found["commitments"]] == ["c3", "c2"]
+    assert found["commitments"][0]["meta"]["due"] == "soon"
+    (expired,) = answer(memory, "commitments", status="expired")["commitments"]
+    assert (expired["cid"], expired["status"], expired["meta"]["reason"]) == ("c1", "expired", "too late")
+    assert len(answer(memory, "commitments", status="all")["commitments"]) == 4
+
+
+def test_resources_are_exact(cache: Cache) -> None:
+    memory = Memory(cache)
+    assert resource(memory, "pmm://identity")["name"] is None
+    cache.append("identity_adopt", "Echo", {"name": "Echo"})
+    identity = resource(memory, "pmm://identity")
+    assert (identity["name"], identity["as_of"]) == ("Echo", 1)
+    assert identity["traits"] == cache.identity().traits
+    assert resource(memory, "pmm://metrics") == {**cache.metrics().to_dict(), "stage": cache.stage().stage}
+
+
+def test_a_ledger_of_pmm2_says_what_does_not_apply(tmp_path: Any) -> None:
+    with Cache(pmm2.build(tmp_path / "pmm2.db")) as cache:
+        memory = Memory(cache, ["note"])
+        assert resource(memory, "pmm://metrics")["ias"] is None
+        assert "does not apply" in text_of(called(memory, "explain", subject="name"))
+        assert called(memory, "append", kind="note", content="hello").is_error
+
+
+# Writes.
+
+
+def test_append_takes_the_writable_kinds_alone(cache: Cache) -> None:
+    memory = Memory(cache, ["user", "note"])
+    assert answer(memory, "append", kind="note", content="a fact", meta={"via": "me", "n": 1}) == {"id": 1}
+    (event,) = cache.events()
+    assert (event.kind, event.content, event.meta) == ("note", "a fact", {"via": "mcp", "n": 1})
+    for kind in ("identity_adopt", "commitment_open", "autonomy_directive", "USER", "user ", ""):
+        assert called(memory, "append", kind=kind, content="x").is_error
+        with pytest.raises(ConfigError):
+            memory.append(kind, "x", None, None)
+    assert len(cache.events()) == 1
+
+
+def test_append_can_depend_on_the_newest_event(cache: Cache) -> None:
+    memory = Memory(cache, ["note"])
+    assert answer(memory, "append", kind="note", content="first", expected_head=0) == {"id": 1}
+    assert called(memory, "append", kind="note", content="second", expected_head=0).is_error
+    assert answer(memory, "append", kind="note", content="second", expected_head=1) == {"id": 2}
+
+
+def test_what_changes_identity_directives_or_commitments_is_protected() -> None:
+    concerned = {"self_model", "directives"}
+    kinds = {kind for fold in built_in_folds() if fold.name in concerned for kind in fold.kinds or {}}
+    assert kinds == protected_kinds()
+    assert {"identity_adopt", "trait_update", "commitment_close", "autonomy_directive"} <= kinds
+    assert not kinds & {"user", "response", "user_message", "assistant_message", "reflection"}
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("text", ["long " * 100_000, "\x00" * 50_000, "東京" * 60_000, '"' * 40_000])
+def test_answers_are_bounded(cache: Cache, text: str) -> None:
+    for number in range(12):
+        cache.append("user", f"{number} {text}", {"more": text[:1_000], "n": [number] * 1_000})
+    memory = Memory(cache)
+    calls: dict[str, dict[str, Any]] = {
+        "recall": {"query": "long", "limit": 12},
+        "events": {"limit": 12},
+        "context": {"message": "long", "recall": 12, "messages": 12},
+    }
+    for tool, arguments in calls.items():
+        result = called(memory, tool, **arguments)
+        assert not result.is_error
+        assert len(text_of(result)) <= ANSWER_CHARS_MAX + 1_000
+    (whole,) = answer(memory, "events", limit=1)["events"]
+    assert len(json.dumps(whole["content"], ensure_ascii=False)) > 5_000
+
+
+def test_texts_are_cut_before_items_are_left_out() -> None:
+    few = with_items({}, "items", [{"text": "x" * 30_000, "id": number} for number in range(5)])
+    assert len(few["items"]) == 5
+    assert "left_out" not in few
+    assert "cut" in few
+    many = with_items({}, "items", [{"text": "x" * 30_000, "id": number} for number in range(500)])
+    assert len(many["items"]) + many["left_out"] == 500
+    assert [item["id"] for item in many["items"]] == list(range(len(many["items"])))
+    assert with_items({}, "items", [{"text": "short"}]) == {"items": [{"text": "short"}]}
+
+
+def test_what_was_left_out_of_the_events_is_where_to_go_on(cache: Cache) -> None:
+    cache.append_many([("user", "x" * 5_000, None) for _ in range(100)])
+    seen: list[int] = []
+    before = None
+    while True:
+        found = answer(Memory(cache), "events", limit=100, before=before)
+        seen += [one["id"] for one in found["events"]]
+        if "more" not in found:
+            break
+        before = int(found["more"].rpartition("=")[2])
+    assert seen == list(range(100, 0, -1))
+
+
+def test_odd_values_become_json(cache: Cache) -> None:
+    odd = [{"text": "a\ud800b", "nested": FrozenDict({"nan": float("nan"), "bad": "\udfff"})}]
+    assert with_items({"value": float("inf")}, "items", odd) == {
+        "value": None,
+        "items": [{"text": "a\ufffdb", "nested": {"nan": None, "bad": "\ufffd"}}],
+    }
+    assert cut_text("\ud800" * 10, 5).encode()
+
+
+def test_rows_of_other_programs_are_readable(cache: Cache) -> None:
+    ledgers.execute(
+        cache.path,
+        "INSERT INTO events (ts, kind, content, meta) VALUES (?, ?, ?, ?)",
+        *("yesterday", "user", 'no "hash" \udcff'.encode("utf-8", "replace").decode(), "{not json"),
+    )
+    (event,) = answer(Memory(cache), "events")["events"]
+    assert event["ts"] == "yesterday"

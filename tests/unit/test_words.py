@@ -1,0 +1,306 @@
+"""Search by words without a daemon: the set and the scores are those of a scan; any text is a query."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, UnknownModelError
+from pmm_shm.vectors.function import FunctionEmbedder
+from pmm_shm.words.query import WordQuery
+from pmm_shm.words.ranking import ranked
+from pmm_shm.words.table import WordTable
+from pmm_shm_client import Cache, EventLog, connect
+from tests.support import words
+from tests.support.profiles import examples
+
+WORDS = ("alpha", "Beta", "café", "CAFE", "INV-2291", "inv-2292", "2291", "東京都に行く", "京都", "over_all", "naïve.")
+Texts = st.lists(st.lists(st.sampled_from(WORDS), min_size=0, max_size=6).map(" ".join), min_size=1, max_size=12)
+
+
+def table_of(texts: list[tuple[int, str]]) -> WordTable:
+    table = WordTable(sqlite3.connect(":memory:", isolation_level=None))
+    table.make()
+    table.handle.execute("BEGIN")
+    table.add(texts)
+    table.handle.execute("COMMIT")
+    return table
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[EventLog]:
+    with EventLog(tmp_path / "l.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def cache(log: EventLog) -> Iterator[Cache]:
+    with connect(log.path) as opened:
+        yield opened
+
+
+def ids(found: object) -> list[int]:
+    return [hit.event_id for hit in found]  # type: ignore[attr-defined]
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True))
+def test_the_set_and_the_scores_are_those_of_a_scan(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], items: list[str]
+) -> None:
+    path = str(tmp_path_factory.mktemp("scan") / "l.db")
+    with EventLog(path) as log:
+        log.append_many([("user", text, None) for text in texts] + [("metrics_turn", " ".join(items), None)])
+    with connect(path) as cache:
+        found = cache.search(" ".join(items), k=100, mode="words")
+    distinct = {item.expression: text for text in items for item in WordQuery.of(text).items}
+    # Twelve texts have no common words.
+    expected = words.scan(path, list(distinct.values()))
+    assert {hit.event_id for hit in found} == expected.keys()
+    for hit in found:
+        assert hit.word_score is not None
+        assert math.isclose(hit.word_score, expected[hit.event_id], rel_tol=1e-9)
+    assert ids(found) == sorted(ids(found), key=lambda one: (-(found_score(found, one)), one))
+    assert (found.is_complete, found.as_of, found.indexed_here) == (True, len(texts) + 1, len(texts))
+
+
+def found_score(found: object, event_id: int) -> float:
+    return next(hit.word_score for hit in found if hit.event_id == event_id)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(Texts, st.integers(0, 12), st.lists(st.sampled_from((*WORDS, '"alpha beta"', "-café")), min_size=1, max_size=4))
+def test_the_ranking_does_not_depend_on_which_table_has_an_event(texts: list[str], cut: int, items: list[str]) -> None:
+    rows = list(enumerate(texts, 1))
+    query = WordQuery.of(" ".join(items))
+    assert ranked([table_of(rows[:cut]), table_of(rows[cut:])], query) == ranked([table_of(rows)], query)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=examples(150), deadline=None)
+def test_any_text_is_a_query(text: str) -> None:
+    ranked([table_of([(1, text), (2, "alpha")])], WordQuery.of(text))
+    ranked([table_of([(1, text), (2, "alpha")])], WordQuery.of(text, is_message=True))
+
+
+@pytest.mark.parametrize(
+    "query", ['a"b', '"', '""', "NOT x", "x OR (", "text:x", "a*", "^a", "{a}", "-", "--", "a\0b", "\ud800"]
+)
+def test_nothing_is_syntax(query: str) -> None:
+    table = table_of([(1, "a b x text or not"), (2, "y")])
+    assert set(ranked([table], WordQuery.of(query)).scores) <= {1}
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("INV-2291", [1]),
+        ("inv-2291", [1]),
+        ("INV 2291", [1, 2]),
+        ('"inv 2291" about', [1]),
+        ('"about the inv"', [1]),
+        ('"the about"', []),
+        ("invoice -2291", []),
+        ("about -inv-2291", [2]),
+        ('about -"the inv"', [2]),
+        ("cafe", [3]),
+        ("CAFÉ", [3]),
+        ("東京", [4]),
+        ("京都", [4, 5]),
+        ("行", [4]),
+        ("く", [4]),
+        ("東京都に行く。", [4]),
+        ("都大", [5]),
+        ("第3回", [6]),
+        ("3回", [6]),
+    ],
+)
+def test_the_query_language(query: str, found: list[int]) -> None:
+    table = table_of(
+        [
+            (1, "about the INV-2291"),
+            (2, "about INV-2292"),
+            (3, "a Café"),
+            (4, "東京都に行く"),
+            (5, "京都大学"),
+            (6, "第3回目です"),
+        ]
+    )
+    assert sorted(ranked([table], WordQuery.of(query)).scores) == found
+
+
+def test_a_message_is_no_query() -> None:
+    query = WordQuery.of('- "buy milk" -5', is_message=True)
+    assert (query.excluded, [item.is_phrase for item in query.items]) == ([], [False] * 3)
+
+
+def test_common_words_are_left_out_and_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of([(number, f"the word{number} is") for number in range(1, 401)])
+    assert list(ranked([table], WordQuery.of("the word7")).scores) == [7]
+    assert len(ranked([table], WordQuery.of("the")).scores) == 400
+    monkeypatch.setattr(limits, "KEPT_EVENTS_MAX", 2)
+    # The rarest are kept, as many as are in so many events together.
+    assert list(ranked([table], WordQuery.of("word1 word2 word3")).scores) == [1, 2]
+    monkeypatch.setattr(limits, "COMMON_EVENTS_MAX", 40)
+    # Of common words alone the rarest is searched, in the newest events.
+    assert list(ranked([table_of([(n, "the is") for n in range(500, 600)]), table], WordQuery.of("the is")).scores) == [
+        *range(560, 600)
+    ]
+
+
+def test_the_texts_of_a_commitment_and_of_other_kinds(log: EventLog, cache: Cache) -> None:
+    log.append("commitment_open", "COMMIT: call her", {"cid": "c1", "text": "telephone Ana"})
+    log.append("metrics_turn", "telephone", {})
+    log.append("reflection", "telephone", {"text": 7})
+    assert ids(cache.search("telephone", mode="words")) == [3, 1]
+
+
+def test_each_append_is_found_at_once_and_a_replaced_one_is_not(log: EventLog, cache: Cache) -> None:
+    for number in range(1, 30):
+        assert log.append("user", f"number n{number}", {}) == number
+        found = cache.search(f"n{number}", mode="words")
+        assert (ids(found), found.is_complete, found.as_of) == ([number], True, number)
+
+
+def test_without_an_index_the_newest_are_searched(log: EventLog, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WORD_EVENTS_MAX", 50)
+    log.append_many([("user", f"n{number}", None) for number in range(1, 4_001)])
+    found = cache.search("n4000", mode="words")
+    assert (ids(found), found.is_complete, found.as_of) == ([4_000], False, 0)
+    assert ids(cache.search("n3", mode="words")) == []
+    log.append_many([("user", f"m{number}", None) for number in range(1, 130)])
+    assert ids(cache.search("m129 n3900", mode="words")) == [4_129]
+    assert ids(cache.search("m90", mode="words")) == [4_090]
+
+
+# Filters, and both searches together.
+
+
+@pytest.fixture
+def told(log: EventLog, cache: Cache) -> Cache:
+    """Messages of two roles and reflections at known times."""
+    for number in range(1, 61):
+        kind = ("user", "response", "reflection")[number % 3]
+        log.append(kind, f"The garden, {('plan', 'Plan!', 'rest')[number % 2]} number{number % 20}.", {})
+    return cache
+
+
+@pytest.mark.parametrize("mode", ["meaning", "words", "hybrid", "auto"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kinds": ["reflection"]},
+        {"roles": ["user"]},
+        {"roles": ["assistant"], "since": 10, "until": 40},
+        {"kinds": ["user", "reflection"], "until": 3},
+        {"kinds": ["no such kind"]},
+        {"scope": [1, 5, 9, 12], "roles": ["user", "assistant"]},
+        {"since": "2020-01-01", "until": "2999-12-31T00:00:00+02:00"},
+        {"until": "2020-01-01"},
+    ],
+    ids=str,
+)
+def test_a_filtered_search_is_a_filtered_ranking(told: Cache, mode: str, options: dict[str, object]) -> None:
+    search = told.search
+    whole = search("garden plan", k=10_000, mode=mode if mode in ("meaning", "words") else "words")  # type: ignore[call-overload]
+    found = search("garden plan", k=7, mode=mode, **options)  # type: ignore[call-overload]
+    if mode in ("meaning", "words"):
+        wanted = [hit.event_id for hit in whole if passes(told, hit.event_id, options)]
+        assert ids(found) == wanted[:7]
+    else:
+        assert all(passes(told, one, options) for one in ids(found))
+        assert len(found) == min(7, sum(passes(told, one, options) for one in range(1, 61)))
+
+
+def passes(cache: Cache, event_id: int, options: dict[str, object]) -> bool:
+    event = cache.event(event_id)
+    assert event is not None
+    kinds: set[str] = set(options.get("kinds", ("user", "response", "reflection")))  # type: ignore[call-overload]
+    if "roles" in options:
+        roles = {"user": "user", "response": "assistant"}
+        kinds &= {kind for kind, role in roles.items() if role in options["roles"]}  # type: ignore[operator]
+    since, until = options.get("since", 0), options.get("until", 60)
+    first = since if isinstance(since, int) else 0
+    last = until if isinstance(until, int) else 0 if str(until) < "2021" else 60
+    return event.kind in kinds and first < event_id <= last and event_id in options.get("scope", [event_id])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("mode", ["meaning", "words", "hybrid", "auto"])
+def test_equal_texts_collapse(told: Cache, mode: str) -> None:
+    found = told.recall("garden", k=50, mode=mode, distinct=True)  # type: ignore[call-overload]
+    spelled = ["".join(filter(str.isalnum, hit.event["content"].casefold())) for hit in found]
+    assert len(spelled) == len(set(spelled)) == 20
+    assert len(told.search("garden", k=50, mode=mode)) == 50  # type: ignore[call-overload]
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), st.integers(3, 6))
+def test_a_fused_search_has_the_best_of_both(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], query: str, k: int
+) -> None:
+    path = str(tmp_path_factory.mktemp("fused") / "l.db")
+    with EventLog(path) as log:
+        log.append_many([("user", text, None) for text in texts])
+    with connect(path) as cache:
+        by_words, by_meaning = cache.search(query, 100, mode="words"), cache.search(query, 100)
+        word_scores = {one.event_id: one.word_score for one in by_words}
+        similarities = {one.event_id: one.similarity for one in by_meaning}
+        for mode in ("hybrid", "auto"):
+            found = cache.search(query, k, mode=mode)  # type: ignore[call-overload]
+            bests = {hits[0].event_id for hits in (by_words, by_meaning) if hits}
+            assert bests <= set(ids(found)[: limits.BESTS_WITHIN])
+            assert set(ids(found)) <= word_scores.keys() | similarities.keys()
+            assert ids(found) == ids(cache.search(query, 50, mode=mode))[:k]  # type: ignore[call-overload]
+            for hit in found:
+                assert hit.word_score == word_scores.get(hit.event_id)
+                assert hit.similarity == similarities.get(hit.event_id)
+
+
+def test_what_means_nothing_is_refused(told: Cache) -> None:
+    for options in (
+        {"mode": "best"},
+        {"kinds": "user"},
+        {"roles": ["system"]},
+        {"since": "yesterday"},
+        {"until": 1.5},
+        {"k": 0, "mode": "words"},
+        {"scope": ["x"], "mode": "words"},
+    ):
+        with pytest.raises(ConfigError):
+            told.search("garden", **options)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError):
+        told.search([1.0] * 32, mode="words")
+    with pytest.raises(InvalidTextError):
+        told.search("", mode="words")
+
+
+def test_auto_does_without_an_embedder_that_fails(told: Cache) -> None:
+    def fail(_: list[str]) -> list[list[float]]:
+        raise RuntimeError("the provider is down")
+
+    with connect(told.path, embedder=FunctionEmbedder("failing", 3, fail)) as other:
+        found = other.search("number3", mode="auto")
+        assert found.problem is not None
+        assert "the provider is down" in found.problem
+        assert ids(found) == ids(told.search("number3", mode="words"))
+        assert {hit.found_by for hit in found} == {"words"}
+        with pytest.raises(EmbedderError):
+            other.search("number3", mode="hybrid")
+    with pytest.raises(UnknownModelError):
+        told.search("number3", mode="auto", model="no-such-model")
+
+
+def test_results_go_elsewhere(told: Cache) -> None:
+    found = told.recall("number3", mode="auto")
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert pickle.loads(pickle.dumps(found)).mode == "auto"
+    assert json.loads(found.to_json())["hits"][0]["found_by"] == "both"
