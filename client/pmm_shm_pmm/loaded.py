@@ -123,6 +123,9 @@ class Loaded:
 
     def of_kind(self, kind: str, low: int, high: int, newest_first: bool, limit: int | None) -> list[EventDict] | None:
         """The first `limit` events of a kind with ids from `low` to `high`; None if not all of these are loaded."""
+        if len(self.events) != self.length:
+            # Somebody has changed the live list.
+            return None
         if self._by_kind is None:
             self._by_kind = {}
             for event in self.events:
