@@ -227,7 +227,7 @@ def test_files(published: tuple[str, Path]) -> None:
     status = os.stat(directory)
     assert identity == [status.st_dev, status.st_ino]
     assert not any(os.path.isabs(path) for path in endpoints.values()) or len(str(directory)) > 60
-    listed = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.+?) \| 0\d+ \|", PAGE, re.MULTILINE))))
+    listed = set(re.findall(r"`([\w.-]+)`", "".join(re.findall(r"^\| (`.+?) \| 0\d+ \|", PAGE, re.MULTILINE))))
     # Under a long path the sockets lie elsewhere.
     sockets = {os.path.basename(path) for path in endpoints.values()}
     assert {file.name for file in directory.iterdir()} | sockets | {"daemon.log"} == listed
