@@ -230,7 +230,7 @@ def test_files(published: tuple[str, Path]) -> None:
     status = os.stat(directory)
     assert identity == [status.st_dev, status.st_ino]
     assert not any(os.path.isabs(path) for path in endpoints.values()) or len(str(directory)) > 60
-    listed = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.+?) \| 0\d+ \|", PAGE, re.MULTILINE))))
+    listed = set(re.findall(r"`([\w.-]+)`", "".join(re.findall(r"^\| (`.+?) \| 0\d+ \|", PAGE, re.MULTILINE))))
     # Under a long path the sockets lie elsewhere.
     sockets = {os.path.basename(path) for path in endpoints.values()}
     # A journal is there while the index is written; the last two are a replica's.
