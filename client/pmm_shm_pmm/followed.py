@@ -23,7 +23,7 @@ from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark, commit_count
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import report
-from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.ledgers import Ledger
@@ -74,10 +74,12 @@ class Followed:
         return self._read(self._take_in)
 
     def within(self, loaded: Loaded, look: Callable[[Loaded], _T]) -> _T:
-        """`look` at these events with the lock held; at those of the log that has taken their place where it has."""
+        """`look` at these events with the lock held. Where they are not all loaded, and another log has taken the place
+        of theirs, at those of that.
+        """
 
         def read() -> _T:
-            if self.loaded is loaded and loaded.is_whole:
+            if loaded.is_whole:
                 return look(loaded)
             self._take_in()
             with self._one_snapshot():
@@ -192,14 +194,16 @@ class Followed:
                 pass
         return self._fetch(FROM, (low,), limits.TAIL_ROWS_MAX)
 
-    def fetch_older(self, loaded: Loaded, count: int | None) -> list[RawRow]:
+    def fetch_older(self, loaded: Loaded, count: int | None) -> list[EventDict]:
+        """The newest `count` events before those that are loaded, ascending; None for all."""
         before = loaded.events[0]["id"]
-        found: list[RawRow] = []
+        found: list[EventDict] = []
         while count is None or len(found) < count:
             wanted = limits.TAIL_ROWS_MAX if count is None else count - len(found)
             sql = f"{COLUMNS} WHERE id < ? ORDER BY id DESC LIMIT ?"
             rows, is_all = self._fetch(sql, (before,), wanted)
-            found += rows
+            # At once: the texts of all rows together would take as much memory as the events.
+            found += map(event_of, rows)
             if is_all:
                 break
             before = rows[-1][0]

@@ -149,12 +149,11 @@ class Loaded:
 
     def _take_older_than_first(self, count: int) -> int:
         """Load up to `count` older events; returns how many there were."""
-        rows = self.ledger.fetch_older(self, count)
-        self._take_older(rows, is_all=len(rows) < count)
-        return len(rows)
+        older = self.ledger.fetch_older(self, count)
+        self._take_older(older, is_all=len(older) < count)
+        return len(older)
 
-    def _take_older(self, rows: list[RawRow], *, is_all: bool) -> None:
-        older = [event_of(row) for row in rows]
+    def _take_older(self, older: list[EventDict], *, is_all: bool) -> None:
         if self._older is not None:
             self._older -= len(older)
         self.events[:0] = older

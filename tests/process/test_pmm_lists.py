@@ -9,6 +9,7 @@ import itertools
 import json
 import pickle
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_an_empty_list_needs_no_log() -> None:
     assert frame.as_of == 0
     assert frame.identity().name is None
     assert frame.metrics()[:2] == (0.0, 0.0)
+
+
+def test_a_list_of_a_log_that_was_loaded_outlives_it(log: Any) -> None:
+    events = list(log.read_all())
+    shared = log_of(log)
+    listing = shared.listing()
+    # As a restore does it: in place.
+    with sqlite3.connect(log.path) as other:
+        other.execute("DELETE FROM events WHERE id > 1")
+        other.execute("UPDATE events SET content = 'another'")
+    assert shared.sync() == 1
+    assert list(listing) == events
 
 
 @pytest.mark.parametrize(
