@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-docs test-all lint format docs bench bench-search bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -72,6 +72,9 @@ test-fast: $(STAMP) ## Run the unit tests: seconds, no processes.
 
 test: $(STAMP) ## Run the tests of units and processes: minutes.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(or $(TESTS),tests/unit tests/process tests/test_*.py)
+
+test-programs: $(STAMP) ## Run what stands above the library: chat, PMM, the log in PostgreSQL, tools for assistants.
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/programs
 
 test-docs: $(STAMP) ## Run pages, packages, shells and containers as users would.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/docs
@@ -116,7 +119,7 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
-CLUSTER_TESTS := tests/process/test_cluster.py tests/process/test_cluster_outcomes.py \
+CLUSTER_TESTS := tests/programs/test_cluster.py tests/programs/test_cluster_outcomes.py \
 	tests/chaos/test_cluster_faults.py tests/chaos/test_cluster_machine.py
 PG16 := /tmp/pmm-shm-pgserver-0.1.4
 test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again with version 16.

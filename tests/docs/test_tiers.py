@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.ledgers import ROOT
 
-TIERS = ("unit", "process", "docs", "chaos")
+TIERS = ("unit", "process", "programs", "docs", "chaos")
 
 
 @pytest.mark.parametrize("tier", TIERS)

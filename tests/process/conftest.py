@@ -1,16 +1,5 @@
 """What the tests with processes of their own need before they start."""
 
-from __future__ import annotations
+from tests.support.compiled import compiled
 
-import compileall
-
-import pytest
-
-from tests.support import ledgers
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled() -> None:
-    """Compile the packages, as an installation does: with PYTHONDONTWRITEBYTECODE each process would do it anew."""
-    for folder in ledgers.PACKAGES.values():
-        assert compileall.compile_dir(ledgers.ROOT / folder, quiet=1)
+__all__ = ["compiled"]
