@@ -357,14 +357,12 @@ class Cache(Reads):
         request = ContextRequest.of(user_text, reflections, recall, messages)
         return make_context(self.frame(), request, self._messages_like, self._log.get_event)
 
-    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Match]:
+    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Hit]:
         """The `k` messages most similar to another one, up to an event."""
         with late_imports:
             from pmm_shm_client.finding import SearchRequest
 
-        request = SearchRequest.of(
-            text, k, None, None, "auto", roles=("user", "assistant"), until=until_id, is_message=True
-        )
+        request = SearchRequest.of(text, k, None, None, "meaning", roles=("user", "assistant"), until=until_id)
         return (self._finding or self._open_finding()).find(request)
 
     def _open_searching(self) -> Searching:

@@ -23,7 +23,7 @@ from pmm_shm_client.thinking import without_thinking
 if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.searching import Hits, Match
+    from pmm_shm_client.searching import Hits
 
 LAYOUT = 1
 """Version of the block, incremented when the same facts give other bytes."""
@@ -166,7 +166,7 @@ class ContextRequest(NamedTuple):
         )
 
 
-Search = Callable[[str, int, int], "Hits[Match]"]
+Search = Callable[[str, int, int], "Hits[Any]"]
 EventOf = Callable[[int], "EventDict | None"]
 
 

@@ -67,11 +67,11 @@ def uninstall() -> None:
     with _lock:
         if _installed is not None:
             patcher, finder = _installed
-            sys.meta_path.remove(finder)
-            patcher.undo()
+            _installed = None
+            sys.meta_path[:] = [one for one in sys.meta_path if one is not finder]
             patching.make_current(None)
             report.begin(None)
-            _installed = None
+            patcher.undo()
 
 
 def patch(patcher: Patcher, module: ModuleType) -> None:

@@ -23,8 +23,12 @@ def redirect(pairs: Sequence[Pair], package: str = "") -> None:
     present = {id(former): now for former, now in pairs}
     for module in [one for name, one in list(sys.modules.items()) if name.startswith(package)]:
         if isinstance(module, ModuleType):
-            # Not `vars`: it loads a module that is lazy.
-            names: dict[str, Any] = object.__getattribute__(module, "__dict__")
+            try:
+                # Not `vars`: it loads a module that is lazy.
+                names: dict[str, Any] = object.__getattribute__(module, "__dict__")
+            except AttributeError:
+                # The libraries of cffi say that they are modules, and have no names that could be replaced.
+                continue
             for name, value in list(names.items()):
                 if id(value) in present:
                     names[name] = present[id(value)]

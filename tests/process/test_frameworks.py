@@ -70,7 +70,10 @@ def test_every_result_has_its_fields_by_name(cache: Cache) -> None:
         "as_of": hits.as_of,
         "is_complete": True,
         "embedded_here": 0,
+        "indexed_here": 0,
         "model": "local-bow",
+        "mode": "meaning",
+        "problem": None,
     }
 
 

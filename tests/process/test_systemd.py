@@ -96,6 +96,8 @@ def test_the_example_names_what_there_is() -> None:
     known = set(re.findall(r'"(PMM_\w+)"', Path(flags.__file__).read_text(encoding="utf-8"))) | {
         "PMM_CACHED_OPTIONS",
         "PYTHONPATH",
+        # Of libpq.
+        "PGPASSFILE",
     }
     named = re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE)
     assert "PMM_DB" in named
