@@ -38,10 +38,11 @@ pytest_plugins = [
 
 profiles.register()
 
-# A shell starts background jobs with SIGINT ignored. Programs inherit that, even those that the tests interrupt; a
+# A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP. Programs inherit that, even those that the tests interrupt; a
 # handler, they do not inherit.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 # pytest-xdist sets it, and tables would be as narrow as the terminal that the tests run in.
 os.environ.pop("COLUMNS", None)

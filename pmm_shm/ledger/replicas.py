@@ -60,6 +60,9 @@ def read_record(handle: sqlite3.Connection, path: str) -> ReplicaRecord | None:
     if not handle.execute(_HAS_TABLE).fetchall()[0][0]:
         return None
     rows = handle.execute(f"SELECT {', '.join(ReplicaRecord._fields)} FROM pmm_replica").fetchall()
+    # Only a replica needs it.
+    from uuid import UUID
+
     try:
         ((identity, name, dsn, formula, timeline, forks),) = rows
         return ReplicaRecord(UUID(identity), str(name), str(dsn), str(formula), int(timeline), int(forks))

@@ -590,7 +590,7 @@ def test_the_plugin_replaces_when_asked(place: Place, how: str) -> None:
 def test_the_plugin_does_nothing_unasked(place: Place) -> None:
     out = pytest_of(place, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_PLUGINS="pmm_shm_pmm.pytest_plugin")
     assert "Answers: EventLog of pmm pmm\n" in out
-    assert "pmm-shm" not in out
+    assert "pmm-shm: " not in out
     code = "import sys, pytest; before = set(sys.modules); import pmm_shm_pmm.pytest_plugin; "
     done = daemons.run_python(code + "print(*sorted(set(sys.modules) - before))", forked=False)
     assert set(done.stdout.split()) == {"pmm_shm_pmm", "pmm_shm_pmm.pytest_plugin"}
