@@ -38,8 +38,8 @@ pytest_plugins = [
 
 profiles.register()
 
-# A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP. Programs inherit that, even those that the tests interrupt; a
-# handler, they do not inherit.
+# A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP. Programs inherit that, even those that the
+# tests interrupt; a handler, they do not inherit.
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda number, frame: None)
