@@ -28,7 +28,7 @@ from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
-from tests.support.daemons import environment
+from tests.support.daemons import environment, until
 
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="another user can be made by root only")
@@ -124,6 +124,8 @@ def test_every_file_has_its_mode_whatever_the_umask(shared: Path, umask: int, st
         os.umask(before)
     directory = daemon.instance.directory
     assert mode_of(directory) == 0o2750
+    # The daemon answers before it has made its index of words.
+    until((directory / "words.db-journal").exists)
     assert {entry.name: oct(mode_of(entry)) for entry in directory.iterdir()} == {
         "admin.sock": "0o600",
         "announcements.sock": "0o660",
