@@ -16,6 +16,8 @@ from pmm_cached.logs import Logger
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError
 from pmm_shm.instance.paths import Instance
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.replicas import read_record
 from pmm_shm.ledger.source.report import read_status
 
 DSN_VARIABLE = "PMM_SOURCE"
@@ -46,19 +48,11 @@ def make_replica(ledger: str, source: Source) -> None:
         ConfigError: the data source name or the ledger's name has no meaning.
         LedgerError: PostgreSQL cannot be reached, or the file there is another ledger; nothing was changed.
     """
-    done = subprocess.run(
-        [*_command(ledger, source), "--prepare"],
-        env=_environment(source),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1].removeprefix("pmm_replicator: ") if lines else f"exit code {done.returncode}"
-        raise (ConfigError if done.returncode == _USAGE else LedgerError)(reason)
+    with _started(ledger, source, "--prepare") as process:
+        lines = process.communicate()[1].strip().splitlines()
+    if process.returncode:
+        reason = lines[-1].removeprefix("pmm_replicator: ") if lines else f"exit code {process.returncode}"
+        raise (ConfigError if process.returncode == _USAGE else LedgerError)(reason)
 
 
 class Replication:
@@ -142,15 +136,7 @@ class Replication:
             with self._lock:
                 if self._is_stopping.is_set():
                     return 0
-                self._process = process = subprocess.Popen(
-                    [*_command(self._instance.ledger, source), "--ends-with-parent"],
-                    env=_environment(source),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
-                )
+                self._process = process = _started(self._instance.ledger, source, "--ends-with-parent")
         except OSError as error:
             self._last_line = f"the follower cannot be started: {error.strerror}"
             return 1
@@ -203,21 +189,25 @@ def _why(replica: dict[str, Any], stands_ms: int) -> str:
     return f"the source {replica['name']!r} was not confirmed for {stands_ms:,} ms: {reason}"
 
 
-def _command(ledger: str, source: Source) -> list[str]:
-    own = [sys.executable, "-m", "pmm_replicator", ledger, "--name", source.name]
-    return [*own, "--fork-max", str(source.fork_max)]
-
-
-def _environment(source: Source) -> dict[str, str]:
-    # Not on the command line: that is for everybody to read.
-    return {**os.environ, DSN_VARIABLE: source.dsn}
+def _started(ledger: str, source: Source, option: str) -> subprocess.Popen[str]:
+    """The follower's program; what it has to say is on its stderr."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pmm_replicator", ledger, "--name", source.name),
+            *("--fork-max", str(source.fork_max), option),
+        ],
+        # Not on the command line: that is for everybody to read.
+        env={**os.environ, DSN_VARIABLE: source.dsn},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
 
 
 def recorded_source(ledger: str) -> Source | None:
     """The source that a replica records; None for any other ledger."""
-    from pmm_shm.ledger.connection import Connection
-    from pmm_shm.ledger.replicas import read_record
-
     connection = Connection(ledger, "ro", limits.FOLLOWER_WAIT_S)
     try:
         with connection.lock:
