@@ -46,7 +46,7 @@ def append_alone(bench: Bench) -> Row:
 
 
 def _durabilities(bench: Bench, row: Row) -> None:
-    """What it costs to survive a power cut; the disk decides, and it is that of the bench's directory."""
+    """The cost of surviving a power cut, on the disk of the benchmark's directory."""
     bench.say("row 5: durability")
     sides: list[tuple[str, Durability]] = [(journal, one) for journal in ("wal", "delete") for one in DURABILITIES]
     watch = RoundTimer()

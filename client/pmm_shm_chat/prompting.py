@@ -69,7 +69,7 @@ def make_prompt(
 ) -> Prompt:
     """The prompt for one message.
 
-    What does not fit is left out: the oldest messages first, then the least similar of the recalled ones. The facts of
+    If they do not fit, the oldest messages are left out first, then the least similar recalled ones. The facts of
     the context and the user's text are always in it.
 
     Parameters:

@@ -257,7 +257,7 @@ class Run:
         self._say(f'Lena: "{WISH}" {self._name}: "I will."')
 
     def _ask(self, where: str) -> None:
-        """Who it is and what it promised, asked in a process that has seen nothing."""
+        """The agent's name and promises, as a new process reads them."""
         asked = subprocess.run(
             [sys.executable, "-c", _ASK, self.ledger, _CID],
             stdin=subprocess.DEVNULL,

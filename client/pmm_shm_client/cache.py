@@ -264,7 +264,7 @@ class Cache(Reads):
             roles: only messages of these roles: `"user"`, `"assistant"`.
             since: only events after this event id, or from this time on; times are compared with `ts`.
             until: only events up to this event id or time, included.
-            distinct: of events with the same text but for case, white space and punctuation, only the best.
+            distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
 
         Raises:
             ConfigError: an argument means nothing, or this SQLite has no FTS5.
@@ -441,7 +441,7 @@ class Cache(Reads):
         return None if found is None else Event(**found)
 
     def newest(self, kind: str) -> Event | None:
-        """The newest event of a kind; None if there is none. It costs a look-up in the ledger's index by kind.
+        """The newest event of a kind, or None. The cost is a look-up in the ledger's index by kind.
 
         Raises:
             ConfigError: `kind` is no text.

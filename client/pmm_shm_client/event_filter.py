@@ -30,7 +30,7 @@ class EventFilter(NamedTuple):
     Attributes:
         kinds: None for all.
         first_id, last_id, first_us, last_us: bounds of ids and times, all included; of times None for none.
-        is_distinct: of events with the same text but for case, white space and punctuation, only the best is returned.
+        is_distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
     """
 
     kinds: frozenset[str] | None
@@ -159,7 +159,7 @@ class Selection:
 
 
 def spelled_alike(text: str) -> str:
-    """The same for texts that are equal but for case, white space and punctuation."""
+    """A key for a text that ignores case, white space and punctuation."""
     letters = "".join(one for one in text.casefold() if one.isalnum())
     # Of texts without letters and digits, only equal ones are alike.
     return letters or text
