@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack
 from pmm_shm.errors import ConfigError
+from pmm_shm.folds.directives import WINDOW_EVENTS, DirectivesFold, counts_in, text_of
 from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
 from pmm_shm.folds.self_model import (
     IDENTITY_STEPS,
@@ -83,7 +84,7 @@ class Subject(ABC):
     """A value that can be explained: the events that concern it, and its form in the state of its fold."""
 
     name: str
-    fold: type[SelfModelFold | MetricsFold] = SelfModelFold
+    fold: type[SelfModelFold | MetricsFold | DirectivesFold] = SelfModelFold
 
     @abstractmethod
     def concerns(self, event: Event) -> bool:
@@ -268,6 +269,38 @@ class MetricsSubject(Subject):
     def final(self, view: Any, state: State) -> Any:
         ias, gas = raw_scores(state)
         return {"ias": view.ias, "gas": view.gas, "before_feedback": {"ias": ias, "gas": gas}}
+
+
+class Directive(Subject):
+    """One directive: each event that has its text, and each event that pushed an earlier one out of the newest
+    `WINDOW_EVENTS`, which lowers its score. The value is its counts.
+    """
+
+    fold = DirectivesFold
+
+    def __init__(self, text: str) -> None:
+        self._text = " ".join(text.split())
+        self.name = f"directive {self._text}"
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind == "autonomy_directive"
+
+    def value(self, state: State) -> Any:
+        return counts_in(state, self._text)
+
+    def is_listed(self, seen: Observation) -> bool:
+        return not seen.is_same
+
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
+        left = f"one before it left the newest {WINDOW_EVENTS}"
+        if text_of(seen.event) != self._text:
+            return left, {}
+        words = "seen again" if seen.before["seen_count"] else "first seen"
+        return words if seen.after["recent_hits"] > seen.before["recent_hits"] else f"{words}; {left}", {}
+
+    def final(self, view: Any, state: State) -> Any:
+        active = [one["content"] for one in view.active()]
+        return {**self.value(state), "rank": active.index(self._text) + 1 if self._text in active else None}
 
 
 _METRICS_WORDS = {
