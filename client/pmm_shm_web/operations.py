@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from pmm_shm.instance.paths import Instance
-from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies
+from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies, workers_of
 
 ASK_S = 1.0
 GLANCE_S = 0.05
@@ -58,6 +58,7 @@ class Operations:
             "problems": with_remedies(self._instance, asked.problems),
             "daemon": asked.numbers,
             "reads": reads_of(asked.numbers),
+            "workers": workers_of(asked.numbers),
             "readers": readers_of(asked.numbers),
         }
 

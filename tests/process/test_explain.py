@@ -23,7 +23,7 @@ from tests.support.command import run
         (("metrics", "--integer"), 2, "--integer means something for commitment only"),
         (("identity",), 2, "WHAT: expected identity.name"),
         (("trait",), 2, "WHAT: expected identity.name"),
-        (("metrcs",), 2, "WHAT: expected identity.name, commitment CID, trait NAME, directive TEXT, or metrics; did you mean metrics?"),
+        (("metrcs",), 2, "trait NAME, directive TEXT, or metrics; did you mean metrics?"),
     ],
 )
 def test_bad_input_is_one_line(words: tuple[str, ...], code: int, said: str, story: str) -> None:

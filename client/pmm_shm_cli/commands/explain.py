@@ -53,8 +53,8 @@ def explain(
     """List the events that led to a value, each with the change.
 
     WHAT is identity.name, commitment CID, trait NAME (or its first letter), directive TEXT, or metrics; without it,
-    lists what there is. It is a full replay, event by event: no cache, no daemon. Of metrics, the changes are those before feedback and
-    clamping.
+    lists what there is. It is a full replay, event by event: no cache, no daemon. Of metrics, the changes are those
+    before feedback and clamping.
     """
     if _is_without_what(words):
         _list_subjects(the_ledger(words[0] if words else None), timeout, as_json)

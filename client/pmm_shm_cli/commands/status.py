@@ -57,6 +57,7 @@ def status(ledger: str | None, verbose: bool, timeout: Deadline, as_json: bool) 
         "lag_ms": None if daemon is None else daemon["lag_ms"],
         "folds": folds,
         "sizes": _sizes(instance, daemon),
+        "workers": state.workers_of(daemon),
         "readers": state.readers_of(daemon),
         "reads": state.reads_of(daemon),
         "daemon": daemon,
