@@ -132,7 +132,7 @@ def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def workers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The processes that have reported reads and are alive: their numbers, `command`, and `served_rate` as `reads_of`."""
+    """The live processes that have reported: their numbers, `command`, and `served_rate` as of `reads_of`."""
     return [
         {**one, "served_rate": _served_rate(one), "command": command_of(one["pid"])}
         for one in (daemon or {}).get("worker_processes", ())

@@ -18,7 +18,7 @@ from pmm_shm_client.results import applicable
 from pmm_shm_web import chart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
-from pmm_shm_web.mind import Found, subject_of
+from pmm_shm_web.mind import Found
 from pmm_shm_web.questions import position, stream_query, whole_number
 from pmm_shm_web.site import Site
 
@@ -75,7 +75,7 @@ class Api:
     def why(self, request: Request) -> Response:
         parameters = request.query_params
         at = position(parameters)
-        subject = subject_of(parameters.get("subject", ""), parameters.get("argument", ""))
+        subject = self._site.mind.subject(parameters.get("subject", ""), parameters.get("argument", ""))
         found = self._site.mind.explanation(subject, self._site.ledger.head() if at is None else at)
         if isinstance(found, Job):
             return _progress(found)

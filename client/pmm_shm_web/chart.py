@@ -10,6 +10,7 @@ from pmm_shm_terminal.timeline import bands, ends
 
 WIDTH, HEIGHT = 1000, 220
 """Of the drawing, in its own units."""
+TICKS_MAX = 6
 LINKS = 100
 """Parts of the drawing that lead to a position."""
 
@@ -30,6 +31,7 @@ class Drawing(NamedTuple):
         stages: a box for each stage.
         names: x of each change of the name.
         links: boxes, whose label is an event id.
+        ticks: boxes without a width, whose label is an event id.
         at: x of the position that is shown; None for now.
     """
 
@@ -38,6 +40,7 @@ class Drawing(NamedTuple):
     stages: tuple[Box, ...]
     names: tuple[float, ...]
     links: tuple[Box, ...]
+    ticks: tuple[Box, ...]
     at: float | None
     first_id: int
     last_id: int
@@ -93,7 +96,15 @@ def drawing(history: History) -> Drawing:
     step = (last - first) / links
     boxes = (Box(x(first + n * step), WIDTH / links, str(int(first + (n + 1) * step))) for n in range(links))
     marks = tuple(x(change.event_id) for change in history.names)
-    return Drawing(lines["ias"], lines["gas"], stages, marks, tuple(boxes), None, int(first), int(last))
+    ticks = tuple(Box(x(one), 0.0, f"{one:,}") for one in _round_ids(int(first), int(last)))
+    return Drawing(lines["ias"], lines["gas"], stages, marks, tuple(boxes), ticks, None, int(first), int(last))
+
+
+def _round_ids(first: int, last: int) -> list[int]:
+    """Up to `TICKS_MAX` ids at round distances."""
+    unit = 10 ** max(0, len(str(last - first)) - 2)
+    step = next(unit * n for n in (1, 2, 5, 10, 20, 50) if (last - first) // (unit * n) < TICKS_MAX)
+    return list(range(-(-first // step) * step, last + 1, step))
 
 
 def _line(xs: list[float], scores: list[float]) -> str:

@@ -15,7 +15,16 @@ from pmm_shm.errors import (
     SnapshotUnavailableError,
     UnknownModelError,
 )
-from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
+from pmm_shm.projection.explaining import (
+    Commitment,
+    Directive,
+    Explanation,
+    MetricsSubject,
+    Name,
+    Subject,
+    Trait,
+    explain,
+)
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest, make_context
 from pmm_shm_client.finding import MODES
@@ -24,6 +33,7 @@ from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.questions import whole_number
 
 FRAME_WAIT_S = 0.25
 """How long a page waits for a frame before it shows progress."""
@@ -111,6 +121,21 @@ class Mind:
             raise job.error
         return job.result
 
+    def subject(self, name: str, argument: str) -> Subject:
+        """What is to be explained: as `subject_of`, or `directive` with the id of an event that has its text.
+
+        Raises:
+            ConfigError: there is no such value.
+            LedgerError: the ledger cannot be read.
+        """
+        if name != "directive":
+            return subject_of(name, argument)
+        event_id = whole_number({"argument": argument}, "argument")
+        event = None if event_id is None else self.cache.event(event_id)
+        if event is None or event.kind != "autonomy_directive":
+            raise ConfigError(f"argument: expected the id of an event of a directive, got {argument!r:.80}")
+        return Directive(event.content)
+
     def explanation(self, subject: Subject, at: int, wait_s: float = EXPLAIN_WAIT_S) -> Explanation | Job:
         """The events behind a value as of event `at`, the newest `STEPS_MAX`; or the job that finds them."""
 
@@ -172,7 +197,7 @@ def subject_of(name: str, argument: str) -> Subject:
         if type(cid) not in (str, int):
             raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
         return Commitment(cid)
-    raise ConfigError(f"subject: expected name, metrics, trait or commitment, got {name!r:.80}")
+    raise ConfigError(f"subject: expected name, metrics, trait, commitment or directive, got {name!r:.80}")
 
 
 def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES_SHOWN) -> Listed:

@@ -17,7 +17,7 @@ from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
-from pmm_shm_web.mind import ENTRIES_SHOWN, commitments, subject_of
+from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
 from pmm_shm_web.questions import position, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
@@ -108,12 +108,14 @@ class Pages:
             "directives": frame.active_directives(),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
+            "replica": None if at is not None else self._site.operations.replica(asked),
         }
 
     def _mind_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
         before, after = self._site.stream.beside(frame.as_of)
         return {
             **self._frame_values(frame, at),
+            **self._facet_values(at),
             "before_id": before,
             "after_id": after,
         }
@@ -150,12 +152,13 @@ class Pages:
     def why(self, request: Request) -> Response:
         parameters = request.query_params
         at = position(parameters)
-        subject = subject_of(parameters.get("subject", ""), parameters.get("argument", ""))
+        subject = self._site.mind.subject(parameters.get("subject", ""), parameters.get("argument", ""))
         until = self._site.ledger.head() if at is None else at
         found = self._site.mind.explanation(subject, until)
         if isinstance(found, Job):
             return self._progress(request, found, "#why")
-        return self._answer(request, "why.html", "Why", explanation=found)
+        rows = self._site.stream.rows_of([step.event_id for step in found.steps])
+        return self._answer(request, "why.html", "Why", explanation=found, rows=rows)
 
     def _stream_values(self, request: Request) -> dict[str, Any]:
         query = stream_query(request.query_params)
@@ -164,6 +167,10 @@ class Pages:
         at = position(request.query_params)
         is_tail = at is None and query.before is None and query.until is None
         return {"page": page, "query": given, "is_tail": is_tail, "tail_after": page.head}
+
+    def _facet_values(self, at: int | None) -> dict[str, Any]:
+        found = self._site.kinds.glance() if at is None else self._site.kinds.counts_until(at)
+        return {"facets": found, "shown_max": KINDS_SHOWN, "head": self._site.ledger.head()}
 
     def stream(self, request: Request) -> Response:
         return self._answer(request, "stream.html", "Events", **self._stream_values(request))
@@ -178,9 +185,8 @@ class Pages:
     def facets(self, request: Request) -> Response:
         at = position(request.query_params)
         found = self._site.kinds.counts() if at is None else self._site.kinds.counts_until(at)
-        return self._answer(
-            request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=self._site.ledger.head()
-        )
+        head = self._site.ledger.head()
+        return self._answer(request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=head)
 
     def event(self, request: Request) -> Response:
         event_id = request.path_params["event_id"]

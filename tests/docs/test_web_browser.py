@@ -137,6 +137,10 @@ def test_why_leads_into_the_stream(visit: Visit) -> None:
     expect(page.locator("#stream .event").first).to_have_attribute("id", f"e{event_id}")
     page.locator(f"#e{event_id} summary").click()
     expect(page.locator(f"#e{event_id} .json")).to_contain_text('"trait": "openness"')
+    page.locator("#directives-title ~ ol a.why").first.click()
+    expect(page.locator("#why-title")).to_contain_text("Why directive <script>alert('x')")
+    expect(page.locator("#why tbody tr")).to_have_count(1)
+    expect(page.locator("#why tbody tr")).to_contain_text("first seen")
 
 
 def test_facets_filters_and_pages(visit: Visit) -> None:
@@ -173,7 +177,7 @@ def test_hostile_text_is_text(visit: Visit) -> None:
     # 10 MB of it.
     page.goto(page.url.split("?")[0] + "?text=%3Cb%3E%3Cb%3E%3Cb%3E%3Cb%3E")
     expect(page.locator("#stream .event")).to_have_count(1)
-    expect(page.locator("#stream .event")).to_contain_text("characters)")
+    expect(page.locator("#stream .event")).to_contain_text("9,999,999 characters")
     page.locator("#stream .event summary").click()
     expect(page.locator("#stream .json")).to_contain_text("Cut: content")
 

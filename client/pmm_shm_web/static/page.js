@@ -138,7 +138,7 @@ function options(width) {
   return {
     width, height: 240, padding: [null, 28, null, null], plugins: [marks], cursor: { drag: { x: true, y: false }, y: false },
     scales: { x: { time: false }, y: { range: [0, 1.02] } },
-    axes: [{ ...axis, space: 90, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
+    axes: [{ ...axis, space: 90, size: 32, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
     series: [{ label: "event", value: (_, id) => (id === null ? "–" : id.toLocaleString("en")) },
       line("IAS", "--ias"), line("GAS", "--gas", [6, 3])],
   };
