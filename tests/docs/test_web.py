@@ -207,8 +207,8 @@ def test_why_is_the_explanation_of_the_command(server: WebServer) -> None:
         ("subject=commitment&argument=7", ("commitment", "7", "--integer")),
         ("subject=directive&argument=405", ("directive", HOSTILE)),
     ):
-        found = server.api(f"/why?{path}&at=404")
-        wanted = json.loads(run("explain", path_of(server), *what, "--until", "404", "--limit", "200", "--json").out)
+        found = server.api(f"/why?{path}&at=405")
+        wanted = json.loads(run("explain", path_of(server), *what, "--until", "405", "--limit", "200", "--json").out)
         assert found == wanted
     assert server.ask("/api/v1/why?subject=trait&argument=x").status == 400
     assert server.ask("/api/v1/why?subject=commitment&argument=true").status == 400
