@@ -25,6 +25,8 @@ from pmm_shm_web.site import Site
 BODY_BYTES_MAX = 4 << 20
 SEARCH_K = 10
 KINDS_SHOWN = 60
+LIVE = ("/header", "/parts", "/stream/new", "/facets", "/operations")
+"""Parts that the page asks for again and again: a failure must not take their place."""
 
 
 class Pages:
@@ -223,14 +225,15 @@ class Pages:
         """The page of an error."""
         if isinstance(error, CancelledError):
             return self._answer(request, "cancelled.html", "Cancelled")
-        status = 400 if isinstance(error, ConfigError) else 503
         values: dict[str, Any] = {"message": str(error), "at": None}
+        if not _is_script(request):
+            status = 400 if isinstance(error, ConfigError) else 503
+            return self._render("alone.html", status, part="problem.html", title="Problem", **values)
         # A script puts only answers with a status of success into the page.
-        return (
-            self._render("problem.html", **values)
-            if _is_script(request)
-            else self._render("alone.html", status, part="problem.html", title="Problem", **values)
-        )
+        answer = self._render("problem.html", **values)
+        if request.url.path in LIVE:
+            answer.headers.update({"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
+        return answer
 
 
 def _is_script(request: Request) -> bool:

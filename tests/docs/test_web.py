@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import http.client
 import json
+import os
 import re
+import socket
 import stat
 import threading
 import time
@@ -19,7 +21,8 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
-from pmm_shm_client import connect
+from pmm_shm.limits import REPLACEMENT_NOTICED_S
+from pmm_shm_client import EventLog, connect
 from pmm_shm_web.shown import spelled
 from tests.support import daemons, ledgers, pmm2
 from tests.support.command import run
@@ -325,6 +328,76 @@ def test_a_ledger_of_pmm2_says_what_does_not_apply(tmp_path: Path) -> None:
         found = server.api("/metrics")
         assert (found["ias"], found["gas"]) == (None, None)
         assert server.api("/chart") is None
+
+
+def test_an_error_of_the_api_is_json_and_positions_may_be_any_integer(server: WebServer) -> None:
+    for path, status in (("/nothing", 404), ("/", 404), ("/events/x", 404), ("/mind?at=9e9", 400)):
+        reply = server.ask("/api/v1" + path)
+        assert reply.status == status
+        assert reply.json["error"]
+    assert server.ask("/api/v1/mind", method="POST", body=b"").json["error"] == "Method Not Allowed"
+    for at in (-(1 << 63), -1, 0, (1 << 63) - 1):
+        assert server.ask(f"/?at={at}").status == 200
+        assert server.api(f"/metrics?at={at}")["as_of"] == (0 if at <= 0 else server.api("/status")["head_id"])
+
+
+def test_a_ledger_that_is_replaced_and_one_that_is_gone(tmp_path: Path) -> None:
+    path, other = str(tmp_path / "agent.db"), str(tmp_path / "other.db")
+    for one, text in ((path, "before"), (other, "behind")):
+        with EventLog(one) as log:
+            log.append_many([("identity_adopt", text, {"name": text}), *([("user", text, None)] * (5 + len(one)))])
+    with serving(path, tmp_path) as server:
+        assert "before" in words(server.page("/?at=3"))
+        for suffix in ("-wal", "-shm"):
+            Path(path + suffix).unlink(missing_ok=True)
+        os.replace(other, path)
+        time.sleep(REPLACEMENT_NOTICED_S + 0.1)
+        for page in ("/", "/?at=3", "/stream", "/why?subject=name"):
+            assert "behind" in words(server.page(page)), page
+            assert "before" not in words(server.page(page)), page
+        assert sum(server.api("/kinds")["kinds"].values()) == server.api("/status")["head_id"]
+        os.unlink(path)
+        time.sleep(REPLACEMENT_NOTICED_S + 0.1)
+        for page in ("/", "/?at=3", "/stream", "/header", "/facets", "/api/v1/mind"):
+            assert server.ask(page).status == 503, page
+        assert server.ask("/healthz").status == 200
+        # A part that is asked for again and again stays where it is, and the page says what has failed.
+        part = server.ask("/header", headers={"HX-Request": "true"})
+        assert (part.status, part.headers["hx-retarget"]) == (200, "#notice")
+        assert "no such file" in part.text
+
+
+def test_an_empty_ledger(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.db")
+    EventLog(path).close()
+    with serving(path, tmp_path) as server:
+        text = words(server.page())
+        assert "No name yet" in text
+        assert "No event matches." in text
+        for page in ("/?at=5", "/search?q=x", "/why?subject=metrics", "/operations", "/facets", "/api/v1/chart"):
+            assert server.ask(page).status == 200, page
+        assert server.api("/kinds") == {"kinds": {}, "others": 0, "counted_to": 0, "is_complete": True}
+
+
+def test_many_listeners_and_clients_that_read_nothing(tmp_path: Path) -> None:
+    """Each hears of an append; those that do not read hold nobody up."""
+    path = str(tmp_path / "agent.db")
+    fill(path)
+    with serving(path, tmp_path) as server:
+        listeners = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in range(60)]
+        request = f"GET /api/v1/live HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nCookie: {server.cookie}\r\n\r\n"
+        for one in listeners:
+            one.sendall(request.encode("ascii"))
+        assert run("append", path, "user", "hello").code == 0
+        for one in listeners[::2]:
+            heard = b""
+            while b"data: 407\n" not in heard:
+                assert (more := one.recv(4096)), heard
+                heard += more
+        assert server.ask("/healthz").status == 200
+        assert "hello" in server.page("/stream")
+        for one in listeners:
+            one.close()
 
 
 def test_hostile_rows(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pmm_shm_client import EventLog, connect
 from tests.support import ledgers
 from tests.support.command import run
+from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.web import HOSTILE, WebServer, fill, path_of, serving
 
@@ -229,6 +230,39 @@ def test_without_scripts(browser: Browser, server: WebServer) -> None:
     page.goto(f"http://127.0.0.1:{server.port}/facets")
     expect(page.locator(".facets")).to_contain_text("trait_update")
     visit.context.close()
+
+
+def test_the_page_says_that_the_server_is_gone_and_sees_a_daemon_come(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    fill(str(path))
+    with serving(path, tmp_path) as server:
+        visit = Visit(browser, server)
+        page = visit.page
+        expect(page.locator("#header .health")).to_have_text("absent")
+        with ForkedDaemon(path):
+            until(lambda: run("status", str(path), "--json").code == 0, "the daemon")
+            page.evaluate("document.body.dispatchEvent(new CustomEvent('looked'))")
+            expect(page.locator("#header .health")).to_contain_text("healthy")
+        server.program.kill()
+        page.locator("#position a.go").first.click()
+        expect(page.locator("#notice")).to_have_text("The server does not answer.")
+        expect(page.locator("#header")).to_contain_text("IAS")
+        visit.context.close()
+
+
+def test_a_held_key_asks_for_few_positions(visit: Visit) -> None:
+    page = visit.page
+    expect(page.locator("#chart canvas")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/mind" in request.url else None)
+    page.evaluate(
+        "for (let n = 0; n < 20; n++) document.body.dispatchEvent("
+        "new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }))"
+    )
+    expect(page.locator("#header")).to_contain_text("the past")
+    page.wait_for_timeout(500)
+    assert len(asked) == 2
+    assert page.locator("#position").get_attribute("data-at") == asked[-1].partition("at=")[2]
 
 
 def test_progress_of_a_replay_that_is_cancelled(browser: Browser, tmp_path: Path) -> None:

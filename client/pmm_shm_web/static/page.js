@@ -3,6 +3,8 @@
 
 const API = "/api/v1";
 const CHART_AGAIN_MS = 5000;
+const LOOK_AGAIN_MS = 10000;
+const GO_AGAIN_MS = 150;
 const state = { at: null, ids: [], chart: null, drawn: 0 };
 document.documentElement.classList.add("scripted");
 
@@ -30,11 +32,24 @@ function readPosition() {
   if (state.chart) state.chart.redraw(false);
 }
 
+// The first of several in a row is asked for at once, then only the last: a key that is held must not start a replay
+// for each point that it passes.
+let wentMs = -Infinity;
+let later = 0;
+
 function go(at) {
-  const query = at === null ? "" : `?at=${at}`;
-  history.pushState({}, "", `/${query}`);
   state.at = at;
   if (state.chart) state.chart.redraw(false);
+  clearTimeout(later);
+  const wait = wentMs + GO_AGAIN_MS - performance.now();
+  wentMs = performance.now();
+  if (wait <= 0) show(at);
+  else later = setTimeout(show, GO_AGAIN_MS, at);
+}
+
+function show(at) {
+  const query = at === null ? "" : `?at=${at}`;
+  history.pushState({}, "", `/${query}`);
   htmx.trigger("#mind", "htmx:abort");
   htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
 }
@@ -178,6 +193,28 @@ function redrawInNewColours() {
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawInNewColours);
 
+// Failures: an answer that is no success is not put into the page.
+
+function notice(text) {
+  const box = document.getElementById("notice");
+  if (!box) return;
+  box.replaceChildren();
+  if (!text) return;
+  const line = document.createElement("p");
+  line.className = "note bad";
+  line.textContent = text;
+  box.append(line);
+}
+
+document.addEventListener("htmx:sendError", () => notice("The server does not answer."));
+document.addEventListener("htmx:responseError", (event) => {
+  const { status, responseText } = event.detail.xhr;
+  notice(`The server has refused: ${responseText.slice(0, 300) || status}`);
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.shouldSwap && event.detail.target.id !== "notice") notice("");
+});
+
 // The dot.
 
 let source = null;
@@ -223,6 +260,8 @@ function stopListening() {
 document.addEventListener("visibilitychange", () => (document.hidden ? stopListening() : listen()));
 window.addEventListener("pagehide", stopListening);
 document.addEventListener("htmx:afterSwap", () => setDot(false));
+// A daemon may end, or come, without an append.
+setInterval(() => document.hidden || document.body.dispatchEvent(new CustomEvent("looked")), LOOK_AGAIN_MS);
 document.addEventListener("DOMContentLoaded", () => {
   state.at = positionInAddress();
   readPosition();
