@@ -392,7 +392,8 @@ def test_many_listeners_and_clients_that_read_nothing(tmp_path: Path) -> None:
         for one in listeners[::2]:
             heard = b""
             while b"data: 407\n" not in heard:
-                assert (more := one.recv(4096)), heard
+                more = one.recv(4096)
+                assert more, heard
                 heard += more
         assert server.ask("/healthz").status == 200
         assert "hello" in server.page("/stream")
