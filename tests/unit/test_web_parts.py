@@ -19,6 +19,7 @@ pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_cli import synthetic
 from pmm_shm_client import Cache
 from pmm_shm_terminal.tokens import token_in
 from pmm_shm_web import chart, facets, jobs, shown, stream
@@ -397,3 +398,23 @@ def test_ticks_of_the_drawing_are_round_and_within(first: int, last: int) -> Non
     steps = {after - before for before, after in itertools.pairwise(ids)}
     assert len(steps) <= 1
     assert all(str(step).rstrip("0") in ("1", "2", "5") for step in steps)
+
+
+def test_the_drawing_has_few_corners_and_all_extremes(tmp_path: Path) -> None:
+    ledger = tmp_path / "long.db"
+    synthetic.generate(ledger, 4_000, 7)
+    with Cache(ledger) as cache:
+        history = cache.history()
+    drawn, columns = chart.drawing(history), chart.numbers(history)
+    for score in ("ias", "gas"):
+        corners = [tuple(map(float, one.split(","))) for one in getattr(drawn, score).split()]
+        assert len(corners) <= 5 * (chart.WIDTH / chart.COLUMN + 1)
+        assert [x for x, _ in corners] == sorted(x for x, _ in corners)
+        assert (corners[0][0], corners[-1][0]) == (0, chart.WIDTH)
+        wanted = [round(chart.HEIGHT * (1 - value), 1) for value in columns[score]]
+        ys = [y for _, y in corners]
+        assert (ys[0], ys[-1], min(ys), max(ys)) == (wanted[0], wanted[-1], min(wanted), max(wanted))
+        # Steps: from one corner to the next, only one of the two changes.
+        assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(corners))
+    widths = [int(one) for _, path in drawn.stages for one in re.findall(r"h(\d+)", path)]
+    assert sum(widths) == chart.WIDTH
