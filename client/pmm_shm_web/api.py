@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from pmm_shm.errors import ConfigError
-from pmm_shm.frozen import plain
+from pmm_shm.frozen import json_text, plain
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import applicable
 from pmm_shm_web import chart
@@ -166,4 +166,4 @@ def _progress(job: Job) -> Response:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return Response(json.dumps(plain(value), default=str), status, media_type="application/json")
+    return Response(json_text(plain(value)), status, media_type="application/json")
