@@ -40,6 +40,7 @@ FRAME_WAIT_S = 0.25
 EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
+CID_JSON_CHARS_MAX = 4_096
 CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
 
 
@@ -52,10 +53,10 @@ class WatchingCache(SpectatorCache, AsyncCache):
 
 
 class Entry(NamedTuple):
-    """A commitment for the page; `cid_json` names it in an address, with its type."""
+    """A commitment for the page; `cid_json` names it in an address, with its type. None if no address could hold it."""
 
     cid: Any
-    cid_json: str
+    cid_json: str | None
     text: Any
     details: Mapping[str, Any]
 
@@ -208,7 +209,8 @@ def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES
 
 def _entry(cid: Any, entry: Mapping[str, Any]) -> Entry:
     details = {key: value for key, value in entry.items() if key not in ("cid", "text")}
-    return Entry(cid, json.dumps(cid), entry.get("text"), details)
+    named = json.dumps(cid)
+    return Entry(cid, named if len(named) <= CID_JSON_CHARS_MAX else None, entry.get("text"), details)
 
 
 def in_short(details: Mapping[str, Any], chars_max: int = 60) -> Iterable[tuple[str, Any]]:

@@ -99,6 +99,15 @@ def test_the_dot_and_the_page_follow_an_append_of_another_process(visit: Visit, 
     assert run("append", path_of(server), "user", f"and again {head}").code == 0
     expect(page.locator("#stream .event").first).to_contain_text(f"and again {head}")
     expect(page.locator(f"#e{head + 1}")).to_have_count(1)
+    # The keyboard stays where it was, and the event before now is that of now.
+    page.locator("#why-trait-openness").focus()
+    page.evaluate("document.querySelector('#why-trait-openness').classList.add('old')")
+    assert run("append", path_of(server), "user", f"once more {head}").code == 0
+    expect(page.locator("#as-of")).to_have_text(f"{head + 3:,}")
+    expect(page.locator("#why-trait-openness.old")).to_have_count(0)
+    expect(page.locator("#why-trait-openness:focus")).to_be_visible()
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(page.locator("#position")).to_have_attribute("data-at", f"{head + 2}")
 
 
 def test_the_past_by_click_and_by_keys(visit: Visit, server: WebServer) -> None:
@@ -209,7 +218,12 @@ def test_a_narrow_page_with_the_keyboard_alone(browser: Browser, server: WebServ
         if page.locator("a.why:focus").count():
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#why-title")).to_be_visible()
+    expect(page.locator("#why-title:focus")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator("button.close:focus")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#why-title")).to_have_count(0)
+    expect(page.locator("a.why:focus")).to_be_visible()
     visit.context.close()
     assert visit.problems == []
 
@@ -283,4 +297,7 @@ def test_progress_of_a_replay_that_is_cancelled(browser: Browser, tmp_path: Path
         if cancel.count():
             cancel.click()
             expect(visit.page.get_by_text("Cancelled").or_(shown).first).to_be_visible()
+        # Whoever goes elsewhere waits for no replay that was left.
+        visit.page.evaluate("go(58000); go(57000); go(30)")
+        expect(visit.page.locator("#position[data-at='30']")).to_be_visible()
         visit.context.close()

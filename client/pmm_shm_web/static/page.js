@@ -51,6 +51,9 @@ function show(at) {
   const query = at === null ? "" : `?at=${at}`;
   history.pushState({}, "", `/${query}`);
   htmx.trigger("#mind", "htmx:abort");
+  // A replay that nobody waits for any more would only slow down the next one.
+  const left = document.querySelector("#mind > .waiting form");
+  if (left) fetch(left.action, { method: "POST", credentials: "same-origin" });
   htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
 }
 
@@ -73,6 +76,8 @@ function nextPoint(step) {
 
 function nextEvent(step) {
   const nav = document.getElementById("position");
+  // Events have come since the page was made.
+  if (step < 0 && state.at === null && Number(seen) > 1) return go(Number(seen) - 1);
   const id = nav && (step > 0 ? nav.dataset.after : nav.dataset.before);
   if (id) go(Number(id));
   else if (step > 0 && state.at !== null) go(null);
@@ -100,6 +105,18 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id === "mind") readPosition();
+  if (event.target.id === "why") document.getElementById("why-title")?.focus({ preventScroll: true });
+});
+
+// The events behind a value: the keyboard goes there, and back.
+
+let asker = null;
+document.addEventListener("click", (event) => {
+  const ask = event.target.closest("a.why");
+  if (ask) asker = ask;
+  if (!event.target.closest("button.close")) return;
+  document.getElementById("why").replaceChildren();
+  if (asker && asker.isConnected) asker.focus();
 });
 
 // The chart.
