@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
@@ -41,7 +41,6 @@ EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
 CID_JSON_CHARS_MAX = 4_096
-CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
 
 
 class WatchingCache(SpectatorCache, AsyncCache):
@@ -149,9 +148,11 @@ class Mind:
         found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
         return found
 
-    def context(self, text: str, at: int | None, wait_s: float = FRAME_WAIT_S) -> Context | Job:
-        """What `Cache.context` gives for a message now, or would have given at an event."""
-        request = ContextRequest.of(text, CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES)
+    def context(self, text: str, at: int | None, counts: Sequence[int], wait_s: float = FRAME_WAIT_S) -> Context | Job:
+        """What `Cache.context` gives for a message now, or would have given at an event, with so many reflections,
+        recalled messages and last messages.
+        """
+        request = ContextRequest.of(text, *counts)
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame

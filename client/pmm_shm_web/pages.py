@@ -18,7 +18,7 @@ from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import position, stream_query, whole_number
+from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
@@ -83,7 +83,7 @@ class Pages:
 
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
         drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
-        values = {**self._mind_values(frame, at), **self._stream_values(request)}
+        values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
         return self._render("page.html", job=None, drawing=drawing, **values)
 
     def header(self, request: Request) -> Response:
@@ -206,14 +206,16 @@ class Pages:
         )
 
     async def context(self, request: Request) -> Response:
-        text = (await _form(request)).get("message", "") if request.method == "POST" else ""
-        return await run_in_threadpool(self._context, request, text)
+        fields = await _form(request) if request.method == "POST" else {}
+        return await run_in_threadpool(self._context, request, fields)
 
-    def _context(self, request: Request, text: str) -> Response:
-        found = self._site.mind.context(text, position(request.query_params), 30.0)
+    def _context(self, request: Request, fields: dict[str, str]) -> Response:
+        text, counts = fields.get("message", ""), context_counts(fields)
+        found = self._site.mind.context(text, position(request.query_params), counts, 30.0)
         if isinstance(found, Job):
             raise ConfigError("the log is still being replayed; ask again")
-        return self._answer(request, "context.html", "Context", context=found, message=text)
+        values = {"context": found, "message": text, "counts": dict(zip(CONTEXT_COUNTS, counts, strict=True))}
+        return self._answer(request, "context.html", "Context", **values)
 
     def operations(self, request: Request) -> Response:
         return self._answer(request, "operations.html", "Operations", **self._site.operations.numbers())

@@ -229,6 +229,13 @@ def test_the_context_is_that_of_the_library(server: WebServer) -> None:
     block = re.search(r'<pre class="block"><bdi>(.*?)</bdi></pre>', page, re.DOTALL)
     assert block is not None
     assert html.unescape(block[1]) == spelled(str(wanted))
+    with connect(path_of(server)) as cache:
+        wanted = cache.context("plan week 3", 1, 0, 2)
+    assert server.api("/context?text=plan+week+3&reflections=1&recall=0&messages=2")["block"] == str(wanted)
+    page = server.ask("/context", method="POST", body=b"message=plan+week+3&reflections=1&recall=0&messages=2").text
+    assert html.escape(str(wanted).splitlines()[-1]) in page
+    for wrong in ("reflections=33", "recall=-1", "messages=x"):
+        assert server.ask(f"/api/v1/context?text=x&{wrong}").status == 400
     past = server.api("/context?at=20&text=plan")
     assert past["as_of"] == 20
     assert past["commitments"] == ["plan week 0", "plan week 1", "plan week 2", "plan week 3", "plan week 4"]
