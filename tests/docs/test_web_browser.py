@@ -110,6 +110,34 @@ def test_the_dot_and_the_page_follow_an_append_of_another_process(visit: Visit, 
     expect(page.locator("#position")).to_have_attribute("data-at", f"{head + 2}")
 
 
+def test_every_one_of_many_appends_is_shown_in_the_end(browser: Browser, tmp_path: Path) -> None:
+    """However they come: none waits for the next one, and a burst says where the rest of it is."""
+    path = tmp_path / "agent.db"
+    fill(str(path))
+    with serving(path, tmp_path) as server, EventLog(path) as log:
+        visit = Visit(browser, server)
+        page, first = visit.page, visit.page.locator("#stream .event").first
+        expect(page.locator("#dot.on")).to_be_visible()
+        for n in range(12):
+            log.append("user", f"one of many {n}")
+            page.wait_for_timeout(70 * (n % 4))
+        expect(first).to_contain_text("one of many 11")
+        expect(page.locator("#as-of")).to_have_text("418")
+        expect(page.locator("#facets li").filter(has_text="user")).to_contain_text("112")
+        log.append_many([("user", f"burst {n}", None) for n in range(600)])
+        expect(first).to_contain_text("burst 599")
+        expect(page.locator("#stream")).to_contain_text("from event 818 down")
+        # A list that has become long begins anew.
+        log.append_many([("user", f"more {n}", None) for n in range(200)])
+        expect(first).to_contain_text("more 199")
+        page.wait_for_timeout(600)
+        log.append_many([("user", f"last {n}", None) for n in range(200)])
+        expect(first).to_contain_text("last 199")
+        expect(page.locator("#stream .event")).to_have_count(50)
+        visit.context.close()
+        assert visit.problems == []
+
+
 def test_the_past_by_click_and_by_keys(visit: Visit, server: WebServer) -> None:
     page = visit.page
     expect(page.locator("#chart canvas")).to_be_visible()

@@ -2,10 +2,10 @@
 "use strict";
 
 const API = "/api/v1";
-const CHART_AGAIN_MS = 5000;
 const LOOK_AGAIN_MS = 10000;
 const GO_AGAIN_MS = 150;
-const state = { at: null, ids: [], chart: null, drawn: 0 };
+const TAIL_ROWS_MAX = 500;
+const state = { at: null, ids: [], chart: null };
 document.documentElement.classList.add("scripted");
 
 function colour(name) {
@@ -183,7 +183,7 @@ async function draw() {
   if (answer.status !== 200) return;
   const found = await answer.json();
   if (!found) return;
-  Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names, drawn: Date.now() });
+  Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names });
   const data = [found.ids, found.ias, found.gas];
   if (state.chart) {
     state.chart.setData(data);
@@ -238,6 +238,24 @@ let source = null;
 let seen = null;
 let isOn = false;
 let beats = 0;
+// What follows the log: at once, then after each `ms` at most, and always once more after the last append. The `throttle`
+// of htmx would drop that one.
+const tellings = [
+  { name: "appended", ms: 500, toldMs: -Infinity, timer: 0 },
+  { name: "settled", ms: 3000, toldMs: -Infinity, timer: 0 },
+];
+
+function tell() {
+  for (const one of tellings) {
+    if (one.timer) continue;
+    const wait = Math.max(0, one.toldMs + one.ms - performance.now());
+    one.timer = setTimeout(() => {
+      one.timer = 0;
+      one.toldMs = performance.now();
+      document.body.dispatchEvent(new CustomEvent(one.name));
+    }, wait);
+  }
+}
 
 function setDot(isBeat) {
   const dot = document.getElementById("dot");
@@ -264,8 +282,7 @@ function listen() {
     isOn = true;
     setDot(isNew);
     if (!isNew) return;
-    document.body.dispatchEvent(new CustomEvent("appended"));
-    if (Date.now() - state.drawn > CHART_AGAIN_MS) draw();
+    tell();
   });
 }
 
@@ -277,6 +294,16 @@ function stopListening() {
 document.addEventListener("visibilitychange", () => (document.hidden ? stopListening() : listen()));
 window.addEventListener("pagehide", stopListening);
 document.addEventListener("htmx:afterSwap", () => setDot(false));
+document.body.addEventListener("settled", draw);
+document.addEventListener("htmx:afterSettle", () => {
+  const mark = document.querySelector("#stream .mark");
+  const shown = [mark && mark.dataset.after, document.querySelector("#header[hx-get] #as-of")?.textContent.replaceAll(",", "")];
+  // An append came while these were made; their elements are new, and have not heard of it.
+  if (shown.some((id) => id && Number(id) < Number(seen))) tell();
+  // A page that is open for days begins its list anew, unless somebody reads in it.
+  const isLong = document.querySelectorAll("#stream .event").length > TAIL_ROWS_MAX;
+  if (mark && isLong && !document.querySelector("#stream details[open]")) htmx.ajax("GET", mark.dataset.list, "#stream");
+});
 // A daemon may end, or come, without an append.
 setInterval(() => document.hidden || document.body.dispatchEvent(new CustomEvent("looked")), LOOK_AGAIN_MS);
 document.addEventListener("DOMContentLoaded", () => {
