@@ -102,8 +102,9 @@ def ranks_of(cache: Cache, asked: Sequence[Question], modes: Sequence[str] = MOD
 
     def searched(mode: str) -> Callable[[Question], list[int]]:
         def search(one: Question) -> list[int]:
-            found = cache.search(one.question, DEPTH, mode=mode, since=one.since, until=one.until)  # type: ignore[call-overload]
-            assert found.is_complete and found.problem is None
+            bounds: Any = {"mode": mode, "since": one.since, "until": one.until}
+            found = cache.search(one.question, DEPTH, **bounds)
+            assert (found.is_complete, found.problem) == (True, None)
             return [hit.event_id for hit in found]
 
         return search
