@@ -352,7 +352,7 @@ class Cache(Reads):
             recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
                 published, the embedder fails), `recall_problem` of the context says so.
             messages: how many of the last of the conversation, 0 to 64.
-            recall_mode: as `mode` of `search`; `"auto"` also finds names and identifiers. Quotes and `-` have no meaning
+            recall_mode: as `mode` of `search`; `"auto"` also finds names and identifiers. Quotes and `-` mean nothing
                 here.
 
         Raises:
