@@ -529,7 +529,7 @@ def test_the_mode_of_recall(tmp_path: Path) -> None:
         by_words = cache.context(asked, recall=1, recall_mode="words").recalled[0]
         assert (by_words.id, by_words.similarity) == (12, None)
         for recall in (0, 1):
-            with pytest.raises(ConfigError, match="recall_mode: expected one of .* got 'best'"):
+            with pytest.raises(ConfigError, match="recall_mode: expected one of"):
                 cache.context(asked, recall=recall, recall_mode="best")  # type: ignore[arg-type]
 
 
