@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -113,3 +115,18 @@ def test_both_searches_together_are_as_good_as_the_better_one(model: str, part: 
     if model == "wordllama":
         assert found["hybrid", "paraphrase"].hit_5 >= 0.5
         assert found["hybrid", "time"].hit_1 >= 0.9
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_the_report(is_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--part", "tuning", "--embedder", "local-bow", *(["--json"] if is_json else [])]
+    monkeypatch.setattr(sys, "argv", ["bench.recall", *arguments])
+    recall.main()
+    said = capsys.readouterr().out
+    if is_json:
+        (found,) = json.loads(said).values()
+        assert found.keys() == {f"{mode}, {kind}" for mode in (*recall.MODES, *recall.ALONE) for kind in recall.KINDS}
+        assert found["words, identifier"]["hit_5"] == 1.0
+    else:
+        assert "local-bow, tuning: hit@1 / hit@5 / MRR" in said
+        assert "auto, name: 1.00 of the 25 that a part finds in 20, 0 below the better part: met" in said
