@@ -15,6 +15,7 @@ from pmm_shm.errors import (
     SnapshotUnavailableError,
     UnknownModelError,
 )
+from pmm_shm.names import SEARCH_MODES
 from pmm_shm.projection.explaining import (
     Commitment,
     Directive,
@@ -26,8 +27,7 @@ from pmm_shm.projection.explaining import (
     explain,
 )
 from pmm_shm_client.aio import AsyncCache
-from pmm_shm_client.context import Context, ContextRequest, make_context
-from pmm_shm_client.finding import MODES
+from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
@@ -48,7 +48,7 @@ class WatchingCache(SpectatorCache, AsyncCache):
 
     def context_at(self, frame: Frame, request: ContextRequest) -> Context:
         """What `context` gives, or gave, where `frame` is the newest."""
-        return make_context(frame, request, self._messages_like, self._log.get_event)
+        return self._context_at(frame, request)
 
 
 class Entry(NamedTuple):
@@ -152,7 +152,7 @@ class Mind:
         """What `Cache.context` gives for a message now, or would have given at an event, with so many reflections,
         recalled messages and last messages.
         """
-        request = ContextRequest.of(text, *counts)
+        request = ContextRequest.of(text, *counts, "auto")
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame
@@ -173,7 +173,7 @@ class Mind:
         except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
             return Found(mode, None, str(error))
         except ConfigError as error:
-            if mode not in MODES:
+            if mode not in SEARCH_MODES:
                 raise
             return Found(mode, None, str(error))
         return Found(mode, hits, hits.problem)
