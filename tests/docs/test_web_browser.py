@@ -176,7 +176,7 @@ def test_why_leads_into_the_stream(visit: Visit) -> None:
     page.locator(f"#e{event_id} summary").click()
     expect(page.locator(f"#e{event_id} .json")).to_contain_text('"trait": "openness"')
     page.locator("#directives-title ~ ol a.why").first.click()
-    expect(page.locator("#why-title")).to_contain_text("Why directive <script>alert('x')")
+    expect(page.locator("#why-title")).to_contain_text("Why: directive <script>alert('x')")
     expect(page.locator("#why tbody tr")).to_have_count(1)
     expect(page.locator("#why tbody tr")).to_contain_text("first seen")
 
