@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
@@ -148,7 +148,9 @@ class Mind:
         found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
         return found
 
-    def context(self, text: str, at: int | None, counts: Sequence[int], wait_s: float = FRAME_WAIT_S) -> Context | Job:
+    def context(
+        self, text: str, at: int | None, counts: tuple[int, int, int], wait_s: float = FRAME_WAIT_S
+    ) -> Context | Job:
         """What `Cache.context` gives for a message now, or would have given at an event, with so many reflections,
         recalled messages and last messages.
         """
