@@ -11,11 +11,11 @@ from pmm_shm_terminal.timeline import bands, ends
 
 WIDTH, HEIGHT = 1000, 220
 """Of the drawing, in its own units."""
-COLUMN = 2
-"""What is nearer than this to each other is drawn at one place."""
+COLUMN = 4
+"""What is nearer than this to each other is drawn at one place: the first paint waits for this drawing."""
 TITLE_WIDTH_MIN = 60
 TICKS_MAX = 6
-LINKS = 100
+LINKS = 50
 """Parts of the drawing that lead to a position."""
 
 
@@ -34,7 +34,7 @@ class Drawing(NamedTuple):
         ias, gas: the points of a line.
         stages: each stage with the path of its bands.
         titles: a box for each band that is wide enough for its name.
-        names: x of each change of the name.
+        names: the path of a mark at each change of the name.
         links: boxes, whose label is an event id.
         ticks: boxes without a width, whose label is an event id.
         at: x of the position that is shown; None for now.
@@ -44,7 +44,7 @@ class Drawing(NamedTuple):
     gas: str
     stages: tuple[tuple[str, str], ...]
     titles: tuple[Box, ...]
-    names: tuple[int, ...]
+    names: str
     links: tuple[Box, ...]
     ticks: tuple[Box, ...]
     at: float | None
@@ -112,9 +112,10 @@ def drawing(history: History) -> Drawing:
     links = min(LINKS, max(1, int(last - first)))
     step = (last - first) / links
     boxes = (Box(x(first + n * step), WIDTH / links, str(int(first + (n + 1) * step))) for n in range(links))
-    marks = tuple(dict.fromkeys(_column(x(change.event_id)) for change in history.names))
+    marks = dict.fromkeys(_column(x(change.event_id)) for change in history.names)
+    names = "".join(f"M{mark} {HEIGHT}v-8" for mark in marks)
     ticks = tuple(Box(x(one), 0.0, f"{one:,}") for one in _round_ids(int(first), int(last)))
-    return Drawing(lines["ias"], lines["gas"], stages, titles, marks, tuple(boxes), ticks, None, int(first), int(last))
+    return Drawing(lines["ias"], lines["gas"], stages, titles, names, tuple(boxes), ticks, None, int(first), int(last))
 
 
 def _round_ids(first: int, last: int) -> list[int]:
