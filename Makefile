@@ -141,6 +141,7 @@ lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.
 	$(LOCK) -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/product.txt
 	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
+	$(LOCK) --python-version 3.11 requirements/shapes.in -o requirements/shapes.txt
 
 audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
 	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
@@ -186,7 +187,7 @@ uninstall: ## Remove what install made, and only that.
 		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) .venv-demo .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	rm -rf $(VENV) .venv-demo .venv-shapes .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
 	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements/dev.txt
