@@ -207,10 +207,8 @@ def _instant(epoch_s: float) -> str:
 def _bank(connection: sqlite3.Connection) -> Iterator[Row]:
     for position, *stored in connection.execute("SELECT rowid, * FROM stored_events ORDER BY rowid"):
         originator_id, originator_version, topic, state = stored
-        meta = json.loads(state)
-        ts = meta["timestamp"]["_data_"]
-        meta |= {"originator_id": originator_id, "originator_version": originator_version}
-        yield Row(position, ts, topic, "", meta)
+        meta = {"originator_id": originator_id, "originator_version": originator_version, "state": json.loads(state)}
+        yield Row(position, meta["state"]["timestamp"]["_data_"], topic, "", meta)
 
 
 def _turns(connection: sqlite3.Connection) -> Iterator[Row]:
@@ -233,8 +231,8 @@ def _checkpoints(connection: sqlite3.Connection) -> Iterator[Row]:
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id")
     query = f"SELECT rowid, metadata, {', '.join(names)} FROM checkpoints ORDER BY rowid"
     for position, metadata, *values in connection.execute(query):
-        meta = json.loads(metadata)
-        yield Row(position, "", meta["source"], "", meta | dict(zip(names, values, strict=True)))
+        meta = {**dict(zip(names, values, strict=True)), "metadata": json.loads(metadata)}
+        yield Row(position, "", meta["metadata"]["source"], "", meta)
 
 
 def _house(connection: sqlite3.Connection) -> Iterator[Row]:
