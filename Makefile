@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -103,6 +103,9 @@ bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 
 bench-web: $(STAMP) ## Measure the page of pmm-shm web; EVENTS=100000,1000000.
 	$(BIN)/python -m bench.web $(if $(EVENTS),--events $(EVENTS))
+
+bench-shapes: $(STAMP) ## Measure reads of logs of other programs, beside PMM's table.
+	$(BIN)/python -m bench.shapes $(if $(EVENTS),--events $(EVENTS))
 
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run

@@ -311,6 +311,12 @@ LOGS = {
 }
 
 
+def daemon_options(log: Log, *, with_shape: bool = True) -> list[str]:
+    """Options with which a daemon keeps `Story` of this log."""
+    shape = ["--shape", log.shape] if with_shape and log.shape else []
+    return [*shape, "--fold", "tests.support.foreign_logs:Story", "--verify-every", "0"]
+
+
 # Recorded.
 
 RECORDED_LINES = 12
