@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -201,7 +202,8 @@ class Program:
 
 
 def _instant(epoch_s: float) -> str:
-    return datetime.fromtimestamp(epoch_s, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    whole_s, us = divmod(math.floor(epoch_s * 1_000_000.0 + 0.5), 1_000_000)
+    return f"{datetime.fromtimestamp(whole_s, timezone.utc):%Y-%m-%dT%H:%M:%S}.{us:06}Z"
 
 
 def _bank(connection: sqlite3.Connection) -> Iterator[Row]:
