@@ -18,6 +18,7 @@ A fold in use:
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -80,6 +81,12 @@ class Fold(ABC):
         if known is None:
             known = self.__dict__["_identity"] = (self.name, self.version, pack(dict(self.parameters)))
         return known
+
+    def on_shape(self, identity: str) -> Fold:
+        """This fold for logs of a shape, whose identity is part of the fold's: its state means nothing elsewhere."""
+        other = copy.copy(self)
+        other.__dict__["_identity"] = self.name, self.version, pack({**self.parameters, "shape": identity})
+        return other
 
 
 class BatchFold(Fold):

@@ -148,6 +148,16 @@ def find_fold(name: str) -> Fold:
     raise UnknownFoldError(f"no fold {name!r}: neither built in ({', '.join(sorted(BUILT_IN_NAMES))}) nor registered")
 
 
+def chosen_folds(names: Iterable[str]) -> list[Fold]:
+    """The folds of these names: `package.module:attribute`, or those that `find_fold` takes.
+
+    Raises:
+        ConfigError, FoldError: as `named_fold`.
+        UnknownFoldError: as `find_fold`.
+    """
+    return with_named([], [named_fold(name) if ":" in name else find_fold(name) for name in names])
+
+
 def checked_fold_name(name: object) -> None:
     """Check that a fold can have this name.
 

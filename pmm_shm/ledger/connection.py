@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, LockLostError
+from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
 from pmm_shm.instance.paths import Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
@@ -105,6 +105,14 @@ class Connection:
         if not self._knows_shape:
             self._shape, self._knows_shape = _recorded_shape(self.path), True
         return self._shape
+
+    def refuse_foreign(self) -> None:
+        """Raise `LedgerUnwritableError` where the log is a table of another program."""
+        if self.shape is not None:
+            raise LedgerUnwritableError(
+                f"{self.path}: a log of another program, read by the shape {self.shape.name!r}: only that program "
+                "writes it; nothing was written"
+            )
 
     @property
     def is_open(self) -> bool:
@@ -276,9 +284,7 @@ class Connection:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
                 known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
-                self._handle, self._file = open_ledger(
-                    self.path, self.mode, self.timeout_s, known_files, self.shape
-                )
+                self._handle, self._file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
                 self.epoch += 1
                 return
             except HeldByOldUsersError as error:

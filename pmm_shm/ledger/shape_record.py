@@ -5,6 +5,7 @@ The daemon writes it. Only directories that a client may trust count, as for the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -45,11 +46,14 @@ def read_shape(instance: Instance) -> Shape | None:
 
 
 def record_shape(instance: Instance, shape: Shape) -> None:
-    """Write the record, in one step.
+    """Write the record, in one step, if it is another one.
 
     Raises:
         StoreError: it cannot be written.
     """
+    with contextlib.suppress(ConfigError):
+        if read_shape(instance) == shape:
+            return
     try:
         replace_file(instance.shape_file, json.dumps({"format": _FORMAT, "shape": shape.definition()}), is_durable=True)
     except OSError as error:

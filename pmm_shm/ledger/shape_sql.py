@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.shape import Shape, Value
 
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|\[[^\]]*\]")
@@ -37,7 +36,9 @@ _TABLE = re.compile(rf"\s*({_WORD})(?:\s+(?:as\s+)?({_WORD}))?\s*", re.I)
 _JOIN = re.compile(r"\b(?:(?:left|inner|cross)\s+)?(?:outer\s+)?join\b", re.I)
 _ON = re.compile(r"\b(on|using)\b", re.I)
 _POSITION = re.compile(rf"(?:({_WORD})\.)?({_WORD})")
-_NOT_ALIASES = frozenset(("on", "using", "natural", "left", "right", "full", "inner", "cross", "where", "order", "group"))
+_NOT_ALIASES = frozenset(
+    ("on", "using", "natural", "left", "right", "full", "inner", "cross", "where", "order", "group")
+)
 _EPOCH_US = {"epoch": "* 1000000.0", "epoch_ms": "* 1000.0", "epoch_us": ""}
 
 
@@ -92,7 +93,9 @@ def source_of(shape: Shape) -> Source:
 def _add_table(shape: Shape, scrubbed: str, start: int, end: int, tables: dict[str, str]) -> str:
     found = _TABLE.fullmatch(scrubbed, start, end)
     if found is None or (found[2] or "").lower() in _NOT_ALIASES:
-        raise shape.error(f"`from`: expected a table, perhaps with an alias, got {shape.from_[start:end].strip()!r:.80}")
+        raise shape.error(
+            f"`from`: expected a table, perhaps with an alias, got {shape.from_[start:end].strip()!r:.80}"
+        )
     # The names themselves: quoted ones are letters in `scrubbed`.
     table = _unquoted(shape.from_[slice(*found.span(1))])
     alias = table if found[2] is None else _unquoted(shape.from_[slice(*found.span(2))])

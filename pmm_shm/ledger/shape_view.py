@@ -27,7 +27,9 @@ _SEARCH = re.compile(
     r"SEARCH .*?USING (?:(?P<rowid>INTEGER PRIMARY KEY)|(?P<key>PRIMARY KEY)|(?:COVERING )?INDEX (?P<index>.+?)) "
     r"\((?P<terms>[^()]*)\)(?: LEFT-JOIN)?"
 )
-_TABLES = "SELECT type, name, CAST(sql AS BLOB) FROM main.sqlite_master WHERE lower(name) = ? AND type IN ('table', 'view')"
+_TABLES = (
+    "SELECT type, name, CAST(sql AS BLOB) FROM main.sqlite_master WHERE lower(name) = ? AND type IN ('table', 'view')"
+)
 
 
 def make_view(handle: sqlite3.Connection, shape: Shape) -> None:
@@ -118,7 +120,9 @@ def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: Sou
 def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: int) -> bool:
     """Whether an index is unique in as many columns."""
     for table in dict.fromkeys(source.tables.values()):
-        for row in handle.execute("SELECT name, [unique], partial FROM pragma_index_list(?, 'main')", (table,)).fetchall():
+        for row in handle.execute(
+            "SELECT name, [unique], partial FROM pragma_index_list(?, 'main')", (table,)
+        ).fetchall():
             if row[0] == index:
                 count = handle.execute("SELECT count(*) FROM pragma_index_info(?, 'main')", (index,)).fetchall()[0][0]
                 return bool(row[1] and not row[2] and count == columns)

@@ -38,6 +38,7 @@ from pmm_shm.wire.endpoints import choose_endpoints, record_endpoints
 
 if TYPE_CHECKING:
     from pmm_cached.prometheus import MetricsServer
+    from pmm_shm.ledger.shape import Shape
 
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
@@ -62,18 +63,23 @@ class Daemon:
         self._instance = Instance.of(ledger)
         if settings.source is not None:
             make_replica(self._instance.ledger, settings.source)
-        _check_ledger(self._instance.ledger)
-        self._folds = all_folds(settings.folds)
+        _check_ledger(self._instance.ledger, settings.shape)
+        self._folds = all_folds(settings.folds, settings.only_folds, settings.shape)
         embedder = None if settings.embedder is None else find_embedder(settings.embedder)
         self._settings = settings
         self._log = log
         if settings.metrics_port is not None:
             # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
+        if settings.shape is not None:
+            import pmm_shm.ledger.shape_record
         # Before anything is made: libzmq ends a process that lacks them.
         allow_descriptors()
         require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
+        if settings.shape is not None:
+            # From now on every connection, here and in the clients, reads the log by it.
+            pmm_shm.ledger.shape_record.record_shape(self._instance, settings.shape)
         self._replication: Replication | None = None
         source = settings.source or recorded_source(self._instance.ledger)
         if source is not None:
@@ -374,13 +380,13 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
     return [list(entry) for entry in found[:_READERS_SHOWN]]
 
 
-def _check_ledger(path: str) -> None:
+def _check_ledger(path: str, shape: Shape | None) -> None:
     """Raise `LedgerError` if there is no usable ledger.
 
     The journal of a dead writer is no reason: the next writer rolls it back. Nor is a busy ledger: the follower says
     what it waits for.
     """
-    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
+    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S, shape)
     try:
         with connection.lock:
             connection.handle()
