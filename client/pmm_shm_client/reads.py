@@ -16,6 +16,7 @@ from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, 
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
+from pmm_shm.projection.cursor import require_columns
 from pmm_shm_client.frame import (
     FOLD_BEHIND,
     RESULTS,
@@ -426,6 +427,9 @@ class Reads(ABC):
         if source not in self._reader.folds:
             self._know(source)
         mode = self._mode(source, consistency)
+        fold = self._reader.folds[source]
+        if fold.columns and mode == "exact":
+            self._reader.with_ledger(lambda: require_columns((fold,), self._reader.connection))
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         build = partial(self._build, name, source, mode, counter)
         value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))

@@ -5,8 +5,9 @@ verification all come through here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pmm_shm.errors import StoreError
@@ -17,7 +18,9 @@ from pmm_shm.ledger.rows import (
     MalformedMeta,
     RawRow,
     T,
+    WideEvent,
     on_fresh_stack,
+    parse_columns,
     parse_content,
     parse_meta,
     text_or_empty,
@@ -26,6 +29,7 @@ from pmm_shm.ledger.rows import (
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
 _NO_META: dict[str, Any] = {}
+_NO_PLACES: Mapping[str, int] = {}
 _Queue = list[Event]
 _new_tuple = tuple.__new__
 _id_of = itemgetter(0)
@@ -42,11 +46,14 @@ class DecodeFold(Fold):
     name = DECODE
     version = 1
 
-    def __init__(self, folds: Iterable[Fold]) -> None:
+    def __init__(self, folds: Sequence[Fold]) -> None:
         needs = _needs(folds)
         self.kinds = needs
         listed = None if needs is None else [[kind, sorted(columns)] for kind, columns in sorted(needs.items())]
         self.parameters = {"kinds": listed}
+        asked = _asked(folds)
+        if asked:
+            self.parameters["columns"] = asked
 
     def apply(self, event: Event, state: State) -> None:
         """Nothing: the engine writes this state."""
@@ -65,6 +72,16 @@ def _needs(folds: Iterable[Fold]) -> dict[str, tuple[Column, ...]] | None:
     return {kind: tuple(sorted(columns)) for kind, columns in needs.items()}
 
 
+def _asked(folds: Iterable[Fold]) -> list[Any]:
+    """Which other columns are decoded of which kinds (None: of all), in one order."""
+    asked: dict[str, set[str] | None] = {}
+    for fold in folds:
+        for column in fold.columns:
+            kinds = asked.get(column, set())
+            asked[column] = None if fold.kinds is None or kinds is None else kinds | set(fold.kinds)
+    return [[column, None if kinds is None else sorted(kinds)] for column, kinds in sorted(asked.items())]
+
+
 class _Route(NamedTuple):
     """The way of the events of one kind to the folds.
 
@@ -72,12 +89,14 @@ class _Route(NamedTuple):
         needs_meta, needs_content: the columns to decode.
         takers: the queues of the folds that take them, by the columns that these see: (meta, content, queues).
         newest: holds rows of which only the newest make a difference; None if all rows do.
+        wide: the queues of the folds that ask for other columns: (meta, content, columns, queue).
     """
 
     needs_meta: bool
     needs_content: bool
     takers: tuple[tuple[bool, bool, tuple[_Queue, ...]], ...]
     newest: deque[RawRow] | None
+    wide: tuple[tuple[bool, bool, tuple[str, ...], _Queue], ...]
 
     def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
         """Queue the event of a row."""
@@ -90,6 +109,26 @@ class _Route(NamedTuple):
             for queue in queues:
                 queue.append(event)
 
+    def take_wide(self, row: RawRow, kind: str, content: str, meta: dict[str, Any], places: Mapping[str, int]) -> str:
+        """Queue the event of a row for the folds that ask for other columns; returns the problem of these, or ""."""
+        ts = row[1] if row[1].__class__ is str else ""
+        names = dict.fromkeys(name for _, _, columns, _ in self.wide for name in columns)
+        values, problem = parse_columns(row, places, names)
+        for sees_meta, sees_content, columns, queue in self.wide:
+            event = WideEvent(row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
+            event.columns = MappingProxyType({name: values[name] for name in columns})
+            queue.append(event)
+        return problem
+
+
+def lacking_columns(fold: Fold, path: str, columns: Collection[str]) -> str | None:
+    """In one line: which of the columns that a fold asks for the ledger at `path` lacks; None if it has all."""
+    lacking = [column for column in fold.columns if column not in columns]
+    if not lacking:
+        return None
+    names = ", ".join(f"`{column}`" for column in lacking)
+    return f"{path}: the table `events` lacks {names}, which the fold {fold.name!r} asks for"
+
 
 class Engine:
     """Applies raw rows to the states of a fixed set of folds. Not thread-safe.
@@ -97,32 +136,37 @@ class Engine:
     Attributes:
         folds: name to fold, in order.
         kinds: the event kinds that any of them needs; None for all.
+        columns: the other columns that any of them asks for.
     """
 
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds: dict[str, Fold] = {fold.name: fold for fold in folds}
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
+        self.columns = tuple(dict.fromkeys(column for fold in self.folds.values() for column in fold.columns))
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
-    def apply(self, rows: Iterable[RawRow], states: States) -> int:
-        """Fold `rows`, of which the first five columns count, into `states`, in order; returns how many events went to
-        a fold.
+    def apply(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+        """Fold `rows` into `states`, in order; returns how many events went to a fold.
+
+        Parameters:
+            rows: they begin with the five columns of every ledger.
+            places: where in a row the other columns are that folds ask for.
 
         Raises:
             KeyError: a fold has no state.
         """
         try:
-            applied = self._decode(rows, states.get(DECODE))
+            applied = self._decode(rows, states.get(DECODE), places)
             self._fold(states)
         finally:
             self._forget()
         return applied
 
-    def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
+    def _decode(self, rows: Iterable[RawRow], decode_state: State | None, places: Mapping[str, int]) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
         routes, kinds, decoded = self._routes, self.kinds, 0
         for row in rows:
@@ -148,6 +192,8 @@ class Engine:
                 if content.__class__ is not str:
                     content, reason = parse_content(content)
                     problem = "; ".join(filter(None, (problem, reason)))
+            if route.wide:
+                problem = "; ".join(filter(None, (problem, route.take_wide(row, kind, content, meta, places))))
             if problem and decode_state is not None:
                 decode_state.begin_event(row[0])
                 decode_state.quarantine(problem)
@@ -186,13 +232,18 @@ class Engine:
             *(need for (fold, _), need in zip(takers, needs, strict=True) if fold.shares_events)
         )
         groups: dict[frozenset[Column], list[_Queue]] = {}
+        wide = []
         for (fold, queue), need in zip(takers, needs, strict=True):
-            groups.setdefault(shared if fold.shares_events else need, []).append(queue)
+            if fold.columns:
+                wide.append(("meta" in need, "content" in need, tuple(fold.columns), queue))
+            else:
+                groups.setdefault(shared if fold.shares_events else need, []).append(queue)
         route = _Route(
             any("meta" in need for need in needs),
             any("content" in need for need in needs),
             tuple(("meta" in columns, "content" in columns, tuple(queues)) for columns, queues in groups.items()),
             _newest(kind, [fold for fold, _ in takers]),
+            tuple(wide),
         )
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
@@ -212,7 +263,10 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
         if isinstance(fold, BatchFold) and fold.takes_batches and _columns(fold, kind) == {"content"}
         else 0
         for fold in takers
+        if not fold.columns
     ]
+    if len(counts) < len(takers):
+        return None
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 

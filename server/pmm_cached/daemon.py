@@ -125,6 +125,7 @@ class Daemon:
             self._notifier.feed,
             # Looked up when it is called: the maintenance needs the follower.
             lambda change: self._maintenance.table_redefined(change),
+            self._column_is_lacking,
         )
         self._maintenance = Maintenance(
             self._instance.ledger,
@@ -139,6 +140,10 @@ class Daemon:
             self._indexer.reset,
             self._die,
         )
+
+    def _column_is_lacking(self, problem: str) -> None:
+        self._status.failed(problem)
+        self._log.warning("a fold sees None", reason=problem)
 
     def run(self) -> None:
         """Follow the ledger until `stop`.

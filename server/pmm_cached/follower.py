@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import DECODE, DecodeFold
+from pmm_shm.folds.engine import DECODE, DecodeFold, lacking_columns
 from pmm_shm.folds.registry import built_in_folds, chosen_folds, named_fold, registered_folds, with_named
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
@@ -73,6 +73,7 @@ class Follower:
         status: where the numbers go.
         on_progress: called, from any thread, whenever the follower has made progress.
         on_redefined: called with a few words when the columns or triggers of `events` have changed.
+        on_lacking: called with one line when the table lacks a column that a fold asks for; the fold sees None.
 
     Attributes:
         has_lost_columns: whether the table has lost columns since the published state was adopted: then its anchor fits
@@ -87,6 +88,7 @@ class Follower:
         status: Status,
         on_progress: Callable[[], None] = lambda: None,
         on_redefined: Callable[[str], None] = lambda _: None,
+        on_lacking: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
         self._freshness = Freshness(self.connection)
@@ -95,6 +97,8 @@ class Follower:
         self._status = status
         self._on_progress = on_progress
         self._on_redefined = on_redefined
+        self._on_lacking = on_lacking
+        self._lacking: set[str] = set()
         self._schema: Schema | None = None
         self._schema_of: tuple[int, int] | None = None
         self.has_lost_columns = False
@@ -221,6 +225,11 @@ class Follower:
             return
         is_same_file = self._schema_of == self.connection.identity
         self._schema, self._schema_of = now, self.connection.identity
+        lines = (lacking_columns(fold, self.connection.path, now.columns) for fold in self._folds if now.columns)
+        lacking = {line for line in lines if line is not None}
+        for line in lacking - self._lacking:
+            self._on_lacking(line)
+        self._lacking = lacking
         if before is None or not is_same_file or before.definition == now.definition:
             return
         added = [name for name in now.columns if name not in before.columns]
