@@ -59,9 +59,7 @@ def test_a_change_of_the_newest_row_is_in_the_next_read(log: Log, path: str, don
 
 
 @pytest.mark.parametrize("done", ["edit", "delete"])
-def test_verification_notices_a_change_of_a_past_row(
-    log: Log, path: str, done: str, start_daemon: StartDaemon
-) -> None:
+def test_verification_notices_a_change_of_a_past_row(log: Log, path: str, done: str, start_daemon: StartDaemon) -> None:
     rows = log.rows(path)
     start_daemon(path, *daemon_options(log), wait=False).wait_answering()
     with opened(log, path) as cache:
@@ -77,7 +75,7 @@ def test_verification_notices_a_change_of_a_past_row(
         until(lambda: cache.fold("story") == right, "the read of the rebuilt fold")
 
 
-def test_a_malformed_row_goes_to_the_quarantine_and_stops_nobody(log: Log, path: str, start_daemon: StartDaemon) -> None:
+def test_a_malformed_row_is_quarantined_and_stops_nobody(log: Log, path: str, start_daemon: StartDaemon) -> None:
     rows = log.rows(path)
     change(path, log.malform, rows[3].id)
     daemon = start_daemon(path, *daemon_options(log), wait=False)

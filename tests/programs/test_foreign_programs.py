@@ -1,23 +1,29 @@
-"""Exact reads of logs that other programs are writing: the real programs, in processes and an environment of their own.
+"""Exact reads of logs while other programs write them: the real programs, in an environment of their own.
 
-The same tests run over PMM's own table. What an edit or a malformed row does is in `tests/process/test_foreign_logs.py`.
+The same tests run over PMM's own table. Edits and malformed rows are in `tests/process/test_foreign_logs.py`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons
-from tests.support.foreign_logs import LOGS, Log, Program, Story, programs, story
+from tests.support.foreign_logs import LOGS, Log, Program, Row, Story, programs, story
 from tests.support.foreign_logs import daemon_options as options
 
 __all__ = ["programs"]
+
+# The first test may have to make the environment.
+pytestmark = pytest.mark.timeout(300)
 
 
 def started(log: Log, request: pytest.FixtureRequest, path: str) -> Program:
@@ -76,3 +82,109 @@ def test_reads_are_exact_after_each_append(
             program.close()
         with opened(log, path) as cache:
             assert cache.fold("story") == story(log.rows(path))
+
+
+# What these programs do besides appending.
+
+
+class Served(NamedTuple):
+    """A log with its program, a daemon and a client."""
+
+    program: Program
+    cache: Cache
+    daemon: daemons.Daemon
+    rows: Callable[[], list[Row]]
+
+    def is_exact(self) -> bool:
+        return dict(self.cache.fold("story")) == story(self.rows())
+
+    def verified(self) -> bool:
+        """Verify what the log's head is now."""
+        self.cache.wait_for(self.rows()[-1].id)
+        return self.cache.verify().ok
+
+
+@pytest.fixture
+def serve(
+    request: pytest.FixtureRequest, tmp_path: Path, start_daemon: StartDaemon
+) -> Iterator[Callable[[str, int], Served]]:
+    """A log that is served, after some appends."""
+    with ExitStack() as stack:
+
+        def served(name: str, appends: int) -> Served:
+            log, path = LOGS[name], str(tmp_path / "log.db")
+            program = stack.enter_context(started(log, request, path))
+            for _ in range(appends):
+                program()
+            daemon = start_daemon(path, *options(log), wait=False)
+            daemon.wait_answering()
+            cache = stack.enter_context(opened(log, path))
+            one = Served(program, cache, daemon, lambda: log.rows(path))
+            assert one.verified()
+            assert one.is_exact()
+            return one
+
+        yield served
+
+
+def test_llm_logs_its_newest_response_again(serve: Callable[[str, int], Served]) -> None:
+    """The row is replaced and moves: the next read notices."""
+    log = serve("llm", 4)
+    before = log.rows()[-1].id
+    log.program("again")
+    assert log.rows()[-1].id == before + 1
+    assert log.is_exact()
+    log.program()
+    assert log.is_exact()
+    daemons.until(log.verified)
+
+
+def test_langgraph_deletes_the_newest_thread(serve: Callable[[str, int], Served]) -> None:
+    """The newest checkpoint is gone: the next read notices, also if its rowid is used again."""
+    log = serve("langgraph", 3)
+    log.program("delete thread-2")
+    assert log.is_exact()
+    daemons.until(log.verified)
+    log.program("delete thread-1")
+    log.program("run thread-9 hello")
+    assert log.is_exact()
+    daemons.until(log.verified)
+
+
+def test_langgraph_deletes_a_thread_of_the_past(serve: Callable[[str, int], Served]) -> None:
+    """Verification notices, once."""
+    log = serve("langgraph", 3)
+    log.program("delete thread-0")
+    assert not log.is_exact()
+    assert not log.verified()
+    daemons.until(log.is_exact)
+    assert log.verified()
+    log.program()
+    assert log.is_exact()
+
+
+def test_a_purge_of_home_assistant_is_one_rebuild(serve: Callable[[str, int], Served]) -> None:
+    log = serve("home-assistant", 20)
+    rebuilds = log.daemon.stats()["rebuilds"]
+    for purged in (1, 2):
+        log.program("purge 6")
+        log.program()
+        assert not log.is_exact()
+        assert not log.verified()
+        daemons.until(log.is_exact)
+        for _ in range(3):
+            assert log.verified()
+            log.program()
+            assert log.is_exact()
+        assert log.daemon.stats()["rebuilds"] == rebuilds + purged
+
+
+def test_a_purge_of_all_events_is_noticed_at_once(serve: Callable[[str, int], Served]) -> None:
+    """SQLite gives the ids out again."""
+    log = serve("home-assistant", 5)
+    log.program("purge 0")
+    assert log.is_exact()
+    log.program()
+    assert [row.id for row in log.rows()] == [1]
+    assert log.is_exact()
+    daemons.until(log.verified)

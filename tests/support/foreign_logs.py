@@ -198,7 +198,7 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def _instant(epoch_s: float) -> str:
@@ -250,7 +250,8 @@ def _ledger(connection: sqlite3.Connection) -> Iterator[Row]:
         yield Row(*row, json.loads(meta))
 
 
-_LIGHT = '{"domain": "light", "service": "turn_on"}'
+_LIGHT = 'fire call_service {"domain": "light", "service": "turn_on"}'
+_DUSK = 'fire dusk {{"n": {}}}'
 
 LOGS = {
     log.name: log
@@ -280,8 +281,12 @@ LOGS = {
             "llm",
             "llm",
             "llm_log.py",
-            ("prompt echo-1 hello there", "prompt echo-1 how are you", "alone echo-2 by myself")
-            + tuple(f"prompt echo-{number % 2 + 1} question {number}" for number in range(30)),
+            (
+                "prompt echo-1 hello there",
+                "prompt echo-1 how are you",
+                "alone echo-2 by myself",
+                *(f"prompt echo-{number % 2 + 1} question {number}" for number in range(30)),
+            ),
             _turns,
             "UPDATE turns SET output_tokens = 1000 WHERE rowid = :id",
             "DELETE FROM turns WHERE rowid = :id",
@@ -301,12 +306,13 @@ LOGS = {
             "home-assistant",
             "home-assistant",
             "home_assistant.py",
-            tuple(f"fire call_service {_LIGHT}" if number % 3 else f'fire dusk {{"n": {number}}}' for number in range(30)),
+            tuple(
+                f"fire call_service {_LIGHT}" if number % 3 else f'fire dusk {{"n": {number}}}' for number in range(30)
+            ),
             _house,
             "UPDATE events SET event_type_id = 3 - event_type_id WHERE event_id = :id",
             "DELETE FROM events WHERE event_id = :id",
-            "UPDATE event_data SET shared_data = '{' WHERE data_id ="
-            " (SELECT data_id FROM events WHERE event_id = :id)",
+            "UPDATE event_data SET shared_data = '{' WHERE data_id = (SELECT data_id FROM events WHERE event_id = :id)",
             is_installed=False,
         ),
     )

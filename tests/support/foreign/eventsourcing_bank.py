@@ -6,7 +6,7 @@
     many N               N deposits to the account "many", which it opens, in one transaction for each
     stop
 
-Each line is answered by the highest notification id. Run by the interpreter of the environment in which it is installed.
+Each line is answered by the highest notification id.
 """
 
 import sys

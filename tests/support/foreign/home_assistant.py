@@ -48,7 +48,7 @@ def main() -> None:
         else:
             purge(connection, int(words[0]))
         connection.commit()
-        print(connection.execute("SELECT max(event_id) FROM events").fetchone()[0], flush=True)
+        print(connection.execute("SELECT coalesce(max(event_id), 0) FROM events").fetchone()[0], flush=True)
     connection.close()
 
 
@@ -62,9 +62,7 @@ def fire(connection: sqlite3.Connection, event_type: str, data: str) -> None:
 
 
 def purge(connection: sqlite3.Connection, keep: int) -> None:
-    connection.execute(
-        "DELETE FROM events WHERE event_id <= (SELECT max(event_id) FROM events) - ?", (keep,)
-    )
+    connection.execute("DELETE FROM events WHERE event_id <= (SELECT max(event_id) FROM events) - ?", (keep,))
     connection.execute("DELETE FROM event_data WHERE data_id NOT IN (SELECT data_id FROM events)")
 
 

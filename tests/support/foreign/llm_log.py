@@ -21,7 +21,7 @@ class Echo(llm.Model):
     def __init__(self, model_id: str) -> None:
         self.model_id = model_id
 
-    def execute(self, prompt, stream, response, conversation):  # noqa: ANN001, ANN201
+    def execute(self, prompt, stream, response, conversation):
         response.set_usage(input=len(prompt.prompt.split()), output=len(prompt.prompt))
         yield prompt.prompt.upper()
 
