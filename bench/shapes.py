@@ -25,7 +25,7 @@ from pmm_shm.frozen import frozen, json_text
 from pmm_shm.ledger.rows import Event
 from pmm_shm.ledger.schema import create_ledger
 from pmm_shm_client import Cache, connect
-from tests.support.foreign_logs import LOGS, Log, recorded
+from tests.support.program_logs import LOGS, Log, recorded
 
 GOAL = 1.3
 """How many times the read of PMM's table one through a shape may cost."""

@@ -1,6 +1,6 @@
 """Exact reads of logs while other programs write them: the real programs, in an environment of their own.
 
-The same tests run over PMM's own table. Edits and malformed rows are in `tests/process/test_foreign_logs.py`.
+The same tests run over PMM's own table. Edits and malformed rows are in `tests/process/test_program_logs.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons
-from tests.support.foreign_logs import LOGS, Log, Program, Row, Story, programs, story
-from tests.support.foreign_logs import daemon_options as options
+from tests.support.program_logs import LOGS, Log, Program, Row, Story, programs, story
+from tests.support.program_logs import daemon_options as options
 
 __all__ = ["programs"]
 
@@ -38,7 +38,7 @@ def opened(log: Log, path: str) -> Cache:
 READER = """
 import json, sys
 from pmm_shm_client import connect
-from tests.support.foreign_logs import Story
+from tests.support.program_logs import Story
 with connect(sys.argv[1], folds=[Story]) as cache:
     print(json.dumps(dict(cache.fold("story")), default=dict))
 """

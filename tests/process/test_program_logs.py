@@ -1,6 +1,6 @@
 """The promises hold on logs of other programs as on PMM's: the same tests over databases that those programs made.
 
-The programs themselves run in `tests/programs/test_foreign_programs.py`.
+The programs themselves run in `tests/programs/test_logging_programs.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pmm_shm.errors import LedgerError
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support.daemons import until
-from tests.support.foreign_logs import LOGS, Log, Story, daemon_options, recorded, story
+from tests.support.program_logs import LOGS, Log, Story, daemon_options, recorded, story
 
 FOREIGN = {name: log for name, log in LOGS.items() if log.shape}
 

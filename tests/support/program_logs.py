@@ -32,9 +32,9 @@ from tests.support.ledgers import ROOT
 
 ENVIRONMENT = ROOT / ".venv-shapes"
 LOCK = ROOT / "requirements" / "shapes.txt"
-PROGRAMS = ROOT / "tests" / "support" / "foreign"
+PROGRAMS = ROOT / "tests" / "support" / "logging_programs"
 RECORDED = ROOT / "tests" / "golden" / "logs"
-"""Databases that the programs have made, by `python -m tests.support.foreign_logs`."""
+"""Databases that the programs have made, by `python -m tests.support.program_logs`."""
 
 
 # The environment.
@@ -109,7 +109,7 @@ class Log(NamedTuple):
 
     Attributes:
         shape: the shape that comes with pmm-shm; None for PMM's own table.
-        script: the program in `tests/support/foreign`.
+        script: the program in `tests/support/logging_programs`.
         lines: what it is asked for, in turn; at least seven appends.
         read: the rows of its tables.
         edit, delete, malform: SQL that does to the row with position `:id` as the name says. The first changes a value
@@ -246,8 +246,8 @@ def _house(connection: sqlite3.Connection) -> Iterator[Row]:
 
 
 def _ledger(connection: sqlite3.Connection) -> Iterator[Row]:
-    for *row, meta in connection.execute("SELECT id, ts, kind, content, meta FROM events ORDER BY id"):
-        yield Row(*row, json.loads(meta))
+    for row in connection.execute("SELECT id, ts, kind, content, meta FROM events ORDER BY id"):
+        yield Row(*row)._replace(meta=json.loads(row[4]))
 
 
 _LIGHT = 'fire call_service {"domain": "light", "service": "turn_on"}'
@@ -306,9 +306,7 @@ LOGS = {
             "home-assistant",
             "home-assistant",
             "home_assistant.py",
-            tuple(
-                f"fire call_service {_LIGHT}" if number % 3 else f'fire dusk {{"n": {number}}}' for number in range(30)
-            ),
+            tuple(_LIGHT if number % 3 else _DUSK.format(number) for number in range(30)),
             _house,
             "UPDATE events SET event_type_id = 3 - event_type_id WHERE event_id = :id",
             "DELETE FROM events WHERE event_id = :id",
@@ -322,7 +320,7 @@ LOGS = {
 def daemon_options(log: Log, *, with_shape: bool = True) -> list[str]:
     """Options with which a daemon keeps `Story` of this log."""
     shape = ["--shape", log.shape] if with_shape and log.shape else []
-    return [*shape, "--fold", "tests.support.foreign_logs:Story", "--verify-every", "0"]
+    return [*shape, "--fold", "tests.support.program_logs:Story", "--verify-every", "0"]
 
 
 # Recorded.
