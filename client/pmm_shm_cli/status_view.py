@@ -173,7 +173,7 @@ def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
     if not workers["seen"]:
         return ["none has reported yet"]
     parts = []
-    for group in ("projection", "metrics"):
+    for group in ("projection", "metrics") if workers["metrics_hits"] + workers["metrics_misses"] else ("projection",):
         hits, misses = workers[f"{group}_hits"], workers[f"{group}_misses"]
         parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
     hits, misses = workers["embedding_hits"], workers["embedding_misses"]
