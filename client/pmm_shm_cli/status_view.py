@@ -88,6 +88,8 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
 
 
 def _owner_rows(found: StatusNumbers) -> list[LabelledLines]:
+    if found["daemon"] is not None and found["daemon"].get("shape"):
+        return [("shape", [f"{found['daemon']['shape']}: a log of another program, which alone appends to it"])]
     missing = found.get("not_applicable")
     if not missing:
         return []

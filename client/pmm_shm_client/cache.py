@@ -737,7 +737,7 @@ class Cache(Reads):
         if found is None:
             return verify_unpublished(self._reader.connection)
         copy, everything = found
-        report = verify(self._reader.connection, copy)[0]
+        report = verify(self._reader.connection, copy).report
         if not report.ok:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)

@@ -64,13 +64,13 @@ class Shape:
     folds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        given: Mapping[str, Any] = vars(self)
+        if not isinstance(given["name"], str) or not _NAME.fullmatch(self.name):
             raise ConfigError(f"shape {self.name!r:.80}: `name` must be up to 64 letters, digits, `_`, `-` and `.`")
-        version: object = self.version
-        if type(version) is not int or version < 1:
+        if type(given["version"]) is not int or self.version < 1:
             raise self.error(f"`version` must be a whole number from 1 on, got {self.version!r:.80}")
         for key in ("from_", "position"):
-            if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
+            if not isinstance(given[key], str) or not given[key].strip():
                 raise self.error(f"`{key.rstrip('_')}` must be text")
         for key in ("kind", "content"):
             self._check_value(key, getattr(self, key))
@@ -78,15 +78,16 @@ class Shape:
         self._check_meta()
         if not _is_text_to_text(self.kinds):
             raise self.error("`kinds` must map stored kinds to kinds")
-        if not isinstance(self.columns, Mapping):
+        if not isinstance(given["columns"], Mapping):
             raise self.error("`columns` must map names to values")
-        for name, value in self.columns.items():
+        for name, value in given["columns"].items():
             if not isinstance(name, str) or not name.isidentifier() or name.lower() in _RESERVED:
                 raise self.error(f"columns.{name}: the name must be an identifier, and none of {_listed(_RESERVED)}")
             self._check_value(f"columns.{name}", value)
         if len({name.lower() for name in self.columns}) < len(self.columns):
             raise self.error("`columns`: two names differ in case alone")
-        if isinstance(self.folds, str) or not all(isinstance(name, str) and name for name in self.folds):
+        folds = given["folds"]
+        if not isinstance(folds, (list, tuple)) or not all(isinstance(name, str) and name for name in folds):
             raise self.error("`folds` must be a list of names")
         object.__setattr__(self, "folds", tuple(self.folds))
 
@@ -152,7 +153,7 @@ class Shape:
             self._check_value("ts", self.ts)
 
     def _check_meta(self) -> None:
-        meta = self.meta
+        meta: object = self.meta
         if isinstance(meta, Mapping):
             if not meta:
                 return
