@@ -235,7 +235,7 @@ def _meta_sql(shape: Shape) -> str:
     if not documents:
         return made
     # No JSON, so that the row goes to the quarantine.
-    valid = " AND ".join(f"coalesce(json_valid({one}), 1)" for one in dict.fromkeys(documents))
+    valid = " AND ".join(f"({one} IS NULL OR json_valid({one}))" for one in dict.fromkeys(documents))
     return f"CASE WHEN {valid} THEN {made} ELSE 'malformed' END"
 
 
