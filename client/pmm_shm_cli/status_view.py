@@ -88,6 +88,8 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
 
 
 def _owner_rows(found: StatusNumbers) -> list[LabelledLines]:
+    if found["daemon"] is not None and found["daemon"].get("shape"):
+        return [("shape", [f"{found['daemon']['shape']}: a log of another program, which alone appends to it"])]
     missing = found.get("not_applicable")
     if not missing:
         return []
@@ -173,7 +175,7 @@ def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
     if not workers["seen"]:
         return ["none has reported yet"]
     parts = []
-    for group in ("projection", "metrics"):
+    for group in ("projection", "metrics") if workers["metrics_hits"] + workers["metrics_misses"] else ("projection",):
         hits, misses = workers[f"{group}_hits"], workers[f"{group}_misses"]
         parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
     hits, misses = workers["embedding_hits"], workers["embedding_misses"]

@@ -142,6 +142,11 @@ class Cache(Reads):
         state = "closed" if self._is_closed else self._consistency
         return f"<{type(self).__name__} {self.path}, {state}>"
 
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a table of another program; None for a ledger."""
+        return self._reader.shape
+
     def mark(self) -> Mark:
         """A value that stays equal as long as nobody commits to the ledger; compare it, and nothing else.
 
@@ -732,7 +737,7 @@ class Cache(Reads):
         if found is None:
             return verify_unpublished(self._reader.connection)
         copy, everything = found
-        report = verify(self._reader.connection, copy)[0]
+        report = verify(self._reader.connection, copy).report
         if not report.ok:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)

@@ -159,9 +159,8 @@ class Reader:
         if known is not None or self.shape is None:
             return known or find_fold(name)
         has = ", ".join(sorted(self.folds.keys() - {DECODE})) or "none"
-        raise UnknownFoldError(
-            f"{self.connection.path}: no fold {name!r} on a log of the shape {self.shape.name!r}; it has: {has}{self._lacks}"
-        )
+        what = f"no fold {name!r} on a log of the shape {self.shape.name!r}"
+        raise UnknownFoldError(f"{self.connection.path}: {what}; it has: {has}{self._lacks}")
 
     def fitted(self, fold: Fold) -> Fold:
         """A fold as it is for this log."""

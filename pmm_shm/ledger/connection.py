@@ -103,7 +103,7 @@ class Connection:
             ConfigError: the recorded shape cannot be read.
         """
         if not self._knows_shape:
-            self._shape, self._knows_shape = _recorded_shape(self.path), True
+            self._shape, self._knows_shape = recorded_shape(self.path), True
         return self._shape
 
     def refuse_foreign(self) -> None:
@@ -303,7 +303,12 @@ class Connection:
         self._file = None
 
 
-def _recorded_shape(path: str) -> Shape | None:
+def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
+    """The shape that is recorded for a log of another program; None for a ledger.
+
+    Raises:
+        ConfigError: the record cannot be read.
+    """
     instance = Instance.of(path)
     if not os.path.exists(instance.shape_file):
         return None

@@ -222,11 +222,7 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
             if shape is None:
                 schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
             else:
-                with late_imports:
-                    from pmm_shm.ledger.shape_view import make_view
-
-                make_view(handle, shape)
-                schema = shaped_schema(handle, path, version, shape)
+                schema = shaped_schema(handle, path, version, shape, makes_view=True)
                 handle.execute("PRAGMA query_only = ON")
                 # Rolled back, the temporary view would be gone.
                 handle.execute("COMMIT")
@@ -305,17 +301,19 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     return Schema(version, columns, definition, may_mix_ids, any(is_pmm2 for _, is_pmm2 in found))
 
 
-def shaped_schema(handle: sqlite3.Connection, path: str, version: int, shape: Shape) -> Schema:
-    """The schema of the view `events` that stands for a shape.
+def shaped_schema(
+    handle: sqlite3.Connection, path: str, version: int, shape: Shape, *, makes_view: bool = False
+) -> Schema:
+    """The schema of the view `events` that stands for a shape; `makes_view` where the handle has none yet.
 
     Raises:
         NotALedgerError: the shape does not fit the file.
         sqlite3.Error: it cannot be read.
     """
     with late_imports:
-        from pmm_shm.ledger.shape_view import check_view
+        from pmm_shm.ledger.shape_view import fit_view
 
-    may_mix_ids = check_view(handle, path, shape)
+    may_mix_ids = fit_view(handle, path, shape, makes_it=makes_view)
     columns = {row[1]: row[2] for row in handle.execute("PRAGMA table_info(events)").fetchall()}
     return Schema(version, columns, frozenset((shape.identity.encode(),)), may_mix_ids)
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from pmm_shm.errors import ConfigError
 
-Value = Union[str, Mapping[str, str]]
+Value = str | Mapping[str, str]
 """A column, an SQL expression, or `{"json": column, "path": "$.key"}`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -62,12 +64,13 @@ class Shape:
     folds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        given: Mapping[str, Any] = vars(self)
+        if not isinstance(given["name"], str) or not _NAME.fullmatch(self.name):
             raise ConfigError(f"shape {self.name!r:.80}: `name` must be up to 64 letters, digits, `_`, `-` and `.`")
-        if type(self.version) is not int or self.version < 1:
+        if type(given["version"]) is not int or self.version < 1:
             raise self.error(f"`version` must be a whole number from 1 on, got {self.version!r:.80}")
         for key in ("from_", "position"):
-            if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
+            if not isinstance(given[key], str) or not given[key].strip():
                 raise self.error(f"`{key.rstrip('_')}` must be text")
         for key in ("kind", "content"):
             self._check_value(key, getattr(self, key))
@@ -75,15 +78,16 @@ class Shape:
         self._check_meta()
         if not _is_text_to_text(self.kinds):
             raise self.error("`kinds` must map stored kinds to kinds")
-        if not isinstance(self.columns, Mapping):
+        if not isinstance(given["columns"], Mapping):
             raise self.error("`columns` must map names to values")
-        for name, value in self.columns.items():
+        for name, value in given["columns"].items():
             if not isinstance(name, str) or not name.isidentifier() or name.lower() in _RESERVED:
                 raise self.error(f"columns.{name}: the name must be an identifier, and none of {_listed(_RESERVED)}")
             self._check_value(f"columns.{name}", value)
         if len({name.lower() for name in self.columns}) < len(self.columns):
             raise self.error("`columns`: two names differ in case alone")
-        if isinstance(self.folds, str) or not all(isinstance(name, str) and name for name in self.folds):
+        folds = given["folds"]
+        if not isinstance(folds, (list, tuple)) or not all(isinstance(name, str) and name for name in folds):
             raise self.error("`folds` must be a list of names")
         object.__setattr__(self, "folds", tuple(self.folds))
 
@@ -149,7 +153,7 @@ class Shape:
             self._check_value("ts", self.ts)
 
     def _check_meta(self) -> None:
-        meta = self.meta
+        meta: object = self.meta
         if isinstance(meta, Mapping):
             if not meta:
                 return
@@ -173,11 +177,9 @@ def load_shape(given: Shape | str | os.PathLike[str]) -> Shape:
     if isinstance(given, Shape):
         return given
     try:
-        text = os.fspath(given)
+        text = os.fsdecode(given)
     except TypeError:
-        text = b""
-    if not isinstance(text, str):
-        raise ConfigError(f"shape: expected a path, a name or a Shape, got {given!r:.80}")
+        raise ConfigError(f"shape: expected a path, a name or a Shape, got {given!r:.80}") from None
     if not isinstance(given, str) or "/" in text or text.endswith(".toml"):
         return _from_file(Path(text))
     shipped = _shipped()
@@ -192,13 +194,10 @@ def _shipped() -> dict[str, Path]:
 
 
 def _from_file(file: Path) -> Shape:
+    # From Python 3.11 on it comes with Python.
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        import tomllib
-    except ModuleNotFoundError:
-        # Python 3.10.
-        import tomli as tomllib
-    try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+        found = toml.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except ValueError as error:

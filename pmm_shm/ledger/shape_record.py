@@ -1,6 +1,7 @@
-"""The record of a ledger's log shape, a file in its instance directory: whoever opens the ledger reads it by this shape.
+"""The record of a log's shape, a file in its instance directory: whoever opens the log reads it by this shape.
 
-The daemon writes it. Only directories that a client may trust count, as for the published state.
+The daemon writes it, or a client that starts one. It counts only in a directory that a client may trust, as the
+published state does.
 """
 
 from __future__ import annotations

@@ -235,7 +235,6 @@ def _meta_sql(shape: Shape) -> str:
     if not documents:
         return made
     # No JSON, so that the row goes to the quarantine.
-    # json_valid(NULL) is 0 before SQLite 3.45.
     valid = " AND ".join(f"({one} IS NULL OR json_valid({one}))" for one in dict.fromkeys(documents))
     return f"CASE WHEN {valid} THEN {made} ELSE 'malformed' END"
 

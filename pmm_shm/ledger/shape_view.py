@@ -32,24 +32,18 @@ _TABLES = (
 )
 
 
-def make_view(handle: sqlite3.Connection, shape: Shape) -> None:
-    """Make the view, within the caller's transaction.
-
-    Raises:
-        ConfigError: the shape has no meaning.
-        sqlite3.Error: the file cannot be read.
-    """
-    handle.execute(f"CREATE TEMP VIEW events AS {select_sql(shape)}")
-
-
-def check_view(handle: sqlite3.Connection, path: str, shape: Shape) -> bool:
+def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: bool) -> bool:
     """Check that the view fits the tables as they are now.
+
+    Parameters:
+        makes_it: make it first, within the caller's transaction.
 
     Returns:
         Whether the ids could be anything else than integers: the position is no rowid.
 
     Raises:
         NotALedgerError: the shape does not fit the tables, or reads of it would scan or sort.
+        ConfigError: the shape has no meaning.
         sqlite3.Error: the file cannot be read.
     """
     source = source_of(shape)
@@ -58,6 +52,8 @@ def check_view(handle: sqlite3.Connection, path: str, shape: Shape) -> bool:
     _compiled(handle, path, shape, "position", f"SELECT {source.position} FROM {source.sql}")
     for key, sql in columns_of(shape).values():
         _compiled(handle, path, shape, key, f"SELECT {sql} FROM {source.sql}")
+    if makes_it:
+        handle.execute(f"CREATE TEMP VIEW events AS {select_sql(shape)}")
     is_rowid = False
     for sql in _PLANNED:
         is_rowid = _check_plan(handle, path, shape, source, sql)

@@ -77,9 +77,21 @@ def copy_published(snapshot: Snapshot, folds: Sequence[Fold]) -> PublishedCopy |
     return PublishedCopy(snapshot.header.position, lineage, tuple(folds), entries, snapshot.seals())
 
 
-def verify(
-    connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None
-) -> tuple[VerifyReport, dict[int, Seal]]:
+class Verified(NamedTuple):
+    """A verification, and what follows from it.
+
+    Attributes:
+        seals: to keep, by their blocks: of rows that had none yet, and of all rows if they were sealed when the table
+            had fewer columns. None of them unless all is well.
+        is_purged: whether the log of another program has lost its oldest rows, which the published state still has.
+    """
+
+    report: VerifyReport
+    seals: dict[int, Seal]
+    is_purged: bool = False
+
+
+def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None) -> Verified:
     """Replay the ledger up to the copy's position, and compare.
 
     Parameters:
@@ -87,20 +99,19 @@ def verify(
         copy: a copy of the published state.
         pace: called after each batch; may sleep, or raise to give up.
 
-    Returns:
-        The report, and the seals to keep, by their blocks: of rows that had none yet, and of all rows if they were
-        sealed when the table had fewer columns. None of them unless all is well.
-
     Raises:
         LedgerError: the ledger cannot be read.
     """
     seals = SealCheck(copy.seals)
     report, new_seals = _verify(connection, copy, seals, pace)
+    if connection.shape is not None and not report.ok and (oldest_id := seals.purged_before) is not None:
+        lost = f"the rows before event {oldest_id} were removed, and the state has them until the daemon has rebuilt it"
+        return Verified(report._replace(difference=lost), {}, is_purged=True)
     if seals.changed is not None and seals.changed[1] == copy.seals[0].last_id:
         columns = _columns_sealed(connection, copy.seals[0])
         if columns is not None:
-            return _verify(connection, copy, SealCheck(copy.seals, columns), pace)
-    return report, new_seals
+            return Verified(*_verify(connection, copy, SealCheck(copy.seals, columns), pace))
+    return Verified(report, new_seals)
 
 
 def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:

@@ -212,6 +212,7 @@ class Daemon:
         # A ledger that is busy for the moment: as far as is known, nothing came.
         numbers["head_id"], numbers["lag_events"] = lag or (numbers["as_of"], 0)
         numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
+        numbers["shape"] = None if self._settings.shape is None else str(self._settings.shape)
         numbers["replica"] = None if self._replication is None else self._replication.numbers()
         numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)

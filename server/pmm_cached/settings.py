@@ -29,7 +29,7 @@ class Settings:
         word_kinds: event kinds whose texts are in the index of words, ascending; empty for no index.
         idle_exit_s: end after so many seconds without an append, a command, or a worker's report; None for never.
         folds: further folds, as `package.module:attribute`.
-        only_folds: the folds in place of the built-in and the registered ones, or of those of the shape; None for those.
+        only_folds: the folds in place of the built-in and the registered ones, or of the shape's; None for those.
         shape: how a table of another program is the log; None for the recorded shape, if there is one.
         metrics_port: port for Prometheus on 127.0.0.1; 0 for any free port, None for off.
         source: the ledger in PostgreSQL that this one is a replica of, and is to follow; None for none.
