@@ -126,7 +126,7 @@ class SeenEntry(NamedTuple):
 
     first_id: int
     last_id: int
-    count: int
+    times: int
 
 
 class Seen(Helper):
@@ -144,7 +144,7 @@ class Seen(Helper):
         return key in self.table
 
     def get(self, key: Key) -> SeenEntry | None:
-        """First event, last event and count of a key; None if it was never seen."""
+        """First event, last event and number of a key; None if it was never seen."""
         entry = self.table.get(key)
         return None if entry is None else SeenEntry(*entry)
 
@@ -194,7 +194,7 @@ class Top:
 
     def view(self) -> Mapping[Any, Any]:
         """The leaders with their counts, the highest first."""
-        return FrozenDict({key: count for key, count in self._state.get(self.name, ())})
+        return FrozenDict(self._state.get(self.name, ()))
 
 
 class TimeBuckets(Helper):
@@ -252,7 +252,8 @@ class EventIndex:
     Parameters:
         state: that of the fold.
         name: of the table; its keys are (key, page), and (key,) for the number of ids.
-        newest_max: of each key, only so many of the newest ids are kept; None for all. The same in each call of one fold.
+        newest_max: of each key, only so many of the newest ids are kept; None for all. The same in each call of one
+            fold.
     """
 
     __slots__ = ("_newest_max", "_table", "name")

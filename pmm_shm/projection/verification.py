@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.state import State
+from pmm_shm.folds.state import State, readable_part
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
 from pmm_shm.ledger.connection import Connection
@@ -191,16 +190,5 @@ def _first_difference(name: str, published: dict[bytes, bytes], state: State) ->
         return None
     for key in sorted(replayed.keys() | published.keys()):
         if replayed.get(key) != published.get(key):
-            return f"fold {name}: {_readable(key, published.get(key) or replayed.get(key))} differs from the replay"
+            return f"fold {name}: {readable_part(key, published.get(key) or replayed.get(key))} differs from the replay"
     return None
-
-
-def _readable(key: bytes, value: bytes | None) -> str:
-    if key[:1] == b"c":
-        return f"cell {key[1:].decode(errors='replace')!r}"
-    table = key[2 : 2 + key[1]].decode(errors="replace")
-    try:
-        entry = repr(unpack(value or b"")[0])[:80]
-    except Exception:
-        entry = key.hex()[:80]
-    return f"table {table!r}, key {entry}"
