@@ -16,7 +16,8 @@ from pmm_shm.errors import LedgerError
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support.daemons import until
-from tests.support.program_logs import LOGS, Log, Story, daemon_options, recorded, story
+from tests.support.ledgers import execute
+from tests.support.program_logs import LOGS, Log, Story, daemon_options, example, recorded, story
 
 FOREIGN = {name: log for name, log in LOGS.items() if log.shape}
 
@@ -99,3 +100,15 @@ def test_an_append_is_refused(log: Log, path: str) -> None:
 def test_a_read_through_a_shape_costs_about_as_much_as_one_of_pmms_table(name: str) -> None:
     # `make bench-shapes` measures it; here only a scan, or a sort, must fail.
     assert measured(LOGS[name], 500, 40).ratio < 3
+
+
+def test_tokens_by_model_and_day(tmp_path: Path) -> None:
+    """The example fold, beside SQL."""
+    path = recorded(LOGS["llm"], tmp_path)
+    totals: dict[tuple[str, str, str], int] = {}
+    for model, day, tokens_in, tokens_out in execute(
+        path, "SELECT model, date(datetime_utc), sum(input_tokens), sum(output_tokens) FROM turns GROUP BY 1, 2"
+    ):
+        totals |= {(model, day, "in"): tokens_in, (model, day, "out"): tokens_out}
+    with connect(path, shape="llm", folds=[example("llm_tokens").Tokens]) as cache:
+        assert cache.fold("llm_tokens") == totals

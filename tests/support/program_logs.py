@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -82,7 +84,12 @@ def environment() -> str:
 
 @pytest.fixture(scope="session")
 def programs() -> str:
-    """The interpreter that runs the programs. Only without a network, and outside of CI, are its tests skipped."""
+    """The interpreter that runs the programs."""
+    return environment_or_skip()
+
+
+def environment_or_skip() -> str:
+    """`environment()`; where it cannot be made, and outside of CI, the test is skipped."""
     try:
         return environment()
     except RuntimeError as error:
@@ -323,9 +330,24 @@ def daemon_options(log: Log, *, with_shape: bool = True) -> list[str]:
     return [*shape, "--fold", "tests.support.program_logs:Story", "--verify-every", "0"]
 
 
+def example(name: str) -> ModuleType:
+    """A module in `docs/examples`."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # Recorded.
 
 RECORDED_LINES = 12
+
+
+def package(name: str) -> Path:
+    """The folder of a package in the environment."""
+    return next(Path(environment_or_skip()).parents[1].glob(f"lib/python3*/site-packages/{name}"))
 
 
 def recorded(log: Log, folder: Path) -> str:
