@@ -112,6 +112,7 @@ def test_the_shape_is_recorded_and_needs_no_second_naming(served: tuple[Path, Fo
             connect(path, shape=dataclasses.replace(log.shape, name="another"))
 
 
+@pytest.mark.parametrize("served", [JOIN], indirect=True, ids=["join"])
 def test_commands_find_the_shape(served: tuple[Path, ForeignLog]) -> None:
     path, _ = served
     name = str(path)
@@ -132,6 +133,7 @@ def test_commands_find_the_shape(served: tuple[Path, ForeignLog]) -> None:
     assert "a log of another program" in appended.err
 
 
+@pytest.mark.parametrize("served", [JOIN], indirect=True, ids=["join"])
 def test_nothing_speaks_of_scores(served: tuple[Path, ForeignLog]) -> None:
     path, log = served
     for words in (("status",), ("status", "--verbose"), ("status", "--json"), ("top", "--once"), ("doctor",)):
