@@ -223,7 +223,9 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
                 schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
             else:
                 schema = shaped_schema(handle, path, version, shape, makes_view=True)
-                handle.execute("PRAGMA query_only = ON")
+                if reads_only(mode):
+                    # The other modes take the write lock, to roll back what a dead writer left, and nothing else.
+                    handle.execute("PRAGMA query_only = ON")
                 # Rolled back, the temporary view would be gone.
                 handle.execute("COMMIT")
             return LedgerFile(identity, schema, is_wal, shm_inode, inode_of(path + "-wal"))

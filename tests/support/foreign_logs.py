@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
@@ -22,7 +22,7 @@ class Sums(Fold):
 
     name = "sums"
     version = 1
-    kinds = {"paid": ("meta",)}
+    kinds: ClassVar = {"paid": ("meta",)}
 
     def apply(self, event: Event, state: State) -> None:
         sums = state.table("sums")

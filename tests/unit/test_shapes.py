@@ -396,7 +396,7 @@ def test_folds_that_are_asked_for_are_there(tmp_path: Path) -> None:
     missing = dataclasses.replace(bare, folds=("no_such_module_here:Fold", *COLUMNS.shape.folds))
     with connect(tmp_path / "app.db", shape=missing) as cache:
         assert cache.fold("sums") == sums_of(3)
-        with pytest.raises(UnknownFoldError, match="it has: sums; .*no module"):
+        with pytest.raises(UnknownFoldError, match=r"it has: sums; .*no module"):
             cache.fold("other")
 
 
@@ -415,7 +415,7 @@ def test_nothing_writes_it(tmp_path: Path) -> None:
             lambda: backup(path, tmp_path / "copy.db"),
         ]
         for write in writes:
-            with pytest.raises(LedgerUnwritableError, match="a log of another program, .*nothing was written"):
+            with pytest.raises(LedgerUnwritableError, match=r"a log of another program, .*nothing was written"):
                 write()
         assert log.read_tail(1)[0]["id"] == 3
         report = log.verify_chain()
