@@ -63,13 +63,24 @@ def checked_what(what: str) -> str:
     name = what.replace("_", "-")
     if name in NAMES:
         return name
-    from pmm_shm.folds.registry import find_fold, named_fold
-
     try:
-        return named_fold(what).name if ":" in what else find_fold(what).name
+        return any_fold(what).name
     except UnknownFoldError:
         near = did_you_mean(name, (*NAMES, *registered_folds()))
         raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
+
+
+def any_fold(name: str) -> Fold:
+    """The fold of this name, or the one that `package.module:attribute` names.
+
+    Raises:
+        UnknownFoldError: there is none.
+        ConfigError: there is no such module or attribute.
+        FoldError: it does not load, or breaks the contract.
+    """
+    from pmm_shm.folds.registry import find_fold, named_fold
+
+    return named_fold(name) if ":" in name else find_fold(name)
 
 
 def folds_for(what: str, limit: float | None) -> list[Fold]:
