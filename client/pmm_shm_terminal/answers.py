@@ -64,10 +64,8 @@ def checked_what(what: str, ledger: str) -> str:
     name = what.replace("_", "-")
     if name in NAMES:
         return name
-    from pmm_shm.folds.registry import find_fold, named_fold
-
     try:
-        return named_fold(what).name if ":" in what else find_fold(what).name
+        return any_fold(what).name
     except UnknownFoldError:
         from pmm_shm.ledger.connection import recorded_shape
 
@@ -75,6 +73,19 @@ def checked_what(what: str, ledger: str) -> str:
             return what
         near = did_you_mean(name, (*NAMES, *registered_folds()))
         raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
+
+
+def any_fold(name: str) -> Fold:
+    """The fold of this name, or the one that `package.module:attribute` names.
+
+    Raises:
+        UnknownFoldError: there is none.
+        ConfigError: there is no such module or attribute.
+        FoldError: it does not load, or breaks the contract.
+    """
+    from pmm_shm.folds.registry import find_fold, named_fold
+
+    return named_fold(name) if ":" in name else find_fold(name)
 
 
 def folds_for(what: str, limit: float | None, shape: Shape | None = None) -> list[Fold]:

@@ -79,6 +79,22 @@ class Fold(ABC):
         """
         return self.view(state)
 
+    def describe(self, view: Any) -> Mapping[str, Any]:
+        """What people see of a view, in `status`, in plots and on the web page: name to a number, a text or a table,
+        which maps its keys to values. By default the parts of the view.
+        """
+        from pmm_shm.folds.describing import described_view
+
+        return described_view(view)
+
+    def explain_keys(self, view: Any) -> Mapping[str, Any]:
+        """The values whose history `pmm-shm explain` lists: key to value. By default those of `describe`; an entry of
+        a table has the key `table.key`.
+        """
+        from pmm_shm.folds.describing import flattened
+
+        return flattened(self.describe(view))
+
     def identity(self) -> Identity:
         """(name, version, parameters as bytes); the same for the life of the fold."""
         known: Identity | None = self.__dict__.get("_identity")

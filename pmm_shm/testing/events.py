@@ -15,7 +15,7 @@ from pmm_shm.ledger.rows import Event, InvalidText, RawRow, WideEvent
 Given = tuple[str, str, Mapping[str, Any]] | Mapping[str, Any]
 """(kind, content, meta), or a mapping with these keys and, if wanted, `ts` and other columns."""
 
-_MADE, _VARIANTS_MAX, _TRIALS = 90, 60, 8
+_MADE, _VARIANTS, _TRIALS = 90, 60, 8
 _OTHER_KINDS = ("user", "note", "order")
 _HOUR_US = 3_600_000_000
 _BEGIN_US = 1_767_225_600_000_000
@@ -75,11 +75,10 @@ def hostile_rows(fold: Fold, given: Sequence[RawRow] | None, seed: int) -> list[
     chance = random.Random(seed)
     usual = _made_up(fold, chance) if given is None else list(given)
     rows: list[RawRow] = []
-    share = min(1.0, _VARIANTS_MAX / max(1, len(usual)))
-    for row in usual:
-        rows.append(row)
-        if chance.random() < share:
-            rows.append(_variant(chance.choice(usual), chance))
+    for number, row in enumerate(usual):
+        # Spread evenly, so that a few events get many of them.
+        count = (number + 1) * _VARIANTS // len(usual) - number * _VARIANTS // len(usual)
+        rows += [row, *(_variant(chance.choice(usual), chance) for _ in range(count))]
     # Gaps between ids are legal.
     return [(3 * number + 1, *row[1:]) for number, row in enumerate(rows)]
 

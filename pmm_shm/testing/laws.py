@@ -5,27 +5,24 @@ fold them. No ledger, daemon or network is needed.
 from __future__ import annotations
 
 import copy
-import random
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NoReturn
 from unittest import mock
 
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import FoldError
+from pmm_shm.folds import engine as engine_module
 from pmm_shm.folds.contract import Fold, checked_fold
 from pmm_shm.folds.engine import Engine
 from pmm_shm.folds.state import QUARANTINE, State, cell_key, readable_part, table_prefix
-from pmm_shm.ledger.rows import Event, MalformedMeta, RawRow, WideEvent, parse_columns, parse_content, parse_meta
+from pmm_shm.ledger.rows import RawRow
 from pmm_shm.testing.events import Given, hostile_rows, rows_of
 from pmm_shm.testing.values import changeable_part, first_difference, shape, shown
+from pmm_shm.testing.watching import DeclaredEvent, Entries, StoredBase, Witness, meta_of, other_circumstances
 
 _SPLITS_NEWEST, _SPLITS_OTHERS = 24, 12
 _CUTS: tuple[tuple[int, ...], ...] = ((1_000_000,), (2,), (3, 1), (7, 2, 19))
 _LATER_S = 400 * 86_400.0
-Entries = dict[bytes, bytes]
-"""The state of a fold as a store holds it."""
 
 
 def check_fold(fold: Fold | type[Fold], events: Iterable[Given] | None = None, *, seed: int = 0) -> None:
@@ -48,37 +45,10 @@ def check_fold(fold: Fold | type[Fold], events: Iterable[Given] | None = None, *
     except FoldError as error:
         raise AssertionError(f"the fold breaks the contract: {error}") from error
     given = None if events is None else rows_of(events, made)
-    _Laws(made, hostile_rows(_copied(made), given, seed), {row[1:] for row in given or ()}).check()
-
-
-class _Base:
-    """A stored state below an overlay, as LMDB has it: values as bytes, keys in order."""
-
-    def __init__(self, entries: Entries) -> None:
-        self.entries = entries
-
-    def get(self, key: bytes, /) -> bytes | None:
-        return self.entries.get(key)
-
-    def scan(self, prefix: bytes, /) -> Iterator[tuple[bytes, bytes]]:
-        return ((key, value) for key, value in sorted(self.entries.items()) if key.startswith(prefix))
-
-
-class _Witness(Fold):
-    """Stands behind a fold and gets the same events: it sees whether the fold has changed them."""
-
-    name = "pmm_shm.witness"
-    version = 1
-
-    def __init__(self, fold: Fold) -> None:
-        self.kinds = fold.kinds
-        self.metas: dict[int, bytes] = {}
-
-    def apply(self, event: Event, state: State) -> None:
-        self.metas[event.id] = pack(event.meta)
-
-    def view(self, state: State) -> None:
-        """Nothing."""
+    rows = hostile_rows(_copied(made), given, seed)
+    # The engine makes sure of each failure in a new thread: half of the time of a check.
+    with mock.patch.object(engine_module, "on_fresh_stack", lambda action: action()):
+        _Laws(made, rows, {row[1:] for row in given or ()}).check()
 
 
 class _Laws:
@@ -100,20 +70,20 @@ class _Laws:
         self._events_can_be_used()
         self._only_declared_columns()
         self._the_same_again()
+        self._malformed_events()
         self._batches()
         self._restarts()
-        self._malformed_events()
         self._views()
         self._patches()
         self._fixed_identity()
 
     def _events_one_by_one(self) -> None:
         """The state after each event, which all other ways are compared with."""
-        state, witness = State(), _Witness(self._fold)
+        state, witness = State(), Witness(self._fold)
         engine = Engine([self._fold, witness])
         states = {self._fold.name: state, witness.name: State()}
         handed_out: dict[bytes, tuple[Any, bytes]] = {}
-        with _at(1, 0.0):
+        with other_circumstances(1, 0.0):
             for number, row in enumerate(self._rows):
                 refused = state.get(QUARANTINE, 0)
                 engine.apply([row], states, self._places)
@@ -126,7 +96,7 @@ class _Laws:
                 self._after.append(entries)
                 self._is_quarantined.append(state.get(QUARANTINE, 0) > refused)
                 seen = witness.metas.get(row[0])
-                meta = _meta_of(row)
+                meta = meta_of(row)
                 if seen is not None and seen not in (pack(meta), pack({})):
                     self._broken("`event.meta` is never changed", number, "event.meta", meta, unpack(seen))
 
@@ -142,11 +112,11 @@ class _Laws:
 
     def _only_declared_columns(self) -> None:
         for number, row in enumerate(self._rows):
-            event = _Declared.of(row, self._fold, self._places)
+            event = DeclaredEvent.of(row, self._fold, self._places)
             if event is None:
                 continue
             try:
-                _copied(self._pristine).apply(event, State(_Base(self._after[number - 1] if number else {})))
+                _copied(self._pristine).apply(event, State(StoredBase(self._after[number - 1] if number else {})))
             except (Exception, SystemExit):
                 pass
             for name in event.asked:
@@ -159,7 +129,7 @@ class _Laws:
     def _the_same_again(self) -> None:
         """With the same instance, at another time, and with other random numbers."""
         law = "the same events give the same state (no clock, no random numbers, nothing kept in the fold itself)"
-        with _at(2, _LATER_S):
+        with other_circumstances(2, _LATER_S):
             for number, entries in enumerate(self._singles(self._rows)):
                 self._same(law, number, self._after[number], entries, "at first", "again")
 
@@ -212,6 +182,7 @@ class _Laws:
 
     def _views(self) -> None:
         live, kept = State(), []
+        self._view(live, None)
         engine = Engine([self._fold])
         for number, row in enumerate(self._rows):
             engine.apply([row], {self._fold.name: live}, self._places)
@@ -219,7 +190,7 @@ class _Laws:
             part = changeable_part(view)
             if part is not None:
                 self._fail("a view cannot be changed", number, f"{part}; make it with pmm_shm.frozen.frozen")
-            stored = shape(self._view(State(_Base(self._after[number])), number))
+            stored = shape(self._view(State(StoredBase(self._after[number])), number))
             self._same_view(
                 "a view is that of the state, in memory or stored", number, shape(view), stored, "in memory", "stored"
             )
@@ -234,8 +205,8 @@ class _Laws:
                 self._patched(base, split, step)
 
     def _patched(self, base: Entries, split: int, step: int) -> None:
-        state = State(_Base(base))
-        view, engine = self._view(state, max(0, split - 1)), Engine([self._fold])
+        state = State(StoredBase(base))
+        view, engine = self._view(state, split - 1 if split else None), Engine([self._fold])
         rows = self._rows[split:] if step > 1 or not split else self._rows[split : split + 4]
         for first in range(0, len(rows), step):
             number = min(split + first + step, split + len(rows)) - 1
@@ -244,7 +215,7 @@ class _Laws:
                 view = self._fold.patch(view, state, state.take_touched())
             except Exception as error:
                 self._fail("patch equals view", number, f"patch raises {type(error).__name__}: {error}", error)
-            expected = shape(self._view(State(_Base(self._after[number])), number))
+            expected = shape(self._view(State(StoredBase(self._after[number])), number))
             self._same_view("patch equals view", number, expected, shape(view), "by view", "by patch")
 
     def _fixed_identity(self) -> None:
@@ -277,7 +248,7 @@ class _Laws:
 
     def _folded(self, rows: Sequence[RawRow], base: Entries, number: int) -> Entries:
         """The stored state behind `rows`, folded at once on an overlay over a stored state."""
-        state = State(_Base(base))
+        state = State(StoredBase(base))
         Engine([self._fold]).apply(rows, {self._fold.name: state}, self._places)
         return self._entries(state, number, base)
 
@@ -293,7 +264,7 @@ class _Laws:
             self._fail("values can be stored", number, str(error), error)
         return entries
 
-    def _view(self, state: State, number: int) -> Any:
+    def _view(self, state: State, number: int | None) -> Any:
         try:
             return self._fold.view(state)
         except Exception as error:
@@ -324,74 +295,14 @@ class _Laws:
     def _broken(self, law: str, number: int, part: str, before: Any, after: Any) -> NoReturn:
         self._fail(law, number, f"{part}: {before!r:.200} before, {after!r:.200} after")
 
-    def _fail(self, law: str, number: int, what: str, cause: Exception | None = None) -> NoReturn:
-        where = f"event {self._id(number)} (kind {self._rows[number][2]!r})" if self._rows else "the start"
+    def _fail(self, law: str, number: int | None, what: str, cause: Exception | None = None) -> NoReturn:
+        where = "the start, without events"
+        if number is not None:
+            where = f"event {self._id(number)} (kind {self._rows[number][2]!r})"
         raise AssertionError(f'fold {self._fold.name!r} breaks the law "{law}" at {where}: {what}') from cause
 
     def _id(self, number: int) -> int:
         return int(self._rows[number][0])
-
-
-class _Declared(WideEvent):
-    """An event that notes which of its columns are read without being declared."""
-
-    asked: list[str]
-    declared: Sequence[str]
-
-    @classmethod
-    def of(cls, row: RawRow, fold: Fold, places: Mapping[str, int]) -> _Declared | None:
-        """The event of a row as the fold gets it; None where it gets none."""
-        if not isinstance(row[2], str) or (fold.kinds is not None and row[2] not in fold.kinds):
-            return None
-        declared = ("content", "meta") if fold.kinds is None else fold.kinds[row[2]]
-        content = parse_content(row[3])[0] if "content" in declared else ""
-        event = cls(
-            row[0],
-            row[1] if isinstance(row[1], str) else "",
-            row[2],
-            content,
-            _meta_of(row) if "meta" in declared else {},
-        )
-        event.asked, event.declared = [], declared
-        event.__dict__["columns"] = _DeclaredColumns(parse_columns(row, places, fold.columns)[0], event.asked)
-        return event
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("content", "meta") and name not in object.__getattribute__(self, "__dict__").get("declared", name):
-            self.asked.append(name)
-        return super().__getattribute__(name)
-
-
-class _DeclaredColumns(dict[str, Any]):
-    def __init__(self, values: Mapping[str, Any], asked: list[str]) -> None:
-        super().__init__(values)
-        self._asked = asked
-
-    def __missing__(self, name: str) -> Any:
-        self._asked.append(f"columns[{name!r}]")
-        raise KeyError(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        if name not in self:
-            self._asked.append(f"columns[{name!r}]")
-        return super().get(name, default)
-
-
-@contextmanager
-def _at(seed: int, later_s: float) -> Iterator[None]:
-    """Other random numbers, and a clock that is ahead."""
-    kept, clocks = random.getstate(), ("time", "monotonic", "perf_counter", "time_ns", "monotonic_ns")
-    with mock.patch.multiple(time, **{name: _ahead(getattr(time, name), later_s, name) for name in clocks}):
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(kept)
-
-
-def _ahead(clock: Any, later_s: float, name: str) -> Any:
-    later = int(later_s * 1e9) if name.endswith("_ns") else later_s
-    return lambda: clock() + later
 
 
 def _copied(fold: Fold) -> Fold:
@@ -400,13 +311,6 @@ def _copied(fold: Fold) -> Fold:
         return copy.deepcopy(fold)
     except Exception:
         return fold
-
-
-def _meta_of(row: RawRow) -> dict[str, Any]:
-    try:
-        return parse_meta(row[4])
-    except MalformedMeta:
-        return {}
 
 
 def _beside_quarantine(entries: Entries) -> Entries:

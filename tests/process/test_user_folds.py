@@ -6,6 +6,8 @@ The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -242,3 +244,9 @@ def test_a_daemon_with_a_broken_registration_exits_with_one_line(ledger: str, si
     assert done.stderr.startswith("pmm-cached: ")
     assert expected in done.stderr
     assert not os.path.exists(ledger + "-cache")
+
+
+def test_it_needs_no_test_framework() -> None:
+    code = "from docs.examples.tool_use import ToolUse; from pmm_shm.testing import check_fold; check_fold(ToolUse)"
+    code += "; import sys; assert not {'pytest', 'hypothesis', 'pmm_shm_client'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
