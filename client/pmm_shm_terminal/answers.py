@@ -75,17 +75,23 @@ def checked_what(what: str, ledger: str) -> str:
         raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
 
 
-def any_fold(name: str) -> Fold:
-    """The fold of this name, or the one that `package.module:attribute` names.
+def any_fold(name: str, ledger: str | None = None) -> Fold:
+    """The fold of this name, or the one that `package.module:attribute` names; of another program's log, one of those of
+    its shape, too.
 
     Raises:
         UnknownFoldError: there is none.
         ConfigError: there is no such module or attribute.
         FoldError: it does not load, or breaks the contract.
     """
-    from pmm_shm.folds.registry import find_fold, named_fold
+    from pmm_shm.folds.registry import chosen_folds, find_fold, named_fold
+    from pmm_shm.ledger.connection import recorded_shape
 
-    return named_fold(name) if ":" in name else find_fold(name)
+    if ":" in name:
+        return named_fold(name)
+    shape = None if ledger is None else recorded_shape(ledger)
+    own = () if shape is None else chosen_folds(shape.folds)
+    return next((fold for fold in own if fold.name == name), None) or find_fold(name)
 
 
 def folds_for(what: str, limit: float | None, shape: Shape | None = None) -> list[Fold]:

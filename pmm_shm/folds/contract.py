@@ -109,7 +109,7 @@ class Fold(ABC):
     def on_shape(self, identity: str) -> Fold:
         """This fold for logs of a shape, whose identity is part of the fold's: its state means nothing elsewhere."""
         other = copy.copy(self)
-        other.__dict__["_identity"] = self.name, self.version, pack({**self.parameters, "shape": identity})
+        other.__dict__["_identity"] = self.name, self.version, pack([self.identity()[2], identity])
         return other
 
 

@@ -5,6 +5,7 @@ The programs themselves run in `tests/programs/test_logging_programs.py`.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -15,8 +16,9 @@ from bench.shapes import COPIES, measured
 from pmm_shm.errors import LedgerError
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
-from tests.support.daemons import until
-from tests.support.ledgers import execute
+from tests.support.command import run
+from tests.support.daemons import until, with_path
+from tests.support.ledgers import ROOT, execute
 from tests.support.program_logs import LOGS, Log, Story, daemon_options, example, recorded, story
 
 FOREIGN = {name: log for name, log in LOGS.items() if log.shape}
@@ -105,10 +107,23 @@ def test_a_read_through_a_shape_costs_about_as_much_as_one_of_pmms_table(name: s
 def test_tokens_by_model_and_day(tmp_path: Path) -> None:
     """The example fold, beside SQL."""
     path = recorded(LOGS["llm"], tmp_path)
-    totals: dict[tuple[str, str, str], int] = {}
+    taken, given = {}, {}
     for model, day, tokens_in, tokens_out in execute(
         path, "SELECT model, date(datetime_utc), sum(input_tokens), sum(output_tokens) FROM turns GROUP BY 1, 2"
     ):
-        totals |= {(model, day, "in"): tokens_in, (model, day, "out"): tokens_out}
+        taken[f"{model} {day}"], given[f"{model} {day}"] = tokens_in, tokens_out
     with connect(path, shape="llm", folds=[example("llm_tokens").Tokens]) as cache:
-        assert cache.fold("llm_tokens") == totals
+        assert cache.fold("llm_tokens") == {"in": taken, "out": given}
+
+
+def test_explain_lists_the_turns_that_changed_a_number_of_tokens(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    """The shape and its folds are recorded: the command needs the name of the fold alone."""
+    path, folder = recorded(LOGS["llm"], tmp_path), str(ROOT / "docs" / "examples")
+    daemon = start_daemon(path, "--shape", "llm", "--folds", "llm_tokens:Tokens", env=with_path(folder), wait=False)
+    daemon.wait_answering()
+    [(day,)] = execute(path, "SELECT DISTINCT date(datetime_utc) FROM turns WHERE model = 'echo-2'")
+    turns = execute(path, "SELECT rowid, input_tokens FROM turns WHERE model = 'echo-2' ORDER BY rowid")
+    ran = run("explain", path, "--fold", "llm_tokens", f"in.echo-2 {day}", "--json", env=with_path(folder))
+    found = json.loads(ran.out)
+    assert found["value"] == sum(tokens for _, tokens in turns)
+    assert [(step["event_id"], step["details"]["change"]) for step in found["steps"]] == turns

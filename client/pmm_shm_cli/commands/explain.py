@@ -126,7 +126,7 @@ def _explain_fold(
     if len(words) > 2:
         raise click.UsageError("too many arguments after KEY")
     ledger = the_ledger(words[0] if len(words) == 2 or (is_list and words) else None)
-    fold = any_fold(name)
+    fold = any_fold(name, ledger)
     with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
         with progress("Replaying", head if until is None else min(head, until)) as advance:
