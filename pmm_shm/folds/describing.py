@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
         return sorted((_plain(item) for item in value), key=repr)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__:
+    if repr(value) == object.__repr__(value) == str(value):
         # Its text would be its address.
         return f"({type(value).__name__})"
     return str(value)

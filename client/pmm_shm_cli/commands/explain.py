@@ -146,7 +146,7 @@ def _explain_fold(
     elif not answer.events:
         raise exits.CommandFailed(
             f"{ledger}: no event changed {printable(words[-1])!r} of the fold {name} (without KEY, explain lists all)"
-            f"{did_you_mean(words[-1], found)}",
+            f"{'' if words[-1] in found else did_you_mean(words[-1], found)}",
             exits.FAILURE,
         )
     elif as_json:
