@@ -123,7 +123,7 @@ def _plot_fold(
     from pmm_shm_cli.course_plot import CURVES_MAX, plotted_courses
     from pmm_shm_terminal.answers import any_fold
 
-    fold = any_fold(name)
+    fold = any_fold(name, path)
     with (
         contextlib.closing(open_recovered(path, timeout.left_s())) as connection,
         progress("Replaying", head_of(connection)) as advance,
