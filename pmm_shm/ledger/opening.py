@@ -297,7 +297,7 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
             raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
         may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
+        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; is a log shape missing?")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
     return Schema(version, columns, definition, may_mix_ids, any(is_pmm2 for _, is_pmm2 in found))

@@ -45,8 +45,9 @@ SHOWN_ONLY = (
     "pmm-shm mcp /home/me/agent.db --write-protected commitment_open,evidence_candidate,commitment_close",
     "pmm-shm mcp agent.db --http 8765 --token-file ~/.config/pmm-token",
     # Of a program that is not beside it.
-    'pmm-cached "$(llm logs path)" --shape llm --folds llm_tokens:Tokens',
+    'pmm-cached "$(llm logs path)" --shape llm --folds llm_tokens:Tokens --word-kinds turn',
     'pmm-shm read "$(llm logs path)" llm_tokens',
+    'pmm-shm search "$(llm logs path)" "flat tyre"',
     "pmm-shm cluster forks agent.db",
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )
@@ -55,6 +56,7 @@ DATABASE = "postgresql://db.example/agents"
 """The database of the pages."""
 
 NEEDED = {
+    "any-log": ["matplotlib"],
     "datasette": ["datasette"],
     "web": ["jinja2", "starlette", "uvicorn"],
     "fastapi": ["fastapi", "uvicorn"],
