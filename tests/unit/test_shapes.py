@@ -271,6 +271,20 @@ def test_kinds_by_another_name(stored: object, kind: str, database: Path) -> Non
     assert event(database, shape(kinds={"a": "alpha", "it's": "q'"})).kind == kind
 
 
+def test_a_column_without_case_does_not_mix_kinds(tmp_path: Path) -> None:
+    handle = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+    handle.execute("CREATE TABLE log (at INTEGER PRIMARY KEY, what TEXT COLLATE NOCASE, account, cents)")
+    handle.executemany("INSERT INTO log VALUES (?, ?, 'a', 1)", [(1, "paid"), (2, "PAID"), (3, "Done")])
+    handle.close()
+    one = shape(
+        meta={"columns": {"account": "account", "cents": "cents"}}, kinds={"DONE": "paid"}, folds=COLUMNS.shape.folds
+    )
+    with connect(tmp_path / "app.db", shape=one) as cache:
+        assert cache.fold("sums") == {"a": 1}
+        assert [each.kind for each in cache.events()] == ["paid", "PAID", "Done"]
+        assert [each.id for each in cache.events("paid")] == [1]
+
+
 @pytest.mark.parametrize(
     ("stored", "meta"),
     [
