@@ -24,7 +24,7 @@ class LedgerNotFoundError(LedgerError, FileNotFoundError):
 
 
 class NotALedgerError(LedgerError):
-    """The file is not a ledger: not a database, empty, or without a usable `events` table."""
+    """The file is not a ledger: not a database, empty, or without a usable `events` table; or a shape does not fit."""
 
 
 class LedgerUnreadableError(LedgerError):
@@ -34,7 +34,7 @@ class LedgerUnreadableError(LedgerError):
 
 
 class LedgerUnwritableError(LedgerError):
-    """The ledger cannot be written from this process; nothing was written."""
+    """The ledger cannot be written from this process, or is the log of another program; nothing was written."""
 
 
 class ReplicaError(LedgerUnwritableError):
@@ -159,7 +159,7 @@ class CommandError(DaemonError):
 
 
 class UnknownFoldError(PmmShmError, KeyError):
-    """No fold of this name is built in or registered."""
+    """No fold of this name is built in or registered, or none is on the log of another program."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

@@ -16,6 +16,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.shape import Shape
 
 _FORMAT = 1
+_ROOT = 0
 
 
 def read_shape(instance: Instance) -> Shape | None:
@@ -40,7 +41,7 @@ def read_shape(instance: Instance) -> Shape | None:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"{file}: not the record of a shape; delete it, and start pmm-cached with --shape") from None
-    if owner not in (os.geteuid(), 0):
+    if owner not in (os.geteuid(), _ROOT):
         # A name of a module is code: it is taken from nobody else.
         found = {**found, "folds": [name for name in found.get("folds", ()) if ":" not in str(name)]}
     return Shape.from_definition(found, str(file))

@@ -22,8 +22,8 @@ _FORBIDDEN = (
     ),
     (
         re.compile(
-            r"\b(?:random|randomblob|changes|total_changes|last_insert_rowid|load_extension|current_time|current_date|"
-            r"current_timestamp)\b|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)",
+            r"\b(?:random|randomblob|changes|total_changes|last_insert_rowid|load_extension)\s*\(|"
+            r"\bcurrent_(?:time|date|timestamp)\b|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)",
             re.I,
         ),
         "has not the same value at every read",

@@ -192,7 +192,7 @@ def command(
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
     only = None if only_folds is None else _kinds(only_folds)
-    found = _shape(ledger, shape, only)
+    found = _shape(ledger, shape, only, (source_dsn or flags.source()) is not None)
     if found is not None:
         # On the log of another program there are vectors and words only if somebody asks for them.
         embedder = embedder or "none"
@@ -228,9 +228,11 @@ def _kinds(text: str) -> tuple[str, ...]:
     return tuple(sorted({kind.strip() for kind in text.split(",")} - {""}))
 
 
-def _shape(ledger: str, name: str | None, only_folds: tuple[str, ...] | None) -> Shape | None:
+def _shape(ledger: str, name: str | None, only_folds: tuple[str, ...] | None, has_source: bool) -> Shape | None:
     """How to read the log of another program: as told, or as recorded; None for a ledger."""
     instance = Instance.of(ledger)
+    if name is not None and has_source:
+        raise click.UsageError("--shape and --source: a replica of PostgreSQL is a ledger of PMM")
     if name is None and not instance.shape_file.exists():
         return None
     # Only such a log needs them.

@@ -28,7 +28,7 @@ from tests.support import daemons, ledgers, pages, postgres, program_logs, stand
 from tests.support.pages import DOCS, README, Workplace
 
 TROUBLESHOOTING = DOCS / "TROUBLESHOOTING.md"
-GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md")]
+GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md", "SHAPES.md")]
 RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
 SHOWN_ONLY = (
     "pmm-shm top agent.db",

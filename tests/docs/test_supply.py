@@ -30,6 +30,7 @@ IMPORTS = {
         "import_module(f'{self._package}.runtime.metrics')",
     ],
     "pmm_shm/folds/registry.py": ["entry.load()"],
+    "pmm_shm/ledger/shape.py": ["import_module('tomllib' if sys.version_info >= (3, 11) else 'tomli')"],
     "client/pmm_shm_client/__init__.py": ["import_module(home)"],
 }
 

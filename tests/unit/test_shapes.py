@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.shape import Shape, load_shape
-from pmm_shm.ledger.shape_record import record_shape
+from pmm_shm.ledger.shape_record import read_shape, record_shape
 from pmm_shm.ledger.tail import START, TailReader
 from pmm_shm_client import connect
 from tests.support import foreign_logs
@@ -270,6 +271,20 @@ def test_kinds_by_another_name(stored: object, kind: str, database: Path) -> Non
     assert event(database, shape(kinds={"a": "alpha", "it's": "q'"})).kind == kind
 
 
+def test_a_column_without_case_does_not_mix_kinds(tmp_path: Path) -> None:
+    handle = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+    handle.execute("CREATE TABLE log (at INTEGER PRIMARY KEY, what TEXT COLLATE NOCASE, account, cents)")
+    handle.executemany("INSERT INTO log VALUES (?, ?, 'a', 1)", [(1, "paid"), (2, "PAID"), (3, "Done")])
+    handle.close()
+    one = shape(
+        meta={"columns": {"account": "account", "cents": "cents"}}, kinds={"DONE": "paid"}, folds=COLUMNS.shape.folds
+    )
+    with connect(tmp_path / "app.db", shape=one) as cache:
+        assert cache.fold("sums") == {"a": 1}
+        assert [each.kind for each in cache.events()] == ["paid", "PAID", "Done"]
+        assert [each.id for each in cache.events("paid")] == [1]
+
+
 @pytest.mark.parametrize(
     ("stored", "meta"),
     [
@@ -471,6 +486,19 @@ def test_a_record_that_others_may_write_does_not_count(tmp_path: Path) -> None:
         connect(path)
     with connect(path, shape=COLUMNS.shape) as cache:
         assert cache.fold("sums") == sums_of(3)
+
+
+def test_the_modules_of_somebody_elses_record_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "app.db"
+    COLUMNS.make(path, 3)
+    record(path, dataclasses.replace(COLUMNS.shape, folds=("metrics", *COLUMNS.shape.folds)))
+    # As if the directory belonged to another user who could change the log.
+    owner = os.stat(path).st_uid
+    monkeypatch.setattr("pmm_shm.ledger.shape_record.os.geteuid", lambda: owner + 1)
+    monkeypatch.setattr("pmm_shm.ledger.shape_record._ROOT", owner + 1)
+    found = read_shape(Instance.of(path))
+    assert found is not None
+    assert found.folds == ("metrics",)
 
 
 def test_a_table_that_changes_under_a_connection(tmp_path: Path) -> None:
