@@ -166,7 +166,7 @@ class UnknownFoldError(PmmShmError, KeyError):
 
 
 class FoldError(PmmShmError):
-    """A registered fold cannot be used: it does not load or breaks the fold contract."""
+    """A fold cannot be used: it does not load, breaks the contract, or asks for a column that the ledger lacks."""
 
 
 class InvalidTextError(PmmShmError, ValueError):

@@ -22,8 +22,8 @@ from tests.support.user_folds import BROKEN, EXAMPLE, calls, use
 def version_two() -> str:
     """The example with another meaning, and another version."""
     source = EXAMPLE.read_text(encoding="utf-8")
-    changed = source.replace("version = 1", "version = 2").replace(", 0) + 1", ", 0) + 10")
-    assert changed.count("version = 2") == changed.count(", 0) + 10") == 1
+    changed = source.replace("version = 1", "version = 2").replace(".add(tool)", ".add(tool, 10)")
+    assert changed.count("version = 2") == changed.count(".add(tool, 10)") == 1
     return changed
 
 
