@@ -145,9 +145,14 @@ def test_langgraph_deletes_the_newest_thread(serve: Callable[[str, int], Served]
     log.program("delete thread-2")
     assert log.is_exact()
     daemons.until(log.verified)
+    # Nobody looks in between: the same rowids, other rows.
+    log.daemon.freeze()
+    head = log.rows()[-1].id
     log.program("delete thread-1")
     log.program("run thread-9 hello")
+    assert log.rows()[-1].id == head
     assert log.is_exact()
+    log.daemon.thaw()
     daemons.until(log.verified)
 
 
