@@ -76,8 +76,8 @@ def checked_what(what: str, ledger: str) -> str:
 
 
 def any_fold(name: str, ledger: str | None = None) -> Fold:
-    """The fold of this name, or the one that `package.module:attribute` names; of another program's log, one of those of
-    its shape, too.
+    """The fold of this name, or the one that `package.module:attribute` names. With a ledger, the folds of its shape
+    come first.
 
     Raises:
         UnknownFoldError: there is none.

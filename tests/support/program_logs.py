@@ -70,14 +70,16 @@ def environment() -> str:
         python = _new_enough()
         if python is None:
             raise RuntimeError("eventsourcing needs Python 3.11 or newer, and there is none")
-        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "--require-hashes"]
+        # The pip of this Python: another one in the environment would cost seconds.
+        pip = [sys.executable, "-m", "pip", "--python", interpreter, "--quiet", "--disable-pip-version-check"]
+        options = ["--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:", "--retries=1"]
         for command in (
-            [python, "-m", "venv", "--clear", str(ENVIRONMENT)],
-            [interpreter, "-m", "pip", "install", *options, "--retries", "1", "-r", str(LOCK)],
+            [python, "-m", "venv", "--clear", "--without-pip", str(ENVIRONMENT)],
+            [*pip, "install", *options, "-r", str(LOCK)],
         ):
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:
-                raise RuntimeError(f"{command[1:4]}: {ran.stderr.strip()[-2_000:]}")
+                raise RuntimeError(f"{command[2]}: {ran.stderr.strip()[-2_000:]}")
         stamp.write_text(wanted, encoding="utf-8")
     return interpreter
 
