@@ -244,10 +244,12 @@ def _meta_sql(shape: Shape) -> str:
 def _real(sql: str) -> str:
     """A REAL as JSON, to the last bit; infinities as Python's `json` reads them.
 
-    Where 15 digits do, they are the same in all versions of SQLite.
+    Where 15 digits do, they are the same in all versions of SQLite. In this range all of them read them exactly.
     """
     short, long = f"printf('%!.15g', {sql})", f"printf('%!.20e', {sql})"
-    digits = f"CASE WHEN CAST({short} AS REAL) = {sql} THEN {short} ELSE {long} END"
+    digits = (
+        f"CASE WHEN abs({sql}) BETWEEN 1e-5 AND 1e15 AND CAST({short} AS REAL) = {sql} THEN {short} ELSE {long} END"
+    )
     return f"json(CASE {sql} WHEN 9e999 THEN '9e999' WHEN -9e999 THEN '-9e999' ELSE {digits} END)"
 
 
