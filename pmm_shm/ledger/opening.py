@@ -50,7 +50,6 @@ _DEFINITION = (
 _OUR_COLUMNS = frozenset(REQUIRED_COLUMNS + HASH_COLUMNS)
 _MAYBE_NO_ROWID = re.compile(rb"rowid|desc", re.IGNORECASE)
 _KIND_OF_OTHER_ID = "SELECT typeof(id) FROM events WHERE typeof(id) <> 'integer' LIMIT 1"
-_SHAPE_HINT = "the log of another program is read by a shape (docs/SHAPES.md)"
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 
 
@@ -295,10 +294,12 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
-            raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}; {_SHAPE_HINT}")
+            raise NotALedgerError(
+                f"{path}: the table `events` lacks the columns {', '.join(missing)}; is a log shape missing?"
+            )
         may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; {_SHAPE_HINT}")
+        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; is a log shape missing?")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
     return Schema(version, columns, definition, may_mix_ids, any(is_pmm2 for _, is_pmm2 in found))
