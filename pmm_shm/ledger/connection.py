@@ -303,6 +303,14 @@ class Connection:
         self._file = None
 
 
+_shapes_in_use: dict[str, Shape] = {}
+
+
+def use_shape(path: str, shape: Shape) -> None:
+    """Let all connections of this process read a log by its shape, whatever becomes of the record."""
+    _shapes_in_use[real_path(path)] = shape
+
+
 def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     """The shape that is recorded for a log of another program; None for a ledger.
 
@@ -310,6 +318,8 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
         ConfigError: the record cannot be read.
     """
     instance = Instance.of(path)
+    if instance.ledger in _shapes_in_use:
+        return _shapes_in_use[instance.ledger]
     if not os.path.exists(instance.shape_file):
         return None
     with late_imports:

@@ -294,7 +294,9 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
-            raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
+            raise NotALedgerError(
+                f"{path}: the table `events` lacks the columns {', '.join(missing)}; is a log shape missing?"
+            )
         may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; is a log shape missing?")

@@ -26,6 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _RESERVED = frozenset(("id", "ts", "kind", "content", "meta", "prev_hash", "hash", "rowid"))
 _EPOCHS = frozenset(("epoch", "epoch_ms", "epoch_us"))
 _IDENTITY_BYTES = 16
+_SQL_VERSION = 1
+"""To be raised when `shape_sql` makes other values of the same definition."""
 META_COLUMNS_MAX = 60
 """SQLite's functions take 127 arguments in many builds: 60 pairs, and some to spare."""
 
@@ -103,7 +105,7 @@ class Shape:
     def identity(self) -> str:
         """A digest of all that the events depend on: everything but `folds`."""
         known = {key: value for key, value in self.definition().items() if key != "folds"}
-        text = json.dumps(known, sort_keys=True, ensure_ascii=True)
+        text = json.dumps([_SQL_VERSION, known], sort_keys=True, ensure_ascii=True)
         return blake2b(text.encode(), digest_size=_IDENTITY_BYTES).hexdigest()
 
     def __hash__(self) -> int:

@@ -225,11 +225,13 @@ def _meta_sql(shape: Shape) -> str:
     for name, value in sorted(meta["columns"].items()):
         key = f"meta.columns.{name}"
         sql = _value_sql(shape, key, value)
-        if isinstance(value, str):
-            # json_object fails at a BLOB.
-            sql = f"CASE typeof({sql}) WHEN 'blob' THEN CAST({sql} AS TEXT) ELSE {sql} END"
-        else:
+        if not isinstance(value, str):
             documents.append(_text_sql(shape, key, value["json"]))
+        if isinstance(value, str) or "path" in value:
+            # json_object fails at a BLOB, and in many versions it keeps 15 digits of a number.
+            sql = (
+                f"CASE typeof({sql}) WHEN 'blob' THEN CAST({sql} AS TEXT) WHEN 'real' THEN {_real(sql)} ELSE {sql} END"
+            )
         pairs.append(f"{_literal(name)}, {sql}")
     made = f"json_object({', '.join(pairs)})"
     if not documents:
@@ -237,6 +239,18 @@ def _meta_sql(shape: Shape) -> str:
     # No JSON, so that the row goes to the quarantine.
     valid = " AND ".join(f"({one} IS NULL OR json_valid({one}))" for one in dict.fromkeys(documents))
     return f"CASE WHEN {valid} THEN {made} ELSE 'malformed' END"
+
+
+def _real(sql: str) -> str:
+    """A REAL as JSON, to the last bit; infinities as Python's `json` reads them.
+
+    Where 15 digits do, they are the same in all versions of SQLite. In this range all of them read them exactly.
+    """
+    short, long = f"printf('%!.15g', {sql})", f"printf('%!.20e', {sql})"
+    digits = (
+        f"CASE WHEN abs({sql}) BETWEEN 1e-5 AND 1e15 AND CAST({short} AS REAL) = {sql} THEN {short} ELSE {long} END"
+    )
+    return f"json(CASE {sql} WHEN 9e999 THEN '9e999' WHEN -9e999 THEN '-9e999' ELSE {digits} END)"
 
 
 def _literal(text: str) -> str:

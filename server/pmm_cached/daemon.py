@@ -27,7 +27,7 @@ from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import FileId, Instance, file_id
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, use_shape
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.resources import require
@@ -79,6 +79,7 @@ class Daemon:
         self._lock = InstanceLock(self._instance)
         if settings.shape is not None:
             # From now on every connection, here and in the clients, reads the log by it.
+            use_shape(self._instance.ledger, settings.shape)
             pmm_shm.ledger.shape_record.record_shape(self._instance, settings.shape)
         self._replication: Replication | None = None
         source = settings.source or recorded_source(self._instance.ledger)

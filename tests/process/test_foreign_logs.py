@@ -144,6 +144,20 @@ def test_nothing_speaks_of_scores(served: tuple[Path, ForeignLog]) -> None:
     assert not Instance.of(path).words_file.exists()
 
 
+def test_a_daemon_outlives_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = JOIN.make(path, 6)
+    with started(path, JOIN), connect(path) as cache:
+        wait_until(lambda: published(cache), "the first publication")
+        Instance.of(path).shape_file.unlink()
+        JOIN.pay(writer, 7, "b", 7)
+        assert cache.fold("sums") == sums_of(7)
+        assert cache.verify().ok
+        cache.invalidate()
+        wait_until(lambda: published(cache), "the rebuild")
+        assert cache.verify().ok
+
+
 # What is not an append.
 
 

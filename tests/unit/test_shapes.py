@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -326,6 +327,21 @@ def test_meta_of_columns_nests_json_and_takes_any_value(database: Path) -> None:
     insert(database, "a", "no json", 1)
     # Quarantined, and not half an object.
     assert raw(database, one)["meta"] == "malformed"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [0.1 + 0.2, 1e300 * 3.3, -5e-324, 1.7976931348623157e308, 2.5, 1 / 3, float("inf"), float("-inf"), 7, -(2**63)],
+)
+def test_numbers_keep_their_last_bit(number: float, database: Path) -> None:
+    insert(database, "a", json.dumps({"n": number}), number)
+    one = shape(meta={"columns": {"n": "n", "whole": {"json": "body"}, "part": {"json": "body", "path": "$.n"}}})
+    if number in (float("inf"), float("-inf")):
+        # Not in JSON.
+        one = shape(meta={"columns": {"n": "n"}})
+    for value in event(database, one).meta.values():
+        found = value["n"] if isinstance(value, dict) else value
+        assert (type(found), found) == (type(number), number)
 
 
 def test_content_is_empty_for_null_and_quarantined_for_numbers(database: Path) -> None:
