@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,8 @@ from pmm_shm_terminal.output import print_json, printable, progress
 if TYPE_CHECKING:
     from pmm_shm_cli.plotting import Format
 
+_Drawn = tuple[bytes, dict[str, Any], str]
+"""The figure, facts about it as JSON, and a line about it."""
 _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
 
 _CREATOR = b"<dc:title>pmm-shm</dc:title>"
@@ -62,7 +64,7 @@ def plot(
     timeout: Deadline,
     as_json: bool,
 ) -> None:
-    """Draw IAS and GAS, or the numbers of a fold, over the whole ledger.
+    """Draw IAS and GAS, or a fold's numbers.
 
     Stages and changes of the agent's name are marked. The numbers of a fold are those that explain --fold lists; of a
     long ledger they are taken at 600 positions.
@@ -89,9 +91,18 @@ def plot(
     if target.exists() and os.path.exists(path) and target.samefile(path):
         raise click.UsageError(f"--output: {output!r} is the ledger")
     shown_title = None if title is None else printable(title)
-    if fold is not None:
-        _plot_fold(path, output, file_format, fold, keys, shown_title, timeout, as_json)
-        return
+    if fold is None:
+        data, facts, line = _scores(path, file_format, shown_title, names, timeout)
+    else:
+        data, facts, line = _numbers(path, file_format, shown_title, fold, keys, timeout)
+    target.write_bytes(data)
+    if as_json:
+        print_json({"path": output, **facts, "bytes": len(data)})
+    else:
+        click.echo(f"{printable(output)}: {line}")
+
+
+def _scores(path: str, file_format: Format, title: str | None, names: bool, timeout: Deadline) -> _Drawn:
     from pmm_shm_cli.plotting import plotted
     from pmm_shm_client.cache import Cache
 
@@ -99,24 +110,14 @@ def plot(
         if cache.not_applicable:
             raise CommandFailed(f"{cache.path}: nothing to draw: {WHY_NOT_APPLICABLE}", exits.FAILURE)
         history = cache.history()
-    drawn = plotted(history, file_format, shown_title, names)
-    target.write_bytes(drawn)
-    if as_json:
-        print_json({"path": output, "points": len(history.points), "bytes": len(drawn), "as_of": history.as_of})
-    else:
-        click.echo(f"{printable(output)}: {len(history.points)} points up to event {history.as_of}")
+    count = len(history.points)
+    facts = {"points": count, "as_of": history.as_of}
+    return plotted(history, file_format, title, names), facts, f"{count} points up to event {history.as_of}"
 
 
-def _plot_fold(
-    path: str,
-    output: str,
-    file_format: Format,
-    name: str,
-    keys: tuple[str, ...],
-    title: str | None,
-    timeout: Deadline,
-    as_json: bool,
-) -> None:
+def _numbers(
+    path: str, file_format: Format, title: str | None, name: str, keys: tuple[str, ...], timeout: Deadline
+) -> _Drawn:
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
     from pmm_shm.projection.courses import courses
@@ -139,13 +140,10 @@ def _plot_fold(
     if not drawn:
         raise CommandFailed(f"{path}: nothing to draw: the fold {name} has no numbers", exits.FAILURE)
     data = plotted_courses(found, drawn, fold.name, file_format, title)
-    Path(output).write_bytes(data)
-    if as_json:
-        print_json({"path": output, "keys": drawn, "stride": found.stride, "bytes": len(data), "as_of": found.as_of})
-        return
     others = len(found.curves) - len(drawn)
     more = f"; {others} more: choose with --key" if others and not keys else ""
-    click.echo(f"{printable(output)}: {', '.join(map(printable, drawn))} up to event {found.as_of}{more}")
+    line = f"{', '.join(map(printable, drawn))} up to event {found.as_of}{more}"
+    return data, {"keys": drawn, "stride": found.stride, "as_of": found.as_of}, line
 
 
 def _refuse_other(path: str) -> None:
