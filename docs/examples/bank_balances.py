@@ -1,4 +1,4 @@
-"""The balance of each account of a bank on pyeventsourcing, whose module is `bank`."""
+"""The balance of each owner's accounts in a bank on pyeventsourcing, whose module is `bank`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from pmm_shm.folds.contract import Column, Fold
 from pmm_shm.folds.helpers import Counter
 from pmm_shm.folds.state import State
-from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
 
 SIGNS = {"bank:Account.Opened": 0, "bank:Account.Deposited": 1, "bank:Account.Withdrawn": -1}
@@ -21,11 +20,10 @@ class Balances(Fold):
 
     def apply(self, event: Event, state: State) -> None:
         account, values = event.meta["originator_id"], event.meta["state"]
+        owners = state.table("owners")
         if event.kind == "bank:Account.Opened":
-            state.table("owners")[account] = str(values["owner"])
-        Counter(state, "cents").add(account, SIGNS[event.kind] * int(values.get("cents", 0)))
+            owners[account] = str(values["owner"])
+        Counter(state, "cents").add(owners[account], SIGNS[event.kind] * int(values.get("cents", 0)))
 
     def view(self, state: State) -> Any:
-        owners = state.table("owners")
-        cents = Counter(state, "cents").view()
-        return frozen({owners.get(account, account): amount for account, amount in cents.items()})
+        return Counter(state, "cents").view()
