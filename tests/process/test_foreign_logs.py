@@ -64,10 +64,10 @@ def test_exact_beside_a_foreign_writer_while_the_daemon_is_killed(tmp_path: Path
                 wait_until(lambda: published(cache), "the first publication")
                 for _ in range(30):
                     committed = own.execute("SELECT count(*) FROM main.events").fetchall()[0][0]
-                    number = round(sum(cache.fold("sums").values()))
+                    sums = cache.fold("sums")
                     # The sum of 1 to n tells n.
-                    seen = next(n for n in range(committed, count + 1) if n * (n + 1) // 2 == number)
-                    assert cache.fold("sums") == sums_of(seen) or seen < count
+                    seen = next(n for n in range(committed, count + 1) if n * (n + 1) // 2 == sum(sums.values()))
+                    assert sums == sums_of(seen)
                 daemon.kill()
         writer.join(30)
         assert writer.exitcode == 0
@@ -170,7 +170,7 @@ def test_an_edit_is_noticed_and_repaired(tmp_path: Path) -> None:
     writer = JOIN.make(path, ROWS)
     with started(path, JOIN), connect(path) as cache:
         wait_until(lambda: published(cache), "the first publication")
-        assert cache.verify().sealed_blocks == 0 or cache.verify().ok
+        assert cache.verify().ok
         # In the joined table, of a row far behind: no anchor covers it.
         writer.execute("UPDATE data SET shared = replace(shared, '\"cents\": 100', '\"cents\": 7') WHERE data_id = 100")
         report = cache.verify()
