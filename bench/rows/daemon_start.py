@@ -8,7 +8,7 @@ import pstats
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,9 @@ class _TimedEngine(Engine):
         super().__init__(folds)
         self._spent = spent
 
-    def _decode(self, rows: Iterable[RawRow], decode_state: State | None, places: Mapping[str, int]) -> int:
+    def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         began = time.perf_counter()
-        decoded = super()._decode(rows, decode_state, places)
+        decoded = super()._decode(rows, decode_state)
         self._spent["decode"] += time.perf_counter() - began
         return decoded
 

@@ -89,14 +89,12 @@ class _Route(NamedTuple):
         needs_meta, needs_content: the columns to decode.
         takers: the queues of the folds that take them, by the columns that these see: (meta, content, queues).
         newest: holds rows of which only the newest make a difference; None if all rows do.
-        wide: the queues of the folds that ask for other columns: (meta, content, columns, queue).
     """
 
     needs_meta: bool
     needs_content: bool
     takers: tuple[tuple[bool, bool, tuple[_Queue, ...]], ...]
     newest: deque[RawRow] | None
-    wide: tuple[tuple[bool, bool, tuple[str, ...], _Queue], ...]
 
     def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
         """Queue the event of a row."""
@@ -109,16 +107,40 @@ class _Route(NamedTuple):
             for queue in queues:
                 queue.append(event)
 
-    def take_wide(self, row: RawRow, kind: str, content: str, meta: dict[str, Any], places: Mapping[str, int]) -> str:
-        """Queue the event of a row for the folds that ask for other columns; returns the problem of these, or ""."""
+
+class _WideRows:
+    """What the rows of one call of `Engine.apply` need to be decoded with other columns."""
+
+    __slots__ = ("decode_state", "places")
+
+    def __init__(self) -> None:
+        self.places: Mapping[str, int] = _NO_PLACES
+        self.decode_state: State | None = None
+
+
+class _WideRoute(_Route):
+    """A way on which some folds ask for other columns; a class of its own, so that other ways do not ask which it is.
+
+    Attributes:
+        wide: the queues of these folds: (meta, content, columns, queue).
+    """
+
+    rows: _WideRows
+    wide: Sequence[tuple[bool, bool, tuple[str, ...], _Queue]]
+
+    def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
+        super().take(row, kind, content, meta)
         ts = row[1] if row[1].__class__ is str else ""
         names = dict.fromkeys(name for _, _, columns, _ in self.wide for name in columns)
-        values, problem = parse_columns(row, places, names)
+        values, problem = parse_columns(row, self.rows.places, names)
+        decode_state = self.rows.decode_state
+        if problem and decode_state is not None:
+            decode_state.begin_event(row[0])
+            decode_state.quarantine(problem)
         for sees_meta, sees_content, columns, queue in self.wide:
             event = WideEvent(row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
             event.columns = MappingProxyType({name: values[name] for name in columns})
             queue.append(event)
-        return problem
 
 
 def lacking_columns(fold: Fold, path: str, columns: Collection[str]) -> str | None:
@@ -144,6 +166,7 @@ class Engine:
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
         self.columns = tuple(dict.fromkeys(column for fold in self.folds.values() for column in fold.columns))
+        self._wide_rows = _WideRows()
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
         # The quarantine of decoding is written while events are decoded, and takes none.
@@ -160,13 +183,15 @@ class Engine:
             KeyError: a fold has no state.
         """
         try:
-            applied = self._decode(rows, states.get(DECODE), places)
+            if self.columns:
+                self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
+            applied = self._decode(rows, states.get(DECODE))
             self._fold(states)
         finally:
             self._forget()
         return applied
 
-    def _decode(self, rows: Iterable[RawRow], decode_state: State | None, places: Mapping[str, int]) -> int:
+    def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
         routes, kinds, decoded = self._routes, self.kinds, 0
         for row in rows:
@@ -192,8 +217,6 @@ class Engine:
                 if content.__class__ is not str:
                     content, reason = parse_content(content)
                     problem = "; ".join(filter(None, (problem, reason)))
-            if route.wide:
-                problem = "; ".join(filter(None, (problem, route.take_wide(row, kind, content, meta, places))))
             if problem and decode_state is not None:
                 decode_state.begin_event(row[0])
                 decode_state.quarantine(problem)
@@ -238,13 +261,14 @@ class Engine:
                 wide.append(("meta" in need, "content" in need, tuple(fold.columns), queue))
             else:
                 groups.setdefault(shared if fold.shares_events else need, []).append(queue)
-        route = _Route(
+        route = (_WideRoute if wide else _Route)(
             any("meta" in need for need in needs),
             any("content" in need for need in needs),
             tuple(("meta" in columns, "content" in columns, tuple(queues)) for columns, queues in groups.items()),
             _newest(kind, [fold for fold, _ in takers]),
-            tuple(wide),
         )
+        if isinstance(route, _WideRoute):
+            route.rows, route.wide = self._wide_rows, wide
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
             if route.newest is not None:

@@ -87,7 +87,7 @@ def test_status_shows_what_a_published_fold_describes(tmp_path: Path, start_daem
     with connect(path, folds=[ToolUse], consistency="wait") as cache:
         cache.append("tool_call", "", {"tool": "search"})
         cache.fold("tool_use")
-    assert "name it with --fold" in run("status", path).out
+    assert "tool_use" not in run("status", path).out
     lines = run("status", path, "--fold", NAME).out.splitlines()
     assert [line.split(None, 1) for line in lines[-2:]] == [["tool_use", "last search"], ["calls:", "search 1"]]
     found = json.loads(run("status", path, "--fold", NAME, "--json").out)

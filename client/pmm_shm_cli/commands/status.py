@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm.errors import FoldError, SnapshotUnavailableError, UnknownFoldError
+from pmm_shm.errors import FoldError, SnapshotUnavailableError
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
@@ -88,24 +88,26 @@ def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: D
 def _described(path: str, published: Collection[str], named: Iterable[str], timeout: Deadline) -> dict[str, Any]:
     """Name of each fold of a user's that is published to what it describes, or to a line that says why not."""
     from pmm_shm.folds.engine import DECODE
-    from pmm_shm.folds.registry import BUILT_IN_NAMES, find_fold, named_fold
+    from pmm_shm.folds.registry import BUILT_IN_NAMES, named_fold, registered_folds
 
     folds = {fold.name: fold for fold in map(named_fold, named)}
-    others = [name for name in published if name not in BUILT_IN_NAMES and name != DECODE]
-    if not folds and not others:
-        return {}
+    others = set(published) - BUILT_IN_NAMES - {DECODE} - folds.keys()
+    found: dict[str, Any] = {}
+    try:
+        # Takes 50 ms. Folds that are not registered, such as those of `pmm-shm run`, are shown if they are named.
+        folds.update((fold.name, fold) for fold in (registered_folds() if others else ()) if fold.name in others)
+    except FoldError as error:
+        found["registered folds"] = str(error)
+    if not folds:
+        return found
     from pmm_shm.folds.describing import description
     from pmm_shm_terminal.spectator import SpectatorCache
 
-    found: dict[str, Any] = {}
     with SpectatorCache(path, timeout=timeout.left_s()) as cache:
-        for name in dict.fromkeys([*others, *folds]):
+        for name, fold in folds.items():
             try:
-                fold = folds.get(name) or find_fold(name)
                 cache.add_fold(fold)
                 found[name] = description(fold, cache.fold(name, consistency="snapshot"))
-            except UnknownFoldError:
-                found[name] = "published, but not registered here: name it with --fold MODULE:CLASS"
             except (FoldError, SnapshotUnavailableError) as error:
                 found[name] = str(error)
     return found
