@@ -17,10 +17,8 @@ import pytest
 from pmm_shm_client import Cache, connect
 from tests.conftest import StartDaemon
 from tests.support import daemons
-from tests.support.program_logs import LOGS, Log, Program, Row, Story, programs, story
+from tests.support.program_logs import LOGS, Log, Program, Row, Story, story
 from tests.support.program_logs import daemon_options as options
-
-__all__ = ["programs"]
 
 # The first test may have to make the environment.
 pytestmark = pytest.mark.timeout(300)
