@@ -11,6 +11,7 @@ import pytest
 
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.contract import Column, Fold, checked_fold
+from pmm_shm.folds.engine import DecodeFold
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.connection import Connection
@@ -165,6 +166,11 @@ def test_the_request_is_part_of_the_identity_and_the_default_costs_no_byte() -> 
 
     assert len({Rooms().identity(), Fewer().identity(), None_().identity()}) == 3
     assert None_().identity() == ("rooms", 1, b"\x80")
+    # The quarantine of decoding is another one, too: it lists what is no text in them.
+    kinds = [["said", ["content"]], ["tick", []]]
+    assert DecodeFold([None_()]).parameters == {"kinds": kinds}
+    asked = [['a "b', ["said", "tick"]], ["room", ["said", "tick"]]]
+    assert DecodeFold([Rooms()]).parameters == {"kinds": kinds, "columns": asked}
 
 
 @pytest.mark.parametrize("columns", ["hash", ("id",), ("meta",), (7,), ("",), None])
