@@ -211,6 +211,7 @@ class DaemonStats(_CaughtUp):
     sizes: DaemonSizes
     embeddings: DaemonEmbeddingStats
     words: WordStats
+    shape: str | None
     replica: ReplicaStats | None
     workers: WorkerStats
     worker_processes: list[WorkerProcessStats]

@@ -31,6 +31,7 @@ from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
+from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import whole_number
@@ -82,10 +83,14 @@ class Mind:
         cache: its reads.
         ledger: for the newest id.
         jobs: where replays run.
+        folds: those of users, which its frames include.
     """
 
-    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs) -> None:
+    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs, folds: UserFolds) -> None:
         self.cache = cache
+        self.folds = folds
+        for fold in folds.folds.values():
+            cache.add_fold(fold)
         self._ledger = ledger
         self._jobs = jobs
         self._has_frame = False
@@ -122,12 +127,15 @@ class Mind:
         return job.result
 
     def subject(self, name: str, argument: str) -> Subject:
-        """What is to be explained: as `subject_of`, or `directive` with the id of an event that has its text.
+        """What is to be explained: as `subject_of`; `directive`, with the id of an event that has its text; or `fold`,
+        with a fold and a key.
 
         Raises:
             ConfigError: there is no such value.
             LedgerError: the ledger cannot be read.
         """
+        if name == "fold":
+            return self.folds.subject(argument)
         if name != "directive":
             return subject_of(name, argument)
         event_id = whole_number({"argument": argument}, "argument")
@@ -201,7 +209,7 @@ def subject_of(name: str, argument: str) -> Subject:
         if type(cid) not in (str, int):
             raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
         return Commitment(cid)
-    raise ConfigError(f"subject: expected name, metrics, trait, commitment or directive, got {name!r:.80}")
+    raise ConfigError(f"subject: expected name, metrics, trait, commitment, directive or fold, got {name!r:.80}")
 
 
 def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES_SHOWN) -> Listed:

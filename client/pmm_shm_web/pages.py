@@ -108,6 +108,7 @@ class Pages:
             "open": commitments(frame.model().open),
             "expired": commitments(frame.model().expired),
             "directives": frame.active_directives(),
+            "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
             "replica": None if at is not None else self._site.operations.replica(asked),
