@@ -477,7 +477,7 @@ def test_a_users_fold_is_shown_now_and_as_of_an_event_with_its_history(tmp_path:
         assert (why["value"], why["events"]) == (10, 10)
         links = urlencode({"argument": json.dumps(["tool_use", "calls.<b>tool 1</b>"])})
         assert links in html.unescape(server.page())
-        assert "Why tool_use calls.search" in words(server.page(f"/why?{subject}"))
+        assert "Why: tool_use calls.search" in words(server.page(f"/why?{subject}"))
         assert server.ask("/api/v1/why?subject=fold&argument=" + quote('["absent", "x"]')).status == 400
         assert server.ask("/api/v1/why?subject=fold&argument=x").status == 400
 
