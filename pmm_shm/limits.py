@@ -21,9 +21,13 @@ REPLACED_SLEEP_S_MAX = 0.02
 # The tail: one statement reads at most this much, so that no reader holds the ledger for long.
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20
+# With more rows that all become events, folding them takes longer: they no longer fit into the processor's cache.
+SPARSE_ROWS_MAX = 768
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 16
+# Events of one replay after which `meta` is parsed by msgspec, if that is installed: its import takes 20 ms.
+FAST_JSON_EVENTS_MIN = 16_384
 # Rows that the follower folds between two signs of progress.
 ROWS_PER_PROGRESS = 64
 

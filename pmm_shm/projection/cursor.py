@@ -58,7 +58,7 @@ class Cursor:
         """Read the log through this connection from now on."""
         self._connection = connection
         kinds = None if self._whole_rows else self._engine.kinds
-        self._reader = TailReader(connection, kinds, whole_rows=self._whole_rows)
+        self._reader = TailReader(connection, kinds, whole_rows=self._whole_rows, newest=self._engine.newest)
 
     def rebase(self, bases: Mapping[str, Base]) -> None:
         """Let the states read through to these bases; position and overlays stay."""
@@ -90,7 +90,7 @@ class Cursor:
         if not tail.is_anchored or tail.position == self.position:
             return tail
         self._has_overlay = True
-        self.events_folded += len(tail.rows)
+        self.events_folded += tail.event_count
         try:
             if on_progress is None:
                 self._engine.apply(tail.rows, self.states)
