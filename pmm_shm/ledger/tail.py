@@ -16,8 +16,8 @@ from pmm_shm.errors import NotALedgerError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
-from pmm_shm.ledger.sparse import SparseBatch, SparseReader
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
+from pmm_shm.ledger.sparse import SparseBatch, SparseReader
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 
