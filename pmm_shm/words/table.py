@@ -11,11 +11,16 @@ and floor.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.words.query import prepared
+
+if TYPE_CHECKING:
+    # The daemon, which only adds texts, does without.
+    import numpy as np
+    from numpy.typing import NDArray
 
 _K1, _B, _FLOOR = 1.2, 0.75, 1e-6
 _MADE = "CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='unicode61 remove_diacritics 2')"
@@ -36,12 +41,33 @@ class Totals(NamedTuple):
     tokens: int
 
 
-class Occurrence(NamedTuple):
-    """An event that holds an item, how often, and how many tokens the event has."""
+class Occurrences(NamedTuple):
+    """The events that hold an item: (n,) int64 ids, how often each of them holds it, and how many tokens each has, both
+    (n,) float64.
+    """
 
-    event_id: int
-    times: int
-    tokens: int
+    ids: NDArray[np.int64]
+    times: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+
+    @classmethod
+    def none(cls) -> Occurrences:
+        """No event."""
+        return cls.together([])
+
+    @classmethod
+    def together(cls, parts: Sequence[Occurrences], newest: int | None = None) -> Occurrences:
+        """Those of several tables, or only so many, the newest."""
+        import numpy as np
+
+        parts = [part for part in parts if len(part.ids)]
+        if not parts:
+            return cls(np.empty(0, np.int64), np.empty(0), np.empty(0))
+        found = parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
+        if newest is None or len(found.ids) <= newest:
+            return found
+        order = np.argsort(-found.ids)[:newest]
+        return cls(found.ids[order], found.times[order], found.tokens[order])
 
 
 class WordTable:
@@ -85,22 +111,26 @@ class WordTable:
         """The events that hold it."""
         return {row[0] for row in self.handle.execute(_IDS, (expression,)).fetchall()}
 
-    def occurrences(self, expression: str, newest: int | None = None) -> list[Occurrence]:
+    def occurrences(self, expression: str, newest: int | None = None) -> Occurrences:
         """The events that hold it, or only so many, the newest; descending ids."""
+        import numpy as np
+
         rows = self.handle.execute(_FOUND, (expression, -1 if newest is None else newest)).fetchall()
         if not rows:
-            return []
+            return Occurrences.none()
         totals = self.totals()
         is_cut = newest is not None and len(rows) == newest
         weight = weight_of(totals.events, self.count(expression, totals.events) if is_cut else len(rows))
-        average = totals.tokens / totals.events
-        found = []
-        for event_id, score, packed in rows:
-            tokens = packed[0] if len(packed) == 1 else _varints(packed)[0]
-            # The score is -weight * n * (k1 + 1) / (n + length), for an item that is in the event n times.
-            length, share = _length(tokens, average), -score / weight
-            found.append(Occurrence(event_id, round(share * length / (_K1 + 1.0 - share)), tokens))
-        return found
+        ids, scores, sizes = zip(*rows, strict=True)
+        packed = b"".join(sizes)
+        if len(packed) == len(rows):
+            tokens = np.frombuffer(packed, np.uint8).astype(np.float64)
+        else:
+            tokens = np.array([_varints(size)[0] for size in sizes], np.float64)
+        # The score is -weight * n * (k1 + 1) / (n + length), for an item that is in the event n times.
+        share = np.array(scores) / -weight
+        times = np.rint(share * _length(tokens, totals.tokens / totals.events) / (_K1 + 1.0 - share))
+        return Occurrences(np.array(ids, np.int64), times, tokens)
 
 
 def weight_of(events: int, events_with: int) -> float:
@@ -110,12 +140,12 @@ def weight_of(events: int, events_with: int) -> float:
     return max(log((events - events_with + 0.5) / (events_with + 0.5)), _FLOOR)
 
 
-def score_of(one: Occurrence, weight: float, average_tokens: float) -> float:
-    """The part of one item in the score of an event; above 0."""
-    return weight * one.times * (_K1 + 1.0) / (one.times + _length(one.tokens, average_tokens))
+def scores_of(found: Occurrences, weight: float, average_tokens: float) -> NDArray[np.float64]:
+    """The part of one item in the score of each event; above 0."""
+    return weight * found.times * (_K1 + 1.0) / (found.times + _length(found.tokens, average_tokens))
 
 
-def _length(tokens: int, average: float) -> float:
+def _length(tokens: NDArray[np.float64], average: float) -> NDArray[np.float64]:
     return _K1 * (1.0 - _B + _B * tokens / average)
 
 
