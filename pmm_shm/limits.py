@@ -228,6 +228,9 @@ WORD_INDEX_RETRY_S = 5.0
 """How long the index is not asked again after that."""
 WORD_COMMIT_WAIT_S = 0.1
 """How long the daemon waits for the readers of the index before it gives a commit up, and tries later."""
+# Of the words of earlier queries: how many are known to be common, and of how many the events are kept, each 24 bytes.
+WORD_COUNTS_KEPT = 4_096
+WORDS_KEPT = 64
 NAMED_WEIGHT = 2.0
 """Weight of a phrase, and of a word with a digit, among the words of a query."""
 FUSED_DEPTH = 100

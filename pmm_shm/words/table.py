@@ -14,7 +14,9 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from pmm_shm import limits
 from pmm_shm.errors import ConfigError
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.words.query import prepared
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)
 _IDS = "SELECT rowid FROM words WHERE words MATCH ?"
 _FOUND = (
     "SELECT words.rowid, bm25(words), sz FROM words JOIN words_docsize ON words_docsize.id = words.rowid "
-    "WHERE words MATCH ? ORDER BY words.rowid DESC LIMIT ?"
+    "WHERE words MATCH ? AND words.rowid > ? ORDER BY words.rowid DESC LIMIT ?"
 )
+_ANY = "SELECT 1 FROM words WHERE words MATCH ? AND rowid > ? LIMIT 1"
 
 
 class Totals(NamedTuple):
@@ -70,11 +73,52 @@ class Occurrences(NamedTuple):
         return cls(found.ids[order], found.times[order], found.tokens[order])
 
 
-class WordTable:
-    """The table `words` of one SQLite connection. Not thread-safe."""
+class _Found(NamedTuple):
+    """What was found for an item when the table had so many events: all events with it, or so many of the newest."""
 
-    def __init__(self, handle: sqlite3.Connection) -> None:
+    events: int
+    newest: int | None
+    found: Occurrences
+
+
+class KnownWords:
+    """What stays true of one table while events are added: none ever leaves it, and ids ascend.
+
+    Attributes:
+        counts_min: expression to a number of events that certainly hold it.
+        occurrences: expression to what was found for it last.
+    """
+
+    def __init__(self) -> None:
+        self.counts_min: dict[str, int] = {}
+        self.occurrences: dict[str, _Found] = {}
+
+    def note_count(self, expression: str, count: int) -> None:
+        if len(self.counts_min) >= limits.WORD_COUNTS_KEPT:
+            self.counts_min.clear()
+        self.counts_min[expression] = count
+
+    def note_occurrences(self, expression: str, found: _Found) -> None:
+        # The one that was used last is the last one.
+        self.occurrences.pop(expression, None)
+        if len(found.found.ids) <= limits.COMMON_EVENTS_MAX:
+            self.occurrences[expression] = found
+        if len(self.occurrences) > limits.WORDS_KEPT:
+            del self.occurrences[next(iter(self.occurrences))]
+
+
+class WordTable:
+    """The table `words` of one SQLite connection. Not thread-safe.
+
+    Parameters:
+        known: what is known of this table from before; it is kept up to date.
+    """
+
+    def __init__(self, handle: sqlite3.Connection, known: KnownWords | None = None) -> None:
         self.handle = handle
+        self._known = KnownWords() if known is None else known
+        # Exact only until events are added.
+        self._counts: dict[str, int] = {}
 
     def make(self) -> None:
         """Create the table.
@@ -93,7 +137,8 @@ class WordTable:
             ) from None
 
     def add(self, texts: Iterable[tuple[int, str]]) -> None:
-        """Add (event id, text); no event twice."""
+        """Add (event id, text), in the order of the ids and after all that are there."""
+        self._counts.clear()
         self.handle.executemany(_ADD, ((event_id, prepared(text)) for event_id, text in texts))
 
     def totals(self) -> Totals:
@@ -104,8 +149,16 @@ class WordTable:
 
     def count(self, expression: str, most: int) -> int:
         """In how many events it is; counting ends at `most`."""
-        found: int = self.handle.execute(_COUNT, (expression, most)).fetchone()[0]
-        return found
+        exact = self._counts.get(expression)
+        if exact is not None or self._known.counts_min.get(expression, 0) >= most:
+            return most if exact is None else min(exact, most)
+        # On and on, so that a common word is soon known as that.
+        found: int = self.handle.execute(_COUNT, (expression, 2 * most)).fetchone()[0]
+        if found >= most:
+            self._known.note_count(expression, found)
+        if found < 2 * most:
+            self._counts[expression] = found
+        return min(found, most)
 
     def ids(self, expression: str) -> set[int]:
         """The events that hold it."""
@@ -113,14 +166,31 @@ class WordTable:
 
     def occurrences(self, expression: str, newest: int | None = None) -> Occurrences:
         """The events that hold it, or only so many, the newest; descending ids."""
+        totals = self.totals()
+        known = self._known.occurrences.get(expression, _Found(0, 0, Occurrences.none()))
+        if totals.events == known.events and known.newest in (None, newest):
+            return known.found
+        if newest is None and known.newest is not None:
+            # Only the newest are known, and all are asked for.
+            known = _Found(0, 0, Occurrences.none())
+        after = int(known.found.ids[0]) if len(known.found.ids) else ID_MIN
+        new = self._read(expression, after, newest, totals)
+        found = Occurrences.together([new, known.found], newest)
+        self._known.note_occurrences(expression, _Found(totals.events, newest, found))
+        return found
+
+    def _read(self, expression: str, after: int, newest: int | None, totals: Totals) -> Occurrences:
+        """Those of events behind `after`."""
         import numpy as np
 
-        rows = self.handle.execute(_FOUND, (expression, -1 if newest is None else newest)).fetchall()
+        # FTS5 counts all events with the item for a score, even if no new event has it.
+        if after != ID_MIN and not self.handle.execute(_ANY, (expression, after)).fetchall():
+            return Occurrences.none()
+        rows = self.handle.execute(_FOUND, (expression, after, -1 if newest is None else newest)).fetchall()
         if not rows:
             return Occurrences.none()
-        totals = self.totals()
-        is_cut = newest is not None and len(rows) == newest
-        weight = weight_of(totals.events, self.count(expression, totals.events) if is_cut else len(rows))
+        is_all = after == ID_MIN and len(rows) != newest
+        weight = weight_of(totals.events, len(rows) if is_all else self.count(expression, totals.events + 1))
         ids, scores, sizes = zip(*rows, strict=True)
         packed = b"".join(sizes)
         if len(packed) == len(rows):
