@@ -39,7 +39,9 @@ class Ranking(NamedTuple):
 
 def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
     """Search tables of which none has an event of another."""
-    totals = Totals(*(sum(numbers) for numbers in zip(*(table.totals() for table in tables), strict=True)))
+    sizes = [table.totals() for table in tables]
+    tables = [table for table, size in zip(tables, sizes, strict=True) if size.events]
+    totals = Totals(*(sum(numbers) for numbers in zip(*sizes, strict=True)))
     allowed: set[int] | None = None
     for item in query.items:
         if item.is_phrase:
@@ -75,8 +77,7 @@ def _best_first(scores: dict[int, float]) -> dict[int, float]:
     """The best first, ties by ascending id."""
     import numpy as np
 
-    ids = np.fromiter(scores.keys(), np.int64, len(scores))
-    values = np.fromiter(scores.values(), np.float64, len(scores))
+    ids, values = np.array(list(scores), np.int64), np.array(list(scores.values()))
     order = np.lexsort((ids, -values))
     return dict(zip(ids[order].tolist(), values[order].tolist(), strict=True))
 
