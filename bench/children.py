@@ -176,6 +176,8 @@ def _take_turns(turn: Callable[[], tuple[float, float]]) -> None:
     for line in sys.stdin:
         seconds, delay_s = map(float, line.split())
         samples = []
+        # What the other group has appended meanwhile is no part of any turn.
+        turn()
         due = time.monotonic() + delay_s
         end = due + seconds
         while due < end:
