@@ -146,7 +146,7 @@ def bare_turner(ledger: str) -> None:
     from bench import bare
     from pmm_shm_cli.benchmark import turn_event
 
-    with bare.connection(ledger) as appending, bare.connection(ledger) as reading:
+    with bare.connection(Path(ledger)) as appending, bare.connection(Path(ledger)) as reading:
         appender, number = bare.Appender(appending), 0
         appending.execute("PRAGMA busy_timeout = 30000")
         (last_id,) = reading.execute("SELECT max(id) FROM events").fetchone()
@@ -220,6 +220,18 @@ from bench.children import deep_bytes
 print(used, deep_bytes(views), cache.metrics().as_of)
 """
 
+
+CHAT_IMPORTS = "import asyncio, json, logging, pathlib, hashlib, httpx"
+
+CHAT_PROCESS = f"""
+import sys
+{CHAT_IMPORTS}
+{UNIQUE_BYTES}
+before = unique_bytes()
+from pmm_shm_client import connect
+{READ_EVERY_VIEW}
+print(before, unique_bytes() - before)
+"""
 
 MEMORY_PARTS = ("typing", "threading", "logging", "pathlib", "hashlib", "ctypes", "json", "heapq")
 """Of the standard library, what a reading process imports beyond the bare imports, with whatever these import."""

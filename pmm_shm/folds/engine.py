@@ -13,7 +13,7 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import BatchFold, Column, Fold
 from pmm_shm.folds.state import QUARANTINE, State
-from pmm_shm.ledger.fast_json import MetaParser, fast_meta_parser
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import (
     Event,
     MalformedMeta,
@@ -99,7 +99,7 @@ class Engine:
         self.kinds = None if needs is None else frozenset(needs)
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
-        self._parse_meta: MetaParser = parse_meta
+        self._parse_meta: Callable[[object], dict[str, Any]] = parse_meta
         self._in_a_row = 0
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
@@ -119,6 +119,8 @@ class Engine:
         # Only a long replay is worth the import.
         self._in_a_row = self._in_a_row + applied if applied > limits.ROWS_PER_PROGRESS else 0
         if self._in_a_row >= limits.FAST_JSON_EVENTS_MIN and self._parse_meta is parse_meta:
+            with late_imports:
+                from pmm_shm.ledger.fast_json import fast_meta_parser
             self._parse_meta = fast_meta_parser()
         return applied
 

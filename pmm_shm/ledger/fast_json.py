@@ -9,29 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 from pmm_shm import limits
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS, SHORT_META_CHARS, parse_meta
 
-MetaParser = Callable[[object], dict[str, Any]]
 
-
-def fast_meta_parser() -> MetaParser:
+def fast_meta_parser() -> Callable[[object], dict[str, Any]]:
     """A function that does what `parse_meta` does. Its first call imports msgspec: 20 ms and 3 MB."""
     try:
-        from msgspec.json import Decoder
+        with late_imports:
+            from msgspec.json import Decoder
     except ImportError:
         return parse_meta
     decode = Decoder().decode
 
     def parse(value: object) -> dict[str, Any]:
         # Bytes would be decoded, too, and a longer text may hold an integer that is too long.
-        if value.__class__ is str and len(value) <= SHORT_INTEGER_DIGITS:  # type: ignore[arg-type]
+        if value.__class__ is str and len(value) <= SHORT_INTEGER_DIGITS:
             try:
-                parsed = decode(value)  # type: ignore[arg-type]
+                parsed = decode(value)
             except (ValueError, RecursionError):
                 # It refuses NaN, infinities and lone surrogates, which Python's `json` accepts.
                 return parse_meta(value)
-            if parsed.__class__ is dict and (len(value) <= SHORT_META_CHARS or _is_flat(value)):  # type: ignore[arg-type]
-                return parsed  # type: ignore[no-any-return]
+            if parsed.__class__ is dict and (len(value) <= SHORT_META_CHARS or _is_flat(value)):
+                return parsed
         return parse_meta(value)
 
     return parse

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
-from pmm_shm.ledger.sparse import SparseBatch, SparseReader
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.sparse import SparseReader
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 
@@ -156,11 +159,12 @@ class TailReader:
                 return Tail([], after, True, True)
             sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
             upper_id = self._upper(lower_id, end_id)
-            few = self._sparse.read(lower_id, upper_id, rows_max) if self._sparse is not None else None
-            if few is None:
+            sparse = self._sparse.read(lower_id, upper_id, rows_max) if self._sparse is not None else None
+            if sparse is None:
                 parameters = (lower_id, upper_id, *(self._kinds or ()))
-                few = SparseBatch(*fetch_batch(self._connection, sql, parameters, rows_max), 0)
-            rows, is_all, left_out = few
+                rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
+            else:
+                rows, is_all = sparse.rows, sparse.complete
             last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
             newest = self._batch(_NEWEST_SQL, (last_id,), 1).rows
             if not newest:
@@ -171,8 +175,10 @@ class TailReader:
                 self._sparse = None
             elif self._sparse is None and self._kinds is not None:
                 # More rows follow.
+                with late_imports:
+                    from pmm_shm.ledger.sparse import SparseReader
                 self._sparse = SparseReader(self._connection, self._kinds, self._newest())
-            return Tail(rows, position, True, is_complete, left_out)
+            return Tail(rows, position, True, is_complete, 0 if sparse is None else sparse.left_out)
 
     def _short_tail(self, after: Position) -> Tail:
         """Up to `limits.TAIL_FEW_ROWS` whole rows of any kind."""

@@ -141,7 +141,7 @@ def test_each_bit_of_a_float_is_that_of_pythons_json(number: object) -> None:
 
 def test_only_a_long_replay_imports_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("pmm_shm.folds.engine.fast_meta_parser", lambda: asked.append(1) or parse_meta)
+    monkeypatch.setattr("pmm_shm.ledger.fast_json.fast_meta_parser", lambda: asked.append(1) or parse_meta)
     folds = built_in_folds()
     engine, states = Engine(folds), {fold.name: State() for fold in folds}
     row = (1, "", "autonomy_tick", "", "{}")
