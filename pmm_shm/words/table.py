@@ -170,8 +170,8 @@ class WordTable:
         known = self._known.occurrences.get(expression, _Found(0, 0, Occurrences.none()))
         if totals.events == known.events and known.newest in (None, newest):
             return known.found
-        if newest is None and known.newest is not None:
-            # Only the newest are known, and all are asked for.
+        if known.newest is not None and (newest is None or newest > known.newest):
+            # Only the newest are known, and more are asked for.
             known = _Found(0, 0, Occurrences.none())
         after = int(known.found.ids[0]) if len(known.found.ids) else ID_MIN
         new = self._read(expression, after, newest, totals)
