@@ -5,8 +5,9 @@ verification all come through here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
@@ -19,7 +20,9 @@ from pmm_shm.ledger.rows import (
     MalformedMeta,
     RawRow,
     T,
+    WideEvent,
     on_fresh_stack,
+    parse_columns,
     parse_content,
     parse_meta,
     text_or_empty,
@@ -28,6 +31,7 @@ from pmm_shm.ledger.rows import (
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
 _NO_META: dict[str, Any] = {}
+_NO_PLACES: Mapping[str, int] = {}
 _Queue = list[Event]
 _new_tuple = tuple.__new__
 _id_of = itemgetter(0)
@@ -44,11 +48,14 @@ class DecodeFold(Fold):
     name = DECODE
     version = 1
 
-    def __init__(self, folds: Iterable[Fold]) -> None:
+    def __init__(self, folds: Sequence[Fold]) -> None:
         needs = _needs(folds)
         self.kinds = needs
         listed = None if needs is None else [[kind, sorted(columns)] for kind, columns in sorted(needs.items())]
         self.parameters = {"kinds": listed}
+        asked = _asked(folds)
+        if asked:
+            self.parameters["columns"] = asked
 
     def apply(self, event: Event, state: State) -> None:
         """Nothing: the engine writes this state."""
@@ -67,6 +74,16 @@ def _needs(folds: Iterable[Fold]) -> dict[str, tuple[Column, ...]] | None:
     return {kind: tuple(sorted(columns)) for kind, columns in needs.items()}
 
 
+def _asked(folds: Iterable[Fold]) -> list[Any]:
+    """Which other columns are decoded of which kinds (None: of all), in one order."""
+    asked: dict[str, set[str] | None] = {}
+    for fold in folds:
+        for column in fold.columns:
+            kinds = asked.get(column, set())
+            asked[column] = None if fold.kinds is None or kinds is None else kinds | set(fold.kinds)
+    return [[column, None if kinds is None else sorted(kinds)] for column, kinds in sorted(asked.items())]
+
+
 class _Route(NamedTuple):
     """The way of the events of one kind to the folds.
 
@@ -76,6 +93,7 @@ class _Route(NamedTuple):
             `append` of each fold's queue).
         newest: holds rows of which only the newest make a difference; None if all rows do.
         queues: those of all the folds that take them.
+        wide: gives them to the folds that ask for other columns; None if none does.
     """
 
     needs_meta: bool
@@ -83,6 +101,51 @@ class _Route(NamedTuple):
     takers: tuple[tuple[bool, bool, tuple[Callable[[Event], None], ...]], ...]
     newest: deque[RawRow] | None
     queues: tuple[_Queue, ...]
+    wide: _WideTaker | None
+
+
+class _WideRows:
+    """What the rows of one call of `Engine.apply` need to be decoded with other columns."""
+
+    __slots__ = ("decode_state", "places")
+
+    def __init__(self) -> None:
+        self.places: Mapping[str, int] = _NO_PLACES
+        self.decode_state: State | None = None
+
+
+class _WideTaker:
+    """Gives the events of one kind to the folds that ask for other columns.
+
+    Parameters:
+        rows: what is known of the rows of this call.
+        queues: of these folds: (meta, content, columns, queue).
+    """
+
+    def __init__(self, rows: _WideRows, queues: Sequence[tuple[bool, bool, tuple[str, ...], _Queue]]) -> None:
+        self._rows, self._queues = rows, queues
+
+    def take(self, row: RawRow, ts: str, kind: str, content: str, meta: dict[str, Any]) -> None:
+        """Queue the event of a row."""
+        names = dict.fromkeys(name for _, _, columns, _ in self._queues for name in columns)
+        values, problem = parse_columns(row, self._rows.places, names)
+        decode_state = self._rows.decode_state
+        if problem and decode_state is not None:
+            decode_state.begin_event(row[0])
+            decode_state.quarantine(problem)
+        for sees_meta, sees_content, columns, queue in self._queues:
+            event = WideEvent(row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
+            event.columns = MappingProxyType({name: values[name] for name in columns})
+            queue.append(event)
+
+
+def lacking_columns(fold: Fold, path: str, columns: Collection[str]) -> str | None:
+    """In one line: which of the columns that a fold asks for the ledger at `path` lacks; None if it has all."""
+    lacking = [column for column in fold.columns if column not in columns]
+    if not lacking:
+        return None
+    names = ", ".join(f"`{column}`" for column in lacking)
+    return f"{path}: the table `events` lacks {names}, which the fold {fold.name!r} asks for"
 
 
 class Engine:
@@ -91,12 +154,15 @@ class Engine:
     Attributes:
         folds: name to fold, in order.
         kinds: the event kinds that any of them needs; None for all.
+        columns: the other columns that any of them asks for.
     """
 
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds: dict[str, Fold] = {fold.name: fold for fold in folds}
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
+        self.columns = tuple(dict.fromkeys(column for fold in self.folds.values() for column in fold.columns))
+        self._wide_rows = _WideRows()
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
         self._parse_meta: Callable[[object], dict[str, Any]] = parse_meta
@@ -104,14 +170,19 @@ class Engine:
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
-    def apply(self, rows: Iterable[RawRow], states: States) -> int:
-        """Fold `rows`, of which the first five columns count, into `states`, in order; returns how many events went to
-        a fold.
+    def apply(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+        """Fold `rows` into `states`, in order; returns how many events went to a fold.
+
+        Parameters:
+            rows: they begin with the five columns of every ledger.
+            places: where in a row the other columns are that folds ask for.
 
         Raises:
             KeyError: a fold has no state.
         """
         try:
+            if self.columns:
+                self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
             applied = self._decode(rows, states.get(DECODE))
             self._fold(states)
         finally:
@@ -143,7 +214,7 @@ class Engine:
                 if kinds is not None and kind not in kinds:
                     continue
                 route = self._route(kind)
-            needs_meta, needs_content, takers, newest, _ = route
+            needs_meta, needs_content, takers, newest, _, wide = route
             decoded += 1
             content = row[3]
             if newest is not None and content.__class__ is str:
@@ -171,6 +242,8 @@ class Engine:
                 )
                 for append in appends:
                     append(event)
+            if wide is not None:
+                wide.take(row, ts, kind, content, meta)
         self._take_newest()
         return decoded
 
@@ -179,10 +252,16 @@ class Engine:
         late: dict[int, _Queue] = {}
         for kind, route in self._waiting.items():
             for row in route.newest or ():
-                event = _new_tuple(Event, (row[0], text_or_empty(row[1]), kind, row[3], _NO_META))
-                for queue in route.queues:
-                    queue.append(event)
-                    late[id(queue)] = queue
+                ts, content = text_or_empty(row[1]), row[3]
+                # Their takers see the content alone.
+                event = _new_tuple(Event, (row[0], ts, kind, content, _NO_META))
+                for _, _, appends in route.takers:
+                    for append in appends:
+                        append(event)
+                if route.wide is not None:
+                    route.wide.take(row, ts, kind, content, _NO_META)
+            if route.newest:
+                late.update((id(queue), queue) for queue in route.queues)
         for queue in late.values():
             queue.sort(key=_id_of)
 
@@ -206,14 +285,19 @@ class Engine:
             *(need for (fold, _), need in zip(takers, needs, strict=True) if fold.shares_events)
         )
         groups: dict[frozenset[Column], list[Callable[[Event], None]]] = {}
+        wide = []
         for (fold, queue), need in zip(takers, needs, strict=True):
-            groups.setdefault(shared if fold.shares_events else need, []).append(queue.append)
+            if fold.columns:
+                wide.append(("meta" in need, "content" in need, tuple(fold.columns), queue))
+            else:
+                groups.setdefault(shared if fold.shares_events else need, []).append(queue.append)
         route = _Route(
             any("meta" in need for need in needs),
             any("content" in need for need in needs),
             tuple(("meta" in columns, "content" in columns, tuple(appends)) for columns, appends in groups.items()),
             _newest(kind, [fold for fold, _ in takers]),
             tuple(queue for _, queue in takers),
+            _WideTaker(self._wide_rows, wide) if wide else None,
         )
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
@@ -233,7 +317,10 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
         if isinstance(fold, BatchFold) and fold.takes_batches and _columns(fold, kind) == {"content"}
         else 0
         for fold in takers
+        if not fold.columns
     ]
+    if len(counts) < len(takers):
+        return None
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 

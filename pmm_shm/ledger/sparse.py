@@ -66,7 +66,10 @@ class SparseReader:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if not self._newest or self._connection.schema.may_mix_ids or not self._can_concatenate():
+        if not self._newest or self._connection.shape is not None or self._connection.schema.may_mix_ids:
+            # The columns of another program's table are expressions, which no index serves.
+            return None
+        if not self._can_concatenate():
             return None
         rows_max = min(rows_max, limits.SPARSE_ROWS_MAX)
         rows, is_all = fetch_batch(self._connection, self._others_sql, (lower_id, upper_id, *self._others), rows_max)
