@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pmm_shm_chat.progress import FollowUp
+    from pmm_shm_chat.responder import Usage
 
 _MARKS = {
     "commitment_open": "+",
@@ -118,7 +119,7 @@ class PlainScreen:
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
 
-    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+    def cost(self, seconds: float, usage: Usage, is_estimated: bool) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
@@ -255,9 +256,11 @@ class TerminalScreen:
                 shown = mark if self._is_utf8 else "*"
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
 
-    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
-        """Show what an answer took; the tokens are estimates."""
-        self._print(f"  ({seconds:.1f} s, about {prompt_tokens:,} tokens in, {response_tokens:,} out)\n", "dim")
+    def cost(self, seconds: float, usage: Usage, is_estimated: bool) -> None:
+        """Show what an answer took."""
+        about = "about " if is_estimated else ""
+        tokens = f"{about}{usage.prompt_tokens:,} tokens in, {usage.answer_tokens:,} out"
+        self._print(f"{_MARGIN}({seconds:.1f} s, {tokens})\n", "dim")
 
     def note(self, text: str) -> None:
         wrapped = LineWrapper(lambda part: self._print(part, "yellow"), self._console.width, len(_MARGIN))

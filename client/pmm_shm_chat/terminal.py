@@ -20,7 +20,6 @@ from pmm_shm.ledger.obstacles import NEEDS_LEASE
 from pmm_shm_chat.line_editor import reader
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.progress import Timings
-from pmm_shm_chat.prompting import tokens_of
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
 from pmm_shm_chat.turn import Chat, TurnResult
@@ -130,7 +129,7 @@ class _Conversation:
         self._timings = turn.timings
         screen.follow_ups(turn.follow_ups)
         if self._chat.responder.name != OfflineResponder.name:
-            screen.cost(turn.timings.model_ms / 1_000, turn.prompt_tokens, tokens_of(turn.response))
+            screen.cost(turn.timings.model_ms / 1_000, turn.usage, turn.is_usage_estimated)
         if turn.is_interrupted and not screen.is_terminal:
             raise KeyboardInterrupt
         if turn.context.recall_problem not in (None, self._recall_problem):

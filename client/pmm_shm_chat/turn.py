@@ -24,8 +24,8 @@ from pmm_shm.errors import InvalidTextError, PmmShmError
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.progress import FollowUp, PartialAnswer, Timings, TurnProgress
-from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt
-from pmm_shm_chat.responder import Responder, ResponderError
+from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt, tokens_of
+from pmm_shm_chat.responder import Responder, ResponderError, Usage
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
 from pmm_shm_client.context import Context
 
@@ -53,7 +53,8 @@ class TurnResult:
         follow_ups: those that follow from statements, in order.
         context: the state before the answer, at one position.
         block: the context as the responder received it.
-        prompt_tokens: of all that the responder received, estimated.
+        usage: the tokens of prompt and answer: as the endpoint counted them, or estimated.
+        is_usage_estimated: whether they are estimates.
         response: the answer, or its beginning if it was interrupted.
         is_interrupted: whether the answer is only a beginning.
     """
@@ -64,7 +65,8 @@ class TurnResult:
     follow_ups: tuple[FollowUp, ...]
     context: Context
     block: str
-    prompt_tokens: int
+    usage: Usage
+    is_usage_estimated: bool
     response: str
     is_interrupted: bool
     timings: Timings
@@ -190,6 +192,7 @@ class Chat:
                 if (response_id is None) != is_undone:
                     self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
                 self._last = _LastTurn(user_id, response_id, text, response_id is None)
+        usage = self.responder.usage
         return TurnResult(
             user_id=user_id,
             response_id=response_id,
@@ -197,7 +200,8 @@ class Chat:
             follow_ups=tuple(progress.follow_ups),
             context=context,
             block=prompt.block,
-            prompt_tokens=prompt.tokens,
+            usage=Usage(prompt.tokens, tokens_of(answer.text)) if usage is None else usage,
+            is_usage_estimated=usage is None,
             response=answer.text,
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),

@@ -249,6 +249,17 @@ def test_ctrl_c_while_it_waits_leaves_a_clean_line(talk: Talk, endpoint: Endpoin
     assert "Here." in child.until_prompt()
 
 
+def test_the_tokens_are_the_endpoint_s_own(talk: Talk, endpoint: Endpoint) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        usage = {"prompt_tokens": 1_234, "completion_tokens": 56}
+        own.send(handler, delta("Here."), {"choices": [], "usage": usage}, "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    assert re.search(r"\n  \([0-9]\.[0-9] s, 1,234 tokens in, 56 out\)\n", child.say("Anybody?"))
+
+
 # Wide characters.
 
 
