@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from pmm_shm.openai_client import Answer, BrokenAnswerError, OpenAIClient, OpenAIRequest
 from pmm_shm.vectors.embedder import encodable
@@ -156,8 +156,12 @@ def _usage(event: Mapping[str, Any]) -> Usage | None:
     told = event.get("usage")
     if not isinstance(told, dict):
         return None
-    counts = told.get("prompt_tokens"), told.get("completion_tokens")
-    return Usage(*counts) if all(type(one) is int and one >= 0 for one in counts) else None
+    read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+    return Usage(read, written) if _is_count(read) and _is_count(written) else None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _text(content: object) -> str:
