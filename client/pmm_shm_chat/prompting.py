@@ -5,9 +5,9 @@ Invariant: a message of a turn that was undone, or that failed, is in neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pmm_shm_chat.responder import Message
 from pmm_shm_client.context import ROLES, TEXT_CHARS_MAX, Context, Recalled
@@ -37,12 +37,20 @@ class Prompt(NamedTuple):
 
 
 class Undone:
-    """The messages of a ledger that were undone; each call reads only the events since the last one."""
+    """The messages of a ledger that were undone. A call reads the events since the last one, if others appended any."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._ids: set[int] = set()
         self._as_of = 0
+        self._own_marks: list[Mapping[str, Any]] = []
+        self._own_events = 0
+
+    def note(self, events: int, mark: Mapping[str, Any] | None = None) -> None:
+        """Take note of so many events that this conversation appended, and of the meta of a mark among them."""
+        self._own_events += events
+        if mark is not None:
+            self._own_marks.append(mark)
 
     def ids(self, as_of: int) -> Collection[int]:
         """The ids of these messages, up to event `as_of` at least.
@@ -53,15 +61,18 @@ class Undone:
         if as_of < self._as_of:
             # Another history: a restored or replaced ledger.
             self._ids.clear()
-            self._as_of = 0
-        for event in self._cache.events(MARK_KIND, after=self._as_of, limit=None):
-            named = event.meta.get("eids")
+            self._as_of, self._own_events = 0, -1
+        marks = self._own_marks
+        if as_of - self._as_of != self._own_events:
+            marks = [event.meta for event in self._cache.events(MARK_KIND, after=self._as_of, limit=None)]
+        for meta in marks:
+            named = meta.get("eids")
             ids = {one for one in named if type(one) is int} if isinstance(named, list) else set()
-            if event.meta.get("undone") is True:
+            if meta.get("undone") is True:
                 self._ids |= ids
             else:
                 self._ids -= ids
-        self._as_of = as_of
+        self._as_of, self._own_marks, self._own_events = as_of, [], 0
         return self._ids
 
 

@@ -257,6 +257,7 @@ class Chat:
     def _mark(self, progress: TurnProgress, ids: list[int], undone: bool, reason: str) -> None:
         meta = {"eids": ids, "undone": undone, "reason": reason}
         self._newest_id = self.cache.append(MARK_KIND, "", meta)
+        self._undone.note(1, meta)
         progress.event_ids.append(self._newest_id)
 
     def _say(
@@ -268,7 +269,8 @@ class Chat:
         newest event; otherwise the message is appended first.
         """
         message = _KINDS[speaker], text, meta
-        if self._newest_id is not None and self.cache.metrics().as_of == self._newest_id:
+        # A later event that is published spares the attempt.
+        if self._newest_id is not None and (self.cache.published_as_of() or 0) <= self._newest_id:
             following = self._following(speaker, text, self._newest_id + 1, states)
             try:
                 ids = self.cache.append_many([message, *following], expected_head=self._newest_id)
@@ -287,6 +289,7 @@ class Chat:
     def _note(self, progress: TurnProgress, ids: list[int], following: list[EventDraft]) -> int:
         """Take down the ids of a message, its index entry and the drafts behind it. Returns the first."""
         self._newest_id = ids[-1]
+        self._undone.note(len(ids))
         progress.event_ids += ids
         progress.follow_ups += [FollowUp(one, *draft) for one, draft in zip(ids[2:], following[1:], strict=True)]
         return ids[0]
