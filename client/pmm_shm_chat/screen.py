@@ -227,7 +227,7 @@ class TerminalScreen:
             self._print(self._head.rstrip() + "\n", "bold cyan")
         self._console.print(formatted(block, self._console, self._indent), end="")
         if not is_last:
-            self._print("\n" + " " * self._indent)
+            self._print("\n\n" + " " * self._indent)
 
     def _stop_spinner(self) -> None:
         if self._spinner is not None:

@@ -309,6 +309,14 @@ def test_markdown_is_formatted_in_place(talk: Talk, endpoint: Endpoint, ledger: 
     assert [content for kind, content, _ in events(ledger) if kind == "response"] == [text]
 
 
+def test_a_table_is_formatted_and_blank_lines_do_not_pile_up(talk: Talk, endpoint: Endpoint) -> None:
+    table = "| Tag | Ort |\n| --- | --- |\n| Mo | 東京都 |"
+    lines = answered(talk, endpoint, f"{table}\n\n> quoted\n\n```\nx = 1\n```\n\n- last")
+    shown = "\n".join(line.strip() for line in lines)
+    assert "|" not in shown
+    assert re.search(r"Tag +Ort\n─+\nMo +東京都\n\n▌ quoted\n\nx = 1\n\n• last$", shown), shown
+
+
 def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:
     lines = answered(talk, endpoint, "One paragraph.\n", "Its second line.\n\n", "Another one: 2 * 3 < 7.")
     assert [line.strip() for line in lines] == [
