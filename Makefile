@@ -130,7 +130,7 @@ test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again
 
 # Chromium: apt-get install chromium.
 test-web: $(STAMP) ## Run the tests of the page, in a browser, too.
-	$(BIN)/python -m pytest tests/unit/test_web_parts.py tests/docs/test_web.py tests/docs/test_web_browser.py
+	$(BIN)/python -m pytest tests/programs/test_web_parts.py tests/docs/test_web.py tests/docs/test_web_browser.py
 
 screenshots: $(STAMP) ## Make the pictures of docs/web anew, with Chromium.
 	$(BIN)/python tools/screenshots.py

@@ -424,7 +424,7 @@ def test_one_position_while_others_append(ledger: str) -> None:
         writer.start()
         try:
             seen: set[int] = set()
-            while len(seen) < 100:
+            while len(seen) < 40:
                 context = cache.context("hello", reflections=1, messages=1)
                 if context.as_of > 1:
                     said = {context.name, context.reflections[-1].text, context.messages[-1].content}
