@@ -110,7 +110,9 @@ def quiet(is_dumb: bool) -> Iterator[None]:
     except (termios.error, OSError, ValueError):
         yield
         return
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+    # Without ICANON long lines are not cut, and Ctrl-D waits for the prompt like all other keys.
+    modes = before[3] & ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], modes, *before[4:]])
     marks = ("", "") if is_dumb else ("\x1b[?2004h", "\x1b[?2004l")
     try:
         _write(marks[0])

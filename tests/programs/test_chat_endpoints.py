@@ -267,6 +267,11 @@ ERRORS: dict[str, tuple[str, str]] = {
         "too many tokens",
     ),
     "gemini": ('data: [{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]', "overloaded"),
+    "openrouter": (
+        'data: {"error":{"code":502,"message":"Provider disconnected"},'
+        '"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}',
+        "Provider disconnected",
+    ),
     "anthropic": ('data: {"error":{"type":"overloaded_error","message":"Overloaded"}}', "Overloaded"),
 }
 

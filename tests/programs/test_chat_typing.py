@@ -93,6 +93,29 @@ def test_what_is_typed_during_an_answer_is_not_lost_and_not_shown_within_it(
     assert said(ledger) == ["Go", "typed ahead", "pasted\nin two lines"]
 
 
+def test_a_large_paste_during_an_answer_and_ctrl_d_wait_for_the_prompt(
+    talk: Talk, ledger: str, endpoint: Endpoint
+) -> None:
+    pasted = "\n".join(f"{number} " + "word " * 1_500 + "end" for number in range(3))
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("The beginning "))
+        # The terminal keeps 4,096 bytes, and more only when the prompt reads.
+        own.done.wait(1)
+        own.send(handler, delta("and the end."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("The beginning")
+    child.send(f"{PASTE_BEGINS}{pasted}{PASTE_ENDS}\r")
+    child.until("(?s)the end.*The beginning")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    assert said(ledger) == ["Go", pasted]
+
+
 @pytest.mark.parametrize("way", ["without the extra", "a dumb terminal"])
 def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: str, tmp_path: Path, way: str) -> None:
     pytest.importorskip("readline")
