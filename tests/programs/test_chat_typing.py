@@ -32,8 +32,7 @@ def said(ledger: str) -> list[str]:
 
 def test_a_paste_of_several_lines_is_one_message(talk: Talk, ledger: str) -> None:
     child = talk()
-    # Without this, a terminal does not say where a paste begins and ends.
-    assert "\x1b[?2004h" in child.raw()
+    assert child.marks_pastes
     child.send(f"{PASTE_BEGINS}def f():\n    return 1\n\nWhat is it? 東京{PASTE_ENDS}")
     child.send("\r")
     child.until_prompt()
@@ -85,6 +84,7 @@ def test_what_is_typed_during_an_answer_is_not_lost_and_not_shown_within_it(
     child = talk("--responder", "openai", "--model", "m", "--recall", "0")
     child.sendline("Go")
     child.until("The beginning")
+    assert child.marks_pastes
     child.send(f"typed ahead\n{PASTE_BEGINS}pasted\nin two lines{PASTE_ENDS}")
     go_on.set()
     child.until("… in two lines")
@@ -146,6 +146,7 @@ def test_a_signal_gives_the_terminal_back(talk: Talk) -> None:
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 128 + signal.SIGTERM
+    assert not child.marks_pastes
     modes = termios.tcgetattr(child.child_fd)[3]
     assert modes & termios.ECHO
     assert modes & termios.ICANON

@@ -74,6 +74,12 @@ class Terminal(pexpect.spawn):  # type: ignore[misc]
 
         daemons.until(is_shown, pattern)
 
+    @property
+    def marks_pastes(self) -> bool:
+        """Whether the terminal says now where a paste begins and ends."""
+        # pyte keeps private modes shifted.
+        return 2004 << 5 in self.screen.mode
+
     def raw(self) -> str:
         """All output so far, with its control sequences."""
         self._show()
