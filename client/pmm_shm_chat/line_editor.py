@@ -33,13 +33,13 @@ def reader(
         has_colours, is_dumb: what the terminal can do; a dumb one cannot move its cursor.
     """
     if is_dumb:
-        return lambda: _plainly(prompt, more)
+        return _plain_reader(prompt, more, earlier)
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.history import InMemoryHistory
     except ImportError:
-        return lambda: _plainly(prompt, more)
+        return _plain_reader(prompt, more, earlier)
 
     session: PromptSession[str] = PromptSession(
         [("bold ansigreen" if has_colours else "", prompt)],
@@ -56,16 +56,25 @@ def reader(
     return session.prompt
 
 
-def _plainly(prompt: str, more: str) -> str:
+def _plain_reader(prompt: str, more: str, earlier: Iterable[str]) -> Callable[[], str]:
+    """Reads by `input`, which readline serves if it is imported."""
     with contextlib.suppress(ImportError):
-        # Only its import is needed for `input` to edit lines.
         import readline
 
         readline.parse_and_bind("set enable-bracketed-paste on")
-    text = input(prompt)
-    while is_open_block(text):
-        text += "\n" + input(more)
-    return text
+        for text in earlier:
+            if text.replace("\n", "").isprintable():
+                # Readline takes what the terminal's encoding has.
+                with contextlib.suppress(ValueError):
+                    readline.add_history(text)
+
+    def read() -> str:
+        text = input(prompt)
+        while is_open_block(text):
+            text += "\n" + input(more)
+        return text
+
+    return read
 
 
 def _keys() -> KeyBindings:

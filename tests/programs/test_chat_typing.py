@@ -14,6 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
@@ -123,7 +124,10 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
     site.mkdir()
     (site / "prompt_toolkit.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
     changes = {"TERM": "dumb"} if way == "a dumb terminal" else {"PYTHONPATH": daemons.with_path(site)["PYTHONPATH"]}
+    with EventLog(ledger) as log:
+        log.append("user", "said on another day")
     child = talk(**changes)
+    child.say("\x1b[A")
     child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
     child.say("")
     child.sendline('"""three')
@@ -133,7 +137,7 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
     child.until_prompt()
     child.sendeof()
     child.expect(pexpect.EOF)
-    assert said(ledger) == ["one\ntwo", "three\nfour"]
+    assert said(ledger) == ["said on another day"] * 2 + ["one\ntwo", "three\nfour"]
     assert "Traceback" not in child.raw()
 
 
