@@ -395,6 +395,7 @@ THIRD_PARTY = {
     "numpy",
     "openai",
     "prometheus_client",
+    "prompt_toolkit",
     "pydantic_core",
     "pytest",
     "rich",
