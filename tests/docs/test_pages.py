@@ -91,7 +91,7 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
 @contextlib.contextmanager
 def database_of(page: Path) -> Iterator[str]:
     """A database for the page that needs one."""
-    if page.stem != "cluster":
+    if page.stem != "many-machines":
         yield DATABASE
         return
     if postgres.programs() is None and not os.environ.get("CI"):

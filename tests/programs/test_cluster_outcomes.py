@@ -258,7 +258,7 @@ def test_a_stopped_holder_loses_its_role(server: Postgres, name: str) -> None:
 
 
 def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Postgres) -> None:
-    page = (Path(__file__).parents[2] / "docs/howto/cluster.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/howto/many-machines.md").read_text(encoding="utf-8")
     grants = [line.strip() for line in page.splitlines() if line.startswith("    GRANT ")]
     assert len(grants) == 5
     for role in ("worker", "follower"):
