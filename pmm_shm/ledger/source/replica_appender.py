@@ -84,7 +84,7 @@ class ReplicaAppender:
             ReplicaLaggingError: the replica has not got it within the timeout.
         """
         deadline_s = time.monotonic() + timeout_s
-        head = self._appender.head()
+        head = self._appender.head(deadline_s)
         if head is None:
             return 0
         self._wait_for(*head, deadline_s)
