@@ -119,7 +119,7 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
-CLUSTER_TESTS := tests/programs/test_cluster.py tests/programs/test_cluster_outcomes.py \
+CLUSTER_TESTS := tests/programs/test_cluster.py tests/programs/test_cluster_outcomes.py tests/programs/test_cluster_silence.py \
 	tests/chaos/test_cluster_faults.py tests/chaos/test_cluster_machine.py
 PG16 := /tmp/pmm-shm-pgserver-0.1.4
 test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again with version 16.

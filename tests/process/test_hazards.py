@@ -175,7 +175,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     # The report of a follower or a run.
     "pmm_shm/ledger/source/report.py": {"open": 1},
     # PostgreSQL.
-    "pmm_shm/ledger/source/server.py": {"driver.connect": 1},
+    "pmm_shm/ledger/source/server.py": {"Session.connect": 1},
     # The index of words: a file of the daemon's own.
     "pmm_shm/words/file.py": {"sqlite3.connect": 1, "os.open": 1},
     # The index of words, and one in memory.
@@ -185,7 +185,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     # A file with a token.
     "client/pmm_shm_terminal/tokens.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
     # PostgreSQL.
-    "client/pmm_shm_cli/commands/cluster.py": {"driver.connect": 1},
     # What an editor has written, and the history of the chat.
     "client/pmm_shm_chat/typing_lines.py": {"open": 1, "os.open": 1},
     # A lock beside the ledger.

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -24,39 +23,18 @@ from pmm_shm.errors import (
 )
 from pmm_shm.ledger.source.roles import SourceRole
 from pmm_shm.ledger.source.server import Server
-from pmm_shm.vectors.embedder import Embedder
 from pmm_shm_client import connect
 from pmm_shm_client.source_vectors import SourceEmbedder
 from tests.support import ledgers, postgres
+from tests.support.clusters import needs_postgresql
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.daemons import until
 from tests.support.forking import end_with_parent, in_child
 from tests.support.postgres import Postgres
-from tests.support.replicas import Host, Writer, execute, make_source, source_rows
+from tests.support.replicas import Host, UnitEmbedder, Writer, execute, make_source, source_rows
 
-pytestmark = pytest.mark.skipif(
-    postgres.programs() is None and not os.environ.get("CI"),
-    reason="PostgreSQL is not installed (apt-get install postgresql)",
-)
+pytestmark = needs_postgresql
 _OF_LEDGER = "ledger = (SELECT ledger FROM pmm_ledgers WHERE name = %s)"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres.running() as one:
-        yield one
-
-
-@pytest.fixture
-def name(server: Postgres, request: pytest.FixtureRequest) -> str:
-    own = request.node.name[:80]
-    make_source(server.dsn, own)
-    return own
-
-
-@pytest.fixture
-def host(server: Postgres, name: str, tmp_path: Path) -> Host:
-    return Host(tmp_path / "host", server.dsn, name)
 
 
 def contents(server: Postgres, name: str) -> list[str]:
@@ -181,17 +159,14 @@ def test_a_frame_of_another_history_is_not_the_expected_head(host: Host) -> None
             cache.append("user", "decided", expected_head=frame, wait=False)
 
 
-def test_a_follower_leaves_a_server_that_was_replaced_while_it_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "REPLICA_LOOK_AROUND_S", 0.3)
+def test_a_follower_leaves_a_server_that_was_replaced_while_it_lives(tmp_path: Path) -> None:
     with postgres.running() as old:
         make_source(old.dsn, "agent")
         Writer(old.dsn, "agent").append("one")
         new = Postgres(old.folder.parent / "new", standby_of=old)
         servers = f"host=127.0.0.1,127.0.0.1 port={old.port},{new.port} user=owner dbname=postgres"
         host = Host(tmp_path / "host", servers, "agent")
-        with host.following():
+        with host.following(REPLICA_LOOK_AROUND_S=0.3):
             until(lambda: len(host.rows()) == 1)
             new.promote()
             Writer(new.dsn, "agent").append("two")
@@ -276,7 +251,7 @@ def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Po
             role = cache.role("tick")
             assert role.claim()
             role.resign()
-            embedder = SourceEmbedder(_Unit(), Server(owner.replace("user=owner", "user=worker"), host.name))
+            embedder = SourceEmbedder(UnitEmbedder(), Server(owner.replace("user=owner", "user=worker"), host.name))
             assert embedder.embed(["a"]).tolist() == [[1.0, 0.0]]
             with pytest.raises(EmbedderError):
                 embedder.embed(["fails"])
@@ -286,13 +261,3 @@ def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Po
     assert texts == [(False,)]
     with pytest.raises(LedgerUnwritableError, match="permission denied"):
         Writer(owner.replace("user=owner", "user=follower"), host.name).append("two")
-
-
-class _Unit(Embedder):
-    name = "unit"
-    dimension = 2
-
-    def embed(self, texts):  # type: ignore[no-untyped-def]
-        if "fails" in texts:
-            raise RuntimeError
-        return [[1.0, 0.0] for _ in texts]
