@@ -107,8 +107,11 @@ bench-web: $(STAMP) ## Measure the page of pmm-shm web; EVENTS=100000,1000000.
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run
 
-bench-cluster: $(STAMP) ## Measure the log in PostgreSQL and its replicas, beside the bare work.
-	$(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
+# A peer in a folder of its own: what it needs beside our dependencies is its own matter.
+PEERS := /tmp/pmm-shm-eventsourcing-9.5.6
+bench-cluster: $(STAMP) ## Measure the log in PostgreSQL, beside the bare work and a polling peer; EVENTS=1000000.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PEERS) eventsourcing==9.5.6 psycopg-pool==3.3.3
+	PYTHONPATH=$(PEERS) $(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
 
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat
