@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,9 @@ from tests.support import ledgers, postgres
 from tests.support.clusters import needs_postgresql
 from tests.support.command import run
 from tests.support.cutting_proxy import CuttingProxy
-from tests.support.daemons import until
+from tests.support.daemons import environment, until
 from tests.support.postgres import Postgres
-from tests.support.replicas import Host, UnitEmbedder, Writer, make_source, source_rows
+from tests.support.replicas import Host, UnitEmbedder, Writer, execute, make_source, source_rows
 
 pytestmark = needs_postgresql
 
@@ -170,3 +171,52 @@ def test_a_follower_leaves_a_frozen_server_for_its_successor(tmp_path: Path, mon
 
 def contents_of(server: Postgres) -> list[str]:
     return contents(server, "agent")
+
+
+_WORKER = """
+import sys
+from pmm_shm.errors import SourceUnreachableError
+from pmm_shm_client import connect
+
+with connect(sys.argv[1], timeout=0.4) as cache:
+    role = cache.role("tick")
+    print(cache.append("user", "one", wait=False), cache.metrics(consistency="global").as_of, role.claim(), flush=True)
+    sys.stdin.readline()
+    for action in (lambda: cache.metrics(consistency="global"), lambda: cache.append("user", "two")):
+        try:
+            action()
+        except SourceUnreachableError as error:
+            print(type(error).__name__, len(str(error).splitlines()), flush=True)
+    print(role.claim() and role.is_held(60.0), cache.metrics().as_of, flush=True)
+    sys.stdin.readline()
+    print(cache.append("user", "three", wait=False), flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["killed", "cut", "frozen"])
+def test_a_server_that_is_lost_costs_a_worker_one_error_and_no_noise(server: Postgres, host: Host, way: str) -> None:
+    terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    with CuttingProxy(server.port) as proxy, host.following():
+        host.until_equal()
+        ledgers.execute(host.ledger, "UPDATE pmm_replica SET dsn = ?", proxy.dsn)
+        command = [sys.executable, "-W", "error", "-c", _WORKER, host.ledger]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, env=environment(), **pipes) as worker:  # type: ignore[call-overload]
+            assert worker.stdout.readline() == "1 1 True\n"
+            if way == "killed":
+                server.kill()
+            elif way == "cut":
+                proxy.is_open = False
+                execute(server.dsn, terminate)
+            else:
+                proxy.is_frozen = True
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            said = [worker.stdout.readline() for _ in range(3)]
+            assert said == ["SourceUnreachableError 1\n", "SourceUnreachableError 1\n", "False 1\n"]
+            if way == "killed":
+                server.start()
+            proxy.is_open, proxy.is_frozen = True, False
+            out, err = worker.communicate("\n", timeout=30)
+            assert (out, err) == ("2\n", "")
+    assert contents(server, host.name) == ["one", "three"]

@@ -70,7 +70,11 @@ class CuttingProxy:
                 if not self.is_open:
                     client.close()
                     continue
-                link = _Link(client, socket.create_connection(("127.0.0.1", self._server_port)))
+                try:
+                    link = _Link(client, socket.create_connection(("127.0.0.1", self._server_port)))
+                except ConnectionError:
+                    client.close()
+                    continue
                 for pump in (self._to_server, self._to_client):
                     threading.Thread(target=pump, args=(link,), daemon=True).start()
 
