@@ -178,7 +178,7 @@ import sys
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm_client import connect
 
-with connect(sys.argv[1], timeout=0.4) as cache:
+with connect(sys.argv[1], timeout=1.0) as cache:
     role = cache.role("tick")
     print(cache.append("user", "one", wait=False), cache.metrics(consistency="global").as_of, role.claim(), flush=True)
     sys.stdin.readline()
