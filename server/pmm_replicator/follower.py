@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pmm_replicator import forks, source
 from pmm_replicator.replica_file import HeadMoved, ReplicaFile
@@ -22,7 +23,11 @@ from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
 from pmm_shm.ledger.source.tables import channel
 
+if TYPE_CHECKING:
+    from psycopg import Connection
+
 _RETRY_S_MIN = 0.1
+_STOP_CHECK_S = 0.2
 
 
 class Follower:
@@ -115,8 +120,14 @@ class Follower:
             self._look_around_when_due()
             if connection.closed:
                 return
-            for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
-                pass
+            self._wait_for_more(connection)
+
+    def _wait_for_more(self, connection: Connection) -> None:
+        """Return at a notification, after the slow poll, or at `stop`: a signal does not end psycopg's wait."""
+        deadline_s = self._clock() + limits.REPLICA_SLOW_POLL_S
+        while not self.is_stopping and (rest_s := deadline_s - self._clock()) > 0:
+            if list(connection.notifies(timeout=min(_STOP_CHECK_S, rest_s), stop_after=1)):
+                return
 
     def _look_around_when_due(self) -> None:
         """Leave a server that was replaced and does not know it: its connection would stay for ever."""
