@@ -119,6 +119,7 @@ REPLICA_FORK_MAX = 10_000
 REPLICA_RETRY_S_MAX = 5.0
 REPLICA_AUDIT_S = 10.0
 """A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
+REPLICA_AUDIT_SILENCE_S = 60.0
 REPLICA_LOOK_AROUND_S = 20.0
 """A follower asks the other servers of its cluster after so many seconds whether a later primary is among them."""
 SOURCE_SILENCE_S = 10.0

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, SourceUnreachableError, UnknownOutcomeError
 from pmm_shm.ledger.source.server import Server
-from pmm_shm_client import connect
+from pmm_shm_client import Cache, connect
 from pmm_shm_client.source_vectors import SourceEmbedder
 from tests.support import ledgers, postgres
 from tests.support.clusters import needs_postgresql
@@ -171,6 +172,47 @@ def test_a_follower_leaves_a_frozen_server_for_its_successor(tmp_path: Path, mon
 
 def contents_of(server: Postgres) -> list[str]:
     return contents(server, "agent")
+
+
+def test_threads_that_wait_for_one_connection_end_at_their_timeout(server: Postgres, host: Host) -> None:
+    errors: list[Exception] = []
+
+    def append(cache: Cache) -> None:
+        try:
+            cache.append("user", "one")
+        except (LedgerBusyError, SourceUnreachableError) as error:
+            errors.append(error)
+
+    with CuttingProxy(server.port) as proxy:
+        with host.following():
+            host.until_equal()
+        ledgers.execute(host.ledger, "UPDATE pmm_replica SET dsn = ?", proxy.dsn)
+        with connect(host.ledger, timeout=0.5) as cache:
+            assert cache.append("user", "one", wait=False) == 1
+            proxy.is_frozen = True
+            threads = [threading.Thread(target=append, args=(cache,)) for _ in range(6)]
+            with at_most(4.0):
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+    assert len(errors) == 6
+
+
+def test_a_server_that_is_gone_delays_no_event(server: Postgres, name: str, tmp_path: Path) -> None:
+    with CuttingProxy(server.port) as proxy:
+        proxy.is_frozen = True
+        servers = f"host=127.0.0.1,127.0.0.1 port={server.port},{proxy.port} user=owner dbname=postgres"
+        host = Host(tmp_path / "other", servers, name)
+        with host.following(REPLICA_LOOK_AROUND_S=0.1), connect(host.ledger) as cache:
+            cache.append("user", "first")
+            slowest_s = 0.0
+            for number in range(30):
+                began = time.monotonic()
+                cache.append("user", str(number))
+                slowest_s = max(slowest_s, time.monotonic() - began)
+                time.sleep(0.05)
+    assert slowest_s < 1.5
 
 
 _WORKER = """

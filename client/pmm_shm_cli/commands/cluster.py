@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -192,7 +193,10 @@ def _primary(dsn: str) -> Iterator[Any]:
     from pmm_shm.ledger.source.server import Server
 
     with contextlib.closing(Server(dsn, None)) as server, _postgres_errors():
-        yield server.connection()
+        session = server.connection()
+        # The end of a large import is silent for long.
+        session.silence_s = math.inf
+        yield session
 
 
 @contextlib.contextmanager

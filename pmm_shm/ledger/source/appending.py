@@ -91,7 +91,7 @@ class SourceAppender:
         deadline_s = time.monotonic() + self._timeout_s
         driver = psycopg()
         sent: list[RawRow] = []
-        with self._server.lock:
+        with self._server.held(deadline_s):
             while True:
                 try:
                     return self._attempt(events, expected_head, deadline_s, sent)
@@ -108,9 +108,10 @@ class SourceAppender:
 
         Raises:
             SourceUnreachableError: no primary, or it does not answer.
+            LedgerBusyError: another thread of this process uses the connection until then.
         """
         driver = psycopg()
-        with self._server.lock:
+        with self._server.held(deadline_s):
             while True:
                 try:
                     session = self._server.connection(deadline_s)
@@ -179,7 +180,8 @@ class SourceAppender:
                 self._server.close()
             return rows
         except BaseException as error:
-            if isinstance(error, LedgerError) and not isinstance(error, SourceUnreachableError):
+            is_refused = isinstance(error, LedgerError) and not isinstance(error, SourceUnreachableError)
+            if is_refused or isinstance(error, psycopg().errors.LockNotAvailable):
                 session.execute("ROLLBACK")
             else:
                 # In the middle of a transaction, or of a pipeline: another connection is clean.

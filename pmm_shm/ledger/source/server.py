@@ -7,17 +7,18 @@ primary that comes back is refused, and so is another ledger under the same name
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pmm_shm import limits
-from pmm_shm.errors import ConfigError, LedgerError, NotALedgerError, SourceUnreachableError
+from pmm_shm.errors import ConfigError, LedgerBusyError, LedgerError, NotALedgerError, SourceUnreachableError
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.source.dsn import connect_timeout_s, each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
@@ -115,17 +116,32 @@ class Server:
         whose = "" if self.name is None else f" for the ledger {self.name!r}"
         raise kind(f"no primary{whose}: {'; '.join(reasons)}")
 
-    def leave_if_old(self) -> None:
-        """Close the connection if another server of the cluster has a later timeline."""
+    @contextlib.contextmanager
+    def held(self, deadline_s: float) -> Iterator[None]:
+        """Hold `lock`, and wait for it no longer than until `deadline_s`.
+
+        Raises:
+            LedgerBusyError: another thread of this process has it until then.
+        """
+        if not self.lock.acquire(timeout=min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX)):
+            raise LedgerBusyError(f"the ledger {self.name!r}: another thread of this process still uses the connection")
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def another(self) -> Server:
+        """The same servers, as they are known by now, over a connection of its own."""
+        return Server(self.dsn, self.name, self._identity, self.timeline, **self._options)
+
+    def look_around(self) -> None:
+        """Ask all servers of the cluster; `timeline` is the latest one's. A server that is gone takes seconds."""
         others = each_host(self.dsn)
         for dsn in others if len(others) > 1 else ():
             try:
-                found = self._open(dsn, math.inf, is_spare=True)
+                self._open(dsn, math.inf, is_spare=True).close()
             except (_NotThePrimary, NotALedgerError):
                 continue
-            found.close()
-            self.close()
-            return
 
     def known_ledger(self) -> SourceLedger:
         """The ledger's row; connects where it is not known."""

@@ -54,7 +54,7 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
         self._known_names: set[str] = set()
 
     def send(self, *statements: tuple[Statement, Sequence[object]]) -> Answers:
-        """Send statements with their parameters in one message, and wait for the answers.
+        """Send different statements with their parameters in one message, and wait for the answers.
 
         After one that fails the others are not executed. A connection that fails, or does not answer, is closed.
         """
@@ -98,25 +98,24 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
     def _exchange(self, statements: Sequence[tuple[Statement, Sequence[object]]]) -> Iterator[pq.abc.PGresult]:
         """The results of the statements, and the errors of those that could not be prepared."""
         pgconn = self.pgconn
-        fresh: set[str] = set()
-        # Whether each of the answers is a statement's.
-        are_asked: list[bool] = []
+        # For each answer, the name that is known then; None for a statement's.
+        names: list[str | None] = []
         for (name, sql), values in statements:
             parameters = [None if value is None else str(value).encode() for value in values]
             if self.is_pooled:
                 pgconn.send_query_params(sql.encode(), parameters)
             else:
-                if name not in self._known_names | fresh:
+                if name not in self._known_names:
                     pgconn.send_prepare(name.encode(), sql.encode())
-                    fresh.add(name)
-                    are_asked.append(False)
+                    names.append(name)
                 pgconn.send_query_prepared(name.encode(), parameters)
-            are_asked.append(True)
+            names.append(None)
         pgconn.pipeline_sync()
-        for is_asked, result in zip(are_asked, self._received(), strict=True):
-            if is_asked or result.status not in _GOOD:
+        for known, result in zip(names, self._received(), strict=True):
+            if known is None or result.status not in _GOOD:
                 yield result
-        self._known_names |= fresh
+            else:
+                self._known_names.add(known)
 
     def _received(self) -> Iterator[pq.abc.PGresult]:
         """What comes back for one message."""
