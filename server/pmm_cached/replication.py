@@ -189,7 +189,9 @@ def _stands_still_ms(replica: dict[str, Any]) -> int:
 def _why(replica: dict[str, Any], stands_ms: int) -> str:
     if replica["needs_a_person"]:
         return f"the source {replica['name']!r} is not followed: {replica['problem']}"
-    reason = replica["problem"] or ("it does not answer" if replica["is_running"] else "its follower does not run")
+    reason = replica["problem"] or (
+        "its follower stands still" if replica["is_running"] else "its follower does not run"
+    )
     return f"the source {replica['name']!r} was not confirmed for {stands_ms:,} ms: {reason}"
 
 

@@ -202,6 +202,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
                 server = Server(dsn, "agent")
                 assert server.connection().info.port == standby.port
                 server.close()
+                (shown,) = json.loads(run("cluster", "status", dsn, "--json").out)
+                assert shown["head_id"] == 30
             Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32

@@ -71,7 +71,11 @@ def replica(**changes: Any) -> dict[str, Any]:
     [
         ({}, "healthy", ""),
         ({"looked_ms": limits.REPLICA_LAG_MS_MAX}, "healthy", ""),
-        ({"looked_ms": limits.REPLICA_LAG_MS_MAX + 1}, "lagging", "not confirmed for 3,001 ms: it does not answer"),
+        (
+            {"looked_ms": limits.REPLICA_LAG_MS_MAX + 1},
+            "lagging",
+            "not confirmed for 3,001 ms: its follower stands still",
+        ),
         ({"looked_ms": limits.REPLICA_DEGRADED_MS}, "lagging", "not confirmed for 30,000 ms"),
         ({"looked_ms": limits.REPLICA_DEGRADED_MS + 1}, "degraded", "not confirmed for 30,001 ms"),
         # It has not looked at all, since it started.
