@@ -21,6 +21,8 @@ from pmm_shm.errors import (
     SourceUnreachableError,
     UnknownOutcomeError,
 )
+from pmm_shm.ledger.new_events import new_event
+from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.roles import SourceRole
 from pmm_shm.ledger.source.server import Server
 from pmm_shm_client import connect
@@ -50,6 +52,37 @@ def test_an_append_whose_answer_is_lost_is_written_once(server: Postgres, name: 
         assert writer.append("three") == [3]
         writer.close()
     assert contents(server, name) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_texts_arrive_as_they_are(server: Postgres, name: str, is_pooled: bool) -> None:
+    texts = [
+        "",
+        "NULL",
+        '"',
+        "\\",
+        '\\"',
+        "{a,b}",
+        "a, b",
+        " a ",
+        "line\nline\r\t",
+        "é €\U0001f600\u2028",
+        "%s $1",
+        "'; --",
+        "\x01",
+    ]
+    primary = Server(server.dsn, name)
+    session = primary.connection()
+    # Behind a pooler, the next transaction may have another server process.
+    session.is_pooled |= is_pooled
+    appender = SourceAppender(primary, 5.0)
+    rows = appender.append([new_event(text or "empty", text, {"text": text}) for text in texts])
+    rows += appender.append([new_event("user", "a later one")])
+    named = session.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pmm_%'").fetchone()
+    appender.close()
+    assert named == (0 if is_pooled else 6,)
+    assert [row[3] for row in rows] == [*texts, "a later one"]
+    assert source_rows(server.dsn, name) == rows
 
 
 def test_others_append_before_a_lost_answer_is_decided(server: Postgres, name: str) -> None:

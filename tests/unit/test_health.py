@@ -74,7 +74,7 @@ def replica(**changes: Any) -> dict[str, Any]:
         (
             {"looked_ms": limits.REPLICA_LAG_MS_MAX + 1},
             "lagging",
-            "not confirmed for 3,001 ms: its follower stands still",
+            "for 3,001 ms: its follower stands still",
         ),
         ({"looked_ms": limits.REPLICA_DEGRADED_MS}, "lagging", "not confirmed for 30,000 ms"),
         ({"looked_ms": limits.REPLICA_DEGRADED_MS + 1}, "degraded", "not confirmed for 30,001 ms"),

@@ -352,8 +352,24 @@ def test_the_head_of_a_replica_says_so(ledger: str) -> None:
     fill(ledger, 3)
     with Cache(ledger) as cache:
         frame = cache.frame()
-    replica = {"name": "<b>west</b>", "server": "db", "lag_events": 1_234}
-    numbers = {"lag_events": 0, "replica": replica}
-    made = Renderer(why_not="")("header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers)
-    text = bytes(made.body).decode("utf-8")
-    assert "A replica of <bdi>&lt;b&gt;west&lt;/b&gt;</bdi>; lag 1,234 events." in text
+    replica: dict[str, Any] = {
+        "name": "<b>west</b>",
+        "server": "db:5432",
+        "timeline": 3,
+        "lag_events": 1_234,
+        "lag_ms": 5_678,
+    }
+    replica |= {"looked_ms": 20, "forks": 1, "lost_files": ["a", "b"]}
+
+    def shown() -> str:
+        numbers = {"lag_events": 0, "replica": replica}
+        made = Renderer(why_not="")("header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers)
+        return " ".join(bytes(made.body).decode("utf-8").split())
+
+    assert (
+        "A replica of <bdi>&lt;b&gt;west&lt;/b&gt;</bdi> on <bdi>db:5432</bdi>, timeline 3; "
+        "lag 1,234 events, 5,678 ms; confirmed 20 ms ago; 1 forks, 2 files of lost events." in shown()
+    )
+    replica |= {"server": None, "looked_ms": None}
+    assert "no server yet" in (text := shown())
+    assert "never confirmed" in text
