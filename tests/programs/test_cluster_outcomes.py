@@ -12,6 +12,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pmm_replicator.forks import resolve
+from pmm_replicator.replica_file import ReplicaFile
+from pmm_replicator.source import pull
 from pmm_shm import limits
 from pmm_shm.errors import (
     EmbedderError,
@@ -25,10 +28,12 @@ from pmm_shm.ledger.new_events import new_event
 from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.roles import SourceRole
 from pmm_shm.ledger.source.server import Server
+from pmm_shm.ledger.source.session import Session
 from pmm_shm_client import connect
 from pmm_shm_client.source_vectors import SourceEmbedder
 from tests.support import ledgers, postgres
 from tests.support.clusters import needs_postgresql
+from tests.support.command import run
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.daemons import until
 from tests.support.forking import end_with_parent, in_child
@@ -294,3 +299,79 @@ def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Po
     assert texts == [(False,)]
     with pytest.raises(LedgerUnwritableError, match="permission denied"):
         Writer(owner.replace("user=owner", "user=follower"), host.name).append("two")
+
+
+def test_a_follower_compares_all_blocks_in_turn(host: Host, writer: Writer) -> None:
+    edit = f"UPDATE pmm_events SET content = %s WHERE id = %s AND {_OF_LEDGER}"
+    for _ in range(11):
+        writer.append(*map(str, range(100)))
+    with host.following(REPLICA_AUDIT_S=0.0, REPLICA_SLOW_POLL_S=0.05):
+        host.until_equal()
+        for event_id in (1_050, 7):
+            execute(host.dsn, edit, "edited", event_id, host.name)
+            expected = f"event {event_id}: its values are others in the source"
+            until(lambda expected=expected: host.status().difference == expected)
+            assert f"event {event_id} differs from the source" in host.said()
+            execute(host.dsn, edit, str((event_id - 1) % 100), event_id, host.name)
+        writer.append("it follows on")
+        host.until_equal()
+
+
+def test_an_audit_finds_what_is_missing(host: Host, writer: Writer) -> None:
+    writer.append("one", "two", "three")
+    with host.following():
+        host.until_equal()
+    execute(host.dsn, f"DELETE FROM pmm_events WHERE id = 2 AND {_OF_LEDGER}", host.name)
+    found = run("cluster", "audit", host.ledger)
+    assert (found.code, "event 2: it is not in the source" in found.err) == (5, True)
+
+
+@pytest.mark.parametrize(("rows_max", "bytes_max"), [(3, 1 << 20), (100, 5_000)])
+def test_batches_are_bounded(
+    server: Postgres, name: str, writer: Writer, monkeypatch: pytest.MonkeyPatch, rows_max: int, bytes_max: int
+) -> None:
+    monkeypatch.setattr(limits, "REPLICA_ROWS_MAX", rows_max)
+    monkeypatch.setattr(limits, "REPLICA_BYTES_MAX", bytes_max)
+    contents = [str(number) * (2_000 if number % 3 else 9_000) for number in range(10)]
+    writer.append(*contents)
+    primary = Server(server.dsn, name)
+    head, found = None, []
+    while True:
+        pulled = pull(primary.connection(), primary.known_ledger().number, head, "full")
+        assert pulled.continues
+        assert len(pulled.rows) <= rows_max + 1
+        # The anchor's row and one more come whatever their size.
+        assert sum(len(row[3]) + len(row[4]) for row in pulled.rows[2:]) <= bytes_max
+        found += pulled.rows
+        head = found[-1]
+        if pulled.is_complete:
+            break
+        assert pulled.rows
+    primary.close()
+    assert [row[3] for row in found] == contents
+
+
+def test_a_fork_is_confirmed_by_three_connections_and_kept_for_the_owner_alone(
+    host: Host, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.append("kept", "lost")
+    with host.following():
+        host.until_equal()
+    execute(host.dsn, f"DELETE FROM pmm_events WHERE id > 1 AND {_OF_LEDGER}", host.name)
+    opened: list[str] = []
+    connect_one = Session.connect.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[Session], dsn: str, **options: object) -> Session:
+        opened.append(dsn)
+        session: Session = connect_one(cls, dsn, **options)
+        return session
+
+    monkeypatch.setattr(Session, "connect", classmethod(counting))
+    replica, primary = ReplicaFile(host.ledger), Server(host.dsn, host.name)
+    primary.connection()
+    lost = resolve(primary, replica, replica.head(), 1)
+    primary.close()
+    replica.close()
+    assert lost is not None
+    assert (lost.first_id, lost.events, len(opened)) == (2, 1, 1 + 3)
+    assert Path(lost.path).stat().st_mode & 0o777 == 0o600
