@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-recall bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -101,6 +101,9 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python -m bench.search
 
+bench-recall: $(STAMP) ## Measure how well searches find: 200 questions about a dialogue, beside FTS5 and vectors alone.
+	$(BIN)/python -m bench.recall
+
 bench-web: $(STAMP) ## Measure the page of pmm-shm web; EVENTS=100000,1000000.
 	$(BIN)/python -m bench.web $(if $(EVENTS),--events $(EVENTS))
 
@@ -133,7 +136,7 @@ test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again
 
 # Chromium: apt-get install chromium.
 test-web: $(STAMP) ## Run the tests of the page, in a browser, too.
-	$(BIN)/python -m pytest tests/unit/test_web_parts.py tests/docs/test_web.py tests/docs/test_web_browser.py
+	$(BIN)/python -m pytest tests/programs/test_web_parts.py tests/docs/test_web.py tests/docs/test_web_browser.py
 
 screenshots: $(STAMP) ## Make the pictures of docs/web anew, with Chromium.
 	$(BIN)/python tools/screenshots.py

@@ -94,8 +94,8 @@ def embedding_cache() -> Flag:
 
 
 def embedder() -> str | None:
-    """`PMM_EMBEDDER`: the default embedder of daemon and workers: `local-bow` (if unset), `wordllama`, `openai:MODEL`,
-    `openai:MODEL/DIMENSION` or `package.module:attribute`.
+    """`PMM_EMBEDDER`: the default embedder of daemon and workers: `local-bow` (if unset), `auto`, `wordllama`,
+    `openai:MODEL`, `openai:MODEL/DIMENSION` or `package.module:attribute`.
     """
     return os.environ.get("PMM_EMBEDDER", "").strip() or None
 

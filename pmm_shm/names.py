@@ -1,9 +1,18 @@
-"""Which text may be the name of a model."""
+"""Which text may be the name of a model, and the modes of a search."""
 
 from __future__ import annotations
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
+
+SEARCH_MODES = ("meaning", "words", "hybrid", "auto")
+
+
+def checked_search_mode(name: str, mode: object) -> str:
+    """The mode that the argument `name` gives. Raises `ConfigError`."""
+    if mode not in SEARCH_MODES:
+        raise ConfigError(f"{name}: expected one of {', '.join(SEARCH_MODES)}, got {mode!r:.80}")
+    return str(mode)
 
 
 def checked_model_name(name: object) -> str:

@@ -259,6 +259,17 @@ TEMPLATES: Mapping[str, Template] = {
         "when no daemon runs, move it away (it may hold embeddings that cost money), then start the daemon",
         "mv --backup=numbered {directory} {directory}.old && pmm-cached {ledger} &",
     ),
+    "remake-words": Template(
+        "remove the index of words, and start the daemon, which makes it anew", "rm {file} && pmm-cached {ledger} &"
+    ),
+    "remake-words-of-daemon": Template(
+        "remove the index of words, and restart the daemon, which makes it anew",
+        "rm {file} && kill -TERM {daemon} && " + _WAIT_AND_START,
+    ),
+    "remake-words-of-service": Template(
+        "remove the index of words, and restart the daemon's service, which makes it anew",
+        "rm {file} && systemctl restart {unit}",
+    ),
     "join-group": Template("join the group of the instance directory", "usermod -aG {group} {user}"),
     "join-ledgers-group": Template(
         "join the ledger's group, let that group read the ledger, and restart the daemon", "usermod -aG {group} {user}"

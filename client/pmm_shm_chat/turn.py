@@ -175,7 +175,11 @@ class Chat:
         self._last = _LastTurn(user_id, None, text, is_undone)
         with progress.timed("context"):
             context = self.cache.context(
-                text, reflections=self._reflections, recall=self._recall, messages=self._messages + 1
+                text,
+                reflections=self._reflections,
+                recall=self._recall,
+                messages=self._messages + 1,
+                recall_mode="auto",
             )
             undone = self._undone.ids(context.as_of)
             prompt = make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)

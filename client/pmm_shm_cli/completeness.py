@@ -1,4 +1,4 @@
-"""What `search` and `recall` say of a search that did not see every event."""
+"""What `search` and `recall` say of a search that did less than it could."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm_terminal.output import printable
+
 if TYPE_CHECKING:
     from pmm_shm_client.searching import Hits
 
 
-def warn_if_incomplete(found: Hits[Any], ledger: str, timeout_s: float) -> None:
-    """Say on stderr which events were not searched, if there are any."""
+def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float) -> None:
+    """Say on stderr why no vectors were compared, or that a better embedder is there; and which events were not
+    searched, if there are any.
+    """
+    if found.problem is not None:
+        click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)
+    elif found.mode == "meaning":
+        from pmm_shm.vectors.registry import advice_on
+
+        advice = advice_on(found.model)
+        if advice is not None:
+            click.echo(f"pmm-shm: {advice}", err=True)
     if found.is_complete:
         return
     from pmm_shm.ledger.recovery import ledger_head

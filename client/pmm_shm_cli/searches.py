@@ -8,22 +8,26 @@ from typing import Any, TypeVar
 import click
 
 from pmm_shm.errors import ConfigError
+from pmm_shm.names import SEARCH_MODES
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.moments import id_or_instant
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_MODES = ("auto", "hybrid", "words", "meaning")
+_MODES = SEARCH_MODES[::-1]
+
+
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(_MODES),
+    default="auto",
+    help="By meaning, by words, or both; auto gives words the lead where TEXT names something exactly.",
+)
 
 
 def search_options(command: _F) -> _F:
     """Add --mode and the filters to a command, as parameters of the same names."""
     options = (
-        click.option(
-            "--mode",
-            type=click.Choice(_MODES),
-            default="auto",
-            help="By meaning, by words, or both; auto gives words the lead where TEXT names something exactly.",
-        ),
+        mode_option,
         click.option(
             "--kind",
             "kinds",

@@ -201,9 +201,18 @@ def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
         )
         if found["refused"]:
             lines.append(f"  {found['refused']:,} skipped: the embedder refuses them; {found['last_refusal']}")
+    served = [model for model, found in embeddings["tables"].items() if found["is_served"]]
+    if len(served) == 1 and (advice := _advice_on(served[0])) is not None:
+        lines.append(f"  {advice}")
     if embeddings["importing"] is not None:
         lines.append("importing {:,} of {:,} rows of event_embeddings".format(*embeddings["importing"]))
     return lines
+
+
+def _advice_on(model: str) -> str | None:
+    from pmm_shm.vectors.registry import advice_on
+
+    return advice_on(model)
 
 
 def _word_lines(words: StatusNumbers | None) -> list[str]:

@@ -232,10 +232,16 @@ class AsyncCache(Cache):
         )
 
     async def context_async(
-        self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
+        self,
+        user_text: str | None = None,
+        reflections: int = 3,
+        recall: int = 0,
+        messages: int = 0,
+        *,
+        recall_mode: Mode = "meaning",
     ) -> Context:
         """As `context`, in a thread."""
-        return await _in_thread(self.context, user_text, reflections, recall, messages)
+        return await _in_thread(self.context, user_text, reflections, recall, messages, recall_mode=recall_mode)
 
     async def wait_for_async(self, event_id: int, timeout: float = limits.COMMAND_TIMEOUT_S) -> int:
         """As `wait_for`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
     from pmm_shm.vectors.text_table_reader import TextTableReader
     from pmm_shm_client.commands import DaemonCommand
-    from pmm_shm_client.context import Context
+    from pmm_shm_client.context import Context, ContextRequest
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.event_filter import Moment
     from pmm_shm_client.finding import Finding, Mode, WordMode
@@ -335,7 +336,13 @@ class Cache(Reads):
         return hits.with_events(self._log.get_event)
 
     def context(
-        self, user_text: str | None = None, reflections: int = 3, recall: int = 0, messages: int = 0
+        self,
+        user_text: str | None = None,
+        reflections: int = 3,
+        recall: int = 0,
+        messages: int = 0,
+        *,
+        recall_mode: Mode = "meaning",
     ) -> Context:
         """The context for answering a user, all at one position; `str()` of it is a block for a system prompt.
 
@@ -345,24 +352,34 @@ class Cache(Reads):
             recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
                 published, the embedder fails), `recall_problem` of the context says so.
             messages: how many of the last of the conversation, 0 to 64.
+            recall_mode: as `mode` of `search`; `"auto"` also finds names and identifiers. Quotes and `-` mean nothing
+                here.
 
         Raises:
-            ConfigError: one of the numbers is none, or out of its range.
+            ConfigError: one of the numbers is none or out of its range, or there is no such mode.
             InvalidTextError: `user_text` is no text, or longer than any that is embedded.
             UnknownModelError: `recall` is used, and this cache's embedder does not exist.
         """
         with late_imports:
-            from pmm_shm_client.context import ContextRequest, make_context
+            from pmm_shm_client.context import ContextRequest
 
-        request = ContextRequest.of(user_text, reflections, recall, messages)
-        return make_context(self.frame(), request, self._messages_like, self._log.get_event)
+        request = ContextRequest.of(user_text, reflections, recall, messages, recall_mode)
+        return self._context_at(self.frame(), request)
 
-    def _messages_like(self, text: str, k: int, until_id: int) -> Hits[Hit]:
+    def _context_at(self, frame: Frame, request: ContextRequest) -> Context:
+        with late_imports:
+            from pmm_shm_client.context import make_context
+
+        return make_context(frame, request, partial(self._messages_like, request.recall_mode), self._log.get_event)
+
+    def _messages_like(self, mode: str, text: str, k: int, until_id: int) -> Hits[Any]:
         """The `k` messages most similar to another one, up to an event."""
         with late_imports:
             from pmm_shm_client.finding import SearchRequest
 
-        request = SearchRequest.of(text, k, None, None, "meaning", roles=("user", "assistant"), until=until_id)
+        request = SearchRequest.of(
+            text, k, None, None, mode, roles=("user", "assistant"), until=until_id, is_message=True
+        )
         return (self._finding or self._open_finding()).find(request)
 
     def _open_searching(self) -> Searching:

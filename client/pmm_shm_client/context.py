@@ -17,6 +17,7 @@ from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, Invalid
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict, json_text, plain, plain_dict, result
 from pmm_shm.ledger.instants import instant_us
+from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors.embedder import checked_text
 from pmm_shm_client.thinking import without_thinking
 
@@ -77,7 +78,9 @@ class Reflection(NamedTuple):
 
 @result
 class Recalled(NamedTuple):
-    """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0; None if no vectors were compared."""
+    """A past message, uncut, and its similarity to the user's text, -1.0 to 1.0; None if it has no vector, or none was
+    compared.
+    """
 
     id: int
     ts: str
@@ -108,7 +111,7 @@ class Context:
         commitments: up to 5 open ones, one line each.
         reflections: the newest ones, oldest first.
         directives: the active ones, best first, uncut.
-        recalled: past messages similar to the user's text, the most similar first, uncut.
+        recalled: past messages that the user's text recalls, the best first, uncut.
         messages: the last ones of the conversation, oldest first, uncut.
         recall_problem: why `recalled` is incomplete; None if it is complete.
         not_applicable: as `Cache.not_applicable`. The block says so, and `to_dict` has None for the name, the traits,
@@ -154,15 +157,26 @@ class ContextRequest(NamedTuple):
     reflections: int
     recall: int
     messages: int
+    recall_mode: str
 
     @classmethod
-    def of(cls, user_text: object, reflections: object, recall: object, messages: object) -> ContextRequest:
-        """Raises `ConfigError` for a number of the wrong type or out of range, `InvalidTextError` for the text."""
+    def of(
+        cls,
+        user_text: object,
+        reflections: object,
+        recall: object,
+        messages: object,
+        recall_mode: object = "meaning",
+    ) -> ContextRequest:
+        """Raises `ConfigError` for a mode that does not exist and for a number of the wrong type or out of range,
+        `InvalidTextError` for the text.
+        """
         return cls(
             checked_text(user_text),
             _checked_count("reflections", reflections, REFLECTIONS_MAX),
             _checked_count("recall", recall, RECALL_MAX),
             _checked_count("messages", messages, MESSAGES_MAX),
+            checked_search_mode("recall_mode", recall_mode),
         )
 
 

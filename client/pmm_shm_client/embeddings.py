@@ -18,7 +18,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.names import checked_model_name
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
-from pmm_shm.vectors.registry import find_embedder
+from pmm_shm.vectors.registry import AUTO, find_embedder
 from pmm_shm.vectors.text_table_reader import TextTableReader
 from pmm_shm_client.leasing import FLOAT, Leasing, Model, Outcomes, computed
 from pmm_shm_client.reads import ReadCounter
@@ -53,8 +53,8 @@ class Embeddings:
         self._counter = counter
         self._reporter = reporter
         self._default = embedder
-        self.names_default = embedder is not None or flags.embedder() is not None
-        """Whether a default model was chosen, by parameter or environment."""
+        self.names_default = (flags.embedder() if embedder is None else embedder) not in (None, AUTO)
+        """Whether a default model was named, by parameter or environment; `auto` names none."""
         self._shared = shared
         self._leasing = None if shared is None else Leasing(instance, shared, timeout_s, restart)
         self._models: dict[str | None, Model] = {}

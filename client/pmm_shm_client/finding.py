@@ -22,6 +22,7 @@ from pmm_shm.errors import (
     StoreError,
     UnknownModelError,
 )
+from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
@@ -32,7 +33,6 @@ from pmm_shm_client.word_search import WordSearching, WordsFound
 
 Mode = Literal["meaning", "words", "hybrid", "auto"]
 WordMode = Literal["words", "hybrid", "auto"]
-MODES = ("meaning", "words", "hybrid", "auto")
 _NO_MEANING = (StoreError, EmbedderError, InvalidTextError, InvalidVectorError, UnknownModelError)
 
 
@@ -72,8 +72,7 @@ class SearchRequest(NamedTuple):
             ConfigError: one means nothing.
             InvalidTextError: the query is empty.
         """
-        if mode not in MODES:
-            raise ConfigError(f"mode: expected one of {', '.join(MODES)}, got {mode!r:.80}")
+        mode = checked_search_mode("mode", mode)
         words = WordQuery.of(query, is_message=is_message) if isinstance(query, str) else None
         if isinstance(query, str) and not query:
             raise InvalidTextError("text: empty; there is nothing to search for")
@@ -176,8 +175,11 @@ class Finding:
         by_meaning = list(meaning.similarities)
         scores = _fused_scores(by_words, by_meaning, words.ranking)
         leading: set[int] = set()
-        if request.mode == "auto":
-            leading = set(by_words) if meaning.model == local_bow.NAME else words.ranking.leading & set(by_words)
+        if meaning.model == local_bow.NAME:
+            # It knows words only, and less well.
+            leading = set(by_words)
+        elif request.mode == "auto":
+            leading = words.ranking.leading & set(by_words)
         ranking = [event_id for event_id in by_words if event_id in leading]
         others = (event_id for event_id in scores if event_id not in leading)
         ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))

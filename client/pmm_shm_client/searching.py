@@ -8,6 +8,7 @@ Invariant: a table that the log does not continue is not searched.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTable
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
+from pmm_shm.vectors.registry import advice_on
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
@@ -301,6 +303,7 @@ class Searching:
         self._new_events: dict[str, _NewEvents] = {}
         self._tails: dict[str, tuple[FileId, EventTableRecord, SearchRows]] = {}
         self._own_records: dict[str, EventTableRecord] = {}
+        self._is_advised = embeddings.names_default
         # A mark is valid for one connection only, and the environment closes with the connection.
         reader.connection.on_close(self._new_events.clear)
         reader.connection.on_close(self._tails.clear)
@@ -321,6 +324,9 @@ class Searching:
             model = self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
+        if isinstance(embedder, LocalBow) and not self._is_advised:
+            self._is_advised = True
+            logging.getLogger(__name__).info("%s", advice_on(name))
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))

@@ -79,7 +79,7 @@ class Memory:
 
     def context(self, message: str | None, recall: int, messages: int, reflections: int) -> str:
         """The block of `Cache.context`, with the position and what recall has missed below it."""
-        found = self._cache.context(message, reflections=reflections, recall=recall, messages=messages)
+        found = self._cache.context(message, reflections, recall, messages, recall_mode="auto")
         lines = [cut_text(str(found), ANSWER_CHARS_MAX), "", f"(as of event {found.as_of})"]
         if found.recall_problem is not None:
             lines.append(cut_text(f"(recall: {found.recall_problem})", 500))

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 Completions = list[CompletionItem]
 _SUBJECTS = ("identity.name", "commitment", "trait", "metrics")
-_EMBEDDERS = ("local-bow", "wordllama", "openai:")
+_EMBEDDERS = ("auto", "local-bow", "wordllama", "openai:")
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:

@@ -15,10 +15,10 @@ from pmm_shm.errors import (
     SnapshotUnavailableError,
     UnknownModelError,
 )
+from pmm_shm.names import SEARCH_MODES
 from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_client.aio import AsyncCache
-from pmm_shm_client.context import Context, ContextRequest, make_context
-from pmm_shm_client.finding import MODES
+from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
@@ -38,7 +38,7 @@ class WatchingCache(SpectatorCache, AsyncCache):
 
     def context_at(self, frame: Frame, request: ContextRequest) -> Context:
         """What `context` gives, or gave, where `frame` is the newest."""
-        return make_context(frame, request, self._messages_like, self._log.get_event)
+        return self._context_at(frame, request)
 
 
 class Entry(NamedTuple):
@@ -125,7 +125,7 @@ class Mind:
 
     def context(self, text: str, at: int | None, wait_s: float = FRAME_WAIT_S) -> Context | Job:
         """What `Cache.context` gives for a message now, or would have given at an event."""
-        request = ContextRequest.of(text, CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES)
+        request = ContextRequest.of(text, CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES, "auto")
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame
@@ -146,7 +146,7 @@ class Mind:
         except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
             return Found(mode, None, str(error))
         except ConfigError as error:
-            if mode not in MODES:
+            if mode not in SEARCH_MODES:
                 raise
             return Found(mode, None, str(error))
         return Found(mode, hits, hits.problem)

@@ -14,6 +14,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,6 @@ from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance import access
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, file_id
-from pmm_shm.store.bounded import BoundedCall
 
 _AnyTransaction = Any
 """The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
@@ -122,6 +122,53 @@ class KeyCursor(Protocol):
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
 
 
+class _ReaderTable:
+    """The lock of the reader table. LMDB waits for it without a time limit, and py-lmdb with the interpreter's lock.
+
+    The lock file stays open as long as the environment: to close it would drop the locks by which LMDB knows that this
+    process lives.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: int | None = None
+        self._stopped: int | None = None
+        # Without the file, LMDB makes one that nobody holds; a file that may not be read, it refuses.
+        with suppress(FileNotFoundError, PermissionError):
+            self._file = os.open(directory / LOCK_TABLE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+
+    def wait_until_free(self, timeout_s: float) -> None:
+        """Wait until nobody holds the lock; not again for a thread that has kept it for all of an earlier wait.
+
+        Raises:
+            HeldTableError: a process holds it for all this time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while (owner := self._owner()) is not None:
+            if owner == self._stopped or time.monotonic() >= deadline_s:
+                self._stopped = owner
+                raise HeldTableError(
+                    f"{self._directory}: a stopped process holds the lock of the reader table (thread {owner}), or one "
+                    "that gets no CPU time; let it go on, or end it"
+                )
+            time.sleep(_POLL_S)
+        self._stopped = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _owner(self) -> int | None:
+        """The thread that holds the lock; None if none does, or where the system does not tell."""
+        if self._file is None or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+            return None
+        word = os.pread(self._file, _TABLE_LOCK.size, 0)
+        owner = _TABLE_LOCK.unpack(word)[0] & _OWNER if len(word) == _TABLE_LOCK.size else 0
+        # After a power loss the word is as it was, and LMDB makes the lock anew.
+        return owner if owner and os.path.exists(f"/proc/{owner}") else None
+
+
 class Environment:
     """An open environment.
 
@@ -136,24 +183,23 @@ class Environment:
     def __init__(
         self,
         env: lmdb.Environment,
+        table: _ReaderTable,
         directory: Path,
         identity: FileId,
-        open_again: Callable[[], lmdb.Environment] | None = None,
+        open_again: Callable[[], tuple[lmdb.Environment, _ReaderTable]] | None = None,
     ) -> None:
         self.env = env
+        self._table = table
         self._open_again = open_again
         self.directory = directory
         self.identity = identity
         self.users = 1
         self._reads = 0
         self._slots = 0
+        self._ended: list[weakref.ref[lmdb.Transaction]] = []
         self._reads_lock = threading.RLock()
         self._reads_ended = threading.Condition(self._reads_lock)
         self._is_resize_waiting = False
-        # LMDB takes a mutex of the environment for a new reader slot, and a stopped process may hold it. py-lmdb reuses
-        # the slots of this process without the mutex.
-        self._new_slot = BoundedCall(self._take_slot, limits.STORE_MUTEX_S)
-        self._check = BoundedCall(self._check_readers, limits.STORE_MUTEX_S)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -202,6 +248,7 @@ class Environment:
         transaction.abort()
         with self._reads_lock:
             self._reads -= 1
+            self._ended.append(weakref.ref(transaction))
             if self._is_resize_waiting:
                 self._reads_ended.notify_all()
 
@@ -218,6 +265,7 @@ class Environment:
                     value: bytes | None = transaction.get(key)
                 finally:
                     transaction.abort()
+                    del transaction
                 return value
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
@@ -251,9 +299,12 @@ class Environment:
         is_resized = False
         while True:
             try:
-                while self._reads >= self._slots:
-                    if not self._new_slot.run():
-                        raise _held(self.directory)
+                # py-lmdb reuses a slot when its transaction's object is gone, and somebody may keep one that has ended.
+                for ended in tuple(self._ended):
+                    if ended() is None:
+                        self._ended.remove(ended)
+                while self._reads + len(self._ended) >= self._slots:
+                    self._take_slot()
                 return self.env.begin(buffers=True) if buffers else self.env.begin()
             except lmdb.MapResizedError:
                 if is_resized:
@@ -262,6 +313,8 @@ class Environment:
                 self.resize()
 
     def _take_slot(self) -> None:
+        """A new slot needs the lock of the table, which a stopped process may hold; one of this process's does not."""
+        self._table.wait_until_free(limits.STORE_MUTEX_S)
         self.env.begin().abort()
         self._slots += 1
 
@@ -282,10 +335,11 @@ class Environment:
             newest = _newest_meta(self.directory)[0]
             if newest is None or newest.transaction_id <= self._mapped_transaction_id():
                 return
-            if not self._reads and not self.is_hanging:
-                self.env.close()
+            if not self._reads:
+                self.close()
                 self._slots = 0
-                self.env = self._open_again()
+                self._ended.clear()
+                self.env, self._table = self._open_again()
         finally:
             self._reads_lock.release()
 
@@ -297,19 +351,15 @@ class Environment:
             return -1
 
     def check_readers(self) -> None:
-        """Free the reader slots of processes that have died; without effect while the table of readers is locked, and
-        where no thread can be started.
-        """
-        with self._reads_lock, suppress(StoreError):
-            self._check.run()
+        """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
+        with self._reads_lock, suppress(HeldTableError):
+            self._table.wait_until_free(limits.STORE_MUTEX_S)
+            self.env.reader_check()
 
-    def _check_readers(self) -> None:
-        self.env.reader_check()
-
-    @property
-    def is_hanging(self) -> bool:
-        """Whether a call into LMDB is waiting for a stopped process; then the environment cannot be closed."""
-        return self._new_slot.is_hanging or self._check.is_hanging
+    def close(self) -> None:
+        """Close the environment, and then its lock file. `close` of this module gives back one use."""
+        self.env.close()
+        self._table.close()
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -321,7 +371,6 @@ class Environment:
 _environments: dict[FileId, Environment] = {}
 _lock = threading.Lock()
 _left_to_parent: list[Environment] = []
-_left_open: list[Environment] = []
 
 
 def data_file_identity(directory: Path) -> FileId | None:
@@ -332,7 +381,7 @@ def data_file_identity(directory: Path) -> FileId | None:
 def is_open_here(directory: Path) -> bool:
     """Whether this process has the environment in the directory open."""
     with _lock:
-        return data_file_identity(directory) in _environments or bool(_left_open)
+        return data_file_identity(directory) in _environments
 
 
 def open_reader(directory: Path) -> Environment | None:
@@ -349,18 +398,16 @@ def open_reader(directory: Path) -> Environment | None:
         if known is not None:
             known.users += 1
             return known
-        _close_left_open()
-        env = _map_to_read(directory)
+        opened = Environment(*_map_to_read(directory), directory, identity, lambda: _map_to_read(directory))
         if data_file_identity(directory) != identity:
-            env.close()
+            opened.close()
             return None
-        return _remember(Environment(env, directory, identity, lambda: _map_to_read(directory)))
+        return _remember(opened)
 
 
-def _map_to_read(directory: Path) -> lmdb.Environment:
+def _map_to_read(directory: Path) -> tuple[lmdb.Environment, _ReaderTable]:
     _check_size(directory)
-    _wait_for_table(directory, limits.STORE_MUTEX_S)
-    return _open_smaller_and_smaller(
+    return _open(
         lambda size: lmdb.open(
             str(directory),
             map_size=size,
@@ -370,6 +417,7 @@ def _map_to_read(directory: Path) -> lmdb.Environment:
             max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
         ),
         directory,
+        limits.STORE_MUTEX_S,
     )
 
 
@@ -383,10 +431,9 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         if data_file_identity(directory) in _environments:
             raise StoreError(f"{directory}: this process already has the environment open")
         _check_size(directory)
-        _wait_for_table(directory, limits.COMMAND_TIMEOUT_S)
         crash_point("open_environment.before")
         _make_files(directory)
-        env = _open_smaller_and_smaller(
+        env, table = _open(
             lambda size: lmdb.open(
                 str(directory),
                 map_size=size,
@@ -398,12 +445,13 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
                 meminit=False,
             ),
             directory,
+            limits.COMMAND_TIMEOUT_S,
             map_size_bytes,
         )
         crash_point("open_environment.opened")
         identity = data_file_identity(directory)
         assert identity is not None
-        return _remember(Environment(env, directory, identity))
+        return _remember(Environment(env, table, directory, identity))
 
 
 def _make_files(directory: Path) -> None:
@@ -453,10 +501,7 @@ def _give_back(environment: Environment) -> None:
         environment.users -= 1
         if environment.users == 0 and _environments.get(environment.identity) is environment:
             del _environments[environment.identity]
-            if environment.is_hanging:
-                _left_open.append(environment)
-            else:
-                environment.env.close()
+            environment.close()
 
 
 def _remember(environment: Environment) -> Environment:
@@ -464,26 +509,40 @@ def _remember(environment: Environment) -> Environment:
     return environment
 
 
-def _open_smaller_and_smaller(
-    opener: Callable[[int], lmdb.Environment], directory: Path, size: int = limits.MAP_SIZE_BYTES
-) -> lmdb.Environment:
-    """1 TiB of address space costs nothing, but `ulimit -v` may forbid it."""
-    while True:
-        try:
-            return opener(size)
-        except lmdb.MemoryError as error:
-            failure: Exception = error
-        except lmdb.ReadonlyError as error:
-            raise StoreError(
-                f"{directory}: {error}; readers need write permission on lock.mdb: share a group"
-            ) from error
-        except lmdb.Error as error:
-            if "Cannot allocate memory" not in str(error):
-                raise store_error(directory, error) from error
-            failure = error
-        size //= 4
-        if size < limits.MAP_SIZE_BYTES_MIN:
-            raise StoreError(f"{directory}: no address space for the map ({failure})")
+def _open(
+    opener: Callable[[int], lmdb.Environment],
+    directory: Path,
+    timeout_s: float,
+    size: int = limits.MAP_SIZE_BYTES,
+) -> tuple[lmdb.Environment, _ReaderTable]:
+    """Open an environment with the largest map that there is address space for: 1 TiB costs nothing, but `ulimit -v`
+    may forbid it.
+    """
+    try:
+        table = _ReaderTable(directory)
+    except OSError as error:
+        raise StoreError(f"{directory / LOCK_TABLE_FILE}: {error.strerror}") from error
+    try:
+        while True:
+            table.wait_until_free(timeout_s)
+            try:
+                return opener(size), table
+            except lmdb.MemoryError as error:
+                failure: Exception = error
+            except lmdb.ReadonlyError as error:
+                raise StoreError(
+                    f"{directory}: {error}; readers need write permission on lock.mdb: share a group"
+                ) from error
+            except lmdb.Error as error:
+                if "Cannot allocate memory" not in str(error):
+                    raise store_error(directory, error) from error
+                failure = error
+            size //= 4
+            if size < limits.MAP_SIZE_BYTES_MIN:
+                raise StoreError(f"{directory}: no address space for the map ({failure})")
+    except BaseException:
+        table.close()
+        raise
 
 
 def _check_size(directory: Path) -> None:
@@ -501,43 +560,6 @@ def _check_size(directory: Path) -> None:
         raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
 
 
-def _wait_for_table(directory: Path, timeout_s: float) -> None:
-    """Wait until the lock of the reader table is free: `lmdb.open` waits for it without a time limit, and stops all
-    threads of this process meanwhile.
-
-    Raises:
-        HeldTableError: a process holds it for all this time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while (owner := _table_owner(directory)) is not None:
-        if time.monotonic() >= deadline:
-            raise _held(directory, owner)
-        time.sleep(_POLL_S)
-
-
-def _table_owner(directory: Path) -> int | None:
-    """The thread that holds the lock of the reader table; None if none does, or where the system does not tell."""
-    if _left_open or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
-        # To close the file would drop the locks of an environment that is open here.
-        return None
-    try:
-        with open(directory / LOCK_TABLE_FILE, "rb", buffering=0) as file:
-            word = file.read(_TABLE_LOCK.size)
-    except OSError:
-        return None
-    owner = _TABLE_LOCK.unpack(word)[0] & _OWNER if len(word) == _TABLE_LOCK.size else 0
-    # After a power loss the word is as it was, and LMDB makes the lock anew.
-    return owner if owner and os.path.exists(f"/proc/{owner}") else None
-
-
-def _held(directory: Path, owner: int | None = None) -> HeldTableError:
-    thread = "" if owner is None else f" (thread {owner})"
-    return HeldTableError(
-        f"{directory}: a stopped process holds the lock of the reader table{thread}, or one that gets no CPU time; let "
-        "it go on, or end it"
-    )
-
-
 def _newest_meta(directory: Path) -> tuple[_Meta | None, int]:
     """The newer meta page of the data file, read through a descriptor of its own, and the file's size in bytes."""
     try:
@@ -553,13 +575,6 @@ def _newest_meta(directory: Path) -> tuple[_Meta | None, int]:
     metas = [_Meta._make(_META.unpack(page)) for page in pages if len(page) == _META.size]
     newest = max(metas, key=lambda meta: meta.transaction_id)
     return newest if newest.magic == _MAGIC else None, size_bytes
-
-
-def _close_left_open() -> None:
-    """Close environments that could not be closed before because a call into them was hanging."""
-    for environment in [one for one in _left_open if not one.is_hanging]:
-        _left_open.remove(environment)
-        environment.env.close()
 
 
 def _forget_after_fork() -> None:

@@ -1,8 +1,10 @@
 """Embedders by name: the built-in ones, those of a provider, and a user's own.
 
-A name is `local-bow`, `wordllama`, `openai:MODEL`, `openai:MODEL/DIMENSION`, or `package.module:attribute`. Each name
-has one instance in a process. Names are configuration: a name from a ledger or a message must not be looked up here,
-because importing a module runs it.
+A name is `local-bow`, `wordllama`, `openai:MODEL`, `openai:MODEL/DIMENSION`, or `package.module:attribute`. `auto` is
+the best one that works offline and is installed. Each name has one instance in a process.
+
+Names are configuration: a name from a ledger or a message must not be looked up here, because importing a module runs
+it.
 """
 
 from __future__ import annotations
@@ -12,18 +14,41 @@ import threading
 from typing import Any
 
 from pmm_shm.errors import ConfigError, EmbedderError, PmmShmError, UnknownModelError
+from pmm_shm.late import late_imports
 from pmm_shm.names import checked_model_name
 from pmm_shm.user_objects import in_one_line, load_object
+from pmm_shm.vectors import wordllama
 from pmm_shm.vectors.embedder import Embedder, checked_embedder
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.openai import OpenAIEmbedder
 from pmm_shm.vectors.wordllama import WordLlama
 
+AUTO = "auto"
 _BUILT_IN: dict[str, type[Embedder]] = {LocalBow.name: LocalBow, WordLlama.name: WordLlama}
 
 _instances: dict[str, Embedder] = {}
 # Reentrant: a user's factory may call `find_embedder`.
 _lock = threading.RLock()
+
+
+def resolved(name: str) -> str:
+    """The name itself; for `auto`, that of the best embedder that works offline and is installed."""
+    if name != AUTO:
+        return name
+    return WordLlama.name if wordllama.is_installed() else LocalBow.name
+
+
+def advice_on(model: str) -> str | None:
+    """One line about a model that `auto` would replace by a better one; None for any other model."""
+    if model != LocalBow.name:
+        return None
+    found = f"{LocalBow.name} finds words, not meanings; PMM_EMBEDDER={AUTO} takes {WordLlama.name}"
+    if wordllama.is_installed():
+        return f"{found}, which is installed"
+    with late_imports:
+        from pmm_shm.installation import extra_command
+
+    return f"{found}, when it is installed: {extra_command(WordLlama.name)}"
 
 
 def find_embedder(name: str) -> Embedder:
@@ -34,7 +59,8 @@ def find_embedder(name: str) -> Embedder:
         ConfigError: the object that the name refers to does not exist, or is not a usable embedder.
         EmbedderError: a user's module or factory failed.
     """
-    found = _instances.get(checked_model_name(name))
+    name = resolved(checked_model_name(name))
+    found = _instances.get(name)
     if found is not None:
         return found
     # Outside the lock: another thread may be importing the same module, and need the lock in it.
@@ -56,7 +82,7 @@ def _made(name: str, target: object) -> Embedder:
         return checked_embedder(OpenAIEmbedder(name))
     if _is_users(name):
         return _users_embedder(name, target)
-    known = ", ".join([*_BUILT_IN, f"{OpenAIEmbedder.PREFIX}MODEL[/DIMENSION]", "package.module:attribute"])
+    known = ", ".join([AUTO, *_BUILT_IN, f"{OpenAIEmbedder.PREFIX}MODEL[/DIMENSION]", "package.module:attribute"])
     raise UnknownModelError(f"model {name!r}: there is no such embedder; there are {known}")
 
 

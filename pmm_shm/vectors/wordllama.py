@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,11 @@ class WordLlama(Embedder):
                 raise InvalidTextError(f"text: without a token, and model {NAME!r} has no vector for that")
             row /= count
         return matrix
+
+
+def is_installed() -> bool:
+    """Whether the package is there; nothing is imported."""
+    return find_spec(NAME) is not None
 
 
 _model: Any = None

@@ -171,6 +171,23 @@ def remove_index(path: Path) -> None:
     path.with_name(path.name + "-journal").unlink(missing_ok=True)
 
 
+def checked_record(path: Path) -> WordIndexRecord | None:
+    """The record of an index whose pages are sound; None if it is of another format.
+
+    Raises:
+        sqlite3.Error, ValueError, TypeError: it is damaged, or cannot be read.
+    """
+    handle = _opened(path, "ro", limits.WORD_INDEX_WAIT_S)
+    try:
+        record = _record(handle)
+        found = handle.execute("PRAGMA quick_check(1)").fetchall()[0][0]
+    finally:
+        handle.close()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+    return record
+
+
 class WordIndexReader:
     """The published index, opened when it is asked for. Not thread-safe: the caller has a lock, and closes before a
     fork.

@@ -33,7 +33,7 @@ from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.resources import require
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.writer import StoreWriter
-from pmm_shm.vectors.registry import find_embedder
+from pmm_shm.vectors.registry import find_embedder, resolved
 from pmm_shm.wire.endpoints import choose_endpoints, record_endpoints
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ class Daemon:
             make_replica(self._instance.ledger, settings.source)
         _check_ledger(self._instance.ledger)
         self._folds = all_folds(settings.folds)
-        embedder = None if settings.embedder is None else find_embedder(settings.embedder)
+        # Workers look for this name, and may have other packages: not `auto`.
+        found_as = None if settings.embedder is None else resolved(settings.embedder)
+        embedder = None if found_as is None else find_embedder(found_as)
         self._settings = settings
         self._log = log
         if settings.metrics_port is not None:
@@ -99,7 +101,7 @@ class Daemon:
             self._instance,
             self._writer,
             embedder,
-            settings.embedder,
+            found_as,
             settings.embed_kinds,
             settings.word_kinds,
             self._status.embeddings,

@@ -96,8 +96,8 @@ Examples:
 @click.option(
     "--embedder",
     metavar="NAME",
-    help="Embedder for events: local-bow, wordllama, openai:MODEL, module:attribute, or none; default: PMM_EMBEDDER "
-    "or local-bow.",
+    help="Embedder for events: local-bow, wordllama, auto (wordllama where it is installed), openai:MODEL, "
+    "module:attribute, or none; default: PMM_EMBEDDER or local-bow.",
 )
 @click.option(
     "--embed-kinds",

@@ -94,7 +94,8 @@ def test_no_command_loses_anything() -> None:
                 assert words[1] == "--backup=numbered"
             if words[0] == "rm":
                 assert words[-1] in (SAMPLE["file"], SAMPLE["directory"])
-                assert key in {"remove-copy", "remove-stage", "remove-foreign", "remove-socket"}
+                of_words = {"remake-words", "remake-words-of-daemon", "remake-words-of-service"}
+                assert key in {"remove-copy", "remove-stage", "remove-foreign", "remove-socket", *of_words}
     assert {"mv", "rm", "pmm-shm", "pmm-cached", "kill", "sqlite3"} <= seen
 
 

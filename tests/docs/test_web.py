@@ -215,7 +215,7 @@ def test_why_is_the_explanation_of_the_command(server: WebServer) -> None:
 
 def test_the_context_is_that_of_the_library(server: WebServer) -> None:
     with connect(path_of(server)) as cache:
-        wanted = cache.context("plan week 3", 3, 3, 4)
+        wanted = cache.context("plan week 3", 3, 3, 4, recall_mode="auto")
     body = json.dumps({"text": "plan week 3"}).encode()
     found = server.api("/context", method="POST", body=body)
     assert found["block"] == str(wanted)

@@ -171,7 +171,7 @@ class Terminal:
 def test_search_is_that_of_the_cache(served: Served) -> None:
     text = "Remind me to plan the garden"
     found = served.json("search", served.ledger, text, "-k", "7")
-    assert list(found) == ["mode", "model", "as_of", "is_complete", "embedded_here", "hits"]
+    assert list(found) == ["mode", "model", "as_of", "is_complete", "embedded_here", "problem", "hits"]
     head = ledgers.execute(served.ledger, "SELECT max(id) FROM events")[0][0]
     assert (found["model"], found["as_of"], found["is_complete"], found["embedded_here"]) == (
         "local-bow",

@@ -28,11 +28,14 @@ def test_the_context_is_that_of_a_worker(told: str, start_daemon: StartDaemon) -
     daemon = start_daemon(told)
     assert run("embed", told).code == 0
     with connect(told) as cache:
-        expected = cache.context(TEXT, reflections=3, recall=3, messages=16)
+        expected = cache.context(TEXT, reflections=3, recall=3, messages=16, recall_mode="auto")
+        by_meaning = cache.context(TEXT, reflections=3, recall=3, messages=16)
         short = cache.context(None, reflections=0, messages=1)
     seen = daemon.stats()["workers"]["seen"]
     assert "Recalled messages" in str(expected)
     assert run("context", told, TEXT) == (0, f"{expected}\n".replace("\x1b", "\\x1b"), "")
+    assert by_meaning.recalled != expected.recalled
+    assert run("context", told, TEXT, "--mode", "meaning").out == f"{by_meaning}\n".replace("\x1b", "\\x1b")
     assert run("context", told, "--reflections", "0", "--messages", "1").out == f"{short}\n".replace("\x1b", "\\x1b")
     found = json.loads(run("context", told, TEXT, "--json").out)
     assert (found["name"], found["as_of"], found["recall_problem"]) == ("Echo", 4, None)

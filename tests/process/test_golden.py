@@ -1,9 +1,11 @@
-"""The golden ledgers, every answer at every prefix, to the last float bit: by full replay, by a client without a
-daemon, by a client beside one, and in mixtures."""
+"""The golden ledgers, every answer at every prefix, to the last float bit: by a client without a daemon, by a client
+beside one, and in mixtures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 from pmm_shm_client import connect
 from tests.support.fork_daemon import ForkedDaemon
@@ -19,6 +21,21 @@ from tests.support.golden_cases import (
 )
 
 WITH_EVENTS = [case for case in CASES if case.events]
+
+
+@parametrised(CASES)
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_client_without_a_daemon(case: Case, journal: str, tmp_path: Path) -> None:
+    path = tmp_path / "pmm.db"
+    make_ledger(path, journal)
+    warnings = Warnings()
+    with connect(path) as cache:
+        for golden, as_of in steps(case, path):
+            cache.self_model(on_warn=warnings)
+            assert_golden(answers_of(cache, warnings.cids), golden, case.name)
+            frame = cache.frame()
+            assert_golden(answers_of(frame, warnings.cids), golden, case.name)
+            assert frame.as_of == cache.metrics().as_of == as_of
 
 
 @parametrised(WITH_EVENTS)

@@ -1,11 +1,14 @@
-"""How many questions find their message, by meaning, by words, and by both: paraphrases, identifiers and names."""
+"""How many questions find their message, by meaning, by words, and by both: paraphrases, identifiers, names, times."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from bench import recall
 from pmm_shm import limits
 from pmm_shm_client import Cache, connect
 from tests.support.paraphrases import PAIRS
@@ -74,3 +77,56 @@ def test_identifiers_names_and_paraphrases_are_found_in_one_search(cache: Cache,
     assert by_both[0] >= by_meaning[0] - len(PAIRS) // 20
     assert by_both[1] >= by_meaning[1] - 1
     assert by_both[1] >= 0.9 * len(PAIRS)
+
+
+# The questions of `make bench-recall`.
+
+
+def test_the_dialogue_and_its_questions() -> None:
+    turns = recall.turns()
+    assert len(turns) == 1_000
+    assert [one["ts"] for one in turns] == sorted(one["ts"] for one in turns)
+    asked = [one for part in recall.PARTS for one in recall.questions(part)]
+    assert len({one.question for one in asked}) == len({one.answer for one in asked}) == 200
+    for part in recall.PARTS:
+        assert sorted(one.kind for one in recall.questions(part)) == sorted(25 * recall.KINDS)
+    for one in asked:
+        assert (one.since or "") <= turns[one.answer - 1]["ts"] <= (one.until or "9")
+
+
+@pytest.mark.parametrize("part", recall.PARTS)
+@pytest.mark.parametrize("model", ["local-bow", "wordllama"])
+def test_both_searches_together_are_as_good_as_the_better_one(model: str, part: str) -> None:
+    asked = recall.questions(part)
+    with recall.told(model) as cache:
+        ranks = {**recall.ranks_of(cache, asked), **recall.ranks_alone(model, asked)}
+    found = {key: recall.Quality.of(row) for key, row in ranks.items()}
+    for kind in recall.KINDS:
+        # By meaning it is the plain search of vectors; by words it loses nothing to plain FTS5.
+        assert ranks["meaning", kind] == ranks["vectors alone", kind]
+        assert found["words", kind].hit_5 >= found["FTS5 alone", kind].hit_5 - 0.04
+        for mode in ("hybrid", "auto"):
+            one = recall.verdict(ranks, mode, kind)
+            assert one.behind <= 1, (mode, kind)
+            if model == "wordllama":
+                # Of a paraphrase, words know nothing: what meaning has as the twentieth is not among the first five.
+                assert one.share >= (0.6 if kind == "paraphrase" else 0.95), (mode, kind)
+    assert min(found["hybrid", kind].hit_1 for kind in ("name", "identifier")) >= 0.8
+    if model == "wordllama":
+        assert found["hybrid", "paraphrase"].hit_5 >= 0.5
+        assert found["hybrid", "time"].hit_1 >= 0.9
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_the_report(is_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--part", "tuning", "--embedder", "local-bow", *(["--json"] if is_json else [])]
+    monkeypatch.setattr(sys, "argv", ["bench.recall", *arguments])
+    recall.main()
+    said = capsys.readouterr().out
+    if is_json:
+        (found,) = json.loads(said).values()
+        assert found.keys() == {f"{mode}, {kind}" for mode in (*recall.MODES, *recall.ALONE) for kind in recall.KINDS}
+        assert found["words, identifier"]["hit_5"] == 1.0
+    else:
+        assert "local-bow, tuning: hit@1 / hit@5 / MRR" in said
+        assert "auto, name: 1.00 of the 25 that a part finds in 20, 0 below the better part: met" in said

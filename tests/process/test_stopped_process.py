@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from pmm_shm.store.environment import HeldTableError, open_reader
 from pmm_shm_client import connect
 from tests.support.daemons import run_daemon
 from tests.support.fork_daemon import ForkedDaemon, wait_until
@@ -77,6 +80,28 @@ def test_a_process_that_opens_the_store_meanwhile_reads_exactly_and_no_thread_of
             assert "holds the lock of the reader table" in ended.stderr
         with ForkedDaemon(path), connect(path) as cache:
             assert cache.stats()["daemon"]["rebuilds"] == 0
+
+
+def test_a_transaction_that_has_ended_keeps_its_slot_as_long_as_somebody_has_it(tmp_path: Path) -> None:
+    """Another read then needs a slot of its own, and does not wait for ever for the lock that guards these."""
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    with ForkedDaemon(path):
+        wait_until(lambda: tables(path)["tables"], "the first flip")
+        environment = open_reader(Path(f"{path}-cache"))
+        assert environment is not None
+        try:
+            kept = [environment.begin()]
+            environment.end(kept[0])
+            with table_of_readers_held(path):
+                started = time.monotonic()
+                with pytest.raises(HeldTableError):
+                    environment.get(b"any")
+                assert time.monotonic() - started < 2.0
+                kept.clear()
+                assert environment.get(b"any") is None
+        finally:
+            environment.close()
 
 
 def test_a_lock_that_a_power_loss_has_left_is_not_waited_for(tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ def test_beside_a_daemon(cache: Cache, start_daemon: StartDaemon) -> None:
     assert [one.id for one in turn.context.recalled] in ([1], [3])
     assert turn.context.recall_problem is None
     assert len(cache.commitments().open) == 1
+    for number in range(2_280, 2_300):
+        cache.append("user", f"Invoice INV-{number} was paid.", {})
+    recalled = chat.turn("What about INV-2291?").context.recalled
+    assert [one.content for one in recalled] == ["Invoice INV-2291 was paid."]
     chat.turn("done: tomatoes")
     assert not cache.commitments().open
     assert cache.verify()

@@ -424,7 +424,7 @@ def test_one_position_while_others_append(ledger: str) -> None:
         writer.start()
         try:
             seen: set[int] = set()
-            while len(seen) < 100:
+            while len(seen) < 40:
                 context = cache.context("hello", reflections=1, messages=1)
                 if context.as_of > 1:
                     said = {context.name, context.reflections[-1].text, context.messages[-1].content}
@@ -505,6 +505,32 @@ def test_async(ledger: str) -> None:
 
 
 # Recall.
+
+
+def test_the_mode_of_recall(tmp_path: Path) -> None:
+    with connect(tmp_path / "l.db", create=True) as cache:
+        cache.append_many([("user", f"Invoice INV-{number} was paid.", None) for number in range(2_280, 2_300)])
+        cache.append("reflection", "INV-2291 again.", {})
+        asked = "What about INV-2291?"
+
+        def recalled(text: str, **options: Any) -> list[int]:
+            return [one.id for one in cache.context(text, recall=3, **options).recalled]
+
+        def found(mode: Any) -> list[int]:
+            return [hit.event_id for hit in cache.search(asked, 3, mode=mode, roles=["user", "assistant"])]
+
+        for mode in ("meaning", "words", "hybrid", "auto"):
+            assert recalled(asked, recall_mode=mode) == found(mode)
+        assert recalled(asked) == found("meaning")
+        assert recalled(asked, recall_mode="auto")[0] == 12
+        assert recalled(asked) != recalled(asked, recall_mode="auto")
+        # A message was not written as a query.
+        assert recalled('-INV-2291, "no such phrase"?', recall_mode="words") == [12]
+        by_words = cache.context(asked, recall=1, recall_mode="words").recalled[0]
+        assert (by_words.id, by_words.similarity) == (12, None)
+        for recall in (0, 1):
+            with pytest.raises(ConfigError, match="recall_mode: expected one of"):
+                cache.context(asked, recall=recall, recall_mode="best")  # type: ignore[arg-type]
 
 
 def test_without_a_table_this_process_embeds(ledger: str) -> None:

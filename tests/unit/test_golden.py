@@ -1,5 +1,4 @@
-"""The golden ledgers, every answer at every prefix, to the last float bit: by full replay, by a client without a
-daemon, by a client beside one, and in mixtures."""
+"""The golden ledgers, every answer at every prefix, to the last float bit, by full replay."""
 
 from __future__ import annotations
 
@@ -41,18 +40,3 @@ def test_full_replay(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert get_or_compute_ias_gas(log) == (golden["ias"], golden["gas"])
             assert_golden(answers, golden, case.name)
     assert not Path(f"{path}-cache").exists()
-
-
-@parametrised(CASES)
-@pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_client_without_a_daemon(case: Case, journal: str, tmp_path: Path) -> None:
-    path = tmp_path / "pmm.db"
-    make_ledger(path, journal)
-    warnings = Warnings()
-    with connect(path) as cache:
-        for golden, as_of in steps(case, path):
-            cache.self_model(on_warn=warnings)
-            assert_golden(answers_of(cache, warnings.cids), golden, case.name)
-            frame = cache.frame()
-            assert_golden(answers_of(frame, warnings.cids), golden, case.name)
-            assert frame.as_of == cache.metrics().as_of == as_of

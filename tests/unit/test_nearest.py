@@ -79,12 +79,12 @@ def test_many_rows_with_near_ties(k: int) -> None:
     # Rows that float32 cannot tell apart: they differ in the last bit of one coordinate.
     random = np.random.default_rng(5)
     base = random.standard_normal(32).astype(np.float32)
-    vectors = np.repeat(base[np.newaxis], 20_000, axis=0)
-    for number in range(0, 20_000, 7):
+    vectors = np.repeat(base[np.newaxis], 8_000, axis=0)
+    for number in range(0, 8_000, 7):
         column = number % 32
         vectors[number, column] = np.nextafter(vectors[number, column], np.float32(np.inf if number % 2 else -np.inf))
     vectors[::3] = random.standard_normal((len(vectors[::3]), 32))
-    ids = random.permutation(20_000).tolist()
+    ids = random.permutation(8_000).tolist()
     query = base.astype(np.float64) + 1e-3
     check(nearest(in_blocks(ids, vectors, [0, 0, 0]), query, k), ids, vectors, query, k)
 

@@ -10,8 +10,8 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
-from pmm_shm_cli.completeness import warn_if_incomplete
-from pmm_shm_cli.searches import filters_of, scores_of, search_options, shown_score
+from pmm_shm_cli.completeness import say_what_it_lacks
+from pmm_shm_cli.searches import filters_of, mode_option, scores_of, search_options, shown_score
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -39,10 +39,17 @@ _RECALL_MAX, _REFLECTIONS_MAX, _MESSAGES_MAX = 100, 32, 64
     "--reflections", type=click.IntRange(0, _REFLECTIONS_MAX), default=3, metavar="N", help="Newest reflections."
 )
 @click.option("--messages", type=click.IntRange(0, _MESSAGES_MAX), default=16, metavar="M", help="Last messages.")
+@mode_option
 @ledger_timeout_option
 @json_option
 def context(
-    words: tuple[str, ...], recall: int, reflections: int, messages: int, timeout: Deadline, as_json: bool
+    words: tuple[str, ...],
+    recall: int,
+    reflections: int,
+    messages: int,
+    mode: str,
+    timeout: Deadline,
+    as_json: bool,
 ) -> None:
     """Print what a worker would put into its prompt.
 
@@ -50,10 +57,11 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
+    chosen: Any = mode
     from pmm_shm_terminal.spectator import SpectatorCache
 
     with SpectatorCache(ledger, timeout=timeout.left_s()) as cache:
-        found = cache.context(text, reflections=reflections, recall=recall, messages=messages)
+        found = cache.context(text, reflections, recall, messages, recall_mode=chosen)
     if as_json:
         print_json(json_value(found.to_dict()))
         return
@@ -119,7 +127,7 @@ def recall(
         print_json(_as_dict(found))
     else:
         _show(found)
-        warn_if_incomplete(found, ledger, timeout.left_s())
+        say_what_it_lacks(found, ledger, timeout.left_s())
 
 
 def _as_dict(found: Hits[Any]) -> dict[str, Any]:
@@ -130,6 +138,7 @@ def _as_dict(found: Hits[Any]) -> dict[str, Any]:
         "as_of": found.as_of,
         "is_complete": found.is_complete,
         "embedded_here": found.embedded_here,
+        "problem": found.problem,
         "events": events,
     }
 
@@ -152,5 +161,3 @@ def _show(found: Hits[Any]) -> None:
     if not found:
         why = f"has a vector of {printable(found.model)}" if found.mode == "meaning" else "was found"
         click.echo(f"pmm-shm: no event {why} (as of event {found.as_of})", err=True)
-    if found.problem is not None:
-        click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)

@@ -14,7 +14,7 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, SnapshotUnavailableError
-from pmm_shm_cli.completeness import warn_if_incomplete
+from pmm_shm_cli.completeness import say_what_it_lacks
 from pmm_shm_cli.searches import filters_of, scores_of, search_options, shown_score
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
@@ -108,7 +108,7 @@ def search(
         print_json(_found(found, events))
     else:
         _show_found(found, events)
-        warn_if_incomplete(found, ledger, timeout.left_s())
+        say_what_it_lacks(found, ledger, timeout.left_s())
 
 
 def _ledger_and_query(words: tuple[str, ...], vector: str | None) -> tuple[str, Any]:
@@ -153,6 +153,7 @@ def _found(found: Hits[Any], with_events: bool) -> dict[str, Any]:
         "as_of": found.as_of,
         "is_complete": found.is_complete,
         "embedded_here": found.embedded_here,
+        "problem": found.problem,
         "hits": hits,
     }
 
@@ -173,8 +174,6 @@ def _show_found(found: Hits[Any], with_events: bool) -> None:
         made.add_row(*cells)
     by = " and ".join(filter(None, ("words" if by_words else "", found.model)))
     show(titled(f"nearest events by {printable(by)}: {len(found)} (as of event {found.as_of})", made))
-    if found.problem is not None:
-        click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)
 
 
 def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:

@@ -144,6 +144,19 @@ class StoreFacts:
 
 
 @dataclass(frozen=True)
+class WordFacts:
+    """The index of words.
+
+    Attributes:
+        as_of: every event up to this one was taken into account.
+        problem: why it cannot be read; None if it can.
+    """
+
+    as_of: int
+    problem: str | None
+
+
+@dataclass(frozen=True)
 class StateFacts:
     """The instance directory and the daemon.
 
@@ -160,6 +173,7 @@ class StateFacts:
         daemon_pid: as recorded.
         daemon_state: of its process, a letter as in proc(5); None if it does not run.
         runs: the reports of processes of PMM.
+        words: None if there is no index of words, or if its directory is not trusted.
     """
 
     instance: Instance
@@ -180,6 +194,7 @@ class StateFacts:
     store: StoreFacts | None = None
     store_problem: str | None = None
     runs: tuple[RunReport, ...] = ()
+    words: WordFacts | None = None
 
 
 @dataclass(frozen=True)

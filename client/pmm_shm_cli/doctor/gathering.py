@@ -11,6 +11,7 @@ import errno
 import glob
 import os
 import socket
+import sqlite3
 import stat
 from typing import Any
 
@@ -32,6 +33,7 @@ from pmm_shm.ledger.replicas import read_record as read_replica_record
 from pmm_shm.ledger.rows import HASH_COLUMNS
 from pmm_shm.store import boot, inspection
 from pmm_shm.wire.endpoints import check_listening, read_record
+from pmm_shm.words.file import checked_record
 from pmm_shm_cli.doctor.facts import (
     Disk,
     File,
@@ -43,6 +45,7 @@ from pmm_shm_cli.doctor.facts import (
     SocketState,
     StateFacts,
     StoreFacts,
+    WordFacts,
 )
 from pmm_shm_cli.doctor.processes import process_state
 from pmm_shm_terminal.state import ask, pid_here
@@ -144,6 +147,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
         store,
         store_problem,
         read_reports(instance),
+        None if directory is None or distrust or is_closed else _look_at_words(instance),
     )
 
 
@@ -297,6 +301,19 @@ def _socket_state(path: str) -> SocketState:
     except OSError:
         return "absent"
     return "listening"
+
+
+def _look_at_words(instance: Instance) -> WordFacts | None:
+    file = file_at(str(instance.words_file))
+    if file is None:
+        return None
+    try:
+        record = checked_record(instance.words_file)
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        return WordFacts(0, f"{file.path}: {error}")
+    if record is None:
+        return WordFacts(0, f"{file.path}: of another version")
+    return WordFacts(record.position.as_of, None)
 
 
 def _look_at_store(instance: Instance) -> StoreFacts | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, runs, state, store
+from pmm_shm_cli.doctor.checks import daemon, ledger, machine, rows, runs, state, store, words
 from pmm_shm_cli.doctor.finding import DoctorCheck
 
 LEDGER_CHECKS = (
@@ -44,6 +44,8 @@ LEDGER_CHECKS = (
     DoctorCheck("stale-reader", store.stale_readers),
     DoctorCheck("state-room", store.room),
     DoctorCheck("replaced-file", store.replaced),
+    DoctorCheck("words", words.index),
+    DoctorCheck("embedder", words.embedder),
     DoctorCheck("pmm", runs.answers),
     DoctorCheck("pmm", runs.failures),
     DoctorCheck("pmm", runs.not_replaced),

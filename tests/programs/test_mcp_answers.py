@@ -112,9 +112,13 @@ def test_recall_finds_identifiers_and_obeys_filters(cache: Cache) -> None:
 
 def test_context_is_the_block_of_the_library(cache: Cache) -> None:
     cache.append("identity_adopt", "Echo", {"name": "Echo"})
-    cache.append("user", "The tulips are red.")
-    text = text_of(called(Memory(cache), "context", message="tulips", recall=1, messages=2, reflections=1))
-    assert text == f"{cache.context('tulips', 1, 1, 2)}\n\n(as of event 2)"
+    cache.append_many([("user", f"Invoice INV-{number} was paid.", None) for number in range(2_280, 2_300)])
+    asked = "What about INV-2291?"
+    text = text_of(called(Memory(cache), "context", message=asked, recall=1, messages=2, reflections=1))
+    assert text == f"{cache.context(asked, 1, 1, 2, recall_mode='auto')}\n\n(as of event 21)"
+    # By meaning alone, the default embedder mixes up identifiers.
+    assert "INV-2291 was paid" in text
+    assert "INV-2291 was paid" not in str(cache.context(asked, 1, 1, 2))
 
 
 def test_events_by_kind_and_range_and_how_to_go_on(cache: Cache) -> None:
