@@ -100,7 +100,7 @@ def databases_of(page: Path) -> Iterator[dict[str, str]]:
     if page.stem != "many-machines":
         yield {}
         return
-    if postgres.programs() is None and not os.environ.get("CI"):
+    if (postgres.programs() is None or shutil.which("psql") is None) and not os.environ.get("CI"):
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
     with postgres.running() as server:
         standby = postgres.Postgres(server.folder.parent / "standby", standby_of=server)
