@@ -7,6 +7,8 @@ Invariant: nothing is deleted before a fork was confirmed by three new connectio
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 _RETRY_S_MIN = 0.1
-_STOP_CHECK_S = 0.2
 
 
 class Follower:
@@ -65,10 +66,13 @@ class Follower:
         self._looking: threading.Thread | None = None
         self._difference_id: int | None = None
         self._is_told_to_stop = False
+        # It wakes the wait for a notification.
+        self._stop_event = os.eventfd(0, os.EFD_CLOEXEC)
 
     def stop(self) -> None:
         """End `run` after the batch; safe in a signal handler."""
         self._is_told_to_stop = True
+        os.eventfd_write(self._stop_event, 1)
 
     @property
     def is_stopping(self) -> bool:
@@ -126,11 +130,10 @@ class Follower:
             self._wait_for_more(connection)
 
     def _wait_for_more(self, connection: Connection) -> None:
-        """Return at a notification, after the slow poll, or at `stop`: a signal does not end psycopg's wait."""
-        deadline_s = self._clock() + limits.REPLICA_SLOW_POLL_S
-        while not self.is_stopping and (rest_s := deadline_s - self._clock()) > 0:
-            if list(connection.notifies(timeout=min(_STOP_CHECK_S, rest_s), stop_after=1)):
-                return
+        """Return at a notification, after the slow poll, or at `stop`. psycopg's own wait looks ten times a second."""
+        if not list(connection.notifies(timeout=0, stop_after=1)):
+            select.select([connection.fileno(), self._stop_event], [], [], limits.REPLICA_SLOW_POLL_S)
+            list(connection.notifies(timeout=0))
 
     def _look_around_when_due(self) -> None:
         """Leave a server that was replaced and does not know it: its connection would stay for ever.
