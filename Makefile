@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-recall bench-web bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-recall bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -107,6 +107,9 @@ bench-recall: $(STAMP) ## Measure how well searches find: 200 questions about a 
 bench-web: $(STAMP) ## Measure the page of pmm-shm web; EVENTS=100000,1000000.
 	$(BIN)/python -m bench.web $(if $(EVENTS),--events $(EVENTS))
 
+bench-shapes: $(STAMP) ## Measure reads of logs of other programs, beside PMM's table.
+	$(BIN)/python -m bench.shapes $(if $(EVENTS),--events $(EVENTS))
+
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run
 
@@ -147,6 +150,7 @@ lock: $(TOOLS_STAMP) ## Lock the dependencies anew, after a change of pyproject.
 	$(LOCK) -c requirements/dev.txt pyproject.toml requirements/build.in -o requirements/product.txt
 	$(LOCK) --extra bench -c requirements/dev.txt pyproject.toml -o requirements/bench.txt
 	$(LOCK) -c requirements/dev.txt requirements/tools.in -o requirements/tools.txt
+	$(LOCK) --python-version 3.11 requirements/shapes.in -o requirements/shapes.txt
 
 audit: $(TOOLS_STAMP) ## Look for known vulnerabilities in what is locked.
 	@$(BIN)/python requirements/audit.py $(BIN)/pip-audit requirements/dev.txt requirements/bench.txt
@@ -192,7 +196,7 @@ uninstall: ## Remove what install made, and only that.
 		if [ -d "$(DESTDIR)$$folder" ]; then rmdir --ignore-fail-on-non-empty "$(DESTDIR)$$folder"; fi; done
 
 clean: ## Remove the environment and everything generated.
-	rm -rf $(VENV) .venv-demo .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
+	rm -rf $(VENV) .venv-demo .venv-shapes .venv-shapes.lock .venv-3.* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .bench
 	find pmm_shm server client tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements/dev.txt

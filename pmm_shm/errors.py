@@ -24,7 +24,7 @@ class LedgerNotFoundError(LedgerError, FileNotFoundError):
 
 
 class NotALedgerError(LedgerError):
-    """The file is not a ledger: not a database, empty, or without a usable `events` table."""
+    """The file is not a ledger: not a database, empty, or without a usable `events` table; or a shape does not fit."""
 
 
 class LedgerUnreadableError(LedgerError):
@@ -34,7 +34,7 @@ class LedgerUnreadableError(LedgerError):
 
 
 class LedgerUnwritableError(LedgerError):
-    """The ledger cannot be written from this process; nothing was written."""
+    """The ledger cannot be written from this process, or is the log of another program; nothing was written."""
 
 
 class ReplicaError(LedgerUnwritableError):
@@ -159,14 +159,14 @@ class CommandError(DaemonError):
 
 
 class UnknownFoldError(PmmShmError, KeyError):
-    """No fold of this name is built in or registered."""
+    """No fold of this name is built in or registered, or none is on the log of another program."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class FoldError(PmmShmError):
-    """A registered fold cannot be used: it does not load or breaks the fold contract."""
+    """A fold cannot be used: it does not load, breaks the contract, or asks for a column that the ledger lacks."""
 
 
 class InvalidTextError(PmmShmError, ValueError):

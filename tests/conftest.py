@@ -26,6 +26,7 @@ pytest_plugins = [
         "figures",
         "own_embedders",
         "privileges",
+        "program_logs",
         "provider",
         "publishing",
         "reentry",

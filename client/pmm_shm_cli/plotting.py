@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pmm_shm.errors import MissingExtraError
@@ -64,6 +65,15 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    return figure_bytes(file_format, lambda figure: _draw(figure, history, title, names))
+
+
+def figure_bytes(file_format: Format, draw: Callable[[Figure], None]) -> bytes:
+    """A figure in the style of all, filled by `draw`, as the bytes of a file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     # Messages of the library, such as the place of its font cache, do not concern the caller.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
@@ -78,7 +88,7 @@ def plotted(history: History, file_format: Format, title: str | None = None, nam
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, hspace=0.0))
-        _draw(figure, history, title, names)
+        draw(figure)
         out = io.BytesIO()
         # Without date and version of the library, the file changes only with its content.
         metadata = {"Creator": "pmm-shm", "Date": None} if file_format == "svg" else {"Software": "pmm-shm"}
@@ -165,11 +175,16 @@ def _label(name: str | None) -> str:
 
 
 def _dress(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.set_ylabel("score")
+    dress_ids(axes)
+
+
+def dress_ids(axes: Axes) -> None:
+    """An axis of event ids below, lines at the numbers, no frame."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_xlabel("event id")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))

@@ -17,6 +17,7 @@ _STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold 
 _PAST = "last error"
 _READERS_MAX = 8
 _QUARANTINE_MAX = 3
+_ENTRIES_AT_A_GLANCE, _ENTRIES_MAX, _VALUE_CHARS = 5, 20, 60
 StatusNumbers = dict[str, Any]
 LabelledLines = tuple[str, list[Any]]
 
@@ -54,6 +55,7 @@ def glance(found: StatusNumbers) -> list[RenderableType]:
             rows.append(("source", [_cut(source_line(found["daemon"]["replica"]))]))
         if found["daemon"]["quarantined"]:
             rows.append(("quarantine", _quarantine_lines(found["daemon"])))
+    rows += [(name, [_cut(line) for line in lines]) for name, lines in _fold_rows(found, _ENTRIES_AT_A_GLANCE)]
     return [_grid(rows)] if rows else []
 
 
@@ -62,6 +64,7 @@ def sections(found: StatusNumbers) -> list[RenderableType]:
     rows = [*_problem_rows(found), *_ledger_rows(found), *_owner_rows(found)]
     if found["daemon"] is not None:
         rows += _daemon_rows(found, found["daemon"])
+    rows += _fold_rows(found, _ENTRIES_MAX)
     return [Text(""), _grid(rows)]
 
 
@@ -89,11 +92,42 @@ def _problem_rows(found: StatusNumbers) -> list[LabelledLines]:
 
 
 def _owner_rows(found: StatusNumbers) -> list[LabelledLines]:
+    if found["daemon"] is not None and found["daemon"].get("shape"):
+        return [("shape", [f"{found['daemon']['shape']}: a log of another program, which alone appends to it"])]
     missing = found.get("not_applicable")
     if not missing:
         return []
     owner = f"PMM 2: {NEEDS_LEASE}"
     return [("owner", [owner]), ("does not apply", [", ".join(missing), WHY_NOT_APPLICABLE])]
+
+
+def _fold_rows(found: StatusNumbers, entries_max: int) -> list[LabelledLines]:
+    """What the users' folds describe: numbers and texts in one line, and a line for each table."""
+    rows: list[LabelledLines] = []
+    for name, described in found.get("described", {}).items():
+        if isinstance(described, str):
+            rows.append((printable(name), [described]))
+            continue
+        plain = [f"{key} {_short(value)}" for key, value in described.items() if not isinstance(value, dict)]
+        lines: list[Any] = [", ".join(plain)] if plain else []
+        for key, table in described.items():
+            if isinstance(table, dict):
+                shown = [f"{entry} {_short(value)}" for entry, value in list(table.items())[:entries_max]]
+                more = f", {len(table) - entries_max:,} more" if len(table) > entries_max else ""
+                lines.append(f"{key}: {', '.join(shown) or 'none'}{more}")
+        rows.append((printable(name), lines or ["nothing"]))
+    return rows
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) < 10**15 else f"{value!r:.40}"
+    if value is None:
+        return "–"
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"
 
 
 def _ledger_rows(found: StatusNumbers) -> list[LabelledLines]:
@@ -174,7 +208,7 @@ def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
     if not workers["seen"]:
         return ["none has reported yet"]
     parts = []
-    for group in ("projection", "metrics"):
+    for group in ("projection", "metrics") if workers["metrics_hits"] + workers["metrics_misses"] else ("projection",):
         hits, misses = workers[f"{group}_hits"], workers[f"{group}_misses"]
         parts.append(f"{group} {rate(hits, misses)} of {hits + misses:,}")
     hits, misses = workers["embedding_hits"], workers["embedding_misses"]

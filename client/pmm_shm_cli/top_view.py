@@ -75,7 +75,7 @@ def frame(
     lines += [*_rates(series, width, rate_lines, plain), Text("")]
     if found.get("not_applicable"):
         lines.append(Text.assemble(("scores".ljust(_LABEL), "cyan"), WHY_NOT_APPLICABLE))
-    else:
+    elif found.get("shape") is None:
         lines += _scores(series, width, score_lines, plain)
     lines += [*_facts(found), *table]
     return Group(*[_fitted(line, width) for line in lines][: max(1, height)])

@@ -30,6 +30,7 @@ from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.shape import Shape
     from pmm_shm.projection.replay import Progress
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
@@ -354,6 +355,7 @@ async def connect_async(
     create: bool = False,
     durability: Durability = "default",
     folds: Iterable[Fold | type[Fold]] = (),
+    shape: Shape | str | os.PathLike[str] | None = None,
 ) -> AsyncCache:
     """As `connect`, for asyncio: `async with await connect_async("pmm.db") as cache: ...`."""
     options = {
@@ -364,5 +366,6 @@ async def connect_async(
         "create": create,
         "durability": durability,
         "folds": folds,
+        "shape": shape,
     }
     return await _in_thread(open_cache, AsyncCache, path, autostart, options)

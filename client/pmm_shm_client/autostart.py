@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, ResourceLimitError, StoreError
@@ -18,6 +19,9 @@ from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 _NOTIFY_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -57,13 +61,14 @@ def is_running(instance: Instance, timeout_s: float = 1.0) -> bool:
     return True
 
 
-def start_daemon(ledger: str, timeout_s: float = 10.0, folds: Iterable[str] = ()) -> None:
+def start_daemon(ledger: str, timeout_s: float = 10.0, folds: Iterable[str] = (), shape: Shape | None = None) -> None:
     """Start a daemon for the ledger, if none answers, and wait until it does. It ends when it is idle.
 
     If several clients start one at once, all but one exit. The log goes to `daemon.log` in the instance directory.
 
     Parameters:
         folds: what it shall keep besides the built-in and the registered ones, as `package.module:attribute`.
+        shape: how a table of another program is the log; it is recorded for the daemon.
 
     Raises:
         DaemonError: it cannot be started from here; the message has the command to type.
@@ -82,6 +87,10 @@ def start_daemon(ledger: str, timeout_s: float = 10.0, folds: Iterable[str] = ()
     try:
         make_directory(instance)
         os.close(make_file(instance.log_file, PRIVATE_MODE))
+        if shape is not None:
+            from pmm_shm.ledger.shape_record import record_shape
+
+            record_shape(instance, shape)
     except StoreError as error:
         raise DaemonError(str(error)) from error
     except OSError as error:

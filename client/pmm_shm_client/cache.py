@@ -36,6 +36,7 @@ from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.shape import Shape
     from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
@@ -71,6 +72,8 @@ class Cache(Reads):
         create: make a new ledger if the file is missing or is a database without tables.
         durability: what an acknowledged append survives, as in `EventLog`.
         folds: further folds, as `add_fold` takes them.
+        shape: how a table of another program is the log: a `Shape`, the path of a TOML file, or the name of a shape
+            that comes with pmm-shm. None for the recorded one, if there is one.
         heeds_flags: whether the `PMM_USE_*` variables can turn the shared cache off; false where they are meant for
             another program in this process.
         late_folds: names of built-in folds, not the self-model. Reads and frames leave each of them out until somebody
@@ -96,6 +99,7 @@ class Cache(Reads):
         create: bool = False,
         durability: Durability = "default",
         folds: Iterable[Fold | type[Fold]] = (),
+        shape: Shape | str | os.PathLike[str] | None = None,
         heeds_flags: bool = True,
         late_folds: Collection[str] = (),
     ) -> None:
@@ -107,9 +111,12 @@ class Cache(Reads):
         if heeds_flags:
             flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
-        self._log = EventLog(path, timeout=timeout, create=create, durability=durability)
+        agreed = None if shape is None else _agreed_shape(path, shape)
+        self._log = EventLog(path, timeout=timeout, create=create, durability=durability, shape=agreed)
         memos = Memos()
-        reader = Reader(self._log.path, timeout, freshness, self._log.recover, memos.expire, late_folds)
+        reader = Reader(
+            self._log.path, timeout, freshness, self._log.recover, memos.expire, late_folds, self._log.shape
+        )
         super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False
@@ -135,6 +142,11 @@ class Cache(Reads):
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else self._consistency
         return f"<{type(self).__name__} {self.path}, {state}>"
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a table of another program; None for a ledger."""
+        return self._reader.shape
 
     def mark(self) -> Mark:
         """A value that stays equal as long as nobody commits to the ledger; compare it, and nothing else.
@@ -742,7 +754,7 @@ class Cache(Reads):
         if found is None:
             return verify_unpublished(self._reader.connection)
         copy, everything = found
-        report = verify(self._reader.connection, copy)[0]
+        report = verify(self._reader.connection, copy).report
         if not report.ok:
             # As the daemon does, which voids it for all: exactness before speed.
             self._reader.distrust(everything)
@@ -762,7 +774,7 @@ class Cache(Reads):
             from pmm_shm_client.autostart import start_daemon
 
         names = [name for fold in self._added_folds.values() if (name := importable_name(fold)) is not None]
-        start_daemon(self.path, folds=names)
+        start_daemon(self.path, folds=names, shape=self._log.shape)
         self._autostarts = True
 
     def _restarted_daemon(self) -> bool:
@@ -790,6 +802,14 @@ class Cache(Reads):
 def row_appended(cache: Cache, event_id: int) -> RawRow | None:
     """As `pmm_shm.ledger.eventlog.own_row`, of the cache's appends."""
     return own_row(cache._log, event_id)
+
+
+def _agreed_shape(path: str | os.PathLike[str], shape: Shape | str | os.PathLike[str]) -> Shape | None:
+    with late_imports:
+        from pmm_shm.ledger.shape import load_shape
+        from pmm_shm.ledger.shape_record import agreed_shape
+
+    return agreed_shape(Instance.of(path), load_shape(shape))
 
 
 def _checked_default(embedder: object) -> Embedder | str | None:

@@ -24,6 +24,7 @@ from pmm_shm_client.results import SelfModelDict, self_model_dict
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.shape import Shape
     from pmm_shm.vectors.embedder import Embedder
     from pmm_shm_client.replaying import ReplayReading
 
@@ -42,6 +43,7 @@ def connect(
     create: bool = False,
     durability: Durability = "default",
     folds: Iterable[Fold | type[Fold]] = (),
+    shape: Shape | str | os.PathLike[str] | None = None,
 ) -> Cache:
     """The shared state of a ledger; works with or without a daemon.
 
@@ -49,13 +51,13 @@ def connect(
         path: the ledger; None for the one in `PMM_DB`.
         autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
             by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
-        consistency, timeout, freshness, embedder, durability, folds: see `Cache`.
+        consistency, timeout, freshness, embedder, durability, folds, shape: see `Cache`.
         create: make a new ledger if there is none.
 
     Raises:
         LedgerNotFoundError: no file at `path`, and `create` is false.
         LedgerError: no usable ledger there.
-        ConfigError: an argument or an environment variable has no meaning.
+        ConfigError: an argument or an environment variable has no meaning; `shape` is not the recorded one.
         FoldError: one of `folds` breaks the contract, or has the name of another fold.
         DaemonError: `autostart`, and the daemon does not start.
     """
@@ -67,6 +69,7 @@ def connect(
         "create": create,
         "durability": durability,
         "folds": folds,
+        "shape": shape,
     }
     return open_cache(Cache, path, autostart, options)
 

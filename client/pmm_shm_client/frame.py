@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pmm_shm import limits
 from pmm_shm.errors import ClosedError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
+from pmm_shm.folds.engine import DECODE
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
-from pmm_shm.frozen import json_text
+from pmm_shm.frozen import json_text, plain
 from pmm_shm.ledger.tail import Position
 from pmm_shm_client.results import (
     Commitments,
@@ -140,6 +141,9 @@ class Frame:
         The fields of answers that do not apply to the ledger are None; a key `not_applicable` then lists their names.
         """
         missing = self.not_applicable
+        if "self_model" not in self._views:
+            # The log of another program.
+            return {"as_of": self.as_of, **{name: plain(view) for name, view in self._views.items() if name != DECODE}}
         return {
             "as_of": self.as_of,
             "self_model": applicable("self_model", {**self.self_model()}, missing),

@@ -11,12 +11,20 @@ Invariant: no read transaction outlives the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import ClosedError, LedgerBusyError, LedgerError, SnapshotUnavailableError
+from pmm_shm.errors import (
+    ClosedError,
+    LedgerBusyError,
+    LedgerError,
+    PmmShmError,
+    SnapshotUnavailableError,
+    UnknownFoldError,
+)
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.registry import built_in_folds
+from pmm_shm.folds.engine import DECODE, DecodeFold
+from pmm_shm.folds.registry import built_in_folds, chosen_folds, find_fold
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
@@ -27,6 +35,9 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import ReadModel
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 _T = TypeVar("_T")
 _ATTEMPTS_MAX = 5
@@ -75,6 +86,7 @@ class Reader:
         recover: called, without a lock, when a dead writer's journal has to be rolled back before anybody can read.
         on_reset: called when earlier reads are void; memos must expire.
         late_folds: names of built-in folds that take no part until they are added.
+        shape: how a table of another program is the log: then its folds take the place of the built-in ones.
 
     Attributes:
         folds: those that take part in reads, by name, the built-in ones first; see `add_fold`.
@@ -88,8 +100,9 @@ class Reader:
         recover: Callable[[], None],
         on_reset: Callable[[], None],
         late_folds: Collection[str] = (),
+        shape: Shape | None = None,
     ) -> None:
-        self.connection = Connection(path, "ro", timeout_s)
+        self.connection = Connection(path, "ro", timeout_s, shape)
         self.connection.on_close(on_reset)
         self.freshness = Freshness(self.connection, freshness)
         self.snapshots = SnapshotReader(Instance.of(path))
@@ -97,7 +110,10 @@ class Reader:
         self.connection.on_close(self.snapshots.close)
         self._recover = recover
         self._on_reset = on_reset
-        self.folds: dict[str, Fold] = {fold.name: fold for fold in built_in_folds() if fold.name not in late_folds}
+        self.shape = shape
+        self._lacks = ""
+        folds = built_in_folds() if shape is None else self._folds_of(shape)
+        self.folds: dict[str, Fold] = {fold.name: fold for fold in folds if fold.name not in late_folds}
         # Of those that are not published, these share one read model: each reads the tail once.
         self._first = set(self.folds)
         self._read_models: dict[str, ReadModel] = {}
@@ -119,6 +135,36 @@ class Reader:
     def events_folded(self) -> int:
         """How many events this process has folded for its reads."""
         return self._events_folded + sum(one.events_folded for one in list(self._read_models.values()))
+
+    def _folds_of(self, shape: Shape) -> list[Fold]:
+        """The folds of a shape, as they are for its logs; where it has none, one that needs no event.
+
+        One that cannot be had here is told when somebody asks for it: the others are answered all the same.
+        """
+        folds: list[Fold] = []
+        for name in shape.folds:
+            try:
+                folds += chosen_folds([name])
+            except PmmShmError as error:
+                self._lacks = f"; {error}"
+        return [fold.on_shape(shape.identity) for fold in folds or [DecodeFold(())]]
+
+    def find_fold(self, name: str) -> Fold:
+        """The fold of this name; on the log of another program, only those that take part.
+
+        Raises:
+            UnknownFoldError: there is none.
+        """
+        known = self.folds.get(name)
+        if known is not None or self.shape is None:
+            return known or find_fold(name)
+        has = ", ".join(sorted(self.folds.keys() - {DECODE})) or "none"
+        what = f"no fold {name!r} on a log of the shape {self.shape.name!r}"
+        raise UnknownFoldError(f"{self.connection.path}: {what}; it has: {has}{self._lacks}")
+
+    def fitted(self, fold: Fold) -> Fold:
+        """A fold as it is for this log."""
+        return fold if self.shape is None else fold.on_shape(self.shape.identity)
 
     def add_fold(self, fold: Fold) -> None:
         """Let a registered fold take part in reads from now on."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
-from pmm_shm.folds.registry import checked_fold_name, find_fold, is_same_fold, made_fold, name_of_type
+from pmm_shm.folds.registry import checked_fold_name, is_same_fold, made_fold, name_of_type
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import head_of
+from pmm_shm.projection.cursor import require_columns
 from pmm_shm_client.frame import (
     FOLD_BEHIND,
     RESULTS,
@@ -199,8 +200,7 @@ class Replayer:
     def view(self, name: str, until_id: int) -> Any:
         """The view of a fold."""
         checked_fold_name(name)
-        fold = self._reader.folds.get(name) or find_fold(name)
-        return self.replayed([fold], until_id).view(name)
+        return self.replayed([self._reader.find_fold(name)], until_id).view(name)
 
     def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
         return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
@@ -427,6 +427,9 @@ class Reads(ABC):
         if source not in self._reader.folds:
             self._know(source)
         mode = self._mode(source, consistency)
+        fold = self._reader.folds[source]
+        if fold.columns and mode == "exact":
+            self._reader.with_ledger(lambda: require_columns((fold,), self._reader.connection))
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         build = partial(self._build, name, source, mode, counter)
         value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
@@ -503,7 +506,7 @@ class Reads(ABC):
             counter.hits += 1
             views = before.view
         else:
-            counter.missed(is_published=reading.is_published("self_model"), is_recomputed=not is_same)
+            counter.missed(is_published=reading.is_published(names[0]), is_recomputed=not is_same)
         made = self._frames.get(key)
         if made is None or made[0] is not views or made[1].not_applicable is not self._not_applicable_here():
             made = self._frames[key] = views, self._make_frame(views, reading)
@@ -513,7 +516,7 @@ class Reads(ABC):
         return made[1]
 
     def _make_frame(self, views: Mapping[str, Any], reading: Reading | ReplayReading) -> Frame:
-        warnings = self._warnings.of(reading.state("self_model"))
+        warnings = self._warnings.of(reading.state("self_model")) if "self_model" in views else Warnings([], 0)
         return Frame(self._replays, views, warnings, reading.position, self._not_applicable_here())
 
     def _not_applicable_here(self) -> tuple[str, ...]:
@@ -540,7 +543,7 @@ class Reads(ABC):
     def _know(self, name: str) -> None:
         checked_fold_name(name)
         if name not in self._reader.folds:
-            self._take_part(find_fold(name))
+            self._take_part(self._reader.find_fold(name))
 
     def add_fold(self, fold: Fold | type[Fold]) -> None:
         """Let a fold that is not registered take part in reads of this cache, by its name.
@@ -553,12 +556,12 @@ class Reads(ABC):
         """
         self._check_open()
         made = made_fold(fold, "fold")
-        known = self._reader.folds.get(made.name)
-        if known is not None and not is_same_fold(known, made):
+        known, fitted = self._reader.folds.get(made.name), self._reader.fitted(made)
+        if known is not None and not is_same_fold(known, fitted):
             raise FoldError(f"fold {name_of_type(made)!r}: the name {made.name!r} is taken")
         self._added_folds[made.name] = made
         if known is None:
-            self._take_part(made)
+            self._take_part(fitted)
 
     def _take_part(self, fold: Fold) -> None:
         self._reader.add_fold(fold)

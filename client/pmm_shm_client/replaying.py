@@ -29,6 +29,10 @@ class ReplayReading:
     def view(self, name: str) -> Any:
         return self._folds[name].view(self._states[name])
 
+    @property
+    def folds(self) -> list[Fold]:
+        return list(self._folds.values())
+
     def is_published(self, name: str) -> bool:
         return False
 

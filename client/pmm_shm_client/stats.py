@@ -200,6 +200,7 @@ class DaemonStats(_CaughtUp):
     sizes: DaemonSizes
     embeddings: DaemonEmbeddingStats
     words: WordStats
+    shape: str | None
     replica: ReplicaStats | None
     workers: WorkerStats
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.shape import Shape
     from pmm_shm_client.cache import Cache
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.reads import Consistency
@@ -54,8 +55,8 @@ _POINTS_SHOWN = 20
 _RANGES = (("ias_min", "ias_max"), ("gas_min", "gas_max"))
 
 
-def checked_what(what: str) -> str:
-    """The canonical name, one of `NAMES` or of a registered fold.
+def checked_what(what: str, ledger: str) -> str:
+    """The canonical name, one of `NAMES`, of a registered fold or, for the log of another program, of any.
 
     Raises:
         UnknownFoldError: neither.
@@ -63,27 +64,58 @@ def checked_what(what: str) -> str:
     name = what.replace("_", "-")
     if name in NAMES:
         return name
-    from pmm_shm.folds.registry import find_fold, named_fold
-
     try:
-        return named_fold(what).name if ":" in what else find_fold(what).name
+        return any_fold(what).name
     except UnknownFoldError:
+        from pmm_shm.ledger.connection import recorded_shape
+
+        if recorded_shape(ledger) is not None:
+            return what
         near = did_you_mean(name, (*NAMES, *registered_folds()))
         raise UnknownFoldError(f"WHAT: {what!r} is not {CHOICES}{near}") from None
 
 
-def folds_for(what: str, limit: float | None) -> list[Fold]:
-    """New folds for a replay; `limit` is that of trait deltas, None for the default."""
-    from pmm_shm.folds.registry import built_in_folds, find_fold
+def any_fold(name: str, ledger: str | None = None) -> Fold:
+    """The fold of this name, or the one that `package.module:attribute` names. With a ledger, the folds of its shape
+    come first.
+
+    Raises:
+        UnknownFoldError: there is none.
+        ConfigError: there is no such module or attribute.
+        FoldError: it does not load, or breaks the contract.
+    """
+    from pmm_shm.folds.registry import chosen_folds, find_fold, named_fold
+    from pmm_shm.ledger.connection import recorded_shape
+
+    if ":" in name:
+        return named_fold(name)
+    shape = None if ledger is None else recorded_shape(ledger)
+    own = () if shape is None else chosen_folds(shape.folds)
+    return next((fold for fold in own if fold.name == name), None) or find_fold(name)
+
+
+def folds_for(what: str, limit: float | None, shape: Shape | None = None) -> list[Fold]:
+    """New folds for a replay; `limit` is that of trait deltas, None for the default.
+
+    Raises:
+        UnknownFoldError: the log of another program has no such fold.
+    """
+    from pmm_shm.folds.registry import built_in_folds, chosen_folds, find_fold
     from pmm_shm.folds.self_model import SelfModelFold
 
+    if shape is not None:
+        own = chosen_folds(shape.folds)
+        folds = own if what == "frame" else [fold for fold in own if fold.name == _source(what)]
+        if not folds:
+            raise UnknownFoldError(f"no fold {what!r} on a log of the shape {shape.name!r}")
+        return folds
     folds = built_in_folds() if what == "frame" else [find_fold(_source(what))]
     if limit is not None:
         folds = [SelfModelFold(limit) if fold.name == "self_model" else fold for fold in folds]
     return folds
 
 
-def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) -> Any:
+def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False, shape: Shape | None = None) -> Any:
     """The answer of a replay as a JSON value.
 
     Raises:
@@ -92,6 +124,8 @@ def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False) ->
     from pmm_shm_client.results import NOT_IN_PMM2
 
     missing = NOT_IN_PMM2 if reading.is_of_pmm2 else ()
+    if what == "frame" and shape is not None:
+        return {"as_of": reading.as_of, **{fold.name: json_value(reading.view(fold.name)) for fold in reading.folds}}
     if what == "frame":
         return _marked(what, {"as_of": reading.as_of, **{n: _of_replay(n, reading, strict) for n in _FRAME}}, missing)
     return _marked(what, _of_replay(what, reading, strict), missing)
@@ -120,6 +154,8 @@ def answer_of_cache(what: str, cache: Cache, consistency: Consistency, strict: b
     """
     if what == "frame":
         frame = cache.frame(consistency=consistency)
+        if cache.shape is not None:
+            return json_value(frame.to_dict())
         answers = {name: _of_methods(name, frame) for name in _FRAME[1:]}
         answer = {"as_of": frame.as_of, "self-model": json_value(frame.self_model(strict, limit)), **answers}
         return _marked(what, answer, frame.not_applicable)
@@ -159,8 +195,12 @@ def _source(what: str) -> str:
 
 def shown(what: str, answer: Any) -> list[RenderableType]:
     """The answer for people."""
+    parts: list[RenderableType]
+    if what == "frame" and "self-model" not in answer:
+        parts = [pairs("frame", {"as of event": answer["as_of"]})]
+        return parts + [one for name, part in answer.items() if name != "as_of" for one in shown(name, part)]
     if what == "frame":
-        parts: list[RenderableType] = [pairs("frame", {"as of event": answer["as_of"]})]
+        parts = [pairs("frame", {"as of event": answer["as_of"]})]
         missing = answer.get("not_applicable", ())
         for name, part in answer.items():
             # Both are parts of the self-model.

@@ -71,7 +71,7 @@ def check(path: str, fold: str | None, chain: bool, timeout: Deadline) -> Checke
         DaemonTimeoutError: the daemon does not answer.
         LedgerError: the ledger cannot be read.
     """
-    fold = checked_fold(fold)
+    fold = checked_fold(fold, path)
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm_client.cache import Cache
@@ -87,8 +87,8 @@ def check(path: str, fold: str | None, chain: bool, timeout: Deadline) -> Checke
         return Checked(cache.path, links, cache.verify(fold, timeout.left_s()))
 
 
-def checked_fold(fold: str | None) -> str | None:
-    """The name of a fold that is given by its name, or as MODULE:CLASS.
+def checked_fold(fold: str | None, ledger: str) -> str | None:
+    """The name of a fold that is given by its name, or as MODULE:CLASS; the log of another program knows its own.
 
     Raises:
         UnknownFoldError: there is no such fold.
@@ -98,7 +98,10 @@ def checked_fold(fold: str | None) -> str | None:
     if fold is None:
         return None
     from pmm_shm.folds.registry import find_fold, named_fold
+    from pmm_shm.ledger.connection import recorded_shape
 
+    if ":" not in fold and recorded_shape(ledger) is not None:
+        return fold
     return (named_fold(fold) if ":" in fold else find_fold(fold)).name
 
 

@@ -16,9 +16,10 @@ from pmm_shm.frozen import plain
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import applicable
 from pmm_shm_web import chart
+from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
-from pmm_shm_web.mind import Found, subject_of
+from pmm_shm_web.mind import Found
 from pmm_shm_web.questions import position, stream_query, whole_number
 from pmm_shm_web.site import Site
 
@@ -37,6 +38,7 @@ class Api:
         return [
             Route(f"{API}/mind", self.mind),
             *(Route(f"{API}/{name}", self.answer) for name in ANSWERS),
+            Route(f"{API}/folds", self.folds),
             Route(f"{API}/chart", self.chart),
             Route(f"{API}/why", self.why),
             Route(f"{API}/events", self.events),
@@ -66,6 +68,14 @@ class Api:
             return _json(applicable(name, value.to_dict(), found.not_applicable))
         return _json({"as_of": found.as_of, name: value} if isinstance(value, list) else value.to_dict())
 
+    def folds(self, request: Request) -> Response:
+        """What the users' folds describe."""
+        found = self._frame(request)
+        if isinstance(found, Job):
+            return _progress(found)
+        parts = self._site.mind.folds.parts(found)
+        return _json({"as_of": found.as_of, "folds": {part.name: _described(part) for part in parts}})
+
     def chart(self, request: Request) -> Response:
         found = self._site.mind.frame(None)
         if isinstance(found, Job):
@@ -75,7 +85,7 @@ class Api:
     def why(self, request: Request) -> Response:
         parameters = request.query_params
         at = position(parameters)
-        subject = subject_of(parameters.get("subject", ""), parameters.get("argument", ""))
+        subject = self._site.mind.subject(parameters.get("subject", ""), parameters.get("argument", ""))
         found = self._site.mind.explanation(subject, self._site.ledger.head() if at is None else at)
         if isinstance(found, Job):
             return _progress(found)
@@ -151,6 +161,13 @@ async def _message(request: Request) -> str:
         raise ConfigError('expected {"text": MESSAGE}')
     text: str = found["text"]
     return text
+
+
+def _described(part: FoldPart) -> dict[str, Any]:
+    if part.problem is not None:
+        return {"problem": part.problem}
+    tables = {table.name: {one.name: one.value for one in table.entries} for table in part.tables}
+    return {**{one.name: one.value for one in part.entries}, **tables}
 
 
 def _found(one: Found) -> dict[str, Any]:

@@ -30,7 +30,21 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
     metavar="FILE",
     help="Take the token from FILE, made with mode 0600 if missing; without this, each start makes a new one.",
 )
-def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], token_file: str | None) -> None:
+@click.option(
+    "--fold",
+    "folds",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="Also show this fold, which is not registered; may be repeated.",
+)
+def web(
+    ledger: str | None,
+    port: int,
+    opens: bool,
+    hosts: tuple[str, ...],
+    token_file: str | None,
+    folds: tuple[str, ...],
+) -> None:
     """Show the agent's mind in a browser, now or at any event.
 
     It listens on 127.0.0.1 alone and only reads. Open the address that it prints: the token in it lets you in. Needs
@@ -52,7 +66,7 @@ def web(ledger: str | None, port: int, opens: bool, hosts: tuple[str, ...], toke
 
     token = None if token_file is None else token_in(token_file)
     try:
-        serve(path, Settings(port, hosts, token, opens), lambda address: click.echo(address))
+        serve(path, Settings(port, hosts, token, opens, folds), lambda address: click.echo(address))
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise

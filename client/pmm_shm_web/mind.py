@@ -22,6 +22,7 @@ from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
+from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
 
@@ -72,10 +73,14 @@ class Mind:
         cache: its reads.
         ledger: for the newest id.
         jobs: where replays run.
+        folds: those of users, which its frames include.
     """
 
-    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs) -> None:
+    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs, folds: UserFolds) -> None:
         self.cache = cache
+        self.folds = folds
+        for fold in folds.folds.values():
+            cache.add_fold(fold)
         self._ledger = ledger
         self._jobs = jobs
         self._has_frame = False
@@ -122,6 +127,14 @@ class Mind:
 
         found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
         return found
+
+    def subject(self, name: str, argument: str) -> Subject:
+        """What is to be explained: `fold`, with a fold and a key, or as `subject_of` has it.
+
+        Raises:
+            ConfigError: there is no such value.
+        """
+        return self.folds.subject(argument) if name == "fold" else subject_of(name, argument)
 
     def context(self, text: str, at: int | None, wait_s: float = FRAME_WAIT_S) -> Context | Job:
         """What `Cache.context` gives for a message now, or would have given at an event."""
@@ -172,7 +185,7 @@ def subject_of(name: str, argument: str) -> Subject:
         if type(cid) not in (str, int):
             raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
         return Commitment(cid)
-    raise ConfigError(f"subject: expected name, metrics, trait or commitment, got {name!r:.80}")
+    raise ConfigError(f"subject: expected name, metrics, trait, commitment or fold, got {name!r:.80}")
 
 
 def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES_SHOWN) -> Listed:

@@ -17,7 +17,7 @@ from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
-from pmm_shm_web.mind import ENTRIES_SHOWN, commitments, subject_of
+from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
 from pmm_shm_web.questions import position, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
@@ -106,6 +106,7 @@ class Pages:
             "open": commitments(frame.model().open),
             "expired": commitments(frame.model().expired),
             "directives": frame.active_directives(),
+            "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
         }
@@ -150,7 +151,7 @@ class Pages:
     def why(self, request: Request) -> Response:
         parameters = request.query_params
         at = position(parameters)
-        subject = subject_of(parameters.get("subject", ""), parameters.get("argument", ""))
+        subject = self._site.mind.subject(parameters.get("subject", ""), parameters.get("argument", ""))
         until = self._site.ledger.head() if at is None else at
         found = self._site.mind.explanation(subject, until)
         if isinstance(found, Job):

@@ -20,12 +20,15 @@ _GRACE_S = 1
 
 
 class Settings(NamedTuple):
-    """How to serve: the port (0 for a free one), further values of `Host`, and the token (None for a new one)."""
+    """How to serve: the port (0 for a free one), further values of `Host`, the token (None for a new one), and folds to
+    show beside the registered ones.
+    """
 
     port: int
     hosts: tuple[str, ...] = ()
     token: str | None = None
     opens: bool = False
+    folds: tuple[str, ...] = ()
 
 
 class _Server(uvicorn.Server):
@@ -50,7 +53,7 @@ def serve(path: str, settings: Settings, say: Callable[[str], None]) -> None:
         LedgerError: there is no usable ledger.
         OSError: the port is taken.
     """
-    site = Site.of(path)
+    site = Site.of(path, settings.folds)
     with contextlib.closing(site), _listening(settings.port) as listener:
         port = listener.getsockname()[1]
         token = settings.token or new_token()

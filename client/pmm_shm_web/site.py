@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pmm_shm import limits
 from pmm_shm.errors import PmmShmError
 from pmm_shm_web.facets import KindCounter
+from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Jobs
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.live import Live
@@ -31,10 +33,15 @@ class Site:
     caches: tuple[WatchingCache, ...]
 
     @classmethod
-    def of(cls, path: str) -> Site:
+    def of(cls, path: str, folds: Iterable[str] = ()) -> Site:
         """Open a ledger to look at it.
 
+        Parameters:
+            folds: names of users' folds to show beside the registered ones, as package.module:attribute.
+
         Raises:
+            ConfigError: a name means nothing.
+            FoldError: a named fold does not load, or breaks the contract.
             LedgerError: there is no usable ledger.
         """
         cache = WatchingCache(path)
@@ -44,7 +51,7 @@ class Site:
         return cls(
             cache.path,
             ledger,
-            Mind(cache, ledger, jobs),
+            Mind(cache, ledger, jobs, UserFolds(folds, ledger.connection)),
             Stream(ledger),
             KindCounter(ledger),
             jobs,

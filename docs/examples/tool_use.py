@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pmm_shm.folds.contract import Column, Fold
+from pmm_shm.folds.helpers import Counter
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import frozen
 from pmm_shm.ledger.rows import Event
@@ -28,9 +29,8 @@ class ToolUse(Fold):
         tool = event.meta["tool"]
         if not isinstance(tool, str):
             raise ValueError("tool is not a name")
-        calls = state.table("calls")
-        calls[tool] = calls.get(tool, 0) + 1
+        Counter(state, "calls").add(tool)
         state["last"] = tool
 
     def view(self, state: State) -> Any:
-        return frozen({"calls": dict(sorted(state.table("calls").items())), "last": state.get("last")})
+        return frozen({"calls": Counter(state, "calls").view(), "last": state.get("last")})

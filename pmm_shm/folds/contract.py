@@ -18,6 +18,7 @@ A fold in use:
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -29,6 +30,7 @@ from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
 
 Column = Literal["content", "meta"]
+_OWN_COLUMNS = frozenset({"id", "ts", "kind", "content", "meta"})
 Identity = tuple[str, int, bytes]
 """(name, version, packed parameters): state folded under one identity is void under another."""
 
@@ -41,6 +43,8 @@ class Fold(ABC):
         version: raise it with any change of `apply`: the daemon then rebuilds the fold.
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
+        columns: other columns of the ledger that it needs of these events, such as `hash`; they are in `event.columns`,
+            and part of the identity. In a ledger without such a column its value is None.
         parameters: everything else that the state depends on; part of the identity.
         checks_values: whether each value is checked for storability when its event is folded, so that a bad value is
             that event's failure. The built-in folds do without: their tests check it.
@@ -51,6 +55,7 @@ class Fold(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     kinds: Mapping[str, tuple[Column, ...]] | None = None
+    columns: Sequence[str] = ()
     parameters: Mapping[str, Any] = {}
     checks_values: ClassVar[bool] = True
     shares_events: ClassVar[bool] = False
@@ -74,12 +79,38 @@ class Fold(ABC):
         """
         return self.view(state)
 
+    def describe(self, view: Any) -> Mapping[str, Any]:
+        """What people see of a view, in `status`, in plots and on the web page: name to a number, a text or a table,
+        which maps its keys to values. By default the parts of the view.
+        """
+        from pmm_shm.folds.describing import described_view
+
+        return described_view(view)
+
+    def explain_keys(self, view: Any) -> Mapping[str, Any]:
+        """The values whose history `pmm-shm explain` lists: key to value. By default those of `describe`; an entry of
+        a table has the key `table.key`.
+        """
+        from pmm_shm.folds.describing import flattened
+
+        return flattened(self.describe(view))
+
     def identity(self) -> Identity:
         """(name, version, parameters as bytes); the same for the life of the fold."""
         known: Identity | None = self.__dict__.get("_identity")
         if known is None:
-            known = self.__dict__["_identity"] = (self.name, self.version, pack(dict(self.parameters)))
+            parameters: Any = dict(self.parameters)
+            if self.columns:
+                # A list is no mapping: no other fold's parameters look like it.
+                parameters = [parameters, sorted(self.columns)]
+            known = self.__dict__["_identity"] = (self.name, self.version, pack(parameters))
         return known
+
+    def on_shape(self, identity: str) -> Fold:
+        """This fold for logs of a shape, whose identity is part of the fold's: its state means nothing elsewhere."""
+        other = copy.copy(self)
+        other.__dict__["_identity"] = self.name, self.version, pack([self.identity()[2], identity])
+        return other
 
 
 class BatchFold(Fold):
@@ -107,7 +138,7 @@ class BatchFold(Fold):
         self.apply_batch((event,), state)
 
 
-def check_fold(fold: Any) -> Fold:
+def checked_fold(fold: Any) -> Fold:
     """The object, if it keeps the contract.
 
     Raises:
@@ -126,6 +157,11 @@ def check_fold(fold: Any) -> Fold:
         for kind, columns in kinds.items():
             if not isinstance(kind, str) or not set(columns) <= {"content", "meta"}:
                 raise FoldError(f"{name}: `kinds` maps event kinds to ('content', 'meta'), got {kind!r}: {columns!r}")
+    others: Any = fold.columns
+    if not isinstance(others, (tuple, list)) or not all(isinstance(column, str) and column for column in others):
+        raise FoldError(f"{name}: `columns` must be a tuple of names of columns, got {others!r:.80}")
+    if not _OWN_COLUMNS.isdisjoint(others):
+        raise FoldError(f"{name}: `columns` is for other columns than {', '.join(sorted(_OWN_COLUMNS))}; see `kinds`")
     try:
         fold.identity()
     except (TypeError, ValueError) as error:

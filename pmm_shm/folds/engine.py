@@ -5,8 +5,9 @@ verification all come through here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pmm_shm.errors import StoreError
@@ -17,7 +18,9 @@ from pmm_shm.ledger.rows import (
     MalformedMeta,
     RawRow,
     T,
+    WideEvent,
     on_fresh_stack,
+    parse_columns,
     parse_content,
     parse_meta,
     text_or_empty,
@@ -26,6 +29,7 @@ from pmm_shm.ledger.rows import (
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
 _NO_META: dict[str, Any] = {}
+_NO_PLACES: Mapping[str, int] = {}
 _Queue = list[Event]
 _new_tuple = tuple.__new__
 _id_of = itemgetter(0)
@@ -42,11 +46,14 @@ class DecodeFold(Fold):
     name = DECODE
     version = 1
 
-    def __init__(self, folds: Iterable[Fold]) -> None:
+    def __init__(self, folds: Sequence[Fold]) -> None:
         needs = _needs(folds)
         self.kinds = needs
         listed = None if needs is None else [[kind, sorted(columns)] for kind, columns in sorted(needs.items())]
         self.parameters = {"kinds": listed}
+        asked = _asked(folds)
+        if asked:
+            self.parameters["columns"] = asked
 
     def apply(self, event: Event, state: State) -> None:
         """Nothing: the engine writes this state."""
@@ -63,6 +70,16 @@ def _needs(folds: Iterable[Fold]) -> dict[str, tuple[Column, ...]] | None:
         for kind, columns in fold.kinds.items():
             needs.setdefault(kind, set()).update(columns)
     return {kind: tuple(sorted(columns)) for kind, columns in needs.items()}
+
+
+def _asked(folds: Iterable[Fold]) -> list[Any]:
+    """Which other columns are decoded of which kinds (None: of all), in one order."""
+    asked: dict[str, set[str] | None] = {}
+    for fold in folds:
+        for column in fold.columns:
+            kinds = asked.get(column, set())
+            asked[column] = None if fold.kinds is None or kinds is None else kinds | set(fold.kinds)
+    return [[column, None if kinds is None else sorted(kinds)] for column, kinds in sorted(asked.items())]
 
 
 class _Route(NamedTuple):
@@ -91,31 +108,83 @@ class _Route(NamedTuple):
                 queue.append(event)
 
 
+class _WideRows:
+    """What the rows of one call of `Engine.apply` need to be decoded with other columns."""
+
+    __slots__ = ("decode_state", "places")
+
+    def __init__(self) -> None:
+        self.places: Mapping[str, int] = _NO_PLACES
+        self.decode_state: State | None = None
+
+
+class _WideRoute(_Route):
+    """A way on which some folds ask for other columns; a class of its own, so that other ways do not ask which it is.
+
+    Attributes:
+        wide: the queues of these folds: (meta, content, columns, queue).
+    """
+
+    rows: _WideRows
+    wide: Sequence[tuple[bool, bool, tuple[str, ...], _Queue]]
+
+    def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
+        super().take(row, kind, content, meta)
+        ts = row[1] if row[1].__class__ is str else ""
+        names = dict.fromkeys(name for _, _, columns, _ in self.wide for name in columns)
+        values, problem = parse_columns(row, self.rows.places, names)
+        decode_state = self.rows.decode_state
+        if problem and decode_state is not None:
+            decode_state.begin_event(row[0])
+            decode_state.quarantine(problem)
+        for sees_meta, sees_content, columns, queue in self.wide:
+            event = WideEvent(row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
+            event.columns = MappingProxyType({name: values[name] for name in columns})
+            queue.append(event)
+
+
+def lacking_columns(fold: Fold, path: str, columns: Collection[str]) -> str | None:
+    """In one line: which of the columns that a fold asks for the ledger at `path` lacks; None if it has all."""
+    lacking = [column for column in fold.columns if column not in columns]
+    if not lacking:
+        return None
+    names = ", ".join(f"`{column}`" for column in lacking)
+    return f"{path}: the table `events` lacks {names}, which the fold {fold.name!r} asks for"
+
+
 class Engine:
     """Applies raw rows to the states of a fixed set of folds. Not thread-safe.
 
     Attributes:
         folds: name to fold, in order.
         kinds: the event kinds that any of them needs; None for all.
+        columns: the other columns that any of them asks for.
     """
 
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds: dict[str, Fold] = {fold.name: fold for fold in folds}
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
+        self.columns = tuple(dict.fromkeys(column for fold in self.folds.values() for column in fold.columns))
+        self._wide_rows = _WideRows()
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
-    def apply(self, rows: Iterable[RawRow], states: States) -> int:
-        """Fold `rows`, of which the first five columns count, into `states`, in order; returns how many events went to
-        a fold.
+    def apply(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+        """Fold `rows` into `states`, in order; returns how many events went to a fold.
+
+        Parameters:
+            rows: they begin with the five columns of every ledger.
+            places: where in a row the other columns are that folds ask for.
 
         Raises:
             KeyError: a fold has no state.
         """
         try:
+            if self.columns:
+                self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
             applied = self._decode(rows, states.get(DECODE))
             self._fold(states)
         finally:
@@ -186,14 +255,20 @@ class Engine:
             *(need for (fold, _), need in zip(takers, needs, strict=True) if fold.shares_events)
         )
         groups: dict[frozenset[Column], list[_Queue]] = {}
+        wide = []
         for (fold, queue), need in zip(takers, needs, strict=True):
-            groups.setdefault(shared if fold.shares_events else need, []).append(queue)
-        route = _Route(
+            if fold.columns:
+                wide.append(("meta" in need, "content" in need, tuple(fold.columns), queue))
+            else:
+                groups.setdefault(shared if fold.shares_events else need, []).append(queue)
+        route = (_WideRoute if wide else _Route)(
             any("meta" in need for need in needs),
             any("content" in need for need in needs),
             tuple(("meta" in columns, "content" in columns, tuple(queues)) for columns, queues in groups.items()),
             _newest(kind, [fold for fold, _ in takers]),
         )
+        if isinstance(route, _WideRoute):
+            route.rows, route.wide = self._wide_rows, wide
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
             if route.newest is not None:
@@ -212,7 +287,10 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
         if isinstance(fold, BatchFold) and fold.takes_batches and _columns(fold, kind) == {"content"}
         else 0
         for fold in takers
+        if not fold.columns
     ]
+    if len(counts) < len(takers):
+        return None
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError, UnknownFoldError
-from pmm_shm.folds.contract import Fold, check_fold
+from pmm_shm.folds.contract import Fold, checked_fold
 from pmm_shm.folds.directives import DirectivesFold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.folds.history import HistoryFold
@@ -46,7 +46,7 @@ def registered_folds() -> list[Fold]:
     for entry in entry_points(group=GROUP):
         try:
             loaded = entry.load()
-            fold = check_fold(loaded() if isinstance(loaded, type) else loaded)
+            fold = checked_fold(loaded() if isinstance(loaded, type) else loaded)
         except FoldError:
             raise
         except (Exception, SystemExit) as error:
@@ -84,7 +84,7 @@ def made_fold(given: object, what: str) -> Fold:
         FoldError: it cannot be made, breaks the contract, or has the name of a fold that is built in.
     """
     try:
-        fold = check_fold(given() if isinstance(given, type) else given)
+        fold = checked_fold(given() if isinstance(given, type) else given)
     except FoldError as error:
         raise FoldError(f"{what}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -146,6 +146,16 @@ def find_fold(name: str) -> Fold:
         if registered.name == name:
             return registered
     raise UnknownFoldError(f"no fold {name!r}: neither built in ({', '.join(sorted(BUILT_IN_NAMES))}) nor registered")
+
+
+def chosen_folds(names: Iterable[str]) -> list[Fold]:
+    """The folds of these names: `package.module:attribute`, or those that `find_fold` takes.
+
+    Raises:
+        ConfigError, FoldError: as `named_fold`.
+        UnknownFoldError: as `find_fold`.
+    """
+    return with_named([], [named_fold(name) if ":" in name else find_fold(name) for name in names])
 
 
 def checked_fold_name(name: object) -> None:

@@ -59,6 +59,18 @@ def table_prefix(name: str) -> bytes:
     return b"t" + bytes([len(encoded)]) + encoded
 
 
+def readable_part(key: bytes, value: bytes | None) -> str:
+    """A key of a fold's part of the store in words; `value` is what is stored there."""
+    if key[:1] == b"c":
+        return f"cell {key[1:].decode(errors='replace')!r}"
+    table = key[2 : 2 + key[1]].decode(errors="replace")
+    try:
+        entry = repr(unpack(value or b"")[0])[:80]
+    except Exception:
+        entry = key.hex()[:80]
+    return f"table {table!r}, key {entry}"
+
+
 class Table:
     """A mapping of one fold, created by `State.table`; its items have no order."""
 

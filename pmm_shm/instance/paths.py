@@ -24,6 +24,7 @@ DATA_FILE = "data.mdb"
 LOCK_TABLE_FILE = "lock.mdb"
 LOG_FILE = "daemon.log"
 WORDS_FILE = "words.db"
+SHAPE_FILE = "shape.json"
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
@@ -79,6 +80,10 @@ class Instance(NamedTuple):
     @property
     def words_file(self) -> Path:
         return self.directory / WORDS_FILE
+
+    @property
+    def shape_file(self) -> Path:
+        return self.directory / SHAPE_FILE
 
     @property
     def log_file(self) -> Path:

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from threading import TIMEOUT_MAX, get_ident
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
@@ -38,6 +38,9 @@ from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import busy_for, holder_of, is_busy, retry_busy
 from pmm_shm.ledger.tail import Position, TailReader
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 _T = TypeVar("_T")
 _REPLACEMENTS_MAX = 5
@@ -71,9 +74,9 @@ class Appender:
         last_row: the newest row that it has appended; None where that is not known, and in a ledger without hashes.
     """
 
-    def __init__(self, path: str, timeout_s: float, durability: Durability) -> None:
+    def __init__(self, path: str, timeout_s: float, durability: Durability, shape: Shape | None = None) -> None:
         self._durability = durability
-        self.connection = Connection(path, "rw", timeout_s)
+        self.connection = Connection(path, "rw", timeout_s, shape)
         self.connection.on_close(self._forget)
         self._inside: int | None = None
         self._forget()
@@ -95,6 +98,7 @@ class Appender:
             LedgerError: in one of its kinds; nothing was written.
         """
         self._refuse_reentry()
+        self.connection.refuse_foreign()
         for _ in range(_REPLACEMENTS_MAX):
             self.connection.follow_replacement()
             try:

@@ -61,6 +61,12 @@ def backup(
     """
     source = open_recovered(ledger, timeout)
     try:
+        if source.shape is not None:
+            # A vacuum may give rows other rowids, which are positions here.
+            raise LedgerUnwritableError(
+                f"{source.path}: a log of another program, read by the shape {source.shape.name!r}: back it up as that "
+                "program says, or by `.backup` of sqlite3; nothing was written"
+            )
         target = new_path(file, [source.path + suffix for suffix in ("", *SIDE_FILES)])
         try:
             with staged(target, 0o600) as temporary:

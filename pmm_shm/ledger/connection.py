@@ -16,11 +16,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, LockLostError
-from pmm_shm.instance.paths import real_path
+from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
+from pmm_shm.instance.paths import Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -33,8 +33,12 @@ from pmm_shm.ledger.opening import (
     open_ledger,
     read_schema,
     reads_only,
+    shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
@@ -49,15 +53,24 @@ class Connection:
             a backup where SQLite cannot make the files that it locks by: it takes no locks, and the caller checks that
             nobody has written meanwhile.
         timeout_s: how long to wait for a busy ledger.
+        shape: how a table of another program is the log; None for the recorded one, if there is one.
 
     Use it under `lock`: `with connection.lock: handle = connection.handle()`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mode: Mode, timeout_s: float = limits.LEDGER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mode: Mode,
+        timeout_s: float = limits.LEDGER_TIMEOUT_S,
+        shape: Shape | None = None,
+    ) -> None:
         # The real path: SQLite resolves symbolic links too, and names the -wal and -shm files after the target.
         self.path = real_path(path)
         self.mode: Mode = mode
         self.timeout_s = timeout_s
+        self._shape = shape
+        self._knows_shape = shape is not None
         self.lock = threading.RLock()
         self.epoch = 0
         self._handle: sqlite3.Connection | None = None
@@ -81,6 +94,25 @@ class Connection:
             self._open()
         assert self._handle is not None
         return self._handle
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a table of another program; None for a ledger. It stays the same.
+
+        Raises:
+            ConfigError: the recorded shape cannot be read.
+        """
+        if not self._knows_shape:
+            self._shape, self._knows_shape = recorded_shape(self.path), True
+        return self._shape
+
+    def refuse_foreign(self) -> None:
+        """Raise `LedgerUnwritableError` where the log is a table of another program."""
+        if self.shape is not None:
+            raise LedgerUnwritableError(
+                f"{self.path}: a log of another program, read by the shape {self.shape.name!r}: only that program "
+                "writes it; nothing was written"
+            )
 
     @property
     def is_open(self) -> bool:
@@ -143,11 +175,16 @@ class Connection:
         version = self.retry(lambda: handle.execute("PRAGMA schema_version").fetchall()[0][0])
         if version == file.schema.version:
             return False
-        schema = self.retry(lambda: read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc"))
+        schema = self.retry(lambda: self._read_schema(handle, version))
         before = file.schema
         has_changed = (schema.definition, schema.is_of_pmm2) != (before.definition, before.is_of_pmm2)
         self._file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
         return has_changed
+
+    def _read_schema(self, handle: sqlite3.Connection, version: int) -> Schema:
+        if self._shape is None:
+            return read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc")
+        return shaped_schema(handle, self.path, version, self._shape)
 
     def is_lock_held(self) -> bool:
         """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
@@ -247,7 +284,7 @@ class Connection:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
                 known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
-                self._handle, self._file = open_ledger(self.path, self.mode, self.timeout_s, known_files)
+                self._handle, self._file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
                 self.epoch += 1
                 return
             except HeldByOldUsersError as error:
@@ -264,6 +301,31 @@ class Connection:
         """Close, after `_refuse_foreign_wal`: from now on, the `-wal` at the path may be the new ledger's."""
         self.close()
         self._file = None
+
+
+_shapes_in_use: dict[str, Shape] = {}
+
+
+def use_shape(path: str, shape: Shape) -> None:
+    """Let all connections of this process read a log by its shape, whatever becomes of the record."""
+    _shapes_in_use[real_path(path)] = shape
+
+
+def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
+    """The shape that is recorded for a log of another program; None for a ledger.
+
+    Raises:
+        ConfigError: the record cannot be read.
+    """
+    instance = Instance.of(path)
+    if instance.ledger in _shapes_in_use:
+        return _shapes_in_use[instance.ledger]
+    if not os.path.exists(instance.shape_file):
+        return None
+    with late_imports:
+        from pmm_shm.ledger.shape_record import read_shape
+
+    return read_shape(instance)
 
 
 def shm_files_in_use() -> set[tuple[int, int]]:

@@ -35,6 +35,7 @@ from pmm_shm.ledger.tail import Position, Positioned
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.event_range import RangeReader
+    from pmm_shm.ledger.shape import Shape
     from pmm_shm.ledger.source.replica_appender import ReplicaAppender
 
 
@@ -63,6 +64,8 @@ class EventLog:
             damages the ledger. `"full"` survives a power cut, too, and waits for the disk at each append. With
             `"default"`, a power cut can lose the newest appends: in WAL mode those since the last checkpoint, with a
             rollback journal the last one.
+        shape: how a table of another program is the log, which only that program appends to; None for the recorded
+            shape, if there is one.
 
     Raises:
         ConfigError: the path cannot be that of a file.
@@ -78,19 +81,20 @@ class EventLog:
         timeout: float = limits.LEDGER_TIMEOUT_S,
         create: bool = True,
         durability: Durability = "default",
+        shape: Shape | None = None,
     ) -> None:
         name = _file_name(path)
         check_timeout(timeout)
         if durability not in DURABILITIES:
             raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
-        self._reader = Connection(name, "ro", timeout)
+        self._reader = Connection(name, "ro", timeout, shape)
         self.path = self._reader.path
         """The ledger's real path."""
         self.timeout = timeout
         """Seconds to wait for a busy ledger."""
         self.durability: Durability = durability
         """What an acknowledged append survives."""
-        self._appender = Appender(self.path, timeout, durability)
+        self._appender = Appender(self.path, timeout, durability, shape)
         # Where appends of a replica go; made when the first one is refused here.
         self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
@@ -99,7 +103,7 @@ class EventLog:
             with self._reader.lock:
                 self._reader.handle()
         except (LedgerNotFoundError, BlankLedgerError):
-            if not create:
+            if not create or self._reader.shape is not None:
                 raise
             create_ledger(self.path, timeout)
         except HotJournalError:
@@ -118,6 +122,11 @@ class EventLog:
 
     def __repr__(self) -> str:
         return f"<EventLog {self.path}>"
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a table of another program; None for a ledger."""
+        return self._reader.shape
 
     @property
     def is_of_pmm2(self) -> bool:
@@ -334,7 +343,7 @@ class EventLog:
 
     def verify_chain(self) -> ChainReport:
         """Verify the hash chain of the whole ledger; the report says what was checked, and the first bad id."""
-        connection = Connection(self.path, "ro", self._reader.timeout_s)
+        connection = Connection(self.path, "ro", self._reader.timeout_s, self._reader.shape)
         try:
             try:
                 return chain.verify_chain(connection)

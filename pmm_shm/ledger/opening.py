@@ -12,7 +12,7 @@ import re
 import sqlite3
 import urllib.parse
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pmm_shm.errors import (
     LedgerError,
@@ -23,6 +23,7 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     MOUNTED_ALONE,
     beside_old_wal,
@@ -35,6 +36,9 @@ from pmm_shm.ledger.files import (
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.rows import HASH_COLUMNS, REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 Mode = Literal["ro", "rw", "rwc", "immutable"]
 _PMM2_TABLE = "pmm_writer_lease"
@@ -130,11 +134,16 @@ def check_path(path: str, mode: Mode) -> None:
 
 
 def open_ledger(
-    path: str, mode: Mode, timeout_s: float, known_files: Collection[tuple[int, int | None]]
+    path: str,
+    mode: Mode,
+    timeout_s: float,
+    known_files: Collection[tuple[int, int | None]],
+    shape: Shape | None = None,
 ) -> tuple[sqlite3.Connection, LedgerFile]:
     """Open the ledger and inspect it.
 
     Parameters:
+        shape: how a foreign table is the log; None for a ledger.
         known_files: (inode, inode of the `-shm` file) of this process's open files: these were inspected before.
 
     Raises:
@@ -155,7 +164,7 @@ def open_ledger(
         raise _cannot_open(path, mode, why_not_opened(path) or error) from error
     try:
         try:
-            return handle, _inspect(handle, path, mode, timeout_s)
+            return handle, _inspect(handle, path, mode, timeout_s, shape)
         except (NotALedgerError, LockLostError) as error:
             is_unreadable = isinstance(error, LockLostError) or isinstance(error.__cause__, sqlite3.Error)
             if shm_before is not None and is_unreadable:
@@ -191,7 +200,7 @@ def _index_fits(handle: sqlite3.Connection, path: str) -> bool:
         return False
 
 
-def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float) -> LedgerFile:
+def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float, shape: Shape | None) -> LedgerFile:
     """Read the schema in one transaction, and prove within it that SQLite's locks are held."""
 
     def inspect() -> LedgerFile:
@@ -210,7 +219,15 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
             elif is_mounted_alone(path) and is_in_wal_mode(path):
                 # The commits that its users have in a -wal elsewhere are missing.
                 raise _cannot_open(path, mode, MOUNTED_ALONE)
-            schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
+            if shape is None:
+                schema = read_schema(handle, path, version, may_be_blank=mode == "rwc")
+            else:
+                schema = shaped_schema(handle, path, version, shape, makes_view=True)
+                if reads_only(mode):
+                    # The other modes take the write lock, to roll back what a dead writer left, and nothing else.
+                    handle.execute("PRAGMA query_only = ON")
+                # Rolled back, the temporary view would be gone.
+                handle.execute("COMMIT")
             return LedgerFile(identity, schema, is_wal, shm_inode, inode_of(path + "-wal"))
         finally:
             if handle.in_transaction:
@@ -277,13 +294,32 @@ def read_schema(handle: sqlite3.Connection, path: str, version: int, *, may_be_b
     if columns:
         missing = [name for name in REQUIRED_COLUMNS if name not in columns]
         if missing:
-            raise NotALedgerError(f"{path}: the table `events` lacks the columns {', '.join(missing)}")
+            raise NotALedgerError(
+                f"{path}: the table `events` lacks the columns {', '.join(missing)}; is a log shape missing?"
+            )
         may_mix_ids = _check_ids(handle, path, [(_our_name(row[1]), row[2]) for row in rows if row[5]], definition)
     elif handle.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
+        raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; is a log shape missing?")
     elif not may_be_blank:
         raise BlankLedgerError(f"{path}: a database without tables, not a ledger")
     return Schema(version, columns, definition, may_mix_ids, any(is_pmm2 for _, is_pmm2 in found))
+
+
+def shaped_schema(
+    handle: sqlite3.Connection, path: str, version: int, shape: Shape, *, makes_view: bool = False
+) -> Schema:
+    """The schema of the view `events` that stands for a shape; `makes_view` where the handle has none yet.
+
+    Raises:
+        NotALedgerError: the shape does not fit the file.
+        sqlite3.Error: it cannot be read.
+    """
+    with late_imports:
+        from pmm_shm.ledger.shape_view import fit_view
+
+    may_mix_ids = fit_view(handle, path, shape, makes_it=makes_view)
+    columns = {row[1]: row[2] for row in handle.execute("PRAGMA table_info(events)").fetchall()}
+    return Schema(version, columns, frozenset((shape.identity.encode(),)), may_mix_ids)
 
 
 def _our_name(column: str) -> str:

@@ -94,6 +94,7 @@ def restore(
     """
     deadline_s = time.monotonic() + timeout
     target = real_path(ledger)
+    Connection(target, "ro", timeout).refuse_foreign()
     source = _opened_backup(real_path(backup), target, timeout)
     try:
         before = _status(source)

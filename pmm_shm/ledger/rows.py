@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -52,6 +53,9 @@ class InvalidText:
         return f"InvalidText({self.raw!r})"
 
 
+_NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
+
+
 @result
 class Event(NamedTuple):
     """One event of the log, decoded.
@@ -65,6 +69,11 @@ class Event(NamedTuple):
     content: str
     meta: dict[str, Any]
 
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The other columns that a fold has asked for, by name: int, float, str, bytes or None; empty for others."""
+        return _NO_COLUMNS
+
     def to_dict(self) -> dict[str, Any]:
         """A new dict by field names, plain at every depth."""
         return plain(self)  # type: ignore[no-any-return]
@@ -72,6 +81,25 @@ class Event(NamedTuple):
     def to_json(self) -> str:
         """`to_dict()` as JSON."""
         return json_text(plain(self))
+
+
+class WideEvent(Event):
+    """An event with other columns of its row."""
+
+    columns: Mapping[str, Any] = _NO_COLUMNS
+
+
+def parse_columns(row: RawRow, places: Mapping[str, int], names: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """(the columns of a row by name, the reasons why some of them read as None); a column without a place is None."""
+    found, reasons = {}, []
+    for name in names:
+        place = places.get(name)
+        value = None if place is None else row[place]
+        if isinstance(value, InvalidText):
+            value = None
+            reasons.append(f"{name} is not UTF-8")
+        found[name] = value
+    return found, "; ".join(reasons)
 
 
 def decode_text(data: bytes) -> str | InvalidText:

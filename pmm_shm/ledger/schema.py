@@ -77,7 +77,7 @@ def _create(handle: sqlite3.Connection, path: str) -> None:
     try:
         tables = _tables(handle)
         if tables and "events" not in tables:
-            raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger")
+            raise NotALedgerError(f"{path}: a database without a table `events`, not a ledger; is a log shape missing?")
         if not tables:
             handle.execute(TABLE_SQL)
             create_indexes(handle)

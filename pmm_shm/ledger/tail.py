@@ -8,7 +8,8 @@ writer of a rollback-journal ledger, and let a WAL grow without end.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from pmm_shm import limits
@@ -19,6 +20,7 @@ from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
+_NO_PLACES: Mapping[str, int] = MappingProxyType({})
 
 
 class Positioned(Protocol):
@@ -77,7 +79,12 @@ class TailReader:
         connection: a `Connection` in mode `ro`.
         kinds: the event kinds to fetch; None for all. The position moves on over events of other kinds.
         whole_rows: fetch all columns of all rows, as seals need them; `kinds` must be None.
+
+    Attributes:
+        places: where in the rows that were read last the other columns are that a `WideTailReader` was asked for.
     """
+
+    places: Mapping[str, int] = _NO_PLACES
 
     def __init__(self, connection: Connection, kinds: Collection[str] | None, *, whole_rows: bool = False) -> None:
         assert not (whole_rows and kinds is not None)
@@ -86,8 +93,8 @@ class TailReader:
         self._whole_rows = whole_rows
         self._schema: Schema | None = None
         self._select = self._behind_sql = ""
-        self._first_sql = _events_sql("id >= ?", self._kinds)
-        self._next_sql = _events_sql("id > ?", self._kinds)
+        self._first_sql = self._needed_sql(_FIRST_CONDITION)
+        self._next_sql = self._needed_sql(_NEXT_CONDITION)
 
     def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX, until_id: int | None = None) -> Tail:
         """The rows behind `after`, at most `rows_max` of them.
@@ -212,6 +219,10 @@ class TailReader:
         """Rows with all columns."""
         return fetch_batch(self._connection, lambda: self._sql(sql), parameters, rows_max)
 
+    def _needed_sql(self, condition: str) -> str | Callable[[], str]:
+        """The statement for the rows and columns that folds need."""
+        return _events_sql(condition, self._kinds)
+
     def _sql(self, sql: str) -> str:
         if self._schema is not self._connection.schema:
             self._look_at_columns()
@@ -222,6 +233,55 @@ class TailReader:
         columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
         self._select = f"SELECT {columns} FROM events "
         self._behind_sql = self._select + _BEHIND_SQL
+
+
+class WideTailReader(TailReader):
+    """A tail reader that fetches other columns, too, and says in `places` where they are.
+
+    Parameters:
+        columns: their names; one that the table lacks has no place in whole rows, and is NULL in others.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        kinds: Collection[str] | None,
+        columns: Sequence[str],
+        *,
+        whole_rows: bool = False,
+    ) -> None:
+        self._columns = tuple(columns)
+        self._needed_places = {name: len(REQUIRED_COLUMNS) + number for number, name in enumerate(columns)}
+        self._whole_places = _NO_PLACES
+        self._has_whole_rows = True
+        super().__init__(connection, kinds, whole_rows=whole_rows)
+
+    def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX, until_id: int | None = None) -> Tail:
+        self._has_whole_rows = True
+        with self._connection.one_snapshot():
+            if not set(self._columns) <= self._connection.schema.columns.keys():
+                # It may have been added just now, and a value must not be taken for None.
+                self._connection.follow_schema()
+            tail = super().read(after, rows_max, until_id)
+        self.places = self._whole_places if self._has_whole_rows else self._needed_places
+        return tail
+
+    def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
+        self._has_whole_rows = False
+        return super()._needed_tail(after, rows_max, until_id)
+
+    def _needed_sql(self, condition: str) -> str | Callable[[], str]:
+        def sql() -> str:
+            there = self._connection.columns
+            others = "".join(f", {_quoted(name) if name in there else 'NULL'}" for name in self._columns)
+            return _events_sql(condition, self._kinds, others)
+
+        return sql
+
+    def _look_at_columns(self) -> None:
+        super()._look_at_columns()
+        columns = ordered_columns(self._connection.columns)
+        self._whole_places = {name: columns.index(name) for name in self._columns if name in columns}
 
 
 def head_of(connection: Connection) -> int:
@@ -260,6 +320,8 @@ def _cut(tail: Tail, after: Position, until_id: int | None) -> Tail:
     return Tail(rows, position_of(rows[-1]) if rows else after, True, True)
 
 
+_FIRST_CONDITION = "id >= ?"
+_NEXT_CONDITION = "id > ?"
 _ONE_SQL = "WHERE id = ? LIMIT ?"
 _NEWEST_SQL = "WHERE id <= ? ORDER BY id DESC LIMIT ?"
 _FIRST_SQL = f"WHERE id >= {_ID_MIN} ORDER BY id LIMIT ?"
@@ -268,13 +330,14 @@ _HEAD_SQL = "SELECT max(id) FROM events LIMIT ?"
 _FIRST_ID_SQL = "SELECT min(id) FROM events WHERE id > ? LIMIT ?"
 
 
-def _events_sql(condition: str, kinds: tuple[str, ...] | None) -> str:
+def _events_sql(condition: str, kinds: tuple[str, ...] | None, others: str = "") -> str:
     """The columns that folds need; the position is read beside them, since whole rows cost as much again.
 
     `+kind` keeps SQLite from the (kind, id) index, which would turn the walk in rowid order into a sort.
     """
     wanted = "" if kinds is None else f" AND +kind IN ({', '.join('?' for _ in kinds)})"
-    return f"SELECT id, ts, kind, content, meta FROM events WHERE {condition} AND id <= ?{wanted} ORDER BY id LIMIT ?"
+    columns = f"id, ts, kind, content, meta{others}"
+    return f"SELECT {columns} FROM events WHERE {condition} AND id <= ?{wanted} ORDER BY id LIMIT ?"
 
 
 def ordered_columns(columns: Collection[str]) -> list[str]:

@@ -10,15 +10,16 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pmm_shm import limits
+from pmm_shm.errors import FoldError
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import Engine
+from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import START, Position, Tail, TailReader
+from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
 
 _C = TypeVar("_C", bound="Cursor")
@@ -27,6 +28,24 @@ _M = TypeVar("_M", bound="ReadModel")
 
 class LogChanged(Exception):
     """The log does not continue a cursor's position: the row there is gone or has changed."""
+
+
+def require_columns(folds: Iterable[Fold], connection: Connection) -> None:
+    """Check that the ledger has the columns that the folds ask for; a cursor takes those that it lacks for None.
+
+    Raises:
+        FoldError: it lacks one.
+        LedgerError: the ledger cannot be read.
+    """
+    for fold in folds:
+        if fold.columns:
+            with connection.lock:
+                connection.handle()
+                problem = lacking_columns(fold, connection.path, connection.columns)
+                if problem is not None and connection.follow_schema():
+                    problem = lacking_columns(fold, connection.path, connection.columns)
+            if problem is not None:
+                raise FoldError(problem)
 
 
 class Cursor:
@@ -58,7 +77,12 @@ class Cursor:
         """Read the log through this connection from now on."""
         self._connection = connection
         kinds = None if self._whole_rows else self._engine.kinds
-        self._reader = TailReader(connection, kinds, whole_rows=self._whole_rows)
+        columns = self._engine.columns
+        self._reader = (
+            WideTailReader(connection, kinds, columns, whole_rows=self._whole_rows)
+            if columns
+            else TailReader(connection, kinds, whole_rows=self._whole_rows)
+        )
 
     def rebase(self, bases: Mapping[str, Base]) -> None:
         """Let the states read through to these bases; position and overlays stay."""
@@ -93,7 +117,7 @@ class Cursor:
         self.events_folded += len(tail.rows)
         try:
             if on_progress is None:
-                self._engine.apply(tail.rows, self.states)
+                self._engine.apply(tail.rows, self.states, self._reader.places)
             else:
                 self._apply_in_parts(tail, on_progress)
         except BaseException:
@@ -156,7 +180,8 @@ class Cursor:
 
     def _apply_in_parts(self, tail: Tail, on_progress: Callable[[], None]) -> None:
         for first in range(0, len(tail.rows), limits.ROWS_PER_PROGRESS):
-            self._engine.apply(tail.rows[first : first + limits.ROWS_PER_PROGRESS], self.states)
+            rows = tail.rows[first : first + limits.ROWS_PER_PROGRESS]
+            self._engine.apply(rows, self.states, self._reader.places)
             on_progress()
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack
 from pmm_shm.errors import ConfigError
+from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
 from pmm_shm.folds.self_model import (
     IDENTITY_STEPS,
@@ -26,7 +27,7 @@ from pmm_shm.folds.self_model import (
     traits_in,
     warnings_since,
 )
-from pmm_shm.folds.state import QUARANTINE, State
+from pmm_shm.folds.state import QUARANTINE, State, Touched
 from pmm_shm.frozen import thawed
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import Event
@@ -85,6 +86,10 @@ class Subject(ABC):
     name: str
     fold: type[SelfModelFold | MetricsFold] = SelfModelFold
 
+    def make_fold(self) -> Fold:
+        """A new instance of the fold that computes it."""
+        return self.fold()
+
     @abstractmethod
     def concerns(self, event: Event) -> bool:
         """Whether the event may change it."""
@@ -92,6 +97,14 @@ class Subject(ABC):
     @abstractmethod
     def value(self, state: State) -> Any:
         """The value in the fold's state."""
+
+    def value_before(self, state: State) -> Any:
+        """The value before an event."""
+        return self.value(state)
+
+    def value_after(self, state: State, touched: Touched) -> Any:
+        """The value after an event, which has written `touched`."""
+        return self.value(state)
 
     @abstractmethod
     def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
@@ -297,9 +310,9 @@ def explain(
         LedgerError: the ledger cannot be read.
     """
     watch = _Recorder(subject, limit)
-    fold = subject.fold()
+    fold: Any = subject.make_fold()
     # An instance that shows each event to the recorder, one by one; the fold itself stays as it is.
-    fold.takes_batches, fold.apply = False, partial(watch, fold.apply)  # type: ignore[misc, method-assign]
+    fold.takes_batches, fold.apply = False, partial(watch, fold.apply)
     position, states = replay(connection, [fold], progress, until_id)
     state = states[fold.name]
     watch.begin(state)
@@ -330,11 +343,11 @@ class _Recorder:
         if not self._subject.concerns(event):
             apply(event, state)
             return
-        before, refused = self._subject.value(state), state.get(QUARANTINE, 0)
+        before, refused = self._subject.value_before(state), state.get(QUARANTINE, 0)
         state.take_touched()
         apply(event, state)
-        after = self._subject.value(state)
-        wrote = bool(state.take_touched())
+        touched = state.take_touched()
+        after, wrote = self._subject.value_after(state, touched), bool(touched)
         refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
         self._note(Observation(event, before, after, wrote, refusal, pack(before) == pack(after)))
 

@@ -10,7 +10,7 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
-from pmm_shm.projection.cursor import Cursor, LogChanged
+from pmm_shm.projection.cursor import Cursor, LogChanged, require_columns
 
 Progress = Callable[[Position], None]
 
@@ -26,9 +26,11 @@ def replay(
         The position reached, and the state of each fold.
 
     Raises:
+        FoldError: the ledger lacks a column that a fold asks for.
         LedgerBusyError: it has changed each time.
         LedgerError: the ledger cannot be read.
     """
+    require_columns(folds, connection)
     for _ in range(limits.REPLAYS_MAX):
         cursor = Cursor(folds, connection)
         try:

@@ -38,10 +38,19 @@ class SealCheck:
         self._block = 0
         self.compared = 0
         self.changed: tuple[int, int] | None = None
+        self._oldest_id: int | None = None
         self._begin()
 
-    def add(self, rows: Iterable[RawRow]) -> None:
+    @property
+    def purged_before(self) -> int | None:
+        """The oldest row, if the one that was sealed first is gone; None otherwise."""
+        is_purged = self._known and self._oldest_id is not None and self._oldest_id > self._known[0].first_id
+        return self._oldest_id if is_purged else None
+
+    def add(self, rows: Sequence[RawRow]) -> None:
         """The next rows; all rows, ascending."""
+        if self._oldest_id is None and rows:
+            self._oldest_id = rows[0][0]
         for row in rows:
             event_id = row[0]
             while self.compared < len(self._known) and event_id > self._known[self.compared].last_id:

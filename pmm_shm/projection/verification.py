@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pmm_shm.codec import unpack
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.state import State
+from pmm_shm.folds.state import State, readable_part
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
 from pmm_shm.ledger.connection import Connection
@@ -77,9 +76,21 @@ def copy_published(snapshot: Snapshot, folds: Sequence[Fold]) -> PublishedCopy |
     return PublishedCopy(snapshot.header.position, lineage, tuple(folds), entries, snapshot.seals())
 
 
-def verify(
-    connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None
-) -> tuple[VerifyReport, dict[int, Seal]]:
+class Verified(NamedTuple):
+    """A verification, and what follows from it.
+
+    Attributes:
+        seals: to keep, by their blocks: of rows that had none yet, and of all rows if they were sealed when the table
+            had fewer columns. None of them unless all is well.
+        is_purged: whether the log of another program has lost its oldest rows, which the published state still has.
+    """
+
+    report: VerifyReport
+    seals: dict[int, Seal]
+    is_purged: bool = False
+
+
+def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None) -> Verified:
     """Replay the ledger up to the copy's position, and compare.
 
     Parameters:
@@ -87,20 +98,19 @@ def verify(
         copy: a copy of the published state.
         pace: called after each batch; may sleep, or raise to give up.
 
-    Returns:
-        The report, and the seals to keep, by their blocks: of rows that had none yet, and of all rows if they were
-        sealed when the table had fewer columns. None of them unless all is well.
-
     Raises:
         LedgerError: the ledger cannot be read.
     """
     seals = SealCheck(copy.seals)
     report, new_seals = _verify(connection, copy, seals, pace)
+    if connection.shape is not None and not report.ok and (oldest_id := seals.purged_before) is not None:
+        lost = f"the rows before event {oldest_id} were removed, and the state has them until the daemon has rebuilt it"
+        return Verified(report._replace(difference=lost), {}, is_purged=True)
     if seals.changed is not None and seals.changed[1] == copy.seals[0].last_id:
         columns = _columns_sealed(connection, copy.seals[0])
         if columns is not None:
-            return _verify(connection, copy, SealCheck(copy.seals, columns), pace)
-    return report, new_seals
+            return Verified(*_verify(connection, copy, SealCheck(copy.seals, columns), pace))
+    return Verified(report, new_seals)
 
 
 def verify_unpublished(connection: Connection, pace: Pace = lambda: None) -> VerifyReport:
@@ -180,16 +190,5 @@ def _first_difference(name: str, published: dict[bytes, bytes], state: State) ->
         return None
     for key in sorted(replayed.keys() | published.keys()):
         if replayed.get(key) != published.get(key):
-            return f"fold {name}: {_readable(key, published.get(key) or replayed.get(key))} differs from the replay"
+            return f"fold {name}: {readable_part(key, published.get(key) or replayed.get(key))} differs from the replay"
     return None
-
-
-def _readable(key: bytes, value: bytes | None) -> str:
-    if key[:1] == b"c":
-        return f"cell {key[1:].decode(errors='replace')!r}"
-    table = key[2 : 2 + key[1]].decode(errors="replace")
-    try:
-        entry = repr(unpack(value or b"")[0])[:80]
-    except Exception:
-        entry = key.hex()[:80]
-    return f"table {table!r}, key {entry}"

@@ -27,7 +27,7 @@ from pmm_shm import limits
 from pmm_shm.errors import DaemonError, LedgerBusyError, LedgerError, LockLostError, StoreError
 from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import FileId, Instance, file_id
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, use_shape
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.resources import require
@@ -38,6 +38,7 @@ from pmm_shm.wire.endpoints import choose_endpoints, record_endpoints
 
 if TYPE_CHECKING:
     from pmm_cached.prometheus import MetricsServer
+    from pmm_shm.ledger.shape import Shape
 
 _PROBLEM_PAUSE_S = 0.5
 _LAST_WAIT_S = 0.05
@@ -62,8 +63,8 @@ class Daemon:
         self._instance = Instance.of(ledger)
         if settings.source is not None:
             make_replica(self._instance.ledger, settings.source)
-        _check_ledger(self._instance.ledger)
-        self._folds = all_folds(settings.folds)
+        _check_ledger(self._instance.ledger, settings.shape)
+        self._folds = all_folds(settings.folds, settings.only_folds, settings.shape)
         # Workers look for this name, and may have other packages: not `auto`.
         found_as = None if settings.embedder is None else resolved(settings.embedder)
         embedder = None if found_as is None else find_embedder(found_as)
@@ -72,10 +73,16 @@ class Daemon:
         if settings.metrics_port is not None:
             # Before anything is made: the extra may not be installed.
             import pmm_cached.prometheus
+        if settings.shape is not None:
+            import pmm_shm.ledger.shape_record
         # Before anything is made: libzmq ends a process that lacks them.
         allow_descriptors()
         require(self._instance.ledger, limits.DESCRIPTORS_MIN, _THREADS)
         self._lock = InstanceLock(self._instance)
+        if settings.shape is not None:
+            # From now on every connection, here and in the clients, reads the log by it.
+            use_shape(self._instance.ledger, settings.shape)
+            pmm_shm.ledger.shape_record.record_shape(self._instance, settings.shape)
         self._replication: Replication | None = None
         source = settings.source or recorded_source(self._instance.ledger)
         if source is not None:
@@ -121,6 +128,7 @@ class Daemon:
             self._notifier.feed,
             # Looked up when it is called: the maintenance needs the follower.
             lambda change: self._maintenance.table_redefined(change),
+            self._column_is_lacking,
         )
         self._maintenance = Maintenance(
             self._instance.ledger,
@@ -135,6 +143,10 @@ class Daemon:
             self._indexer.reset,
             self._die,
         )
+
+    def _column_is_lacking(self, problem: str) -> None:
+        self._status.failed(problem)
+        self._log.warning("a fold sees None", reason=problem)
 
     def run(self) -> None:
         """Follow the ledger until `stop`.
@@ -203,6 +215,7 @@ class Daemon:
         # A ledger that is busy for the moment: as far as is known, nothing came.
         numbers["head_id"], numbers["lag_events"] = lag or (numbers["as_of"], 0)
         numbers["lag_ms"] = numbers.pop("caught_up_age_ms") if numbers["lag_events"] else 0
+        numbers["shape"] = None if self._settings.shape is None else str(self._settings.shape)
         numbers["replica"] = None if self._replication is None else self._replication.numbers()
         numbers.update(assess(numbers)._asdict())
         numbers["readers"] = len(readers)
@@ -376,13 +389,13 @@ def _by_process(slots: list[tuple[int, int | None]], newest: int) -> list[list[i
     return [list(entry) for entry in found[:_READERS_SHOWN]]
 
 
-def _check_ledger(path: str) -> None:
+def _check_ledger(path: str, shape: Shape | None) -> None:
     """Raise `LedgerError` if there is no usable ledger.
 
     The journal of a dead writer is no reason: the next writer rolls it back. Nor is a busy ledger: the follower says
     what it waits for.
     """
-    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
+    connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S, shape)
     try:
         with connection.lock:
             connection.handle()

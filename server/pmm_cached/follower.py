@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
-from pmm_shm.folds.engine import DECODE, DecodeFold
-from pmm_shm.folds.registry import built_in_folds, named_fold, registered_folds, with_named
+from pmm_shm.folds.engine import DECODE, DecodeFold, lacking_columns
+from pmm_shm.folds.registry import built_in_folds, chosen_folds, named_fold, registered_folds, with_named
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
@@ -23,18 +23,30 @@ from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Snapshot
 from pmm_shm.store.writer import StoreWriter
 
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
+
 _BATCH_S = 0.1
 
 
-def all_folds(names: Iterable[str] = ()) -> list[Fold]:
-    """Every fold that the daemon keeps: built in, registered, named in its settings, and the quarantine of decoding.
+def all_folds(names: Iterable[str] = (), only: Iterable[str] | None = None, shape: Shape | None = None) -> list[Fold]:
+    """Every fold that the daemon keeps, and the quarantine of decoding.
+
+    Parameters:
+        names: of folds to keep besides the others.
+        only: the names of the others; None for those of the shape or, without one, the built-in and registered ones.
 
     Raises:
         ConfigError: a name means nothing.
+        UnknownFoldError: no fold has this name.
         FoldError: one does not load, breaks the contract, or has the name of another.
     """
-    folds = with_named(built_in_folds() + registered_folds(), [named_fold(name) for name in names])
-    return [*folds, DecodeFold(folds)]
+    if only is None and shape is not None:
+        only = shape.folds
+    others = built_in_folds() + registered_folds() if only is None else chosen_folds(only)
+    folds = with_named(others, [named_fold(name) for name in names])
+    folds = [*folds, DecodeFold(folds)]
+    return folds if shape is None else [fold.on_shape(shape.identity) for fold in folds]
 
 
 class FollowStep(NamedTuple):
@@ -61,6 +73,7 @@ class Follower:
         status: where the numbers go.
         on_progress: called, from any thread, whenever the follower has made progress.
         on_redefined: called with a few words when the columns or triggers of `events` have changed.
+        on_lacking: called with one line when the table lacks a column that a fold asks for; the fold sees None.
 
     Attributes:
         has_lost_columns: whether the table has lost columns since the published state was adopted: then its anchor fits
@@ -75,6 +88,7 @@ class Follower:
         status: Status,
         on_progress: Callable[[], None] = lambda: None,
         on_redefined: Callable[[str], None] = lambda _: None,
+        on_lacking: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.connection = Connection(path, "ro", limits.FOLLOWER_WAIT_S)
         self._freshness = Freshness(self.connection)
@@ -83,6 +97,8 @@ class Follower:
         self._status = status
         self._on_progress = on_progress
         self._on_redefined = on_redefined
+        self._on_lacking = on_lacking
+        self._lacking: set[str] = set()
         self._schema: Schema | None = None
         self._schema_of: tuple[int, int] | None = None
         self.has_lost_columns = False
@@ -209,6 +225,11 @@ class Follower:
             return
         is_same_file = self._schema_of == self.connection.identity
         self._schema, self._schema_of = now, self.connection.identity
+        lines = (lacking_columns(fold, self.connection.path, now.columns) for fold in self._folds if now.columns)
+        lacking = {line for line in lines if line is not None}
+        for line in lacking - self._lacking:
+            self._on_lacking(line)
+        self._lacking = lacking
         if before is None or not is_same_file or before.definition == now.definition:
             return
         added = [name for name in now.columns if name not in before.columns]

@@ -13,13 +13,14 @@ from pmm_shm import limits
 from pmm_shm.errors import LedgerError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.files import file_identity
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import Position
 
 HealthState = Literal["healthy", "lagging", "degraded"]
 
 _LAG = (
     "SELECT (SELECT max(id) FROM events), "
-    "(SELECT count(*) FROM (SELECT 1 FROM events WHERE ? IS NULL OR id > ? LIMIT ?))"
+    f"(SELECT count(*) FROM (SELECT 1 FROM events WHERE id > coalesce(?, {ID_MIN}) LIMIT ?))"
 )
 
 
@@ -40,7 +41,7 @@ class HeadProbe:
                 if connection.identity is not None and file_identity(connection.path) != connection.identity:
                     connection.close()
                 handle = connection.handle()
-                parameters = (position.event_id, position.event_id, limits.LAG_EVENTS_MAX)
+                parameters = (position.event_id, limits.LAG_EVENTS_MAX)
                 head_id, count = connection.retry(lambda: handle.execute(_LAG, parameters).fetchall()[0])
         except LedgerError:
             return None

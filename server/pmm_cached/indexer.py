@@ -167,7 +167,7 @@ class Indexer(BackgroundThread):
         if not self._has_vectors:
             with self._store.environment.read() as transaction:
                 self._has_vectors = any(True for _ in records_under(transaction, EVENT_TABLE_PREFIX))
-        if not self._has_vectors:
+        if not self._has_vectors and self._connection.shape is None:
             with self._connection.lock:
                 (found,) = fetch_batch(self._connection, _IMPORTED_SQL, (self._looked_until,), 1).rows
             self._has_vectors, self._looked_until = bool(found[0]), max(self._looked_until, found[1])

@@ -9,10 +9,11 @@ import gc
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import zmq
+from click.core import ParameterSource
 
 from pmm_cached.daemon import Daemon
 from pmm_cached.logs import LogFormat, configure
@@ -21,10 +22,14 @@ from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, PmmShmError
 from pmm_shm.finite import Finite
+from pmm_shm.instance.paths import Instance
 from pmm_shm.resources import shortage_of
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.events import DEFAULT_KINDS
 from pmm_shm.words.texts import WORD_KINDS
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.shape import Shape
 
 _FAILURE, _USAGE = 1, 2
 GC_OBJECTS = 50_000
@@ -112,6 +117,18 @@ Examples:
     help="Event kinds to put into the index of words, separated by commas; none for no index.",
 )
 @click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="The log shape of another program's log: a TOML file, or the name of a shape that comes with pmm-shm; "
+    "default: the recorded one.",
+)
+@click.option(
+    "--folds",
+    "only_folds",
+    metavar="NAMES",
+    help="The folds to keep, separated by commas, in place of the built-in and the registered ones, or of the shape's.",
+)
+@click.option(
     "--fold",
     "folds",
     multiple=True,
@@ -155,6 +172,8 @@ def command(
     embedder: str | None,
     embed_kinds: str,
     word_kinds: str,
+    shape: str | None,
+    only_folds: str | None,
     source_dsn: str | None,
     name: str | None,
     fork_max: int,
@@ -172,12 +191,21 @@ def command(
     # The follower must not wait for a whole slice of a rebuild or a verification.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log = configure(log_format, log_level)
+    only = None if only_folds is None else _kinds(only_folds)
+    found = _shape(ledger, shape, only, (source_dsn or flags.source()) is not None)
+    if found is not None:
+        # On the log of another program there are vectors and words only if somebody asks for them.
+        embedder = embedder or "none"
+        if click.get_current_context().get_parameter_source("word_kinds") is ParameterSource.DEFAULT:
+            word_kinds = "none"
     model = embedder or flags.embedder() or local_bow.NAME
     settings = Settings(
         slow_poll_s=slow_poll_ms / 1_000,
         embedder=None if model == "none" else model,
         embed_kinds=_kinds(embed_kinds),
         word_kinds=() if word_kinds.strip() == "none" else _kinds(word_kinds),
+        only_folds=only,
+        shape=found,
         source=_source(source_dsn or flags.source(), name or flags.source_name(), fork_max),
         **numbers,
     )
@@ -198,6 +226,23 @@ def command(
 def _kinds(text: str) -> tuple[str, ...]:
     """The kinds in a text with commas between them, ascending."""
     return tuple(sorted({kind.strip() for kind in text.split(",")} - {""}))
+
+
+def _shape(ledger: str, name: str | None, only_folds: tuple[str, ...] | None, has_source: bool) -> Shape | None:
+    """How to read the log of another program: as told, or as recorded; None for a ledger."""
+    instance = Instance.of(ledger)
+    if name is not None and has_source:
+        raise click.UsageError("--shape and --source: a replica of PostgreSQL is a ledger of PMM")
+    if name is None and not instance.shape_file.exists():
+        return None
+    # Only such a log needs them.
+    from dataclasses import replace
+
+    from pmm_shm.ledger.shape import load_shape
+    from pmm_shm.ledger.shape_record import succeeding_shape
+
+    shape = succeeding_shape(instance, None if name is None else load_shape(name))
+    return shape if shape is None or only_folds is None else replace(shape, folds=only_folds)
 
 
 def _source(dsn: str | None, name: str | None, fork_max: int) -> Source | None:

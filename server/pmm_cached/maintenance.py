@@ -344,10 +344,13 @@ class Maintenance(BackgroundThread):
         try:
             if copy is None:
                 return verify_unpublished(connection, self._keep_cpu_budget)._asdict()
-            report, new_seals = verify(connection, copy, self._keep_cpu_budget)
+            report, new_seals, is_purged = verify(connection, copy, self._keep_cpu_budget)
         finally:
             connection.close()
-        self._act_on(report, new_seals, copy)
+        if is_purged:
+            self._follow_purge(report, copy)
+        else:
+            self._act_on(report, new_seals, copy)
         return report._replace(folds=tuple(name for name in report.folds if name != DECODE))._asdict()
 
     def _let_follower_judge(self) -> None:
@@ -398,6 +401,22 @@ class Maintenance(BackgroundThread):
         self._log.error("verification failed", as_of=report.as_of, difference=report.difference)
         self._on_other_log()
         self.rebuild(None, "verification failed")
+
+    def _follow_purge(self, report: VerifyReport, copy: PublishedCopy) -> None:
+        """The program whose log it is has removed its oldest rows, as some do every day: rebuild from the others.
+
+        Nothing was wrong, so readers go on with the published state until the flip.
+        """
+        with self._standstill:
+            if not self._is_still_published(copy):
+                return
+            if self._is_periodic:
+                self._events_at_verification = self._status.events_folded
+            self._writer.end_history()
+            self._status.sealed_blocks = self._status.verified_as_of = 0
+        self._log.warning("the log was purged", as_of=report.as_of, reason=report.difference)
+        self._on_other_log()
+        self.rebuild(None, "the log was purged")
 
     # Giving way.
 

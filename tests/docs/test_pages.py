@@ -24,11 +24,11 @@ from pmm_shm import errors
 from pmm_shm.folds import contract as fold_contract
 from pmm_shm.vectors import embedder as embedder_contract
 from pmm_shm_cli.main import cli
-from tests.support import daemons, ledgers, pages, postgres, standin_package
+from tests.support import daemons, ledgers, pages, postgres, program_logs, standin_package
 from tests.support.pages import DOCS, README, Workplace
 
 TROUBLESHOOTING = DOCS / "TROUBLESHOOTING.md"
-GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md")]
+GUIDES = [DOCS / name for name in ("TUTORIAL.md", "LIBRARY.md", "COMMANDS.md", "DAEMON.md", "SHAPES.md")]
 RUN = [*GUIDES, TROUBLESHOOTING, *sorted((DOCS / "howto").glob("*.md"))]
 SHOWN_ONLY = (
     "pmm-shm top agent.db",
@@ -44,6 +44,10 @@ SHOWN_ONLY = (
     "pmm-shm mcp /home/me/agent.db --write user_message,assistant_message,reflection",
     "pmm-shm mcp /home/me/agent.db --write-protected commitment_open,evidence_candidate,commitment_close",
     "pmm-shm mcp agent.db --http 8765 --token-file ~/.config/pmm-token",
+    # Of a program that is not beside it.
+    'pmm-cached "$(llm logs path)" --shape llm --folds llm_tokens:Tokens --word-kinds turn',
+    'pmm-shm read "$(llm logs path)" llm_tokens',
+    'pmm-shm search "$(llm logs path)" "flat tyre"',
     "pmm-shm cluster forks agent.db",
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )
@@ -56,6 +60,7 @@ DATABASES = (
 """The databases of the pages: a primary, its standby, and both."""
 
 NEEDED = {
+    "any-log": ["matplotlib"],
     "datasette": ["datasette"],
     "web": ["jinja2", "starlette", "uvicorn"],
     "fastapi": ["fastapi", "uvicorn"],
@@ -83,6 +88,8 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
     text = page.read_text(encoding="utf-8")
     for module in NEEDED.get(page.stem, ()):
         pytest.importorskip(module)
+    if page.stem == "any-log":
+        workplace.install(program_logs.package("eventsourcing"))
     if page.stem == "pmm":
         # As in a checkout of PMM.
         shutil.copytree(standin_package.ROOT, workplace.directory, dirs_exist_ok=True)

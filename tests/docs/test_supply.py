@@ -30,6 +30,7 @@ IMPORTS = {
         "import_module(f'{self._package}.runtime.metrics')",
     ],
     "pmm_shm/folds/registry.py": ["entry.load()"],
+    "pmm_shm/ledger/shape.py": ["import_module('tomllib' if sys.version_info >= (3, 11) else 'tomli')"],
     "client/pmm_shm_client/__init__.py": ["import_module(home)"],
 }
 
@@ -79,7 +80,7 @@ def test_a_lock_has_hashes_and_names_no_place(lock: Path) -> None:
 
 
 def test_the_locks_hold_what_the_project_asks_for() -> None:
-    assert [lock.name for lock in LOCKS] == ["bench.txt", "dev.txt", "product.txt", "tools.txt"]
+    assert [lock.name for lock in LOCKS] == ["bench.txt", "dev.txt", "product.txt", "shapes.txt", "tools.txt"]
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     asked = {
         section: {

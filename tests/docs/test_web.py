@@ -349,3 +349,39 @@ def test_a_ledger_that_is_none_and_a_port_that_is_taken(tmp_path: Path, server: 
     assert ran.code == 1
     assert ran.err == f"pmm-shm: port {server.port}: Address already in use; choose another with --port\n"
     assert run("web", path_of(server), "--allow-host", "a b").code == 2
+
+
+def test_a_users_fold_is_shown_now_and_as_of_an_event_with_its_history(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.db")
+    with connect(path, create=True) as cache:
+        for number in range(30):
+            cache.append("tool_call", "", {"tool": f"<b>tool {number}</b>" if number % 3 else "search"})
+    with serving(path, tmp_path, "--fold", "docs.examples.tool_use:ToolUse") as server:
+        shown = words(html.unescape(server.page()))
+        assert "tool_use" in shown
+        assert "calls 21 " in shown
+        assert "The first 20 are shown." in shown
+        assert "<b>tool" not in server.page()
+        found = server.api("/folds?at=4")
+        assert found["as_of"] == 4
+        assert found["folds"]["tool_use"]["calls"]["search"] == 2
+        subject = urlencode({"subject": "fold", "argument": json.dumps(["tool_use", "calls.search"])})
+        why = server.api(f"/why?{subject}&at=30")
+        assert (why["value"], why["events"]) == (10, 10)
+        links = urlencode({"argument": json.dumps(["tool_use", "calls.<b>tool 1</b>"])})
+        assert links in html.unescape(server.page())
+        assert "Why tool_use calls.search" in words(server.page(f"/why?{subject}"))
+        assert server.ask("/api/v1/why?subject=fold&argument=" + quote('["absent", "x"]')).status == 400
+        assert server.ask("/api/v1/why?subject=fold&argument=x").status == 400
+
+
+def test_a_fold_that_cannot_be_shown_says_why_and_the_rest_is_shown(tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.db")
+    with connect(path, create=True) as cache:
+        cache.append("identity_adopt", "Echo", {"name": "Echo"})
+    ledgers.execute(path, "ALTER TABLE events ADD COLUMN other")
+    with serving(path, tmp_path, "--fold", "tests.process.test_columns:Rooms") as server:
+        page = words(html.unescape(server.page()))
+        assert "lacks `room`" in page
+        assert "Echo" in page
+        assert "lacks `room`" in server.api("/folds")["folds"]["rooms"]["problem"]

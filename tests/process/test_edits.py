@@ -531,12 +531,12 @@ def test_no_seal_outlives_its_history(workshop: Workshop, monkeypatch: pytest.Mo
     verify = maintenance.verify
 
     def verify_and_break(*arguments: Any) -> Any:
-        report, new_seals = verify(*arguments)
-        assert report.ok
-        assert new_seals
+        verified = verify(*arguments)
+        assert verified.report.ok
+        assert verified.seals
         with workshop.standstill:
             workshop.maintenance.end_history()
-        return report, new_seals
+        return verified
 
     monkeypatch.setattr(maintenance, "verify", verify_and_break)
     with EventLog(workshop.status.ledger) as log:

@@ -234,7 +234,8 @@ def test_files(published: tuple[str, Path]) -> None:
     # Under a long path the sockets lie elsewhere.
     sockets = {os.path.basename(path) for path in endpoints.values()}
     # A journal is there while the index is written; the last two are a replica's.
-    there = {file.name for file in directory.iterdir()} | {"words.db-journal"}
+    # The shape is that of another program's log.
+    there = {file.name for file in directory.iterdir()} | {"words.db-journal", "shape.json"}
     assert there | sockets | {"daemon.log", "replicator.json", "replicator.lock"} == listed
     assert (directory / "daemon.lock").read_text(encoding="ascii") == f"{pid}\n"
     modes = {name: stat.S_IMODE(os.stat(directory / path).st_mode) for name, path in endpoints.items()}

@@ -6,6 +6,8 @@ The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -20,8 +22,8 @@ from tests.support.user_folds import BROKEN, EXAMPLE, calls, use
 def version_two() -> str:
     """The example with another meaning, and another version."""
     source = EXAMPLE.read_text(encoding="utf-8")
-    changed = source.replace("version = 1", "version = 2").replace(", 0) + 1", ", 0) + 10")
-    assert changed.count("version = 2") == changed.count(", 0) + 10") == 1
+    changed = source.replace("version = 1", "version = 2").replace(".add(tool)", ".add(tool, 10)")
+    assert changed.count("version = 2") == changed.count(".add(tool, 10)") == 1
     return changed
 
 
@@ -242,3 +244,9 @@ def test_a_daemon_with_a_broken_registration_exits_with_one_line(ledger: str, si
     assert done.stderr.startswith("pmm-cached: ")
     assert expected in done.stderr
     assert not os.path.exists(ledger + "-cache")
+
+
+def test_it_needs_no_test_framework() -> None:
+    code = "from docs.examples.tool_use import ToolUse; from pmm_shm.testing import check_fold; check_fold(ToolUse)"
+    code += "; import sys; assert not {'pytest', 'hypothesis', 'pmm_shm_client'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

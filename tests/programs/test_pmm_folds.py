@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmm_shm.folds.contract import BatchFold, check_fold
+from pmm_shm.folds.contract import BatchFold, checked_fold
 from pmm_shm.folds.engine import apply_events
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import Event
@@ -68,7 +68,7 @@ def test_a_patched_view_is_one_made_anew(fold: BatchFold, events: list[Any], dat
 
 def test_the_folds_keep_the_contract_and_belong_to_parts() -> None:
     for kind in FOLDS:
-        check_fold(kind())
+        checked_fold(kind())
     assert folds_of(PARTS) == list(FOLDS)
     assert folds_of(["log", "recall"]) == []
     assert [kind.name for kind in folds_of(["restructuring", "flags"])] == ["pmm_opens", "pmm_flags"]

@@ -214,6 +214,10 @@ class Workplace:
         self._terminals: dict[str, pexpect.spawn[str]] = {}
         self._kernel: Kernel | None = None
 
+    def install(self, package: Path) -> None:
+        """Let the page's Pythons import a package that is installed elsewhere."""
+        (self._site / package.name).symlink_to(package)
+
     def run(self, block: Block) -> None:
         """Run one block and compare its output."""
         where = f"line {block.line}"

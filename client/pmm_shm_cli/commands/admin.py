@@ -138,7 +138,7 @@ def verify(ledger: str | None, fold: str | None, chain: bool, timeout: Deadline,
 def invalidate(ledger: str | None, fold: str | None, timeout: Deadline, as_json: bool) -> None:
     """Rebuild the published state. Reads stay complete meanwhile."""
     path = the_ledger(ledger)
-    fold = checked_fold(fold)
+    fold = checked_fold(fold, path)
     from pmm_shm.instance.paths import Instance
     from pmm_shm_client.cache import Cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,12 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] WHAT", shell_complete=completers.subjects)
+@click.option(
+    "--fold",
+    metavar="NAME",
+    shell_complete=completers.folds,
+    help="WHAT is a key of this fold; package.module:attribute names one that is not registered.",
+)
 @click.option("--integer", is_flag=True, help="CID is an integer. Without this, a text with these digits is preferred.")
 @click.option(
     "--limit",
@@ -48,14 +55,29 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 @ledger_timeout_option
 @json_option
 def explain(
-    words: tuple[str, ...], integer: bool, limit: int, until: int | None, timeout: Deadline, as_json: bool
+    words: tuple[str, ...],
+    fold: str | None,
+    integer: bool,
+    limit: int,
+    until: int | None,
+    timeout: Deadline,
+    as_json: bool,
 ) -> None:
     """List the events that led to a value, each with the change.
 
-    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics; without it, lists what there
-    is. It is a full replay, event by event: no cache, no daemon. Of metrics, the changes are those before feedback and
-    clamping.
+    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics; with --fold, a key of that
+    fold. Without it, lists what there is. It is a full replay, event by event: no cache, no daemon. Of metrics, the
+    changes are those before feedback and clamping.
+
+    \b
+    Example:
+      pmm-shm explain agent.db --fold tool_use calls.search
     """
+    if fold is not None:
+        if integer:
+            raise click.UsageError("--integer means something for commitment only")
+        _explain_fold(words, fold, limit, until, timeout, as_json)
+        return
     if _is_without_what(words):
         _list_subjects(the_ledger(words[0] if words else None), timeout, as_json)
         return
@@ -86,6 +108,53 @@ def explain(
         show(*_shown(answer))
 
 
+def _explain_fold(
+    words: Sequence[str], name: str, limit: int, until: int | None, timeout: Deadline, as_json: bool
+) -> None:
+    """Explain a key of a fold, or list its keys with their values."""
+    from pmm_shm.flags import default_ledger
+    from pmm_shm.folds.describing import explainable
+    from pmm_shm.ledger.recovery import open_recovered
+    from pmm_shm.ledger.tail import head_of
+    from pmm_shm.projection.explaining import explain as explained
+    from pmm_shm.projection.fold_values import FoldValue
+    from pmm_shm.projection.replay import replay
+    from pmm_shm_terminal.answers import any_fold
+
+    # A key may look like a file: `calls.search`.
+    is_list = not words or (len(words) == 1 and (default_ledger() is None or os.path.exists(words[0])))
+    if len(words) > 2:
+        raise click.UsageError("too many arguments after KEY")
+    ledger = the_ledger(words[0] if len(words) == 2 or (is_list and words) else None)
+    fold = any_fold(name, ledger)
+    with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
+        head = head_of(connection)
+        with progress("Replaying", head if until is None else min(head, until)) as advance:
+            if not is_list:
+                answer = explained(
+                    connection,
+                    FoldValue(fold, words[-1]),
+                    limit or None,
+                    until,
+                    lambda position: advance(position.as_of),
+                )
+            if is_list or not answer.events:
+                position, states = replay(connection, [fold], lambda position: advance(position.as_of), until)
+                found = explainable(fold, fold.view(states[fold.name]))
+    if is_list:
+        _show_subjects(found, position.as_of, as_json)
+    elif not answer.events:
+        raise exits.CommandFailed(
+            f"{ledger}: no event changed {printable(words[-1])!r} of the fold {name} (without KEY, explain lists all)"
+            f"{'' if words[-1] in found else did_you_mean(words[-1], found)}",
+            exits.FAILURE,
+        )
+    elif as_json:
+        print_json(json_value(answer))
+    else:
+        show(*_shown(answer))
+
+
 def _is_without_what(words: Sequence[str]) -> bool:
     return not words or (len(words) == 1 and words[0] not in _ARGUMENTS and is_like_a_file(words[0]))
 
@@ -103,14 +172,19 @@ def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
         found.update((f"trait {name}", value) for name, value in identity.traits.items())
     for state, entries in (("open", commitments.open), ("expired", commitments.expired)):
         found.update((f"commitment {cid}", f"{state}: {entry.get('text')}") for cid, entry in entries.items())
+    _show_subjects(found, frame.as_of, as_json)
+
+
+def _show_subjects(found: Mapping[str, Any], as_of: int, as_json: bool) -> None:
     if as_json:
-        print_json({"as_of": frame.as_of, "subjects": json_value(found)})
+        print_json({"as_of": as_of, "subjects": json_value(found)})
         return
     made = table("WHAT", "now")
     for what, value in found.items():
-        shown = f"IAS {value['ias']:.6g}, GAS {value['gas']:.6g}" if isinstance(value, dict) else json_value(value)
+        is_scores = isinstance(value, dict) and value.keys() == {"ias", "gas"}
+        shown = f"IAS {value['ias']:.6g}, GAS {value['gas']:.6g}" if is_scores else json_value(value)
         made.add_row(cell(what), cell(shown, _TEXT_SHOWN))
-    show(titled(f"what can be explained (as of event {frame.as_of})", made))
+    show(titled(f"what can be explained (as of event {as_of})", made))
 
 
 def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
@@ -191,7 +265,7 @@ def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
 
 
 def _value(value: Any) -> Any:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "has_evidence" not in value:
         return cell(value, _TEXT_SHOWN)
     # A commitment's state in a word or two; its entry is printed above.
     status = "open" if value["open"] is not None else "expired" if value["expired"] is not None else "not open"

@@ -90,15 +90,15 @@ def replay(
 
     with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
-        folds = folds_for(what, max_trait_delta if strict else None)
+        folds = folds_for(what, max_trait_delta if strict else None, connection.shape)
         with progress("Replaying", head if until is None else min(head, until)) as advance:
             reading = replayed(connection, folds, until, lambda position: advance(position.as_of))
-    _print(what, answer_of_replay(what, reading, strict), as_json)
+    _print(what, answer_of_replay(what, reading, strict, connection.shape), as_json)
 
 
 def _checked(words: tuple[str, ...], strict: bool) -> tuple[str, str]:
     ledger, word = ledger_and_word(words, "WHAT", CHOICES)
-    what = checked_what(word)
+    what = checked_what(word, ledger)
     if strict and what not in STRICT:
         raise click.UsageError(f"--strict means something for {' and '.join(sorted(STRICT))} only, not for {what}")
     return ledger, what

@@ -93,7 +93,7 @@ class _Monitor:
         from pmm_shm_cli.sampling import event_rates
 
         try:
-            points = () if self._cache.not_applicable else self._cache.history().points
+            points = () if self._cache.not_applicable or self._cache.shape else self._cache.history().points
             events = self._cache.events(limit=_EVENTS_BEFORE, newest_first=True)
         except LedgerError:
             # The first sample says what it is.
@@ -112,8 +112,11 @@ class _Monitor:
         head, scores = None, None
         missing: tuple[str, ...] = ()
         try:
-            metrics, missing = self._cache.metrics(), self._cache.not_applicable
-            head, scores = metrics.as_of, None if missing else (metrics.ias, metrics.gas)
+            if self._cache.shape is not None:
+                head = self._cache.frame().as_of
+            else:
+                metrics, missing = self._cache.metrics(), self._cache.not_applicable
+                head, scores = metrics.as_of, None if missing else (metrics.ias, metrics.gas)
         except LedgerError as error:
             problems.append(error)
         asked = state.ask(self._instance, _ANSWER_S)
@@ -137,6 +140,7 @@ class _Monitor:
             "processes": self._processes(daemon, readers),
             "daemon": daemon,
             **({"not_applicable": list(missing)} if missing else {}),
+            **({"shape": str(self._cache.shape)} if self._cache.shape else {}),
         }
 
     def _processes(self, daemon: dict[str, Any] | None, readers: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ class RowFacts:
         is_of_pmm2: whether PMM 2 keeps the ledger.
         newest_ts: the time stamp of the newest row, unparsed.
         replica_of: the name in PostgreSQL of the log that it is a replica of; None for no replica.
+        shape: by which the log of another program is read; None for a ledger.
     """
 
     journal: str
@@ -85,6 +86,7 @@ class RowFacts:
     refusal: str | None = None
     is_of_pmm2: bool = False
     replica_of: str | None = None
+    shape: str | None = None
 
 
 @dataclass(frozen=True)

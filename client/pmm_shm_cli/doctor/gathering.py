@@ -259,7 +259,10 @@ def _rows(connection: Connection) -> RowFacts:
             newest = [row for row in map(HashedRow._make, fetched) if row.hash is not None]
         record = connection.retry(lambda: read_replica_record(handle, connection.path))
         of_pmm2 = connection.schema.is_of_pmm2
-        refusal = NEEDS_LEASE if of_pmm2 else connection.retry(lambda: needs_function(handle))
+        if connection.shape is not None:
+            refusal = None
+        else:
+            refusal = NEEDS_LEASE if of_pmm2 else connection.retry(lambda: needs_function(handle))
     checked = one("SELECT count(*) FROM events WHERE id >= ?", first_id)
     formula = next((found for row in newest[:1] + newest[-1:] if (found := detect_formula(row))), None)
     links = verify_range(connection, first_id, head_id) if newest else None
@@ -269,7 +272,8 @@ def _rows(connection: Connection) -> RowFacts:
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
     facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
     replica_of = None if record is None else record.name
-    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2, replica_of)
+    shape = None if connection.shape is None else str(connection.shape)
+    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2, replica_of, shape)
 
 
 # The instance directory.

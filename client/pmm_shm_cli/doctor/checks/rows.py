@@ -70,6 +70,11 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
 
 def owner(facts: SystemFacts) -> Iterator[Verdict]:
     """Whether another program keeps the ledger for itself."""
+    if facts.ledger.rows is not None and facts.ledger.rows.shape is not None:
+        yield ok(
+            f"a log of another program, read by the shape {facts.ledger.rows.shape}",
+            "that program appends; the daemon's seals find edits from its first verification on",
+        )
     if facts.ledger.rows is not None and facts.ledger.rows.is_of_pmm2:
         yield note(
             "it is a ledger of PMM 2",
@@ -97,7 +102,7 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
 
 def durability(facts: SystemFacts) -> Iterator[Verdict]:
     """What an acknowledged append survives, and which durability the workers use."""
-    if facts.ledger.rows is None:
+    if facts.ledger.rows is None or facts.ledger.rows.shape is not None:
         return
     workers = {} if facts.state.daemon is None else facts.state.daemon.get("workers", {})
     default, full = workers.get("appends_default", 0), workers.get("appends_full", 0)
@@ -110,7 +115,7 @@ def durability(facts: SystemFacts) -> Iterator[Verdict]:
 def hash_chain(facts: SystemFacts) -> Iterator[Verdict]:
     """The chain over the newest rows."""
     rows = facts.ledger.rows
-    if rows is None:
+    if rows is None or rows.shape is not None:
         return
     verify = remedy("verify", ledger=facts.path)
     if not rows.head_id:
