@@ -4,8 +4,4 @@ from tests.support.clusters import host, hosts, name, server, writer
 from tests.support.compiled import compiled
 from tests.support.terminals import talk
 
-<<<<<<< HEAD
-__all__ = ["compiled", "host", "hosts", "name", "server", "writer"]
-=======
-__all__ = ["compiled", "talk"]
->>>>>>> int
+__all__ = ["compiled", "host", "hosts", "name", "server", "talk", "writer"]
