@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-recall bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-large bench-recall bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -100,6 +100,9 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python -m bench.search
+
+bench-large: $(BENCH_STAMP) ## Measure ten million events beside a million; another pair: EVENTS=100000,1000000.
+	$(BIN)/python -m bench.large $(if $(EVENTS),--events $(EVENTS))
 
 bench-recall: $(STAMP) ## Measure how well searches find: 200 questions about a dialogue, beside FTS5 and vectors alone.
 	$(BIN)/python -m bench.recall

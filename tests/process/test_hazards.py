@@ -391,6 +391,7 @@ THIRD_PARTY = {
     "lmdb",
     "matplotlib",
     "msgpack",
+    "msgspec",
     "numpy",
     "openai",
     "prometheus_client",
