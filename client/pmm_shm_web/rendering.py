@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from pmm_shm_web import mind, shown
+from pmm_shm_web import assets, mind, shown
 
 
 def _link(path: str, **parameters: Any) -> str:
@@ -40,7 +40,7 @@ def environment() -> Environment:
         words=shown.words,
         in_short=mind.in_short,
     )
-    made.globals["link"] = _link
+    made.globals.update(link=_link, assets=assets.ADDRESSES, style=assets.STYLE)
     return made
 
 
