@@ -84,7 +84,7 @@ class Pages:
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
         drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
         values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
-        return self._render("page.html", job=None, drawing=drawing, **values)
+        return self._render.in_two("page.html", "</header>", job=None, drawing=drawing, **values)
 
     def header(self, request: Request) -> Response:
         return self._render("header.html", **self._frame_values(self._frame(request), None), with_health=True)
