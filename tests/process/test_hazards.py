@@ -203,6 +203,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     # The report of a follower or a run.
     "client/pmm_shm_pmm/report.py": {"os.open": 1, "open": 1},
     # A browser.
+    "client/pmm_shm_web/assets.py": {"(FOLDER / 'page.css').read_text": 1, "path.read_bytes": 1},
     "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
     # Events that a source has lost.
     "server/pmm_replicator/forks.py": {"os.open": 1, "open": 2},
