@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pmm_shm.errors import MissingExtraError
-from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, shape_option, the_ledger
 
 _KIND_CHARS_MAX = 64
 
@@ -34,6 +34,7 @@ _KIND_CHARS_MAX = 64
 @click.option("--create", is_flag=True, help="Create the ledger if it does not exist.")
 @click.option("--autostart/--no-autostart", default=True, help="Start pmm-cached if none serves the ledger.")
 @ledger_timeout_option
+@shape_option
 def mcp(
     ledger: str | None,
     write: tuple[str, ...],

@@ -15,6 +15,7 @@ from pmm_shm.errors import ConfigError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
 
+_SHAPE = "pmm_shm_terminal.shape"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -58,6 +59,20 @@ ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wai
 ledger_argument = click.argument("ledger", required=False, metavar="[LEDGER]", shell_complete=completers.files)
 """The ledger, for commands without another argument."""
 
+
+def _keep_shape(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[_SHAPE] = value
+
+
+shape_option = click.option(
+    "--shape",
+    metavar="SHAPE",
+    expose_value=False,
+    callback=_keep_shape,
+    help="Read the log of another program by this shape, a TOML file or a name. Needed until one is recorded.",
+)
+"""`--shape`; `the_ledger` follows it."""
+
 fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
 """`--fold NAME`"""
 
@@ -76,7 +91,35 @@ def the_ledger(ledger: str | None) -> str:
             raise click.UsageError("no ledger: name one, or set PMM_DB")
     if not ledger:
         raise ConfigError("LEDGER: expected the path of a file, got an empty text")
+    follow_shape(ledger)
     return ledger
+
+
+def given_shape() -> str | None:
+    """`--shape` of the command that runs; None without one."""
+    ctx = click.get_current_context(silent=True)
+    found: str | None = None if ctx is None else ctx.meta.get(_SHAPE)
+    return found
+
+
+def follow_shape(ledger: str) -> None:
+    """Let this process read the ledger by `--shape`, if it was given.
+
+    Raises:
+        ConfigError: there is no such shape, or another one is recorded.
+    """
+    name = given_shape()
+    if name is None:
+        return
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.connection import recorded_shape, use_shape
+    from pmm_shm.ledger.shape import load_shape
+    from pmm_shm.ledger.shape_record import agreed_shape
+
+    given = agreed_shape(Instance.of(ledger), load_shape(name))
+    # A recorded one may know its folds, which the given one lacks.
+    if given is not None and (given.folds or recorded_shape(ledger) is None):
+        use_shape(ledger, given)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from pmm_shm.instance.paths import Instance
+from pmm_shm_terminal.options import given_shape
 from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies
 
 ASK_S = 1.0
@@ -24,6 +25,8 @@ class Operations:
 
     def __init__(self, path: str) -> None:
         self._instance = Instance.of(path)
+        shape = given_shape()
+        self._doctor_options = ["--json"] if shape is None else ["--json", "--shape", shape]
         self._lock = threading.Lock()
         self._asking: threading.Thread | None = None
         self._last: tuple[float, Asked] | None = None
@@ -67,7 +70,7 @@ class Operations:
         Returns:
             `ok` and `findings`; or `problem`, why there are none.
         """
-        command = [sys.executable, "-m", "pmm_shm_cli", "doctor", self._instance.ledger, "--json"]
+        command = [sys.executable, "-m", "pmm_shm_cli", "doctor", self._instance.ledger, *self._doctor_options]
         try:
             ran = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOCTOR_S, check=False

@@ -18,6 +18,7 @@ from pmm_shm_terminal.options import (
     is_like_a_file,
     json_option,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import cell, json_value, pairs, print_json, printable, progress, show, table, titled
@@ -53,6 +54,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, or metrics"
 )
 @click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Explain the value at this event.")
 @ledger_timeout_option
+@shape_option
 @json_option
 def explain(
     words: tuple[str, ...],

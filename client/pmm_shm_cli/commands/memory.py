@@ -19,6 +19,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_and_word,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import json_value, print_json, printable, styled
@@ -91,6 +92,7 @@ def _ledger_and_text(words: Sequence[str]) -> tuple[str, str | None]:
 )
 @search_options
 @ledger_timeout_option
+@shape_option
 @json_option
 def recall(
     words: tuple[str, ...],

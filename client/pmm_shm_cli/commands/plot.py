@@ -19,6 +19,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_argument,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import print_json, printable, progress
@@ -53,6 +54,7 @@ _HEAD_BYTES = 4_096
 @click.option("--title", metavar="TEXT", help="Title above the figure; none by default.")
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option
+@shape_option
 @json_option
 def plot(
     ledger: str | None,

@@ -12,7 +12,7 @@ from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.answers import CHOICES, STRICT, answer_of_cache, answer_of_replay, checked_what, folds_for, shown
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_and_word, timeout_option
+from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_and_word, shape_option, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _max_trait_delta = click.option(
     help="exact: every append before now. snapshot: what the daemon has published. wait: until it has published all.",
 )
 @timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger, and for the daemon with wait.")
+@shape_option
 @json_option
 def read(
     words: tuple[str, ...],
@@ -79,6 +80,7 @@ def read(
 @_max_trait_delta
 @click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Replay up to this event, not the head.")
 @timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wait for a busy ledger.")
+@shape_option
 @json_option
 def replay(
     words: tuple[str, ...], strict: bool, max_trait_delta: float, until: int | None, timeout: Deadline, as_json: bool

@@ -11,7 +11,15 @@ import click
 from pmm_shm.errors import FoldError, SnapshotUnavailableError
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    json_option,
+    ledger_argument,
+    shape_option,
+    the_ledger,
+    timeout_option,
+)
 from pmm_shm_terminal.output import json_value, print_json, show
 from pmm_shm_terminal.state import DAEMON_ANSWERS_S
 
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     help="Also show the numbers of this fold, which is not registered; may be repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show all numbers.")
+@shape_option
 @json_option
 def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: Deadline, as_json: bool) -> None:
     """Show health and position of the daemon.
