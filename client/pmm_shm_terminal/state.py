@@ -67,6 +67,11 @@ def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> li
     return found
 
 
+def is_indexed(numbers: dict[str, Any] | None) -> bool:
+    """Whether a daemon keeps words or vectors of events, which it does for the log of another program if asked."""
+    return numbers is not None and bool(numbers["words"]["kinds"] or numbers["embeddings"]["tables"])
+
+
 def published(instance: Instance) -> tuple[int | None, dict[str, dict[str, Any]]]:
     """The published state, also that of a daemon that has ended.
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import ConfigError, UnknownFoldError
 from pmm_shm.frozen import plain
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import applicable
@@ -143,7 +143,13 @@ class Api:
 
     def failed(self, _: Request, error: Exception) -> Response:
         """An error as JSON."""
-        status = 409 if isinstance(error, CancelledError) else 400 if isinstance(error, ConfigError) else 503
+        status = (
+            409
+            if isinstance(error, CancelledError)
+            else 400
+            if isinstance(error, (ConfigError, UnknownFoldError))
+            else 503
+        )
         return _json({"error": str(error) or "cancelled"}, status)
 
 

@@ -15,6 +15,7 @@ from pmm_shm.errors import (
     SnapshotUnavailableError,
     UnknownModelError,
 )
+from pmm_shm.folds.registry import BUILT_IN_NAMES
 from pmm_shm.names import SEARCH_MODES
 from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
 from pmm_shm_client.aio import AsyncCache
@@ -80,7 +81,9 @@ class Mind:
         self.cache = cache
         self.folds = folds
         for fold in folds.folds.values():
-            cache.add_fold(fold)
+            # A shape may name built-in ones, which are there.
+            if fold.name not in BUILT_IN_NAMES:
+                cache.add_fold(fold)
         self._ledger = ledger
         self._jobs = jobs
         self._has_frame = False

@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import ConfigError, UnknownFoldError
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.state import is_indexed
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
@@ -32,7 +33,9 @@ class Pages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._render = Renderer(ledger=site.path, ledger_name=os.path.basename(site.path), why_not=WHY_NOT_APPLICABLE)
+        self._render = Renderer(
+            ledger=site.path, ledger_name=os.path.basename(site.path), why_not=WHY_NOT_APPLICABLE, shape=site.shape
+        )
         self._drawn: tuple[History, chart.Drawing] | None = None
 
     def routes(self) -> list[BaseRoute]:
@@ -80,9 +83,11 @@ class Pages:
         return self._render("mind_with_header.html", **self._mind_values(found, at), **self._stream_values(request))
 
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
-        drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
+        has_scores = self._site.shape is None and "history" not in frame.not_applicable
+        drawing = self._drawing(self._site.mind.cache.history(), at) if has_scores else None
         values = {**self._mind_values(frame, at), **self._stream_values(request)}
-        return self._render("page.html", job=None, drawing=drawing, **values)
+        has_index = self._site.shape is None or is_indexed(self._numbers())
+        return self._render("page.html", job=None, drawing=drawing, has_index=has_index, **values)
 
     def header(self, request: Request) -> Response:
         return self._render("header.html", **self._frame_values(self._frame(request), None), with_health=True)
@@ -99,16 +104,27 @@ class Pages:
 
     def _frame_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
         asked = self._site.operations.glance() if at is None else None
+        of_agent = {} if self._site.shape else self._agent_values(frame)
         return {
+            **of_agent,
             "frame": frame,
             "at": at,
             "missing": frame.not_applicable,
-            "open": commitments(frame.model().open),
-            "expired": commitments(frame.model().expired),
-            "directives": frame.active_directives(),
             "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
+        }
+
+    def _numbers(self) -> dict[str, Any] | None:
+        asked = self._site.operations.glance()
+        return None if asked is None else asked.numbers
+
+    def _agent_values(self, frame: Frame) -> dict[str, Any]:
+        model = frame.model()
+        return {
+            "open": commitments(model.open),
+            "expired": commitments(model.expired),
+            "directives": frame.active_directives(),
         }
 
     def _mind_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
@@ -218,7 +234,7 @@ class Pages:
         """The page of an error."""
         if isinstance(error, CancelledError):
             return self._answer(request, "cancelled.html", "Cancelled")
-        status = 400 if isinstance(error, ConfigError) else 503
+        status = 400 if isinstance(error, (ConfigError, UnknownFoldError)) else 503
         values: dict[str, Any] = {"message": str(error), "at": None}
         # A script puts only answers with a status of success into the page.
         return (

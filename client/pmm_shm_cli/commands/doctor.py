@@ -10,7 +10,15 @@ import click
 
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Deadline, follow_shape, json_option, ledger_argument, shape_option, timeout_option
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    follow_shape,
+    json_option,
+    ledger_argument,
+    shape_option,
+    timeout_option,
+)
 from pmm_shm_terminal.output import print_json, printable, progress, show
 
 if TYPE_CHECKING:

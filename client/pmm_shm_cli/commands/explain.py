@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm.flags import default_ledger
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE, only_fold
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
@@ -75,6 +76,9 @@ def explain(
     Example:
       pmm-shm explain agent.db --fold tool_use calls.search
     """
+    if fold is None:
+        named = words[0] if words and os.path.exists(words[0]) else default_ledger()
+        fold = None if named is None else only_fold(the_ledger(named))
     if fold is not None:
         if integer:
             raise click.UsageError("--integer means something for commitment only")
@@ -114,7 +118,6 @@ def _explain_fold(
     words: Sequence[str], name: str, limit: int, until: int | None, timeout: Deadline, as_json: bool
 ) -> None:
     """Explain a key of a fold, or list its keys with their values."""
-    from pmm_shm.flags import default_ledger
     from pmm_shm.folds.describing import explainable
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
