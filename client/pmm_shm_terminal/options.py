@@ -122,6 +122,21 @@ def follow_shape(ledger: str) -> None:
         use_shape(ledger, given)
 
 
+def refuse_foreign(ledger: str, command: str) -> None:
+    """Raise where LEDGER is the log of another program, for a command that needs one of PMM.
+
+    Raises:
+        ConfigError: it is.
+    """
+    from pmm_shm.ledger.connection import recorded_shape
+
+    shape = recorded_shape(ledger)
+    if shape is not None:
+        raise ConfigError(
+            f"{ledger}: the log of another program, read by the shape {shape}; {command} needs a ledger of PMM"
+        )
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """`; did you mean X?`, for the end of a message; nothing where no word is near."""
     import difflib

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from pmm_shm.errors import ConfigError, UnknownFoldError
+from pmm_shm.errors import ConfigError
 from pmm_shm.frozen import plain
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import applicable
@@ -20,7 +20,7 @@ from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import Found
-from pmm_shm_web.questions import position, stream_query, whole_number
+from pmm_shm_web.questions import position, status_of, stream_query, whole_number
 from pmm_shm_web.site import Site
 
 ANSWERS = ("identity", "commitments", "metrics", "stage", "recent", "history", "directives", "active-directives")
@@ -143,13 +143,7 @@ class Api:
 
     def failed(self, _: Request, error: Exception) -> Response:
         """An error as JSON."""
-        status = (
-            409
-            if isinstance(error, CancelledError)
-            else 400
-            if isinstance(error, (ConfigError, UnknownFoldError))
-            else 503
-        )
+        status = 409 if isinstance(error, CancelledError) else status_of(error)
         return _json({"error": str(error) or "cancelled"}, status)
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pmm_shm.errors import ConfigError, UnknownFoldError
+from pmm_shm.errors import ConfigError
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
@@ -19,7 +19,7 @@ from pmm_shm_terminal.state import is_indexed
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import position, stream_query, whole_number
+from pmm_shm_web.questions import position, status_of, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
@@ -234,7 +234,7 @@ class Pages:
         """The page of an error."""
         if isinstance(error, CancelledError):
             return self._answer(request, "cancelled.html", "Cancelled")
-        status = 400 if isinstance(error, (ConfigError, UnknownFoldError)) else 503
+        status = status_of(error)
         values: dict[str, Any] = {"message": str(error), "at": None}
         # A script puts only answers with a status of success into the page.
         return (

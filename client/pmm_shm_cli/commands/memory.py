@@ -19,6 +19,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_and_word,
     ledger_timeout_option,
+    refuse_foreign,
     shape_option,
     the_ledger,
 )
@@ -58,6 +59,7 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
+    refuse_foreign(ledger, "context")
     chosen: Any = mode
     from pmm_shm_terminal.spectator import SpectatorCache
 
