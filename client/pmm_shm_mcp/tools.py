@@ -58,11 +58,12 @@ def server(memory: Memory) -> MCPServer[Any]:
         subscriptions=False,
     )
     _add_recall(made, memory)
-    _add_log(made, memory)
     if memory.is_foreign:
+        _add_log(made, memory)
         _add_folds(made, memory)
         return made
     _add_context(made, memory)
+    _add_log(made, memory)
     _add_state(made, memory)
     _add_resources(made, memory)
     if memory.writable:

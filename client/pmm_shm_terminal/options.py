@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -100,6 +101,12 @@ def given_shape() -> str | None:
     ctx = click.get_current_context(silent=True)
     found: str | None = None if ctx is None else ctx.meta.get(_SHAPE)
     return found
+
+
+def with_shape(command: str, shape: str | None = None) -> str:
+    """A command to type; one that starts a daemon gets `shape`, by default the given one."""
+    shape = shape or given_shape()
+    return command.replace("pmm-cached ", f"pmm-cached --shape {shlex.quote(shape)} ") if shape else command
 
 
 def follow_shape(ledger: str) -> None:

@@ -80,7 +80,8 @@ class Api:
         found = self._site.mind.frame(None)
         if isinstance(found, Job):
             return _progress(found)
-        return _json(chart.numbers(found.history()) if "history" not in found.not_applicable else None)
+        has_scores = self._site.shape is None and "history" not in found.not_applicable
+        return _json(chart.numbers(found.history()) if has_scores else None)
 
     def why(self, request: Request) -> Response:
         parameters = request.query_params

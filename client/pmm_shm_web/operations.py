@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import time
 from typing import Any
 
 from pmm_shm.instance.paths import Instance
-from pmm_shm_terminal.options import given_shape
+from pmm_shm_terminal.options import given_shape, with_shape
 from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies
 
 ASK_S = 1.0
@@ -25,8 +26,7 @@ class Operations:
 
     def __init__(self, path: str) -> None:
         self._instance = Instance.of(path)
-        shape = given_shape()
-        self._doctor_options = ["--json"] if shape is None else ["--json", "--shape", shape]
+        self._shape = given_shape()
         self._lock = threading.Lock()
         self._asking: threading.Thread | None = None
         self._last: tuple[float, Asked] | None = None
@@ -58,7 +58,8 @@ class Operations:
         asked = self.ask()
         return {
             "health": asked.health,
-            "problems": with_remedies(self._instance, asked.problems),
+            "problems": with_remedies(self._instance, asked.problems, self._shape),
+            "start": with_shape(f"pmm-cached {shlex.quote(self._instance.ledger)}", self._shape),
             "daemon": asked.numbers,
             "reads": reads_of(asked.numbers),
             "readers": readers_of(asked.numbers),
@@ -70,7 +71,9 @@ class Operations:
         Returns:
             `ok` and `findings`; or `problem`, why there are none.
         """
-        command = [sys.executable, "-m", "pmm_shm_cli", "doctor", self._instance.ledger, *self._doctor_options]
+        command = [sys.executable, "-m", "pmm_shm_cli", "doctor", self._instance.ledger, "--json"]
+        if self._shape is not None:
+            command += ["--shape", self._shape]
         try:
             ran = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOCTOR_S, check=False

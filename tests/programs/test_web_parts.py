@@ -146,12 +146,16 @@ def test_counts_by_kind_follow_the_log(opened: Ledger) -> None:
     # Events that are gone, as after a restore.
     ledgers.execute(opened.path, "DELETE FROM events WHERE id > 250")
     assert counted() == wanted()
-    until = counter.counts_until(60)
-    if opened.read(opened.has_kind_index):
-        assert until is not None
-        assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= 60))
-    else:
-        assert until is None
+    # Near the start, near the end, and far from both: there it needs an index.
+    for event_id, is_near in ((60, True), (190, True), (125, False)):
+        with mock.patch("pmm_shm_web.facets.PAST_STEP_IDS", 62):
+            until = counter.counts_until(event_id)
+        if is_near or opened.read(opened.has_kind_index):
+            assert until is not None
+            assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= event_id))
+        else:
+            assert until is None
+        counter._past.clear()
 
 
 def test_counts_after_a_restore_in_place_and_more_appends(opened: Ledger) -> None:
@@ -354,6 +358,8 @@ def test_the_head_of_a_replica_says_so(ledger: str) -> None:
         frame = cache.frame()
     replica = {"name": "<b>west</b>", "server": "db", "lag_events": 1_234}
     numbers = {"lag_events": 0, "replica": replica}
-    made = Renderer(why_not="")("header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers)
+    made = Renderer(why_not="", shape=None)(
+        "header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers
+    )
     text = bytes(made.body).decode("utf-8")
     assert "A replica of <bdi>&lt;b&gt;west&lt;/b&gt;</bdi>; lag 1,234 events." in text

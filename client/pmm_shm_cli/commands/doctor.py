@@ -18,6 +18,7 @@ from pmm_shm_terminal.options import (
     ledger_argument,
     shape_option,
     timeout_option,
+    with_shape,
 )
 from pmm_shm_terminal.output import print_json, printable, progress, show
 
@@ -50,6 +51,7 @@ def doctor(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
         follow_shape(named)
     with progress("Looking", None):
         findings = diagnose(look_at_machine(None) if named is None else gather(named, timeout.timeout_s))
+    findings = [dataclasses.replace(one, command=with_shape(one.command)) if one.command else one for one in findings]
     path = None if named is None else real_path(named)
     errors = [one for one in findings if one.severity == "error"]
     if as_json:
