@@ -79,6 +79,7 @@ def test_where_a_daemon_has_recorded_it(tmp_path: Path, folder: Path) -> None:
             ["context", name, "hello"],
             ["bench", name],
             ["cluster", "forks", name],
+            ["run", "--ledger", name, "-m", "json.tool"],
         ):
             refused = run(*words)
             assert refused.code == 2
