@@ -95,6 +95,16 @@ class UserFolds:
             raise ConfigError(f"fold: expected a JSON list of fold and key, got {argument!r:.80}") from None
         return FoldValue(fold, str(key))
 
+    def named(self, name: str) -> Fold:
+        """The fold of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.folds:
+            raise ConfigError(f"fold: there is no {name!r:.80}")
+        return self.folds[name]
+
 
 def _part(fold: Fold, view: Any) -> FoldPart:
     try:

@@ -16,16 +16,18 @@ from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.state import is_indexed
-from pmm_shm_web import chart
+from pmm_shm_web import chart, course
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import position, status_of, stream_query, whole_number
+from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, status_of, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
 BODY_BYTES_MAX = 4 << 20
 SEARCH_K = 10
 KINDS_SHOWN = 60
+LIVE = ("/header", "/parts", "/stream/new", "/facets", "/operations")
+"""Parts that the page asks for again and again: a failure must not take their place."""
 
 
 class Pages:
@@ -46,6 +48,7 @@ class Pages:
             Route("/parts", self.parts),
             Route("/commitments", self.commitments),
             Route("/why", self.why),
+            Route("/course", self.course),
             Route("/stream", self.stream),
             Route("/stream/new", self.stream_new),
             Route("/facets", self.facets),
@@ -85,7 +88,7 @@ class Pages:
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
         has_scores = self._site.shape is None and "history" not in frame.not_applicable
         drawing = self._drawing(self._site.mind.cache.history(), at) if has_scores else None
-        values = {**self._mind_values(frame, at), **self._stream_values(request)}
+        values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
         has_index = self._site.shape is None or is_indexed(self._numbers())
         return self._render("page.html", job=None, drawing=drawing, has_index=has_index, **values)
 
@@ -113,6 +116,7 @@ class Pages:
             "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
+            "replica": None if at is not None else self._site.operations.replica(asked),
         }
 
     def _numbers(self) -> dict[str, Any] | None:
@@ -131,6 +135,7 @@ class Pages:
         before, after = self._site.stream.beside(frame.as_of)
         return {
             **self._frame_values(frame, at),
+            **self._facet_values(at),
             "before_id": before,
             "after_id": after,
         }
@@ -172,7 +177,15 @@ class Pages:
         found = self._site.mind.explanation(subject, until)
         if isinstance(found, Job):
             return self._progress(request, found, "#why")
-        return self._answer(request, "why.html", "Why", explanation=found)
+        rows = self._site.stream.rows_of([step.event_id for step in found.steps])
+        return self._answer(request, "why.html", "Why", explanation=found, rows=rows)
+
+    def course(self, request: Request) -> Response:
+        name = request.query_params.get("fold", "")
+        found = self._site.mind.courses(name)
+        if isinstance(found, Job):
+            return self._progress(request, found, "#why")
+        return self._answer(request, "course.html", "Over the log", fold=name, drawing=course.drawing(found))
 
     def _stream_values(self, request: Request) -> dict[str, Any]:
         query = stream_query(request.query_params)
@@ -181,6 +194,10 @@ class Pages:
         at = position(request.query_params)
         is_tail = at is None and query.before is None and query.until is None
         return {"page": page, "query": given, "is_tail": is_tail, "tail_after": page.head}
+
+    def _facet_values(self, at: int | None) -> dict[str, Any]:
+        found = self._site.kinds.glance() if at is None else self._site.kinds.counts_until(at)
+        return {"facets": found, "shown_max": KINDS_SHOWN, "head": self._site.ledger.head()}
 
     def stream(self, request: Request) -> Response:
         return self._answer(request, "stream.html", "Events", **self._stream_values(request))
@@ -195,9 +212,8 @@ class Pages:
     def facets(self, request: Request) -> Response:
         at = position(request.query_params)
         found = self._site.kinds.counts() if at is None else self._site.kinds.counts_until(at)
-        return self._answer(
-            request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=self._site.ledger.head()
-        )
+        head = self._site.ledger.head()
+        return self._answer(request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=head)
 
     def event(self, request: Request) -> Response:
         event_id = request.path_params["event_id"]
@@ -215,14 +231,16 @@ class Pages:
         )
 
     async def context(self, request: Request) -> Response:
-        text = (await _form(request)).get("message", "") if request.method == "POST" else ""
-        return await run_in_threadpool(self._context, request, text)
+        fields = await _form(request) if request.method == "POST" else {}
+        return await run_in_threadpool(self._context, request, fields)
 
-    def _context(self, request: Request, text: str) -> Response:
-        found = self._site.mind.context(text, position(request.query_params), 30.0)
+    def _context(self, request: Request, fields: dict[str, str]) -> Response:
+        text, counts = fields.get("message", ""), context_counts(fields)
+        found = self._site.mind.context(text, position(request.query_params), counts, 30.0)
         if isinstance(found, Job):
             raise ConfigError("the log is still being replayed; ask again")
-        return self._answer(request, "context.html", "Context", context=found, message=text)
+        values = {"context": found, "message": text, "counts": dict(zip(CONTEXT_COUNTS, counts, strict=True))}
+        return self._answer(request, "context.html", "Context", **values)
 
     def operations(self, request: Request) -> Response:
         return self._answer(request, "operations.html", "Operations", **self._site.operations.numbers())
@@ -234,14 +252,14 @@ class Pages:
         """The page of an error."""
         if isinstance(error, CancelledError):
             return self._answer(request, "cancelled.html", "Cancelled")
-        status = status_of(error)
         values: dict[str, Any] = {"message": str(error), "at": None}
+        if not _is_script(request):
+            return self._render("alone.html", status_of(error), part="problem.html", title="Problem", **values)
         # A script puts only answers with a status of success into the page.
-        return (
-            self._render("problem.html", **values)
-            if _is_script(request)
-            else self._render("alone.html", status, part="problem.html", title="Problem", **values)
-        )
+        answer = self._render("problem.html", **values)
+        if request.url.path in LIVE:
+            answer.headers.update({"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
+        return answer
 
 
 def _is_script(request: Request) -> bool:

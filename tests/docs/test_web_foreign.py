@@ -54,8 +54,19 @@ def test_the_past_and_why(server: WebServer) -> None:
     assert server.api("/folds", query="?at=10")["folds"] == {"sums": sums_of(10)}
     argument = quote(json.dumps(["sums", "a"]))
     why = words(server.page(f"/why?subject=fold&argument={argument}&at=10"))
-    assert f"Why sums a ? As of event 10: {sums_of(10)['a']} . 3 events concern it." in why
+    assert f"Why: sums a Close As of event 10: {sums_of(10)['a']} . 3 events concern it." in why
     assert server.api("/kinds", query="?at=10")["kinds"] == {"paid": 10}
+
+
+def test_the_numbers_of_a_fold_over_the_log(server: WebServer) -> None:
+    page = server.page("/course?fold=sums")
+    sums = sums_of(COUNT)
+    shown = words(page)
+    assert f"a {sums['a']}, from 3 to {sums['a']}" in shown
+    assert f"b {sums['b']}, from 1 to {sums['b']}" in shown
+    assert page.count("<polyline") == 3
+    assert 'href="/?at=15"' in page
+    assert server.ask("/course", query="?fold=nothing").status == 400
 
 
 def test_events_are_filtered_by_what_is_in_their_meta(server: WebServer) -> None:
