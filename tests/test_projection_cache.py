@@ -523,11 +523,11 @@ def folded_by_the_drop_in(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> int
     folded = 0
     apply = Engine.apply
 
-    def counted(self: Engine, rows: Any, states: Any) -> int:
+    def counted(self: Engine, rows: Any, *others: Any) -> int:
         nonlocal folded
         rows = list(rows)
         folded += len(rows)
-        return apply(self, rows, states)
+        return apply(self, rows, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "apply", counted)

@@ -233,7 +233,7 @@ def _shape(ledger: str, name: str | None, only_folds: tuple[str, ...] | None, ha
     instance = Instance.of(ledger)
     if name is not None and has_source:
         raise click.UsageError("--shape and --source: a replica of PostgreSQL is a ledger of PMM")
-    if name is None and not instance.shape_file.exists():
+    if name is None and not os.path.exists(instance.shape_file):
         return None
     # Only such a log needs them.
     from dataclasses import replace

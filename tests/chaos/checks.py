@@ -62,7 +62,7 @@ def check_published(cache: Cache) -> int | None:
         return None
     connection = Connection(cache.path, "ro")
     try:
-        report, _ = verify(connection, copy)
+        report = verify(connection, copy).report
     finally:
         connection.close()
     assert report.ok, f"what is published at {copy.position.as_of} diverges: {report.difference}"

@@ -129,6 +129,10 @@ def test_nothing_is_written(folder: Path, journal: str, daemon: str, start_daemo
     before = tree(folder)
     found = examined(made)
     after = tree(folder)
+    if daemon == "running":
+        # It takes another place in the table of readers whenever two of its threads read at once.
+        for each in (before, after):
+            del each[f"{made}-cache/lock.mdb"]
     assert {name for name in before if before[name] != after.get(name)} == set()
     assert set(after) == set(before)
     assert worst(found, "hash-chain").severity == "ok"

@@ -84,7 +84,8 @@ def check_keys(numbers: Any, shape: Any, path: str = "stats") -> None:
     for name, value in numbers.items():
         own = next((one for one in (hints[name], *get_args(hints[name])) if is_typeddict(one)), None)
         if own is not None and value is not None:
-            for one in value.values() if get_origin(hints[name]) is dict else [value]:
+            origin = get_origin(hints[name])
+            for one in value.values() if origin is dict else value if origin is list else [value]:
                 check_keys(one, own, f"{path}.{name}")
 
 

@@ -91,11 +91,11 @@ def test_no_statement_is_open_while_rows_are_folded(tmp_path: Path, monkeypatch:
     batches: list[int] = []
     original = Engine.apply
 
-    def apply(self: Engine, rows: Any, states: Any) -> int:
+    def apply(self: Engine, rows: Any, *others: Any) -> int:
         batches.append(len(rows))
         if len(batches) < 20:
             foreign(path)
-        return original(self, rows, states)
+        return original(self, rows, *others)
 
     monkeypatch.setattr(Engine, "apply", apply)
     monkeypatch.setattr(MetricsFold, "kinds", {**MetricsFold.kinds, "note": (), "other": ()})
