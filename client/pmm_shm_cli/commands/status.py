@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm.errors import FoldError, SnapshotUnavailableError
+from pmm_shm.errors import FoldError, PmmShmError, SnapshotUnavailableError
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     "--fold",
     "folds",
     multiple=True,
-    metavar="MODULE:CLASS",
-    help="Also show the numbers of this fold, which is not registered; may be repeated.",
+    metavar="NAME",
+    help="Also show the numbers of this fold; package.module:attribute names one that is not registered; may be "
+    "repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show all numbers.")
 @json_option
@@ -89,11 +90,20 @@ def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: D
 def _described(path: str, published: Collection[str], named: Iterable[str], timeout: Deadline) -> dict[str, Any]:
     """Name of each fold of a user's that is published to what it describes, or to a line that says why not."""
     from pmm_shm.folds.engine import DECODE
-    from pmm_shm.folds.registry import BUILT_IN_NAMES, named_fold, registered_folds
+    from pmm_shm.folds.registry import BUILT_IN_NAMES, chosen_folds, registered_folds
+    from pmm_shm.ledger.connection import recorded_shape
+    from pmm_shm_terminal.answers import any_fold
 
-    folds = {fold.name: fold for fold in map(named_fold, named)}
+    folds = {fold.name: fold for fold in (any_fold(name, path) for name in named)}
     others = set(published) - BUILT_IN_NAMES - {DECODE} - folds.keys()
     found: dict[str, Any] = {}
+    shape = recorded_shape(path) if others else None
+    for name in () if shape is None else shape.folds:
+        try:
+            folds.update((fold.name, fold) for fold in chosen_folds([name]) if fold.name in others)
+        except PmmShmError as error:
+            found[name] = str(error)
+    others -= folds.keys()
     try:
         # Takes 50 ms. Folds that are not registered, such as those of `pmm-shm run`, are shown if they are named.
         folds.update((fold.name, fold) for fold in (registered_folds() if others else ()) if fold.name in others)

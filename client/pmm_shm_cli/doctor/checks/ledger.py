@@ -74,11 +74,15 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
     users = "everybody" if file.mode & stat.S_IROTH else f"group {group_name(file.gid)}"
     if not file.mode & (stat.S_IRGRP | stat.S_IROTH):
         users = "nobody else"
+    is_foreign = facts.ledger.rows is not None and facts.ledger.rows.shape is not None
     found = f"mode {file.mode:04o}: read by user {user_name(file.uid)} and {users}"
     # Where files have no modes of their own, those of the mount count.
     protect = remedy("protect", ledger=file.path) if facts.ledger.disk.plain is None else remedy("mount-protected")
     if file.mode & stat.S_IWOTH:
-        yield warning(found, "any user of this machine can change what the agent believes", protect)
+        can = "change this log" if is_foreign else "change what the agent believes"
+        yield warning(found, f"any user of this machine can {can}", protect)
+    elif file.mode & stat.S_IROTH and is_foreign:
+        yield ok(found, "whoever may read it may read the shared state, too; its mode is for its program to choose")
     elif file.mode & stat.S_IROTH:
         yield note(found, "any user of this machine can read what the agent remembers", protect)
     else:

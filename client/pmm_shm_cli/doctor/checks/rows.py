@@ -93,6 +93,8 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
         yield ok("WAL", _MODES["wal"])
     elif rows.journal in _MODES and rows.is_of_pmm2:
         yield ok(rows.journal, f"{_MODES[rows.journal]}; PMM 2 has it so")
+    elif rows.journal in _MODES and rows.shape is not None:
+        yield ok(rows.journal, f"{_MODES[rows.journal]}; its program has it so")
     elif rows.journal in _MODES:
         # In WAL mode, a file that is mounted alone is refused.
         yield note(rows.journal, _MODES[rows.journal], remedy("mount-folder") if is_alone else switch)
