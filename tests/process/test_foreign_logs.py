@@ -18,7 +18,7 @@ from pmm_shm.errors import ConfigError, FoldError, SnapshotUnavailableError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.shape import Shape
-from pmm_shm.ledger.shape_record import read_shape
+from pmm_shm.ledger.shape_record import read_shape, record_shape
 from pmm_shm_client import Cache, connect
 from tests.support.command import is_one_line, run
 from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, FOLDS, JOIN, ForeignLog, sums_of, toml_of
@@ -144,6 +144,30 @@ def test_nothing_speaks_of_scores(served: tuple[Path, ForeignLog]) -> None:
         assert not any(word in shown.out for word in ("IAS", "GAS", "ias", "hash chain", "hash-chain", "self_model"))
         assert words[0] == "top" or str(log.shape) in shown.out
     assert not Instance.of(path).words_file.exists()
+
+
+def test_the_doctor_of_another_programs_log(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = BLOB.make(path, 3)
+    writer.execute("PRAGMA journal_mode = DELETE").fetchall()
+    writer.close()
+    path.chmod(0o644)
+    named = (*FOLDS, "tests.support.absent:Fold")
+    other = dataclasses.replace(BLOB.shape, kinds={"bank:Paid": "__main__:Paid"}, folds=named)
+    Instance.of(path).directory.mkdir(mode=0o700)
+    record_shape(Instance.of(path), other)
+    found = json.loads(run("doctor", str(path), "--json").out)["findings"]
+    assert not any(word in str(found) for word in ("agent", "chmod o-rwx", "PRAGMA journal_mode", "switch to WAL"))
+    folds = [(one["severity"], one["found"], one["meaning"]) for one in found if one["check"] == "folds"]
+    assert folds[0] == (
+        "note",
+        "none of the newest 3 events is of a kind that the fold 'sums' needs",
+        "they are of '__main__:Paid'; it needs 'paid'",
+    )
+    assert (folds[1][0], "tests.support.absent" in folds[1][1], len(folds)) == ("warning", True, 2)
+    record_shape(Instance.of(path), dataclasses.replace(BLOB.shape, version=2))
+    found = json.loads(run("doctor", str(path), "--json").out)["findings"]
+    assert [one["severity"] for one in found if one["check"] == "folds"] == ["ok"]
 
 
 def test_a_daemon_outlives_the_record(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
     if facts.ledger.file is None:
         return
     file, directory, user = facts.ledger.file, facts.ledger.directory, facts.machine.user
+    is_foreign = facts.ledger.rows is not None and facts.ledger.rows.shape is not None
     if not file.is_readable:
         yield error(
             f"{user} may not read {file.path}",
@@ -104,7 +105,9 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
         yield note(
             f"{user} may not write {file.path if not file.is_writable else os.path.dirname(file.path)}",
             "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
-            remedy("mount-writable", user=user)
+            remedy("leave-to-owner")
+            if is_foreign
+            else remedy("mount-writable", user=user)
             if facts.ledger.disk.is_read_only
             else remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
         )
