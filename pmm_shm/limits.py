@@ -123,8 +123,13 @@ REPLICA_FORK_MAX = 10_000
 REPLICA_RETRY_S_MAX = 5.0
 REPLICA_AUDIT_S = 10.0
 """A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
+REPLICA_AUDIT_SILENCE_S = 60.0
 REPLICA_LOOK_AROUND_S = 20.0
 """A follower asks the other servers of its cluster after so many seconds whether a later primary is among them."""
+SOURCE_SILENCE_S = 10.0
+"""A server that sends nothing for so long while it is asked is left."""
+SOURCE_GRACE_S = 0.5
+"""How long after a caller's deadline the server's own word that it is over is waited for."""
 SOURCE_LEASE_S = 60.0
 """How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
 REPLICA_LAG_MS_MAX = 3_000

@@ -41,7 +41,8 @@ def source_line(replica: StatusNumbers) -> str:
     looked = replica["looked_ms"]
     confirmed = "never confirmed" if looked is None else f"confirmed {looked:,} ms ago"
     where = f"{replica['name']} on {replica['server'] or 'no server yet'}, timeline {replica['timeline']}"
-    return f"{where}; lag {replica['lag_events']:,} events, {confirmed}; {replica['forks']:,} forks"
+    lag = f"lag {replica['lag_events']:,} events, {replica['lag_ms']:,} ms"
+    return f"{where}; {lag}; {confirmed}; {replica['forks']:,} forks"
 
 
 def glance(found: StatusNumbers) -> list[RenderableType]:

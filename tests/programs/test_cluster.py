@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,42 +31,14 @@ from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.source.server import Server
 from pmm_shm_client import Cache, EventLog, Frame, connect, connect_async
 from tests.support import ledgers, postgres
+from tests.support.clusters import needs_postgresql
 from tests.support.command import run
 from tests.support.daemons import until
 from tests.support.postgres import Postgres
 from tests.support.replicas import Host, Writer, execute, make_source, source_rows
 from tests.support.web import serving, words
 
-pytestmark = pytest.mark.skipif(
-    postgres.programs() is None and not os.environ.get("CI"),
-    reason="PostgreSQL is not installed (apt-get install postgresql)",
-)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres.running() as one:
-        yield one
-
-
-@pytest.fixture
-def name(server: Postgres, request: pytest.FixtureRequest) -> str:
-    """A ledger in PostgreSQL without events, for one test."""
-    own = request.node.name[:80]
-    make_source(server.dsn, own)
-    return own
-
-
-@pytest.fixture
-def host(server: Postgres, name: str, tmp_path: Path) -> Host:
-    return Host(tmp_path / "host", server.dsn, name)
-
-
-@pytest.fixture
-def writer(server: Postgres, name: str) -> Iterator[Writer]:
-    one = Writer(server.dsn, name)
-    yield one
-    one.close()
+pytestmark = needs_postgresql
 
 
 def assert_linear(rows: list[tuple[object, ...]]) -> None:
@@ -232,6 +203,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
                 server = Server(dsn, "agent")
                 assert server.connection().info.port == standby.port
                 server.close()
+                (shown,) = json.loads(run("cluster", "status", dsn, "--json").out)
+                assert shown["head_id"] == 30
             Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32
