@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from pmm_shm.errors import ConfigError, FoldError, SnapshotUnavailableError
+from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.rows import Event
 from pmm_shm.ledger.shape import Shape
 from pmm_shm.ledger.shape_record import read_shape, record_shape
 from pmm_shm_client import Cache, connect
 from tests.support.command import is_one_line, run
-from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, FOLDS, JOIN, ForeignLog, sums_of, toml_of
+from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, FOLDS, JOIN, ForeignLog, Sums, sums_of, toml_of
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.forking import end_with_parent, in_child
 from tests.support.ledgers import checkout_path
@@ -370,6 +372,24 @@ def test_the_seals_of_a_shape_end_with_it(tmp_path: Path) -> None:
         # Those of the new shape are kept.
         difference = "a row among the events 1 to 1024 was changed"
         wait_until(lambda: difference in str((cache.stats()["daemon"] or {}).get("last_error")), "the verification")
+
+
+def test_code_that_changed_without_a_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "app.db"
+    COLUMNS.make(path, 6)
+
+    def doubled(self: Sums, event: Event, state: State) -> None:
+        state.table("sums")[event.meta["account"]] = 2 * event.meta["cents"]
+
+    with started(path, COLUMNS), connect(path) as cache:
+        wait_until(lambda: published(cache), "the publication")
+        monkeypatch.setattr(Sums, "apply", doubled)
+        # The daemon has the old code.
+        assert cache.verify().ok
+    with connect(path) as cache:
+        difference = str(cache.verify().difference)
+    assert difference.startswith("fold sums: ")
+    assert difference.endswith("differs from the replay; or the fold's code changed without a new version")
 
 
 def test_a_view_that_fails_stops_its_own_reads_alone(tmp_path: Path) -> None:
