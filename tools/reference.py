@@ -64,7 +64,7 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
         "Folds",
         "[How to write one](../howto/own-fold.md).",
         (
-            ("pmm_shm.folds.contract", ("Fold", "BatchFold", "checked_fold")),
+            ("pmm_shm.folds.contract", None),
             ("pmm_shm.folds.state", ("State", "Table", "Touched")),
             ("pmm_shm.folds.helpers", None),
             ("pmm_shm.ledger.rows", ("Event",)),
