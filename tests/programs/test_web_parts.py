@@ -447,13 +447,13 @@ def test_a_view_that_fails_is_a_line_and_the_page_goes_on(tmp_path: Path) -> Non
     with connect(tmp_path / "agent.db", create=True) as cache:
         cache.append("user", "hello")
         connection = Connection(str(tmp_path / "agent.db"), "ro")
-        folds = UserFolds((f"{__name__}:Fails", "docs.examples.tool_use:ToolUse"), connection)
+        folds = UserFolds((f"{__name__}:Fails", "tests.support.foreign_logs:Sums"), connection)
         connection.close()
         for fold in folds.folds.values():
             cache.add_fold(fold)
         parts = {part.name: part for part in folds.parts(cache.frame())}
     assert "fold 'fails': `view` fails at event 1: ZeroDivisionError" in str(parts["fails"].problem)
-    assert parts["tool_use"].problem is None
+    assert parts["sums"].problem is None
 
 
 def test_the_course_of_a_number() -> None:
