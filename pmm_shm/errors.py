@@ -166,7 +166,9 @@ class UnknownFoldError(PmmShmError, KeyError):
 
 
 class FoldError(PmmShmError):
-    """A fold cannot be used: it does not load, breaks the contract, or asks for a column that the ledger lacks."""
+    """A fold cannot be used: it does not load, breaks the contract, fails at its view, or asks for a column that the
+    ledger lacks.
+    """
 
 
 class InvalidTextError(PmmShmError, ValueError):

@@ -231,6 +231,11 @@ TEMPLATES: Mapping[str, Template] = {
         "newer libsqlite3.so.0 in LD_LIBRARY_PATH; this prints the version that a Python has",
         "python -c 'import sqlite3; print(sqlite3.sqlite_version)'",
     ),
+    "set-path": Template(
+        "if its module is not installed, run this in its folder before the daemon and all programs",
+        'export PYTHONPATH="$PWD:$PYTHONPATH"',
+    ),
+    "compare-kinds": Template("compare the `kinds` of the fold with those of the log", "pmm-shm log {ledger} -n 5"),
     "end-process": Template("if it stays, restart that program", "kill -TERM {pid}"),
     "end-user-of-old-file": Template(
         "if it stays, restart that program; what it has written since is gone then, unless that file is copied out of "

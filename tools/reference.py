@@ -66,6 +66,7 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
         (
             ("pmm_shm.folds.contract", None),
             ("pmm_shm.folds.state", ("State", "Table", "Touched")),
+            ("pmm_shm.folds.helpers", None),
             ("pmm_shm.ledger.rows", ("Event",)),
             ("pmm_shm.frozen", ("frozen",)),
             ("pmm_shm.projection.replay", ("replay",)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pmm_shm import limits
-from pmm_shm.errors import ClosedError
+from pmm_shm.errors import ClosedError, FoldError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
@@ -67,6 +67,18 @@ class Replays(NamedTuple):
     model: Callable[[float, OnWarn | None, int], SelfModelDict]
     view: Callable[[str, int], Any]
     report: Callable[[Warnings, OnWarn], None]
+
+
+def views_of(reading: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Name to view. Where a fold fails to make its view, that is a `FoldError`, which `Frame.fold` raises."""
+    views: dict[str, Any] = {}
+    for name in names:
+        try:
+            views[name] = reading.view(name)
+        except FoldError as error:
+            # A new one: a traceback would keep the read's transaction.
+            views[name] = FoldError(str(error))
+    return views
 
 
 def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
@@ -143,7 +155,7 @@ class Frame:
         missing = self.not_applicable
         if "self_model" not in self._views:
             # The log of another program.
-            return {"as_of": self.as_of, **{name: plain(view) for name, view in self._views.items() if name != DECODE}}
+            return {"as_of": self.as_of, **{name: plain(self.fold(name)) for name in self._views if name != DECODE}}
         return {
             "as_of": self.as_of,
             "self_model": applicable("self_model", {**self.self_model()}, missing),
@@ -224,10 +236,14 @@ class Frame:
 
         Raises:
             UnknownFoldError: no fold has this name.
+            FoldError: it cannot make its view here. The other folds of the frame can be read all the same.
         """
         if name not in self._views:
             self._views[name] = self._replays.view(name, self.as_of)
-        return self._views[name]
+        view = self._views[name]
+        if view.__class__ is FoldError:
+            raise FoldError(str(view))
+        return view
 
 
 class KeptFrames(NamedTuple):

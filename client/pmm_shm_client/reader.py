@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pmm_shm import limits
 from pmm_shm.errors import (
     ClosedError,
+    FoldError,
     LedgerBusyError,
     LedgerError,
     PmmShmError,
@@ -187,7 +188,7 @@ class Reader:
             with self.snapshots as snapshot:
                 try:
                     return make(self._at_head(snapshot, mark))
-                except LedgerError:
+                except (LedgerError, FoldError):
                     raise
                 except BaseException:
                     # It may have struck between two steps that belong together.

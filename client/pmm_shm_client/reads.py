@@ -27,6 +27,7 @@ from pmm_shm_client.frame import (
     OnWarn,
     Replays,
     Warnings,
+    views_of,
     warn,
 )
 from pmm_shm_client.reader import Reader, Reading
@@ -496,7 +497,7 @@ class Reads(ABC):
         if mode == "exact":
             # With the lock held: no fold that takes part by now is missing.
             names = tuple(self._reader.folds)
-        views = {name: reading.view(name) for name in names}
+        views = views_of(reading, names)
         before = self._memos.get(key)
         is_same = (
             before is not None
@@ -533,14 +534,12 @@ class Reads(ABC):
         names = tuple(self._reader.folds)
         if self._projection_off or self._metrics_off:
             reading: ReplayReading = self._replayer.replayed(list(self._reader.folds.values()), event_id, progress)
-            return self._make_frame({name: reading.view(name) for name in names}, reading)
+            return self._make_frame(views_of(reading, names), reading)
         with late_imports:
             from pmm_shm_client.past import PastReads
 
         past: PastReads = vars(self).setdefault("_past", PastReads(self._reader))
-        return past.at(
-            event_id, lambda reading: self._make_frame({n: reading.view(n) for n in names}, reading), progress
-        )
+        return past.at(event_id, lambda reading: self._make_frame(views_of(reading, names), reading), progress)
 
     def _know(self, name: str) -> None:
         checked_fold_name(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.contract import Fold, view_of
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
@@ -27,7 +27,7 @@ class ReplayReading:
         self.is_of_pmm2 = is_of_pmm2
 
     def view(self, name: str) -> Any:
-        return self._folds[name].view(self._states[name])
+        return view_of(self._folds[name], self._states[name], self.as_of)
 
     @property
     def folds(self) -> list[Fold]:

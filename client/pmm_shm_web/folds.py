@@ -80,7 +80,7 @@ class UserFolds:
 
     def parts(self, frame: Frame) -> list[FoldPart]:
         """All folds as of a frame."""
-        return [*(_part(fold, frame.fold(name)) for name, fold in self.folds.items()), *self._problems]
+        return [*(_part(fold, frame) for fold in self.folds.values()), *self._problems]
 
     def subject(self, argument: str) -> FoldValue:
         """A value to be explained: a JSON list of the fold's name and the key.
@@ -106,8 +106,9 @@ class UserFolds:
         return self.folds[name]
 
 
-def _part(fold: Fold, view: Any) -> FoldPart:
+def _part(fold: Fold, frame: Frame) -> FoldPart:
     try:
+        view = frame.fold(fold.name)
         described, keys = description(fold, view), explainable(fold, view)
     except FoldError as error:
         return FoldPart(fold.name, problem=str(error))

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NoReturn
 
 from pmm_shm import limits
-from pmm_shm.codec import pack
-from pmm_shm.errors import FoldError
+from pmm_shm.codec import pack, unpack
+from pmm_shm.errors import FoldError, PmmShmError
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
 
@@ -44,7 +44,8 @@ class Fold(ABC):
         kinds: the event kinds it needs, and which of the columns `content` and `meta` it needs of each; None for all
             events with both. An undeclared column reads as empty.
         columns: other columns of the ledger that it needs of these events, such as `hash`; they are in `event.columns`,
-            and part of the identity. In a ledger without such a column its value is None.
+            and part of the identity. In a ledger without such a column, reads of the fold raise a
+            `FoldError`.
         parameters: everything else that the state depends on; part of the identity.
         checks_values: whether each value is checked for storability when its event is folded, so that a bad value is
             that event's failure. The built-in folds do without: their tests check it.
@@ -136,6 +137,51 @@ class BatchFold(Fold):
 
     def apply(self, event: Event, state: State) -> None:
         self.apply_batch((event,), state)
+
+
+def shape_of(parameters: bytes) -> str | None:
+    """The identity of the shape on which a fold with these packed parameters stands; None without one: `on_shape`."""
+    found = unpack(parameters)
+    return found[1] if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[1], str) else None
+
+
+def view_of(fold: Fold, state: State, as_of: int) -> Any:
+    """The view of a fold at event `as_of`.
+
+    Raises:
+        FoldError: `view` fails.
+    """
+    try:
+        return fold.view(state)
+    except Exception as error:
+        raise_failure(fold, "view", as_of, error, lambda: fold.view(state))
+
+
+def patched_view(fold: Fold, view: Any, state: State, touched: Touched, as_of: int) -> Any:
+    """The view of a fold at event `as_of`, given an earlier view and the parts that were written since.
+
+    Raises:
+        FoldError: `patch` fails.
+    """
+    try:
+        return fold.patch(view, state, touched)
+    except Exception as error:
+        method = "view" if type(fold).patch is Fold.patch else "patch"
+        raise_failure(fold, method, as_of, error, lambda: fold.patch(view, state, touched))
+
+
+def raise_failure(fold: Fold, method: str, as_of: int, error: Exception, again: Callable[[], Any]) -> NoReturn:
+    """Raise a `FoldError` if the exception is the fold's: then a second call raises it, too. Raise any other one as it
+    is: it came from the store, or from outside, such as out of a signal handler.
+    """
+    if not isinstance(error, (PmmShmError, MemoryError)):
+        try:
+            again()
+        except Exception as second:
+            if type(second) is type(error):
+                what = f"fold {fold.name!r}: `{method}` fails at event {as_of}: {type(error).__name__}: {error}"
+                raise FoldError(" ".join(what.split())[:400]) from error
+    raise error
 
 
 def checked_fold(fold: Any) -> Fold:

@@ -21,6 +21,8 @@ _PLANNED = (
     "SELECT * FROM events WHERE id <= ? ORDER BY id DESC LIMIT ?",
     "SELECT * FROM events WHERE id = ? LIMIT ?",
 )
+_COLUMNS_SHOWN = 20
+_NEEDS_KEY = "a position must be `rowid` or a unique integer key"
 _HEAD = "SELECT max(id) FROM events LIMIT ?"
 # Before 3.36: SEARCH TABLE name AS alias USING ...
 _SEARCH = re.compile(
@@ -49,9 +51,10 @@ def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: b
     source = source_of(shape)
     for table in dict.fromkeys(source.tables.values()):
         _check_table(handle, path, shape, table)
-    _compiled(handle, path, shape, "position", f"SELECT {source.position} FROM {source.sql}")
+    _compiled(handle, path, shape, source, "position", f"SELECT {source.position} FROM {source.sql}")
     for key, sql in columns_of(shape).values():
-        _compiled(handle, path, shape, key, f"SELECT {sql} FROM {source.sql}")
+        _compiled(handle, path, shape, source, key, f"SELECT {sql} FROM {source.sql}")
+    is_declared = _check_type(handle, path, shape, source)
     if makes_it:
         handle.execute(f"CREATE TEMP VIEW events AS {select_sql(shape)}")
     is_rowid = False
@@ -61,7 +64,9 @@ def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: b
     if not head[0].startswith("SEARCH"):
         raise _slow(path, shape, "for the newest position", head[0])
     if not is_rowid:
-        _check_integers(handle, path, shape, source)
+        if not is_declared:
+            raise _unfit(path, shape, f"`position = {shape.position!r}`: no integer column; {_NEEDS_KEY}")
+        _check_integers(handle, path, shape)
     return not is_rowid
 
 
@@ -76,7 +81,7 @@ def _check_table(handle: sqlite3.Connection, path: str, shape: Shape, table: str
         raise _unfit(path, shape, f"{table!r} is a virtual table")
 
 
-def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, key: str, sql: str) -> None:
+def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, source: Source, key: str, sql: str) -> None:
     """Raise where one part of the shape does not compile."""
     try:
         handle.execute("EXPLAIN " + sql).fetchall()
@@ -84,8 +89,20 @@ def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, key: str, sql
         text = str(error)
         if not any(sign in text for sign in ("no such", "syntax error", "ambiguous", "wrong number", "misuse", "near")):
             raise
-        hint = "; a constant text is written as \"'text'\"" if text.startswith("no such column") else ""
+        hint = ""
+        if text.startswith("no such column"):
+            hint = f"; a constant text is written as \"'text'\"; {_columns(handle, source)}"
         raise _unfit(path, shape, f"`{key}`: {text}{hint}") from None
+
+
+def _columns(handle: sqlite3.Connection, source: Source) -> str:
+    """The columns of the tables, in words."""
+    told = []
+    for table in dict.fromkeys(source.tables.values()):
+        names = [row[0] for row in handle.execute("SELECT name FROM pragma_table_info(?, 'main')", (table,)).fetchall()]
+        more = f" and {len(names) - _COLUMNS_SHOWN} more" if len(names) > _COLUMNS_SHOWN else ""
+        told.append(f"{table!r} has {', '.join(names[:_COLUMNS_SHOWN])}{more}")
+    return " ".join("; ".join(told).split())
 
 
 def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: Source, sql: str) -> bool:
@@ -125,17 +142,23 @@ def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: 
     return False
 
 
-def _check_integers(handle: sqlite3.Connection, path: str, shape: Shape, source: Source) -> None:
+def _check_type(handle: sqlite3.Connection, path: str, shape: Shape, source: Source) -> bool:
+    """Whether the position is a declared column; raise where that is no integer."""
     rows = handle.execute(
         "SELECT type FROM pragma_table_info(?, 'main') WHERE lower(name) = ?",
         (source.tables[source.alias], source.key.lower()),
     ).fetchall()
-    if not rows or "INT" not in rows[0][0].upper():
-        raise _unfit(path, shape, f"`position`: {source.key!r} is not an integer key")
+    # Without a row, it is the rowid.
+    if rows and "INT" not in rows[0][0].upper():
+        raise _unfit(path, shape, f"`position = {shape.position!r}`: no integer column; {_NEEDS_KEY}")
+    return bool(rows)
+
+
+def _check_integers(handle: sqlite3.Connection, path: str, shape: Shape) -> None:
     for sql in ("SELECT typeof(max(id)) FROM events", "SELECT typeof(min(id)) FROM events"):
         kind = handle.execute(sql).fetchall()[0][0]
         if kind not in ("integer", "null"):
-            raise _unfit(path, shape, f"`position`: {source.key!r} holds a value of type {kind}, not an integer")
+            raise _unfit(path, shape, f"`position = {shape.position!r}`: it holds a value of type {kind}; {_NEEDS_KEY}")
 
 
 def _plan(handle: sqlite3.Connection, sql: str) -> list[str]:

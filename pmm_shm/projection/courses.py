@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
-from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.contract import Fold, view_of
 from pmm_shm.folds.describing import explainable, numbers
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import head_of
@@ -39,7 +39,7 @@ def courses(
     """Replay a fold, and take its numbers at up to `samples_max` positions, evenly over the event ids.
 
     Raises:
-        FoldError: the ledger lacks a column that the fold asks for, or a hook of the fold fails.
+        FoldError: the ledger lacks a column that the fold asks for, or its `view` or a hook of it fails.
         LedgerBusyError: the log has changed behind what was read, again and again.
         LedgerError: the ledger cannot be read.
     """
@@ -67,7 +67,7 @@ def _sampled(connection: Connection, fold: Fold, samples_max: int, progress: Pro
         state = cursor.states[fold.name]
         if not state.take_touched() and before.event_id is not None:
             continue
-        found = numbers(explainable(fold, fold.view(state)))
+        found = numbers(explainable(fold, view_of(fold, state, cursor.position.as_of)))
         _note(curves, cursor.position.as_of, found)
     ordered: Sequence[str] = [*found, *(key for key in curves if key not in found)]
     return Courses({key: curves[key] for key in ordered}, first_id, cursor.position.as_of, stride)

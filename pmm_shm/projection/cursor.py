@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
-from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.ledger.connection import Connection
@@ -281,15 +281,25 @@ class ReadModel(Cursor):
         return self.states[name]
 
     def view(self, name: str) -> Any:
-        """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be."""
+        """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be.
+
+        Raises:
+            FoldError: its `view` or `patch` fails.
+        """
         known, state = self._views.get(name), self.states[name]
         if known is not None and known[1] is self.position:
             return known[0]
         written = state.take_touched() if self._has_overlay else Touched()
-        if known is None or not self._add_published(written, known[1], name):
-            view = self.folds[name].view(state)
-        else:
-            view = self.folds[name].patch(known[0], state, written) if written else known[0]
+        fold, as_of = self.folds[name], self.position.as_of
+        try:
+            if known is None or not self._add_published(written, known[1], name):
+                view = view_of(fold, state, as_of)
+            else:
+                view = patched_view(fold, known[0], state, written, as_of) if written else known[0]
+        except FoldError:
+            # What was written since the known view is told only once.
+            self._views.pop(name, None)
+            raise
         self._views[name] = view, self.position
         return view
 

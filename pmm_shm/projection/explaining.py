@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack
-from pmm_shm.errors import ConfigError
-from pmm_shm.folds.contract import Fold
+from pmm_shm.errors import ConfigError, FoldError
+from pmm_shm.folds.contract import Fold, view_of
 from pmm_shm.folds.directives import WINDOW_EVENTS, DirectivesFold, counts_in, text_of
 from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
 from pmm_shm.folds.self_model import (
@@ -348,6 +348,7 @@ def explain(
         progress: called with the position of the replay.
 
     Raises:
+        FoldError: the fold cannot make its view at some event.
         LedgerError: the ledger cannot be read.
     """
     watch = _Recorder(subject, limit)
@@ -357,7 +358,9 @@ def explain(
     position, states = replay(connection, [fold], progress, until_id)
     state = states[fold.name]
     watch.begin(state)
-    value = thawed(subject.final(fold.view(state), state))
+    if watch.failure is not None:
+        raise watch.failure
+    value = thawed(subject.final(view_of(fold, state, position.as_of), state))
     return Explanation(subject.name, value, watch.events, tuple(watch.steps), watch.totals, position.as_of)
 
 
@@ -369,6 +372,7 @@ class _Recorder:
         self._state: State | None = None
         self._last: tuple[Any, bytes] | None = None
         self.events = 0
+        self.failure: FoldError | None = None
         self.steps: deque[ExplainedEvent] = deque(maxlen=limit)
         self.totals: dict[str, dict[str, float]] = {}
 
@@ -377,6 +381,7 @@ class _Recorder:
         if state is not self._state:
             self._state, self._last = state, None
             self.events = 0
+            self.failure = None
             self.steps.clear()
             self.totals.clear()
 
@@ -386,17 +391,23 @@ class _Recorder:
             apply(event, state)
             return
         # The events between two that concern it do not change it.
-        before, packed_before = self._last or self._packed(self._subject.value_before(state))
+        before, packed_before = self._last or self._observed(lambda: self._subject.value_before(state))
         refused = state.get(QUARANTINE, 0)
         state.take_touched()
         apply(event, state)
         touched = state.take_touched()
-        after, packed_after = self._last = self._packed(self._subject.value_after(state, touched))
+        after, packed_after = self._last = self._observed(lambda: self._subject.value_after(state, touched))
         wrote = bool(touched)
         refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
         self._note(Observation(event, before, after, wrote, refusal, packed_before == packed_after))
 
-    def _packed(self, value: Any) -> tuple[Any, bytes]:
+    def _observed(self, look: Callable[[], Any]) -> tuple[Any, bytes]:
+        try:
+            value = look()
+        except FoldError as error:
+            # The engine takes it for a failure at the event, which it is not.
+            self.failure = self.failure or error
+            raise
         return value, self._subject.packed(value)
 
     def _note(self, seen: Observation) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.describing import explained_value, numbers
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
@@ -22,6 +22,7 @@ class FoldValue(Subject):
         self.name = f"{fold.name} {key}"
         self.key = key
         self._fold = fold
+        self._as_of = 0
         # Of the state behind the last event.
         self._state: State | None = None
         self._view: Any = None
@@ -32,20 +33,21 @@ class FoldValue(Subject):
         return copy.copy(self._fold)
 
     def concerns(self, event: Event) -> bool:
+        self._as_of = event.id
         return True
 
     def value(self, state: State) -> Any:
-        return self._looked_up(self._fold.view(state))
+        return self._looked_up(view_of(self._fold, state, self._as_of))
 
     def value_before(self, state: State) -> Any:
         if state is not self._state:
-            self._state, self._view = state, self._fold.view(state)
+            self._state, self._view = state, view_of(self._fold, state, self._as_of)
             self._value = self._looked_up(self._view)
         return self._value
 
     def value_after(self, state: State, touched: Touched) -> Any:
         if touched:
-            self._view = self._fold.patch(self._view, state, touched)
+            self._view = patched_view(self._fold, self._view, state, touched, self._as_of)
             self._value = self._looked_up(self._view)
         return self._value
 

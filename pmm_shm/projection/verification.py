@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import DECODE
+from pmm_shm.folds.registry import BUILT_IN_NAMES
 from pmm_shm.folds.state import State, readable_part
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.chain import broken_at, verify_chain, verify_range
@@ -190,5 +192,8 @@ def _first_difference(name: str, published: dict[bytes, bytes], state: State) ->
         return None
     for key in sorted(replayed.keys() | published.keys()):
         if replayed.get(key) != published.get(key):
-            return f"fold {name}: {readable_part(key, published.get(key) or replayed.get(key))} differs from the replay"
+            part = readable_part(key, published.get(key) or replayed.get(key))
+            is_built_in = name in BUILT_IN_NAMES or name == DECODE
+            also = "" if is_built_in else "; or the fold's code changed without a new version"
+            return f"fold {name}: {part} differs from the replay{also}"
     return None

@@ -59,6 +59,10 @@ def test_explain_without_a_key_lists_them(ledger: str) -> None:
         (("explain", "--fold", "absent", "x"), "no fold 'absent'"),
         (("explain", "--fold", NAME, "last", "--integer"), "--integer means something for commitment only"),
         (("plot", "--fold", NAME, "--key", "calls.serch"), "has no number 'calls.serch'; did you mean calls.search?"),
+        (
+            ("plot", "--fold", NAME, "--key", "calls"),
+            "no number 'calls'; it is a table: choose among calls.browse, calls.search",
+        ),
         (("plot", "--key", "x"), "--key needs --fold"),
         (("plot", "--fold", NAME, "--names"), "--names means nothing with --fold"),
         (("plot", "--fold", "recent"), "has no numbers"),

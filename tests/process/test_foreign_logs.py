@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from pmm_shm.errors import ConfigError, SnapshotUnavailableError
+from pmm_shm.errors import ConfigError, FoldError, SnapshotUnavailableError
+from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.rows import Event
 from pmm_shm.ledger.shape import Shape
-from pmm_shm.ledger.shape_record import read_shape
+from pmm_shm.ledger.shape_record import read_shape, record_shape
 from pmm_shm_client import Cache, connect
 from tests.support.command import is_one_line, run
-from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, JOIN, ForeignLog, sums_of, toml_of
+from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, FOLDS, JOIN, ForeignLog, Sums, sums_of, toml_of
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.forking import end_with_parent, in_child
 from tests.support.ledgers import checkout_path
@@ -142,6 +146,30 @@ def test_nothing_speaks_of_scores(served: tuple[Path, ForeignLog]) -> None:
         assert not any(word in shown.out for word in ("IAS", "GAS", "ias", "hash chain", "hash-chain", "self_model"))
         assert words[0] == "top" or str(log.shape) in shown.out
     assert not Instance.of(path).words_file.exists()
+
+
+def test_the_doctor_of_another_programs_log(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = BLOB.make(path, 3)
+    writer.execute("PRAGMA journal_mode = DELETE").fetchall()
+    writer.close()
+    path.chmod(0o644)
+    named = (*FOLDS, "tests.support.absent:Fold")
+    other = dataclasses.replace(BLOB.shape, kinds={"bank:Paid": "__main__:Paid"}, folds=named)
+    Instance.of(path).directory.mkdir(mode=0o700)
+    record_shape(Instance.of(path), other)
+    found = json.loads(run("doctor", str(path), "--json").out)["findings"]
+    assert not any(word in str(found) for word in ("agent", "chmod o-rwx", "PRAGMA journal_mode", "switch to WAL"))
+    folds = [(one["severity"], one["found"], one["meaning"]) for one in found if one["check"] == "folds"]
+    assert folds[0] == (
+        "note",
+        "none of the newest 3 events is of a kind that the fold 'sums' needs",
+        "they are of '__main__:Paid'; it needs 'paid'",
+    )
+    assert (folds[1][0], "tests.support.absent" in folds[1][1], len(folds)) == ("warning", True, 2)
+    record_shape(Instance.of(path), dataclasses.replace(BLOB.shape, version=2))
+    found = json.loads(run("doctor", str(path), "--json").out)["findings"]
+    assert [one["severity"] for one in found if one["check"] == "folds"] == ["ok"]
 
 
 def test_a_daemon_outlives_the_record(tmp_path: Path) -> None:
@@ -323,6 +351,81 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
         assert cache.fold("sums") == {account.upper(): cents for account, cents in sums_of(6).items()}
         wait_until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
+
+
+def test_the_seals_of_a_shape_end_with_it(tmp_path: Path) -> None:
+    path, log = tmp_path / "app.db", tmp_path / "daemon.log"
+    writer = COLUMNS.make(path, ROWS)
+    with started(path, COLUMNS), connect(path) as cache:
+        wait_until(lambda: published(cache), "the publication")
+        wait_until(lambda: cache.verify().sealed_blocks == 3, "the seals")
+    higher = dataclasses.replace(COLUMNS.shape, version=2, ts="substr(made, 1, 10)")
+    with ForkedDaemon(path, "--shape", toml(tmp_path, higher), log=log), connect(path) as cache:
+        wait_until(lambda: published(cache), "the rebuild")
+        wait_until(lambda: cache.verify().sealed_blocks == 3, "the seals")
+        stats = cache.stats()["daemon"]
+        assert stats is not None
+        assert (stats["rebuilds"], stats["verifications_failed"], stats["last_error"]) == (1, 0, None)
+    assert "failed" not in log.read_text(encoding="utf-8")
+    writer.execute("UPDATE payments SET made = '2025-01-31 09:00:00' WHERE number = 100")
+    with ForkedDaemon(path, log=log), connect(path) as cache:
+        # Those of the new shape are kept.
+        difference = "a row among the events 1 to 1024 was changed"
+        wait_until(lambda: difference in str((cache.stats()["daemon"] or {}).get("last_error")), "the verification")
+
+
+def test_code_that_changed_without_a_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "app.db"
+    COLUMNS.make(path, 6)
+
+    def doubled(self: Sums, event: Event, state: State) -> None:
+        state.table("sums")[event.meta["account"]] = 2 * event.meta["cents"]
+
+    with started(path, COLUMNS), connect(path) as cache:
+        wait_until(lambda: published(cache), "the publication")
+        monkeypatch.setattr(Sums, "apply", doubled)
+        # The daemon has the old code.
+        assert cache.verify().ok
+    with connect(path) as cache:
+        difference = str(cache.verify().difference)
+    assert difference.startswith("fold sums: ")
+    assert difference.endswith("differs from the replay; or the fold's code changed without a new version")
+
+
+def test_a_view_that_fails_stops_its_own_reads_alone(tmp_path: Path) -> None:
+    path, name = tmp_path / "app.db", str(tmp_path / "app.db")
+    writer = BLOB.make(path, 6)
+    both = dataclasses.replace(BLOB.shape, folds=("tests.support.foreign_logs:Sorted", *FOLDS))
+    with ForkedDaemon(path, "--shape", toml(tmp_path, both)), connect(path) as cache:
+        wait_until(lambda: published(cache), "the publication")
+        assert cache.fold("sorted") == {"a": 6, "b": 4, "c": 5}
+        BLOB.pay(writer, 7, 7, 30)  # type: ignore[arg-type]
+        failure = "fold 'sorted': `view` fails at event 7: TypeError: '<' not supported"
+        for read in (
+            cache.fold,
+            lambda fold: cache.fold(fold, consistency="wait"),
+            lambda fold: cache.frame().fold(fold),
+            lambda fold: pickle.loads(pickle.dumps(cache.frame())).fold(fold),
+        ):
+            for _ in range(2):
+                with pytest.raises(FoldError, match=re.escape(failure)):
+                    read("sorted")
+        assert cache.fold("sums") == cache.frame().fold("sums") == {**sums_of(6), "7": 30}
+        assert cache.stats()["projection"]["replayed"] == 0
+        assert cache.frame_at(6).fold("sorted") == {"a": 6, "b": 4, "c": 5}
+        for words in (("read", name, "sorted"), ("replay", name, "sorted"), ("read", name, "frame")):
+            ended = run(*words, "--json")
+            assert (ended.code, is_one_line(ended.err), failure in ended.err) == (1, True, True), ended
+        for words in (("explain", name), ("explain", name, "a"), ("plot", name, "-o", str(tmp_path / "x.svg"))):
+            ended = run(*words, "--fold", "sorted")
+            assert (ended.code, is_one_line(ended.err), failure in ended.err) == (1, True, True), ended
+        for options in ((), ("--fold", "sums")):
+            described = json.loads(run("status", name, "--json", *options).out)["described"]
+            assert described["sums"] == {**sums_of(6), "7": 30}
+            assert failure in described["sorted"]
+        writer.execute("DELETE FROM stored_events WHERE originator = 7")
+        BLOB.pay(writer, 8, "d", 30)
+        assert cache.fold("sorted") == {"a": 6, "b": 4, "c": 5, "d": 30}
 
 
 def test_a_daemon_refuses_what_does_not_fit_and_makes_nothing(tmp_path: Path) -> None:

@@ -18,13 +18,18 @@ pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.courses import Courses
 from pmm_shm_cli import synthetic
-from pmm_shm_client import Cache
+from pmm_shm_client import Cache, connect
 from pmm_shm_terminal.tokens import token_in
 from pmm_shm_web import chart, course, facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
+from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import position, stream_query
 from pmm_shm_web.rendering import Renderer
@@ -423,6 +428,32 @@ def test_the_drawing_has_few_corners_and_all_extremes(tmp_path: Path) -> None:
         assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(corners))
     widths = [int(one) for _, path in drawn.stages for one in re.findall(r"h(\d+)", path)]
     assert sum(widths) == chart.WIDTH
+
+
+class Fails(Fold):
+    """Has a view of an empty log only."""
+
+    name = "fails"
+    version = 1
+
+    def apply(self, event: Event, state: State) -> None:
+        state["is_used"] = True
+
+    def view(self, state: State) -> Any:
+        return {"ratio": 1 / (0 if state.get("is_used") else 1)}
+
+
+def test_a_view_that_fails_is_a_line_and_the_page_goes_on(tmp_path: Path) -> None:
+    with connect(tmp_path / "agent.db", create=True) as cache:
+        cache.append("user", "hello")
+        connection = Connection(str(tmp_path / "agent.db"), "ro")
+        folds = UserFolds((f"{__name__}:Fails", "tests.support.foreign_logs:Sums"), connection)
+        connection.close()
+        for fold in folds.folds.values():
+            cache.add_fold(fold)
+        parts = {part.name: part for part in folds.parts(cache.frame())}
+    assert "fold 'fails': `view` fails at event 1: ZeroDivisionError" in str(parts["fails"].problem)
+    assert parts["sums"].problem is None
 
 
 def test_the_course_of_a_number() -> None:

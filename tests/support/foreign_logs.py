@@ -33,6 +33,18 @@ class Sums(Fold):
         return frozen(dict(state.table("sums").items()))
 
 
+class Sorted(Sums):
+    """Accounts are kept as they are; the view fails where a number is among them."""
+
+    name = "sorted"
+
+    def apply(self, event: Event, state: State) -> None:
+        state.table("sums")[event.meta["account"]] = event.meta["cents"]
+
+    def view(self, state: State) -> Any:
+        return frozen(dict(sorted(state.table("sums").items())))
+
+
 class ForeignLog(NamedTuple):
     """A kind of foreign log.
 

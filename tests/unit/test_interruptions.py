@@ -46,6 +46,8 @@ def test_a_view_that_is_interrupted_loses_nothing(
         with monkeypatch.context() as patches:
 
             def interrupted(*_: object) -> Any:
+                # A signal strikes once.
+                patches.undo()
                 raise error
 
             patches.setattr(SelfModelFold, "view", interrupted)

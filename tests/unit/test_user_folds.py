@@ -5,9 +5,15 @@ The fold is `docs/examples/tool_use.py`, the one that the documentation shows.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 
 from pmm_shm.errors import FoldError, UnknownFoldError
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.helpers import Counter
+from pmm_shm.folds.state import State, Touched
+from pmm_shm.ledger.rows import Event
 from pmm_shm_client import EventLog, connect
 from tests.support.sites import Site
 from tests.support.user_folds import BROKEN, EXAMPLE, GOOD, calls, use
@@ -76,3 +82,52 @@ def test_a_broken_registration_is_a_fold_error_of_one_line(ledger: str, site: Si
         assert expected in text
         # Whoever asks for no fold of a user's never hears of it.
         assert cache.identity().name == cache.frame().identity().name == "Ada"
+
+
+class Fragile(Fold):
+    """Counts messages; while the last one is `bad`, there is no view."""
+
+    name = "fragile"
+    version = 1
+    kinds: ClassVar = {"user": ("content",)}
+    strikes: ClassVar[list[Exception]] = []
+
+    def apply(self, event: Event, state: State) -> None:
+        state["last"] = event.content
+        Counter(state, "words").add(event.content)
+
+    def view(self, state: State) -> Any:
+        if self.strikes:
+            raise self.strikes.pop()
+        if state["last"] == "bad":
+            raise ValueError("no view\nof this")
+        return Counter(state, "words").view()
+
+    def patch(self, view: Any, state: State, touched: Touched) -> Any:
+        if state["last"] == "bad":
+            raise ValueError("no patch")
+        return Counter(state, "words").patched(view, touched)
+
+
+def test_a_view_that_has_failed_is_made_anew(ledger: str) -> None:
+    with EventLog(ledger) as log, connect(ledger, folds=[Fragile]) as cache:
+        log.append("user", "a")
+        assert cache.fold("fragile") == {"a": 1}
+        log.append("user", "b")
+        log.append("user", "bad")
+        with pytest.raises(FoldError, match=r"fold 'fragile': `patch` fails at event 3: ValueError: no patch"):
+            cache.fold("fragile")
+        with pytest.raises(FoldError, match=r"fold 'fragile': `view` fails at event 3: ValueError: no view of this"):
+            cache.fold("fragile")
+        assert cache.frame().recent().as_of == 3
+        log.append("user", "a")
+        assert cache.fold("fragile") == cache.frame().fold("fragile") == {"a": 2, "b": 1, "bad": 1}
+
+
+def test_an_exception_from_outside_is_not_blamed_on_the_view(ledger: str) -> None:
+    with EventLog(ledger) as log, connect(ledger, folds=[Fragile]) as cache:
+        log.append("user", "a")
+        Fragile.strikes.append(TimeoutError("time is up"))
+        with pytest.raises(TimeoutError, match="time is up"):
+            cache.fold("fragile")
+        assert cache.fold("fragile") == {"a": 1}

@@ -120,6 +120,7 @@ def _explain_fold(
     words: Sequence[str], name: str, limit: int, until: int | None, timeout: Deadline, as_json: bool
 ) -> None:
     """Explain a key of a fold, or list its keys with their values."""
+    from pmm_shm.folds.contract import view_of
     from pmm_shm.folds.describing import explainable
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of
@@ -147,7 +148,7 @@ def _explain_fold(
                 )
             if is_list or not answer.events:
                 position, states = replay(connection, [fold], lambda position: advance(position.as_of), until)
-                found = explainable(fold, fold.view(states[fold.name]))
+                found = explainable(fold, view_of(fold, states[fold.name], position.as_of))
     if is_list:
         _show_subjects(found, position.as_of, as_json)
     elif not answer.events:

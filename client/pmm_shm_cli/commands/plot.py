@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ _FORMATS: dict[str, Format] = {".svg": "svg", ".png": "png"}
 
 _CREATOR = b"<dc:title>pmm-shm</dc:title>"
 _HEAD_BYTES = 4_096
+_ENTRIES_SHOWN = 5
 
 
 @click.command(context_settings=CONTEXT)
@@ -136,7 +138,7 @@ def _numbers(
     for key in keys:
         if key not in found.curves:
             raise CommandFailed(
-                f"{path}: the fold {name} has no number {printable(key)!r}{did_you_mean(key, found.curves)}",
+                f"{path}: the fold {name} has no number {printable(key)!r}{_entries(key, found.curves)}",
                 exits.FAILURE,
             )
     drawn = list(dict.fromkeys(keys)) or list(found.curves)[:CURVES_MAX]
@@ -147,6 +149,15 @@ def _numbers(
     more = f"; {others} more: choose with --key" if others and not keys else ""
     line = f"{', '.join(map(printable, drawn))} up to event {found.as_of}{more}"
     return data, {"keys": drawn, "stride": found.stride, "as_of": found.as_of}, line
+
+
+def _entries(key: str, curves: Collection[str]) -> str:
+    """A hint: the entries of the table that the key names, or a key that looks like it."""
+    entries = [name for name in curves if name.startswith(key + ".")]
+    if not entries:
+        return did_you_mean(key, curves)
+    more = f" and {len(entries) - _ENTRIES_SHOWN} more" if len(entries) > _ENTRIES_SHOWN else ""
+    return f"; it is a table: choose among {', '.join(map(printable, entries[:_ENTRIES_SHOWN]))}{more}"
 
 
 def _refuse_other(path: str) -> None:

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     "--fold",
     "folds",
     multiple=True,
-    metavar="MODULE:CLASS",
-    help="Also show the numbers of this fold, which is not registered; may be repeated.",
+    metavar="NAME",
+    help="Also show the numbers of this fold; package.module:attribute names one that is not registered; may be "
+    "repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show all numbers.")
 @shape_option
@@ -100,19 +101,24 @@ def _described(path: str, published: Collection[str], named: Iterable[str], time
     to a line that says why not.
     """
     from pmm_shm.folds.engine import DECODE
-    from pmm_shm.folds.registry import BUILT_IN_NAMES, chosen_folds, named_fold, registered_folds
+    from pmm_shm.folds.registry import BUILT_IN_NAMES, chosen_folds, registered_folds
     from pmm_shm.ledger.connection import recorded_shape
+    from pmm_shm_terminal.answers import any_fold
 
     shape = recorded_shape(path)
-    folds = {fold.name: fold for fold in map(named_fold, named)}
+    folds = {fold.name: fold for fold in (any_fold(name, path) for name in named)}
     others = set() if shape else set(published) - BUILT_IN_NAMES - {DECODE} - folds.keys()
     found: dict[str, Any] = {}
+    for name in shape.folds if shape else ():
+        try:
+            folds.update((fold.name, fold) for fold in chosen_folds([name]))
+        except PmmShmError as error:
+            found[name] = str(error)
     try:
         # Takes 50 ms. Folds that are not registered, such as those of `pmm-shm run`, are shown if they are named.
         folds.update((fold.name, fold) for fold in (registered_folds() if others else ()) if fold.name in others)
-        folds.update((fold.name, fold) for fold in (chosen_folds(shape.folds) if shape else ()))
-    except PmmShmError as error:
-        found["folds of the shape" if shape else "registered folds"] = str(error)
+    except FoldError as error:
+        found["registered folds"] = str(error)
     if not folds:
         return found
     from pmm_shm.folds.describing import description

@@ -53,6 +53,20 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class ShapeFold:
+    """A fold that a shape names.
+
+    Attributes:
+        kinds: of the events that it needs; None for all.
+        problem: why it cannot be loaded here; None if it can.
+    """
+
+    name: str
+    kinds: frozenset[str] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class RowFacts:
     """Facts that SQLite reads in the ledger.
 
@@ -70,6 +84,8 @@ class RowFacts:
         newest_ts: the time stamp of the newest row, unparsed.
         replica_of: the name in PostgreSQL of the log that it is a replica of; None for no replica.
         shape: by which the log of another program is read; None for a ledger.
+        shape_folds: those that the shape names.
+        newest_kinds: of the newest rows checked, read only for the log of another program.
     """
 
     journal: str
@@ -87,6 +103,8 @@ class RowFacts:
     is_of_pmm2: bool = False
     replica_of: str | None = None
     shape: str | None = None
+    shape_folds: tuple[ShapeFold, ...] = ()
+    newest_kinds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ make beside it. LMDB's files are read without LMDB.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import glob
 import os
@@ -16,7 +17,8 @@ import stat
 from typing import Any
 
 from pmm_shm import limits
-from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError
+from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError, PmmShmError
+from pmm_shm.folds.registry import chosen_folds
 from pmm_shm.instance import access, file_systems
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.instance.run_reports import read_reports
@@ -41,6 +43,7 @@ from pmm_shm_cli.doctor.facts import (
     LedgerFacts,
     ReaderSlot,
     RowFacts,
+    ShapeFold,
     Socket,
     SocketState,
     StateFacts,
@@ -272,8 +275,25 @@ def _rows(connection: Connection) -> RowFacts:
     ts = newest_ts.decode("utf-8", "replace") if isinstance(newest_ts, bytes) else newest_ts
     facts = (journal, head_id, has_hashes, formula, len(newest), checked, bad, ts)
     replica_of = None if record is None else record.name
-    shape = None if connection.shape is None else str(connection.shape)
-    return RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2, replica_of, shape)
+    rows = RowFacts(*facts, fork, forks, is_continuable, refusal, of_pmm2, replica_of)
+    shape = connection.shape
+    if shape is None:
+        return rows
+    sql = "SELECT DISTINCT CAST(kind AS BLOB) FROM events WHERE id >= ?"
+    with connection.lock:
+        kinds = connection.retry(lambda: handle.execute(sql, (first_id,)).fetchall())
+    newest_kinds = frozenset(kind.decode("utf-8", "replace") for (kind,) in kinds if isinstance(kind, bytes))
+    return dataclasses.replace(
+        rows, shape=str(shape), shape_folds=tuple(map(_shape_fold, shape.folds)), newest_kinds=newest_kinds
+    )
+
+
+def _shape_fold(name: str) -> ShapeFold:
+    try:
+        (fold,) = chosen_folds([name])
+    except PmmShmError as error:
+        return ShapeFold(name, problem=str(error))
+    return ShapeFold(fold.name, None if fold.kinds is None else frozenset(fold.kinds))
 
 
 # The instance directory.

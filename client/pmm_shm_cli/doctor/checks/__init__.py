@@ -16,6 +16,7 @@ LEDGER_CHECKS = (
     DoctorCheck("wal-size", ledger.wal_size),
     DoctorCheck("rows", rows.readable),
     DoctorCheck("owner", rows.owner),
+    DoctorCheck("folds", rows.folds),
     DoctorCheck("journal-mode", rows.journal_mode),
     DoctorCheck("durability", rows.durability),
     DoctorCheck("hash-chain", rows.hash_chain),

@@ -74,11 +74,15 @@ def mode(facts: SystemFacts) -> Iterator[Verdict]:
     users = "everybody" if file.mode & stat.S_IROTH else f"group {group_name(file.gid)}"
     if not file.mode & (stat.S_IRGRP | stat.S_IROTH):
         users = "nobody else"
+    is_foreign = facts.ledger.rows is not None and facts.ledger.rows.shape is not None
     found = f"mode {file.mode:04o}: read by user {user_name(file.uid)} and {users}"
     # Where files have no modes of their own, those of the mount count.
     protect = remedy("protect", ledger=file.path) if facts.ledger.disk.plain is None else remedy("mount-protected")
     if file.mode & stat.S_IWOTH:
-        yield warning(found, "any user of this machine can change what the agent believes", protect)
+        can = "change this log" if is_foreign else "change what the agent believes"
+        yield warning(found, f"any user of this machine can {can}", protect)
+    elif file.mode & stat.S_IROTH and is_foreign:
+        yield ok(found, "whoever may read it may read the shared state, too; its mode is for its program to choose")
     elif file.mode & stat.S_IROTH:
         yield note(found, "any user of this machine can read what the agent remembers", protect)
     else:
@@ -90,6 +94,7 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
     if facts.ledger.file is None:
         return
     file, directory, user = facts.ledger.file, facts.ledger.directory, facts.machine.user
+    is_foreign = facts.ledger.rows is not None and facts.ledger.rows.shape is not None
     if not file.is_readable:
         yield error(
             f"{user} may not read {file.path}",
@@ -100,7 +105,9 @@ def access(facts: SystemFacts) -> Iterator[Verdict]:
         yield note(
             f"{user} may not write {file.path if not file.is_writable else os.path.dirname(file.path)}",
             "no appends from here; a ledger in WAL mode is readable only while a process that may write has it open",
-            remedy("mount-writable", user=user)
+            remedy("leave-to-owner")
+            if is_foreign
+            else remedy("mount-writable", user=user)
             if facts.ledger.disk.is_read_only
             else remedy("join-to-write", ledger=file.path, group=group_name(file.gid), user=user),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from pmm_shm.errors import (
     LedgerBusyError,
@@ -20,6 +20,7 @@ from pmm_shm.remedies import Remedy, remedy
 from pmm_shm_cli.doctor.facts import SystemFacts
 from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
+_KINDS_SHOWN = 3
 _FUTURE_S = 24 * 3_600
 _FIXED_SQLITE = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 _ROLLBACK = "a rollback journal: a writer waits for readers, and readers wait for its commit"
@@ -84,6 +85,26 @@ def owner(facts: SystemFacts) -> Iterator[Verdict]:
         )
 
 
+def folds(facts: SystemFacts) -> Iterator[Verdict]:
+    """Whether the folds of a shape can be loaded here, and find events of their kinds."""
+    rows = facts.ledger.rows
+    for fold in () if rows is None else rows.shape_folds:
+        assert rows is not None
+        if fold.problem is not None:
+            yield warning(one_line(fold.problem), "programs in this environment cannot read it", remedy("set-path"))
+        elif fold.kinds is not None and rows.newest_kinds and rows.newest_kinds.isdisjoint(fold.kinds):
+            found = f"none of the newest {rows.rows_checked:,} events is of a kind that the fold {fold.name!r} needs"
+            meaning = f"they are of {_listed(rows.newest_kinds)}; it needs {_listed(fold.kinds)}"
+            yield note(found, one_line(meaning), remedy("compare-kinds", ledger=facts.path))
+        else:
+            yield ok(fold.name, "it loads, and its kinds are in the log")
+
+
+def _listed(kinds: Collection[str]) -> str:
+    shown = ", ".join(repr(kind)[:80] for kind in sorted(kinds)[:_KINDS_SHOWN])
+    return f"{shown} and {len(kinds) - _KINDS_SHOWN} more" if len(kinds) > _KINDS_SHOWN else shown or "none"
+
+
 def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
     rows = facts.ledger.rows
     if rows is None:
@@ -93,6 +114,8 @@ def journal_mode(facts: SystemFacts) -> Iterator[Verdict]:
         yield ok("WAL", _MODES["wal"])
     elif rows.journal in _MODES and rows.is_of_pmm2:
         yield ok(rows.journal, f"{_MODES[rows.journal]}; PMM 2 has it so")
+    elif rows.journal in _MODES and rows.shape is not None:
+        yield ok(rows.journal, f"{_MODES[rows.journal]}; its program has it so")
     elif rows.journal in _MODES:
         # In WAL mode, a file that is mounted alone is refused.
         yield note(rows.journal, _MODES[rows.journal], remedy("mount-folder") if is_alone else switch)
