@@ -21,6 +21,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.shape import Shape, load_shape
 from pmm_shm.ledger.shape_record import read_shape, record_shape
+from pmm_shm.ledger.shape_sql import source_of
 from pmm_shm.ledger.tail import START, TailReader
 from pmm_shm_client import connect
 from tests.support import foreign_logs
@@ -447,6 +448,17 @@ def test_reads_are_exact_after_each_append_and_write_nothing(log: ForeignLog, tm
         assert cache.search("anything", mode="words").as_of == frame.as_of
     assert writer.execute("PRAGMA data_version").fetchall() == before
     assert not any("-cache" in one.name for one in tmp_path.iterdir())
+
+
+def test_an_edit_of_an_old_row_is_in_the_answers_behind_a_verification(log: ForeignLog, tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = log.make(path, 10)
+    with connect(path, shape=log.shape) as cache:
+        assert cache.fold("sums") == sums_of(10)
+        table = next(iter(source_of(log.shape).tables.values()))
+        writer.execute(f"DELETE FROM main.[{table}] WHERE rowid IN (SELECT min(rowid) FROM main.[{table}])")
+        cache.verify()
+        assert cache.fold("sums") == {**sums_of(10), "b": sums_of(10)["b"] - 1}
 
 
 def test_a_malformed_row_stops_nobody(tmp_path: Path) -> None:
