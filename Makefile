@@ -58,7 +58,7 @@ INSTALLED = \
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-recall bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
+.PHONY: help demo test test-fast test-programs test-docs test-all lint format docs bench bench-search bench-large bench-recall bench-web bench-shapes bench-run bench-chat bench-cluster test-cluster test-web screenshots chaos lock audit man install uninstall clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1: \2/p' Makefile | while IFS=: read -r verb text; do \
@@ -101,6 +101,9 @@ bench: $(BENCH_STAMP) ## Measure what docs/BENCHMARKS.md shows; a part of it: RO
 bench-search: $(BENCH_STAMP) ## Measure searches, beside numpy and sqlite-vec.
 	$(BIN)/python -m bench.search
 
+bench-large: $(BENCH_STAMP) ## Measure ten million events beside a million; another pair: EVENTS=100000,1000000.
+	$(BIN)/python -m bench.large $(if $(EVENTS),--events $(EVENTS))
+
 bench-recall: $(STAMP) ## Measure how well searches find: 200 questions about a dialogue, beside FTS5 and vectors alone.
 	$(BIN)/python -m bench.recall
 
@@ -113,8 +116,11 @@ bench-shapes: $(STAMP) ## Measure reads of logs of other programs, beside PMM's 
 bench-run: $(STAMP) ## Measure a stand-in for PMM without and with pmm-shm run.
 	$(BIN)/python -m bench.run
 
-bench-cluster: $(STAMP) ## Measure the log in PostgreSQL and its replicas, beside the bare work.
-	$(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
+# A peer in a folder of its own: what it needs beside our dependencies is its own matter.
+PEERS := /tmp/pmm-shm-eventsourcing-9.5.6
+bench-cluster: $(STAMP) ## Measure the log in PostgreSQL, beside the bare work and a polling peer; EVENTS=1000000.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PEERS) eventsourcing==9.5.6 psycopg-pool==3.3.3
+	PYTHONPATH=$(PEERS) $(BIN)/python -m bench.cluster $(if $(EVENTS),--events $(EVENTS))
 
 bench-chat: $(STAMP) ## Measure chat workers on one ledger.
 	$(BIN)/python -m bench.chat
@@ -125,7 +131,7 @@ chaos: $(STAMP) ## Run the slow tests: long runs, more examples, kill loops.
 	$(CHAOS) --seconds 900 --daemon-kills 300 --client-kills 200 --stops 20
 	$(CHAOS) --seconds 300 --daemon-kills 80 --client-kills 60 --stops 0 --journal delete
 
-CLUSTER_TESTS := tests/programs/test_cluster.py tests/programs/test_cluster_outcomes.py \
+CLUSTER_TESTS := tests/programs/test_cluster.py tests/programs/test_cluster_outcomes.py tests/programs/test_cluster_silence.py \
 	tests/chaos/test_cluster_faults.py tests/chaos/test_cluster_machine.py
 PG16 := /tmp/pmm-shm-pgserver-0.1.4
 test-cluster: $(STAMP) ## Run the long tests of the log in PostgreSQL, and again with version 16.

@@ -3,7 +3,7 @@ long a turn took beside the model.
 
 `tests/chaos/test_chat_load.py` checks a run on a small ledger; `make bench-chat` reports one on 100,000 events. It
 compares a turn's time with the least that a worker without a cache would need: one full replay for its context, and the
-same appends.
+same appends. One worker alone comes first.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from pmm_shm_client.autostart import is_running
 from pmm_shm_client.commands import call
 
 _FIRST_BUILD_S = 120.0
+ALONE_P50_MS, ALONE_P99_MS = 1.5, 5.0
+"""The target for one worker alone, without recall, on 100,000 events."""
 
 WORKER = """
-import json, sys
+import json, sys, time
 from pmm_shm_client import EventLog, connect
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.turn import Chat
@@ -49,12 +51,12 @@ with connect(ledger) as cache:
     chat.turn("Hello from " + name)
     print("ready", flush=True)
     sys.stdin.readline()
-    times = []
+    times, began = [], time.process_time()
     for number in range(turns):
         turn = chat.turn(said[number % len(said)].format(f"{name} {number}"))
         assert turn.response_id is not None
         times.append(turn.timings.without_model_ms)
-    print(json.dumps(times), flush=True)
+    print(json.dumps([times, (time.process_time() - began) * 1e3 / turns]), flush=True)
     sys.stdin.readline()
     print(json.dumps([cache.context().as_of, str(cache.context())]), flush=True)
 """
@@ -68,6 +70,7 @@ class Report:
         contexts: the different (position, context) that the workers had at the end: one, if all is well.
         first_bad_id: of the chain; None if it is linear.
         p50_ms, p99_ms: of a turn without the model.
+        cpu_ms: of a worker for a turn, on average, with what the built-in responder needs.
         replay_ms: one full replay of the same ledger.
     """
 
@@ -81,6 +84,7 @@ class Report:
     elapsed_s: float
     p50_ms: float
     p99_ms: float
+    cpu_ms: float
     replay_ms: float
 
 
@@ -99,7 +103,8 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
         for number in range(kills):
             _wait_for_events(ledger, before["events"] + workers * turns * 2 * (number + 1) // (kills + 1))
             restart()
-        times = [ms for process in processes for ms in json.loads(_line(process))]
+        told = [json.loads(_line(process)) for process in processes]
+        times = [ms for turns_ms, _ in told for ms in turns_ms]
         elapsed_s = time.monotonic() - began
         contexts = []
         for process in processes:
@@ -120,6 +125,7 @@ def run(ledger: str, workers: int, turns: int, kills: int, recall: int = 0) -> R
         elapsed_s,
         statistics.median(times),
         sorted(times)[int(len(times) * 0.99)],
+        statistics.mean(cpu_ms for _, cpu_ms in told),
         _replay_ms(ledger),
     )
 
@@ -212,15 +218,20 @@ def main() -> None:
         ledger = str(Path(directory) / "agent.db")
         command = [sys.executable, "-m", "pmm_shm_cli", "generate", ledger, "--events", str(arguments.events)]
         subprocess.run(command, env=environment(), check=True, stderr=subprocess.DEVNULL)
+        alone = run(ledger, 1, arguments.turns, 0, arguments.recall)
         report = run(ledger, arguments.workers, arguments.turns, arguments.kills, arguments.recall)
     if arguments.json:
-        print(json.dumps(asdict(report)))
+        print(json.dumps({**asdict(report), "alone": asdict(alone)}))
     else:
-        print(_as_text(report))
+        print(_as_text(alone, report))
 
 
-def _as_text(report: Report) -> str:
+def _as_text(alone: Report, report: Report) -> str:
     rows: dict[str, Any] = {
+        "one worker alone, p50 and p99": (
+            f"{alone.p50_ms:.2f} ms, {alone.p99_ms:.2f} ms; of its own CPU {alone.cpu_ms:.2f} ms "
+            f"(target: {ALONE_P50_MS} ms, {ALONE_P99_MS} ms)"
+        ),
         "workers, turns each": f"{report.workers}, {report.turns}",
         "events appended": f"{report.events} in {report.elapsed_s:.1f} s",
         "first bad id of the chain": report.first_bad_id,

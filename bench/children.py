@@ -116,6 +116,77 @@ def observer(ledger: str) -> None:
     say(seen)
 
 
+def turner(ledger: str) -> None:
+    """For each line, seconds and a delay: ten turns a second for so long, each an append, the metrics, the self-model.
+    Says how long each append took, and how long the first read behind it, in µs.
+    """
+    from pmm_shm_cli.benchmark import turn_event
+    from pmm_shm_client import connect
+
+    with connect(ledger) as cache:
+        number = 0
+
+        def turn() -> tuple[float, float]:
+            nonlocal number
+            event, number = turn_event(number), number + 1
+            began = time.perf_counter()
+            event_id = cache.append(*event)
+            appended = time.perf_counter()
+            metrics = cache.metrics()
+            read = time.perf_counter()
+            cache.self_model()
+            assert metrics.as_of >= event_id
+            return (appended - began) * 1e6, (read - appended) * 1e6
+
+        _take_turns(turn)
+
+
+def bare_turner(ledger: str) -> None:
+    """The same with bare sqlite3: the transaction of an append, and the rows behind the last one."""
+    from bench import bare
+    from pmm_shm_cli.benchmark import turn_event
+
+    with bare.connection(Path(ledger)) as appending, bare.connection(Path(ledger)) as reading:
+        appender, number = bare.Appender(appending), 0
+        appending.execute("PRAGMA busy_timeout = 30000")
+        (last_id,) = reading.execute("SELECT max(id) FROM events").fetchone()
+
+        def turn() -> tuple[float, float]:
+            nonlocal number, last_id
+            event, number = turn_event(number), number + 1
+            began = time.perf_counter()
+            event_id = appender.append(*event)
+            appended = time.perf_counter()
+            rows = reading.execute(BEHIND, (last_id,)).fetchall()
+            read = time.perf_counter()
+            last_id = rows[-1][0]
+            assert last_id >= event_id
+            return (appended - began) * 1e6, (read - appended) * 1e6
+
+        _take_turns(turn)
+
+
+BEHIND = "SELECT id, ts, kind, content, meta FROM events WHERE id > ? ORDER BY id"
+_TURN_S = 0.1
+
+
+def _take_turns(turn: Callable[[], tuple[float, float]]) -> None:
+    turn()
+    say("ready")
+    for line in sys.stdin:
+        seconds, delay_s = map(float, line.split())
+        samples = []
+        # What the other group has appended meanwhile is no part of any turn.
+        turn()
+        due = time.monotonic() + delay_s
+        end = due + seconds
+        while due < end:
+            time.sleep(max(0.0, due - time.monotonic()))
+            samples.append(turn())
+            due += _TURN_S
+        say(list(zip(*samples, strict=True)))
+
+
 BARE_IMPORTS = "import lmdb, msgpack, sqlite3"
 
 UNIQUE_BYTES = """
@@ -149,6 +220,18 @@ from bench.children import deep_bytes
 print(used, deep_bytes(views), cache.metrics().as_of)
 """
 
+
+CHAT_IMPORTS = "import asyncio, json, logging, pathlib, hashlib, httpx"
+
+CHAT_PROCESS = f"""
+import sys
+{CHAT_IMPORTS}
+{UNIQUE_BYTES}
+before = unique_bytes()
+from pmm_shm_client import connect
+{READ_EVERY_VIEW}
+print(before, unique_bytes() - before)
+"""
 
 MEMORY_PARTS = ("typing", "threading", "logging", "pathlib", "hashlib", "ctypes", "json", "heapq")
 """Of the standard library, what a reading process imports beyond the bare imports, with whatever these import."""
@@ -210,6 +293,7 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 CHILDREN: dict[str, Callable[..., None]] = {"appender": appender, "writer": writer, "observer": observer}
+CHILDREN |= {"turner": turner, "bare_turner": bare_turner}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The report of `make bench-cluster`: the log in PostgreSQL and its replicas, beside the bare work of each step.
+"""The report of `make bench-cluster`: the log in PostgreSQL and its replicas, beside the bare work of each step, and
+beside readers that poll the PostgreSQL recorder of pyeventsourcing.
 
 A PostgreSQL server of its own, on this machine, with fsync. The two sides of a comparison take turns, for machines are
 noisy; the rows that the bare side writes have the same columns and sizes.
@@ -11,18 +12,26 @@ import os
 import sqlite3
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psycopg
-from rich.console import Console
-from rich.table import Table
 
+from bench.cluster_appends import (
+    BARE,
+    CONTENT,
+    STATE,
+    Report,
+    bench_appends,
+    bench_writers,
+    in_turns,
+    open_peer,
+    percentile,
+    timed,
+)
 from bench.daemons import Daemon, until
 from pmm_replicator.follower import Follower
 from pmm_replicator.replica_file import ReplicaFile
@@ -30,10 +39,8 @@ from pmm_replicator.report import Report as FollowerReport
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.new_events import new_event
 from pmm_shm.ledger.replicas import ReplicaRecord
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
-from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.importing import check_importable, import_ledger
 from pmm_shm.ledger.source.report import read_status
 from pmm_shm.ledger.source.server import Server
@@ -43,92 +50,9 @@ from pmm_shm_client import connect
 from tests.support.postgres import Postgres, running
 
 _COLUMNS = ", ".join(EVENT_COLUMNS)
-_CONTENT = "a message of a usual length, as people write them to an agent, in one sentence or two"
-_BARE = "CREATE TABLE bare (id bigserial PRIMARY KEY, ts text, kind text, content text, meta text, p text, h text)"
-_BARE_INSERT = "INSERT INTO bare (ts, kind, content, meta, p, h) VALUES (%s, %s, %s, %s, %s, %s)"
-_HASH = "0" * 64
-
-
-class Report:
-    """Rows of a table, printed at the end."""
-
-    def __init__(self) -> None:
-        self._table = Table("what", "here", "bare", "ratio", "target")
-
-    def add(self, what: str, here: str, bare: str = "", ratio: float | None = None, target: str = "") -> None:
-        self._table.add_row(what, here, bare, "" if ratio is None else f"{ratio:.2f}", target)
-
-    def show(self) -> None:
-        Console(width=140).print(self._table)
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """How long it takes, in seconds."""
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def in_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median time of each side in seconds; each round has both sides, in changing order."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        names = list(sides) if number % 2 else list(sides)[::-1]
-        for name in names:
-            times[name].append(timed(sides[name]))
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def percentile(values: list[float], share: float) -> float:
-    """A percentile, by nearest rank."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def bench_appends(report: Report, server: Postgres, rounds: int) -> None:
-    """One append, single and in batches, against the bare transaction with the same rows."""
-    for commit in ("on", "off"):
-        setting = f"-c synchronous_commit={commit}"
-        appender = SourceAppender(Server(server.dsn, "appends", options=setting), 30.0)
-        with psycopg.connect(server.dsn, autocommit=True, prepare_threshold=None, options=setting) as bare:
-            for size in (1, 100):
-                batch = [new_event("user", _CONTENT, {"n": 1})] * size
-                rows = [("2026-01-01T00:00:00.000000+00:00", "user", _CONTENT, '{"n": 1}', _HASH, _HASH)] * size
-                found = in_turns(
-                    {"here": partial(appender.append, batch), "bare": partial(_insert, bare, rows)}, rounds
-                )
-                report.add(
-                    f"append of {size}, synchronous_commit {commit}",
-                    f"{found['here'] * 1e3:.2f} ms, {size / found['here']:,.0f}/s",
-                    f"{found['bare'] * 1e3:.2f} ms",
-                    found["here"] / found["bare"],
-                    "1.5",
-                )
-        appender.close()
-
-
-def _insert(connection: psycopg.Connection, rows: list[Any]) -> None:
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(_BARE_INSERT, rows)
-
-
-def bench_writers(report: Report, server: Postgres, seconds: float) -> None:
-    """Eight writers at once."""
-    count = [0] * 8
-
-    def write(number: int, until_s: float) -> None:
-        appender = SourceAppender(Server(server.dsn, "appends"), 60.0)
-        while time.perf_counter() < until_s:
-            appender.append([new_event("user", _CONTENT, {"n": number})])
-            count[number] += 1
-        appender.close()
-
-    ends = time.perf_counter() + seconds
-    threads = [threading.Thread(target=write, args=(number, ends)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    report.add("append of 1, 8 writers", f"{sum(count) / seconds:,.0f}/s")
+_POLL_S = 0.0001
+# Its appends are slow, and the rate is the same.
+_PEER_EVENTS_MAX = 50_000
 
 
 def bench_hosts(report: Report, server: Postgres, folder: Path, rounds: int, idle_s: float) -> None:
@@ -144,24 +68,26 @@ def bench_hosts(report: Report, server: Postgres, folder: Path, rounds: int, idl
     waiting: list[float] = []
     with connect(ledgers[0]) as here, connect(ledgers[1]) as there:
         for _ in range(rounds):
-            event_id = here.append("user", _CONTENT, wait=False)
+            event_id = here.append("user", CONTENT, wait=False)
             began = time.perf_counter()
             while there.recent().as_of < event_id:
-                time.sleep(0.0001)
+                time.sleep(_POLL_S)
             behind.append(time.perf_counter() - began)
-            waiting.append(timed(lambda: here.append("user", _CONTENT)))
+            waiting.append(timed(lambda: here.append("user", CONTENT)))
             time.sleep(0.005)
+        polled, look_s = _bench_polling(server, rounds)
         globally = in_turns({"global": lambda: there.metrics(consistency="global")}, rounds)
         report.add(
             "commit to exact read on another host",
             f"p50 {percentile(behind, 0.5) * 1e3:.2f} ms, p99 {percentile(behind, 0.99) * 1e3:.2f} ms",
             target="p50 under 3 ms",
+            peer=polled,
         )
         report.add("append that waits for its replica", f"{statistics.median(waiting) * 1e3:.2f} ms")
         report.add("read with consistency global, nothing new", f"{globally['global'] * 1e6:,.0f} µs")
         plain = str(folder / "plain.db")
         with EventLog(plain) as log:
-            log.append_many([("user", _CONTENT, {})] * 100)
+            log.append_many([("user", CONTENT, {})] * 100)
         with connect(plain) as ordinary:
             reads = {
                 "here": lambda: [there.metrics() for _ in range(1_000)],
@@ -174,6 +100,7 @@ def bench_hosts(report: Report, server: Postgres, folder: Path, rounds: int, idl
             f"{found['bare'] * 1e3:.2f} µs",
             found["here"] / found["bare"],
             "1.05",
+            "" if look_s is None else f"{look_s * 1e6:,.0f} µs, a poll",
         )
     status = read_status(Instance.of(ledgers[0]).directory)
     assert status is not None
@@ -182,6 +109,25 @@ def bench_hosts(report: Report, server: Postgres, folder: Path, rounds: int, idl
     report.add("idle follower", f"{(_cpu_s(status.pid) - before) / idle_s:.2%} of a core", target="0.3 %")
     for daemon in daemons:
         daemon.kill()
+
+
+def _bench_polling(server: Postgres, rounds: int) -> tuple[str, float | None]:
+    """From a commit to what a polling reader of the peer finds, and one look of it that finds nothing."""
+    writer, reader = open_peer(server), open_peer(server)
+    if writer is None or reader is None:
+        return "", None
+    behind = []
+    with closing(writer), closing(reader):
+        for _ in range(rounds):
+            (event_id,) = writer.append([STATE])
+            began = time.perf_counter()
+            while not reader.events_after(event_id - 1, 10):
+                time.sleep(_POLL_S)
+            behind.append(time.perf_counter() - began)
+            time.sleep(0.005)
+        look_s = in_turns({"peer": partial(reader.events_after, event_id, 10)}, rounds)["peer"]
+    found = f"p50 {percentile(behind, 0.5) * 1e3:.2f} ms, p99 {percentile(behind, 0.99) * 1e3:.2f} ms"
+    return found, look_s
 
 
 def _cpu_s(pid: int) -> float:
@@ -194,7 +140,7 @@ def bench_pull(report: Report, server: Postgres, folder: Path, events: int) -> N
     ledger = str(folder / "large.db")
     generate(ledger, events, seed=7)
     with closing(Connection(ledger, "ro")) as source, psycopg.connect(server.dsn, autocommit=True) as connection:
-        import_ledger(source, check_importable(source), connection, "pull")
+        made = import_ledger(source, check_importable(source), connection, "pull")
     replica = str(folder / "replica" / "agent.db")
     Path(replica).parent.mkdir()
     began = time.perf_counter()
@@ -220,11 +166,8 @@ def bench_pull(report: Report, server: Postgres, folder: Path, events: int) -> N
         bare.execute(TABLE_SQL)
         create_indexes(bare)
         last_id = 0
-        sql = (
-            f"SELECT {_COLUMNS} FROM pmm_events JOIN pmm_ledgers USING (ledger) WHERE name = 'pull' AND id > %s "
-            "ORDER BY id LIMIT 2000"
-        )
-        while rows := connection.execute(sql, (last_id,)).fetchall():
+        sql = f"SELECT {_COLUMNS} FROM pmm_events WHERE ledger = %s AND id > %s ORDER BY id LIMIT 2000"
+        while rows := connection.execute(sql, (made.number, last_id)).fetchall():
             bare.execute("BEGIN IMMEDIATE")
             bare.executemany(f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             bare.execute("COMMIT")
@@ -236,8 +179,27 @@ def bench_pull(report: Report, server: Postgres, folder: Path, events: int) -> N
         f"{bare_s:.1f} s",
         here_s / bare_s,
         "2.5",
+        _peer_pull(server, min(events, _PEER_EVENTS_MAX)),
     )
     report.add("the same, from the start of a daemon that folds them meanwhile", f"{whole_s:.1f} s")
+
+
+def _peer_pull(server: Postgres, events: int) -> str:
+    """Events of the peer's recorder, into memory: it has no copy on a host."""
+    peer = open_peer(server, "off")
+    if peer is None:
+        return ""
+    with closing(peer):
+        last_id = (peer.append([STATE]) or [0])[0]
+        first_id = last_id
+        while last_id - first_id < events:
+            last_id = peer.append([STATE] * min(1_000, events - last_id + first_id))[-1]
+        began = time.perf_counter()
+        position = first_id
+        while found := peer.events_after(position, 2_000):
+            position = found[-1].id
+        rate = (position - first_id) / (time.perf_counter() - began)
+        return f"{rate:,.0f}/s, unverified, into memory"
 
 
 def _follower(server: Postgres, folder: Path) -> tuple[Follower, Callable[[], None]]:
@@ -265,7 +227,7 @@ def main() -> None:
         folder = Path(name)
         with psycopg.connect(server.dsn) as connection:
             create_tables(connection)
-            connection.execute(_BARE)
+            connection.execute(BARE)
             for ledger in ("appends", "hosts"):
                 create_ledger(connection, ledger)
         bench_appends(report, server, options.rounds)

@@ -19,6 +19,7 @@ class Scale(NamedTuple):
     paced: appends at 100 per second. flat_out_s: of one writer, for latencies. idle_s: of the daemon.
     pairs, writers_s: of four writers with and without the daemon.
     turns: user messages.
+    crowd_rounds, crowd_s: of sixteen processes, each side in each of the rounds.
     """
 
     events: tuple[int, ...]
@@ -39,6 +40,8 @@ class Scale(NamedTuple):
     pairs: int
     writers_s: float
     turns: int
+    crowd_rounds: int
+    crowd_s: float
 
 
 FULL = Scale(
@@ -60,6 +63,8 @@ FULL = Scale(
     pairs=3,
     writers_s=20.0,
     turns=40,
+    crowd_rounds=4,
+    crowd_s=20.0,
 )
 
 QUICK = Scale(
@@ -81,4 +86,6 @@ QUICK = Scale(
     pairs=1,
     writers_s=0.2,
     turns=2,
+    crowd_rounds=1,
+    crowd_s=0.2,
 )

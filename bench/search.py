@@ -6,6 +6,7 @@ otherwise; ratios within one run, the sides interleaved, for machines are noisy.
 3. What a worker's private memory grows by when it searches.
 4. Searches of four processes on two cores.
 5. An ordinary ledger, searched by text.
+6. A long ledger, searched by words, by meaning, and by both.
 
 Every answer is compared with a float64 search over all rows before it is timed.
 """
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ from pmm_shm.wire import protocol
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client import commands, connect
 from pmm_shm_client.autostart import daemon_command, is_running
+from pmm_shm_client.finding import Mode
 
 Found = list[tuple[int, float]]
 K = 10
@@ -71,10 +74,11 @@ class Sizes(NamedTuple):
     contention_s: float
     contention_rounds: int
     events: int
+    word_events: int
 
 
-FULL = Sizes(((100_000, 32), (100_000, 256), (1_000_000, 32)), 40, 5, 2_000, 100, 4.0, 3, 10_000)
-QUICK = Sizes(((2_000, 32), (2_000, 256), (3_000, 32)), 3, 3, 50, 10, 0.2, 1, 500)
+FULL = Sizes(((100_000, 32), (100_000, 256), (1_000_000, 32)), 40, 5, 2_000, 100, 4.0, 3, 10_000, 100_000)
+QUICK = Sizes(((2_000, 32), (2_000, 256), (3_000, 32)), 3, 3, 50, 10, 0.2, 1, 500, 1_000)
 
 
 class Report:
@@ -145,6 +149,11 @@ def measure(directory: Path, sizes: Sizes, report: Report) -> None:
     with serving(ordinary):
         measure_texts(ordinary, sizes, report)
         measure_ordinary(ordinary, sizes, report)
+    say(f"{sizes.word_events:,} events: words")
+    long = directory / "long.db"
+    generate(long, sizes.word_events, seed=1)
+    with serving(long):
+        measure_words(long, sizes, report)
     for number, (rows, dimension) in enumerate(sizes.tables):
         say(f"{rows:,} x {dimension}: making the ledger")
         matrix = np.random.default_rng(number).standard_normal((rows, dimension), dtype=np.float32)
@@ -410,6 +419,43 @@ def measure_ordinary(ledger: Path, sizes: Sizes, report: Report) -> None:
         report.times(section, name, [value for one in rounds for value in one])
     text_us = [value for one in samples["Cache.search, a seen text"] for value in one]
     report.target("search of a seen text, ms, ordinary ledger", statistics.median(text_us) / 1e3, 1)
+
+
+# 6. Words.
+
+
+def measure_words(ledger: Path, sizes: Sizes, report: Report) -> None:
+    """Sentences of eight words that are in the log; all of them are common there, which is the hardest case."""
+    queries = sentences(ledger)
+    modes: tuple[Mode, ...] = ("words", "meaning", "hybrid")
+    with connect(ledger) as cache, connect(ledger) as other:
+        for query in queries:
+            for mode in modes:
+                hits = cache.search(query, k=K, mode=mode)
+                assert hits.is_complete
+                assert hits == other.search(query, k=K, mode=mode)
+        sides: dict[str, Callable[[str], Any]] = {mode: partial(cache.search, k=K, mode=mode) for mode in modes}
+        samples = interleaved(sides, queries, sizes, calls=len(queries))
+    section = f"{sizes.word_events:,} events, 8 words"
+    for name, rounds in samples.items():
+        report.times(section, name, [value for one in rounds for value in one])
+    words_us = [value for one in samples["words"] for value in one]
+    report.target(f"search by words, p50 in ms, {section}", statistics.median(words_us) / 1e3, 2)
+    parts = [
+        [statistics.median(words) + statistics.median(meaning)]
+        for words, meaning in zip(samples["words"], samples["meaning"], strict=True)
+    ]
+    report.target(f"hybrid / sum of its parts, {section}", ratio(samples["hybrid"], parts), 1.1)
+
+
+def sentences(ledger: Path, count: int = 50, words: int = 8) -> list[str]:
+    """Parts of messages, the same for the same ledger."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        rows = connection.execute(
+            "SELECT content FROM events WHERE kind IN ('user', 'response') ORDER BY id"
+        ).fetchall()
+    pool = " ".join(row[0] for row in rows[:: max(1, len(rows) // 1_000)]).split()
+    return [" ".join(pool[start : start + words]) for start in range(0, len(pool) - words, max(1, len(pool) // count))]
 
 
 # Shared by all parts.

@@ -1,6 +1,7 @@
 """Times of the page of `pmm-shm web`, part by part, and the memory of its server: `make bench-web`.
 
-Each part is asked for over one connection by HTTP, beside a daemon that has published everything.
+Each part is asked for over one connection by HTTP, beside a daemon that has published everything. The first paint is
+measured in Chromium, where it and Playwright are installed, in a new profile each time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import http.client
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from pmm_shm_client import connect
 SIZES = (100_000, 1_000_000)
 ROUNDS = 50
 STEPS = 30
+PAINTS = 12
+PAST = (0.9, 0.75, 0.6, 0.45, 0.3)
+"""Positions that no kept state is near to, as shares of the log."""
 PARTS = {
     "whole page": "/",
     "header": "/header",
@@ -35,7 +40,7 @@ PARTS = {
     "kinds with counts": "/facets",
     "kinds with counts, as of an event": "/facets?at={middle}",
     "one event": "/events/{middle}",
-    "search, by words": "/search?q=water+the+tomatoes",
+    "search, by words and by meaning": "/search?q=water+the+tomatoes",
 }
 
 
@@ -46,6 +51,7 @@ class Visitor:
         parts = urlsplit(address)
         assert parts.port is not None
         self._port = parts.port
+        self.address = address
         self._cookie = ""
         self._connect()
         self._connection.request("GET", f"/?{parts.query}")
@@ -106,6 +112,30 @@ def measure(count: int, say: Callable[[str], None]) -> None:
                 daemon.stop()
 
 
+def _first_paints(address: str) -> list[float]:
+    """Milliseconds until a browser without a cache shows the page; none without a browser."""
+    browser_path = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return []
+    if browser_path is None:
+        return []
+    times = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        for _ in range(PAINTS):
+            context = browser.new_context()
+            page = context.new_page()
+            page.goto(address)
+            page.locator("#chart canvas").wait_for()
+            times.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            context.close()
+        browser.close()
+    # The first page of a new browser starts its processes, too.
+    return times[1:]
+
+
 def _measure_server(visitor: Visitor, pid: int, count: int, say: Callable[[str], None]) -> None:
     middle = count * 6 // 10
     say(f"\n{count:,} events\n\n| part | p50 ms | p99 ms |\n| --- | --- | --- |")
@@ -114,15 +144,23 @@ def _measure_server(visitor: Visitor, pid: int, count: int, say: Callable[[str],
     memory = {}
     for name, path in PARTS.items():
         if name.startswith("search"):
-            memory["before a search"] = private_mb(pid)
+            memory["before the first search by meaning"] = private_mb(pid)
         rounds = ROUNDS if "rare" not in name else 5
         say(_shown(name, [visitor.until_ready(path.format(middle=middle)) for _ in range(rounds)]))
-    memory["after a search"] = private_mb(pid)
-    say(_shown("as of an event, the first time", [visitor.until_ready(f"/mind?at={middle}")]))
+    memory["after it"] = private_mb(pid)
+    places = [int(count * share) for share in PAST]
+    say(_shown("as of an event, the first time", [visitor.until_ready(f"/mind?at={one}") for one in places]))
+    visitor.until_ready(f"/mind?at={middle}")
     say(_shown("the next event", [visitor.until_ready(f"/mind?at={middle + n}") for n in range(1, STEPS)]))
     say(_shown("the previous event", [visitor.until_ready(f"/mind?at={middle - n}") for n in range(STEPS)]))
     memory["after earlier events"] = private_mb(pid)
-    say(_shown("why, of a trait", [visitor.until_ready(f"/why?subject=trait&argument=openness&at={count}")]))
+    for subject in ("trait&argument=openness", "name", "metrics"):
+        # Not at one event twice: a result is kept for a moment.
+        times = [visitor.until_ready(f"/why?subject={subject}&at={count - n}") for n in range(3)]
+        say(_shown(f"why, of {subject.partition('&')[0]}", times))
+    paints = _first_paints(visitor.address)
+    if paints:
+        say(_shown("first paint, in Chromium", paints))
     say("\n" + ", ".join(f"{name} {size:.0f} MB" for name, size in memory.items()) + " of private memory")
 
 

@@ -21,9 +21,13 @@ REPLACED_SLEEP_S_MAX = 0.02
 # The tail: one statement reads at most this much, so that no reader holds the ledger for long.
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20
+# With more rows that all become events, folding them takes longer: they no longer fit into the processor's cache.
+SPARSE_ROWS_MAX = 768
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 16
+# Events of one replay after which `meta` is parsed by msgspec, if that is installed: its import takes 20 ms.
+FAST_JSON_EVENTS_MIN = 16_384
 # Rows that the follower folds between two signs of progress.
 ROWS_PER_PROGRESS = 64
 
@@ -119,8 +123,13 @@ REPLICA_FORK_MAX = 10_000
 REPLICA_RETRY_S_MAX = 5.0
 REPLICA_AUDIT_S = 10.0
 """A replica compares one block of 1,024 events with its source after so many seconds, all blocks in turn."""
+REPLICA_AUDIT_SILENCE_S = 60.0
 REPLICA_LOOK_AROUND_S = 20.0
 """A follower asks the other servers of its cluster after so many seconds whether a later primary is among them."""
+SOURCE_SILENCE_S = 10.0
+"""A server that sends nothing for so long while it is asked is left."""
+SOURCE_GRACE_S = 0.5
+"""How long after a caller's deadline the server's own word that it is over is waited for."""
 SOURCE_LEASE_S = 60.0
 """How long a host's claim on a text vector of all hosts lasts, if it dies while it computes it."""
 REPLICA_LAG_MS_MAX = 3_000
@@ -166,6 +175,7 @@ REQUESTS_PER_TURN = 100
 REPORT_EVERY_S = 5.0
 REPORT_BYTES_MAX = 1 << 10
 WORKERS_MAX = 1_024
+WORKER_PROCESSES_LISTED = 64
 COUNTER_MAX = (1 << 53) - 1
 
 # Embeddings.
@@ -224,6 +234,9 @@ WORD_INDEX_RETRY_S = 5.0
 """How long the index is not asked again after that."""
 WORD_COMMIT_WAIT_S = 0.1
 """How long the daemon waits for the readers of the index before it gives a commit up, and tries later."""
+# Of the words of earlier queries: how many are known to be common, and of how many the events are kept, each 24 bytes.
+WORD_COUNTS_KEPT = 4_096
+WORDS_KEPT = 64
 NAMED_WEIGHT = 2.0
 """Weight of a phrase, and of a word with a digit, among the words of a query."""
 FUSED_DEPTH = 100

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import math
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -55,6 +58,41 @@ class _DeadlineReached(BaseException):
 
     Not an `Exception`: some versions of the SDK retry after any of those.
     """
+
+
+class Answer:
+    """The bytes of an answer, as they arrive.
+
+    Parameters:
+        response: of the SDK; it is closed by whoever opened it.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], response: Any) -> None:
+        self._chunks = chunks
+        self._response = response
+        self._timer: threading.Timer | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def end_within(self, seconds: float) -> None:
+        """Let the answer break off after `seconds` if it has not ended, even if the endpoint still sends something."""
+        stream = self._response.http_response.extensions["network_stream"]
+        # Only this wakes a thread that waits for the connection. The method of a TLS socket would not wait for it.
+        shutdown = partial(socket.socket.shutdown, stream.get_extra_info("socket"), socket.SHUT_RDWR)
+        self._timer = threading.Timer(seconds, _quietly, [shutdown])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def close(self) -> None:
+        """No longer wait for the end."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    with suppress(OSError):
+        call()
 
 
 @dataclass
@@ -141,7 +179,7 @@ class OpenAIClient:
             pass
 
     @contextmanager
-    def answer(self, resource: Any, request: OpenAIRequest, **arguments: Any) -> Iterator[Iterator[bytes]]:
+    def answer(self, resource: Any, request: OpenAIRequest, **arguments: Any) -> Iterator[Answer]:
         """Send a request; yields the bytes of a successful answer as they arrive.
 
         Parameters:
@@ -169,7 +207,9 @@ class OpenAIClient:
                 self._unanswered(request, reached.__cause__)
             finally:
                 _current.reset(token)
-            yield self._chunks(response.iter_bytes(), request)
+            answer = Answer(self._chunks(response.iter_bytes(), request), response)
+            stack.callback(answer.close)
+            yield answer
 
     def give_up(self, request: OpenAIRequest, reason: str, remedy: str = "try again later") -> NoReturn:
         """Raise the error of a failure that may be temporary."""

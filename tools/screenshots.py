@@ -25,7 +25,7 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write `now.png`, `past.png` and `narrow.png`."""
+    """Write `now.png`, `past.png`, `why.png` and `narrow.png`."""
     PICTURES.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pmm_shm_cli"]
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +66,9 @@ def _take(address: str) -> None:
                 page.locator("#chart canvas").wait_for()
                 page.evaluate("window.scrollTo(0, 0)")
                 page.screenshot(path=PICTURES / "past.png", full_page=False)
+                page.locator("#directives-title ~ ol a.why").first.click()
+                page.get_by_text("Why: directive").wait_for()
+                page.locator("#why").screenshot(path=PICTURES / "why.png")
             context.close()
         browser.close()
 

@@ -9,11 +9,13 @@ from bench.report import Row
 from bench.rows.after_append import not_applied_yet, published
 from bench.rows.append import append_alone
 from bench.rows.append_and_read import append_and_read
+from bench.rows.crowd import crowd
 from bench.rows.daemon_start import daemon_start
 from bench.rows.file_size import file_size
 from bench.rows.message import message
 from bench.rows.repeated import repeated
 from bench.rows.to_published import to_published
+from bench.rows.views import views
 from bench.rows.worker import first_read, private_memory
 from bench.rows.writers import writers
 
@@ -30,4 +32,6 @@ ROWS: dict[int, Callable[[Bench], Row]] = {
     10: writers,
     11: message,
     12: file_size,
+    13: views,
+    14: crowd,
 }

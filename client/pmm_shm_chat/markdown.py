@@ -9,14 +9,14 @@ Invariant: what is formatted has no control characters either, not even those th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.segment import Segments
+    from rich.segment import Segment, Segments
 
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "softbreak"})
@@ -75,16 +75,27 @@ def is_markdown(block: str) -> bool:
         return False
     from markdown_it import MarkdownIt
 
-    tokens = MarkdownIt().parse(block)
+    # As rich reads it.
+    tokens = MarkdownIt().enable(["strikethrough", "table"]).parse(block)
     return any(one.type not in _PLAIN for token in tokens for one in (token, *(token.children or ())))
 
 
 def formatted(block: str, console: Console, indent: int) -> Segments:
-    """A block of Markdown, formatted for a terminal."""
+    """A block of Markdown, formatted for a terminal; without blank lines around it, and no line break at its end."""
     from rich.markdown import Markdown
     from rich.padding import Padding
     from rich.segment import Segment, Segments
 
     # A link is its text and its address: one that can be clicked might hide where it leads.
     shown = Padding(Markdown(block, hyperlinks=False), (0, 0, 0, indent))
-    return Segments([Segment(readable(one.text), one.style) for one in console.render(shown) if not one.control])
+    lines = [[one for one in line if not one.control] for line in console.render_lines(shown, pad=False)]
+    while lines and _is_blank(lines[-1]):
+        lines.pop()
+    while lines and _is_blank(lines[0]):
+        lines.pop(0)
+    parts = [Segment(readable(one.text), one.style) for line in lines for one in (Segment.line(), *line)]
+    return Segments(parts[1:])
+
+
+def _is_blank(line: Iterable[Segment]) -> bool:
+    return not any(one.text.strip() for one in line)

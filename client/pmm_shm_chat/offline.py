@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from pmm_shm_chat.responder import Message
+from pmm_shm_chat.responder import Message, Usage
 
 _COMMITMENTS_SHOWN = 5
 _RESTATED_CHARS_MAX = 160
@@ -31,6 +31,7 @@ class OfflineResponder:
     """
 
     name = "offline"
+    usage: Usage | None = None
 
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
         """The answer, word by word."""

@@ -5,12 +5,12 @@ Invariant: a message of a turn that was undone, or that failed, is in neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pmm_shm_chat.responder import Message
-from pmm_shm_client.context import ROLES, TEXT_CHARS_MAX, Context
+from pmm_shm_client.context import ROLES, TEXT_CHARS_MAX, Context, Recalled
 from pmm_shm_client.thinking import without_thinking
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ MARK_KIND = "turn_marked"
 _ASCII_CHARS_PER_TOKEN = 4
 _MESSAGE_TOKENS = 12
 """Of the role of a message, or of its time and speaker in the block."""
+_Said = TypeVar("_Said", Recalled, Message)
 
 
 class Prompt(NamedTuple):
@@ -36,12 +37,20 @@ class Prompt(NamedTuple):
 
 
 class Undone:
-    """The messages of a ledger that were undone; each call reads only the events since the last one."""
+    """The messages of a ledger that were undone. A call reads the events since the last one, if others appended any."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._ids: set[int] = set()
         self._as_of = 0
+        self._own_marks: list[Mapping[str, Any]] = []
+        self._own_events = 0
+
+    def note(self, events: int, mark: Mapping[str, Any] | None = None) -> None:
+        """Take note of so many events that this conversation appended, and of the meta of a mark among them."""
+        self._own_events += events
+        if mark is not None:
+            self._own_marks.append(mark)
 
     def ids(self, as_of: int) -> Collection[int]:
         """The ids of these messages, up to event `as_of` at least.
@@ -52,15 +61,18 @@ class Undone:
         if as_of < self._as_of:
             # Another history: a restored or replaced ledger.
             self._ids.clear()
-            self._as_of = 0
-        for event in self._cache.events(MARK_KIND, after=self._as_of, limit=None):
-            named = event.meta.get("eids")
+            self._as_of, self._own_events = 0, -1
+        marks = self._own_marks
+        if as_of - self._as_of != self._own_events:
+            marks = [event.meta for event in self._cache.events(MARK_KIND, after=self._as_of, limit=None)]
+        for meta in marks:
+            named = meta.get("eids")
             ids = {one for one in named if type(one) is int} if isinstance(named, list) else set()
-            if event.meta.get("undone") is True:
+            if meta.get("undone") is True:
                 self._ids |= ids
             else:
                 self._ids -= ids
-        self._as_of = as_of
+        self._as_of, self._own_marks, self._own_events = as_of, [], 0
         return self._ids
 
 
@@ -78,21 +90,16 @@ def make_prompt(
         count: earlier messages at most.
         tokens_max: estimated tokens of block, history and user's text together.
     """
-    recalled = [one for one in context.recalled if one.id not in undone]
     bare = replace(context, messages=(), recalled=())
-    room = tokens_max - tokens_of(str(bare)) - tokens_of(user_text)
-    kept_recalled = 0
-    for one in recalled:
-        room -= tokens_of(one.content[:TEXT_CHARS_MAX]) + _MESSAGE_TOKENS
-        if room < 0:
-            break
-        kept_recalled += 1
-    block = str(replace(bare, recalled=tuple(recalled[:kept_recalled])))
+    block = str(bare)
     room = tokens_max - tokens_of(block) - tokens_of(user_text)
+    recalled, _ = _fitting((one for one in context.recalled if one.id not in undone), TEXT_CHARS_MAX, room)
+    if recalled:
+        block = str(replace(bare, recalled=tuple(recalled)))
+    tokens = tokens_of(block) + tokens_of(user_text)
     before = [one for one in context.messages if one.id < user_id and one.id not in undone]
-    history = _newest(_spoken(before[-count:] if count else []), room)
-    tokens = sum(tokens_of(one.content) + _MESSAGE_TOKENS for one in history)
-    return Prompt(block, history, tokens + tokens_of(block) + tokens_of(user_text))
+    history, of_history = _fitting(reversed(_spoken(before[-count:] if count else [])), None, tokens_max - tokens)
+    return Prompt(block, history[::-1], tokens + of_history)
 
 
 def _spoken(entries: Iterable[Entry]) -> list[Message]:
@@ -106,15 +113,17 @@ def _spoken(entries: Iterable[Entry]) -> list[Message]:
     return found
 
 
-def _newest(messages: list[Message], room: int) -> list[Message]:
-    """As many of the newest messages as fit."""
-    kept: list[Message] = []
-    for one in reversed(messages):
-        room -= tokens_of(one.content) + _MESSAGE_TOKENS
-        if room < 0:
+def _fitting(messages: Iterable[_Said], chars_max: int | None, room: int) -> tuple[list[_Said], int]:
+    """As many of the first messages, of each at most so many characters, as there is room for; and their tokens."""
+    kept: list[_Said] = []
+    used = 0
+    for one in messages:
+        tokens = tokens_of(one.content[:chars_max]) + _MESSAGE_TOKENS
+        if used + tokens > room:
             break
         kept.append(one)
-    return kept[::-1]
+        used += tokens
+    return kept, used
 
 
 def tokens_of(text: str) -> int:
@@ -122,5 +131,5 @@ def tokens_of(text: str) -> int:
 
     Models count differently; this errs on the high side for most of them and most languages.
     """
-    plain = len(text) if text.isascii() else sum(map(str.isascii, text))
+    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
     return len(text) - plain + -(-plain // _ASCII_CHARS_PER_TOKEN)

@@ -1,26 +1,29 @@
 """Answers from any endpoint that speaks OpenAI's HTTP interface (Ollama, vLLM, ...); it needs the extra `chat`.
 
-Nothing is retried: an answer may cost money, and the user can ask again. The stream of events is parsed here because
-the SDK waits as long as an endpoint sends anything, and the deadline must hold. The fields in which some endpoints send
-the thinking of the model (`reasoning_content`, `reasoning`) are ignored.
+Nothing is retried: an answer may cost money, and the user can ask again. The fields in which some endpoints send the
+thinking of the model (`reasoning_content`, `reasoning`) are ignored.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeGuard
 
-from pmm_shm.openai_client import BrokenAnswerError, OpenAIClient, OpenAIRequest, message_of
+from pmm_shm.openai_client import Answer, BrokenAnswerError, OpenAIClient, OpenAIRequest
 from pmm_shm.vectors.embedder import encodable
-from pmm_shm_chat.responder import Message, ResponderError
+from pmm_shm_chat.event_stream import events_in
+from pmm_shm_chat.responder import Message, ResponderError, Usage
 
 DEADLINE_S = 300.0
 """For a whole answer."""
 SILENCE_S = 60.0
 """For each wait for more of an answer."""
 
-_LINE_BYTES_MAX = 4 << 20
+_USAGE_S = 2.0
+"""How long the usage is awaited after an answer."""
+_THINKING = ("reasoning_content", "reasoning")
 _CUT_SHORT = {
     "length": "the answer is cut: it reached the endpoint's limit of tokens",
     "content_filter": "the endpoint's filter ended the answer",
@@ -57,6 +60,8 @@ class OpenAIResponder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = model
+        self.usage: Usage | None = None
+        self._tells_usage: bool | None = None
         self._deadline_s = deadline_s
         self._silence_s = min(silence_s, deadline_s)
         self._clock = clock
@@ -65,79 +70,98 @@ class OpenAIResponder:
         )
 
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
-        """The answer, piece by piece. Raises `ResponderError`."""
-        messages = [
-            {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{encodable(context)}"},
-            *({"role": one.role, "content": encodable(one.content)} for one in history),
-            {"role": "user", "content": encodable(user_text)},
-        ]
-        client, has_events = self._client, False
-        request = OpenAIRequest(self._clock() + self._deadline_s, self._deadline_s, self._silence_s)
+        """The answer, piece by piece; then `usage` is what the endpoint told of it. Raises `ResponderError`."""
+        self.usage = None
+        return self._stream(
+            [
+                {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{encodable(context)}"},
+                *({"role": one.role, "content": encodable(one.content)} for one in history),
+                {"role": "user", "content": encodable(user_text)},
+            ]
+        )
+
+    def _stream(self, messages: list[dict[str, str]]) -> Iterator[str]:
+        has_ended = False
         try:
-            with client.answer(client.sdk.chat.completions, request, messages=messages, stream=True) as chunks:
-                for data in self._events(chunks):
-                    has_events = True
-                    if data == "[DONE]":
-                        return
-                    piece, ending = self._piece(data)
+            with self._answer(messages) as answer:
+                for event in events_in(answer, self._client):
+                    self.usage = _usage(event) or self.usage
+                    piece, ending = _piece(event)
+                    if ending in _CUT_SHORT:
+                        yield piece
+                        self._client.fail(_CUT_SHORT[ending])
+                    if ending is not None and not has_ended:
+                        has_ended = True
+                        # The usage follows, and not every endpoint says then that this is all.
+                        answer.end_within(_USAGE_S)
                     if piece:
                         yield piece
-                    if ending in _CUT_SHORT:
-                        client.fail(_CUT_SHORT[ending])
-                    if ending is not None:
-                        return
         except BrokenAnswerError as error:
-            client.fail(str(error))
-        if not has_events:
-            client.fail("the answer is not a stream of events", "check OPENAI_BASE_URL: it often ends in /v1")
-        client.fail("the answer broke off")
+            if not has_ended:
+                self._client.fail(str(error))
+        except (KeyboardInterrupt, ResponderError):
+            if not has_ended:
+                raise
 
-    def _events(self, chunks: Iterator[bytes]) -> Iterator[str]:
-        """The data of the server-sent events in a stream."""
-        buffer = b""
-        for chunk in chunks:
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            if len(buffer) > _LINE_BYTES_MAX:
-                self._client.fail(f"a line of more than {_LINE_BYTES_MAX} bytes")
-            for line in lines:
-                yield from self._data(line)
-        yield from self._data(buffer)
+    @contextmanager
+    def _answer(self, messages: list[dict[str, str]]) -> Iterator[Answer]:
+        """Ask; an endpoint that refuses to be asked for the usage is asked without it, once and for all."""
+        client, completions = self._client, self._client.sdk.chat.completions
+        with ExitStack() as stack:
 
-    def _data(self, line: bytes) -> Iterator[str]:
-        """The data in a line of the stream, if it has any; comments and other fields do not."""
-        name, _, value = line.partition(b":")
-        text = value.decode("utf-8", "replace").strip()
-        if name == b"data":
-            yield text
-        elif name == b"error":
-            # Of llama.cpp: the error is the value of a field of its own.
-            self._piece(f'{{"error": {text}}}')
+            def ask(request: OpenAIRequest, **options: object) -> Answer:
+                return stack.enter_context(
+                    client.answer(completions, request, messages=messages, stream=True, **options)
+                )
 
-    def _piece(self, data: str) -> tuple[str, str | None]:
-        """The text of one event, and why the answer ends with it; None if it goes on."""
-        try:
-            event = json.loads(data)
-        except (ValueError, RecursionError):
-            self._client.fail("an event that is not JSON", "check OPENAI_BASE_URL: it often ends in /v1")
-        if isinstance(event, list) and len(event) == 1:
-            # Of Gemini: an error comes in a list.
-            event = event[0]
-        if not isinstance(event, dict):
-            self._client.fail("an event that is not a completion", "check OPENAI_BASE_URL")
-        if event.get("error"):
-            self._client.fail(message_of(event["error"]))
-        if event.get("object") == "error":
-            # Of vLLM.
-            self._client.fail(message_of(event))
-        choices = event.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
-            # Usage and the like.
-            return "", None
-        delta = choice.get("delta")
-        content = delta.get("content") if isinstance(delta, dict) else None
-        ending = choice.get("finish_reason")
-        return _text(content), None if ending is None else str(ending)
+            if self._tells_usage is not False:
+                request = self._request()
+                try:
+                    answer = ask(request, stream_options={"include_usage": True})
+                    self._tells_usage = True
+                except ResponderError:
+                    # Mistral's says 422, and others 400. A refused request costs nothing.
+                    if self._tells_usage or request.status not in (400, 422):
+                        raise
+                    answer = ask(self._request())
+                    self._tells_usage = False
+            else:
+                answer = ask(self._request())
+            yield answer
+
+    def _request(self) -> OpenAIRequest:
+        return OpenAIRequest(self._clock() + self._deadline_s, self._deadline_s, self._silence_s)
+
+
+def _piece(event: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The text of one event, and why the answer ends with it; None if it goes on."""
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        # Usage and the like.
+        return "", None
+    # An endpoint that does not stream sends the whole message.
+    delta = choice.get("delta") or choice.get("message")
+    if not isinstance(delta, dict):
+        delta = {}
+    ending = choice.get("finish_reason")
+    if ending is not None and any(delta.get(name) for name in _THINKING):
+        # Some end with each piece of the thinking.
+        ending = None
+    return _text(delta.get("content")), None if ending is None else str(ending)
+
+
+def _usage(event: Mapping[str, Any]) -> Usage | None:
+    """The tokens that an event tells; some endpoints count along in every event."""
+    told = event.get("usage")
+    if not isinstance(told, dict):
+        return None
+    read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+    return Usage(read, written) if _is_count(read) and _is_count(written) else None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _text(content: object) -> str:

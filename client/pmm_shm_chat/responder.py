@@ -22,14 +22,23 @@ class Message(NamedTuple):
     content: str
 
 
+class Usage(NamedTuple):
+    """The tokens of one answer: of all that the model has read, and of all that it has written, thinking included."""
+
+    prompt_tokens: int
+    answer_tokens: int
+
+
 class Responder(Protocol):
     """Answers one message.
 
     Attributes:
         name: the model, as it is recorded in the meta of a `response`.
+        usage: of the last answer, as the endpoint counted it; None if it told nothing.
     """
 
     name: str
+    usage: Usage | None
 
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
         """The answer, piece by piece.

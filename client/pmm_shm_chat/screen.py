@@ -5,12 +5,14 @@ Invariant: of the control characters in answers, names and commitments, only lin
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from pmm_shm_chat.line_editor import quiet
 from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
 from pmm_shm_chat.waiting import Spinner
 from pmm_shm_terminal.output import console, printable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pmm_shm_chat.progress import FollowUp
+    from pmm_shm_chat.responder import Usage
 
 _MARKS = {
     "commitment_open": "+",
@@ -28,6 +31,7 @@ _MARKS = {
 }
 _CID_CHARS_MAX = 40
 _WIDTH_MIN = 20
+_MARGIN = "  "
 
 
 class LineWrapper:
@@ -115,7 +119,7 @@ class PlainScreen:
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
 
-    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
+    def cost(self, seconds: float, usage: Usage, is_estimated: bool) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
@@ -132,7 +136,7 @@ class TerminalScreen:
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
         self._is_utf8 = encoding.replace("-", "") == "utf8"
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
-        self._formats = self._is_utf8 and self._console.color_system is not None
+        self._formats = self._is_utf8 and self.has_colours
         self._head = ""
         self._indent = 0
         self._blocks = Blocks()
@@ -140,14 +144,21 @@ class TerminalScreen:
         self._spinner: Spinner | None = None
         self._flow: LineWrapper | None = None
         self._has_text = False
+        self._answering = contextlib.ExitStack()
 
     @property
     def prompt(self) -> str:
-        """The prompt for `input`, with its colours marked as having no width for readline."""
-        text = f"you {self._mark} "
-        if self._console.color_system is None:
-            return text
-        return f"\001\033[1;32m\002{text}\001\033[0m\002"
+        """The prompt for a text."""
+        return f"you {self._mark} "
+
+    @property
+    def has_colours(self) -> bool:
+        return self._console.color_system is not None
+
+    @property
+    def is_dumb(self) -> bool:
+        """Whether the terminal cannot move its cursor."""
+        return self._console.is_dumb_terminal
 
     @property
     def more_prompt(self) -> str:
@@ -168,7 +179,8 @@ class TerminalScreen:
         self._head = f"{printable(name)} {self._mark} "
         self._flow = None
         self._has_text = False
-        if self._is_utf8 and not self._console.is_dumb_terminal:
+        self._answering.enter_context(quiet(self.is_dumb))
+        if self._is_utf8 and not self.is_dumb:
             self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
@@ -215,7 +227,7 @@ class TerminalScreen:
             self._print(self._head.rstrip() + "\n", "bold cyan")
         self._console.print(formatted(block, self._console, self._indent), end="")
         if not is_last:
-            self._print("\n" + " " * self._indent)
+            self._print("\n\n" + " " * self._indent)
 
     def _stop_spinner(self) -> None:
         if self._spinner is not None:
@@ -224,6 +236,7 @@ class TerminalScreen:
 
     def end(self, is_interrupted: bool) -> None:
         self._stop_spinner()
+        self._answering.close()
         if self._flow is not None:
             self._flow.end()
             block = self._blocks.end()
@@ -243,12 +256,18 @@ class TerminalScreen:
                 shown = mark if self._is_utf8 else "*"
                 self._print(self._cut(f"  {shown} {_said(event)}") + "\n", "dim")
 
-    def cost(self, seconds: float, prompt_tokens: int, response_tokens: int) -> None:
-        """Show what an answer took; the tokens are estimates."""
-        self._print(f"  ({seconds:.1f} s, about {prompt_tokens:,} tokens in, {response_tokens:,} out)\n", "dim")
+    def cost(self, seconds: float, usage: Usage, is_estimated: bool) -> None:
+        """Show what an answer took."""
+        about = "about " if is_estimated else ""
+        tokens = f"{about}{usage.prompt_tokens:,} tokens in, {usage.answer_tokens:,} out"
+        self._print(f"{_MARGIN}({seconds:.1f} s, {tokens})\n", "dim")
 
     def note(self, text: str) -> None:
-        self._print(f"  {printable(' '.join(text.split()))}\n", "yellow")
+        wrapped = LineWrapper(lambda part: self._print(part, "yellow"), self._console.width, len(_MARGIN))
+        self._print(_MARGIN)
+        wrapped.add(printable(" ".join(text.split())))
+        wrapped.end()
+        self._print("\n")
 
     def _cut(self, line: str) -> str:
         """One printable line that fits."""

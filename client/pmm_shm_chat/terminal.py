@@ -17,13 +17,13 @@ import click
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError, PmmShmError
 from pmm_shm.ledger.obstacles import NEEDS_LEASE
+from pmm_shm_chat.line_editor import reader
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.progress import Timings
-from pmm_shm_chat.prompting import tokens_of
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
 from pmm_shm_chat.turn import Chat, TurnResult
-from pmm_shm_chat.typing_lines import History, history_file, line_editing, typed
+from pmm_shm_chat.typing_lines import History, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
 
 UNNAMED = "assistant"
@@ -43,8 +43,7 @@ def converse(chat: Chat) -> None:
     """
     if sys.stdin.isatty() and sys.stdout.isatty():
         screen = TerminalScreen()
-        with _at_a_terminal(chat, screen) as texts:
-            _Conversation(chat, screen).run(texts)
+        _Conversation(chat, screen).run(_at_a_terminal(chat, screen))
     else:
         _Conversation(chat, PlainScreen()).run(_piped())
 
@@ -130,7 +129,7 @@ class _Conversation:
         self._timings = turn.timings
         screen.follow_ups(turn.follow_ups)
         if self._chat.responder.name != OfflineResponder.name:
-            screen.cost(turn.timings.model_ms / 1_000, turn.prompt_tokens, tokens_of(turn.response))
+            screen.cost(turn.timings.model_ms / 1_000, turn.usage, turn.is_usage_estimated)
         if turn.is_interrupted and not screen.is_terminal:
             raise KeyboardInterrupt
         if turn.context.recall_problem not in (None, self._recall_problem):
@@ -185,16 +184,18 @@ def _piped() -> Iterator[str]:
         yield line
 
 
-@contextlib.contextmanager
-def _at_a_terminal(chat: Chat, screen: TerminalScreen) -> Iterator[Iterator[str]]:
+def _at_a_terminal(chat: Chat, screen: TerminalScreen) -> Iterator[str]:
     """The texts that are typed, with the earlier messages to this agent and earlier texts as history."""
     history = History(history_file())
     said = (one.content for one in chat.cache.recent().messages if one.kind == "user")
     earlier = [*(text for text in said if len(text) <= _HISTORY_CHARS_MAX), *history.read()]
-    with line_editing(earlier, [f"/{name}" for name in COMMANDS]) as add:
-
-        def remember(text: str) -> None:
-            add(text)
-            history.add(text)
-
-        yield typed(screen.prompt, screen.more_prompt, remember)
+    commands = {f"/{name}": command.help for name, command in COMMANDS.items()}
+    read = reader(
+        screen.prompt,
+        screen.more_prompt,
+        earlier,
+        commands,
+        has_colours=screen.has_colours,
+        is_dumb=screen.is_dumb,
+    )
+    return typed(read, history.add)

@@ -1,9 +1,10 @@
 """One turn of a conversation: the user's message, the context, the answer, and the events that follow from both.
 
-    user | embedding_indexed, its statements | (context, answer) | response | embedding_indexed, its statements
+    user, embedding_indexed, its statements | (context, answer) | response, embedding_indexed, its statements
 
-Each part between two bars is one transaction. If a worker dies, the conversation just stops: with a message without its
-index entry (the daemon embeds it nevertheless), or with a question without an answer.
+The events of each message are one transaction, or two after an event of somebody else: the message, and what follows
+from it. If a worker dies, the conversation just stops: with a question without an answer, or with a message without its
+index entry (the daemon embeds it nevertheless).
 
 A question that got no word of an answer is undone: an event names it, and later prompts leave it out. So is what the
 user undoes, and an answer that the user asks for again. The log keeps all of them.
@@ -20,12 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm import limits
-from pmm_shm.errors import InvalidTextError, PmmShmError
+from pmm_shm.errors import HeadMovedError, InvalidTextError, PmmShmError
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.progress import FollowUp, PartialAnswer, Timings, TurnProgress
-from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt
-from pmm_shm_chat.responder import Responder, ResponderError
+from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt, tokens_of
+from pmm_shm_chat.responder import Responder, ResponderError, Usage
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
 from pmm_shm_client.context import Context
 
@@ -53,7 +54,8 @@ class TurnResult:
         follow_ups: those that follow from statements, in order.
         context: the state before the answer, at one position.
         block: the context as the responder received it.
-        prompt_tokens: of all that the responder received, estimated.
+        usage: the tokens of prompt and answer: as the endpoint counted them, or estimated.
+        is_usage_estimated: whether they are estimates.
         response: the answer, or its beginning if it was interrupted.
         is_interrupted: whether the answer is only a beginning.
     """
@@ -64,7 +66,8 @@ class TurnResult:
     follow_ups: tuple[FollowUp, ...]
     context: Context
     block: str
-    prompt_tokens: int
+    usage: Usage
+    is_usage_estimated: bool
     response: str
     is_interrupted: bool
     timings: Timings
@@ -102,6 +105,7 @@ class Chat:
         self._clock_ns = clock_ns
         self._undone = Undone(cache)
         self._last: _LastTurn | None = None
+        self._newest_id: int | None = None
         self._is_answering = False
         self._is_stopped = False
 
@@ -124,8 +128,7 @@ class Chat:
         self._is_stopped = False
         progress = TurnProgress(self._clock_ns)
         with progress.timed("append"):
-            user_id = self._append(progress, "user", text, {"channel": "chat"})
-            self._follow_up(progress, "user", text, user_id)
+            user_id = self._say(progress, "user", text, {"channel": "chat"})
         return self._answer(progress, user_id, text, False, on_text, on_retract)
 
     def retry(self, on_text: OnText = lambda piece: None, on_retract: OnRetract = lambda: None) -> TurnResult:
@@ -194,6 +197,7 @@ class Chat:
                 if (response_id is None) != is_undone:
                     self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
                 self._last = _LastTurn(user_id, response_id, text, response_id is None)
+        usage = self.responder.usage
         return TurnResult(
             user_id=user_id,
             response_id=response_id,
@@ -201,7 +205,8 @@ class Chat:
             follow_ups=tuple(progress.follow_ups),
             context=context,
             block=prompt.block,
-            prompt_tokens=prompt.tokens,
+            usage=Usage(prompt.tokens, tokens_of(answer.text)) if usage is None else usage,
+            is_usage_estimated=usage is None,
             response=answer.text,
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),
@@ -251,28 +256,47 @@ class Chat:
         meta: dict[str, Any] = {"model": self.responder.name}
         if answer.is_interrupted:
             meta["interrupted"] = True
-        response_id = self._append(progress, "assistant", text, meta)
-        self._follow_up(progress, "assistant", text, response_id, states=not answer.is_interrupted)
-        return response_id
+        return self._say(progress, "assistant", text, meta, states=not answer.is_interrupted)
 
     def _mark(self, progress: TurnProgress, ids: list[int], undone: bool, reason: str) -> None:
         meta = {"eids": ids, "undone": undone, "reason": reason}
-        progress.event_ids.append(self.cache.append(MARK_KIND, "", meta))
+        self._newest_id = self.cache.append(MARK_KIND, "", meta)
+        self._undone.note(1, meta)
+        progress.event_ids.append(self._newest_id)
 
-    def _append(self, progress: TurnProgress, speaker: Speaker, text: str, meta: Mapping[str, Any]) -> int:
-        event_id = self.cache.append(_KINDS[speaker], text, meta)
-        progress.event_ids.append(event_id)
-        return event_id
+    def _say(
+        self, progress: TurnProgress, speaker: Speaker, text: str, meta: Mapping[str, Any], states: bool = True
+    ) -> int:
+        """Append a message, its index entry, and the events of its statements. Returns the message's id.
 
-    def _follow_up(
-        self, progress: TurnProgress, speaker: Speaker, text: str, event_id: int, states: bool = True
-    ) -> None:
-        """Append the index entry of a message, and the events of its statements."""
+        They name its id. It is known beforehand, and all is one transaction, where this conversation appended the
+        newest event; otherwise the message is appended first.
+        """
+        message = _KINDS[speaker], text, meta
+        # A later event that is published spares the attempt.
+        if self._newest_id is not None and (self.cache.published_as_of() or 0) <= self._newest_id:
+            following = self._following(speaker, text, self._newest_id + 1, states)
+            try:
+                ids = self.cache.append_many([message, *following], expected_head=self._newest_id)
+                return self._note(progress, ids, following)
+            except HeadMovedError:
+                # Another worker was faster.
+                pass
+        event_id = self.cache.append(*message)
+        following = self._following(speaker, text, event_id, states)
+        return self._note(progress, [event_id, *self.cache.append_many(following)], following)
+
+    def _following(self, speaker: Speaker, text: str, event_id: int, states: bool) -> list[EventDraft]:
         drafts = events_of(text, speaker, event_id, self._open_commitments) if states else []
-        index: EventDraft = ("embedding_indexed", "", {"eid": event_id, "digest": local_bow.digest(text)})
-        ids = self.cache.append_many([index, *drafts])
+        return [("embedding_indexed", "", {"eid": event_id, "digest": local_bow.digest(text)}), *drafts]
+
+    def _note(self, progress: TurnProgress, ids: list[int], following: list[EventDraft]) -> int:
+        """Take down the ids of a message, its index entry and the drafts behind it. Returns the first."""
+        self._newest_id = ids[-1]
+        self._undone.note(len(ids))
         progress.event_ids += ids
-        progress.follow_ups += [FollowUp(one, *draft) for one, draft in zip(ids[1:], drafts, strict=True)]
+        progress.follow_ups += [FollowUp(one, *draft) for one, draft in zip(ids[2:], following[1:], strict=True)]
+        return ids[0]
 
     def _open_commitments(self) -> Mapping[str | int, Mapping[str, Any]]:
         return self.cache.commitments().open

@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,18 +20,17 @@ _ENTRY_CHARS_MAX = 10_000
 _FILE_BYTES_MAX = 4 << 20
 
 
-def typed(prompt: str, more: str, remember: Callable[[str], None]) -> Iterator[str]:
-    """Each text that is typed, until Ctrl-D. Ctrl-C drops what was begun. A paste of several lines is one text.
+def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[str]:
+    """Each text that is typed, until Ctrl-D. Ctrl-C drops what was begun.
 
     Parameters:
-        prompt: before a text.
-        more: before each further line of a block.
+        read: reads a line or a whole block.
         remember: called with each text.
     """
     while True:
         click.echo("")
         try:
-            text = _one(prompt, more)
+            text = without_marks(read())
         except KeyboardInterrupt:
             continue
         except EOFError:
@@ -43,15 +41,17 @@ def typed(prompt: str, more: str, remember: Callable[[str], None]) -> Iterator[s
         yield text
 
 
-def _one(prompt: str, more: str) -> str:
-    """One line, or the inside of a block."""
-    line = input(prompt)
-    if not line.lstrip().startswith(BLOCK):
-        return line
-    text = line.lstrip()[len(BLOCK) :]
-    while not text.rstrip().endswith(BLOCK):
-        text += "\n" + input(more)
-    return text.rstrip().removesuffix(BLOCK).strip("\n")
+def is_open_block(text: str) -> bool:
+    """Whether a block was begun and not ended."""
+    return text.lstrip().startswith(BLOCK) and text.count(BLOCK) % 2 == 1
+
+
+def without_marks(text: str) -> str:
+    """The inside of a block; any other text as it is."""
+    inside = text.strip()
+    if text.count(BLOCK) == 2 and inside.startswith(BLOCK) and inside.endswith(BLOCK):
+        return inside[len(BLOCK) : -len(BLOCK)].strip("\n")
+    return text
 
 
 def history_file() -> Path:
@@ -94,47 +94,3 @@ class History:
                 os.write(descriptor, json.dumps(text).encode() + b"\n")
             finally:
                 os.close(descriptor)
-
-
-@contextlib.contextmanager
-def line_editing(earlier: Iterable[str], words: Iterable[str]) -> Iterator[Callable[[str], None]]:
-    """Line editing with history and completion, if readline is available. Gives what remembers a text.
-
-    Parameters:
-        earlier: texts of the history, oldest first.
-        words: completed at the beginning of a line.
-    """
-    try:
-        import readline
-    except ImportError:
-        yield lambda text: None
-        return
-
-    def add(text: str) -> None:
-        is_last = text == readline.get_history_item(readline.get_current_history_length())
-        if not is_last and text.replace("\n", "").isprintable():
-            # Readline takes what the terminal's encoding has.
-            with contextlib.suppress(ValueError):
-                readline.add_history(text)
-
-    for text in earlier:
-        add(text)
-    names = list(words)
-
-    def complete(text: str, state: int) -> str | None:
-        found = [name for name in names if text and name.startswith(text)]
-        return found[state] if state < len(found) else None
-
-    before: Any = readline.get_completer(), readline.get_completer_delims()
-    readline.set_completer(complete)
-    readline.set_completer_delims(" ")
-    readline.parse_and_bind("tab: complete")
-    readline.parse_and_bind("set enable-bracketed-paste on")
-    # The lines of a block are one entry.
-    readline.set_auto_history(False)
-    try:
-        yield add
-    finally:
-        readline.set_auto_history(True)
-        readline.set_completer(before[0])
-        readline.set_completer_delims(before[1])

@@ -41,7 +41,8 @@ def source_line(replica: StatusNumbers) -> str:
     looked = replica["looked_ms"]
     confirmed = "never confirmed" if looked is None else f"confirmed {looked:,} ms ago"
     where = f"{replica['name']} on {replica['server'] or 'no server yet'}, timeline {replica['timeline']}"
-    return f"{where}; lag {replica['lag_events']:,} events, {confirmed}; {replica['forks']:,} forks"
+    lag = f"lag {replica['lag_events']:,} events, {replica['lag_ms']:,} ms"
+    return f"{where}; {lag}; {confirmed}; {replica['forks']:,} forks"
 
 
 def glance(found: StatusNumbers) -> list[RenderableType]:
@@ -167,7 +168,7 @@ def _daemon_rows(found: StatusNumbers, daemon: StatusNumbers) -> list[LabelledLi
         ("daemon", [work, *rebuilding]),
         *([] if replica is None else [("source", [source_line(replica), *map(str, replica["lost_files"])])]),
         ("verified", verified),
-        ("workers", _worker_lines(daemon["workers"], found["reads"])),
+        ("workers", [*_worker_lines(daemon["workers"], found["reads"]), *_process_lines(found["workers"])]),
         ("embeddings", _embedding_lines(daemon["embeddings"])),
         ("words", _word_lines(daemon.get("words"))),
         ("readers", _reader_lines(found["readers"])),
@@ -220,6 +221,15 @@ def _worker_lines(workers: StatusNumbers, reads: StatusNumbers) -> list[str]:
         f"{recomputed:,} recomputations, {workers['events_folded']:,} events folded",
         f"{default + full:,} events appended: {default:,} with durability default, {full:,} with full",
     ]
+
+
+def _process_lines(workers: list[StatusNumbers]) -> list[str]:
+    lines = [
+        f"pid {one['pid']}  {served(one) if one['served_rate'] is not None else 'no reads'}; {one['hits']:,} hits, "
+        f"{one['caught_up']:,} caught up  {one['command'] or ''}".rstrip()
+        for one in workers[:_READERS_MAX]
+    ]
+    return [*lines, *([f"and {len(workers) - _READERS_MAX:,} more"] if len(workers) > _READERS_MAX else [])]
 
 
 def _embedding_lines(embeddings: StatusNumbers) -> list[str]:

@@ -6,6 +6,7 @@ are in microseconds.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,12 @@ def ratio(over: Timing, under: Timing) -> Ratio:
 
 def p99(samples: Sequence[float]) -> float:
     """The value that 99 of 100 samples do not exceed."""
-    return sorted(samples)[max(0, -(-len(samples) * 99 // 100) - 1)]
+    return quantile(samples, 0.99)
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The lowest value that this share of the samples does not exceed."""
+    return sorted(samples)[max(0, math.ceil(round(len(samples) * share, 6)) - 1)]
 
 
 class RoundTimer:

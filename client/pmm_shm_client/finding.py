@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -85,13 +86,14 @@ class SearchRequest(NamedTuple):
 
 
 class _Meaning(NamedTuple):
-    """The events nearest to a query, the best first."""
+    """The events nearest to a query, the best first; `of_words` has the similarities of those found by words."""
 
     similarities: dict[int, float]
     as_of: int
     is_complete: bool
     embedded_here: int
     model: str
+    of_words: dict[int, float]
 
 
 class Finding:
@@ -103,7 +105,7 @@ class Finding:
     def find(self, request: SearchRequest) -> Hits[Any]:
         """The best `k` events; see `Cache.search`."""
         if request.mode == "meaning":
-            found = self._meaning(request, request.query, request.k, None)
+            found = self._meaning(request, request.query, request.k, None, [])
             hits = (Hit(*pair) for pair in found.similarities.items())
             return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
         assert request.words is not None
@@ -115,12 +117,12 @@ class Finding:
         try:
             # Without words there is only what is excluded.
             text = request.words.text.strip() or str(request.query)
-            meaning = self._meaning(request, text, depth, words)
+            meaning = self._meaning(request, text, depth, words, by_words)
         except _NO_MEANING as error:
             if request.mode == "hybrid" or request.model is not None or self._is_mistaken(error):
                 raise
             return self._of_words(by_words[: request.k], words, str(error))
-        return self._fused(request, by_words, words, meaning, text)
+        return self._fused(request, by_words, words, meaning)
 
     def _is_mistaken(self, error: Exception) -> bool:
         """Whether this process was told to use a model that does not exist; a daemon's may just be missing here."""
@@ -141,8 +143,12 @@ class Finding:
         hits = (Match(event_id, None, words.ranking.scores[event_id], "words") for event_id in ids)
         return Hits(hits, words.as_of, words.is_complete, 0, "", "words", words.indexed_here, problem)
 
-    def _meaning(self, request: SearchRequest, query: Query, count: int, words: WordsFound | None) -> _Meaning:
-        """The `count` events nearest to the query that pass all filters: exactly those, however rare they are."""
+    def _meaning(
+        self, request: SearchRequest, query: Query, count: int, words: WordsFound | None, by_words: list[int]
+    ) -> _Meaning:
+        """The `count` events nearest to the query that pass all filters: exactly those, however rare they are; and how
+        similar those are that were found by words.
+        """
         selection, scope, until = Selection(self._reader, request.wanted), request.scope, None
         is_open = request.wanted.is_open and not request.wanted.is_distinct
         if words is not None:
@@ -151,8 +157,11 @@ class Finding:
                 allowed = np.array(sorted(words.ranking.allowed), np.int64)
                 scope = allowed if scope is None else np.intersect1d(scope, allowed)
         k = count if is_open else 2 * count
+        others: NDArray[np.int64] | None = np.array(sorted(by_words), np.int64) if by_words else None
+        known: dict[int, float] = {}
         while True:
-            hits = self._searching.nearest(query, k, scope, request.model)
+            hits, compared = self._searching.compared(query, k, scope, request.model, others)
+            known, others = known or compared, None
             similarities = {hit.event_id: hit.similarity for hit in hits}
             if not is_open:
                 ranking = [one for one in similarities if words is None or words.ranking.admits(one)]
@@ -167,11 +176,9 @@ class Finding:
             else:
                 k *= 8
         as_of = hits.as_of if until is None else min(hits.as_of, until)
-        return _Meaning(similarities, as_of, hits.is_complete, hits.embedded_here, hits.model)
+        return _Meaning(similarities, as_of, hits.is_complete, hits.embedded_here, hits.model, known)
 
-    def _fused(
-        self, request: SearchRequest, by_words: list[int], words: WordsFound, meaning: _Meaning, text: str
-    ) -> Hits[Match]:
+    def _fused(self, request: SearchRequest, by_words: list[int], words: WordsFound, meaning: _Meaning) -> Hits[Match]:
         by_meaning = list(meaning.similarities)
         scores = _fused_scores(by_words, by_meaning, words.ranking)
         leading: set[int] = set()
@@ -185,11 +192,7 @@ class Finding:
         ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))
         bests = dict.fromkeys(ids[0] for ids in (by_words, by_meaning) if ids)
         chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
-        similarities = dict(meaning.similarities)
-        unknown = [event_id for event_id in chosen if event_id not in similarities]
-        if unknown:
-            scope = np.array(sorted(unknown), np.int64)
-            similarities.update(self._searching.nearest(text, len(unknown), scope, request.model))
+        similarities = {**meaning.of_words, **meaning.similarities}
         is_of_words, is_of_meaning = set(by_words), meaning.similarities.keys()
         hits = []
         for event_id in chosen:

@@ -58,7 +58,7 @@ class PastReads:
     def _moved(self, event_id: int, progress: Progress | None) -> ReadModel:
         read_model = self._nearest(event_id)
         for distance in limits.PAST_DISTANCES:
-            reached, stop_id = read_model.position.event_id, event_id - distance
+            reached, stop_id = read_model.position.event_id, max(ID_MIN, event_id - distance)
             # Of a state at the event itself, the last round checks that the log still continues it.
             if not distance or reached is None or reached < stop_id:
                 for _ in read_model.advance_to_head(stop_id):

@@ -15,6 +15,7 @@ from pmm_shm.folds.registry import checked_fold_name, is_same_fold, made_fold, n
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
+from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import require_columns
 from pmm_shm_client.frame import (
@@ -396,6 +397,7 @@ class Reads(ABC):
         """
         if type(event_id) is not int:
             raise ConfigError(f"event_id: expected an event id, got {event_id!r:.80}")
+        event_id = max(event_id, ID_MIN)
         newest = self._exact_frame()
         if event_id >= newest.as_of:
             return newest

@@ -214,13 +214,16 @@ class _HeldError(SnapshotUnavailableError):
 
 
 class _SearchRequest(NamedTuple):
-    """A checked request. `embedder` is None if this process has none for the model."""
+    """A checked request. `embedder` is None if this process has none for the model; the similarities of `others` are
+    asked for, too.
+    """
 
     model: str
     embedder: Embedder | None
     vector: NDArray[np.float64]
     k: int
     scope: EventIds | None
+    others: EventIds | None
 
 
 class _SearchPass(NamedTuple):
@@ -230,6 +233,7 @@ class _SearchPass(NamedTuple):
         end: the last event that was read.
         as_of: every event up to this one was taken into account.
         missing: texts whose vectors are needed first; without hits then.
+        similarities: of the other events that were asked for.
     """
 
     hits: list[tuple[int, float]]
@@ -238,6 +242,7 @@ class _SearchPass(NamedTuple):
     is_complete: bool
     embedded_here: int
     missing: list[str]
+    similarities: dict[int, float]
 
 
 class _NotContinuedError(Exception):
@@ -320,6 +325,12 @@ class Searching:
 
     def nearest(self, query: Query, k: int, ids: EventIds | None, model: str | None) -> Hits[Hit]:
         """The same for any number `k`; `ids` are ascending, each once."""
+        return self.compared(query, k, ids, model, None)[0]
+
+    def compared(
+        self, query: Query, k: int, ids: EventIds | None, model: str | None, others: EventIds | None
+    ) -> tuple[Hits[Hit], dict[int, float]]:
+        """The same, and the similarity of each event of `others`, ascending, that has a vector."""
         if model is None and not self._embeddings.names_default:
             model = self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
@@ -327,7 +338,7 @@ class Searching:
         if isinstance(embedder, LocalBow) and not self._is_advised:
             self._is_advised = True
             logging.getLogger(__name__).info("%s", advice_on(name))
-        request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids)
+        request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids, others)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
         while last.missing:
@@ -336,7 +347,8 @@ class Searching:
         hits = (Hit(*pair) for pair in last.hits)
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
-        return Hits(hits, as_of, first.is_complete and last.is_complete, last.embedded_here, name)
+        is_complete = first.is_complete and last.is_complete
+        return Hits(hits, as_of, is_complete, last.embedded_here, name), last.similarities
 
     def _read(self, action: Callable[[bool], _T]) -> _T:
         """Run `action` with the reader's lock; again if its failure may be only of the moment.
@@ -462,11 +474,13 @@ class Searching:
             texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
         missing = {one.text for one in texts if one.vector is None} - vectors.keys()
         if missing:
-            return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing))
+            return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing), {})
         new = self._new_events[request.model] = new.with_rows(texts, vectors)
-        hits = nearest([*parts, new.rows], request.vector, request.k, request.scope)
+        rows = [*parts, new.rows]
+        hits = nearest(rows, request.vector, request.k, request.scope)
+        others = () if request.others is None else nearest(rows, request.vector, len(request.others), request.others)
         is_complete = is_complete and record.newer is None and record.is_filled
-        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [])
+        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [], dict(others))
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

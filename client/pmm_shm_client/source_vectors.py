@@ -47,13 +47,22 @@ class SourceEmbedder(Embedder):
 
     Parameters:
         embedder: computes what no host has.
-        server: the primary; for this object alone.
+        server: the primary; for this object alone. If it fails, it is not asked again for
+            `limits.REPLICA_RETRY_S_MAX`.
     """
 
-    def __init__(self, embedder: Embedder, server: Server, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        server: Server,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._embedder = embedder
         self._server = server
         self._sleep = sleep
+        self._clock = clock
+        self._next_try_s = 0.0
         self._holder = uuid.uuid4()
         self.name, self.dimension = embedder.name, embedder.dimension
         self.batch_max, self.requests_max = embedder.batch_max, embedder.requests_max
@@ -90,6 +99,8 @@ class SourceEmbedder(Embedder):
 
     def _ready_or_claimed(self, keys: list[bytes], vectors: dict[bytes, Any]) -> list[bytes] | None:
         """Add what is stored to `vectors`; returns what this process may compute now, None without a server."""
+        if self._clock() < self._next_try_s:
+            return None
         driver = psycopg()
         try:
             with self._server.lock:
@@ -102,6 +113,7 @@ class SourceEmbedder(Embedder):
                 claim = (self.name, self.dimension, self._holder, limits.SOURCE_LEASE_S, rest)
                 return [bytes(key) for (key,) in connection.execute(_CLAIM, claim).fetchall()]
         except (LedgerError, driver.Error):
+            self._next_try_s = self._clock() + limits.REPLICA_RETRY_S_MAX
             return None
 
     def _tell(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:

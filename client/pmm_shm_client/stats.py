@@ -108,6 +108,17 @@ class WorkerStats(TypedDict):
     pid_collisions: int
 
 
+class WorkerProcessStats(TypedDict):
+    """One live process that has reported: the reads of its caches, by what answered them."""
+
+    pid: int
+    caches: int
+    hits: int
+    caught_up: int
+    replayed: int
+    reported_age_ms: int
+
+
 class DaemonSizes(TypedDict):
     """Sizes of files and memory."""
 
@@ -203,6 +214,7 @@ class DaemonStats(_CaughtUp):
     shape: str | None
     replica: ReplicaStats | None
     workers: WorkerStats
+    worker_processes: list[WorkerProcessStats]
 
 
 class Stats(TypedDict):

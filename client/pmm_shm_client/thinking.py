@@ -28,6 +28,8 @@ _OPENING = (
 # Before this one, all is thinking, whatever else stands there: other channels, or the beginning of a message.
 _FINAL = r"\bfinal<\|message\|>"
 _TOKEN = re.compile(rf"(?P<fence>```)|(?P<closing>{_CLOSING}|(?P<final>{_FINAL}))|{_OPENING}", re.IGNORECASE)
+_BEGINS_TOKEN = re.compile(r"[`<\[◁]")
+"""A character that each token has."""
 _TAG_CHARS_MAX = 80
 _INCOMPLETE = re.compile(rf"`{{0,2}}(?:[<\[◁][^<>\[\]◁▷`\n]{{0,{_TAG_CHARS_MAX}}})?\Z")
 """The end of a text that may be the beginning of a token."""
@@ -123,6 +125,8 @@ def _is_quoted(tag: re.Match[str]) -> bool:
 
 def without_thinking(text: str) -> str:
     """The answer in a whole text."""
+    if _BEGINS_TOKEN.search(text) is None:
+        return text
     whole = ThinkingFilter()
     whole.add(text)
     whole.end()

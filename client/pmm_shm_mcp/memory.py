@@ -14,7 +14,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.results import applicable
-from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
+from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, cut_text, with_items
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.rows import Event
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 VIA = "mcp"
 """`meta["via"]` of every event that the tool `append` has written."""
+META_CHARS_MAX = 20_000
+"""Characters of the JSON of `meta` that `append` takes."""
 Status = Literal["open", "expired", "all"]
 SubjectName = Literal["name", "trait", "commitment", "metrics"]
 
@@ -155,11 +157,13 @@ class Memory:
         """Append an event of one of the writable kinds. Returns its id.
 
         Raises:
-            ConfigError: this kind is not one of them.
+            ConfigError: this kind is not one of them, or `meta` is too large.
             PmmShmError: as `Cache.append`.
         """
         if kind not in self.writable:
             raise ConfigError(f"kind: expected one of {', '.join(self.writable)}, got {kind!r:.80}")
+        if meta and (size := chars_of(meta)) > META_CHARS_MAX:
+            raise ConfigError(f"meta: {size:,} characters as JSON, at most {META_CHARS_MAX:,} are accepted")
         return self._cache.append(kind, content, {**(meta or {}), "via": VIA}, expected_head=expected_head)
 
     def identity(self) -> dict[str, Any]:

@@ -72,7 +72,12 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
         listening.listen()
         said(f"http://{HOST}:{listening.getsockname()[1]}{PATH}")
         config = uvicorn.Config(
-            Guard(app, token), log_level="warning", access_log=False, timeout_graceful_shutdown=_STOP_S
+            # The guard knows requests, and nothing here needs WebSockets.
+            Guard(app, token),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_STOP_S,
         )
         asyncio.run(_serve(uvicorn.Server(config), listening))
     finally:

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 Completions = list[CompletionItem]
-_SUBJECTS = ("identity.name", "commitment", "trait", "metrics")
+_SUBJECTS = ("identity.name", "commitment", "trait", "directive", "metrics")
 _EMBEDDERS = ("auto", "local-bow", "wordllama", "openai:")
 
 

@@ -131,6 +131,14 @@ def readers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
+def workers_of(daemon: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The live processes that have reported: their numbers, `command`, and `served_rate` as of `reads_of`."""
+    return [
+        {**one, "served_rate": _served_rate(one), "command": command_of(one["pid"])}
+        for one in (daemon or {}).get("worker_processes", ())
+    ]
+
+
 def reads_of(daemon: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The reads of all workers by what answered them; None without a daemon.
 
@@ -143,9 +151,13 @@ def reads_of(daemon: Mapping[str, Any] | None) -> dict[str, Any] | None:
     found: dict[str, Any] = {
         name: workers[f"projection_{name}"] + workers[f"metrics_{name}"] for name in ("hits", "caught_up", "replayed")
     }
-    served = found["hits"] + found["caught_up"]
-    total = served + found["replayed"]
-    return {**found, "served_rate": served / total if total else None}
+    return {**found, "served_rate": _served_rate(found)}
+
+
+def _served_rate(reads: Mapping[str, int]) -> float | None:
+    served = reads["hits"] + reads["caught_up"]
+    total = served + reads["replayed"]
+    return served / total if total else None
 
 
 def command_of(pid: int) -> str | None:

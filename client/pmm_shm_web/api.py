@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from pmm_shm.errors import ConfigError
-from pmm_shm.frozen import plain
+from pmm_shm.frozen import json_text, plain
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import applicable
 from pmm_shm_web import chart
@@ -20,7 +20,7 @@ from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import Found
-from pmm_shm_web.questions import position, stream_query, whole_number
+from pmm_shm_web.questions import context_counts, position, stream_query, whole_number
 from pmm_shm_web.site import Site
 
 ANSWERS = ("identity", "commitments", "metrics", "stage", "recent", "history", "directives", "active-directives")
@@ -118,10 +118,12 @@ class Api:
 
     async def context(self, request: Request) -> Response:
         """`context()` for the message in the body, or in `text`."""
-        text = request.query_params.get("text", "")
+        parameters = request.query_params
+        text = parameters.get("text", "")
         if request.method == "POST":
             text = await _message(request)
-        found = await run_in_threadpool(self._site.mind.context, text, position(request.query_params))
+        at, counts = position(parameters), context_counts(parameters)
+        found = await run_in_threadpool(self._site.mind.context, text, at, counts)
         return _progress(found) if isinstance(found, Job) else _json({**found.to_dict(), "block": str(found)})
 
     def status(self, _: Request) -> Response:
@@ -183,4 +185,4 @@ def _progress(job: Job) -> Response:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return Response(json.dumps(plain(value), default=str), status, media_type="application/json")
+    return Response(json_text(plain(value)), status, media_type="application/json")

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -20,12 +21,23 @@ from pmm_shm_web.jobs import CancelledError
 from pmm_shm_web.pages import Pages
 from pmm_shm_web.site import Site
 
+_FAILED = "the server has failed; its terminal has the reason"
 STATIC = Path(__file__).parent / "static"
 
 
 def make_app(site: Site, access: Access) -> ASGIApp:
     """The ASGI application of a site; closing the site is its caller's."""
     pages, api = Pages(site), Api(site)
+
+    async def health(_: Request) -> Response:
+        # Not in a thread: all of those may be busy.
+        return PlainTextResponse("ok\n")
+
+    async def refused(request: Request, error: Exception) -> Response:
+        status, words = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, _FAILED)
+        if request.url.path.startswith(API):
+            return JSONResponse({"error": words}, status)
+        return PlainTextResponse(f"{status}: {words}\n", status)
 
     async def failed(request: Request, error: Exception) -> Response:
         made = api if request.url.path.startswith(API) else pages
@@ -38,12 +50,12 @@ def make_app(site: Site, access: Access) -> ASGIApp:
 
     application = Starlette(
         routes=[
-            Route(HEALTH, lambda _: PlainTextResponse("ok\n")),
+            Route(HEALTH, health),
             *api.routes(),
             *pages.routes(),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        exception_handlers={PmmShmError: failed, CancelledError: failed},
+        exception_handlers={PmmShmError: failed, CancelledError: failed, HTTPException: refused, Exception: refused},
         lifespan=lifespan,
     )
     return Guard(application, access)

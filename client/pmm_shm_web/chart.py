@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 from pmm_shm.folds.history import Point
@@ -10,7 +11,11 @@ from pmm_shm_terminal.timeline import bands, ends
 
 WIDTH, HEIGHT = 1000, 220
 """Of the drawing, in its own units."""
-LINKS = 100
+COLUMN = 4
+"""What is nearer than this to each other is drawn at one place: the first paint waits for this drawing."""
+TITLE_WIDTH_MIN = 60
+TICKS_MAX = 6
+LINKS = 50
 """Parts of the drawing that lead to a position."""
 
 
@@ -27,17 +32,21 @@ class Drawing(NamedTuple):
 
     Attributes:
         ias, gas: the points of a line.
-        stages: a box for each stage.
-        names: x of each change of the name.
+        stages: each stage with the path of its bands.
+        titles: a box for each band that is wide enough for its name.
+        names: the path of a mark at each change of the name.
         links: boxes, whose label is an event id.
+        ticks: boxes without a width, whose label is an event id.
         at: x of the position that is shown; None for now.
     """
 
     ias: str
     gas: str
-    stages: tuple[Box, ...]
-    names: tuple[float, ...]
+    stages: tuple[tuple[str, str], ...]
+    titles: tuple[Box, ...]
+    names: str
     links: tuple[Box, ...]
+    ticks: tuple[Box, ...]
     at: float | None
     first_id: int
     last_id: int
@@ -45,6 +54,10 @@ class Drawing(NamedTuple):
     def as_of(self, event_id: int | None) -> Drawing:
         """The same with a mark at the position that is shown."""
         return self if event_id is None else self._replace(at=_x(event_id, self.first_id, self.last_id))
+
+
+def _column(x: float) -> int:
+    return round(x / COLUMN) * COLUMN
 
 
 def _x(event_id: float, first: float, last: float) -> float:
@@ -88,22 +101,42 @@ def drawing(history: History) -> Drawing:
 
     columns = numbers(history)
     lines = {score: _line([x(one) for one in columns["ids"]], columns[score]) for score in ("ias", "gas")}
-    stages = tuple(Box(x(band.first), round(x(band.last) - x(band.first), 1), band.stage) for band in bands(history))
+    spans = [Box(left := _column(x(band.first)), _column(x(band.last)) - left, band.stage) for band in bands(history)]
+    paths: dict[str, str] = {}
+    # In columns, and as one path for each stage: a long life has a thousand bands.
+    for span in spans:
+        if span.width > 0:
+            paths[span.label] = paths.get(span.label, "") + f"M{span.x} 0h{span.width}v{HEIGHT}h-{span.width}z"
+    stages = tuple(paths.items())
+    titles = tuple(span for span in spans if span.width >= TITLE_WIDTH_MIN)
     links = min(LINKS, max(1, int(last - first)))
     step = (last - first) / links
     boxes = (Box(x(first + n * step), WIDTH / links, str(int(first + (n + 1) * step))) for n in range(links))
-    marks = tuple(x(change.event_id) for change in history.names)
-    return Drawing(lines["ias"], lines["gas"], stages, marks, tuple(boxes), None, int(first), int(last))
+    marks = dict.fromkeys(_column(x(change.event_id)) for change in history.names)
+    names = "".join(f"M{mark} {HEIGHT}v-8" for mark in marks)
+    ticks = tuple(Box(x(one), 0.0, f"{one:,}") for one in _round_ids(int(first), int(last)))
+    return Drawing(lines["ias"], lines["gas"], stages, titles, names, tuple(boxes), ticks, None, int(first), int(last))
+
+
+def _round_ids(first: int, last: int) -> list[int]:
+    """Up to `TICKS_MAX` ids at round distances."""
+    unit = 10 ** max(0, len(str(last - first)) - 2)
+    step = next(unit * n for n in (1, 2, 5, 10, 20, 50) if (last - first) // (unit * n) < TICKS_MAX)
+    return list(range(-(-first // step) * step, last + 1, step))
 
 
 def _line(xs: list[float], scores: list[float]) -> str:
-    """The corners of a line of steps; scores from 0 at the bottom to 1 at the top."""
+    """The corners of a line of steps; scores from 0 at the bottom to 1 at the top.
+
+    Of the values within one column the line has the first, the extremes and the last.
+    """
+    columns: dict[int, list[float]] = {}
+    for x, value in zip(xs, scores, strict=True):
+        columns.setdefault(_column(x), []).append(round(HEIGHT * (1 - min(1.0, max(0.0, value))), 1))
     corners: list[str] = []
     before = None
-    for x, value in zip(xs, scores, strict=True):
-        y = round(HEIGHT * (1 - min(1.0, max(0.0, value))), 1)
-        if before is not None and before != y:
-            corners.append(f"{x},{before}")
-        corners.append(f"{x},{y}")
-        before = y
+    for x, ys in columns.items():
+        passed = (before, ys[0], min(ys), max(ys), ys[-1])
+        corners += (f"{x},{y:g}" for y, _ in itertools.groupby(y for y in passed if y is not None))
+        before = ys[-1]
     return " ".join(corners)

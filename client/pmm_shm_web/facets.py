@@ -74,6 +74,7 @@ class KindCounter:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._lock = threading.Lock()
+        self._shown = Facets((), 0, 0, False)
         self._clear()
 
     def _clear(self) -> None:
@@ -87,12 +88,28 @@ class KindCounter:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        deadline_s = time.monotonic() + COUNT_S
         with self._lock:
-            while True:
-                is_complete = self._ledger.read(self._step)
-                if is_complete or time.monotonic() >= deadline_s:
-                    return self._now.facets(is_complete)
+            return self._counted(time.monotonic() + COUNT_S)
+
+    def glance(self) -> Facets:
+        """The counts with at most one step more; those of before while another call counts.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        if not self._lock.acquire(blocking=False):
+            return self._shown
+        try:
+            return self._counted(0.0)
+        finally:
+            self._lock.release()
+
+    def _counted(self, deadline_s: float) -> Facets:
+        while True:
+            is_complete = self._ledger.read(self._step)
+            if is_complete or time.monotonic() >= deadline_s:
+                self._shown = self._now.facets(is_complete)
+                return self._shown
 
     def counts_until(self, event_id: int) -> Facets | None:
         """The counts of the log that ends with an event; None where the ledger has no index to count them by.

@@ -16,7 +16,16 @@ from pmm_shm.errors import (
     UnknownModelError,
 )
 from pmm_shm.names import SEARCH_MODES
-from pmm_shm.projection.explaining import Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
+from pmm_shm.projection.explaining import (
+    Commitment,
+    Directive,
+    Explanation,
+    MetricsSubject,
+    Name,
+    Subject,
+    Trait,
+    explain,
+)
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
@@ -25,13 +34,14 @@ from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Job, Jobs, Report
 from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.questions import whole_number
 
 FRAME_WAIT_S = 0.25
 """How long a page waits for a frame before it shows progress."""
 EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
-CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES = 3, 3, 4
+CID_JSON_CHARS_MAX = 4_096
 
 
 class WatchingCache(SpectatorCache, AsyncCache):
@@ -43,10 +53,10 @@ class WatchingCache(SpectatorCache, AsyncCache):
 
 
 class Entry(NamedTuple):
-    """A commitment for the page; `cid_json` names it in an address, with its type."""
+    """A commitment for the page; `cid_json` names it in an address, with its type. None if no address could hold it."""
 
     cid: Any
-    cid_json: str
+    cid_json: str | None
     text: Any
     details: Mapping[str, Any]
 
@@ -116,6 +126,24 @@ class Mind:
             raise job.error
         return job.result
 
+    def subject(self, name: str, argument: str) -> Subject:
+        """What is to be explained: as `subject_of`; `directive`, with the id of an event that has its text; or `fold`,
+        with a fold and a key.
+
+        Raises:
+            ConfigError: there is no such value.
+            LedgerError: the ledger cannot be read.
+        """
+        if name == "fold":
+            return self.folds.subject(argument)
+        if name != "directive":
+            return subject_of(name, argument)
+        event_id = whole_number({"argument": argument}, "argument")
+        event = None if event_id is None else self.cache.event(event_id)
+        if event is None or event.kind != "autonomy_directive":
+            raise ConfigError(f"argument: expected the id of an event of a directive, got {argument!r:.80}")
+        return Directive(event.content)
+
     def explanation(self, subject: Subject, at: int, wait_s: float = EXPLAIN_WAIT_S) -> Explanation | Job:
         """The events behind a value as of event `at`, the newest `STEPS_MAX`; or the job that finds them."""
 
@@ -128,17 +156,13 @@ class Mind:
         found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
         return found
 
-    def subject(self, name: str, argument: str) -> Subject:
-        """What is to be explained: `fold`, with a fold and a key, or as `subject_of` has it.
-
-        Raises:
-            ConfigError: there is no such value.
+    def context(
+        self, text: str, at: int | None, counts: tuple[int, int, int], wait_s: float = FRAME_WAIT_S
+    ) -> Context | Job:
+        """What `Cache.context` gives for a message now, or would have given at an event, with so many reflections,
+        recalled messages and last messages.
         """
-        return self.folds.subject(argument) if name == "fold" else subject_of(name, argument)
-
-    def context(self, text: str, at: int | None, wait_s: float = FRAME_WAIT_S) -> Context | Job:
-        """What `Cache.context` gives for a message now, or would have given at an event."""
-        request = ContextRequest.of(text, CONTEXT_REFLECTIONS, CONTEXT_RECALL, CONTEXT_MESSAGES, "auto")
+        request = ContextRequest.of(text, *counts, "auto")
         frame = self.frame(at, wait_s)
         if isinstance(frame, Job):
             return frame
@@ -185,7 +209,7 @@ def subject_of(name: str, argument: str) -> Subject:
         if type(cid) not in (str, int):
             raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
         return Commitment(cid)
-    raise ConfigError(f"subject: expected name, metrics, trait, commitment or fold, got {name!r:.80}")
+    raise ConfigError(f"subject: expected name, metrics, trait, commitment, directive or fold, got {name!r:.80}")
 
 
 def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES_SHOWN) -> Listed:
@@ -196,7 +220,8 @@ def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES
 
 def _entry(cid: Any, entry: Mapping[str, Any]) -> Entry:
     details = {key: value for key, value in entry.items() if key not in ("cid", "text")}
-    return Entry(cid, json.dumps(cid), entry.get("text"), details)
+    named = json.dumps(cid)
+    return Entry(cid, named if len(named) <= CID_JSON_CHARS_MAX else None, entry.get("text"), details)
 
 
 def in_short(details: Mapping[str, Any], chars_max: int = 60) -> Iterable[tuple[str, Any]]:

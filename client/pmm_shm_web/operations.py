@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from pmm_shm.instance.paths import Instance
-from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies
+from pmm_shm.ledger.source.report import read_status
+from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies, workers_of
 
 ASK_S = 1.0
 GLANCE_S = 0.05
@@ -40,6 +41,13 @@ class Operations:
             asking.join(GLANCE_S)
         return None if self._last is None else self._last[1]
 
+    def replica(self, asked: Asked | None) -> dict[str, Any] | None:
+        """The state of a replica, of the daemon or of its follower's last report; None if the ledger is no replica."""
+        if asked is not None and asked.numbers is not None:
+            return asked.numbers.get("replica")
+        status = read_status(self._instance.directory)
+        return None if status is None else status._asdict()
+
     def _ask(self) -> None:
         try:
             self._last = time.monotonic(), self.ask()
@@ -57,7 +65,9 @@ class Operations:
             "health": asked.health,
             "problems": with_remedies(self._instance, asked.problems),
             "daemon": asked.numbers,
+            "replica": self.replica(asked),
             "reads": reads_of(asked.numbers),
+            "workers": workers_of(asked.numbers),
             "readers": readers_of(asked.numbers),
         }
 

@@ -18,13 +18,15 @@ from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
 from pmm_shm_web import chart
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import position, stream_query, whole_number
+from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
 BODY_BYTES_MAX = 4 << 20
 SEARCH_K = 10
 KINDS_SHOWN = 60
+LIVE = ("/header", "/parts", "/stream/new", "/facets", "/operations")
+"""Parts that the page asks for again and again: a failure must not take their place."""
 
 
 class Pages:
@@ -81,7 +83,7 @@ class Pages:
 
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
         drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
-        values = {**self._mind_values(frame, at), **self._stream_values(request)}
+        values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
         return self._render("page.html", job=None, drawing=drawing, **values)
 
     def header(self, request: Request) -> Response:
@@ -109,12 +111,14 @@ class Pages:
             "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
+            "replica": None if at is not None else self._site.operations.replica(asked),
         }
 
     def _mind_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
         before, after = self._site.stream.beside(frame.as_of)
         return {
             **self._frame_values(frame, at),
+            **self._facet_values(at),
             "before_id": before,
             "after_id": after,
         }
@@ -156,7 +160,8 @@ class Pages:
         found = self._site.mind.explanation(subject, until)
         if isinstance(found, Job):
             return self._progress(request, found, "#why")
-        return self._answer(request, "why.html", "Why", explanation=found)
+        rows = self._site.stream.rows_of([step.event_id for step in found.steps])
+        return self._answer(request, "why.html", "Why", explanation=found, rows=rows)
 
     def _stream_values(self, request: Request) -> dict[str, Any]:
         query = stream_query(request.query_params)
@@ -165,6 +170,10 @@ class Pages:
         at = position(request.query_params)
         is_tail = at is None and query.before is None and query.until is None
         return {"page": page, "query": given, "is_tail": is_tail, "tail_after": page.head}
+
+    def _facet_values(self, at: int | None) -> dict[str, Any]:
+        found = self._site.kinds.glance() if at is None else self._site.kinds.counts_until(at)
+        return {"facets": found, "shown_max": KINDS_SHOWN, "head": self._site.ledger.head()}
 
     def stream(self, request: Request) -> Response:
         return self._answer(request, "stream.html", "Events", **self._stream_values(request))
@@ -179,9 +188,8 @@ class Pages:
     def facets(self, request: Request) -> Response:
         at = position(request.query_params)
         found = self._site.kinds.counts() if at is None else self._site.kinds.counts_until(at)
-        return self._answer(
-            request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=self._site.ledger.head()
-        )
+        head = self._site.ledger.head()
+        return self._answer(request, "facets.html", "Kinds", facets=found, shown_max=KINDS_SHOWN, head=head)
 
     def event(self, request: Request) -> Response:
         event_id = request.path_params["event_id"]
@@ -199,14 +207,16 @@ class Pages:
         )
 
     async def context(self, request: Request) -> Response:
-        text = (await _form(request)).get("message", "") if request.method == "POST" else ""
-        return await run_in_threadpool(self._context, request, text)
+        fields = await _form(request) if request.method == "POST" else {}
+        return await run_in_threadpool(self._context, request, fields)
 
-    def _context(self, request: Request, text: str) -> Response:
-        found = self._site.mind.context(text, position(request.query_params), 30.0)
+    def _context(self, request: Request, fields: dict[str, str]) -> Response:
+        text, counts = fields.get("message", ""), context_counts(fields)
+        found = self._site.mind.context(text, position(request.query_params), counts, 30.0)
         if isinstance(found, Job):
             raise ConfigError("the log is still being replayed; ask again")
-        return self._answer(request, "context.html", "Context", context=found, message=text)
+        values = {"context": found, "message": text, "counts": dict(zip(CONTEXT_COUNTS, counts, strict=True))}
+        return self._answer(request, "context.html", "Context", **values)
 
     def operations(self, request: Request) -> Response:
         return self._answer(request, "operations.html", "Operations", **self._site.operations.numbers())
@@ -218,14 +228,15 @@ class Pages:
         """The page of an error."""
         if isinstance(error, CancelledError):
             return self._answer(request, "cancelled.html", "Cancelled")
-        status = 400 if isinstance(error, ConfigError) else 503
         values: dict[str, Any] = {"message": str(error), "at": None}
+        if not _is_script(request):
+            status = 400 if isinstance(error, ConfigError) else 503
+            return self._render("alone.html", status, part="problem.html", title="Problem", **values)
         # A script puts only answers with a status of success into the page.
-        return (
-            self._render("problem.html", **values)
-            if _is_script(request)
-            else self._render("alone.html", status, part="problem.html", title="Problem", **values)
-        )
+        answer = self._render("problem.html", **values)
+        if request.url.path in LIVE:
+            answer.headers.update({"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
+        return answer
 
 
 def _is_script(request: Request) -> bool:

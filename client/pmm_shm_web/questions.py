@@ -11,6 +11,8 @@ from pmm_shm_web.stream import PAGE_ROWS, StreamQuery
 
 Parameters = Mapping[str, str]
 DIGITS_MAX = 20
+CONTEXT_COUNTS = {"reflections": 3, "recall": 3, "messages": 4}
+"""Of a context where nothing else is asked for."""
 
 
 def whole_number(parameters: Parameters, name: str, least: int = ID_MIN, most: int = ID_MAX) -> int | None:
@@ -31,6 +33,19 @@ def whole_number(parameters: Parameters, name: str, least: int = ID_MIN, most: i
 def position(parameters: Parameters) -> int | None:
     """`at`: the event as of which to look; None for now."""
     return whole_number(parameters, "at")
+
+
+def context_counts(parameters: Parameters) -> tuple[int, int, int]:
+    """How many reflections, recalled messages and last messages a context has.
+
+    Raises:
+        ConfigError: one is no number; its range is that of `Cache.context`.
+    """
+    counts = {**CONTEXT_COUNTS}
+    for name in counts:
+        given = whole_number(parameters, name)
+        counts[name] = counts[name] if given is None else given
+    return counts["reflections"], counts["recall"], counts["messages"]
 
 
 def stream_query(parameters: Parameters) -> StreamQuery:

@@ -31,7 +31,14 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        shown=shown.shown, shown_json=shown.shown_json, score=shown.score, count=shown.count, in_short=mind.in_short
+        shown=shown.shown,
+        shown_json=shown.shown_json,
+        score=shown.score,
+        count=shown.count,
+        rate=shown.rate,
+        time=shown.time,
+        words=shown.words,
+        in_short=mind.in_short,
     )
     made.globals["link"] = _link
     return made

@@ -17,6 +17,8 @@ from pmm_shm.ledger.rows import InvalidText
 
 TEXT_CHARS_MAX = 400
 JSON_CHARS_MAX = 65_536
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|\+00:00)?", re.ASCII)
+_TIME_CHARS_MAX = 40
 _ODD = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
@@ -73,6 +75,22 @@ def score(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else "–" if value is None else str(escape(spelled(value)))
 
 
+def rate(value: Any) -> str:
+    """A share in percent; "–" for none."""
+    return "–" if value is None else f"{value:.2%}"
+
+
 def count(value: Any) -> str:
     """A number with separators; "–" for none."""
     return f"{value:,}" if isinstance(value, int) else "–"
+
+
+def time(value: Any) -> Markup:
+    """A time in UTC to the second; any other text as it is, cut."""
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    return shown(value, _TIME_CHARS_MAX) if found is None else shown(f"{found[1]} {found[2]}")
+
+
+def words(name: Any) -> Markup:
+    """The name of a field as words."""
+    return shown(name.replace("_", " ") if isinstance(name, str) else name, 60)

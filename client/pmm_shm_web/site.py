@@ -65,6 +65,7 @@ class Site:
         with contextlib.suppress(PmmShmError):
             self.mind.frame(None)
             self.stream.page(StreamQuery())
+            self.kinds.counts()
             self.operations.glance()
 
     def close(self) -> None:

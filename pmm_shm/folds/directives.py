@@ -119,6 +119,20 @@ def _score(record: _Record) -> float:
     return float(record.seen_count + 2.0 * record.recent_hits)
 
 
+def text_of(event: Event) -> str:
+    """The text by which a directive event is counted: its content, with single spaces."""
+    return " ".join(event.content.split())
+
+
+def counts_in(state: State, text: str) -> dict[str, float]:
+    """`seen_count`, `recent_hits` and `score` of a text; all 0 for one that no event had."""
+    row = state.table("texts").get(text)
+    if row is None:
+        return {"seen_count": 0, "recent_hits": 0, "score": 0.0}
+    record = _Record(*row)
+    return {"seen_count": record.seen_count, "recent_hits": record.recent_hits, "score": _score(record)}
+
+
 class DirectivesFold(BatchFold):
     """Computes `Directives`."""
 
@@ -132,7 +146,7 @@ class DirectivesFold(BatchFold):
         texts, window = state.table("texts"), state.table("window")
         count: int = state.get("count", 0)
         for event in events:
-            text = " ".join(event.content.split())
+            text = text_of(event)
             before = texts.get(text)
             texts[text] = _first_seen(event) if before is None else _seen_again(before, event)
             window[count] = text

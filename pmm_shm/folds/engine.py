@@ -10,9 +10,11 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import BatchFold, Column, Fold
 from pmm_shm.folds.state import QUARANTINE, State
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import (
     Event,
     MalformedMeta,
@@ -87,25 +89,19 @@ class _Route(NamedTuple):
 
     Attributes:
         needs_meta, needs_content: the columns to decode.
-        takers: the queues of the folds that take them, by the columns that these see: (meta, content, queues).
+        takers: how the folds that take them are given them, by the columns that these see: (meta, content, the
+            `append` of each fold's queue).
         newest: holds rows of which only the newest make a difference; None if all rows do.
+        queues: those of all the folds that take them.
+        wide: gives them to the folds that ask for other columns; None if none does.
     """
 
     needs_meta: bool
     needs_content: bool
-    takers: tuple[tuple[bool, bool, tuple[_Queue, ...]], ...]
+    takers: tuple[tuple[bool, bool, tuple[Callable[[Event], None], ...]], ...]
     newest: deque[RawRow] | None
-
-    def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
-        """Queue the event of a row."""
-        ts = row[1] if row[1].__class__ is str else ""
-        for sees_meta, sees_content, queues in self.takers:
-            # `Event(...)` takes half as long again.
-            event = _new_tuple(
-                Event, (row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
-            )
-            for queue in queues:
-                queue.append(event)
+    queues: tuple[_Queue, ...]
+    wide: _WideTaker | None
 
 
 class _WideRows:
@@ -118,26 +114,26 @@ class _WideRows:
         self.decode_state: State | None = None
 
 
-class _WideRoute(_Route):
-    """A way on which some folds ask for other columns; a class of its own, so that other ways do not ask which it is.
+class _WideTaker:
+    """Gives the events of one kind to the folds that ask for other columns.
 
-    Attributes:
-        wide: the queues of these folds: (meta, content, columns, queue).
+    Parameters:
+        rows: what is known of the rows of this call.
+        queues: of these folds: (meta, content, columns, queue).
     """
 
-    rows: _WideRows
-    wide: Sequence[tuple[bool, bool, tuple[str, ...], _Queue]]
+    def __init__(self, rows: _WideRows, queues: Sequence[tuple[bool, bool, tuple[str, ...], _Queue]]) -> None:
+        self._rows, self._queues = rows, queues
 
-    def take(self, row: RawRow, kind: str, content: str, meta: dict[str, Any]) -> None:
-        super().take(row, kind, content, meta)
-        ts = row[1] if row[1].__class__ is str else ""
-        names = dict.fromkeys(name for _, _, columns, _ in self.wide for name in columns)
-        values, problem = parse_columns(row, self.rows.places, names)
-        decode_state = self.rows.decode_state
+    def take(self, row: RawRow, ts: str, kind: str, content: str, meta: dict[str, Any]) -> None:
+        """Queue the event of a row."""
+        names = dict.fromkeys(name for _, _, columns, _ in self._queues for name in columns)
+        values, problem = parse_columns(row, self._rows.places, names)
+        decode_state = self._rows.decode_state
         if problem and decode_state is not None:
             decode_state.begin_event(row[0])
             decode_state.quarantine(problem)
-        for sees_meta, sees_content, columns, queue in self.wide:
+        for sees_meta, sees_content, columns, queue in self._queues:
             event = WideEvent(row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
             event.columns = MappingProxyType({name: values[name] for name in columns})
             queue.append(event)
@@ -169,6 +165,8 @@ class Engine:
         self._wide_rows = _WideRows()
         self._routes: dict[str, _Route] = {}
         self._waiting: dict[str, _Route] = {}
+        self._parse_meta: Callable[[object], dict[str, Any]] = parse_meta
+        self._in_a_row = 0
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
@@ -189,11 +187,25 @@ class Engine:
             self._fold(states)
         finally:
             self._forget()
+        # Only a long replay is worth the import.
+        self._in_a_row = self._in_a_row + applied if applied > limits.ROWS_PER_PROGRESS else 0
+        if self._in_a_row >= limits.FAST_JSON_EVENTS_MIN and self._parse_meta is parse_meta:
+            with late_imports:
+                from pmm_shm.ledger.fast_json import fast_meta_parser
+            self._parse_meta = fast_meta_parser()
         return applied
+
+    def newest(self) -> dict[str, int]:
+        """The kinds of which all but the newest so many rows of a batch may be left out, as long as each content is
+        text.
+        """
+        candidates = {kind for fold in self.folds.values() if isinstance(fold, BatchFold) for kind in fold.newest_max}
+        waiting = {kind: (self._routes.get(kind) or self._route(kind)).newest for kind in candidates}
+        return {kind: rows.maxlen for kind, rows in waiting.items() if rows is not None and rows.maxlen}
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
-        routes, kinds, decoded = self._routes, self.kinds, 0
+        routes, kinds, parse, decoded = self._routes, self.kinds, self._parse_meta, 0
         for row in rows:
             kind = row[2]
             route = routes.get(kind)
@@ -202,38 +214,56 @@ class Engine:
                 if kinds is not None and kind not in kinds:
                     continue
                 route = self._route(kind)
+            needs_meta, needs_content, takers, newest, _, wide = route
             decoded += 1
-            if route.newest is not None and row[3].__class__ is str:
-                route.newest.append(row)
+            content = row[3]
+            if newest is not None and content.__class__ is str:
+                newest.append(row)
                 continue
-            meta, content, problem = _NO_META, "", ""
-            if route.needs_meta:
+            meta, problem = _NO_META, ""
+            if needs_meta:
                 try:
-                    meta = parse_meta(row[4])
+                    meta = parse(row[4])
                 except MalformedMeta as error:
                     meta, problem = {}, f"meta: {error}"
-            if route.needs_content:
-                content = row[3]
-                if content.__class__ is not str:
-                    content, reason = parse_content(content)
-                    problem = "; ".join(filter(None, (problem, reason)))
+            if not needs_content:
+                content = ""
+            elif content.__class__ is not str:
+                content, reason = parse_content(content)
+                problem = "; ".join(filter(None, (problem, reason)))
             if problem and decode_state is not None:
                 decode_state.begin_event(row[0])
                 decode_state.quarantine(problem)
-            route.take(row, kind, content, meta)
+            ts = row[1] if row[1].__class__ is str else ""
+            for sees_meta, sees_content, appends in takers:
+                # `Event(...)` takes half as long again.
+                event = _new_tuple(
+                    Event, (row[0], ts, kind, content if sees_content else "", meta if sees_meta else _NO_META)
+                )
+                for append in appends:
+                    append(event)
+            if wide is not None:
+                wide.take(row, ts, kind, content, meta)
         self._take_newest()
         return decoded
 
     def _take_newest(self) -> None:
         """Queue the rows that wait, each event in its place."""
-        is_any = False
+        late: dict[int, _Queue] = {}
         for kind, route in self._waiting.items():
             for row in route.newest or ():
-                route.take(row, kind, row[3], _NO_META)
-                is_any = True
-        if is_any:
-            for queue in self._queues.values():
-                queue.sort(key=_id_of)
+                ts, content = text_or_empty(row[1]), row[3]
+                # Their takers see the content alone.
+                event = _new_tuple(Event, (row[0], ts, kind, content, _NO_META))
+                for _, _, appends in route.takers:
+                    for append in appends:
+                        append(event)
+                if route.wide is not None:
+                    route.wide.take(row, ts, kind, content, _NO_META)
+            if route.newest:
+                late.update((id(queue), queue) for queue in route.queues)
+        for queue in late.values():
+            queue.sort(key=_id_of)
 
     def _forget(self) -> None:
         for queue in self._queues.values():
@@ -254,21 +284,21 @@ class Engine:
         shared = frozenset[Column]().union(
             *(need for (fold, _), need in zip(takers, needs, strict=True) if fold.shares_events)
         )
-        groups: dict[frozenset[Column], list[_Queue]] = {}
+        groups: dict[frozenset[Column], list[Callable[[Event], None]]] = {}
         wide = []
         for (fold, queue), need in zip(takers, needs, strict=True):
             if fold.columns:
                 wide.append(("meta" in need, "content" in need, tuple(fold.columns), queue))
             else:
-                groups.setdefault(shared if fold.shares_events else need, []).append(queue)
-        route = (_WideRoute if wide else _Route)(
+                groups.setdefault(shared if fold.shares_events else need, []).append(queue.append)
+        route = _Route(
             any("meta" in need for need in needs),
             any("content" in need for need in needs),
-            tuple(("meta" in columns, "content" in columns, tuple(queues)) for columns, queues in groups.items()),
+            tuple(("meta" in columns, "content" in columns, tuple(appends)) for columns, appends in groups.items()),
             _newest(kind, [fold for fold, _ in takers]),
+            tuple(queue for _, queue in takers),
+            _WideTaker(self._wide_rows, wide) if wide else None,
         )
-        if isinstance(route, _WideRoute):
-            route.rows, route.wide = self._wide_rows, wide
         if self.kinds is None or kind in self.kinds:
             self._routes[kind] = route
             if route.newest is not None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import BatchFold, Column
-from pmm_shm.folds.metrics import METRICS_KINDS, Scoring
+from pmm_shm.folds.metrics import SCORING_STEPS, Scoring, read_scores
 from pmm_shm.folds.self_model import IDENTITY_STEPS, name_in
 from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
@@ -132,17 +132,21 @@ class HistoryFold(BatchFold):
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         history, scoring, window = _HistoryWriter(state), Scoring(state), Window(state)
+        ias, gas = scoring.ias, scoring.gas
         for event in events:
-            kind = event.kind
-            if kind in IDENTITY_STEPS:
-                IDENTITY_STEPS[kind](event, state)
-                history.note_name(event.id, name_in(state))
-            if kind in StageFold.kinds and window.note(event):
-                history.note_stage(event.id, window.stage())
-            if kind in METRICS_KINDS:
+            event_id, _, kind, _, _ = event
+            identity_step, has_telemetry, scoring_step = _STEPS[kind]
+            if identity_step is not None:
+                identity_step(event, state)
+                history.note_name(event_id, name_in(state))
+            if has_telemetry and window.note(event):
+                history.note_stage(event_id, window.stage())
+            if scoring_step is not None:
                 # Last, because the sample records the stage.
-                scoring.apply(event)
-                history.sample(event.id, *scoring.read())
+                scoring_step(scoring, event)
+                if scoring.gas != gas or scoring.ias != ias:
+                    ias, gas = scoring.ias, scoring.gas
+                    history.sample(event_id, *read_scores(ias, gas))
         for part in (history, scoring, window):
             part.store()
 
@@ -159,6 +163,12 @@ class HistoryFold(BatchFold):
         else:
             full = _full_points(state)
         return _view(state, full, view.stages, view.stage_count, view.names, view.name_count)
+
+
+_STEPS = {
+    kind: (IDENTITY_STEPS.get(kind), kind in StageFold.kinds, SCORING_STEPS.get(kind)) for kind in HistoryFold.kinds
+}
+"""Event kind to the step of the name, whether it may have telemetry, and the step of the scores."""
 
 
 class _HistoryWriter:

@@ -64,7 +64,7 @@ class Scoring:
 
     def apply(self, event: Event) -> None:
         """Apply one event, of a kind in `METRICS_KINDS`."""
-        _STEPS[event.kind](self, event)
+        SCORING_STEPS[event.kind](self, event)
 
     def read(self) -> tuple[float, float]:
         """(IAS, GAS) with feedback, clamped."""
@@ -102,7 +102,7 @@ class Scoring:
             return
         self._forget_old_opens()
         opened = self._state.table("opened")
-        if text not in opened:
+        if opened.get(text) is None:
             self.gas += 0.07 * _OPEN_MULTIPLIER
         opened[text] = self._tick
         self._state.table("opened_queue")[self._tail] = [self._tick, text]
@@ -153,7 +153,7 @@ class Scoring:
         self._is_changed = True
 
 
-_STEPS: Mapping[str, Callable[[Scoring, Event], None]] = {
+SCORING_STEPS: Mapping[str, Callable[[Scoring, Event], None]] = {
     "identity_adopt": Scoring._identity_adopt,
     "commitment_open": Scoring._commitment_open,
     "commitment_close": Scoring._commitment_close,
@@ -161,7 +161,8 @@ _STEPS: Mapping[str, Callable[[Scoring, Event], None]] = {
     "invariant_violation": Scoring._invariant_violation,
     "autonomy_tick": Scoring._autonomy_tick,
 }
-METRICS_KINDS = frozenset(_STEPS)
+"""Event kind to the function that applies such an event."""
+METRICS_KINDS = frozenset(SCORING_STEPS)
 
 
 class MetricsFold(BatchFold):
@@ -183,7 +184,7 @@ class MetricsFold(BatchFold):
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         scoring = Scoring(state)
         for event in events:
-            _STEPS[event.kind](scoring, event)
+            SCORING_STEPS[event.kind](scoring, event)
         scoring.store()
 
     def view(self, state: State) -> Scores:

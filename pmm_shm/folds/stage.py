@@ -98,6 +98,12 @@ class StageFold(BatchFold):
 
 def _means(ticks: Collection[float], reflections: Collection[float]) -> tuple[float, float, int]:
     """(mean of IAS, mean of GAS, number of pairs)."""
+    if len(ticks) == _VALUES_MAX:
+        # The sums of the loop below, in a third of the time: the history needs them at each tick.
+        i0, g0, i1, g1, i2, g2, i3, g3, i4, g4, i5, g5, i6, g6, i7, g7, i8, g8, i9, g9 = ticks
+        ias_total = 0.0 + i0 + i1 + i2 + i3 + i4 + i5 + i6 + i7 + i8 + i9
+        gas_total = 0.0 + g0 + g1 + g2 + g3 + g4 + g5 + g6 + g7 + g8 + g9
+        return ias_total / 10.0, gas_total / 10.0, WINDOW
     missing = _VALUES_MAX - len(ticks)
     values = ticks if not missing else [*ticks, *list(reflections)[-missing:]]
     if not values:

@@ -30,6 +30,7 @@ from pmm_shm.errors import (
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.fetch import UNDECODABLE
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
 from pmm_shm.ledger.new_events import NewEvent
@@ -165,7 +166,6 @@ class Appender:
             self.connection.close()
             handle = self.connection.handle()
         if self._prepared_for is not self.connection.schema:
-            handle.text_factory = decode_text
             if self._durability == "full":
                 # As FULL, and the removal of a rollback journal, which commits, is synced, too.
                 handle.execute("PRAGMA synchronous = EXTRA")
@@ -243,6 +243,10 @@ class Appender:
             if isinstance(error, (sqlite3.DataError, OverflowError)):
                 raise InvalidEventError(f"too large for SQLite: {error}") from error
             if isinstance(error, sqlite3.Error):
+                if str(error).startswith(UNDECODABLE) and handle.text_factory is str:
+                    # The newest row is not UTF-8: again, with a factory that takes it, and more time for each text.
+                    handle.text_factory = decode_text
+                    raise LedgerMoved from error
                 # SQLite refuses to write a journal beside another file.
                 self._refuse_moved()
                 if str(error).startswith(_OTHER_SCHEMA) and self.connection.follow_schema():

@@ -14,7 +14,7 @@ from pmm_shm import limits
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import RawRow, decode_text
 
-_UNDECODABLE = "Could not decode"
+UNDECODABLE = "Could not decode"
 _MISSING = "no such "
 _NUMBERS = frozenset({int, float, type(None)})
 
@@ -51,7 +51,7 @@ def fetch_batch(
             if str(error).startswith(_MISSING) and connection.follow_schema() and not isinstance(sql, str):
                 # Columns were renamed or removed since the schema was looked at.
                 return _fetch(handle, sql(), bound, count)
-            if not str(error).startswith(_UNDECODABLE):
+            if not str(error).startswith(UNDECODABLE):
                 raise
         # Only for the batch that needs it: a factory in Python costs as much as all the rest of a fetch.
         handle.text_factory = decode_text

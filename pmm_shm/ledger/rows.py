@@ -145,7 +145,7 @@ _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 SHORT_INTEGER_DIGITS = 640
 """The lowest value to which a host program can set Python's limit on the digits of an integer."""
-_SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
+SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
 """Text of this length is never nested deeper than the limit: each level takes two characters."""
 
 
@@ -227,7 +227,7 @@ def parse_meta(value: object) -> dict[str, Any]:
     Raises:
         MalformedMeta: not the text of one JSON object within the limits on depth and digits.
     """
-    if value.__class__ is str and len(value) <= _SHORT_META_CHARS:
+    if value.__class__ is str and len(value) <= SHORT_META_CHARS:
         # Too short to be nested too deep or to hold a long integer. If this fails, the rest of the function decides.
         try:
             short, end = _DECODER.raw_decode(value)

@@ -10,14 +10,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
+
+if TYPE_CHECKING:
+    from pmm_shm.ledger.sparse import SparseReader
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _NO_PLACES: Mapping[str, int] = MappingProxyType({})
@@ -64,12 +68,19 @@ class Tail(NamedTuple):
         is_anchored: False when the row of the given position is gone or has changed: the log was truncated, replaced or
             edited, and everything folded so far is void.
         is_complete: whether `position` was the head of the log at that moment, or the last event to be read.
+        left_out: number of rows of wanted kinds that are not in `rows`, because newer ones make them irrelevant.
     """
 
     rows: list[RawRow]
     position: Position
     is_anchored: bool
     is_complete: bool
+    left_out: int = 0
+
+    @property
+    def event_count(self) -> int:
+        """The number of events that the rows stand for."""
+        return len(self.rows) + self.left_out
 
 
 class TailReader:
@@ -79,6 +90,8 @@ class TailReader:
         connection: a `Connection` in mode `ro`.
         kinds: the event kinds to fetch; None for all. The position moves on over events of other kinds.
         whole_rows: fetch all columns of all rows, as seals need them; `kinds` must be None.
+        newest: gives the kinds of which only so many of the newest rows of a tail are wanted, as long as each content
+            is text. Of a long tail the others are left out.
 
     Attributes:
         places: where in the rows that were read last the other columns are that a `WideTailReader` was asked for.
@@ -86,11 +99,20 @@ class TailReader:
 
     places: Mapping[str, int] = _NO_PLACES
 
-    def __init__(self, connection: Connection, kinds: Collection[str] | None, *, whole_rows: bool = False) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        kinds: Collection[str] | None,
+        *,
+        whole_rows: bool = False,
+        newest: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         assert not (whole_rows and kinds is not None)
         self._connection = connection
         self._kinds = None if kinds is None else tuple(sorted(kinds))
         self._whole_rows = whole_rows
+        self._newest = newest
+        self._sparse: SparseReader | None = None
         self._schema: Schema | None = None
         self._select = self._behind_sql = ""
         self._first_sql = self._needed_sql(_FIRST_CONDITION)
@@ -144,15 +166,26 @@ class TailReader:
                 return Tail([], after, True, True)
             sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
             upper_id = self._upper(lower_id, end_id)
-            parameters = (lower_id, upper_id, *(self._kinds or ()))
-            rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
+            sparse = self._sparse.read(lower_id, upper_id, rows_max) if self._sparse is not None else None
+            if sparse is None:
+                parameters = (lower_id, upper_id, *(self._kinds or ()))
+                rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
+            else:
+                rows, is_all = sparse.rows, sparse.complete
             last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
             newest = self._batch(_NEWEST_SQL, (last_id,), 1).rows
             if not newest:
                 return Tail([], after, True, is_all)
             position = position_of(newest[0])
             is_complete = (is_all and upper_id == end_id) or self._is_head(position)
-            return Tail(rows, position, True, is_complete)
+            if is_complete:
+                self._sparse = None
+            elif self._sparse is None and self._kinds is not None:
+                # More rows follow.
+                with late_imports:
+                    from pmm_shm.ledger.sparse import SparseReader
+                self._sparse = SparseReader(self._connection, self._kinds, self._newest())
+            return Tail(rows, position, True, is_complete, 0 if sparse is None else sparse.left_out)
 
     def _short_tail(self, after: Position) -> Tail:
         """Up to `limits.TAIL_FEW_ROWS` whole rows of any kind."""

@@ -81,7 +81,7 @@ class Cursor:
         self._reader = (
             WideTailReader(connection, kinds, columns, whole_rows=self._whole_rows)
             if columns
-            else TailReader(connection, kinds, whole_rows=self._whole_rows)
+            else TailReader(connection, kinds, whole_rows=self._whole_rows, newest=self._engine.newest)
         )
 
     def rebase(self, bases: Mapping[str, Base]) -> None:
@@ -114,7 +114,7 @@ class Cursor:
         if not tail.is_anchored or tail.position == self.position:
             return tail
         self._has_overlay = True
-        self.events_folded += len(tail.rows)
+        self.events_folded += tail.event_count
         try:
             if on_progress is None:
                 self._engine.apply(tail.rows, self.states, self._reader.places)

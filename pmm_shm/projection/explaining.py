@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pmm_shm.codec import pack
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.directives import WINDOW_EVENTS, DirectivesFold, counts_in, text_of
 from pmm_shm.folds.metrics import METRICS_KINDS, MetricsFold, raw_scores, read_scores
 from pmm_shm.folds.self_model import (
     IDENTITY_STEPS,
@@ -84,7 +85,7 @@ class Subject(ABC):
     """A value that can be explained: the events that concern it, and its form in the state of its fold."""
 
     name: str
-    fold: type[SelfModelFold | MetricsFold] = SelfModelFold
+    fold: type[SelfModelFold | MetricsFold | DirectivesFold] = SelfModelFold
 
     def make_fold(self) -> Fold:
         """A new instance of the fold that computes it."""
@@ -117,6 +118,10 @@ class Subject(ABC):
     def is_listed(self, seen: Observation) -> bool:
         """Whether an event that concerns it is listed."""
         return True
+
+    def packed(self, value: Any) -> bytes:
+        """The bytes by which two values are compared: `==` alone takes 0.0 for -0.0, and 1 for 1.0."""
+        return pack(value)
 
 
 class Observation(NamedTuple):
@@ -272,6 +277,10 @@ class MetricsSubject(Subject):
     def is_listed(self, seen: Observation) -> bool:
         return not seen.is_same
 
+    def packed(self, value: Any) -> bytes:
+        # Lists are packed in a fraction of the time, and nearly every event changes a score.
+        return pack([*value["read"], *value["scores"]])
+
     def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
         deltas = [after - before for before, after in zip(seen.before["scores"], seen.after["scores"], strict=True)]
         unseen = seen.before["read"] == seen.after["read"]
@@ -281,6 +290,38 @@ class MetricsSubject(Subject):
     def final(self, view: Any, state: State) -> Any:
         ias, gas = raw_scores(state)
         return {"ias": view.ias, "gas": view.gas, "before_feedback": {"ias": ias, "gas": gas}}
+
+
+class Directive(Subject):
+    """One directive: each event that has its text, and each event that pushed an earlier one out of the newest
+    `WINDOW_EVENTS`, which lowers its score. The value is its counts.
+    """
+
+    fold = DirectivesFold
+
+    def __init__(self, text: str) -> None:
+        self._text = " ".join(text.split())
+        self.name = f"directive {self._text}"
+
+    def concerns(self, event: Event) -> bool:
+        return event.kind == "autonomy_directive"
+
+    def value(self, state: State) -> Any:
+        return counts_in(state, self._text)
+
+    def is_listed(self, seen: Observation) -> bool:
+        return not seen.is_same
+
+    def effect(self, seen: Observation) -> tuple[str, Mapping[str, Any]]:
+        left = f"one before it left the newest {WINDOW_EVENTS}"
+        if text_of(seen.event) != self._text:
+            return left, {}
+        words = "seen again" if seen.before["seen_count"] else "first seen"
+        return words if seen.after["recent_hits"] > seen.before["recent_hits"] else f"{words}; {left}", {}
+
+    def final(self, view: Any, state: State) -> Any:
+        active = [one["content"] for one in view.active()]
+        return {**self.value(state), "rank": active.index(self._text) + 1 if self._text in active else None}
 
 
 _METRICS_WORDS = {
@@ -326,6 +367,7 @@ class _Recorder:
     def __init__(self, subject: Subject, limit: int | None) -> None:
         self._subject = subject
         self._state: State | None = None
+        self._last: tuple[Any, bytes] | None = None
         self.events = 0
         self.steps: deque[ExplainedEvent] = deque(maxlen=limit)
         self.totals: dict[str, dict[str, float]] = {}
@@ -333,7 +375,7 @@ class _Recorder:
     def begin(self, state: State) -> None:
         """Drop observations of another state: a replay that starts again makes a new one."""
         if state is not self._state:
-            self._state = state
+            self._state, self._last = state, None
             self.events = 0
             self.steps.clear()
             self.totals.clear()
@@ -343,13 +385,19 @@ class _Recorder:
         if not self._subject.concerns(event):
             apply(event, state)
             return
-        before, refused = self._subject.value_before(state), state.get(QUARANTINE, 0)
+        # The events between two that concern it do not change it.
+        before, packed_before = self._last or self._packed(self._subject.value_before(state))
+        refused = state.get(QUARANTINE, 0)
         state.take_touched()
         apply(event, state)
         touched = state.take_touched()
-        after, wrote = self._subject.value_after(state, touched), bool(touched)
+        after, packed_after = self._last = self._packed(self._subject.value_after(state, touched))
+        wrote = bool(touched)
         refusal = state.table(QUARANTINE)[refused][1] if state.get(QUARANTINE, 0) > refused else None
-        self._note(Observation(event, before, after, wrote, refusal, pack(before) == pack(after)))
+        self._note(Observation(event, before, after, wrote, refusal, packed_before == packed_after))
+
+    def _packed(self, value: Any) -> tuple[Any, bytes]:
+        return value, self._subject.packed(value)
 
     def _note(self, seen: Observation) -> None:
         if not self._subject.is_listed(seen):

@@ -6,6 +6,7 @@ marked dead in its block; a block with many dead rows is rewritten.
 
 Invariant: in one table each event id has at most one living row.
 Invariant: rows and the position that they belong to change in one transaction.
+Invariant: within a write transaction nothing is computed: until it ends, the follower can publish nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.ledger.tail import Position
-from pmm_shm.store.environment import Transaction
+from pmm_shm.store.environment import MappedTransaction, Transaction
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors.event_table import (
     DEAD,
@@ -77,17 +78,17 @@ class EventTableWriter:
 
     def sources_of(self, ids: EventIds) -> NDArray[np.uint8]:
         """The source of each id's row, (n,) uint8; 0 if it has none."""
-        with self._writer.environment.read() as records:
+        with self._writer.environment.read_mapped() as records:
             return self._changes(records).sources_of(ids)
 
     def rows_of(self, ids: EventIds) -> VectorRows:
         """The rows of those ids that have one, in ascending order of id."""
-        with self._writer.environment.read() as records:
+        with self._writer.environment.read_mapped() as records:
             return self._changes(records).rows_of(ids)
 
     def ids_of(self, source: int) -> EventIds:
         """The ids of all rows with this source, ascending."""
-        with self._writer.environment.read() as records:
+        with self._writer.environment.read_mapped() as records:
             return self._changes(records).ids_of(source)
 
     def apply(
@@ -111,14 +112,13 @@ class EventTableWriter:
             StoreError: the commit failed; nothing was stored.
         """
 
-        def write(records: Transaction) -> _Changes:
+        # Nobody else writes these records, so what is read before the transaction is still true within it.
+        with self._writer.environment.read_mapped() as records:
             changes = self._changes(records)
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
             changes.finish(position, kinds, newer, refused)
-            return changes
-
-        changes = self._writer.transact("event_vectors.apply", write)
+        self._writer.transact("event_vectors.apply", changes.write)
         self.record, self._block_ids = changes.record, changes.block_ids
 
     def clear(self) -> None:
@@ -126,7 +126,7 @@ class EventTableWriter:
         self.record = self._writer.transact("event_vectors.clear", self._emptied)
         self._block_ids = {}
 
-    def _changes(self, records: Transaction) -> _Changes:
+    def _changes(self, records: MappedTransaction) -> _Changes:
         return _Changes(records, self.record, dict(self._block_ids), self._rows_max)
 
     def _open(self, records: Transaction) -> EventTableRecord:
@@ -140,9 +140,13 @@ class EventTableWriter:
 
     def _emptied(self, records: Transaction) -> EventTableRecord:
         before = self.record
-        _delete_tail(records, before.tag)
+        prefix = TAIL_PREFIX + before.tag
+        with records.cursor() as cursor:
+            while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                cursor.delete()
         for block in before.blocks:
-            _delete_block(records, before.tag, block.number)
+            for part in PARTS:
+                records.delete(block_key(before.tag, block.number, part))
         # Versions and block numbers continue: readers recognise by them what they have read.
         record = EventTableRecord(
             before.name, before.dimension, before.kinds, version=before.version + 1, next_block=before.next_block
@@ -152,12 +156,16 @@ class EventTableWriter:
 
 
 class _Changes:
-    """The changes of one transaction to a table; `record` and `block_ids` are valid once it commits."""
+    """Changes to a table: computed over a read transaction, and written later; `record` and `block_ids` are valid once
+    they are committed.
+    """
 
     def __init__(
-        self, records: Transaction, record: EventTableRecord, block_ids: dict[int, EventIds], rows_max: int
+        self, records: MappedTransaction, record: EventTableRecord, block_ids: dict[int, EventIds], rows_max: int
     ) -> None:
         self._records = records
+        # Key to value; None if it is deleted.
+        self._writes: dict[bytes, bytes | memoryview | None] = {}
         self._rows_max = rows_max
         self.record = record
         self.block_ids = block_ids
@@ -165,6 +173,14 @@ class _Changes:
         self._blocks = {block.number: block for block in record.blocks}
         self._next_block = record.next_block
         self._tail_count = record.tail
+
+    def write(self, records: Transaction) -> None:
+        """Write what was computed."""
+        for key, value in self._writes.items():
+            if value is None:
+                records.delete(key)
+            else:
+                records.put(key, value)
 
     # Finding.
 
@@ -185,13 +201,13 @@ class _Changes:
             _, rows = self._living(block, ids)
             if len(rows):
                 parts.append(self._block_rows(block.number).at(rows))
-        tail = tail_rows(self._records, self.record)
+        tail = self._tail()
         parts.append(tail.at(np.isin(tail.ids, ids)))
         found = joined(parts)
         return found.at(np.argsort(found.ids))
 
     def ids_of(self, source: int) -> EventIds:
-        tail = tail_rows(self._records, self.record)
+        tail = self._tail()
         parts = [tail.ids[tail.sources == source]]
         for block in self._blocks.values():
             is_wanted = self._part(block.number, SOURCES) == source
@@ -214,8 +230,10 @@ class _Changes:
     # Changing.
 
     def remove(self, ids: EventIds) -> None:
-        for event_id in ids.tolist() if self._tail_count else ():
-            self._tail_count -= self._records.delete(tail_key(self._tag, event_id))
+        for key in [tail_key(self._tag, event_id) for event_id in ids.tolist()] if self._tail_count else ():
+            if self._get(key) is not None:
+                self._writes[key] = None
+                self._tail_count -= 1
         for block in list(self._blocks.values()):
             _, rows = self._living(block, ids)
             if len(rows):
@@ -226,13 +244,14 @@ class _Changes:
     def add(self, rows: VectorRows) -> None:
         rows = rows.at(np.argsort(rows.ids))
         if self._tail_count + len(rows.ids) > limits.VECTOR_TAIL_ROWS:
-            rows = joined([tail_rows(self._records, self.record), rows])
-            _delete_tail(self._records, self._tag)
+            tail = self._tail()
+            rows = joined([tail, rows])
+            self._writes.update(dict.fromkeys(tail_key(self._tag, event_id) for event_id in tail.ids.tolist()))
             self._tail_count = 0
             self._seal(rows)
             return
         for event_id, source, vector in zip(rows.ids.tolist(), rows.sources.tolist(), rows.vectors, strict=True):
-            self._records.put(tail_key(self._tag, event_id), vector.astype("<f4").tobytes() + bytes((source,)))
+            self._writes[tail_key(self._tag, event_id)] = vector.astype("<f4").tobytes() + bytes((source,))
         self._tail_count += len(rows.ids)
 
     def finish(
@@ -260,7 +279,7 @@ class _Changes:
             tail=self._tail_count,
             next_block=self._next_block,
         )
-        self._records.put(table_key(record.name), self.record.pack())
+        self._writes[table_key(record.name)] = self.record.pack()
 
     def _mergeable(self) -> Iterator[list[BlockEntry]]:
         """Groups of `_MERGE_BLOCKS` or more blocks of similar size, smallest first; full blocks are not merged."""
@@ -283,7 +302,8 @@ class _Changes:
             is_alive[self._dead(block)] = False
             parts.append(self._block_rows(block.number).at(is_alive))
         for block in blocks:
-            _delete_block(self._records, self._tag, block.number)
+            for part in PARTS:
+                self._writes[block_key(self._tag, block.number, part)] = None
             del self._blocks[block.number]
             self.block_ids.pop(block.number, None)
         self._seal(joined(parts))
@@ -303,18 +323,29 @@ class _Changes:
 
     # Parts.
 
+    def _get(self, key: bytes) -> bytes | memoryview | None:
+        return self._writes[key] if key in self._writes else self._records.get(key)
+
+    def _tail(self) -> VectorRows:
+        """The rows of the tail that are left."""
+        rows = tail_rows(self._records, self.record)
+        return rows.at(np.array([tail_key(self._tag, one) not in self._writes for one in rows.ids.tolist()], bool))
+
     def _put(self, number: int, part: bytes, array: NDArray[Any]) -> None:
-        self._records.put(block_key(self._tag, number, part), array.astype(DTYPES[part]).tobytes())
+        # No bytes: to copy a large block into them would hold up all threads.
+        packed = np.ascontiguousarray(array, DTYPES[part])
+        self._writes[block_key(self._tag, number, part)] = packed.reshape(-1).view(np.uint8).data
 
     def _part(self, number: int, part: bytes) -> NDArray[Any]:
-        data = self._records.get(block_key(self._tag, number, part))
+        data = self._get(block_key(self._tag, number, part))
         if data is None:
             raise StoreError(f"a block of the event table of model {self.record.name!r} is missing")
         return np.frombuffer(data, DTYPES[part])
 
     def _ids(self, number: int) -> EventIds:
         if number not in self.block_ids:
-            self.block_ids[number] = self._part(number, IDS)
+            # A copy: the map is not valid for longer than the transaction.
+            self.block_ids[number] = self._part(number, IDS).copy()
         return self.block_ids[number]
 
     def _dead(self, block: BlockEntry) -> NDArray[np.uint32]:
@@ -323,15 +354,3 @@ class _Changes:
     def _block_rows(self, number: int) -> VectorRows:
         vectors = self._part(number, VECTORS).reshape(self.record.dimension, -1).T
         return VectorRows(self._ids(number), self._part(number, SOURCES), vectors)
-
-
-def _delete_tail(records: Transaction, tag: bytes) -> None:
-    prefix = TAIL_PREFIX + tag
-    with records.cursor() as cursor:
-        while cursor.set_range(prefix) and cursor.key().startswith(prefix):
-            cursor.delete()
-
-
-def _delete_block(records: Transaction, tag: bytes, number: int) -> None:
-    for part in PARTS:
-        records.delete(block_key(tag, number, part))

@@ -98,15 +98,22 @@ def nearest(
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
     best = _Best(query, k)
+    blocks = (rows for rows in blocks if len(rows))
+    if scope is not None:
+        parts = (part for rows in blocks for part in rows.within(scope))
+        # To compare a few rows takes less than to begin to.
+        blocks = _together(list(parts)) if len(scope) <= _CHUNK_ROWS else parts
     for rows in blocks:
-        if not len(rows):
-            continue
-        if scope is None:
-            best.add(rows)
-        else:
-            for part in rows.within(scope):
-                best.add(part)
+        best.add(rows)
     return best.result()
+
+
+def _together(parts: list[SearchRows]) -> list[SearchRows]:
+    """The same living rows in one."""
+    if len(parts) < 2:
+        return parts
+    columns = zip(*((part.ids, part.vectors, part.inverse_norms) for part in parts), strict=True)
+    return [SearchRows(*map(np.concatenate, columns))]
 
 
 class _Best:

@@ -28,7 +28,7 @@ from pmm_shm.crash_points import crash_point
 from pmm_shm.instance.access import DATA_MODE, make_file
 from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.words.table import WordTable
+from pmm_shm.words.table import KnownWords, WordTable
 
 FORMAT = 1
 _STATE = "CREATE TABLE state (format INTEGER, store BLOB, kinds TEXT, event_id INTEGER, anchor BLOB)"
@@ -200,6 +200,7 @@ class WordIndexReader:
         self._path = instance.words_file
         self._handle: sqlite3.Connection | None = None
         self._identity: FileId | None = None
+        self._known = KnownWords()
         self._not_before = 0.0
         self.failure: str | None = None
 
@@ -217,6 +218,7 @@ class WordIndexReader:
     def close(self) -> None:
         """Close the database."""
         handle, self._handle, self._identity = self._handle, None, None
+        self._known = KnownWords()
         if handle is not None:
             handle.close()
 
@@ -250,4 +252,4 @@ class WordIndexReader:
         if record is None or record.store != store:
             self._handle.execute("COMMIT")
             return None
-        return WordTable(self._handle), record
+        return WordTable(self._handle, self._known), record

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.words.query import Item, WordQuery
-from pmm_shm.words.table import Totals, WordTable, score_of, weight_of
+from pmm_shm.words.table import Occurrences, Totals, WordTable, scores_of, weight_of
 
 
 class Ranking(NamedTuple):
@@ -39,7 +39,9 @@ class Ranking(NamedTuple):
 
 def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
     """Search tables of which none has an event of another."""
-    totals = Totals(*(sum(numbers) for numbers in zip(*(table.totals() for table in tables), strict=True)))
+    sizes = [table.totals() for table in tables]
+    tables = [table for table, size in zip(tables, sizes, strict=True) if size.events]
+    totals = Totals(*(sum(numbers) for numbers in zip(*sizes, strict=True)))
     allowed: set[int] | None = None
     for item in query.items:
         if item.is_phrase:
@@ -54,19 +56,30 @@ def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
     kept = _kept(tables, counts, totals.events)
     for item, count in kept.items():
         newest = None if item.is_phrase or count <= common_above(totals.events) else limits.COMMON_EVENTS_MAX
-        found = [one for table in tables for one in table.occurrences(item.expression, newest)]
-        if newest is not None:
-            found = sorted(found, reverse=True)[:newest]
-        weight = _weight(item, count, totals.events)
-        for one in found:
-            score = score_of(one, weight, totals.tokens / totals.events)
-            scores[one.event_id] = scores.get(one.event_id, 0.0) + score
+        found = Occurrences.together([table.occurrences(item.expression, newest) for table in tables], newest)
+        parts = scores_of(found, _weight(item, count, totals.events), totals.tokens / totals.events).tolist()
+        ids = found.ids.tolist()
+        if scores:
+            for event_id, part in zip(ids, parts, strict=True):
+                scores[event_id] = scores.get(event_id, 0.0) + part
+        else:
+            scores = dict(zip(ids, parts, strict=True))
         if item.is_named:
-            leading.update(one.event_id for one in found)
-    admitted = [one for one in scores if one not in excluded and (allowed is None or one in allowed)]
-    admitted.sort(key=lambda event_id: (-scores[event_id], event_id))
+            leading.update(ids)
+    if excluded or allowed is not None:
+        admitted = (one for one in scores if one not in excluded and (allowed is None or one in allowed))
+        scores = {one: scores[one] for one in admitted}
     query_weight = sum(_weight(item, count, totals.events) for item, count in counts.items())
-    return Ranking({one: scores[one] for one in admitted}, query_weight, allowed, excluded, leading)
+    return Ranking(_best_first(scores), query_weight, allowed, excluded, leading)
+
+
+def _best_first(scores: dict[int, float]) -> dict[int, float]:
+    """The best first, ties by ascending id."""
+    import numpy as np
+
+    ids, values = np.array(list(scores), np.int64), np.array(list(scores.values()))
+    order = np.lexsort((ids, -values))
+    return dict(zip(ids[order].tolist(), values[order].tolist(), strict=True))
 
 
 def common_above(events: int) -> int:
@@ -102,13 +115,17 @@ def _kept(tables: Sequence[WordTable], counts: Mapping[Item, int], events: int) 
 
 
 def _rarest(tables: Sequence[WordTable], items: list[Item], most: int, events: int) -> dict[Item, int]:
-    """The rarest of some common words, without counting all of the others."""
+    """The rarest of some common words, the first of several, without counting all of the others."""
     while items:
-        most *= 4
-        counts = {item: _count(tables, item, min(most, events)) for item in items}
-        rarest = min(counts, key=counts.__getitem__)
-        if counts[rarest] < most or most >= events:
-            return {rarest: counts[rarest]}
+        most = min(2 * most, events)
+        rarest, lowest = items[0], _count(tables, items[0], most)
+        for item in items[1:]:
+            # Up to the lowest count: one that reaches it is not rarer.
+            count = _count(tables, item, lowest)
+            if count < lowest:
+                rarest, lowest = item, count
+        if lowest < most or most >= events:
+            return {rarest: lowest}
     return {}
 
 

@@ -251,7 +251,7 @@ class Follower:
             if not tail.is_anchored:
                 self._look_at_schema()
                 raise LogChanged
-            rows += len(tail.rows)
+            rows += tail.event_count
             if tail.is_complete or rows >= limits.FOLD_EVENTS_PER_COMMIT or time.monotonic() > deadline:
                 return FollowStep(rows, cursor.position != start, tail.is_complete)
 

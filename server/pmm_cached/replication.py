@@ -5,6 +5,7 @@ The follower is a process of its own, and ends with the daemon. What it reports 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pmm_shm.errors import ConfigError, LedgerError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.replicas import read_record
-from pmm_shm.ledger.source.report import read_status
+from pmm_shm.ledger.source.report import REPORT_FILE, read_status
 
 DSN_VARIABLE = "PMM_SOURCE"
 _USAGE, _NEEDS_A_PERSON = 2, 5
@@ -75,6 +76,9 @@ class Replication:
         self._thread = threading.Thread(target=self._supervise, name="replication", daemon=True)
 
     def start(self) -> None:
+        with contextlib.suppress(OSError):
+            # Of an earlier follower, perhaps before a reboot.
+            (self._instance.directory / REPORT_FILE).unlink()
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -185,7 +189,9 @@ def _stands_still_ms(replica: dict[str, Any]) -> int:
 def _why(replica: dict[str, Any], stands_ms: int) -> str:
     if replica["needs_a_person"]:
         return f"the source {replica['name']!r} is not followed: {replica['problem']}"
-    reason = replica["problem"] or ("it does not answer" if replica["is_running"] else "its follower does not run")
+    reason = replica["problem"] or (
+        "its follower stands still" if replica["is_running"] else "its follower does not run"
+    )
     return f"the source {replica['name']!r} was not confirmed for {stands_ms:,} ms: {reason}"
 
 

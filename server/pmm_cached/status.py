@@ -131,6 +131,7 @@ class Status:
             "embeddings": asdict(self.embeddings),
             "words": asdict(self.words),
             "workers": self.workers.as_dict(),
+            "worker_processes": self.workers.processes(),
             "same_pid_workers": self.workers.of_same_pid(),
         }
         del numbers["versions"], numbers["rebuild_problem"]

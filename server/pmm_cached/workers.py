@@ -21,6 +21,7 @@ from pmm_shm.wire.protocol import COUNTERS
 _LIVENESS_CHECK_S = 1.0
 # A worker of another pid namespace has no pid here: nobody sees it end.
 _INVISIBLE_S = 600.0
+_READS = ("hits", "caught_up", "replayed")
 
 
 @dataclass
@@ -101,6 +102,28 @@ class Workers:
             self._check_liveness()
             live = sum(not worker.is_ended for worker in self._known.values())
             return {"live": live, "seen": self._seen, **self._totals}
+
+    def processes(self) -> list[dict[str, int]]:
+        """The live workers by process, those that have reported last first: `pid`, the number of its `caches`, their
+        reads by what answered them, and the age of the last report.
+        """
+        now = self._clock()
+        with self._lock:
+            self._check_liveness()
+            found: dict[int, dict[str, int]] = {}
+            # The newest report of a process gives its place and its age.
+            for worker in reversed(self._known.values()):
+                if worker.is_ended or (worker.pid not in found and len(found) == limits.WORKER_PROCESSES_LISTED):
+                    continue
+                age_ms = int((now - worker.reported_at) * 1_000)
+                row = found.setdefault(
+                    worker.pid, {"pid": worker.pid, "caches": 0, **dict.fromkeys(_READS, 0), "reported_age_ms": age_ms}
+                )
+                row["caches"] += 1
+                for name in _READS:
+                    grown = row[name] + sum(worker.counters[f"{group}_{name}"] for group in ("projection", "metrics"))
+                    row[name] = min(grown, limits.COUNTER_MAX)
+            return list(found.values())
 
     def of_same_pid(self) -> int:
         """How many workers have the pid of a process of another pid namespace, and so no access to the snapshot."""

@@ -7,8 +7,12 @@ Invariant: nothing is deleted before a fork was confirmed by three new connectio
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pmm_replicator import forks, source
 from pmm_replicator.replica_file import HeadMoved, ReplicaFile
@@ -21,6 +25,9 @@ from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
 from pmm_shm.ledger.source.server import Server, one_line
 from pmm_shm.ledger.source.tables import channel
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 _RETRY_S_MIN = 0.1
 
@@ -55,12 +62,17 @@ class Follower:
         self._audit_from = 1
         self._next_audit = clock() + limits.REPLICA_AUDIT_S
         self._next_look_around = clock() + limits.REPLICA_LOOK_AROUND_S
+        self._others: Server | None = None
+        self._looking: threading.Thread | None = None
         self._difference_id: int | None = None
         self._is_told_to_stop = False
+        # It wakes the wait for a notification.
+        self._stop_event = os.eventfd(0, os.EFD_CLOEXEC)
 
     def stop(self) -> None:
         """End `run` after the batch; safe in a signal handler."""
         self._is_told_to_stop = True
+        os.eventfd_write(self._stop_event, 1)
 
     @property
     def is_stopping(self) -> bool:
@@ -115,13 +127,25 @@ class Follower:
             self._look_around_when_due()
             if connection.closed:
                 return
-            for _ in connection.notifies(timeout=limits.REPLICA_SLOW_POLL_S, stop_after=1):
-                pass
+            self._wait_for_more(connection)
+
+    def _wait_for_more(self, connection: Connection) -> None:
+        """Return at a notification, after the slow poll, or at `stop`. psycopg's own wait looks ten times a second."""
+        if not list(connection.notifies(timeout=0, stop_after=1)):
+            select.select([connection.fileno(), self._stop_event], [], [], limits.REPLICA_SLOW_POLL_S)
+            list(connection.notifies(timeout=0))
 
     def _look_around_when_due(self) -> None:
-        """Leave a server that was replaced and does not know it: its connection would stay for ever."""
-        if self._clock() >= self._next_look_around:
-            self._server.leave_if_old()
+        """Leave a server that was replaced and does not know it: its connection would stay for ever.
+
+        A thread asks the others: one that is gone takes seconds, and events would wait for it.
+        """
+        if self._others is not None and self._others.timeline > self._server.timeline:
+            self._server.close()
+        if self._clock() >= self._next_look_around and not (self._looking and self._looking.is_alive()):
+            self._others = self._server.another()
+            self._looking = threading.Thread(target=self._others.look_around, daemon=True)
+            self._looking.start()
             self._next_look_around = self._clock() + limits.REPLICA_LOOK_AROUND_S
 
     def _audit_when_due(self) -> None:
@@ -129,11 +153,14 @@ class Follower:
         if self._clock() < self._next_audit or self._head is None:
             return
         connection, ledger = self._server.connection(), self._server.known_ledger()
+        self._next_audit = self._clock() + limits.REPLICA_AUDIT_S
+        # Large events take the server a while.
+        connection.silence_s = limits.REPLICA_AUDIT_SILENCE_S
         difference = audit_block(self._replica.reader, connection, ledger.number, self._audit_from)
+        connection.silence_s = limits.SOURCE_SILENCE_S
         self._audit_from += BLOCK_ROWS
         if self._audit_from > self._head[0]:
             self._audit_from = 1
-        self._next_audit = self._clock() + limits.REPLICA_AUDIT_S
         if difference is not None and difference.event_id != self._difference_id:
             self._difference_id = difference.event_id
             self._log(f"event {difference.event_id} differs from the source: {difference.problem}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ class Report:
 
     Parameters:
         directory: the instance directory; nothing is written while it does not exist.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = directory / REPORT_FILE
+        self._clock = clock
+        before = self._read()
         self._values: dict[str, Any] = {
             "pid": os.getpid(),
             "name": name,
@@ -33,8 +37,10 @@ class Report:
             "timeline": 0,
             "head_id": 0,
             "source_head_id": 0,
-            "looked_monotonic": None,
-            "behind_since_monotonic": None,
+            # A follower that ends again and again does not look, either.
+            "started_monotonic": before.get("started_monotonic", self._clock()),
+            "looked_monotonic": before.get("looked_monotonic"),
+            "behind_since_monotonic": before.get("behind_since_monotonic"),
             "forks": 0,
             "lost_files": [],
             "difference": None,
@@ -52,7 +58,7 @@ class Report:
 
         Of many looks in a row not each is written: the slow poll follows the last one.
         """
-        now = time.monotonic()
+        now = self._clock()
         is_behind = source_head_id > head_id
         since = self._values["behind_since_monotonic"]
         had_problem = self._values["problem"] is not None
@@ -66,9 +72,17 @@ class Report:
         if had_problem or now >= self._next_s:
             self._write()
 
+    def _read(self) -> dict[str, Any]:
+        """What the follower before has reported; the daemon removes it at its start."""
+        try:
+            before: Any = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return before if isinstance(before, dict) else {}
+
     def _write(self) -> None:
         """Replace the file. A disk that is full, or a directory that is gone, stops nobody."""
-        self._next_s = time.monotonic() + _INTERVAL_S
+        self._next_s = self._clock() + _INTERVAL_S
         try:
             replace_file(self._path, json.dumps(self._values))
         except OSError:

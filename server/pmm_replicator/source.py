@@ -57,6 +57,8 @@ def pull(connection: Connection, number: int, head: RawRow | None, formula: Form
         if not rows or rows[0] != head:
             return Pulled([], False, False)
         del rows[0]
+    # Behind a large anchor, too, one more row would have come.
+    is_complete = is_complete or not rows
     good = _verified(rows, head, formula)
     if not good and rows:
         before_id = 0 if head is None else head[0]

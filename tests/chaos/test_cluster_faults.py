@@ -23,33 +23,14 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.replay import replay
 from pmm_shm_client import EventLog, connect
 from tests.support import postgres
+from tests.support.clusters import needs_postgresql
 from tests.support.daemons import environment, until
 from tests.support.postgres import Postgres
 from tests.support.replicas import Host, Writer, make_source, source_rows
 
-pytestmark = pytest.mark.skipif(
-    postgres.programs() is None, reason="PostgreSQL is not installed (apt-get install postgresql)"
-)
+pytestmark = needs_postgresql
 _POOLER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 _WRITERS = 8
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres.running() as one:
-        yield one
-
-
-@pytest.fixture
-def name(server: Postgres, request: pytest.FixtureRequest) -> str:
-    own = request.node.name[:80]
-    make_source(server.dsn, own)
-    return own
-
-
-@pytest.fixture
-def hosts(server: Postgres, name: str, tmp_path: Path) -> list[Host]:
-    return [Host(tmp_path / f"host{number}", server.dsn, name) for number in range(2)]
 
 
 def assert_same_history(hosts: list[Host], expected: list[str] | None = None) -> None:

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -29,6 +28,7 @@ from pmm_shm.ledger.source.report import read_status
 from pmm_shm.projection.replay import replay
 from pmm_shm_client import EventLog, connect
 from tests.support import postgres
+from tests.support.clusters import needs_postgresql
 from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.postgres import Postgres
@@ -166,6 +166,6 @@ ClusterMachine.TestCase.settings = settings(
 )
 
 
-@pytest.mark.skipif(postgres.programs() is None, reason="PostgreSQL is not installed (apt-get install postgresql)")
+@needs_postgresql
 class TestCluster(ClusterMachine.TestCase):  # type: ignore[name-defined,misc]
     pass

@@ -52,8 +52,12 @@ SHOWN_ONLY = (
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )
 """The commands of ours that pages show and tests do not run: they need a screen, a port, or a failover."""
-DATABASE = "postgresql://db.example/agents"
-"""The database of the pages."""
+DATABASES = (
+    "postgresql://db.example/agents",
+    "postgresql://standby.example/agents",
+    "postgresql://db.example,standby.example/agents",
+)
+"""The databases of the pages: a primary, its standby, and both."""
 
 NEEDED = {
     "any-log": ["matplotlib"],
@@ -91,20 +95,28 @@ def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplac
         shutil.copytree(standin_package.ROOT, workplace.directory, dirs_exist_ok=True)
     if any("curl " in body for body in pages.blocks(text, "sh")) and shutil.which("curl") is None:
         pytest.skip("no curl")
-    with database_of(page) as dsn:
-        run_page(text.replace(DATABASE, dsn), workplace)
+    with databases_of(page) as found:
+        for name, dsn in found.items():
+            text = text.replace(name, dsn)
+        run_page(text, workplace)
 
 
 @contextlib.contextmanager
-def database_of(page: Path) -> Iterator[str]:
-    """A database for the page that needs one."""
-    if page.stem != "cluster":
-        yield DATABASE
+def databases_of(page: Path) -> Iterator[dict[str, str]]:
+    """What the databases' names on the page stand for."""
+    if page.stem != "many-machines":
+        yield {}
         return
-    if postgres.programs() is None and not os.environ.get("CI"):
+    if (postgres.programs() is None or shutil.which("psql") is None) and not os.environ.get("CI"):
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
     with postgres.running() as server:
-        yield f"postgresql://owner@127.0.0.1:{server.port}/postgres"
+        standby = postgres.Postgres(server.folder.parent / "standby", standby_of=server)
+        try:
+            hosts = [f"127.0.0.1:{one.port}" for one in (server, standby)]
+            dsns = [f"postgresql://owner@{where}/postgres" for where in (*hosts, ",".join(hosts))]
+            yield dict(zip(DATABASES, dsns, strict=True))
+        finally:
+            standby.close()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from pmm_shm_client import EventLog, connect
 from tests.support import ledgers
 from tests.support.command import run
+from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.web import HOSTILE, WebServer, fill, path_of, serving
 
@@ -98,6 +99,43 @@ def test_the_dot_and_the_page_follow_an_append_of_another_process(visit: Visit, 
     assert run("append", path_of(server), "user", f"and again {head}").code == 0
     expect(page.locator("#stream .event").first).to_contain_text(f"and again {head}")
     expect(page.locator(f"#e{head + 1}")).to_have_count(1)
+    # The keyboard stays where it was, and the event before now is that of now.
+    page.locator("#why-trait-openness").focus()
+    page.evaluate("document.querySelector('#why-trait-openness').classList.add('old')")
+    assert run("append", path_of(server), "user", f"once more {head}").code == 0
+    expect(page.locator("#as-of")).to_have_text(f"{head + 3:,}")
+    expect(page.locator("#why-trait-openness.old")).to_have_count(0)
+    expect(page.locator("#why-trait-openness:focus")).to_be_visible()
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(page.locator("#position")).to_have_attribute("data-at", f"{head + 2}")
+
+
+def test_every_one_of_many_appends_is_shown_in_the_end(browser: Browser, tmp_path: Path) -> None:
+    """However they come: none waits for the next one, and a burst says where the rest of it is."""
+    path = tmp_path / "agent.db"
+    fill(str(path))
+    with serving(path, tmp_path) as server, EventLog(path) as log:
+        visit = Visit(browser, server)
+        page, first = visit.page, visit.page.locator("#stream .event").first
+        expect(page.locator("#dot.on")).to_be_visible()
+        for n in range(12):
+            log.append("user", f"one of many {n}")
+            page.wait_for_timeout(70 * (n % 4))
+        expect(first).to_contain_text("one of many 11")
+        expect(page.locator("#as-of")).to_have_text("418")
+        expect(page.locator("#facets li").filter(has_text="user")).to_contain_text("112")
+        log.append_many([("user", f"burst {n}", None) for n in range(600)])
+        expect(first).to_contain_text("burst 599")
+        expect(page.locator("#stream")).to_contain_text("from event 818 down")
+        # A list that has become long begins anew.
+        log.append_many([("user", f"more {n}", None) for n in range(200)])
+        expect(first).to_contain_text("more 199")
+        page.wait_for_timeout(600)
+        log.append_many([("user", f"last {n}", None) for n in range(200)])
+        expect(first).to_contain_text("last 199")
+        expect(page.locator("#stream .event")).to_have_count(50)
+        visit.context.close()
+        assert visit.problems == []
 
 
 def test_the_past_by_click_and_by_keys(visit: Visit, server: WebServer) -> None:
@@ -137,6 +175,10 @@ def test_why_leads_into_the_stream(visit: Visit) -> None:
     expect(page.locator("#stream .event").first).to_have_attribute("id", f"e{event_id}")
     page.locator(f"#e{event_id} summary").click()
     expect(page.locator(f"#e{event_id} .json")).to_contain_text('"trait": "openness"')
+    page.locator("#directives-title ~ ol a.why").first.click()
+    expect(page.locator("#why-title")).to_contain_text("Why: directive <script>alert('x')")
+    expect(page.locator("#why tbody tr")).to_have_count(1)
+    expect(page.locator("#why tbody tr")).to_contain_text("first seen")
 
 
 def test_facets_filters_and_pages(visit: Visit) -> None:
@@ -173,7 +215,7 @@ def test_hostile_text_is_text(visit: Visit) -> None:
     # 10 MB of it.
     page.goto(page.url.split("?")[0] + "?text=%3Cb%3E%3Cb%3E%3Cb%3E%3Cb%3E")
     expect(page.locator("#stream .event")).to_have_count(1)
-    expect(page.locator("#stream .event")).to_contain_text("characters)")
+    expect(page.locator("#stream .event")).to_contain_text("9,999,999 characters")
     page.locator("#stream .event summary").click()
     expect(page.locator("#stream .json")).to_contain_text("Cut: content")
 
@@ -204,7 +246,12 @@ def test_a_narrow_page_with_the_keyboard_alone(browser: Browser, server: WebServ
         if page.locator("a.why:focus").count():
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#why-title")).to_be_visible()
+    expect(page.locator("#why-title:focus")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator("button.close:focus")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#why-title")).to_have_count(0)
+    expect(page.locator("a.why:focus")).to_be_visible()
     visit.context.close()
     assert visit.problems == []
 
@@ -227,6 +274,39 @@ def test_without_scripts(browser: Browser, server: WebServer) -> None:
     visit.context.close()
 
 
+def test_the_page_says_that_the_server_is_gone_and_sees_a_daemon_come(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    fill(str(path))
+    with serving(path, tmp_path) as server:
+        visit = Visit(browser, server)
+        page = visit.page
+        expect(page.locator("#header .health")).to_have_text("absent")
+        with ForkedDaemon(path):
+            until(lambda: run("status", str(path), "--json").code == 0, "the daemon")
+            page.evaluate("document.body.dispatchEvent(new CustomEvent('looked'))")
+            expect(page.locator("#header .health")).to_contain_text("healthy")
+        server.program.kill()
+        page.locator("#position a.go").first.click()
+        expect(page.locator("#notice")).to_have_text("The server does not answer.")
+        expect(page.locator("#header")).to_contain_text("IAS")
+        visit.context.close()
+
+
+def test_a_held_key_asks_for_few_positions(visit: Visit) -> None:
+    page = visit.page
+    expect(page.locator("#chart canvas")).to_be_visible()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/mind" in request.url else None)
+    page.evaluate(
+        "for (let n = 0; n < 20; n++) document.body.dispatchEvent("
+        "new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }))"
+    )
+    expect(page.locator("#header")).to_contain_text("the past")
+    page.wait_for_timeout(500)
+    assert len(asked) == 2
+    assert page.locator("#position").get_attribute("data-at") == asked[-1].partition("at=")[2]
+
+
 def test_progress_of_a_replay_that_is_cancelled(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "long.db"
     with EventLog(path) as log:
@@ -245,4 +325,7 @@ def test_progress_of_a_replay_that_is_cancelled(browser: Browser, tmp_path: Path
         if cancel.count():
             cancel.click()
             expect(visit.page.get_by_text("Cancelled").or_(shown).first).to_be_visible()
+        # Whoever goes elsewhere waits for no replay that was left.
+        visit.page.evaluate("go(58000); go(57000); go(30)")
+        expect(visit.page.locator("#position[data-at='30']")).to_be_visible()
         visit.context.close()

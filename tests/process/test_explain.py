@@ -16,13 +16,14 @@ from tests.support.command import run
     [
         (("trait", "courage"), 2, "trait: expected one of openness"),
         (("commitment", "c9"), 1, "no event speaks of commitment 'c9'"),
+        (("directive", "be nice"), 1, "no event has the directive 'be nice'"),
         (("commitment", "1"), 1, "no event speaks of commitment '1'"),
         (("commitment", "x", "--integer"), 2, "CID: 'x' is not an integer"),
         (("commitment", "0", "--integer"), 2, "no commitment has the id 0"),
         (("metrics", "--integer"), 2, "--integer means something for commitment only"),
         (("identity",), 2, "WHAT: expected identity.name"),
         (("trait",), 2, "WHAT: expected identity.name"),
-        (("metrcs",), 2, "WHAT: expected identity.name, commitment CID, trait NAME, or metrics; did you mean metrics?"),
+        (("metrcs",), 2, "trait NAME, directive TEXT, or metrics; did you mean metrics?"),
     ],
 )
 def test_bad_input_is_one_line(words: tuple[str, ...], code: int, said: str, story: str) -> None:

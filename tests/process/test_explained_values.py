@@ -11,15 +11,26 @@ import pytest
 from click.testing import CliRunner
 
 from pmm_shm.errors import ConfigError
+from pmm_shm.folds.directives import WINDOW_EVENTS
 from pmm_shm.folds.engine import Engine
-from pmm_shm.folds.metrics import MetricsFold
-from pmm_shm.folds.self_model import TRAITS, SelfModelFold
+from pmm_shm.folds.self_model import TRAITS
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.recovery import open_recovered
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm.projection.explaining import TOTALS, Commitment, Explanation, MetricsSubject, Name, Subject, Trait, explain
+from pmm_shm.projection.explaining import (
+    TOTALS,
+    Commitment,
+    Directive,
+    Explanation,
+    MetricsSubject,
+    Name,
+    Subject,
+    Trait,
+    explain,
+)
 from pmm_shm_cli.main import cli
+from pmm_shm_client import EventLog, connect
 from tests.support.answers import insert
 from tests.support.golden_cases import Case, canonical, cases
 
@@ -38,6 +49,9 @@ def subjects_of(case: Case) -> Iterator[Subject]:
     cids = [event["meta"].get("cid") for event in case.events if isinstance(event.get("meta"), dict)]
     for cid in dict.fromkeys((type(cid), cid) for cid in cids if type(cid) in (str, int) and cid):
         yield Commitment(cid[1])
+    texts = [event["content"] for event in case.events if event["kind"] == "autonomy_directive"]
+    for text in dict.fromkeys(text for text in texts if isinstance(text, str)):
+        yield Directive(text)
 
 
 def explained(path: str, subject: Subject, **options: Any) -> Explanation:
@@ -50,7 +64,7 @@ def explained(path: str, subject: Subject, **options: Any) -> Explanation:
 
 def plainly(subject: Subject, rows: list[RawRow]) -> Any:
     """The value behind these rows, by the folds that everybody uses, without whoever watches them."""
-    fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
+    fold = subject.fold()
     state = State()
     Engine([fold]).apply(rows, {fold.name: state})
     return subject.value(state)
@@ -72,6 +86,9 @@ def test_golden_values(case: Case, ledger: str) -> None:
             assert answer.value == model["identity"]["traits"][subject.name.removeprefix("trait ")]
         elif isinstance(subject, MetricsSubject):
             assert (answer.value["ias"], answer.value["gas"]) == (prefix["ias"], prefix["gas"])
+        elif isinstance(subject, Directive):
+            wanted = [one for one in prefix["directives"] if f"directive {one['content']}" == subject.name]
+            assert [answer.value["seen_count"]] == [one["seen_count"] for one in wanted]
         else:
             held = {name: model["commitments"][name] for name in ("open", "expired")}
             assert answer.value["open"] is None or str(subject.cid) in held["open"]
@@ -90,7 +107,7 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
     insert(ledger, case.events)
     for subject in subjects_of(case):
         steps = {step.event_id: step for step in explained(ledger, subject).steps}
-        fold = MetricsFold() if isinstance(subject, MetricsSubject) else SelfModelFold()
+        fold = subject.fold()
         engine, state = Engine([fold]), State()
         for row in rows_of(case):
             step = steps.get(row[0])
@@ -102,6 +119,26 @@ def test_without_a_listed_event_the_value_is_another(case: Case, ledger: str) ->
             else:
                 assert repr(with_it) != repr(without), (subject.name, row)
             assert step is None or step.has_effect is not step.effect.startswith("without effect:"), step
+
+
+def test_a_directive_is_pushed_out_of_the_newest_by_others(ledger: str) -> None:
+    """Its events, and those of others that lower its score; the score is the one that is read."""
+    texts = ["be  brief", "ask first", "be brief"] + [f"rule {n}" for n in range(WINDOW_EVENTS)]
+    with EventLog(ledger) as log:
+        log.append_many([("autonomy_directive", text, {}) for text in [*texts, "be brief"]])
+    answer = explained(ledger, Directive(" be brief "))
+    left = "one before it left the newest 200"
+    assert [(step.event_id, step.effect) for step in answer.steps] == [
+        (1, "first seen"),
+        (3, "seen again"),
+        (201, left),
+        (203, left),
+        (204, "seen again"),
+    ]
+    assert answer.value == {"seen_count": 3, "recent_hits": 1, "score": 5.0, "rank": 1}
+    with connect(ledger) as cache:
+        assert cache.active_directives()[0]["score"] == 5.0
+    assert explained(ledger, Directive("nobody said so")).events == 0
 
 
 def test_the_totals_add_up_to_the_scores(ledger: str) -> None:

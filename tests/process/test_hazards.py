@@ -178,7 +178,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     # The report of a follower or a run.
     "pmm_shm/ledger/source/report.py": {"open": 1},
     # PostgreSQL.
-    "pmm_shm/ledger/source/server.py": {"driver.connect": 1},
+    "pmm_shm/ledger/source/server.py": {"Session.connect": 1},
     # The index of words: a file of the daemon's own.
     "pmm_shm/words/file.py": {"sqlite3.connect": 1, "os.open": 1},
     # The index of words, and one in memory.
@@ -188,7 +188,6 @@ ALLOWED: dict[str, dict[str, int]] = {
     # A file with a token.
     "client/pmm_shm_terminal/tokens.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
     # PostgreSQL.
-    "client/pmm_shm_cli/commands/cluster.py": {"driver.connect": 1},
     # What an editor has written, and the history of the chat.
     "client/pmm_shm_chat/typing_lines.py": {"open": 1, "os.open": 1},
     # A lock beside the ledger.
@@ -207,6 +206,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
     # Events that a source has lost.
     "server/pmm_replicator/forks.py": {"os.open": 1, "open": 2},
+    "server/pmm_replicator/report.py": {"self._path.read_bytes": 1},
     "pmm_shm/ledger/json_lines.py": {"sqlite3.connect": 1},  # A new ledger, under its temporary name.
 }
 
@@ -391,9 +391,11 @@ THIRD_PARTY = {
     "lmdb",
     "matplotlib",
     "msgpack",
+    "msgspec",
     "numpy",
     "openai",
     "prometheus_client",
+    "prompt_toolkit",
     "pydantic_core",
     "pytest",
     "rich",

@@ -77,6 +77,11 @@ def test_at_a_glance(tmp_path: Path, start_daemon: StartDaemon) -> None:
     assert found["sizes"]["ledger_bytes"] == Path(ledger).stat().st_size
     assert 0 < found["sizes"]["store_used_bytes"] <= found["sizes"]["store_disk_bytes"]
     assert [reader["pid"] for reader in found["readers"]] == [os.getpid()]
+    (worker,) = found["workers"]
+    names = ("pid", "caches", "hits", "caught_up", "replayed", "served_rate")
+    assert [worker[name] for name in names] == [os.getpid(), 1, 3, 1, 0, 1.0]
+    assert worker["command"]
+    assert f"pid {os.getpid()} 100.00% of 4 served from shared memory, 0 replayed; 3 hits, 1 caught up" in text
 
 
 def test_a_frozen_reader_is_named_with_how_far_it_is_behind(ledger: str, start_daemon: StartDaemon) -> None:

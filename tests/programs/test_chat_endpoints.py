@@ -7,13 +7,17 @@ comments that keep a connection alive, and errors in the stream.
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+from pmm_shm_chat import provider
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responder import ResponderError
+from pmm_shm_chat.responder import ResponderError, Usage
 from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
 from tests.support.chat import Endpoint, events, heard
@@ -78,6 +82,20 @@ WHOLE: dict[str, list[Any]] = {
         NO_CHOICES,
         "[DONE]",
     ],
+    "an end with each piece of the thinking": [
+        chunk({"role": "assistant", "reasoning_content": "They "}, "stop"),
+        chunk({"reasoning_content": "greet me."}, "stop"),
+        chunk({"content": "Hello."}),
+        chunk({}, "stop"),
+        "[DONE]",
+    ],
+    "no finish_reason": [chunk({"role": "assistant"}), chunk({"content": "Hello."}), "[DONE]"],
+    "usage that counts along": [
+        chunk({"content": "Hel"}, usage={"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}),
+        chunk({"content": "lo."}, usage=USAGE),
+        chunk({}, "stop", usage=None),
+        "[DONE]",
+    ],
     "usage before the end": [chunk({"content": "Hello."}), NO_CHOICES, chunk({}, "stop"), "[DONE]"],
     "no choices key": [{"usage": USAGE}, chunk({"content": "Hello."}), "[DONE]"],
 }
@@ -93,7 +111,141 @@ def test_whole_answers(endpoint: Endpoint, name: str) -> None:
             own.send(handler, event)
 
     endpoint.answer = answer
-    assert "".join(heard(OpenAIResponder("m"))) == "Hello."
+    responder = OpenAIResponder("m")
+    assert "".join(heard(responder)) == "Hello."
+    assert responder.usage == (Usage(9, 3) if "usage" in json.dumps(WHOLE[name]) else None)
+    assert endpoint.requests[0]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        "9",
+        {"prompt_tokens": 9},
+        {"prompt_tokens": 9, "completion_tokens": None},
+        {"prompt_tokens": 9, "completion_tokens": -1},
+        {"prompt_tokens": True, "completion_tokens": 2.5},
+    ],
+)
+def test_a_usage_that_means_nothing_is_none(endpoint: Endpoint, usage: Any) -> None:
+    endpoint.answer = lambda own, handler: (
+        own.begin(handler),
+        own.send(handler, chunk({"content": "Hello."}), chunk({}, "stop"), {"choices": [], "usage": usage}, "[DONE]"),
+    )[0]
+    responder = OpenAIResponder("m")
+    assert heard(responder) == ["Hello."]
+    assert responder.usage is None
+
+
+def test_the_usage_is_that_of_the_last_answer(endpoint: Endpoint, cache: Cache) -> None:
+    shapes = iter(["vllm", "gemini, a last chunk without content"])
+    endpoint.answer = lambda own, handler: (own.begin(handler), own.send(handler, *WHOLE[next(shapes)]))[0]
+    chat = Chat(cache, OpenAIResponder("m"))
+    told, estimated = chat.turn("Hi"), chat.turn("Hi")
+    assert (told.usage, told.is_usage_estimated) == (Usage(9, 3), False)
+    assert estimated.is_usage_estimated
+    assert estimated.usage.prompt_tokens > 9
+    assert estimated.usage.answer_tokens == 2
+
+
+REFUSALS = {
+    "mistral": (
+        422,
+        {
+            "object": "error",
+            "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options", "include_usage"]}]},
+            "type": "invalid_request_error",
+        },
+    ),
+    "fireworks": (400, {"error": {"message": "Extra inputs are not permitted, field: 'stream_options'"}}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_an_endpoint_that_cannot_be_asked_for_the_usage_answers_all_the_same(endpoint: Endpoint, name: str) -> None:
+    status, body = REFUSALS[name]
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        if "stream_options" not in own.requests[-1]:
+            own.events(handler, "Hello.")
+            return
+        own.begin(handler, "application/json", status)
+        handler.wfile.write(json.dumps(body).encode())
+
+    endpoint.answer = answer
+    responder = OpenAIResponder("m")
+    assert heard(responder) == heard(responder) == ["Hello."]
+    # The second answer takes one request.
+    assert ["stream_options" in one for one in endpoint.requests] == [True, False, False]
+
+
+@pytest.mark.parametrize("heartbeats", [True, False])
+def test_an_endpoint_that_never_says_that_this_is_all(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, heartbeats: bool
+) -> None:
+    monkeypatch.setattr(provider, "_USAGE_S", 0.2)
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, chunk({"content": "Hello."}), chunk({}, "stop"))
+        while not own.done.wait(0.02):
+            if heartbeats:
+                handler.wfile.write(b": still there\n\n")
+                handler.wfile.flush()
+
+    endpoint.answer = answer
+    responder = OpenAIResponder("m")
+    began = time.monotonic()
+    assert heard(responder) == ["Hello."]
+    assert time.monotonic() - began < 5
+    # The connection that was shut is not used again.
+    endpoint.answer = lambda own, handler: own.events(handler, "Again.")
+    assert heard(responder) == ["Again."]
+
+
+def test_ctrl_c_after_the_last_word_interrupts_nothing(endpoint: Endpoint, cache: Cache) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, chunk({"content": "I will look."}), chunk({}, "stop"))
+        own.has_begun.set()
+        own.done.wait(20)
+
+    endpoint.answer = answer
+    chat = Chat(cache, OpenAIResponder("m"))
+
+    def press(piece: str) -> None:
+        def later() -> None:
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGINT)
+
+        threading.Thread(target=later, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, lambda *_: chat.interrupt())
+    try:
+        turn = chat.turn("Look", on_text=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not turn.is_interrupted
+    assert [one.kind for one in turn.follow_ups] == ["commitment_open"]
+
+
+def test_an_answer_that_is_not_streamed(endpoint: Endpoint) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler, "application/json")
+        message = {"role": "assistant", "content": "Hello."}
+        whole = {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": USAGE,
+        }
+        handler.wfile.write(json.dumps(whole, indent=2).encode())
+
+    endpoint.answer = answer
+    responder = OpenAIResponder("m")
+    assert heard(responder) == ["Hello."]
+    assert responder.usage == Usage(9, 3)
 
 
 ERRORS: dict[str, tuple[str, str]] = {
@@ -115,6 +267,11 @@ ERRORS: dict[str, tuple[str, str]] = {
         "too many tokens",
     ),
     "gemini": ('data: [{"error":{"code":503,"message":"overloaded","status":"UNAVAILABLE"}}]', "overloaded"),
+    "openrouter": (
+        'data: {"error":{"code":502,"message":"Provider disconnected"},'
+        '"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}',
+        "Provider disconnected",
+    ),
     "anthropic": ('data: {"error":{"type":"overloaded_error","message":"Overloaded"}}', "Overloaded"),
 }
 

@@ -165,3 +165,12 @@ def test_recalled_messages_go_when_there_is_no_room_for_them(cache: Cache) -> No
 
 def test_tokens_are_estimated() -> None:
     assert (tokens_of(""), tokens_of("four"), tokens_of("fives"), tokens_of("東京"), tokens_of("né")) == (0, 1, 2, 2, 2)
+
+
+def test_an_identifier_is_recalled_by_its_words(cache: Cache) -> None:
+    """Vectors alone mix up identifiers."""
+    cache.append_many([("user", f"Invoice INV-{number} was paid late.") for number in range(2200, 2300)])
+    responder = Says("Yes.")
+    Chat(cache, responder, recall=1, messages=0).turn("Was INV-2291 paid?")
+    assert responder.asked is not None
+    assert "Invoice INV-2291 was paid late." in responder.asked[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -57,6 +57,68 @@ def test_what_is_stated_follows_the_message_that_states_it(cache: Cache) -> None
     assert [one.id for one in turn.follow_ups] == [4, 5, 6, 9, 10]
     assert [one.kind for one in turn.follow_ups[-2:]] == ["commitment_open", "autonomy_directive"]
     check_sound(cache.path)
+
+
+class _Meanwhile(Says):
+    """Somebody else appends while it answers."""
+
+    def __init__(self, cache: Cache, *pieces: str) -> None:
+        super().__init__(*pieces)
+        self._cache = cache
+
+    def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
+        yield from super().stream(context, history, user_text)
+        self._cache.append("note", "meanwhile")
+
+
+def test_every_event_names_its_message_whoever_else_appends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(cache, _Meanwhile(cache, "I will plan."))
+    chat.turn("Your name is Echo.")
+    cache.append("note", "in between")
+    chat.turn("Your name is Ada.")
+    # Between the read of the head and the append, too.
+    chat.responder = Says("I will see.")
+    open_commitments, append_many, tried = cache.commitments, cache.append_many, []
+
+    def late(*arguments: Any, **options: Any) -> list[int]:
+        if "expected_head" in options:
+            tried.append(options["expected_head"])
+            cache.append("note", "faster")
+        return append_many(*arguments, **options)
+
+    monkeypatch.setattr(cache, "append_many", late)
+    turn = chat.turn("Your name is Bo.")
+    assert len(tried) == 2
+    assert len(open_commitments().open) == 2
+    seen = events(cache.path)
+    for number, (kind, _, meta) in enumerate(seen, 1):
+        if kind in ("user", "response"):
+            newest, text = number, seen[number - 1][1]
+        elif kind == "embedding_indexed":
+            assert (kind, "", meta) == index(newest, text)
+        elif kind != "note":
+            assert meta["origin_eid"] == newest
+    assert [seen[one - 1][0] for one in turn.event_ids] == [
+        *("user", "embedding_indexed", "identity_adopt"),
+        *("response", "embedding_indexed", "commitment_open"),
+    ]
+    assert [seen[one.id - 1][0] for one in turn.follow_ups] == ["identity_adopt", "commitment_open"]
+    check_sound(cache.path)
+
+
+def test_alone_a_message_and_what_follows_from_it_are_one_transaction(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(cache, Says("I will plan."))
+    chat.turn("Hello")
+    counted: list[int] = []
+    for name in ("append", "append_many"):
+        call = getattr(cache, name)
+        monkeypatch.setattr(
+            cache, name, lambda *args, call=call, **options: counted.append(1) or call(*args, **options)
+        )
+    chat.turn("Your name is Echo.")
+    assert len(counted) == 2
 
 
 def test_the_context_knows_what_the_message_states(cache: Cache) -> None:

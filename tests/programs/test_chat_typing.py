@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import stat
-import sys
+import termios
 import threading
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from unicodedata import east_asian_width
 
 import pexpect
 import pytest
 
+from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
-from tests.support.screens import screen_of
+from tests.support.terminals import Talk, cells
 
-COMMAND = ["-m", "pmm_shm_cli", "chat"]
-PROMPT = "you › "  # noqa: RUF001
-MORE = "  … "
+MORE = "  …"
 PASTE_BEGINS, PASTE_ENDS = "\x1b[200~", "\x1b[201~"
-Talk = Callable[..., "pexpect.spawn[str]"]
-
-
-@pytest.fixture
-def talk(ledger: str, tmp_path: Path) -> Iterator[Talk]:
-    """Start a chat, and wait for its first prompt."""
-    children: list[pexpect.spawn[str]] = []
-
-    def start(*options: str, **changes: str | None) -> pexpect.spawn[str]:
-        own: dict[str, str | None] = {"COLUMNS": None, "LINES": None, "NO_COLOR": None, "INPUTRC": "/dev/null"}
-        terminal = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "XDG_STATE_HOME": str(tmp_path / "state")}
-        child = pexpect.spawn(
-            sys.executable,
-            [*COMMAND, ledger, "--no-autostart", *options],
-            env=daemons.environment(**{**own, **terminal, **changes}),
-            encoding="utf-8",
-            dimensions=(24, 80),
-            timeout=20,
-        )
-        child.delaybeforesend = None
-        children.append(child)
-        child.expect_exact(PROMPT)
-        return child
-
-    yield start
-    for child in children:
-        child.close(force=True)
-
-
-def shown(child: pexpect.spawn[str]) -> str:
-    """What is shown until the next prompt, without colours."""
-    child.expect_exact(PROMPT)
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before or "").replace("\r", "")
-    # A busy machine lets the chat wait.
-    return re.sub(f"([{FRAMES}] [0-9]+ s)+", "", text)
 
 
 def said(ledger: str) -> list[str]:
     return [content for kind, content, _ in events(ledger) if kind == "user"]
-
-
-def cells(line: str) -> int:
-    return sum(2 if east_asian_width(char) in "WF" else 1 for char in line)
 
 
 # Texts of several lines.
@@ -74,35 +33,137 @@ def cells(line: str) -> int:
 
 def test_a_paste_of_several_lines_is_one_message(talk: Talk, ledger: str) -> None:
     child = talk()
-    # Without this, a terminal does not say where a paste begins and ends.
-    assert "\x1b[?2004h" in child.before
+    assert child.marks_pastes
     child.send(f"{PASTE_BEGINS}def f():\n    return 1\n\nWhat is it? 東京{PASTE_ENDS}")
     child.send("\r")
-    shown(child)
+    child.until_prompt()
     assert said(ledger) == ["def f():\n    return 1\n\nWhat is it? 東京"]
 
 
 def test_a_block_is_one_message(talk: Talk, ledger: str) -> None:
     child = talk()
     child.sendline('"""first')
-    child.expect_exact(MORE)
+    child.until(MORE)
     child.sendline("  second 東京")
-    child.expect_exact(MORE)
+    child.until(MORE)
     child.sendline('third"""')
-    shown(child)
+    child.until_prompt()
     child.sendline('"""one line"""')
-    shown(child)
+    child.until_prompt()
     assert said(ledger) == ["first\n  second 東京\nthird", "one line"]
+
+
+def test_a_paste_that_looks_like_a_block_is_sent_as_it_is(talk: Talk, ledger: str) -> None:
+    child = talk()
+    text = '"""Doc."""\n\nx = 1'
+    child.send(f"{PASTE_BEGINS}{text}{PASTE_ENDS}")
+    child.until("x = 1")
+    child.say("")
+    assert said(ledger) == [text]
+
+
+def test_alt_enter_breaks_the_line(talk: Talk, ledger: str) -> None:
+    child = talk()
+    child.send("one\x1b\rtwo")
+    child.until(f"{MORE} two")
+    child.say("")
+    assert said(ledger) == ["one\ntwo"]
+
+
+def test_what_is_typed_during_an_answer_is_not_lost_and_not_shown_within_it(
+    talk: Talk, ledger: str, endpoint: Endpoint
+) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("The beginning "))
+        go_on.wait(20)
+        own.send(handler, delta("and the end."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("The beginning")
+    assert child.marks_pastes
+    child.send(f"typed ahead\n{PASTE_BEGINS}pasted\nin two lines{PASTE_ENDS}")
+    go_on.set()
+    child.until("… in two lines")
+    assert child.text().count("› The beginning and the end.\n") == 2  # noqa: RUF001
+    child.say("")
+    assert said(ledger) == ["Go", "typed ahead", "pasted\nin two lines"]
+
+
+def test_a_large_paste_during_an_answer_and_ctrl_d_wait_for_the_prompt(
+    talk: Talk, ledger: str, endpoint: Endpoint
+) -> None:
+    pasted = "\n".join(f"{number} " + "word " * 1_500 + "end" for number in range(3))
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("The beginning "))
+        # The terminal keeps 4,096 bytes, and more only when the prompt reads.
+        own.done.wait(1)
+        own.send(handler, delta("and the end."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("The beginning")
+    child.send(f"{PASTE_BEGINS}{pasted}{PASTE_ENDS}\r")
+    child.until("(?s)the end.*The beginning")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    assert said(ledger) == ["Go", pasted]
+
+
+@pytest.mark.parametrize("way", ["without the extra", "a dumb terminal"])
+def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: str, tmp_path: Path, way: str) -> None:
+    pytest.importorskip("readline")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "prompt_toolkit.py").write_text("raise ImportError('not installed')\n", encoding="utf-8")
+    changes = {"TERM": "dumb"} if way == "a dumb terminal" else {"PYTHONPATH": daemons.with_path(site)["PYTHONPATH"]}
+    with EventLog(ledger) as log:
+        log.append("user", "said on another day")
+    child = talk(**changes)
+    child.say("\x1b[A")
+    child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
+    child.say("")
+    child.sendline('"""three')
+    child.until(MORE)
+    child.say('four"""')
+    child.send("half\x03")
+    child.until_prompt()
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    assert said(ledger) == ["said on another day"] * 2 + ["one\ntwo", "three\nfour"]
+    assert "Traceback" not in child.raw()
+
+
+# The terminal itself.
+
+
+def test_a_signal_gives_the_terminal_back(talk: Talk) -> None:
+    child = talk()
+    child.kill(signal.SIGTERM)
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus == 128 + signal.SIGTERM
+    assert not child.marks_pastes
+    modes = termios.tcgetattr(child.child_fd)[3]
+    assert modes & termios.ECHO
+    assert modes & termios.ICANON
 
 
 def test_ctrl_c_drops_a_block(talk: Talk, ledger: str) -> None:
     child = talk()
     child.sendline('"""first')
-    child.expect_exact(MORE)
+    child.until(MORE)
     child.send("half\x03")
-    shown(child)
+    child.until_prompt()
     child.sendline("whole")
-    shown(child)
+    child.until_prompt()
     assert said(ledger) == ["whole"]
 
 
@@ -112,11 +173,11 @@ def test_edit_takes_what_the_editor_wrote(talk: Talk, ledger: str, tmp_path: Pat
     editor.chmod(0o755)
     child = talk(EDITOR=str(editor), VISUAL=None)
     child.sendline("/edit")
-    assert "lines" in shown(child)
+    assert "lines" in child.until_prompt()
     assert said(ledger) == ["two\nlines"]
     editor.write_text("#!/bin/sh\n", encoding="utf-8")
     child.sendline("/edit")
-    assert "nothing was written" in shown(child)
+    assert "nothing was written" in child.until_prompt()
     assert len(said(ledger)) == 1
 
 
@@ -126,9 +187,9 @@ def test_edit_takes_what_the_editor_wrote(talk: Talk, ledger: str, tmp_path: Pat
 def test_the_history_outlives_the_chat_and_is_private(talk: Talk, ledger: str, tmp_path: Path) -> None:
     child = talk()
     child.sendline("a secret plan")
-    shown(child)
+    child.until_prompt()
     child.sendline("/status")
-    shown(child)
+    child.until_prompt()
     child.sendeof()
     child.expect(pexpect.EOF)
     file = tmp_path / "state" / "pmm-shm" / "chat_history"
@@ -137,7 +198,7 @@ def test_the_history_outlives_the_chat_and_is_private(talk: Talk, ledger: str, t
     assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == ["a secret plan", "/status"]
     child = talk()
     child.send("\x1b[A\x1b[A\r")
-    shown(child)
+    child.until_prompt()
     assert said(ledger) == ["a secret plan"] * 2
 
 
@@ -145,7 +206,7 @@ def test_a_history_that_cannot_be_kept_stops_nobody(talk: Talk, ledger: str, tmp
     (tmp_path / "state").write_text("a file", encoding="utf-8")
     child = talk()
     child.sendline("hello")
-    assert "Hello." in shown(child)
+    assert "Hello." in child.until_prompt()
 
 
 # Again.
@@ -155,18 +216,18 @@ def test_retry_and_undo(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
     endpoint.refuse(500, "down")
     child = talk("--responder", "openai", "--model", "m", "--recall", "0")
     child.sendline("Anybody?")
-    failed = shown(child)
+    failed = child.until_prompt()
     assert "(no answer; /retry asks again)" in failed
     assert "interrupted" not in failed
     endpoint.answer = lambda own, handler: own.events(handler, "Here.")
     child.sendline("/retry")
-    assert "Here." in shown(child)
+    assert "Here." in child.until_prompt()
     child.sendline("/undo")
-    assert "left out of later prompts: Anybody?" in shown(child)
+    assert "left out of later prompts: Anybody?" in child.until_prompt()
     child.sendline("/undo")
-    assert "nothing was said here yet" in shown(child)
+    assert "nothing was said here yet" in child.until_prompt()
     child.sendline("And now?")
-    shown(child)
+    child.until_prompt()
     sent = [[one["content"] for one in request["messages"][1:]] for request in endpoint.requests]
     assert sent == [["Anybody?"], ["Anybody?"], ["And now?"]]
     assert said(ledger) == ["Anybody?", "And now?"]
@@ -177,7 +238,7 @@ def test_what_breaks_off_is_kept_and_said(talk: Talk, endpoint: Endpoint) -> Non
     endpoint.answer = lambda own, handler: own.events(handler, "It beg", end=None)
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("Go")
-    text = shown(child)
+    text = child.until_prompt()
     assert "(interrupted; the beginning is kept)" in text
     assert "broke off" in text
 
@@ -195,11 +256,9 @@ def test_a_spinner_turns_until_the_first_word_and_leaves_nothing(talk: Talk, end
     endpoint.answer = answer
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("Anybody?")
-    child.expect(f"[{FRAMES}] [0-9] s")
+    child.until(f"[{FRAMES}] [0-9] s")
     go_on.set()
-    # The line is taken back before the answer begins on it.
-    child.expect(r"\r\x1b\[K[^\n]*assistant › ")  # noqa: RUF001
-    text = shown(child)
+    text = child.until_prompt()
     assert not set(FRAMES) & set(text)
     assert re.search(r"\n  \([0-9]\.[0-9] s, about [0-9,]+ tokens in, 5 out\)\n", text)
 
@@ -208,15 +267,25 @@ def test_ctrl_c_while_it_waits_leaves_a_clean_line(talk: Talk, endpoint: Endpoin
     endpoint.answer = lambda own, handler: own.done.wait(20) and None
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("Anybody?")
-    child.expect(f"[{FRAMES}] [0-9] s")
+    child.until(f"[{FRAMES}] [0-9] s")
     child.send("\x03")
-    child.expect_exact("\r\x1b[K")
-    text = shown(child)
+    text = child.until_prompt()
     assert "(no answer; /retry asks again)" in text
     assert "assistant" not in text
     endpoint.answer = lambda own, handler: own.events(handler, "Here.")
     child.sendline("/retry")
-    assert "Here." in shown(child)
+    assert "Here." in child.until_prompt()
+
+
+def test_the_tokens_are_the_endpoint_s_own(talk: Talk, endpoint: Endpoint) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        usage = {"prompt_tokens": 1_234, "completion_tokens": 56}
+        own.send(handler, delta("Here."), {"choices": [], "usage": usage}, "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    assert re.search(r"\n  \([0-9]\.[0-9] s, 1,234 tokens in, 56 out\)\n", child.say("Anybody?"))
 
 
 # Wide characters.
@@ -227,7 +296,7 @@ def test_wide_characters_stay_within_the_terminal(talk: Talk, endpoint: Endpoint
     endpoint.answer = lambda own, handler: (own.begin(handler), own.send(handler, *map(delta, answer), "[DONE]"))[0]
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("東京?")
-    text = shown(child)
+    text = child.until_prompt()
     lines = text[text.index("assistant ›") :].splitlines()  # noqa: RUF001
     assert max(map(cells, lines)) <= 80
     assert re.sub(r"\s", "", answer) in re.sub(r"\s", "", text)
@@ -241,8 +310,8 @@ def answered(talk: Talk, endpoint: Endpoint, *pieces: str) -> list[str]:
     endpoint.answer = lambda own, handler: own.events(handler, *pieces)
     child = talk("--responder", "openai", "--model", "m")
     child.sendline("Go")
-    child.expect_exact(PROMPT)
-    lines = screen_of(child.before or "")
+    child.until_prompt()
+    lines = child.lines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("assistant ›"))  # noqa: RUF001
     end = next(number for number, line in enumerate(lines) if " tokens in, " in line)
     return lines[begin:end]
@@ -266,6 +335,14 @@ def test_markdown_is_formatted_in_place(talk: Talk, endpoint: Endpoint, ledger: 
     ]
     assert max(map(cells, lines)) <= 80
     assert [content for kind, content, _ in events(ledger) if kind == "response"] == [text]
+
+
+def test_a_table_is_formatted_and_blank_lines_do_not_pile_up(talk: Talk, endpoint: Endpoint) -> None:
+    table = "| Tag | Ort |\n| --- | --- |\n| Mo | 東京都 |"
+    lines = answered(talk, endpoint, f"{table}\n\n> quoted\n\n```\nx = 1\n```\n\n- last")
+    shown = "\n".join(line.strip() for line in lines)
+    assert "|" not in shown
+    assert re.search(r"Tag +Ort\n─+\nMo +東京都\n\n▌ quoted\n\nx = 1\n\n• last$", shown), shown
 
 
 def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:

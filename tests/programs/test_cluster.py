@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,41 +31,14 @@ from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.source.server import Server
 from pmm_shm_client import Cache, EventLog, Frame, connect, connect_async
 from tests.support import ledgers, postgres
+from tests.support.clusters import needs_postgresql
 from tests.support.command import run
 from tests.support.daemons import until
 from tests.support.postgres import Postgres
 from tests.support.replicas import Host, Writer, execute, make_source, source_rows
+from tests.support.web import serving, words
 
-pytestmark = pytest.mark.skipif(
-    postgres.programs() is None and not os.environ.get("CI"),
-    reason="PostgreSQL is not installed (apt-get install postgresql)",
-)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres.running() as one:
-        yield one
-
-
-@pytest.fixture
-def name(server: Postgres, request: pytest.FixtureRequest) -> str:
-    """A ledger in PostgreSQL without events, for one test."""
-    own = request.node.name[:80]
-    make_source(server.dsn, own)
-    return own
-
-
-@pytest.fixture
-def host(server: Postgres, name: str, tmp_path: Path) -> Host:
-    return Host(tmp_path / "host", server.dsn, name)
-
-
-@pytest.fixture
-def writer(server: Postgres, name: str) -> Iterator[Writer]:
-    one = Writer(server.dsn, name)
-    yield one
-    one.close()
+pytestmark = needs_postgresql
 
 
 def assert_linear(rows: list[tuple[object, ...]]) -> None:
@@ -231,6 +203,8 @@ def test_events_that_a_promoted_standby_lacks_are_kept_and_can_be_appended_again
                 server = Server(dsn, "agent")
                 assert server.connection().info.port == standby.port
                 server.close()
+                (shown,) = json.loads(run("cluster", "status", dsn, "--json").out)
+                assert shown["head_id"] == 30
             Writer(servers, "agent").append("after")
             until(lambda: len(host.rows()) == 31)
             assert cache.append("user", "by a worker") == 32
@@ -604,6 +578,31 @@ def test_the_daemon_follows_and_says_how_it_is(
     assert f"source  {name} on 127.0.0.1:{server.port}" in shown.out
     doctor = run("doctor", ledger)
     assert f"follows '{name}'" in doctor.out
+
+
+def test_the_page_of_a_replica_names_its_source(
+    server: Postgres, name: str, tmp_path: Path, start_daemon, writer: Writer
+) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("starlette")
+    pytest.importorskip("jinja2")
+    ledger = str(tmp_path / "agent.db")
+    daemon = start_daemon(ledger, "--source", server.dsn, "--name", name)
+    writer.append("one", "two")
+    with connect(ledger) as cache:
+        until(lambda: cache.stats()["daemon"]["replica"]["source_head_id"] == 2)  # type: ignore[index,typeddict-item]
+        until(lambda: len(cache.events("user")) == 2, "both events")
+    with serving(ledger, tmp_path) as page:
+        source = f"A replica of {name} on 127.0.0.1:{server.port} , timeline 1: 0 events behind, confirmed "
+        until(lambda: source in words(page.page()), "the source in the head of the page")
+        replica = page.api("/status")["replica"]
+        assert (replica["name"], replica["forks"], replica["timeline"], replica["lag_events"]) == (name, 0, 1, 0)
+        # An append of another host is told, and shown.
+        writer.append("three")
+        until(lambda: "three" in page.page("/stream"), "the append of another host")
+        # Without a daemon, as its follower has reported last.
+        daemon.kill()
+        until(lambda: "absent" in words(page.page("/header")), "the end of the daemon")
+        assert f"A replica of {name} on" in words(page.page("/header"))
 
 
 def test_a_daemon_follows_the_source_that_a_replica_records(host: Host, start_daemon) -> None:  # type: ignore[no-untyped-def]

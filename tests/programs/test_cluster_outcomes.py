@@ -6,13 +6,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pmm_replicator.forks import resolve
+from pmm_replicator.replica_file import ReplicaFile
+from pmm_replicator.source import pull
 from pmm_shm import limits
 from pmm_shm.errors import (
     EmbedderError,
@@ -22,41 +24,24 @@ from pmm_shm.errors import (
     SourceUnreachableError,
     UnknownOutcomeError,
 )
+from pmm_shm.ledger.new_events import new_event
+from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.roles import SourceRole
 from pmm_shm.ledger.source.server import Server
-from pmm_shm.vectors.embedder import Embedder
+from pmm_shm.ledger.source.session import Session
 from pmm_shm_client import connect
 from pmm_shm_client.source_vectors import SourceEmbedder
 from tests.support import ledgers, postgres
+from tests.support.clusters import needs_postgresql
+from tests.support.command import run
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.daemons import until
 from tests.support.forking import end_with_parent, in_child
 from tests.support.postgres import Postgres
-from tests.support.replicas import Host, Writer, execute, make_source, source_rows
+from tests.support.replicas import Host, UnitEmbedder, Writer, execute, make_source, source_rows
 
-pytestmark = pytest.mark.skipif(
-    postgres.programs() is None and not os.environ.get("CI"),
-    reason="PostgreSQL is not installed (apt-get install postgresql)",
-)
+pytestmark = needs_postgresql
 _OF_LEDGER = "ledger = (SELECT ledger FROM pmm_ledgers WHERE name = %s)"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres.running() as one:
-        yield one
-
-
-@pytest.fixture
-def name(server: Postgres, request: pytest.FixtureRequest) -> str:
-    own = request.node.name[:80]
-    make_source(server.dsn, own)
-    return own
-
-
-@pytest.fixture
-def host(server: Postgres, name: str, tmp_path: Path) -> Host:
-    return Host(tmp_path / "host", server.dsn, name)
 
 
 def contents(server: Postgres, name: str) -> list[str]:
@@ -72,6 +57,37 @@ def test_an_append_whose_answer_is_lost_is_written_once(server: Postgres, name: 
         assert writer.append("three") == [3]
         writer.close()
     assert contents(server, name) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_texts_arrive_as_they_are(server: Postgres, name: str, is_pooled: bool) -> None:
+    texts = [
+        "",
+        "NULL",
+        '"',
+        "\\",
+        '\\"',
+        "{a,b}",
+        "a, b",
+        " a ",
+        "line\nline\r\t",
+        "é €\U0001f600\u2028",
+        "%s $1",
+        "'; --",
+        "\x01",
+    ]
+    primary = Server(server.dsn, name)
+    session = primary.connection()
+    # Behind a pooler, the next transaction may have another server process.
+    session.is_pooled |= is_pooled
+    appender = SourceAppender(primary, 5.0)
+    rows = appender.append([new_event(text or "empty", text, {"text": text}) for text in texts])
+    rows += appender.append([new_event("user", "a later one")])
+    named = session.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pmm_%'").fetchone()
+    appender.close()
+    assert named == (0 if is_pooled else 6,)
+    assert [row[3] for row in rows] == [*texts, "a later one"]
+    assert source_rows(server.dsn, name) == rows
 
 
 def test_others_append_before_a_lost_answer_is_decided(server: Postgres, name: str) -> None:
@@ -181,17 +197,14 @@ def test_a_frame_of_another_history_is_not_the_expected_head(host: Host) -> None
             cache.append("user", "decided", expected_head=frame, wait=False)
 
 
-def test_a_follower_leaves_a_server_that_was_replaced_while_it_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "REPLICA_LOOK_AROUND_S", 0.3)
+def test_a_follower_leaves_a_server_that_was_replaced_while_it_lives(tmp_path: Path) -> None:
     with postgres.running() as old:
         make_source(old.dsn, "agent")
         Writer(old.dsn, "agent").append("one")
         new = Postgres(old.folder.parent / "new", standby_of=old)
         servers = f"host=127.0.0.1,127.0.0.1 port={old.port},{new.port} user=owner dbname=postgres"
         host = Host(tmp_path / "host", servers, "agent")
-        with host.following():
+        with host.following(REPLICA_LOOK_AROUND_S=0.3):
             until(lambda: len(host.rows()) == 1)
             new.promote()
             Writer(new.dsn, "agent").append("two")
@@ -258,7 +271,7 @@ def test_a_stopped_holder_loses_its_role(server: Postgres, name: str) -> None:
 
 
 def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Postgres) -> None:
-    page = (Path(__file__).parents[2] / "docs/howto/cluster.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/howto/many-machines.md").read_text(encoding="utf-8")
     grants = [line.strip() for line in page.splitlines() if line.startswith("    GRANT ")]
     assert len(grants) == 5
     for role in ("worker", "follower"):
@@ -276,7 +289,7 @@ def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Po
             role = cache.role("tick")
             assert role.claim()
             role.resign()
-            embedder = SourceEmbedder(_Unit(), Server(owner.replace("user=owner", "user=worker"), host.name))
+            embedder = SourceEmbedder(UnitEmbedder(), Server(owner.replace("user=owner", "user=worker"), host.name))
             assert embedder.embed(["a"]).tolist() == [[1.0, 0.0]]
             with pytest.raises(EmbedderError):
                 embedder.embed(["fails"])
@@ -288,11 +301,77 @@ def test_each_role_of_postgresql_needs_what_is_documented(host: Host, server: Po
         Writer(owner.replace("user=owner", "user=follower"), host.name).append("two")
 
 
-class _Unit(Embedder):
-    name = "unit"
-    dimension = 2
+def test_a_follower_compares_all_blocks_in_turn(host: Host, writer: Writer) -> None:
+    edit = f"UPDATE pmm_events SET content = %s WHERE id = %s AND {_OF_LEDGER}"
+    for _ in range(11):
+        writer.append(*map(str, range(100)))
+    with host.following(REPLICA_AUDIT_S=0.0, REPLICA_SLOW_POLL_S=0.05):
+        host.until_equal()
+        for event_id in (1_050, 7):
+            execute(host.dsn, edit, "edited", event_id, host.name)
+            expected = f"event {event_id}: its values are others in the source"
+            until(lambda expected=expected: host.status().difference == expected)
+            assert f"event {event_id} differs from the source" in host.said()
+            execute(host.dsn, edit, str((event_id - 1) % 100), event_id, host.name)
+        writer.append("it follows on")
+        host.until_equal()
 
-    def embed(self, texts):  # type: ignore[no-untyped-def]
-        if "fails" in texts:
-            raise RuntimeError
-        return [[1.0, 0.0] for _ in texts]
+
+def test_an_audit_finds_what_is_missing(host: Host, writer: Writer) -> None:
+    writer.append("one", "two", "three")
+    with host.following():
+        host.until_equal()
+    execute(host.dsn, f"DELETE FROM pmm_events WHERE id = 2 AND {_OF_LEDGER}", host.name)
+    found = run("cluster", "audit", host.ledger)
+    assert (found.code, "event 2: it is not in the source" in found.err) == (5, True)
+
+
+@pytest.mark.parametrize(("rows_max", "bytes_max"), [(3, 1 << 20), (100, 5_000)])
+def test_batches_are_bounded(
+    server: Postgres, name: str, writer: Writer, monkeypatch: pytest.MonkeyPatch, rows_max: int, bytes_max: int
+) -> None:
+    monkeypatch.setattr(limits, "REPLICA_ROWS_MAX", rows_max)
+    monkeypatch.setattr(limits, "REPLICA_BYTES_MAX", bytes_max)
+    contents = [str(number) * (2_000 if number % 3 else 9_000) for number in range(10)]
+    writer.append(*contents)
+    primary = Server(server.dsn, name)
+    head, found = None, []
+    while True:
+        pulled = pull(primary.connection(), primary.known_ledger().number, head, "full")
+        assert pulled.continues
+        assert len(pulled.rows) <= rows_max + 1
+        # The anchor's row and one more come whatever their size.
+        assert sum(len(row[3]) + len(row[4]) for row in pulled.rows[2:]) <= bytes_max
+        found += pulled.rows
+        head = found[-1]
+        if pulled.is_complete:
+            break
+        assert pulled.rows
+    primary.close()
+    assert [row[3] for row in found] == contents
+
+
+def test_a_fork_is_confirmed_by_three_connections_and_kept_for_the_owner_alone(
+    host: Host, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.append("kept", "lost")
+    with host.following():
+        host.until_equal()
+    execute(host.dsn, f"DELETE FROM pmm_events WHERE id > 1 AND {_OF_LEDGER}", host.name)
+    opened: list[str] = []
+    connect_one = Session.connect.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[Session], dsn: str, **options: object) -> Session:
+        opened.append(dsn)
+        session: Session = connect_one(cls, dsn, **options)
+        return session
+
+    monkeypatch.setattr(Session, "connect", classmethod(counting))
+    replica, primary = ReplicaFile(host.ledger), Server(host.dsn, host.name)
+    primary.connection()
+    lost = resolve(primary, replica, replica.head(), 1)
+    primary.close()
+    replica.close()
+    assert lost is not None
+    assert (lost.first_id, lost.events, len(opened)) == (2, 1, 1 + 3)
+    assert Path(lost.path).stat().st_mode & 0o777 == 0o600

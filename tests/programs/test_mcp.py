@@ -203,6 +203,8 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
                 answered = client.request(method, url, headers=headers, json=call)
                 assert answered.status_code == 401
                 assert answered.headers["www-authenticate"] == "Bearer"
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        assert client.get(url, headers={**upgrade, "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}).status_code == 401
         # A page in a browser that has learnt the token, and a name that leads here.
         assert client.post(url, headers={**allowed, "Origin": "https://evil.example"}, json=call).status_code == 403
         assert client.post(url, headers={**allowed, "Host": "evil.example"}, json=call).status_code == 421

@@ -17,7 +17,7 @@ from pmm_shm.frozen import FrozenDict
 from pmm_shm_client.cache import Cache
 from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
 from pmm_shm_mcp.command import protected_kinds
-from pmm_shm_mcp.memory import Memory
+from pmm_shm_mcp.memory import META_CHARS_MAX, Memory
 from pmm_shm_mcp.tools import server
 from tests.support import ledgers, pmm2
 
@@ -188,6 +188,15 @@ def test_a_ledger_of_pmm2_says_what_does_not_apply(tmp_path: Any) -> None:
 
 
 # Writes.
+
+
+def test_append_takes_no_meta_without_end(cache: Cache) -> None:
+    memory = Memory(cache, ["note"])
+    refused = called(memory, "append", kind="note", content="x", meta={"a": "b" * META_CHARS_MAX})
+    assert refused.is_error
+    assert "at most 20,000" in text_of(refused)
+    assert cache.metrics().as_of == 0
+    assert answer(memory, "append", kind="note", content="x", meta={"a": "b" * (META_CHARS_MAX - 100)}) == {"id": 1}
 
 
 def test_append_takes_the_writable_kinds_alone(cache: Cache) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import os
 import re
 from collections import Counter
@@ -18,9 +19,10 @@ pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_cli import synthetic
 from pmm_shm_client import Cache
 from pmm_shm_terminal.tokens import token_in
-from pmm_shm_web import facets, jobs, shown, stream
+from pmm_shm_web import chart, facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import position, stream_query
@@ -352,8 +354,67 @@ def test_the_head_of_a_replica_says_so(ledger: str) -> None:
     fill(ledger, 3)
     with Cache(ledger) as cache:
         frame = cache.frame()
-    replica = {"name": "<b>west</b>", "server": "db", "lag_events": 1_234}
-    numbers = {"lag_events": 0, "replica": replica}
-    made = Renderer(why_not="")("header.html", frame=frame, at=None, missing=(), health="healthy", daemon=numbers)
-    text = bytes(made.body).decode("utf-8")
-    assert "A replica of <bdi>&lt;b&gt;west&lt;/b&gt;</bdi>; lag 1,234 events." in text
+    replica = {
+        "name": "<b>west</b>",
+        "server": "db:5432",
+        "timeline": 3,
+        "lag_events": 1_234,
+        "looked_ms": 2_500,
+        "forks": 1,
+        "lost_files": ["/x/<i>lost"],
+        "difference": None,
+        "problem": "the server <b>does not answer",
+    }
+    values = {"missing": (), "health": "healthy", "daemon": {"lag_events": 0}, "replica": replica}
+    made = Renderer(why_not="")("header.html", frame=frame, at=None, **values)
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", bytes(made.body).decode("utf-8"))).split())
+    assert (
+        "A replica of <b>west</b> on db:5432, timeline 3: 1,234 events behind, confirmed 2.5 s ago, 1 fork. "
+        "The page shows what this host has. the server <b>does not answer "
+        "Events that were taken back are in /x/<i>lost."
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("ts", "wanted"),
+    [
+        ("2026-01-02T03:04:05.123456+00:00", "2026-01-02 03:04:05"),
+        ("2026-01-02T03:04:05Z", "2026-01-02 03:04:05"),
+        # Not in UTC: as it is.
+        ("2026-01-02T03:04:05+02:00", "2026-01-02T03:04:05+02:00"),
+        ("", ""),
+        ("<b>", "&lt;b&gt;"),
+    ],
+)
+def test_a_time_is_shown_in_utc_or_as_it_is(ts: str, wanted: str) -> None:
+    assert shown.time(ts) == f"<bdi>{wanted}</bdi>"
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (1, 9), (3, 3_000), (-50, 50), (1, 10**6), (7, 2**63 - 1)])
+def test_ticks_of_the_drawing_are_round_and_within(first: int, last: int) -> None:
+    ids = chart._round_ids(first, last)
+    assert 1 <= len(ids) <= chart.TICKS_MAX + 1
+    assert all(first <= one <= last for one in ids)
+    steps = {after - before for before, after in itertools.pairwise(ids)}
+    assert len(steps) <= 1
+    assert all(str(step).rstrip("0") in ("1", "2", "5") for step in steps)
+
+
+def test_the_drawing_has_few_corners_and_all_extremes(tmp_path: Path) -> None:
+    ledger = tmp_path / "long.db"
+    synthetic.generate(ledger, 4_000, 7)
+    with Cache(ledger) as cache:
+        history = cache.history()
+    drawn, columns = chart.drawing(history), chart.numbers(history)
+    for score in ("ias", "gas"):
+        corners = [tuple(map(float, one.split(","))) for one in getattr(drawn, score).split()]
+        assert len(corners) <= 5 * (chart.WIDTH / chart.COLUMN + 1)
+        assert [x for x, _ in corners] == sorted(x for x, _ in corners)
+        assert (corners[0][0], corners[-1][0]) == (0, chart.WIDTH)
+        wanted = [round(chart.HEIGHT * (1 - value), 1) for value in columns[score]]
+        ys = [y for _, y in corners]
+        assert (ys[0], ys[-1], min(ys), max(ys)) == (wanted[0], wanted[-1], min(wanted), max(wanted))
+        # Steps: from one corner to the next, only one of the two changes.
+        assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(corners))
+    widths = [int(one) for _, path in drawn.stages for one in re.findall(r"h(\d+)", path)]
+    assert sum(widths) == chart.WIDTH

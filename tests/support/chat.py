@@ -13,7 +13,7 @@ import pytest
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.vectors import local_bow
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responder import Message
+from pmm_shm_chat.responder import Message, Usage
 from pmm_shm_client.cache import Cache
 
 
@@ -21,6 +21,7 @@ class Says:
     """A responder with one answer, in pieces; it keeps what it was asked."""
 
     name = "says"
+    usage: Usage | None = None
 
     def __init__(self, *pieces: str, error: BaseException | None = None) -> None:
         self.pieces = pieces

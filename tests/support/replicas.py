@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.new_events import new_event
@@ -18,6 +19,7 @@ from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.report import ReplicaStatus, read_status
 from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.source.tables import create_ledger, create_tables
+from pmm_shm.vectors.embedder import Embedder
 from tests.support import ledgers
 from tests.support.daemons import environment, until
 from tests.support.fork_daemon import DiesAt, die_at
@@ -45,6 +47,18 @@ def execute(dsn: str, sql: str, *values: Any) -> None:
         connection.execute(sql, values)
 
 
+class UnitEmbedder(Embedder):
+    """Gives each text the same vector."""
+
+    name = "unit"
+    dimension = 2
+
+    def embed(self, texts: Any) -> list[list[float]]:
+        if "fails" in texts:
+            raise RuntimeError
+        return [[1.0, 0.0] for _ in texts]
+
+
 class Writer:
     """Appends to a ledger in PostgreSQL, from no host in particular."""
 
@@ -58,12 +72,16 @@ class Writer:
         self._appender.close()
 
 
-def _follow(arguments: list[str], variables: dict[str, str], dies_at: DiesAt | None, log: str) -> None:
+def _follow(
+    arguments: list[str], variables: dict[str, str], dies_at: DiesAt | None, log: str, other_limits: dict[str, float]
+) -> None:
     import os
 
     from pmm_replicator.main import main
 
     end_with_parent()
+    for name, value in other_limits.items():
+        setattr(limits, name, value)
     if dies_at is not None:
         die_at(*dies_at)
     os.environ.clear()
@@ -89,11 +107,11 @@ class Host:
         self.log = folder / "follower.log"
         self._process: Any = None
 
-    def follow(self, *options: str, dies_at: DiesAt | None = None) -> None:
-        """Start the follower."""
+    def follow(self, *options: str, dies_at: DiesAt | None = None, **other_limits: float) -> None:
+        """Start the follower; `other_limits` replace those of `limits` in it."""
         arguments = [self.ledger, "--name", self.name, *options]
         variables = environment(PMM_SOURCE=self.dsn)
-        self._process = in_child(_follow, arguments, variables, dies_at, str(self.log))
+        self._process = in_child(_follow, arguments, variables, dies_at, str(self.log), other_limits)
 
     def wait(self, deadline_s: float = 30.0) -> int:
         """Wait until the follower ends; its exit code."""
@@ -140,9 +158,9 @@ class Host:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
     @contextlib.contextmanager
-    def following(self, *options: str) -> Iterator[Host]:
+    def following(self, *options: str, **other_limits: float) -> Iterator[Host]:
         """The host, with a follower while the block runs."""
-        self.follow(*options)
+        self.follow(*options, **other_limits)
         try:
             until(lambda: self.has_ended() or "pmm_replica" in self._tables())
             yield self

@@ -67,6 +67,23 @@ def test_the_first_pair_is_named_and_appends_go_on(log: EventLog, formula: str) 
     assert "broken" not in str(report.problem)
 
 
+def test_a_walk_beside_others_pauses_between_its_batches(
+    log: EventLog, formula: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("pmm_shm.ledger.forks.time.sleep", pauses.append)
+    monkeypatch.setattr(limits, "TAIL_ROWS_MAX", 2)
+    follow(log.path, 2, formula=formula)
+    connection = Connection(log.path, "ro")
+    rows = ledgers.execute(log.path, "SELECT count(*) FROM events")[0][0]
+    found = find_forks(connection, pause_s=0.25)
+    connection.close()
+    assert found.first is not None
+    # Two walks, since there is a fork, and no row twice in one.
+    assert (rows, pauses) == (6, [0.25] * 3 * 2)
+    assert forks_of(log.path) == found
+
+
 def test_two_programs_that_each_keep_their_own_chain(log: EventLog, formula: str) -> None:
     """The branches go on side by side, for longer than a batch of rows."""
     ours = theirs = 5

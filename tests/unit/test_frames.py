@@ -244,6 +244,7 @@ def test_a_frame_between_two_ids_and_behind_the_newest(ledger: str, tmp_path: Pa
     with connect(ledger) as cache:
         assert cache.frame_at(4).as_of == cache.frame_at(3).as_of == 2
         assert cache.frame_at(6) is cache.frame_at(1 << 80) is cache.frame()
+        assert cache.frame_at(-(1 << 63)).as_of == cache.frame_at(-(1 << 80)).as_of == 0
         cache.append("user", "seven")
         assert cache.frame_at(7).as_of == 7
         # That of an earlier call is kept.

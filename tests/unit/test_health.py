@@ -51,6 +51,56 @@ def test_a_judgement_names_its_reasons(changes: dict[str, Any], health: str, is_
     assert all("\n" not in reason for reason in found.health_reasons)
 
 
+def replica(**changes: Any) -> dict[str, Any]:
+    """The numbers of a replica that is followed, but for the changes."""
+    return {
+        "name": "agent",
+        "is_running": True,
+        "lag_events": 0,
+        "lag_ms": 0,
+        "looked_ms": 100,
+        "difference": None,
+        "problem": None,
+        "needs_a_person": False,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "health", "reason"),
+    [
+        ({}, "healthy", ""),
+        ({"looked_ms": limits.REPLICA_LAG_MS_MAX}, "healthy", ""),
+        (
+            {"looked_ms": limits.REPLICA_LAG_MS_MAX + 1},
+            "lagging",
+            "for 3,001 ms: its follower stands still",
+        ),
+        ({"looked_ms": limits.REPLICA_DEGRADED_MS}, "lagging", "not confirmed for 30,000 ms"),
+        ({"looked_ms": limits.REPLICA_DEGRADED_MS + 1}, "degraded", "not confirmed for 30,001 ms"),
+        # It has not looked at all, since it started.
+        ({"looked_ms": None, "lag_ms": limits.REPLICA_LAG_MS_MAX + 1}, "lagging", "not confirmed for 3,001 ms"),
+        ({"looked_ms": None, "lag_ms": limits.REPLICA_DEGRADED_MS + 1}, "degraded", "not confirmed for 30,001 ms"),
+        ({"problem": "no primary"}, "lagging", "no primary"),
+        ({"is_running": False}, "lagging", "its follower does not run"),
+        ({"lag_events": 2, "lag_ms": limits.LAG_MS_MAX}, "healthy", ""),
+        (
+            {"lag_events": 2, "lag_ms": limits.LAG_MS_MAX + 1},
+            "lagging",
+            "2 events behind its source",
+        ),
+        ({"needs_a_person": True, "problem": "too deep"}, "degraded", "is not followed: too deep"),
+        ({"difference": "event 7: other"}, "degraded", "differs from its source 'agent': event 7: other"),
+    ],
+)
+def test_a_replica_that_stands_still_is_never_healthy(changes: dict[str, Any], health: str, reason: str) -> None:
+    found = assess(numbers(replica=replica(**changes)))
+    assert found.health == health
+    assert found.is_current == (health == "healthy")
+    assert reason in "; ".join(found.health_reasons)
+    assert bool(found.health_reasons) == (health != "healthy")
+
+
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_the_probe_counts_what_is_not_applied(tmp_path: Path, journal: str) -> None:
     path = ledgers.build(tmp_path / "ledger.db", 30, journal=journal)

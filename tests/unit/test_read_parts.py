@@ -234,7 +234,7 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
         assert not reader.read(first._replace(event_id=1_000)).is_anchored
         cut = careful.read(first, until_id=rows[4][0])
         assert (cut.rows, cut.position, cut.is_complete) == (rows[1:5], position_of(rows[4]), True)
-        assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True)
+        assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True, 0)
     connection.close()
 
 

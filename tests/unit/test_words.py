@@ -158,6 +158,25 @@ def test_common_words_are_left_out_and_searched_alone(monkeypatch: pytest.Monkey
     ]
 
 
+@settings(max_examples=examples(60), deadline=None)
+@given(st.lists(Texts, min_size=1, max_size=6), st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.data())
+def test_what_is_remembered_of_a_table_changes_no_ranking(
+    parts: list[list[str]], queries: list[str], data: st.DataObject
+) -> None:
+    kept, other, event_id = table_of([]), table_of([(10_000, "alpha 2291")]), 0
+    with pytest.MonkeyPatch.context() as patches:
+        # Everything is common, and little is remembered.
+        for name, value in (("COMMON_EVENTS_MIN", 1), ("WORDS_KEPT", 3), ("WORD_COUNTS_KEPT", 2)):
+            patches.setattr(limits, name, value)
+        for part in parts:
+            patches.setattr(limits, "COMMON_EVENTS_MAX", data.draw(st.integers(1, 4)))
+            kept.add([(event_id + place, text) for place, text in enumerate(part, 1)])
+            event_id += len(part)
+            for text in [*queries, " ".join(queries)]:
+                query = WordQuery.of(text)
+                assert ranked([kept, other], query) == ranked([WordTable(kept.handle), other], query)
+
+
 def test_the_texts_of_a_commitment_and_of_other_kinds(log: EventLog, cache: Cache) -> None:
     log.append("commitment_open", "COMMIT: call her", {"cid": "c1", "text": "telephone Ana"})
     log.append("metrics_turn", "telephone", {})

@@ -85,6 +85,26 @@ def test_the_table_is_bounded_and_forgets_the_dead_first(monkeypatch: pytest.Mon
     assert workers.as_dict() == {"live": 3, "seen": 100, **counters(metrics_hits=104)}
 
 
+def test_live_workers_by_process_the_newest_report_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WORKER_PROCESSES_LISTED", 2)
+    processes = Processes(1, 2, 3, 4)
+    workers = processes.table()
+    workers.report(10, 1, counters(projection_hits=5, metrics_hits=2))
+    workers.report(20, 2, counters(metrics_caught_up=1))
+    workers.report(11, 1, counters(projection_replayed=3))
+    workers.report(30, 3, counters(metrics_hits=1))
+    workers.report(40, 4, counters(metrics_hits=1), is_last=True)
+    shown = [{name: one[name] for name in one if name != "reported_age_ms"} for one in workers.processes()]
+    assert shown == [
+        {"pid": 3, "caches": 1, "hits": 1, "caught_up": 0, "replayed": 0},
+        {"pid": 1, "caches": 2, "hits": 7, "caught_up": 0, "replayed": 3},
+    ]
+    del processes.started[3]
+    processes.later()
+    assert [one["pid"] for one in workers.processes()] == [1, 2]
+    assert all(one["reported_age_ms"] > 0 for one in workers.processes())
+
+
 def test_sums_stay_numbers_that_a_reply_can_hold() -> None:
     workers = Processes(1).table()
     for worker in range(3_000):

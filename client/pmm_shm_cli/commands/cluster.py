@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -188,26 +189,14 @@ def detach(ledger: str | None, timeout: Deadline) -> None:
 
 @contextlib.contextmanager
 def _primary(dsn: str) -> Iterator[Any]:
-    """A connection to the first server of the cluster that takes writes, in autocommit mode."""
-    from pmm_shm.errors import SourceUnreachableError
-    from pmm_shm.ledger.source.dsn import each_host, psycopg
-    from pmm_shm.ledger.source.server import one_line
+    """A connection to the primary, in autocommit mode."""
+    from pmm_shm.ledger.source.server import Server
 
-    driver, reasons = psycopg(), []
-    for one in each_host(dsn):
-        try:
-            connection = driver.connect(one, autocommit=True, client_encoding="utf8")
-        except driver.Error as error:
-            reasons.append(one_line(error))
-            continue
-        with connection, _postgres_errors():
-            where = f"{connection.info.host}:{connection.info.port}"
-            if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
-                reasons.append(f"{where} is a standby")
-                continue
-            yield connection
-            return
-    raise SourceUnreachableError(f"no primary: {'; '.join(reasons)}")
+    with contextlib.closing(Server(dsn, None)) as server, _postgres_errors():
+        session = server.connection()
+        # The end of a large import is silent for long.
+        session.silence_s = math.inf
+        yield session
 
 
 @contextlib.contextmanager

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _STEPS_SHOWN = 50
 _TEXT_SHOWN = 60
 _TS_SHOWN = 19
-_ARGUMENTS = {"identity.name": 0, "metrics": 0, "commitment": 1, "trait": 1}
+_ARGUMENTS = {"identity.name": 0, "metrics": 0, "commitment": 1, "trait": 1, "directive": 1}
 """Subject to the number of words that follow it."""
-_WHAT = "identity.name, commitment CID, trait NAME, or metrics"
+_WHAT = "identity.name, commitment CID, trait NAME, directive TEXT, or metrics"
 
 
 @click.command(context_settings=CONTEXT)
@@ -65,9 +65,9 @@ def explain(
 ) -> None:
     """List the events that led to a value, each with the change.
 
-    WHAT is identity.name, commitment CID, trait NAME (or its first letter), or metrics; with --fold, a key of that
-    fold. Without it, lists what there is. It is a full replay, event by event: no cache, no daemon. Of metrics, the
-    changes are those before feedback and clamping.
+    WHAT is identity.name, commitment CID, trait NAME (or its first letter), directive TEXT, or metrics; with --fold, a
+    key of that fold. Without it, lists what there is. It is a full replay, event by event: no cache, no daemon. Of
+    metrics, the changes are those before feedback and clamping.
 
     \b
     Example:
@@ -91,7 +91,7 @@ def explain(
 
     with contextlib.closing(open_recovered(ledger, timeout.left_s())) as connection:
         head = head_of(connection)
-        if subject != "commitment" and connection.schema.is_of_pmm2:
+        if subject not in ("commitment", "directive") and connection.schema.is_of_pmm2:
             raise exits.CommandFailed(f"{ledger}: {subject} does not apply: {WHY_NOT_APPLICABLE}", exits.FAILURE)
         for candidate in candidates:
             with progress("Replaying", head if until is None else min(head, until)) as advance:
@@ -100,6 +100,8 @@ def explain(
                 )
             if answer.events:
                 break
+    if subject == "directive" and not answer.events:
+        raise exits.CommandFailed(f"{ledger}: no event has the directive {argument!r:.80}", exits.FAILURE)
     if subject == "commitment" and not answer.events:
         raise exits.CommandFailed(f"{ledger}: no event speaks of commitment {argument!r}", exits.FAILURE)
     if as_json:
@@ -172,6 +174,7 @@ def _list_subjects(ledger: str, timeout: Deadline, as_json: bool) -> None:
         found.update((f"trait {name}", value) for name, value in identity.traits.items())
     for state, entries in (("open", commitments.open), ("expired", commitments.expired)):
         found.update((f"commitment {cid}", f"{state}: {entry.get('text')}") for cid, entry in entries.items())
+    found.update((f"directive {one['content']}", f"score {one['score']:g}") for one in frame.active_directives())
     _show_subjects(found, frame.as_of, as_json)
 
 
@@ -205,7 +208,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
     """The possible meanings of the words, the likeliest first."""
-    from pmm_shm.projection.explaining import Commitment, MetricsSubject, Name, Trait
+    from pmm_shm.projection.explaining import Commitment, Directive, MetricsSubject, Name, Trait
 
     if subject == "commitment":
         number = _number(argument)
@@ -215,6 +218,8 @@ def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
         return [*texts, *([Commitment(number)] if number else [])] or [Commitment(0)]
     if subject == "trait":
         return [Trait(argument)]
+    if subject == "directive":
+        return [Directive(argument)]
     return [MetricsSubject() if subject == "metrics" else Name()]
 
 
@@ -265,6 +270,8 @@ def _totals(totals: Mapping[str, Mapping[str, float]]) -> RenderableType:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"seen_count", "recent_hits", "score"}:
+        return cell(f"score {value['score']:g}")
     if not isinstance(value, dict) or "has_evidence" not in value:
         return cell(value, _TEXT_SHOWN)
     # A commitment's state in a word or two; its entry is printed above.

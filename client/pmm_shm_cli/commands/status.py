@@ -67,6 +67,7 @@ def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: D
         "lag_ms": None if daemon is None else daemon["lag_ms"],
         "folds": published,
         "sizes": _sizes(instance, daemon),
+        "workers": state.workers_of(daemon),
         "readers": state.readers_of(daemon),
         "reads": state.reads_of(daemon),
         "daemon": daemon,

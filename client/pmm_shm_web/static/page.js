@@ -2,8 +2,10 @@
 "use strict";
 
 const API = "/api/v1";
-const CHART_AGAIN_MS = 5000;
-const state = { at: null, ids: [], chart: null, drawn: 0 };
+const LOOK_AGAIN_MS = 10000;
+const GO_AGAIN_MS = 150;
+const TAIL_ROWS_MAX = 500;
+const state = { at: null, ids: [], chart: null };
 document.documentElement.classList.add("scripted");
 
 function colour(name) {
@@ -30,12 +32,28 @@ function readPosition() {
   if (state.chart) state.chart.redraw(false);
 }
 
+// The first of several in a row is asked for at once, then only the last: a key that is held must not start a replay
+// for each point that it passes.
+let wentMs = -Infinity;
+let later = 0;
+
 function go(at) {
-  const query = at === null ? "" : `?at=${at}`;
-  history.pushState({}, "", `/${query}`);
   state.at = at;
   if (state.chart) state.chart.redraw(false);
+  clearTimeout(later);
+  const wait = wentMs + GO_AGAIN_MS - performance.now();
+  wentMs = performance.now();
+  if (wait <= 0) show(at);
+  else later = setTimeout(show, GO_AGAIN_MS, at);
+}
+
+function show(at) {
+  const query = at === null ? "" : `?at=${at}`;
+  history.pushState({}, "", `/${query}`);
   htmx.trigger("#mind", "htmx:abort");
+  // A replay that nobody waits for any more would only slow down the next one.
+  const left = document.querySelector("#mind > .waiting form");
+  if (left) fetch(left.action, { method: "POST", credentials: "same-origin" });
   htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
 }
 
@@ -58,6 +76,8 @@ function nextPoint(step) {
 
 function nextEvent(step) {
   const nav = document.getElementById("position");
+  // Events have come since the page was made.
+  if (step < 0 && state.at === null && Number(seen) > 1) return go(Number(seen) - 1);
   const id = nav && (step > 0 ? nav.dataset.after : nav.dataset.before);
   if (id) go(Number(id));
   else if (step > 0 && state.at !== null) go(null);
@@ -85,6 +105,18 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id === "mind") readPosition();
+  if (event.target.id === "why") document.getElementById("why-title")?.focus({ preventScroll: true });
+});
+
+// The events behind a value: the keyboard goes there, and back.
+
+let asker = null;
+document.addEventListener("click", (event) => {
+  const ask = event.target.closest("a.why");
+  if (ask) asker = ask;
+  if (!event.target.closest("button.close")) return;
+  document.getElementById("why").replaceChildren();
+  if (asker && asker.isConnected) asker.focus();
 });
 
 // The chart.
@@ -138,7 +170,7 @@ function options(width) {
   return {
     width, height: 240, padding: [null, 28, null, null], plugins: [marks], cursor: { drag: { x: true, y: false }, y: false },
     scales: { x: { time: false }, y: { range: [0, 1.02] } },
-    axes: [{ ...axis, space: 90, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
+    axes: [{ ...axis, space: 90, size: 32, values: (_, all) => all.map((id) => (Number.isInteger(id) ? id.toLocaleString("en") : "")) }, { ...axis, size: 44 }],
     series: [{ label: "event", value: (_, id) => (id === null ? "–" : id.toLocaleString("en")) },
       line("IAS", "--ias"), line("GAS", "--gas", [6, 3])],
   };
@@ -151,7 +183,7 @@ async function draw() {
   if (answer.status !== 200) return;
   const found = await answer.json();
   if (!found) return;
-  Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names, drawn: Date.now() });
+  Object.assign(state, { ids: [...new Set(found.ids)], bands: found.stages, names: found.names });
   const data = [found.ids, found.ias, found.gas];
   if (state.chart) {
     state.chart.setData(data);
@@ -178,12 +210,52 @@ function redrawInNewColours() {
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawInNewColours);
 
+// Failures: an answer that is no success is not put into the page.
+
+function notice(text) {
+  const box = document.getElementById("notice");
+  if (!box) return;
+  box.replaceChildren();
+  if (!text) return;
+  const line = document.createElement("p");
+  line.className = "note bad";
+  line.textContent = text;
+  box.append(line);
+}
+
+document.addEventListener("htmx:sendError", () => notice("The server does not answer."));
+document.addEventListener("htmx:responseError", (event) => {
+  const { status, responseText } = event.detail.xhr;
+  notice(`The server has refused: ${responseText.slice(0, 300) || status}`);
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.shouldSwap && event.detail.target.id !== "notice") notice("");
+});
+
 // The dot.
 
 let source = null;
 let seen = null;
 let isOn = false;
 let beats = 0;
+// What follows the log: at once, then after each `ms` at most, and always once more after the last append. The `throttle`
+// of htmx would drop that one.
+const tellings = [
+  { name: "appended", ms: 500, toldMs: -Infinity, timer: 0 },
+  { name: "settled", ms: 3000, toldMs: -Infinity, timer: 0 },
+];
+
+function tell() {
+  for (const one of tellings) {
+    if (one.timer) continue;
+    const wait = Math.max(0, one.toldMs + one.ms - performance.now());
+    one.timer = setTimeout(() => {
+      one.timer = 0;
+      one.toldMs = performance.now();
+      document.body.dispatchEvent(new CustomEvent(one.name));
+    }, wait);
+  }
+}
 
 function setDot(isBeat) {
   const dot = document.getElementById("dot");
@@ -210,8 +282,7 @@ function listen() {
     isOn = true;
     setDot(isNew);
     if (!isNew) return;
-    document.body.dispatchEvent(new CustomEvent("appended"));
-    if (Date.now() - state.drawn > CHART_AGAIN_MS) draw();
+    tell();
   });
 }
 
@@ -223,6 +294,18 @@ function stopListening() {
 document.addEventListener("visibilitychange", () => (document.hidden ? stopListening() : listen()));
 window.addEventListener("pagehide", stopListening);
 document.addEventListener("htmx:afterSwap", () => setDot(false));
+document.body.addEventListener("settled", draw);
+document.addEventListener("htmx:afterSettle", () => {
+  const mark = document.querySelector("#stream .mark");
+  const shown = [mark && mark.dataset.after, document.querySelector("#header[hx-get] #as-of")?.textContent.replaceAll(",", "")];
+  // An append came while these were made; their elements are new, and have not heard of it.
+  if (shown.some((id) => id && Number(id) < Number(seen))) tell();
+  // A page that is open for days begins its list anew, unless somebody reads in it.
+  const isLong = document.querySelectorAll("#stream .event").length > TAIL_ROWS_MAX;
+  if (mark && isLong && !document.querySelector("#stream details[open]")) htmx.ajax("GET", mark.dataset.list, "#stream");
+});
+// A daemon may end, or come, without an append.
+setInterval(() => document.hidden || document.body.dispatchEvent(new CustomEvent("looked")), LOOK_AGAIN_MS);
 document.addEventListener("DOMContentLoaded", () => {
   state.at = positionInAddress();
   readPosition();

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pmm_shm import limits
 from pmm_shm.errors import (
     HeadMovedError,
     InvalidEventError,
@@ -27,29 +28,39 @@ from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.rows import ID_MAX, RawRow, row_digest
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.statements import Statement, array, row_of
 from pmm_shm.ledger.source.tables import EVENT_COLUMNS, channel
 from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm.ledger.tail import Position
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from psycopg.pq.abc import PGresult
 
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
-_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
-_LOCK = "SELECT 1 FROM pmm_ledgers WHERE ledger = %s FOR UPDATE"
+    from pmm_shm.ledger.source.session import Session
+
+_BEGIN = Statement("pmm_begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
+# The timeout is set before a row is looked for, and so before the lock is waited for.
+_LOCK = Statement(
+    "pmm_lock",
+    "SELECT 1 FROM pmm_ledgers WHERE ledger = $1 AND (SELECT set_config('lock_timeout', $2, true)) IS NOT NULL "
+    "FOR UPDATE",
+)
 # One clock for all hosts, read under the lock.
-_HEAD = (
+_HEAD = Statement(
+    "pmm_head",
     "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00\"'), head.* "
     f"FROM (SELECT 1) AS one LEFT JOIN LATERAL (SELECT {', '.join(EVENT_COLUMNS)} FROM pmm_events "
-    "WHERE ledger = %s ORDER BY id DESC LIMIT 1) AS head ON true"
+    "WHERE ledger = $1 ORDER BY id DESC LIMIT 1) AS head ON true",
 )
-_INSERT = (
-    f"INSERT INTO pmm_events (ledger, {', '.join(EVENT_COLUMNS)}) SELECT %s::int, * FROM unnest(%s::bigint[], "
-    "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])"
+_INSERT = Statement(
+    "pmm_insert",
+    f"INSERT INTO pmm_events (ledger, {', '.join(EVENT_COLUMNS)}) SELECT $1::int, * FROM unnest($2::bigint[], "
+    "$3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])",
 )
-_NEWEST = "SELECT id, hash FROM pmm_events WHERE ledger = %s ORDER BY id DESC LIMIT 1"
+_COMMIT = Statement("pmm_commit", "COMMIT")
+_NOTIFY = Statement("pmm_notify", "SELECT pg_notify($1, '')")
+_NEWEST = Statement("pmm_newest", "SELECT id, hash FROM pmm_events WHERE ledger = $1 ORDER BY id DESC LIMIT 1")
 _FIND = "SELECT id FROM pmm_events WHERE ledger = %s AND id = %s AND hash = %s"
-_NOTIFY = "SELECT pg_notify(%s, '')"
 _NOTHING = "; nothing was written"
 _RETRY_S_MIN, _RETRY_S_MAX = 0.05, 0.25
 
@@ -80,7 +91,7 @@ class SourceAppender:
         deadline_s = time.monotonic() + self._timeout_s
         driver = psycopg()
         sent: list[RawRow] = []
-        with self._server.lock:
+        with self._server.held(deadline_s):
             while True:
                 try:
                     return self._attempt(events, expected_head, deadline_s, sent)
@@ -89,21 +100,37 @@ class SourceAppender:
                         self._raise(error, sent)
                 sleep_between(_RETRY_S_MIN, _RETRY_S_MAX)
 
-    def head(self) -> tuple[int, str] | None:
+    def head(self, deadline_s: float) -> tuple[int, str] | None:
         """The newest event's id and hash; None for an empty log.
+
+        Parameters:
+            deadline_s: how long a lost server is waited for, in monotonic seconds.
 
         Raises:
             SourceUnreachableError: no primary, or it does not answer.
+            LedgerBusyError: another thread of this process uses the connection until then.
         """
         driver = psycopg()
-        with self._server.lock:
-            try:
-                connection = self._server.connection()
-                row = connection.execute(_NEWEST, (self._server.known_ledger().number,)).fetchone()
-            except driver.Error as error:
-                self._server.close()
-                raise SourceUnreachableError(f"the ledger {self._server.name!r}: {one_line(error)}") from error
-        return None if row is None else (row[0], row[1])
+        with self._server.held(deadline_s):
+            while True:
+                try:
+                    session = self._server.connection(deadline_s)
+                    results, error = session.send((_NEWEST, (self._server.known_ledger().number,)))
+                    if error is not None:
+                        self._server.close()
+                        raise error
+                except (LedgerError, driver.Error) as failure:
+                    if self._may_pass(failure) and time.monotonic() < deadline_s:
+                        pass
+                    elif isinstance(failure, LedgerError):
+                        raise
+                    else:
+                        where = f"the ledger {self._server.name!r}"
+                        raise SourceUnreachableError(f"{where}: {one_line(failure)}") from failure
+                else:
+                    row = row_of(results[0])
+                    return None if row is None else (int(row[0]), row[1])
+                sleep_between(_RETRY_S_MIN, _RETRY_S_MAX)
 
     def close(self) -> None:
         """Close the connection; the next append opens it anew."""
@@ -114,57 +141,55 @@ class SourceAppender:
         self, events: Sequence[NewEvent], expected_head: ExpectedHead | None, deadline_s: float, sent: list[RawRow]
     ) -> list[RawRow]:
         """One attempt. `sent` gets the rows before the commit is sent: it has them if this is another attempt."""
-        connection = self._server.connection()
+        session = self._server.connection(deadline_s)
         ledger = self._server.known_ledger()
         try:
-            wait_ms = max(1, int((deadline_s - time.monotonic()) * 1_000))
-            with connection.pipeline():
-                connection.execute(_BEGIN)
-                connection.execute(_TIMEOUT, (f"{wait_ms}ms",))
-                connection.execute(_LOCK, (ledger.number,))
-                head = connection.execute(_HEAD, (ledger.number,))
-            found = head.fetchone()
-            assert found is not None
-            now, newest = found[0], None if found[1] is None else tuple(found[1:])
+            wait_s = min(deadline_s - time.monotonic(), limits.SOURCE_SILENCE_S / 2)
+            results, error = session.send(
+                (_BEGIN, ()),
+                (_LOCK, (ledger.number, f"{max(1, int(wait_s * 1_000))}ms")),
+                (_HEAD, (ledger.number,)),
+            )
+            if error is not None:
+                raise error
+            now, newest = _head_of(results[-1])
             if sent:
-                if self._is_written(connection, ledger.number, sent[-1]):
-                    connection.execute("ROLLBACK")
+                if self._is_written(session, ledger.number, sent[-1]):
+                    session.execute("ROLLBACK")
                     return sent
                 sent.clear()
             if expected_head is not None:
                 self._require_head(newest, expected_head)
             if not events:
-                connection.execute("ROLLBACK")
+                session.execute("ROLLBACK")
                 return []
-            rows = _rows(events, newest, now, ledger.formula, self._server.name)
+            rows = _rows(events, newest, now, ledger.formula, ledger.name)
             sent[:] = rows
-            columns = [list(column) for column in zip(*rows, strict=True)]
-            commit = connection.cursor()
-            try:
-                with connection.pipeline():
-                    connection.execute(_INSERT, (ledger.number, *columns))
-                    commit.execute("COMMIT")
-                    # Within the transaction, it would take a lock of the whole instance.
-                    connection.execute(_NOTIFY, (channel(ledger.number),))
-            except psycopg().Error as error:
-                if commit.statusmessage != "COMMIT":
+            columns = [array(column) for column in zip(*rows, strict=True)]
+            # Within the transaction, the notification would take a lock of the whole instance.
+            results, error = session.send(
+                (_INSERT, (ledger.number, *columns)), (_COMMIT, ()), (_NOTIFY, (channel(ledger.number),))
+            )
+            if error is not None:
+                if len(results) < 2:
                     if error.diag.severity_nonlocalized == "ERROR":
                         # An answer: the transaction was rolled back.
                         sent.clear()
-                    raise
+                    raise error
                 # Written; only the notification failed, and followers also look by themselves.
                 self._server.close()
             return rows
         except BaseException as error:
-            if isinstance(error, LedgerError) and not isinstance(error, SourceUnreachableError):
-                connection.execute("ROLLBACK")
+            is_refused = isinstance(error, LedgerError) and not isinstance(error, SourceUnreachableError)
+            if is_refused or isinstance(error, psycopg().errors.LockNotAvailable):
+                session.execute("ROLLBACK")
             else:
                 # In the middle of a transaction, or of a pipeline: another connection is clean.
                 self._server.close()
             raise
 
-    def _is_written(self, connection: Connection, number: int, row: RawRow) -> bool:
-        return connection.execute(_FIND, (number, row[0], row[-1])).fetchone() is not None
+    def _is_written(self, session: Session, number: int, row: RawRow) -> bool:
+        return session.execute(_FIND, (number, row[0], row[-1])).fetchone() is not None
 
     def _require_head(self, newest: RawRow | None, expected: ExpectedHead) -> None:
         head_id = 0 if newest is None else newest[0]
@@ -186,7 +211,7 @@ class SourceAppender:
         """Whether another attempt may succeed."""
         driver = psycopg()
         passing = (SourceUnreachableError, driver.OperationalError, driver.InterfaceError)
-        return isinstance(error, passing) and not isinstance(error, driver.errors.LockNotAvailable)
+        return isinstance(error, passing)
 
     def _raise(self, error: Exception, sent: list[RawRow]) -> NoReturn:
         """Give up, with the error for the caller. `sent` are rows whose commit was not answered."""
@@ -206,6 +231,13 @@ class SourceAppender:
             raise LedgerBusyError(f"{where}: others held it for {self._timeout_s:g} s{_NOTHING}") from error
         kind = SourceUnreachableError if self._may_pass(error) else LedgerUnwritableError
         raise kind(f"{where}: PostgreSQL: {reason}{_NOTHING}") from error
+
+
+def _head_of(result: PGresult) -> tuple[str, RawRow | None]:
+    """The server's time, and the newest row."""
+    now, *row = row_of(result) or ()
+    assert now is not None
+    return now, None if row[0] is None else (int(row[0]), *row[1:])
 
 
 def _refuse_nul(events: Sequence[NewEvent]) -> None:

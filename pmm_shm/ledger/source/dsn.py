@@ -6,6 +6,7 @@ command line, where every user of the machine can read it, and never in a ledger
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pmm_shm.errors import ConfigError, MissingExtraError
@@ -20,6 +21,7 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+_CONNECT_S_MIN, _CONNECT_S_MAX = 2, 130
 _SECRETS = ("password", "sslpassword", "oauth_client_secret")
 
 
@@ -82,3 +84,11 @@ def each_host(dsn: str) -> list[str]:
         own = {key: one[index] if len(one) > 1 else one[0] for key, one in lists.items()}
         names.append(make_conninfo("", **{**_DEFAULTS, **values, **own}))
     return names
+
+
+def connect_timeout_s(dsn: str, left_s: float) -> int:
+    """How long one server may take to answer: what its name says, unless less is left. libpq's least is 2 s."""
+    with late_imports:
+        from psycopg.conninfo import conninfo_to_dict
+    own_s = int(conninfo_to_dict(dsn).get("connect_timeout") or 0)
+    return max(_CONNECT_S_MIN, math.ceil(min(own_s if own_s > 0 else _CONNECT_S_MAX, left_s)))

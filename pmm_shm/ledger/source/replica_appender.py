@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from pmm_shm import limits
 from pmm_shm.errors import LedgerError, NotALedgerError, ReplicaLaggingError
 from pmm_shm.ledger.append import ExpectedHead
 from pmm_shm.ledger.connection import Connection
@@ -72,6 +73,8 @@ class ReplicaAppender:
         rows = self._appender.append(events, expected_head)
         ids = [row[0] for row in rows]
         if rows and wait:
+            # A late append leaves the replica a moment all the same.
+            deadline_s = max(deadline_s, time.monotonic() + limits.SOURCE_GRACE_S)
             # By its hash: until a fork is resolved, a lost event may have this id here.
             self._wait_for(ids[-1], rows[-1][-1], deadline_s, tuple(ids))
         return ids
@@ -84,7 +87,7 @@ class ReplicaAppender:
             ReplicaLaggingError: the replica has not got it within the timeout.
         """
         deadline_s = time.monotonic() + timeout_s
-        head = self._appender.head()
+        head = self._appender.head(deadline_s)
         if head is None:
             return 0
         self._wait_for(*head, deadline_s)

@@ -55,8 +55,8 @@ def read_status(directory: Path, clock: Any = time.monotonic) -> ReplicaStatus |
         now = clock()
         looked, since = values["looked_monotonic"], values["behind_since_monotonic"]
         looked_ms = None if looked is None else max(0, int((now - float(looked)) * 1_000))
-        is_behind = since is not None or values["problem"] is not None
-        behind_since = since if since is not None else looked
+        is_behind = since is not None or looked is None or values["problem"] is not None
+        behind_since = next(one for one in (since, looked, values["started_monotonic"]) if one is not None)
         return ReplicaStatus(
             pid=int(values["pid"]),
             is_running=_is_running(int(values["pid"])),
@@ -66,14 +66,14 @@ def read_status(directory: Path, clock: Any = time.monotonic) -> ReplicaStatus |
             head_id=int(values["head_id"]),
             source_head_id=int(values["source_head_id"]),
             lag_events=max(0, int(values["source_head_id"]) - int(values["head_id"])),
-            lag_ms=max(0, int((now - float(behind_since)) * 1_000)) if is_behind and behind_since is not None else 0,
+            lag_ms=max(0, int((now - float(behind_since)) * 1_000)) if is_behind else 0,
             looked_ms=looked_ms,
             forks=int(values["forks"]),
             lost_files=tuple(map(str, values["lost_files"])),
             difference=None if values["difference"] is None else str(values["difference"]),
             problem=None if values["problem"] is None else str(values["problem"]),
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
         return None
 
 

@@ -56,7 +56,8 @@ class SourceRole:
         driver = psycopg()
         try:
             with self._server.lock:
-                connection = self._server.connection()
+                # An answer that comes after the lease would have ended is worth nothing.
+                connection = self._server.connection(time.monotonic() + limits.ROLE_LEASE_S)
                 values = {
                     "ledger": self._server.known_ledger().number,
                     "role": self._name,
@@ -79,7 +80,7 @@ class SourceRole:
         driver = psycopg()
         try:
             with self._server.lock:
-                connection = self._server.connection()
+                connection = self._server.connection(time.monotonic() + limits.ROLE_LEASE_S)
                 connection.execute(_RESIGN, (self._server.known_ledger().number, self._name, self._holder))
         except (LedgerError, driver.Error):
             pass

@@ -7,19 +7,24 @@ primary that comes back is refused, and so is another ledger under the same name
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
+import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm.errors import ConfigError, LedgerError, NotALedgerError, SourceUnreachableError
-from pmm_shm.ledger.source.dsn import each_host, psycopg
+from pmm_shm import limits
+from pmm_shm.errors import ConfigError, LedgerBusyError, LedgerError, NotALedgerError, SourceUnreachableError
+from pmm_shm.late import late_imports
+from pmm_shm.ledger.source.dsn import connect_timeout_s, each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from pmm_shm.ledger.source.session import Session
 
 _SPARE_CONNECT_S = 2
 _PREPARED_AFTER = 2
@@ -36,7 +41,7 @@ class Server:
 
     Parameters:
         dsn: where the servers are, without a password.
-        name: the ledger's.
+        name: the ledger's; None for a primary of whatever ledgers.
         identity: the ledger must have this one; None for any.
         timeline: the highest that was seen; a server with a lower one is refused.
         seen_timeline: the highest that others have seen by now; asked at each use.
@@ -50,7 +55,7 @@ class Server:
     def __init__(
         self,
         dsn: str,
-        name: str,
+        name: str | None,
         identity: uuid.UUID | None = None,
         timeline: int = 0,
         *,
@@ -65,12 +70,15 @@ class Server:
         self._identity = identity
         self._seen_timeline = seen_timeline
         self._options = options
-        self._connection: Connection | None = None
+        self._connection: Session | None = None
         self._pid = 0
         _servers.add(self)
 
-    def connection(self) -> Connection:
+    def connection(self, deadline_s: float = math.inf) -> Session:
         """The open connection, in autocommit mode; connects where there is none.
+
+        Parameters:
+            deadline_s: until when its answers are waited for, in monotonic seconds, and a little longer.
 
         Raises:
             SourceUnreachableError: no server is the primary of this ledger.
@@ -84,13 +92,18 @@ class Server:
             self.timeline = seen
         connection = self._connection
         if connection is not None and not connection.closed and not connection.broken and self._pid == os.getpid():
+            connection.deadline_s = deadline_s + limits.SOURCE_GRACE_S
             return connection
         self.close()
-        reasons, is_another = [], False
+        reasons: list[str] = []
+        is_another = False
         for dsn in each_host(self.dsn):
+            if reasons and self._connection is None and time.monotonic() >= deadline_s:
+                reasons.append("no time was left for the other servers")
+                break
             try:
                 # Each is asked, and the latest timeline stays: an old primary takes writes, too.
-                found = self._open(dsn, is_spare=self._connection is not None)
+                found = self._open(dsn, deadline_s, is_spare=self._connection is not None)
             except (_NotThePrimary, NotALedgerError) as error:
                 reasons.append(str(error))
                 is_another |= isinstance(error, NotALedgerError)
@@ -100,19 +113,35 @@ class Server:
         if self._connection is not None:
             return self._connection
         kind = NotALedgerError if is_another else SourceUnreachableError
-        raise kind(f"no primary for the ledger {self.name!r}: {'; '.join(reasons)}")
+        whose = "" if self.name is None else f" for the ledger {self.name!r}"
+        raise kind(f"no primary{whose}: {'; '.join(reasons)}")
 
-    def leave_if_old(self) -> None:
-        """Close the connection if another server of the cluster has a later timeline."""
+    @contextlib.contextmanager
+    def held(self, deadline_s: float) -> Iterator[None]:
+        """Hold `lock`, and wait for it no longer than until `deadline_s`.
+
+        Raises:
+            LedgerBusyError: another thread of this process has it until then.
+        """
+        if not self.lock.acquire(timeout=min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX)):
+            raise LedgerBusyError(f"the ledger {self.name!r}: another thread of this process still uses the connection")
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def another(self) -> Server:
+        """The same servers, as they are known by now, over a connection of its own."""
+        return Server(self.dsn, self.name, self._identity, self.timeline, **self._options)
+
+    def look_around(self) -> None:
+        """Ask all servers of the cluster; `timeline` is the latest one's. A server that is gone takes seconds."""
         others = each_host(self.dsn)
         for dsn in others if len(others) > 1 else ():
             try:
-                found = self._open(dsn, is_spare=True)
+                self._open(dsn, math.inf, is_spare=True).close()
             except (_NotThePrimary, NotALedgerError):
                 continue
-            found.close()
-            self.close()
-            return
 
     def known_ledger(self) -> SourceLedger:
         """The ledger's row; connects where it is not known."""
@@ -130,48 +159,52 @@ class Server:
     def __del__(self) -> None:
         self.close()
 
-    def _open(self, dsn: str, *, is_spare: bool = False) -> Connection:
+    def _open(self, dsn: str, deadline_s: float, *, is_spare: bool = False) -> Session:
         """A connection to a primary; `is_spare`: only to one with a later timeline than the highest seen."""
         driver = psycopg()
-        options = {**self._options, "connect_timeout": _SPARE_CONNECT_S} if is_spare else self._options
+        with late_imports:
+            from pmm_shm.ledger.source.session import Session
         try:
-            connection: Connection = driver.connect(
+            session = Session.connect(
                 dsn,
                 autocommit=True,
                 prepare_threshold=None,
                 # A DSN, or PGCLIENTENCODING, must not change what is read.
                 client_encoding="utf8",
-                **options,
+                connect_timeout=connect_timeout_s(dsn, _SPARE_CONNECT_S if is_spare else deadline_s - time.monotonic()),
+                **self._options,
             )
+            session.deadline_s = deadline_s + limits.SOURCE_GRACE_S
         except driver.ProgrammingError as error:
             raise ConfigError(f"the data source name: {one_line(error)}") from None
         except driver.Error as error:
             raise _NotThePrimary(one_line(error)) from None
         try:
-            row = connection.execute(_TIMELINE).fetchone()
+            row = session.execute(_TIMELINE).fetchone()
             assert row is not None
             backend_pid, is_standby, timeline = row
-            where = f"{connection.info.host}:{connection.info.port}"
+            where = f"{session.info.host}:{session.info.port}"
             if is_standby:
                 raise _NotThePrimary(f"{where} is a standby")
             if timeline < self.timeline + is_spare:
                 raise _NotThePrimary(
                     f"{where} is an old primary (timeline {timeline}, and {self.timeline} was seen already)"
                 )
-            ledger = find_ledger(connection, self.name)
-            if self._identity is not None and ledger.identity != self._identity:
+            ledger = None if self.name is None else find_ledger(session, self.name)
+            if ledger is not None and self._identity is not None and ledger.identity != self._identity:
                 raise NotALedgerError(f"{where} has another ledger under the name {self.name!r}")
         except driver.Error as error:
-            connection.close()
+            session.close()
             raise _NotThePrimary(one_line(error)) from None
         except BaseException:
-            connection.close()
+            session.close()
             raise
-        if backend_pid == connection.info.backend_pid:
+        if backend_pid == session.info.backend_pid:
             # Named statements would not survive a pooler in transaction mode. It gives its clients numbers of its own.
-            connection.prepare_threshold = _PREPARED_AFTER
+            session.prepare_threshold = _PREPARED_AFTER
+            session.is_pooled = False
         self.ledger, self.timeline = ledger, timeline
-        return connection
+        return session
 
 
 class _NotThePrimary(LedgerError):

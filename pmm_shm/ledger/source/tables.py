@@ -1,7 +1,7 @@
 """The tables in PostgreSQL, and a ledger's row in them.
 
 `meta` is text: the hash covers its bytes. A row of `pmm_ledgers` is never updated: it is the lock of all appends to its
-ledger, and as such it has to stay small. The grants for each role are in docs/howto/cluster.md.
+ledger, and as such it has to stay small. The grants for each role are in docs/howto/many-machines.md.
 """
 
 from __future__ import annotations

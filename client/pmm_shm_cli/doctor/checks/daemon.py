@@ -80,14 +80,21 @@ def source(facts: SystemFacts) -> Iterator[Verdict]:
             remedy("follow-source", ledger=facts.path),
         )
         return
-    if replica["problem"] or not replica["is_running"]:
+    silent_ms = replica["lag_ms"] if replica["looked_ms"] is None else replica["looked_ms"]
+    if replica["problem"] or not replica["is_running"] or silent_ms > limits.REPLICA_LAG_MS_MAX:
+        reason = "the follower stands still" if replica["is_running"] else "the follower ended"
         yield warning(
-            f"its source {replica['name']!r} is not followed: {one_line(replica['problem'] or 'the follower ended')}",
+            f"its source {replica['name']!r} was not confirmed for {silent_ms:,} ms: "
+            f"{one_line(replica['problem'] or reason)}",
             "reads are those of the last look; the daemon tries again by itself unless somebody has to decide",
             remedy("see-status", ledger=facts.path),
         )
     else:
-        yield ok(f"follows {replica['name']!r} on {replica['server']}", "appends of all hosts arrive")
+        where = f"{replica['server']}, timeline {replica['timeline']}"
+        yield ok(
+            f"follows {replica['name']!r} on {where}; lag {replica['lag_events']:,} events, {replica['lag_ms']:,} ms",
+            "appends of all hosts arrive",
+        )
     if replica["lost_files"]:
         yield note(
             f"{len(replica['lost_files'])} file(s) hold events that PostgreSQL has lost at a failover",

@@ -1,0 +1,42 @@
+"""Parses `meta` with msgspec, where the extra `fast` has installed it: in a quarter of the time of Python's `json`.
+
+Invariant: the result is that of `parse_meta`. What msgspec refuses, or what could be outside our limits, goes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pmm_shm import limits
+from pmm_shm.late import late_imports
+from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS, SHORT_META_CHARS, parse_meta
+
+
+def fast_meta_parser() -> Callable[[object], dict[str, Any]]:
+    """A function that does what `parse_meta` does. Its first call imports msgspec: 20 ms and 3 MB."""
+    try:
+        with late_imports:
+            from msgspec.json import Decoder
+    except ImportError:
+        return parse_meta
+    decode = Decoder().decode
+
+    def parse(value: object) -> dict[str, Any]:
+        # Bytes would be decoded, too, and a longer text may hold an integer that is too long.
+        if value.__class__ is str and len(value) <= SHORT_INTEGER_DIGITS:
+            try:
+                parsed = decode(value)
+            except (ValueError, RecursionError):
+                # It refuses NaN, infinities and lone surrogates, which Python's `json` accepts.
+                return parse_meta(value)
+            if parsed.__class__ is dict and (len(value) <= SHORT_META_CHARS or _is_flat(value)):
+                return parsed
+        return parse_meta(value)
+
+    return parse
+
+
+def _is_flat(text: str) -> bool:
+    """Whether the text has too few brackets to be nested too deep."""
+    return text.count("[") + text.count("{") <= limits.META_DEPTH_MAX

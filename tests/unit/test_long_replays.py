@@ -1,0 +1,246 @@
+"""The short cuts of long replays change no answer: `meta` parsed by msgspec, and messages that are only looked at."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmm_shm import limits
+from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.engine import DecodeFold, Engine
+from pmm_shm.folds.recent import RecentFold
+from pmm_shm.folds.registry import built_in_folds
+from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.fast_json import fast_meta_parser
+from pmm_shm.ledger.rows import MalformedMeta, parse_meta
+from pmm_shm.ledger.tail import START, Tail, TailReader
+from pmm_shm_cli.synthetic import synthetic_rows
+from tests.support import ledgers
+
+# JSON.
+
+TOKENS = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ",",
+        '"',
+        '"a"',
+        '"b"',
+        '"a":1',
+        '{"a":1}',
+        "\\",
+        "\\u",
+        "\\ud800",
+        "\\ud83d\\ude00",
+        "\\n",
+        "\\/",
+        "\\x",
+        "0",
+        "-0",
+        "-0.0",
+        "01",
+        "1.",
+        ".5",
+        "1e5",
+        "1E+5",
+        "1e400",
+        "-1e400",
+        "5e-324",
+        "9007199254740993.0",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "nan",
+        "true",
+        "false",
+        "null",
+        "tru",
+        "\x00",
+        "\x01",
+        "\t",
+        "\n",
+        "\r",
+        "\x0b",
+        "\x7f",
+        "\ufeff",
+        "\u2028",
+        "é",
+        "😀",
+        "�",
+    ]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**700), 10**700)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()))
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+DOCUMENTS = st.builds(
+    json.dumps,
+    st.dictionaries(st.text(max_size=3), VALUES, max_size=4),
+    ensure_ascii=st.booleans(),
+    indent=st.none() | st.just(1),
+)
+BROKEN = st.lists(TOKENS, max_size=8).map("".join)
+REPEATED = st.lists(st.tuples(st.sampled_from("ab"), VALUES), max_size=4).map(
+    lambda pairs: "{" + ",".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs) + "}"
+)
+NESTED = st.builds(
+    lambda depth, end: '{"a":' + "[" * depth + "]" * (depth + end) + "}", st.integers(90, 110), st.sampled_from([0, 1])
+)
+LONG = st.builds(
+    lambda digits, sign: f'{{"a":{sign}{"7" * digits}}}', st.integers(600, 4_400), st.sampled_from(["", "-"])
+)
+OTHERS = st.sampled_from(
+    [None, "", 7, 0.5, b'{"a":1}', bytearray(b"{}"), "[1]", "7", " {} ", '{"a":1}{"b":2}', "\ufeff{}"]
+)
+
+
+def outcome(parse: Any, value: object) -> tuple[str, str]:
+    """The result with its types, order of keys and signs of zero; or the reason why there is none."""
+    try:
+        return "meta", repr(parse(value))
+    except MalformedMeta as error:
+        return "malformed", str(error)
+
+
+@given(value=DOCUMENTS | BROKEN | REPEATED | NESTED | LONG | OTHERS)
+def test_msgspec_gives_what_pythons_json_gives(value: object) -> None:
+    pytest.importorskip("msgspec")
+    assert fast_meta_parser() is not parse_meta
+    assert outcome(fast_meta_parser(), value) == outcome(parse_meta, value)
+
+
+@given(number=st.floats(allow_nan=False, allow_infinity=False) | st.decimals(allow_nan=False, allow_infinity=False))
+def test_each_bit_of_a_float_is_that_of_pythons_json(number: object) -> None:
+    pytest.importorskip("msgspec")
+    text = f'{{"a":{number!s}}}'.replace("E", "e")
+    assert outcome(fast_meta_parser(), text) == outcome(parse_meta, text)
+
+
+def test_only_a_long_replay_imports_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("pmm_shm.ledger.fast_json.fast_meta_parser", lambda: asked.append(1) or parse_meta)
+    folds = built_in_folds()
+    engine, states = Engine(folds), {fold.name: State() for fold in folds}
+    row = (1, "", "autonomy_tick", "", "{}")
+    for _ in range(2):
+        engine.apply([row] * (limits.FAST_JSON_EVENTS_MIN - 1), states)
+        # A short batch: the log is followed, not replayed.
+        engine.apply([row], states)
+    assert not asked
+    engine.apply([row] * limits.FAST_JSON_EVENTS_MIN, states)
+    assert asked
+
+
+# Messages.
+
+EVENTS = 1_500
+FIRST_LONG = 200
+
+
+class AllMessages(RecentFold):
+    """Wants more of the newest than one statement fetches, and of another kind."""
+
+    name = "all_messages"
+    newest_max: Mapping[str, int] = {"user": 100, "note": 3}
+    kinds: Mapping[str, Any] = {"user": ("content",), "note": ("content",)}
+
+    def apply_batch(self, events: Any, state: State) -> None:
+        for event in events:
+            state.table(event.kind)[event.id] = [event.ts, event.content]
+            kept = sorted(key for key, _ in state.table(event.kind).items())
+            for old in kept[: -self.newest_max[event.kind]]:
+                del state.table(event.kind)[old]
+
+
+def tails(reader: TailReader) -> list[Tail]:
+    found, position = [], START
+    while not found or not found[-1].is_complete:
+        found.append(reader.read(position))
+        position = found[-1].position
+    return found
+
+
+def state_of(folds: list[Fold], found: list[Tail]) -> dict[str, dict[bytes, Any]]:
+    engine, states = Engine(folds), {fold.name: State() for fold in folds}
+    for tail in found:
+        engine.apply(tail.rows, states)
+    return {name: {key: value for key, value in state.changes() if value is not None} for name, state in states.items()}
+
+
+HOSTILE = {
+    "nothing": "SELECT 1",
+    "a message that is not UTF-8": "UPDATE events SET content = CAST(x'41ff' AS TEXT) WHERE id = {user}",
+    "halves of one character in two messages": (
+        "UPDATE events SET content = CAST(iif(id % 2, x'c3', x'a9') AS TEXT) WHERE kind IN ('user', 'response')"
+    ),
+    "a surrogate": "UPDATE events SET content = CAST(x'eda080' AS TEXT) WHERE id = {user}",
+    "a blob": "UPDATE events SET content = x'414243' WHERE id = {user}",
+    "a number": "UPDATE events SET content = 7 WHERE id = {user}",
+    "zeros": "UPDATE events SET content = 'a' || char(0) || 'b' WHERE id >= {user}",
+    "a long message": "UPDATE events SET content = hex(zeroblob(40000)) WHERE id = {user}",
+    "long meta": "UPDATE events SET meta = hex(zeroblob(4000)) WHERE kind = 'user'",
+    "gaps": "UPDATE events SET id = id + 9000000000000000000 WHERE id > 700",
+    "kinds that come late": "UPDATE events SET kind = 'assistant_message' WHERE kind = 'response' AND id > 1200",
+}
+
+
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le"])
+@pytest.mark.parametrize("damage", list(HOSTILE))
+def test_messages_that_are_not_fetched_change_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, encoding: str
+) -> None:
+    path = str(tmp_path / "ledger.db")
+    monkeypatch.setattr(limits, "TAIL_ROWS_MAX", FIRST_LONG)
+    monkeypatch.setattr(limits, "SPARSE_ROWS_MAX", 400)
+    make(path, encoding)
+    users = [row[0] for row in ledgers.execute(path, "SELECT id FROM events WHERE kind = 'user' ORDER BY id")]
+    ledgers.execute(path, HOSTILE[damage].format(user=users[len(users) // 2]))
+    built_in = [*built_in_folds(), AllMessages()]
+    folds = [*built_in, DecodeFold(built_in)]
+    engine, connection = Engine(folds), Connection(path, "ro")
+    with connection.lock:
+        whole, sparse = (
+            tails(TailReader(connection, engine.kinds)),
+            tails(TailReader(connection, engine.kinds, newest=engine.newest)),
+        )
+    connection.close()
+    assert sum(tail.event_count for tail in sparse) == sum(tail.event_count for tail in whole)
+    assert sparse[-1].position == whole[-1].position
+    assert state_of(folds, sparse) == state_of(folds, whole)
+    if encoding == "UTF-8":
+        left_out = sum(tail.left_out for tail in sparse)
+        assert left_out > EVENTS // 20 or damage in ("halves of one character in two messages", "long meta")
+
+
+def make(path: str, encoding: str) -> None:
+    """A ledger of a talkative agent."""
+    rows = [row[:5] for row in islice(synthetic_rows(4), EVENTS)]
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"PRAGMA encoding = '{encoding}'")
+        connection.execute(
+            "CREATE TABLE events (id INTEGER PRIMARY KEY, ts TEXT, kind TEXT, content, meta TEXT, prev_hash, hash)"
+        )
+        connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, NULL, NULL)", rows)
