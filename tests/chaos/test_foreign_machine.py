@@ -17,7 +17,7 @@ from pmm_shm_client import connect
 from tests.support.foreign_logs import ALL, ForeignLog, toml_of
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 
-STEPS = 40
+STEPS = 24
 PAYMENTS = {
     "columns": "SELECT json_object('account', account, 'cents', cents) FROM payments",
     "blob": "SELECT state FROM stored_events",
@@ -69,7 +69,7 @@ def change(writer: sqlite3.Connection, name: str, what: str, step: int, chance: 
             writer.execute(f"PRAGMA journal_mode = {chance.choice(('WAL', 'DELETE'))}").fetchall()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize("log", ALL.values(), ids=ALL)
 def test_reads_equal_the_tables_whatever_is_done_to_them(log: ForeignLog, seed: int, tmp_path: Path) -> None:
     path, name, chance = tmp_path / "app.db", log.shape.name, random.Random(seed)
