@@ -353,7 +353,7 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
     path, log = tmp_path / "app.db", tmp_path / "daemon.log"
     COLUMNS.make(path, 6)
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
+        wait_until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
     edited = dataclasses.replace(COLUMNS.shape, meta={"columns": {"account": "upper(account)", "cents": "cents"}})
     with ForkedDaemon(path, "--shape", toml(tmp_path, edited), log=log, waits=False) as refused:
         assert refused.join(20.0) == 2
@@ -363,6 +363,9 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
         assert cache.fold("sums") == {account.upper(): cents for account, cents in sums_of(6).items()}
         wait_until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
+        stats = cache.stats()["daemon"]
+        assert stats is not None
+        assert stats["verifications_failed"] == 0
 
 
 def test_a_daemon_refuses_what_does_not_fit_and_makes_nothing(tmp_path: Path) -> None:
