@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from pmm_shm.finite import Finite
-from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    ledger_argument,
+    ledger_timeout_option,
+    refuse_foreign,
+    the_ledger,
+)
 
 if TYPE_CHECKING:
     from pmm_shm_chat.responder import Responder
@@ -79,6 +86,7 @@ def chat(
     a terminal each line of the input is a message, and the answers go to the output.
     """
     path = the_ledger(ledger)
+    refuse_foreign(path, "chat")
     from pmm_shm_chat.terminal import converse
     from pmm_shm_chat.turn import Chat
     from pmm_shm_client.cache import Cache

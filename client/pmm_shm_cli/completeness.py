@@ -16,6 +16,9 @@ def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     """Say on stderr why no vectors were compared, or that a better embedder is there; and which events were not
     searched, if there are any.
     """
+    if not found and not _is_indexed(ledger, timeout_s):
+        click.echo("pmm-shm: no event of this log is indexed; restart pmm-cached with --word-kinds KINDS", err=True)
+        return
     if found.problem is not None:
         click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)
     elif found.mode == "meaning":
@@ -36,3 +39,12 @@ def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     elif newer > 0:
         events = "1 newer event is" if newer == 1 else f"{newer:,} newer events are"
         click.echo(f"pmm-shm: {events} not taken into account (as of event {found.as_of}, head {head})", err=True)
+
+
+def _is_indexed(ledger: str, timeout_s: float) -> bool:
+    """False for the log of another program of which no words and no vectors are kept."""
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.connection import recorded_shape
+    from pmm_shm_terminal.state import ask, is_indexed
+
+    return recorded_shape(ledger) is None or is_indexed(ask(Instance.of(ledger), timeout_s).numbers)

@@ -219,7 +219,9 @@ class Reader:
             folds = [self.folds[name] for name in names]
             lineage = None if snapshot is None else snapshot.lineage(folds)
             if snapshot is None or lineage is None or self._is_distrusted(lineage):
-                raise SnapshotUnavailableError(self._why_no_snapshot())
+                missing = [] if snapshot is None else [one.name for one in folds if not snapshot.lineage([one])]
+                has_others = snapshot is not None and snapshot.header.folds and not snapshot.header.is_void
+                raise SnapshotUnavailableError(self._why_no_snapshot(missing if has_others else ()))
             if at_least is not None and snapshot.header.position.as_of < at_least:
                 raise SnapshotUnavailableError(f"event {at_least} is not published yet")
             read_model = self._snapshot_read_model
@@ -314,13 +316,17 @@ class Reader:
             self._snapshot_read_model = None
             self.connection.close()
 
-    def _why_no_snapshot(self) -> str:
+    def _why_no_snapshot(self, missing: Collection[str] = ()) -> str:
+        """`missing`: folds that are not published beside others that are."""
         if self.snapshots.locator.failure is not None:
             return str(self.snapshots.locator.failure)
         if not self.snapshots.locator.may_enter():
             return f"{self.connection.path}: no permission for the instance directory; share a group"
         if self._distrusted is not None:
             return f"{self.connection.path}: the published state was found wrong; start pmm-cached"
+        if missing:
+            what = f"the fold {', '.join(missing)} is not published in this version"
+            return f"{self.connection.path}: {what}; restart pmm-cached with it"
         return f"{self.connection.path}: nothing is published for it; start pmm-cached"
 
     def _at_head(self, snapshot: Snapshot | None, mark: Mark) -> Reading:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from pmm_shm.errors import MissingExtraError
-from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm.errors import ConfigError, MissingExtraError
+from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, shape_option, the_ledger
 
 _KIND_CHARS_MAX = 64
 
@@ -34,6 +34,7 @@ _KIND_CHARS_MAX = 64
 @click.option("--create", is_flag=True, help="Create the ledger if it does not exist.")
 @click.option("--autostart/--no-autostart", default=True, help="Start pmm-cached if none serves the ledger.")
 @ledger_timeout_option
+@shape_option
 def mcp(
     ledger: str | None,
     write: tuple[str, ...],
@@ -69,6 +70,8 @@ def mcp(
     with Cache(path, timeout=timeout.timeout_s, create=create) as cache:
         if autostart:
             start_daemon_or_say(cache)
+        if kinds and cache.shape is not None:
+            raise ConfigError(f"{cache.path}: the log of another program, which alone appends to it: leave out --write")
         memory = Memory(cache, kinds, timeout.timeout_s)
         if port is None:
             serving.serve_streams(memory)

@@ -17,6 +17,7 @@ from pmm_shm_client.results import applicable
 from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, cut_text, with_items
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.ledger.rows import Event
     from pmm_shm.projection.explaining import Explanation, Subject
 
@@ -114,21 +115,7 @@ class Memory:
         answer = self._explained(_subjects(subject, which), until, limit)
         if subject == "commitment" and not answer.events:
             raise ConfigError(f"commitment: no event speaks of {which!r:.80}")
-        head = {"subject": answer.subject, "value": answer.value, "as_of": answer.as_of, "events": answer.events}
-        if answer.totals:
-            head["totals"] = answer.totals
-        steps = (
-            {
-                "id": step.event_id,
-                "ts": step.ts,
-                "kind": step.kind,
-                "effect": step.effect,
-                "before": step.before,
-                "after": step.after,
-            }
-            for step in reversed(answer.steps)
-        )
-        return with_items(head, "steps", steps)
+        return _steps_of(answer)
 
     def _explained(self, candidates: Iterable[Subject], until: int | None, limit: int) -> Explanation:
         from pmm_shm.ledger.recovery import open_recovered
@@ -140,6 +127,42 @@ class Memory:
                 if answer.events:
                     break
             return answer
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is the log of another program, which has folds of its own."""
+        return self._cache.shape is not None
+
+    def folds(self) -> dict[str, Any]:
+        """What each fold describes, at one position: name to numbers, texts and tables."""
+        from pmm_shm.folds.describing import description
+
+        frame = self._cache.frame()
+        found = ({"fold": name, "values": description(fold, frame.fold(name))} for name, fold in self._folds().items())
+        return with_items({"as_of": frame.as_of}, "folds", found)
+
+    def explain_fold(self, fold: str, key: str, until: int | None, limit: int) -> dict[str, Any]:
+        """As `explain`, of a key of a fold.
+
+        Raises:
+            ConfigError: there is no such fold, or no event has changed the key.
+            FoldError: a hook of the fold fails.
+        """
+        from pmm_shm.projection.fold_values import FoldValue
+
+        folds = self._folds()
+        if fold not in folds:
+            raise ConfigError(f"fold: expected one of {', '.join(folds) or 'none'}, got {fold!r:.80}")
+        answer = self._explained([FoldValue(folds[fold], key)], until, limit)
+        if not answer.events:
+            raise ConfigError(f"key: no event has changed {key!r:.80}; the tool folds lists the keys")
+        return _steps_of(answer)
+
+    def _folds(self) -> dict[str, Fold]:
+        from pmm_shm.folds.registry import chosen_folds
+
+        shape = self._cache.shape
+        return {fold.name: fold for fold in chosen_folds(shape.folds if shape else ())}
 
     def commitments(self, status: Status, limit: int) -> dict[str, Any]:
         """Commitments, those that were opened or have expired last first, and how many there are."""
@@ -177,6 +200,24 @@ class Memory:
 
     def _applicable(self, name: str, answer: dict[str, Any]) -> dict[str, Any]:
         return applicable(name, answer, self._cache.not_applicable)
+
+
+def _steps_of(answer: Explanation) -> dict[str, Any]:
+    head = {"subject": answer.subject, "value": answer.value, "as_of": answer.as_of, "events": answer.events}
+    if answer.totals:
+        head["totals"] = answer.totals
+    steps = (
+        {
+            "id": step.event_id,
+            "ts": step.ts,
+            "kind": step.kind,
+            "effect": step.effect,
+            "before": step.before,
+            "after": step.after,
+        }
+        for step in reversed(answer.steps)
+    )
+    return with_items(head, "steps", steps)
 
 
 def _event(event: Event) -> dict[str, Any]:

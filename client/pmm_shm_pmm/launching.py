@@ -55,6 +55,7 @@ def become(
     variables = dict(os.environ)
     if ledger is not None:
         variables["PMM_DB"] = checked_ledger(ledger)
+    _refuse_foreign(variables.get("PMM_DB"))
     if _is_on() and not _is_pmm2(variables.get("PMM_DB")):
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (SITE, os.environ.get("PYTHONPATH"))))
         variables["PMM_SHM_RUN"] = str(os.getpid())
@@ -83,6 +84,15 @@ def _is_on() -> bool:
     except ConfigError:
         # The started process warns of the value.
         return True
+
+
+def _refuse_foreign(path: str | None) -> None:
+    """Raise `ConfigError` for the log of another program: PMM would make its own table in that file."""
+    # Looks for the record first: the check itself imports much.
+    if path and ("PMM_SHM_DIR" in os.environ or os.path.exists(f"{os.path.realpath(path)}-cache/shape.json")):
+        from pmm_shm_terminal.options import refuse_foreign
+
+        refuse_foreign(path, "run")
 
 
 def _is_pmm2(path: str | None) -> bool:

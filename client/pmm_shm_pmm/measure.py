@@ -22,7 +22,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm_pmm.measured import DEFAULT_RUNTIME, WAITING
 from pmm_shm_pmm.settings import settings_of_environment
 from pmm_shm_terminal.exits import FAILURE, CommandFailed
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, refuse_foreign, the_ledger
 from pmm_shm_terminal.output import cell, print_json, printable, show, table, titled
 from pmm_shm_terminal.program import run_program
 
@@ -55,6 +55,7 @@ def measure(ledger: str | None, calls: int, messages: int, runtime: str, as_json
     reply takes its place. Times are medians in milliseconds.
     """
     path = the_ledger(ledger)
+    refuse_foreign(path, "measure")
     sys.path.insert(0, os.getcwd())
     if find_spec("pmm") is None:
         raise CommandFailed("no package pmm here: install PMM, or start this in its checkout", FAILURE)

@@ -94,6 +94,25 @@ def any_fold(name: str, ledger: str | None = None) -> Fold:
     return next((fold for fold in own if fold.name == name), None) or find_fold(name)
 
 
+def only_fold(ledger: str) -> str | None:
+    """The fold that is meant where none is named: on the log of another program its only one; None on a ledger.
+
+    Raises:
+        UnknownFoldError: it has none, or several.
+    """
+    from pmm_shm.folds.registry import chosen_folds
+    from pmm_shm.ledger.connection import recorded_shape
+
+    shape = recorded_shape(ledger)
+    if shape is None:
+        return None
+    names = [fold.name for fold in chosen_folds(shape.folds)]
+    if len(names) == 1:
+        return names[0]
+    has = f"one of {', '.join(names)}" if names else "its shape has no folds; name one as MODULE:CLASS"
+    raise UnknownFoldError(f"{ledger}: a log of another program needs --fold: {has}")
+
+
 def folds_for(what: str, limit: float | None, shape: Shape | None = None) -> list[Fold]:
     """New folds for a replay; `limit` is that of trait deltas, None for the default.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from pmm_shm.errors import ConfigError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
 
+_SHAPE = "pmm_shm_terminal.shape"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -58,6 +60,20 @@ ledger_timeout_option = timeout_option(limits.LEDGER_TIMEOUT_S, "How long to wai
 ledger_argument = click.argument("ledger", required=False, metavar="[LEDGER]", shell_complete=completers.files)
 """The ledger, for commands without another argument."""
 
+
+def _keep_shape(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[_SHAPE] = value
+
+
+shape_option = click.option(
+    "--shape",
+    metavar="SHAPE",
+    expose_value=False,
+    callback=_keep_shape,
+    help="Read the log of another program by this shape, a TOML file or a name. Needed until one is recorded.",
+)
+"""`--shape`; `the_ledger` follows it."""
+
 fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
 """`--fold NAME`"""
 
@@ -76,7 +92,56 @@ def the_ledger(ledger: str | None) -> str:
             raise click.UsageError("no ledger: name one, or set PMM_DB")
     if not ledger:
         raise ConfigError("LEDGER: expected the path of a file, got an empty text")
+    follow_shape(ledger)
     return ledger
+
+
+def given_shape() -> str | None:
+    """`--shape` of the command that runs; None without one."""
+    ctx = click.get_current_context(silent=True)
+    found: str | None = None if ctx is None else ctx.meta.get(_SHAPE)
+    return found
+
+
+def with_shape(command: str, shape: str | None = None) -> str:
+    """A command to type; one that starts a daemon gets `shape`, by default the given one."""
+    shape = shape or given_shape()
+    return command.replace("pmm-cached ", f"pmm-cached --shape {shlex.quote(shape)} ") if shape else command
+
+
+def follow_shape(ledger: str) -> None:
+    """Let this process read the ledger by `--shape`, if it was given.
+
+    Raises:
+        ConfigError: there is no such shape, or another one is recorded.
+    """
+    name = given_shape()
+    if name is None:
+        return
+    from pmm_shm.instance.paths import Instance
+    from pmm_shm.ledger.connection import recorded_shape, use_shape
+    from pmm_shm.ledger.shape import load_shape
+    from pmm_shm.ledger.shape_record import agreed_shape
+
+    given = agreed_shape(Instance.of(ledger), load_shape(name))
+    # A recorded one may know its folds, which the given one lacks.
+    if given is not None and (given.folds or recorded_shape(ledger) is None):
+        use_shape(ledger, given)
+
+
+def refuse_foreign(ledger: str, command: str) -> None:
+    """Raise where LEDGER is the log of another program, for a command that needs one of PMM.
+
+    Raises:
+        ConfigError: it is.
+    """
+    from pmm_shm.ledger.connection import recorded_shape
+
+    shape = recorded_shape(ledger)
+    if shape is not None:
+        raise ConfigError(
+            f"{ledger}: the log of another program, read by the shape {shape}; {command} needs a ledger of PMM"
+        )
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm.errors import DaemonAbsentError, DaemonError, StoreError
 from pmm_shm.instance.paths import Instance
+from pmm_shm_terminal.options import with_shape
 
 DAEMON_ANSWERS_S = 2.0
 # A healthy daemon is some hundred microseconds behind: ask again before reporting a lag.
@@ -55,16 +56,28 @@ def ask(instance: Instance, timeout_s: float, head: int | None = None) -> Asked:
     return Asked(numbers, None)
 
 
-def with_remedies(instance: Instance, problems: Iterable[str | Exception]) -> list[dict[str, str | None]]:
-    """Each problem as a dict of `problem` and `command`: what to type, None without a known remedy."""
+def with_remedies(
+    instance: Instance, problems: Iterable[str | Exception], shape: str | None = None
+) -> list[dict[str, str | None]]:
+    """Each problem as a dict of `problem` and `command`: what to type, None without a known remedy.
+
+    Parameters:
+        shape: as `with_shape`.
+    """
     from pmm_shm.remedies import remedy_for
 
     pid = recorded_pid(instance)
     found = []
     for problem in problems:
         remedy = remedy_for(problem, ledger=instance.ledger, directory=instance.directory, daemon=pid)
-        found.append({"problem": str(problem), "command": remedy.command if remedy and remedy.command else None})
+        command = with_shape(remedy.command, shape) if remedy and remedy.command else None
+        found.append({"problem": str(problem), "command": command})
     return found
+
+
+def is_indexed(numbers: dict[str, Any] | None) -> bool:
+    """Whether a daemon keeps words or vectors of events, which it does for the log of another program if asked."""
+    return numbers is not None and bool(numbers["words"]["kinds"] or numbers["embeddings"]["tables"])
 
 
 def published(instance: Instance) -> tuple[int | None, dict[str, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import Found
-from pmm_shm_web.questions import context_counts, position, stream_query, whole_number
+from pmm_shm_web.questions import context_counts, position, status_of, stream_query, whole_number
 from pmm_shm_web.site import Site
 
 ANSWERS = ("identity", "commitments", "metrics", "stage", "recent", "history", "directives", "active-directives")
@@ -80,7 +80,8 @@ class Api:
         found = self._site.mind.frame(None)
         if isinstance(found, Job):
             return _progress(found)
-        return _json(chart.numbers(found.history()) if "history" not in found.not_applicable else None)
+        has_scores = self._site.shape is None and "history" not in found.not_applicable
+        return _json(chart.numbers(found.history()) if has_scores else None)
 
     def why(self, request: Request) -> Response:
         parameters = request.query_params
@@ -145,7 +146,7 @@ class Api:
 
     def failed(self, _: Request, error: Exception) -> Response:
         """An error as JSON."""
-        status = 409 if isinstance(error, CancelledError) else 400 if isinstance(error, ConfigError) else 503
+        status = 409 if isinstance(error, CancelledError) else status_of(error)
         return _json({"error": str(error) or "cancelled"}, status)
 
 

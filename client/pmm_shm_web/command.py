@@ -8,7 +8,7 @@ import click
 
 from pmm_shm.errors import MissingExtraError
 from pmm_shm_terminal.exits import FAILURE, CommandFailed
-from pmm_shm_terminal.options import CONTEXT, ledger_argument, the_ledger
+from pmm_shm_terminal.options import CONTEXT, ledger_argument, shape_option, the_ledger
 
 PORT = 8765
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
@@ -37,6 +37,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
     metavar="MODULE:CLASS",
     help="Also show this fold, which is not registered; may be repeated.",
 )
+@shape_option
 def web(
     ledger: str | None,
     port: int,

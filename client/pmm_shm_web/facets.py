@@ -5,6 +5,7 @@ Invariant: counts are continued only from an event that is still in the log as i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any, NamedTuple
@@ -150,8 +151,12 @@ class KindCounter:
             return _Counted()
         if last in self._past and self._is_continued(self._past[last]):
             return self._past[last]
-        near = min(self._past, key=lambda one: abs(one - last), default=None)
-        base = None if near is None or abs(near - last) > PAST_STEP_IDS else self._past[near]
+        # A log without an index can be counted from its start, or from what is counted to its end.
+        start = _Counted()
+        start.last_id = max(ID_MIN, (self._row_id("SELECT min(id) FROM events") or 0) - 1)
+        bases = {start.last_id: start, self._now.last_id: self._now, **self._past}
+        near = min(bases, key=lambda one: abs(one - last) if one > ID_MIN else math.inf)
+        base = bases[near] if near > ID_MIN and abs(near - last) <= PAST_STEP_IDS else None
         if base is not None and self._is_continued(base):
             found = base.copy()
             low, high = sorted((base.last_id, last))

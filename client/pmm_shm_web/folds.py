@@ -1,4 +1,4 @@
-"""Users' folds on the page: their numbers, texts and tables at a position, each with a link to its history."""
+"""The folds that are not built in: numbers, texts and tables at a position, each with a link to its history."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pmm_shm.errors import ConfigError, FoldError
+from pmm_shm.errors import ConfigError, FoldError, PmmShmError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.describing import description, explainable
-from pmm_shm.folds.registry import named_fold, registered_folds, with_named
+from pmm_shm.folds.registry import chosen_folds, named_fold, registered_folds, with_named
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.cursor import require_columns
@@ -45,7 +45,9 @@ class FoldPart(NamedTuple):
 
 
 class UserFolds:
-    """The folds of users that a page shows: those registered, and those named to the command.
+    """The folds that a page shows beside the built-in ones: those registered, and those named to the command.
+
+    On the log of another program those of its shape take the place of the registered ones.
 
     Parameters:
         names: of folds that are not registered, as package.module:attribute.
@@ -60,10 +62,12 @@ class UserFolds:
         self._problems: list[FoldPart] = []
         named = [named_fold(name) for name in names]
         try:
-            found = with_named(registered_folds(), named)
-        except FoldError as error:
-            # A registration is not this command's: the page shows the rest.
-            self._problems.append(FoldPart("registered folds", problem=str(error)))
+            shape = connection.shape
+            found = with_named(registered_folds() if shape is None else chosen_folds(shape.folds), named)
+        except PmmShmError as error:
+            # A registration, or a shape, is not this command's: the page shows the rest.
+            what = "registered folds" if connection.shape is None else "folds of the shape"
+            self._problems.append(FoldPart(what, problem=str(error)))
             found = named
         for fold in found:
             try:
@@ -90,6 +94,16 @@ class UserFolds:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ConfigError(f"fold: expected a JSON list of fold and key, got {argument!r:.80}") from None
         return FoldValue(fold, str(key))
+
+    def named(self, name: str) -> Fold:
+        """The fold of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.folds:
+            raise ConfigError(f"fold: there is no {name!r:.80}")
+        return self.folds[name]
 
 
 def _part(fold: Fold, view: Any) -> FoldPart:

@@ -15,7 +15,9 @@ from pmm_shm.errors import (
     SnapshotUnavailableError,
     UnknownModelError,
 )
+from pmm_shm.folds.registry import BUILT_IN_NAMES
 from pmm_shm.names import SEARCH_MODES
+from pmm_shm.projection.courses import Courses, courses
 from pmm_shm.projection.explaining import (
     Commitment,
     Directive,
@@ -90,7 +92,9 @@ class Mind:
         self.cache = cache
         self.folds = folds
         for fold in folds.folds.values():
-            cache.add_fold(fold)
+            # A shape may name built-in ones, which are there.
+            if fold.name not in BUILT_IN_NAMES:
+                cache.add_fold(fold)
         self._ledger = ledger
         self._jobs = jobs
         self._has_frame = False
@@ -125,6 +129,23 @@ class Mind:
         if job.error is not None:
             raise job.error
         return job.result
+
+    def courses(self, name: str, wait_s: float = EXPLAIN_WAIT_S) -> Courses | Job:
+        """A fold's numbers over the life of the log; or the job that replays it.
+
+        Raises:
+            ConfigError: there is no such fold.
+        """
+        fold, head = self.folds.named(name), self._ledger.head()
+
+        def work(report: Report) -> Courses:
+            from pmm_shm.ledger.recovery import open_recovered
+
+            with contextlib.closing(open_recovered(self._ledger.path, limits.LEDGER_TIMEOUT_S)) as connection:
+                return courses(connection, fold, progress=report)
+
+        found: Courses | Job = self._ended(("course", name, head), head, work, wait_s)
+        return found
 
     def subject(self, name: str, argument: str) -> Subject:
         """What is to be explained: as `subject_of`; `directive`, with the id of an event that has its text; or `fold`,

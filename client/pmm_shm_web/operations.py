@@ -11,6 +11,7 @@ from typing import Any
 
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.source.report import read_status
+from pmm_shm_terminal.options import given_shape
 from pmm_shm_terminal.state import Asked, ask, readers_of, reads_of, with_remedies, workers_of
 
 ASK_S = 1.0
@@ -25,6 +26,7 @@ class Operations:
 
     def __init__(self, path: str) -> None:
         self._instance = Instance.of(path)
+        self._shape = given_shape()
         self._lock = threading.Lock()
         self._asking: threading.Thread | None = None
         self._last: tuple[float, Asked] | None = None
@@ -63,7 +65,7 @@ class Operations:
         asked = self.ask()
         return {
             "health": asked.health,
-            "problems": with_remedies(self._instance, asked.problems),
+            "problems": with_remedies(self._instance, asked.problems, self._shape),
             "daemon": asked.numbers,
             "replica": self.replica(asked),
             "reads": reads_of(asked.numbers),
@@ -78,6 +80,8 @@ class Operations:
             `ok` and `findings`; or `problem`, why there are none.
         """
         command = [sys.executable, "-m", "pmm_shm_cli", "doctor", self._instance.ledger, "--json"]
+        if self._shape is not None:
+            command += ["--shape", self._shape]
         try:
             ran = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOCTOR_S, check=False

@@ -15,10 +15,11 @@ from pmm_shm.errors import ConfigError
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import History
 from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
-from pmm_shm_web import chart
+from pmm_shm_terminal.state import is_indexed
+from pmm_shm_web import chart, course
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, stream_query, whole_number
+from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, status_of, stream_query, whole_number
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
@@ -34,7 +35,9 @@ class Pages:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._render = Renderer(ledger=site.path, ledger_name=os.path.basename(site.path), why_not=WHY_NOT_APPLICABLE)
+        self._render = Renderer(
+            ledger=site.path, ledger_name=os.path.basename(site.path), why_not=WHY_NOT_APPLICABLE, shape=site.shape
+        )
         self._drawn: tuple[History, chart.Drawing] | None = None
 
     def routes(self) -> list[BaseRoute]:
@@ -45,6 +48,7 @@ class Pages:
             Route("/parts", self.parts),
             Route("/commitments", self.commitments),
             Route("/why", self.why),
+            Route("/course", self.course),
             Route("/stream", self.stream),
             Route("/stream/new", self.stream_new),
             Route("/facets", self.facets),
@@ -82,9 +86,11 @@ class Pages:
         return self._render("mind_with_header.html", **self._mind_values(found, at), **self._stream_values(request))
 
     def _whole(self, request: Request, frame: Frame, at: int | None) -> Response:
-        drawing = None if "history" in frame.not_applicable else self._drawing(self._site.mind.cache.history(), at)
+        has_scores = self._site.shape is None and "history" not in frame.not_applicable
+        drawing = self._drawing(self._site.mind.cache.history(), at) if has_scores else None
         values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
-        return self._render("page.html", job=None, drawing=drawing, **values)
+        has_index = self._site.shape is None or is_indexed(self._numbers())
+        return self._render("page.html", job=None, drawing=drawing, has_index=has_index, **values)
 
     def header(self, request: Request) -> Response:
         return self._render("header.html", **self._frame_values(self._frame(request), None), with_health=True)
@@ -101,17 +107,28 @@ class Pages:
 
     def _frame_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
         asked = self._site.operations.glance() if at is None else None
+        of_agent = {} if self._site.shape else self._agent_values(frame)
         return {
+            **of_agent,
             "frame": frame,
             "at": at,
             "missing": frame.not_applicable,
-            "open": commitments(frame.model().open),
-            "expired": commitments(frame.model().expired),
-            "directives": frame.active_directives(),
             "folds": self._site.mind.folds.parts(frame),
             "health": "not known yet" if asked is None else asked.health,
             "daemon": None if asked is None else asked.numbers,
             "replica": None if at is not None else self._site.operations.replica(asked),
+        }
+
+    def _numbers(self) -> dict[str, Any] | None:
+        asked = self._site.operations.glance()
+        return None if asked is None else asked.numbers
+
+    def _agent_values(self, frame: Frame) -> dict[str, Any]:
+        model = frame.model()
+        return {
+            "open": commitments(model.open),
+            "expired": commitments(model.expired),
+            "directives": frame.active_directives(),
         }
 
     def _mind_values(self, frame: Frame, at: int | None) -> dict[str, Any]:
@@ -162,6 +179,13 @@ class Pages:
             return self._progress(request, found, "#why")
         rows = self._site.stream.rows_of([step.event_id for step in found.steps])
         return self._answer(request, "why.html", "Why", explanation=found, rows=rows)
+
+    def course(self, request: Request) -> Response:
+        name = request.query_params.get("fold", "")
+        found = self._site.mind.courses(name)
+        if isinstance(found, Job):
+            return self._progress(request, found, "#why")
+        return self._answer(request, "course.html", "Over the log", fold=name, drawing=course.drawing(found))
 
     def _stream_values(self, request: Request) -> dict[str, Any]:
         query = stream_query(request.query_params)
@@ -230,8 +254,7 @@ class Pages:
             return self._answer(request, "cancelled.html", "Cancelled")
         values: dict[str, Any] = {"message": str(error), "at": None}
         if not _is_script(request):
-            status = 400 if isinstance(error, ConfigError) else 503
-            return self._render("alone.html", status, part="problem.html", title="Problem", **values)
+            return self._render("alone.html", status_of(error), part="problem.html", title="Problem", **values)
         # A script puts only answers with a status of success into the page.
         answer = self._render("problem.html", **values)
         if request.url.path in LIVE:

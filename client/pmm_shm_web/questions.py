@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import ConfigError, UnknownFoldError
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN
 from pmm_shm_web.stream import PAGE_ROWS, StreamQuery
 
@@ -28,6 +28,11 @@ def whole_number(parameters: Parameters, name: str, least: int = ID_MIN, most: i
     if digits.isascii() and digits.isdecimal() and len(digits) < DIGITS_MAX and least <= int(text) <= most:
         return int(text)
     raise ConfigError(f"{name}: expected a whole number from {least} to {most}, got {text!r:.80}")
+
+
+def status_of(error: Exception) -> int:
+    """400 for a request that has no meaning here, 503 where the ledger cannot be read."""
+    return 400 if isinstance(error, (ConfigError, UnknownFoldError)) else 503
 
 
 def position(parameters: Parameters) -> int | None:

@@ -31,6 +31,8 @@ class Site:
     live: Live
     operations: Operations
     caches: tuple[WatchingCache, ...]
+    shape: str | None
+    """By which the log of another program is read; None for a ledger."""
 
     @classmethod
     def of(cls, path: str, folds: Iterable[str] = ()) -> Site:
@@ -58,6 +60,7 @@ class Site:
             Live(listening, ledger),
             Operations(cache.path),
             (cache, listening),
+            None if cache.shape is None else str(cache.shape),
         )
 
     def warm_up(self) -> None:

@@ -28,6 +28,7 @@ _ROW = (
     f"id, substr(ts, 1, {TS_CHARS}), substr(kind, 1, {KIND_CHARS}), substr(content, 1, {CONTENT_CHARS}), "
     "length(content), length(meta)"
 )
+_META = f", CASE content WHEN '' THEN substr(meta, 1, {CONTENT_CHARS}) ELSE '' END"
 
 
 class StreamQuery(NamedTuple):
@@ -35,7 +36,8 @@ class StreamQuery(NamedTuple):
 
     Attributes:
         kind: only these; None for all. One of `KIND_CHARS` characters stands for all that begin so.
-        text: only events whose content has this text, capitals or not (in ASCII); None for all.
+        text: only events whose content has this text, capitals or not (in ASCII); on the log of another program, whose
+            content or meta. None for all.
         since, until: ISO 8601; only events of this time or later, or before it.
         before, after: only events with a lower or higher id.
         limit: how many at most.
@@ -66,7 +68,11 @@ class StreamQuery(NamedTuple):
 
 
 class StreamRow(NamedTuple):
-    """One event as listed: its content cut to the first characters, and the lengths of content and meta."""
+    """One event as listed: its content cut to the first characters, and the lengths of content and meta.
+
+    On the log of another program `meta` has the first characters of the meta of an event without content; otherwise it
+    is empty.
+    """
 
     id: int
     ts: str
@@ -74,6 +80,7 @@ class StreamRow(NamedTuple):
     content: str
     content_chars: int
     meta_chars: int
+    meta: str = ""
 
 
 class StreamPage(NamedTuple):
@@ -97,6 +104,9 @@ class Stream:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._is_foreign = ledger.connection.shape is not None
+        # Some programs keep all of an event in what the shape makes its meta.
+        self._columns = _ROW + (_META if self._is_foreign else "")
 
     def page(self, query: StreamQuery) -> StreamPage:
         """One page.
@@ -116,7 +126,7 @@ class Stream:
         head = 0 if found is None or found[0] is None else int(found[0])
         top = head if query.before is None else min(head, max(query.before, ID_MIN + 1) - 1)
         condition, values, is_quick = self._condition(query)
-        sql = f"SELECT {_ROW} FROM events WHERE id <= ? AND id >= ?{condition} ORDER BY id DESC LIMIT ?"
+        sql = f"SELECT {self._columns} FROM events WHERE id <= ? AND id >= ?{condition} ORDER BY id DESC LIMIT ?"
         rows: list[RawRow] = []
         deadline_s = time.monotonic() + SCAN_S
         while top >= floor and len(rows) <= query.limit:
@@ -152,7 +162,8 @@ class Stream:
             values.append(_encodable(query.kind))
         if query.text:
             is_quick = False
-            sql += " AND content LIKE ? ESCAPE '\\'"
+            text = "content || ' ' || meta" if self._is_foreign else "content"
+            sql += f" AND {text} LIKE ? ESCAPE '\\'"
             escaped = query.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
             values.append(f"%{_encodable(escaped)}%")
         for value, sign in ((query.since, ">="), (query.until, "<")):
@@ -166,7 +177,7 @@ class Stream:
         """The events with these ids, at most `PAGE_ROWS_MAX`; those that do not exist are left out."""
         wanted = [one for one in ids if ID_MIN <= one <= ID_MAX][:PAGE_ROWS_MAX]
         places = ", ".join("?" * len(wanted))
-        sql = f"SELECT {_ROW} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
+        sql = f"SELECT {self._columns} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
         if not wanted:
             return {}
         # Cut as they are, they fit in one batch.
@@ -234,4 +245,5 @@ def _plain(value: Any) -> Any:
 
 def _stream_row(row: RawRow) -> StreamRow:
     ts, kind, content = (value if isinstance(value, str) else spelled(value) for value in row[1:4])
-    return StreamRow(row[0], ts, kind, content, row[4] or 0, row[5] or 0)
+    meta = (value if isinstance(value, str) else spelled(value) for value in row[6:])
+    return StreamRow(row[0], ts, kind, content, row[4] or 0, row[5] or 0, *meta)

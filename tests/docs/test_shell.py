@@ -96,7 +96,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("pmm-shm verify --no-", ["--no-chain"]),
         ("pmm-shm search agent.db --model wo", ["wordllama"]),
         ("pmm-shm append agent.db commitment_o", ["commitment_open"]),
-        ("pmm-shm explain agent.db ", ["identity.name", "commitment", "trait", "metrics"]),
+        ("pmm-shm explain agent.db ", ["identity.name", "commitment", "trait", "directive", "metrics"]),
         ("pmm-shm completion ", list(SHELLS)),
     ],
 )

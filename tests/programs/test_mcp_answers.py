@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -14,12 +15,14 @@ from mcp.types import CallToolResult, TextContent, TextResourceContents
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.frozen import FrozenDict
+from pmm_shm.ledger.connection import use_shape
 from pmm_shm_client.cache import Cache
 from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
 from pmm_shm_mcp.command import protected_kinds
 from pmm_shm_mcp.memory import META_CHARS_MAX, Memory
 from pmm_shm_mcp.tools import server
 from tests.support import ledgers, pmm2
+from tests.support.foreign_logs import BLOB, sums_of
 
 _T = TypeVar("_T")
 READ = ["recall", "context", "events", "explain", "commitments"]
@@ -288,3 +291,22 @@ def test_rows_of_other_programs_are_readable(cache: Cache) -> None:
     )
     (event,) = answer(Memory(cache), "events")["events"]
     assert event["ts"] == "yesterday"
+
+
+# The log of another program.
+
+
+def test_the_log_of_another_program_has_its_folds(tmp_path: Path) -> None:
+    BLOB.make(tmp_path / "app.db", 12).close()
+    with Cache(tmp_path / "app.db", shape=BLOB.shape) as cache:
+        use_shape(cache.path, BLOB.shape)
+        memory = Memory(cache)
+        tools = asked(memory, lambda client: client.list_tools()).tools
+        assert [tool.name for tool in tools] == ["recall", "events", "folds", "explain_fold"]
+        assert asked(memory, lambda client: client.list_resources()).resources == []
+        assert answer(memory, "folds") == {"as_of": 12, "folds": [{"fold": "sums", "values": sums_of(12)}]}
+        found = answer(memory, "explain_fold", fold="sums", key="a", until=6)
+        assert (found["value"], [step["id"] for step in found["steps"]]) == (sums_of(6)["a"], [6, 3])
+        assert answer(memory, "events", limit=1)["events"][0]["meta"] == {"account": "a", "cents": 12}
+        for fold, key in (("sums", "nobody"), ("metrics", "ias")):
+            assert called(memory, "explain_fold", fold=fold, key=key).is_error

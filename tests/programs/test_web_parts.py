@@ -19,10 +19,11 @@ pytest.importorskip("jinja2")
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.projection.courses import Courses
 from pmm_shm_cli import synthetic
 from pmm_shm_client import Cache
 from pmm_shm_terminal.tokens import token_in
-from pmm_shm_web import chart, facets, jobs, shown, stream
+from pmm_shm_web import chart, course, facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.ledger import Ledger
 from pmm_shm_web.questions import position, stream_query
@@ -148,12 +149,16 @@ def test_counts_by_kind_follow_the_log(opened: Ledger) -> None:
     # Events that are gone, as after a restore.
     ledgers.execute(opened.path, "DELETE FROM events WHERE id > 250")
     assert counted() == wanted()
-    until = counter.counts_until(60)
-    if opened.read(opened.has_kind_index):
-        assert until is not None
-        assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= 60))
-    else:
-        assert until is None
+    # Near the start, near the end, and far from both: there it needs an index.
+    for event_id, is_near in ((60, True), (190, True), (125, False)):
+        with mock.patch("pmm_shm_web.facets.PAST_STEP_IDS", 62):
+            until = counter.counts_until(event_id)
+        if is_near or opened.read(opened.has_kind_index):
+            assert until is not None
+            assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= event_id))
+        else:
+            assert until is None
+        counter._past.clear()
 
 
 def test_counts_after_a_restore_in_place_and_more_appends(opened: Ledger) -> None:
@@ -366,7 +371,7 @@ def test_the_head_of_a_replica_says_so(ledger: str) -> None:
         "problem": "the server <b>does not answer",
     }
     values = {"missing": (), "health": "healthy", "daemon": {"lag_events": 0}, "replica": replica}
-    made = Renderer(why_not="")("header.html", frame=frame, at=None, **values)
+    made = Renderer(why_not="", shape=None)("header.html", frame=frame, at=None, **values)
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", bytes(made.body).decode("utf-8"))).split())
     assert (
         "A replica of <b>west</b> on db:5432, timeline 3: 1,234 events behind, confirmed 2.5 s ago, 1 fork. "
@@ -418,3 +423,24 @@ def test_the_drawing_has_few_corners_and_all_extremes(tmp_path: Path) -> None:
         assert all(a[0] == b[0] or a[1] == b[1] for a, b in itertools.pairwise(corners))
     widths = [int(one) for _, path in drawn.stages for one in re.findall(r"h(\d+)", path)]
     assert sum(widths) == chart.WIDTH
+
+
+def test_the_course_of_a_number() -> None:
+    curves: dict[str, list[tuple[int, float | None]]] = {
+        "steps": [(1, 0.0), (51, 10.0)],
+        "gap": [(1, 5.0), (21, None), (61, 7.0)],
+        "wide": [(1, -1.7e308), (2, 1.7e308)],
+        "flat": [(1, 3.0)],
+    }
+    drawn = course.drawing(Courses(curves, 1, 101, 1))
+    steps, gap, wide, flat = drawn.curves
+    assert steps.lines == ("0.0,56.0 500.0,56.0 500.0,4.0 1000.0,4.0",)
+    assert (steps.low, steps.high, steps.last) == (0.0, 10.0, 10.0)
+    assert gap.lines == ("0.0,56.0 200.0,56.0", "600.0,4.0 1000.0,4.0")
+    assert wide.lines == ("0.0,56.0 10.0,56.0 10.0,4.0 1000.0,4.0",)
+    assert flat.lines == ("0.0,30.0 1000.0,30.0",)
+    assert (drawn.links[0].label, drawn.links[-1].label, len(drawn.links)) == ("3", "101", course.LINKS)
+    one = course.drawing(Courses({"n": [(7, 1.0)]}, 7, 7, 1))
+    assert one.curves[0].lines == ("0.0,30.0 1000.0,30.0",)
+    many = course.drawing(Courses({str(n): [(1, 1.0)] for n in range(99)}, 1, 5, 1))
+    assert (len(many.curves), many.total) == (course.CURVES_SHOWN, 99)

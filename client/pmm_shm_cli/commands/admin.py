@@ -20,6 +20,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_argument,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
     timeout_option,
 )
@@ -106,6 +107,7 @@ def _stdin() -> str:
 @fold_option
 @click.option("--chain/--no-chain", default=True, help="Check the ledger's own hash chain too.")
 @timeout_option(limits.LONG_COMMAND_TIMEOUT_S, "How long to wait for a busy ledger and for the daemon's verification.")
+@shape_option
 @json_option
 def verify(ledger: str | None, fold: str | None, chain: bool, timeout: Deadline, as_json: bool) -> None:
     """Check the hash chain and the published state.

@@ -15,7 +15,7 @@ from pmm_shm.finite import Finite
 from pmm_shm_cli.environment import changed_environment
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, refuse_foreign, the_ledger
 from pmm_shm_terminal.output import console, pairs, print_json, show, table, titled
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def bench(ledger: str | None, seconds: float, as_json: bool) -> None:
     are timed; exit code 5 if one differs. TMPDIR needs free space of twice the size of LEDGER.
     """
     path = the_ledger(ledger)
+    refuse_foreign(path, "bench")
     from pmm_shm_cli import benchmark
 
     facts = benchmark.machine()

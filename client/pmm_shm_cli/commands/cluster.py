@@ -13,7 +13,15 @@ import click
 
 from pmm_shm_terminal import completers, exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    json_option,
+    ledger_argument,
+    ledger_timeout_option,
+    refuse_foreign,
+    the_ledger,
+)
 from pmm_shm_terminal.output import json_value, print_json, progress, show
 
 
@@ -112,6 +120,7 @@ def forks(ledger: str | None, file: str | None, as_json: bool) -> None:
     With --append-again the events of such a file get new ids, and the file is renamed.
     """
     path = the_ledger(ledger)
+    refuse_foreign(path, "cluster")
     from pmm_shm.instance.paths import real_path
     from pmm_shm.ledger.source.lost import all_lost, append_again
     from pmm_shm_client import EventLog
@@ -141,6 +150,7 @@ def forks(ledger: str | None, file: str | None, as_json: bool) -> None:
 def audit(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Compare a replica with PostgreSQL: all columns of all events. Exit code 5 if they differ."""
     path = the_ledger(ledger)
+    refuse_foreign(path, "cluster")
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.source.audit import audit as compare
     from pmm_shm.ledger.source.server import Server
@@ -170,6 +180,7 @@ def audit(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
 def detach(ledger: str | None, timeout: Deadline) -> None:
     """Make a replica an ordinary ledger, which takes appends itself. Stop its pmm-cached first."""
     path = the_ledger(ledger)
+    refuse_foreign(path, "cluster")
     from pmm_shm.ledger.connection import Connection
     from pmm_shm.ledger.replicas import make_ordinary
 

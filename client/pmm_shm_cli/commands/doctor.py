@@ -10,7 +10,16 @@ import click
 
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, timeout_option
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    follow_shape,
+    json_option,
+    ledger_argument,
+    shape_option,
+    timeout_option,
+    with_shape,
+)
 from pmm_shm_terminal.output import print_json, printable, progress, show
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold re
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @timeout_option(_ANSWERS_S, "How long to wait for a busy ledger and for the daemon's answer.")
+@shape_option
 @json_option
 def doctor(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Diagnose LEDGER, its daemon and this machine.
@@ -37,8 +47,11 @@ def doctor(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     from pmm_shm_cli.doctor import diagnose, gather, look_at_machine
 
     named = ledger or flags.default_ledger()
+    if named is not None:
+        follow_shape(named)
     with progress("Looking", None):
         findings = diagnose(look_at_machine(None) if named is None else gather(named, timeout.timeout_s))
+    findings = [dataclasses.replace(one, command=with_shape(one.command)) if one.command else one for one in findings]
     path = None if named is None else real_path(named)
     errors = [one for one in findings if one.severity == "error"]
     if as_json:

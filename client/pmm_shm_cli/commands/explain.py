@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm.flags import default_ledger
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE, only_fold
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
@@ -18,6 +19,7 @@ from pmm_shm_terminal.options import (
     is_like_a_file,
     json_option,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import cell, json_value, pairs, print_json, printable, progress, show, table, titled
@@ -53,6 +55,7 @@ _WHAT = "identity.name, commitment CID, trait NAME, directive TEXT, or metrics"
 )
 @click.option("--until", type=click.IntRange(min=0), metavar="EVENT_ID", help="Explain the value at this event.")
 @ledger_timeout_option
+@shape_option
 @json_option
 def explain(
     words: tuple[str, ...],
@@ -73,6 +76,9 @@ def explain(
     Example:
       pmm-shm explain agent.db --fold tool_use calls.search
     """
+    if fold is None:
+        named = words[0] if words and os.path.exists(words[0]) else default_ledger()
+        fold = None if named is None else only_fold(the_ledger(named))
     if fold is not None:
         if integer:
             raise click.UsageError("--integer means something for commitment only")
@@ -114,7 +120,6 @@ def _explain_fold(
     words: Sequence[str], name: str, limit: int, until: int | None, timeout: Deadline, as_json: bool
 ) -> None:
     """Explain a key of a fold, or list its keys with their values."""
-    from pmm_shm.flags import default_ledger
     from pmm_shm.folds.describing import explainable
     from pmm_shm.ledger.recovery import open_recovered
     from pmm_shm.ledger.tail import head_of

@@ -14,7 +14,7 @@ import click
 from pmm_shm.errors import ConfigError
 from pmm_shm_terminal import completers
 from pmm_shm_terminal.moments import id_or_instant
-from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, the_ledger
+from pmm_shm_terminal.options import CONTEXT, Deadline, ledger_argument, ledger_timeout_option, shape_option, the_ledger
 from pmm_shm_terminal.output import printable, styled
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _LOOK_S = 0.1
 @click.option("--reverse", is_flag=True, help="Print the newest last.")
 @ledger_timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event, on a line of its own.")
+@shape_option
 def log(
     ledger: str | None,
     follow: bool,

@@ -19,6 +19,8 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_and_word,
     ledger_timeout_option,
+    refuse_foreign,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import json_value, print_json, printable, styled
@@ -57,6 +59,7 @@ def context(
     the name of a file.
     """
     ledger, text = _ledger_and_text(words)
+    refuse_foreign(ledger, "context")
     chosen: Any = mode
     from pmm_shm_terminal.spectator import SpectatorCache
 
@@ -91,6 +94,7 @@ def _ledger_and_text(words: Sequence[str]) -> tuple[str, str | None]:
 )
 @search_options
 @ledger_timeout_option
+@shape_option
 @json_option
 def recall(
     words: tuple[str, ...],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE, only_fold
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import (
     CONTEXT,
@@ -19,6 +19,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_argument,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import print_json, printable, progress
@@ -53,6 +54,7 @@ _HEAD_BYTES = 4_096
 @click.option("--title", metavar="TEXT", help="Title above the figure; none by default.")
 @click.option("--names", is_flag=True, help="Write the agent's names beside the changes of its name.")
 @ledger_timeout_option
+@shape_option
 @json_option
 def plot(
     ledger: str | None,
@@ -76,11 +78,12 @@ def plot(
       pmm-shm plot agent.db -o agent.svg --title "Agent 7"
       pmm-shm plot agent.db -o calls.svg --fold tool_use --key calls.search
     """
+    path = the_ledger(ledger)
+    fold = fold or only_fold(path)
     if fold is None and keys:
         raise click.UsageError("--key needs --fold")
     if fold is not None and names:
         raise click.UsageError("--names means nothing with --fold")
-    path = the_ledger(ledger)
     if output is None:
         output = str(Path(path).with_suffix(".svg"))
         _refuse_other(output)

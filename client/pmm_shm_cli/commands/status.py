@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmm_shm.errors import FoldError, SnapshotUnavailableError
+from pmm_shm.errors import FoldError, PmmShmError, SnapshotUnavailableError
 from pmm_shm_terminal import exits
 from pmm_shm_terminal.exits import CommandFailed
-from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_argument, the_ledger, timeout_option
+from pmm_shm_terminal.options import (
+    CONTEXT,
+    Deadline,
+    json_option,
+    ledger_argument,
+    shape_option,
+    the_ledger,
+    timeout_option,
+)
 from pmm_shm_terminal.output import json_value, print_json, show
 from pmm_shm_terminal.state import DAEMON_ANSWERS_S
 
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     help="Also show the numbers of this fold, which is not registered; may be repeated.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show all numbers.")
+@shape_option
 @json_option
 def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: Deadline, as_json: bool) -> None:
     """Show health and position of the daemon.
@@ -87,18 +96,23 @@ def status(ledger: str | None, folds: tuple[str, ...], verbose: bool, timeout: D
 
 
 def _described(path: str, published: Collection[str], named: Iterable[str], timeout: Deadline) -> dict[str, Any]:
-    """Name of each fold of a user's that is published to what it describes, or to a line that says why not."""
+    """Name of each fold that is not built in and is published, or is one of the log's shape, to what it describes, or
+    to a line that says why not.
+    """
     from pmm_shm.folds.engine import DECODE
-    from pmm_shm.folds.registry import BUILT_IN_NAMES, named_fold, registered_folds
+    from pmm_shm.folds.registry import BUILT_IN_NAMES, chosen_folds, named_fold, registered_folds
+    from pmm_shm.ledger.connection import recorded_shape
 
+    shape = recorded_shape(path)
     folds = {fold.name: fold for fold in map(named_fold, named)}
-    others = set(published) - BUILT_IN_NAMES - {DECODE} - folds.keys()
+    others = set() if shape else set(published) - BUILT_IN_NAMES - {DECODE} - folds.keys()
     found: dict[str, Any] = {}
     try:
         # Takes 50 ms. Folds that are not registered, such as those of `pmm-shm run`, are shown if they are named.
         folds.update((fold.name, fold) for fold in (registered_folds() if others else ()) if fold.name in others)
-    except FoldError as error:
-        found["registered folds"] = str(error)
+        folds.update((fold.name, fold) for fold in (chosen_folds(shape.folds) if shape else ()))
+    except PmmShmError as error:
+        found["folds of the shape" if shape else "registered folds"] = str(error)
     if not folds:
         return found
     from pmm_shm.folds.describing import description
@@ -107,7 +121,8 @@ def _described(path: str, published: Collection[str], named: Iterable[str], time
     with SpectatorCache(path, timeout=timeout.left_s()) as cache:
         for name, fold in folds.items():
             try:
-                cache.add_fold(fold)
+                if fold.name not in BUILT_IN_NAMES:
+                    cache.add_fold(fold)
                 found[name] = description(fold, cache.fold(name, consistency="snapshot"))
             except (FoldError, SnapshotUnavailableError) as error:
                 found[name] = str(error)

@@ -20,7 +20,7 @@ import click
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError
 from pmm_shm.finite import Finite
-from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, the_ledger
+from pmm_shm_terminal.options import CONTEXT, json_option, ledger_argument, shape_option, the_ledger
 from pmm_shm_terminal.output import console, json_value, print_json, show
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _PIPE_LINES = 24
     "--interval", type=Finite(min=0.1, max=3_600), default=1.0, metavar="SECONDS", help="Time between two samples."
 )
 @click.option("--once", is_flag=True, help="Print one frame and exit, as without a terminal.")
+@shape_option
 @json_option
 def top(ledger: str | None, interval: float, once: bool, as_json: bool) -> None:
     """Watch a ledger and its daemon live. Press q to quit, ? for the other keys.

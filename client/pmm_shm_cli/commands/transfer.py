@@ -14,6 +14,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_argument,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
 )
 from pmm_shm_terminal.output import json_value, print_json, progress
@@ -22,6 +23,7 @@ from pmm_shm_terminal.output import json_value, print_json, progress
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @ledger_timeout_option
+@shape_option
 def export(ledger: str | None, timeout: Deadline) -> None:
     """Print every event as a JSON line, for `import`.
 

@@ -24,6 +24,7 @@ from pmm_shm_terminal.options import (
     ledger_and_word,
     ledger_argument,
     ledger_timeout_option,
+    shape_option,
     the_ledger,
     timeout_option,
 )
@@ -66,6 +67,7 @@ _model_option = click.option(
 @click.option("--events/--no-events", default=True, help="Show the events, not only their ids.")
 @search_options
 @ledger_timeout_option
+@shape_option
 @json_option
 def search(
     words: tuple[str, ...],
