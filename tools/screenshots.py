@@ -61,6 +61,7 @@ def _take(address: str) -> None:
             page.screenshot(path=PICTURES / f"{name}.png")
             if name == "now":
                 page.goto(page.url.split("?")[0] + f"?at={PAST}")
+                page.locator("html.scripted").wait_for()
                 page.locator("#parts a.why").nth(1).click()
                 page.locator("#why-title").wait_for()
                 page.locator("#chart canvas").wait_for()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,13 +15,13 @@ from starlette.types import ASGIApp
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm_web.api import Api
+from pmm_shm_web.assets import FOLDER, PREFIX
 from pmm_shm_web.guard import API, HEALTH, Access, Guard
 from pmm_shm_web.jobs import CancelledError
 from pmm_shm_web.pages import Pages
 from pmm_shm_web.site import Site
 
 _FAILED = "the server has failed; its terminal has the reason"
-STATIC = Path(__file__).parent / "static"
 
 
 def make_app(site: Site, access: Access) -> ASGIApp:
@@ -53,7 +52,7 @@ def make_app(site: Site, access: Access) -> ASGIApp:
             Route(HEALTH, health),
             *api.routes(),
             *pages.routes(),
-            Mount("/static", StaticFiles(directory=STATIC)),
+            Mount(PREFIX.rstrip("/"), StaticFiles(directory=FOLDER)),
         ],
         exception_handlers={PmmShmError: failed, CancelledError: failed, HTTPException: refused, Exception: refused},
         lifespan=lifespan,

@@ -18,13 +18,16 @@ from urllib.parse import parse_qsl, quote, urlencode
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pmm_shm_web.assets import ADDRESSES, STYLE_SOURCE
+
 API = "/api/v1"
 HEALTH = "/healthz"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _HEADERS = (
     (
         b"content-security-policy",
-        b"default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
+        b"default-src 'self'; style-src 'self' %b; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        b"object-src 'none'" % STYLE_SOURCE.encode("ascii"),
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -33,6 +36,8 @@ _HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 _NO_STORE = (b"cache-control", b"no-store")
+_FOR_EVER = (b"cache-control", b"private, max-age=31536000, immutable")
+_ASSETS = frozenset(ADDRESSES.values())
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [one for one in message["headers"] if one[0].lower() != b"server"]
-                cached = () if path.startswith("/static/") else (_NO_STORE,)
-                message = {**message, "headers": [*kept, *_HEADERS, *cached]}
+                kind = _FOR_EVER if message["status"] == 200 and _asset(scope) in _ASSETS else _NO_STORE
+                message = {**message, "headers": [*kept, *_HEADERS, kind]}
             await send(message)
 
         await (self._app if answer is None else answer)(scope, receive, send_guarded)
@@ -137,6 +142,11 @@ def _is_foreign(scope: Scope, headers: Mapping[str, list[str]]) -> bool:
     sites, modes = headers.get("sec-fetch-site", []), headers.get("sec-fetch-mode", [])
     is_link = scope["method"] == "GET" and modes == ["navigate"] and headers.get("sec-fetch-dest", []) == ["document"]
     return bool(sites) and sites[0] not in ("same-origin", "none") and not is_link
+
+
+def _asset(scope: Scope) -> str:
+    query: bytes = scope["query_string"]
+    return f"{scope['path']}?{query.decode('latin-1')}"
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:

@@ -90,7 +90,8 @@ class Pages:
         drawing = self._drawing(self._site.mind.cache.history(), at) if has_scores else None
         values = {**self._mind_values(frame, at), **self._stream_values(request), "counts": CONTEXT_COUNTS}
         has_index = self._site.shape is None or is_indexed(self._numbers())
-        return self._render("page.html", job=None, drawing=drawing, has_index=has_index, **values)
+        values |= {"drawing": drawing, "has_index": has_index}
+        return self._render.in_two("page.html", "</header>", job=None, **values)
 
     def header(self, request: Request) -> Response:
         return self._render("header.html", **self._frame_values(self._frame(request), None), with_health=True)

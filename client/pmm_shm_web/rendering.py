@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, StreamingResponse
 
-from pmm_shm_web import mind, shown
+from pmm_shm_web import assets, mind, shown
 
 
 def _link(path: str, **parameters: Any) -> str:
@@ -40,7 +41,7 @@ def environment() -> Environment:
         words=shown.words,
         in_short=mind.in_short,
     )
-    made.globals["link"] = _link
+    made.globals.update(link=_link, assets=assets.ADDRESSES, style=assets.STYLE)
     return made
 
 
@@ -56,5 +57,30 @@ class Renderer:
 
     def __call__(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         text = self._environment.get_template(template).render({**self._common, **values})
-        # A lone surrogate of the ledger must not end the answer.
-        return HTMLResponse(text.encode("utf-8", "replace"), status)
+        return HTMLResponse(_encoded(text), status)
+
+    def in_two(self, template: str, end: str, **values: Any) -> StreamingResponse:
+        """A page whose part up to `end` is sent, and so can be painted, while the rest is rendered.
+
+        Errors of the first part are raised; the rest must only use values that are computed already.
+        """
+        parts = self._environment.get_template(template).generate({**self._common, **values})
+        first = _encoded("".join(_until(parts, end)))
+
+        def sent() -> Iterator[bytes]:
+            yield first
+            yield _encoded("".join(parts))
+
+        return StreamingResponse(sent(), media_type="text/html")
+
+
+def _until(parts: Iterable[str], end: str) -> Iterator[str]:
+    for part in parts:
+        yield part
+        if end in part:
+            return
+
+
+def _encoded(text: str) -> bytes:
+    # A lone surrogate of the ledger must not end the answer.
+    return text.encode("utf-8", "replace")

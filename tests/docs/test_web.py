@@ -11,7 +11,9 @@ import socket
 import stat
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -98,6 +100,38 @@ def test_headers_of_all_answers(server: WebServer) -> None:
         assert reply.headers["referrer-policy"] == "same-origin"
         assert reply.headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in reply.headers
+
+
+def test_a_browser_keeps_a_file_and_asks_for_a_changed_one_anew(server: WebServer) -> None:
+    page = server.page()
+    addresses = re.findall(r"/static/[^\s\"]+", page)
+    assert {one.partition("?")[0].rpartition("/")[2] for one in addresses} == {
+        *("icon.svg", "start.js", "page.js", "htmx.min.js", "uPlot.iife.min.js", "uPlot.min.css")
+    }
+    for address in addresses:
+        assert "immutable" in server.ask(address).headers["cache-control"], address
+        for other in (address.partition("?")[0], address + "0"):
+            assert server.ask(other).headers["cache-control"] == "no-store", other
+        assert server.ask(address, cookie="").headers["cache-control"] == "no-store", address
+
+
+def test_the_style_of_the_page_is_the_one_that_the_policy_names(server: WebServer) -> None:
+    reply = server.ask("/")
+    (style,) = re.findall(r"<style>(.*?)</style>", reply.text, re.DOTALL)
+    digest = b64encode(sha256(style.encode("utf-8")).digest()).decode("ascii")
+    assert f"style-src 'self' 'sha256-{digest}';" in reply.headers["content-security-policy"]
+    assert '<link rel="stylesheet"' not in reply.text
+
+
+def test_the_head_of_the_page_is_sent_before_the_rest(server: WebServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", "/", headers={"Cookie": server.cookie})
+    reply = connection.getresponse()
+    first = reply.read1(1 << 20).decode("utf-8")
+    assert 'id="as-of"' in first
+    assert 'id="chart"' not in first
+    assert reply.read().decode("utf-8").rstrip().endswith("</html>")
+    connection.close()
 
 
 def test_it_listens_on_this_host_alone(server: WebServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ if os.environ.get("CI") != "true":
     if BROWSER is None:
         pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright  # noqa: E402
 
 PAST = 120
 TIMEOUT_MS = 20_000
@@ -64,6 +65,12 @@ class Visit:
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
         self.page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
         self.page.goto(server.address)
+        if options.get("java_script_enabled", True):
+            self.wait_scripts()
+
+    def wait_scripts(self) -> None:
+        """Until the page follows the log; before, its links and forms load pages."""
+        self.page.locator("html.scripted").wait_for()
 
 
 @pytest.fixture
@@ -274,6 +281,39 @@ def test_without_scripts(browser: Browser, server: WebServer) -> None:
     visit.context.close()
 
 
+def test_the_page_is_painted_and_works_before_its_scripts_come(browser: Browser, server: WebServer) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    held: list[Route] = []
+    page.route(
+        "**/static/**", lambda route: route.continue_() if "start.js" in route.request.url else held.append(route)
+    )
+    page.goto(server.address)
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1180px"
+    # A link and a form load a page.
+    page.locator("#parts a.why").first.click()
+    expect(page.locator("h1")).to_have_text("Why")
+    page.go_back()
+    page.locator("#stream input[name=kind]").fill("trait_update")
+    page.locator("#stream input[name=kind]").press("Enter")
+    page.wait_for_url("**/?kind=trait_update**")
+    # What was opened meanwhile is filled when the scripts come.
+    event = page.locator("#stream .event").first
+    event.locator("summary").click()
+    expect(event.locator(".json a").first).to_be_visible()
+    page.wait_for_timeout(100)
+    assert page.locator("html.scripted").count() == 0
+    page.unroute("**/static/**")
+    for route in held:
+        with suppress(Error):
+            route.continue_()
+    expect(event.locator(".json")).to_contain_text('"trait": "openness"')
+    expect(page.locator("#chart canvas")).to_be_visible()
+    context.close()
+
+
 def test_the_page_says_that_the_server_is_gone_and_sees_a_daemon_come(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
     fill(str(path))
@@ -326,6 +366,7 @@ def test_progress_of_a_replay_that_is_cancelled(browser: Browser, tmp_path: Path
             cancel.click()
             expect(visit.page.get_by_text("Cancelled").or_(shown).first).to_be_visible()
         # Whoever goes elsewhere waits for no replay that was left.
+        visit.wait_scripts()
         visit.page.evaluate("go(58000); go(57000); go(30)")
         expect(visit.page.locator("#position[data-at='30']")).to_be_visible()
         visit.context.close()

@@ -203,6 +203,8 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_pmm/launching.py": {"_sqlite().connect": 1},
     # The report of a follower or a run.
     "client/pmm_shm_pmm/report.py": {"os.open": 1, "open": 1},
+    # Files of the package.
+    "client/pmm_shm_web/assets.py": {"(FOLDER / 'page.css').read_text": 1, "path.read_bytes": 1},
     # A browser.
     "client/pmm_shm_web/serving.py": {"webbrowser.open": 1},
     # Events that a source has lost.

@@ -1,4 +1,5 @@
 // The live parts of the page: the chart, the position that is shown, and the dot. All else works without this file.
+// start.js loads it after htmx and uPlot, and after the first paint.
 "use strict";
 
 const API = "/api/v1";
@@ -6,7 +7,6 @@ const LOOK_AGAIN_MS = 10000;
 const GO_AGAIN_MS = 150;
 const TAIL_ROWS_MAX = 500;
 const state = { at: null, ids: [], chart: null };
-document.documentElement.classList.add("scripted");
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -306,9 +306,11 @@ document.addEventListener("htmx:afterSettle", () => {
 });
 // A daemon may end, or come, without an append.
 setInterval(() => document.hidden || document.body.dispatchEvent(new CustomEvent("looked")), LOOK_AGAIN_MS);
-document.addEventListener("DOMContentLoaded", () => {
-  state.at = positionInAddress();
-  readPosition();
-  draw();
-  listen();
-});
+
+// The page was there before this file.
+state.at = positionInAddress();
+readPosition();
+draw();
+listen();
+for (const event of document.querySelectorAll("details.event[open]")) htmx.trigger(event, "toggle");
+document.documentElement.classList.add("scripted");
