@@ -616,8 +616,8 @@ class Cache(Reads):
         """Compare the published state (all folds, or one) with a full replay; true when they are equal.
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
-        wrong state until a daemon has rebuilt it. If nothing is published, the whole ledger is read all the same, and
-        the report is true, with no `folds`.
+        wrong state until a daemon has rebuilt it. The next read folds anew what this process has folded by itself. If
+        nothing is published, the whole ledger is read all the same, and the report is true, with no `folds`.
 
         Raises:
             LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
@@ -636,6 +636,7 @@ class Cache(Reads):
             report = self._give(command)
         except DaemonAbsentError:
             report = self._verify_here(fold)
+        self._reader.begin_anew()
         self._verifications[report.ok] += 1
         return report
 

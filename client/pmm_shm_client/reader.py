@@ -247,6 +247,14 @@ class Reader:
             self._drop_read_models()
             self._snapshot_read_model = None
 
+    def begin_anew(self) -> None:
+        """Let the next read begin at the published state: what this process has folded by itself, no verification
+        covers."""
+        with self.connection.lock:
+            if not self._is_inside:
+                self._rejected = None
+                self._drop_read_models()
+
     def with_ledger(self, action: Callable[[], _T]) -> _T:
         """Run `action` with the connection's lock; again after the ledger was replaced or repaired.
 

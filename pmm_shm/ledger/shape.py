@@ -22,12 +22,16 @@ from pmm_shm.errors import ConfigError
 Value = str | Mapping[str, str]
 """A column, an SQL expression, or `{"json": column, "path": "$.key"}`."""
 
+_NOT_IN_SQL = re.compile("[\0\ud800-\udfff]")
+_PATH = re.compile(r'\$(?:\.(?:"[^"]+"|[^.\["][^.\[]*)|\[(?:\d+|#(?:-\d+)?)\])*')
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _RESERVED = frozenset(("id", "ts", "kind", "content", "meta", "prev_hash", "hash", "rowid"))
 _EPOCHS = frozenset(("epoch", "epoch_ms", "epoch_us"))
 _IDENTITY_BYTES = 16
 _SQL_VERSION = 1
 """To be raised when `shape_sql` makes other values of the same definition."""
+COLUMNS_MAX = 1_000
+"""Half of the columns that a statement has in SQLite."""
 META_COLUMNS_MAX = 60
 """SQLite's functions take 127 arguments in many builds: 60 pairs, and some to spare."""
 
@@ -80,8 +84,8 @@ class Shape:
         self._check_meta()
         if not _is_text_to_text(self.kinds):
             raise self.error("`kinds` must map stored kinds to kinds")
-        if not isinstance(given["columns"], Mapping):
-            raise self.error("`columns` must map names to values")
+        if not isinstance(given["columns"], Mapping) or len(given["columns"]) > COLUMNS_MAX:
+            raise self.error(f"`columns` must map at most {COLUMNS_MAX} names to values")
         for name, value in given["columns"].items():
             if not isinstance(name, str) or not name.isidentifier() or name.lower() in _RESERVED:
                 raise self.error(f"columns.{name}: the name must be an identifier, and none of {_listed(_RESERVED)}")
@@ -92,6 +96,8 @@ class Shape:
         if not isinstance(folds, (list, tuple)) or not all(isinstance(name, str) and name for name in folds):
             raise self.error("`folds` must be a list of names")
         object.__setattr__(self, "folds", tuple(self.folds))
+        if not _is_utf_8(self.definition()):
+            raise self.error("its texts must be valid Unicode without NUL characters")
 
     def error(self, fault: str) -> ConfigError:
         """The error about a fault of this shape."""
@@ -143,7 +149,7 @@ class Shape:
                 return
         elif isinstance(value, Mapping) and _is_text_to_text(value):
             needed = {"json"} if is_nested and "path" not in value else {"json", "path"}
-            if value.keys() == needed and value.get("path", "$").startswith("$"):
+            if value.keys() == needed and _PATH.fullmatch(value.get("path", "$")):
                 return
         raise self.error(f'`{key}` must be a column, an expression, or {{ json = "column", path = "$.key" }}')
 
@@ -209,6 +215,14 @@ def _from_file(file: Path) -> Shape:
 
 def _is_text_to_text(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
+
+
+def _is_utf_8(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_utf_8, (*value, *value.values())))
+    if isinstance(value, list):
+        return all(map(_is_utf_8, value))
+    return not isinstance(value, str) or _NOT_IN_SQL.search(value) is None
 
 
 def _plain(value: Any) -> Any:

@@ -37,9 +37,9 @@ def read_shape(instance: Instance) -> Shape | None:
     try:
         record = json.loads(text)
         found = record["shape"]
-        if record["format"] != _FORMAT or not isinstance(found, dict):
+        if record["format"] != _FORMAT or not isinstance(found.get("folds", []), list):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigError(f"{file}: not the record of a shape; delete it, and start pmm-cached with --shape") from None
     if owner not in (os.geteuid(), _ROOT):
         # A name of a module is code: it is taken from nobody else.

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from pmm_shm.ledger.shape import Shape, Value
 
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|\[[^\]]*\]")
-_LOOSE_QUOTE = re.compile(r"(?<![.\w\"])\"(?:[^\"]|\"\")*\"")
 _FORBIDDEN = (
     (re.compile(r";|--|/\*|[?@$#]|:\w|['\"`\[\]]"), "holds a comment, a parameter, a `;` or an open quotation mark"),
     (
@@ -22,8 +21,9 @@ _FORBIDDEN = (
     ),
     (
         re.compile(
-            r"\b(?:random|randomblob|changes|total_changes|last_insert_rowid|load_extension)\s*\(|"
-            r"\bcurrent_(?:time|date|timestamp)\b|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)",
+            r"\b(?:random|randomblob|changes|total_changes|last_insert_rowid|load_extension|sqlite_\w+|fts3_tokenizer)"
+            r"\s*\(|\bcurrent_(?:time|date|timestamp)\b|"
+            r"\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\([^,()]*\)",
             re.I,
         ),
         "has not the same value at every read",
@@ -156,10 +156,14 @@ def _scrubbed(shape: Shape, key: str, text: str, *, may_quote: bool = False) -> 
     Raises:
         ConfigError: it holds what no expression over a row has.
     """
-    loose = _LOOSE_QUOTE.search(text)
-    if loose is not None and not may_quote:
-        # SQLite takes it for a text where there is no such column.
-        raise shape.error(f"`{key}`: write [{loose.group()[1:-1]}] or alias.{loose.group()} for a column of this name")
+    for found in _QUOTED.finditer(text):
+        if text[found.end() :].lstrip().startswith("(") and not may_quote:
+            raise shape.error(f"`{key}`: write the function {found.group()[1:-1]} without quotes")
+        if found.group()[0] == '"' and not text[: found.start()].endswith(".") and not may_quote:
+            # SQLite takes it for a text where there is no such column.
+            raise shape.error(
+                f"`{key}`: write [{found.group()[1:-1]}] or alias.{found.group()} for a column of this name"
+            )
     if _OF_NOW.search(text):
         raise shape.error(f"`{key}`: {text!r:.80} has not the same value at every read")
     scrubbed = _QUOTED.sub(lambda found: "q" * len(found.group()), text)

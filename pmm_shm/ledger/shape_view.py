@@ -2,13 +2,16 @@
 
 The view belongs to the connection; nothing is written to the foreign file. What must hold is read from the plan of the
 statements that a read runs: the rows behind a position, and the newest one, are found by a key, without a sort; each
-further table of a join gives at most one row.
+further table of a join gives at most one row. The plan is that of empty tables with the same schema: statistics that
+ANALYZE took from a row or two would give a scan.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
+from collections.abc import Iterator
 
 from pmm_shm.errors import LedgerError, NotALedgerError
 from pmm_shm.ledger.shape import Shape
@@ -24,13 +27,23 @@ _PLANNED = (
 _COLUMNS_SHOWN = 20
 _NEEDS_KEY = "a position must be `rowid` or a unique integer key"
 _HEAD = "SELECT max(id) FROM events LIMIT ?"
+_FAULTS_OF_SHAPE = (
+    *("no such", "syntax error", "ambiguous", "wrong number", "misuse", "near"),
+    *("sub-select", "stack overflow", "too large", "too many", "too big"),
+)
 # Before 3.36: SEARCH TABLE name AS alias USING ...
 _SEARCH = re.compile(
-    r"SEARCH .*?USING (?:(?P<rowid>INTEGER PRIMARY KEY)|(?P<key>PRIMARY KEY)|(?:COVERING )?INDEX (?P<index>.+?)) "
+    r"SEARCH (?:TABLE (?:.* AS )?)?(?P<alias>.*?) USING "
+    r"(?:(?P<rowid>INTEGER PRIMARY KEY)|(?P<key>PRIMARY KEY)|(?:COVERING )?INDEX (?P<index>.+?)) "
     r"\((?P<terms>[^()]*)\)(?: LEFT-JOIN)?"
 )
+_DEFINITIONS = (
+    "SELECT sql FROM main.sqlite_master WHERE lower(tbl_name) = lower(?) AND type IN ('table', 'index') "
+    "AND sql NOT NULL ORDER BY type = 'index'"
+)
 _TABLES = (
-    "SELECT type, name, CAST(sql AS BLOB) FROM main.sqlite_master WHERE lower(name) = ? AND type IN ('table', 'view')"
+    "SELECT type, name, CAST(sql AS BLOB) FROM main.sqlite_master "
+    "WHERE lower(name) = lower(?) AND type IN ('table', 'view')"
 )
 
 
@@ -58,9 +71,10 @@ def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: b
     if makes_it:
         handle.execute(f"CREATE TEMP VIEW events AS {select_sql(shape)}")
     is_rowid = False
-    for sql in _PLANNED:
-        is_rowid = _check_plan(handle, path, shape, source, sql)
-    head = _plan(handle, _HEAD)
+    with _without_statistics(handle, shape, source) as empty:
+        for sql in _PLANNED:
+            is_rowid = _check_plan(empty, path, shape, source, sql)
+        head = _plan(empty, _HEAD)
     if not head[0].startswith("SEARCH"):
         raise _slow(path, shape, "for the newest position", head[0])
     if not is_rowid:
@@ -70,8 +84,23 @@ def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: b
     return not is_rowid
 
 
+@contextlib.contextmanager
+def _without_statistics(handle: sqlite3.Connection, shape: Shape, source: Source) -> Iterator[sqlite3.Connection]:
+    """A database in memory with the view over the same tables and indexes, empty."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+        try:
+            for table in dict.fromkeys(source.tables.values()):
+                for (sql,) in handle.execute(_DEFINITIONS, (table,)).fetchall():
+                    empty.execute(sql)
+            empty.execute(f"CREATE TEMP VIEW events AS {select_sql(shape)}")
+        except sqlite3.Error:
+            # A function of the other program, in a CHECK for example, is unknown here.
+            empty = handle
+        yield empty
+
+
 def _check_table(handle: sqlite3.Connection, path: str, shape: Shape, table: str) -> None:
-    rows = handle.execute(_TABLES, (table.lower(),)).fetchall()
+    rows = handle.execute(_TABLES, (table,)).fetchall()
     if not rows:
         raise _unfit(path, shape, f"there is no table {table!r}")
     kind, _, sql = rows[0]
@@ -87,7 +116,7 @@ def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, source: Sourc
         handle.execute("EXPLAIN " + sql).fetchall()
     except sqlite3.OperationalError as error:
         text = str(error)
-        if not any(sign in text for sign in ("no such", "syntax error", "ambiguous", "wrong number", "misuse", "near")):
+        if not any(sign in text for sign in _FAULTS_OF_SHAPE):
             raise
         hint = ""
         if text.startswith("no such column"):
@@ -117,17 +146,26 @@ def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: Sou
     assert first is not None
     if first["index"] is not None and not _is_unique(handle, source, first["index"], 1):
         raise _unfit(path, shape, f"`position`: {source.key!r} is not unique")
-    if first["key"] is not None and "," in first["terms"]:
+    if first["key"] is not None and _key_columns(handle, source, first["alias"]) != 1:
         raise _unfit(path, shape, f"`position`: {source.key!r} is not unique")
     for step, match in zip(plan[1:], found[1:], strict=True):
         assert match is not None
         terms = match["terms"].split(" AND ")
-        is_one = match["rowid"] is not None or match["key"] is not None
-        if match["index"] is not None:
+        is_one = match["rowid"] is not None
+        if match["key"] is not None:
+            is_one = _key_columns(handle, source, match["alias"]) == len(terms)
+        elif match["index"] is not None:
             is_one = _is_unique(handle, source, match["index"], len(terms))
         if not is_one or not all(term.endswith("=?") for term in terms):
             raise _unfit(path, shape, f"`from`: a join must find one row by a unique key (plan: {step})")
     return first["rowid"] is not None
+
+
+def _key_columns(handle: sqlite3.Connection, source: Source, alias: str) -> int:
+    """How many columns the primary key of a table has."""
+    sql = "SELECT count(*) FROM pragma_table_info(?, 'main') WHERE pk > 0"
+    count: int = handle.execute(sql, (source.tables[alias],)).fetchall()[0][0]
+    return count
 
 
 def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: int) -> bool:
@@ -145,8 +183,8 @@ def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: 
 def _check_type(handle: sqlite3.Connection, path: str, shape: Shape, source: Source) -> bool:
     """Whether the position is a declared column; raise where that is no integer."""
     rows = handle.execute(
-        "SELECT type FROM pragma_table_info(?, 'main') WHERE lower(name) = ?",
-        (source.tables[source.alias], source.key.lower()),
+        "SELECT type FROM pragma_table_info(?, 'main') WHERE lower(name) = lower(?)",
+        (source.tables[source.alias], source.key),
     ).fetchall()
     # Without a row, it is the rowid.
     if rows and "INT" not in rows[0][0].upper():

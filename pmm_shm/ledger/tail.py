@@ -328,6 +328,13 @@ def head_of(connection: Connection) -> int:
     return head_id
 
 
+def oldest_of(connection: Connection) -> int | None:
+    """The oldest event's id; None for an empty ledger."""
+    with connection.lock:
+        found: int | None = fetch_batch(connection, "SELECT min(id) FROM events LIMIT ?", (), 1).rows[0][0]
+    return found
+
+
 def position_of(row: RawRow) -> Position:
     """The position at a row with all its columns."""
     return Position(row[0], row_digest(row))

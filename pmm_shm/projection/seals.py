@@ -28,6 +28,7 @@ class SealCheck:
 
     Attributes:
         compared: how many seals were compared.
+        oldest_id: the id of the first row; None where there was none.
         changed: the first and the last event between which a row differs from its seal; None where none does.
     """
 
@@ -38,19 +39,13 @@ class SealCheck:
         self._block = 0
         self.compared = 0
         self.changed: tuple[int, int] | None = None
-        self._oldest_id: int | None = None
+        self.oldest_id: int | None = None
         self._begin()
-
-    @property
-    def purged_before(self) -> int | None:
-        """The oldest row, if the one that was sealed first is gone; None otherwise."""
-        is_purged = self._known and self._oldest_id is not None and self._oldest_id > self._known[0].first_id
-        return self._oldest_id if is_purged else None
 
     def add(self, rows: Sequence[RawRow]) -> None:
         """The next rows; all rows, ascending."""
-        if self._oldest_id is None and rows:
-            self._oldest_id = rows[0][0]
+        if self.oldest_id is None and rows:
+            self.oldest_id = rows[0][0]
         for row in rows:
             event_id = row[0]
             while self.compared < len(self._known) and event_id > self._known[self.compared].last_id:

@@ -92,20 +92,26 @@ class Verified(NamedTuple):
     is_purged: bool = False
 
 
-def verify(connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None) -> Verified:
+def verify(
+    connection: Connection, copy: PublishedCopy, pace: Pace = lambda: None, first_id: int | None = None
+) -> Verified:
     """Replay the ledger up to the copy's position, and compare.
 
     Parameters:
         connection: a read-only connection; its lock is taken for each batch only.
         copy: a copy of the published state.
         pace: called after each batch; may sleep, or raise to give up.
+        first_id: the oldest event when the state was built, as far as it is known; a seal tells it, too.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
     seals = SealCheck(copy.seals)
     report, new_seals = _verify(connection, copy, seals, pace)
-    if connection.shape is not None and not report.ok and (oldest_id := seals.purged_before) is not None:
+    first_id = copy.seals[0].first_id if copy.seals else first_id
+    oldest_id = seals.oldest_id
+    has_lost = oldest_id is not None and first_id is not None and oldest_id > first_id
+    if connection.shape is not None and has_lost and not report.ok:
         lost = f"the rows before event {oldest_id} were removed, and the state has them until the daemon has rebuilt it"
         return Verified(report._replace(difference=lost), {}, is_purged=True)
     if seals.changed is not None and seals.changed[1] == copy.seals[0].last_id:

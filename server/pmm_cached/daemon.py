@@ -102,6 +102,10 @@ class Daemon:
         self._reporter = StatusReporter(self._notifier, self.stats, log)
         self._endpoints = choose_endpoints(self._instance)
         self._writer = StoreWriter(self._instance, settings.map_size_bytes)
+        header = self._writer.header
+        if settings.shape is not None and all(header.generation_of(fold) is None for fold in self._folds):
+            # Seals and tables of events are those of another version of the shape.
+            self._writer.end_history()
         self._texts = TextTable(self._writer, settings.text_vectors_max, self._status.embeddings, log, self._die)
         self._commands = CommandServer(self._endpoints, self, self._texts, self._status, log, self._is_ours, self._die)
         self._indexer = Indexer(

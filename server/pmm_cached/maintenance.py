@@ -109,6 +109,8 @@ class Maintenance(BackgroundThread):
         self._breaks_there = 0
         self._slice_began_s = 0.0
         self._last_flip_txn = 0
+        # The oldest event at the last rebuild of all folds.
+        self._first_id: int | None = None
         self._events_at_verification = -settings.verify_every_events
 
     def stop(self, timeout_s: float | None = None) -> bool:
@@ -322,6 +324,8 @@ class Maintenance(BackgroundThread):
             rebuild.run()
             with self._standstill:
                 rebuild.finish(self._follower)
+            if len(folds) == len(self._folds):
+                self._first_id = rebuild.first_id
         except LogChanged:
             self._log.warning("the log changed during a rebuild; beginning again")
             with self._standstill:
@@ -350,7 +354,7 @@ class Maintenance(BackgroundThread):
         try:
             if copy is None:
                 return verify_unpublished(connection, self._keep_cpu_budget)._asdict()
-            report, new_seals, is_purged = verify(connection, copy, self._keep_cpu_budget)
+            report, new_seals, is_purged = verify(connection, copy, self._keep_cpu_budget, self._first_id)
         finally:
             connection.close()
         if is_purged:

@@ -13,6 +13,7 @@ from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.tail import oldest_of
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
@@ -23,6 +24,9 @@ class Rebuild:
 
     Parameters:
         check: called after each batch; raises to give up.
+
+    Attributes:
+        first_id: the oldest event when it began, in the log of another program: rows may be removed from it.
     """
 
     def __init__(self, path: str, writer: StoreWriter, folds: list[Fold], check: Callable[[], None]) -> None:
@@ -32,6 +36,7 @@ class Rebuild:
         self._connection = Connection(path, "ro")
         self._cursor = Cursor(folds, self._connection)
         self._is_flushed = False
+        self.first_id: int | None = None
         self._generations: dict[Fold, int] = {}
 
     def run(self) -> None:
@@ -42,6 +47,8 @@ class Rebuild:
             LedgerError, StoreError: as their names say.
         """
         try:
+            if self._connection.shape is not None:
+                self.first_id = oldest_of(self._connection)
             self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
             while not self._advance(self._check):
                 pass

@@ -209,6 +209,23 @@ def test_an_edit_is_noticed_and_repaired(tmp_path: Path) -> None:
         assert cache.verify().ok
 
 
+def test_a_row_that_only_the_reader_had_folded(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = COLUMNS.make(path, 6)
+    with started(path, COLUMNS) as daemon, connect(path) as cache:
+        wait_until(lambda: published(cache), "the first publication")
+        daemon.suspend()
+        for number in (7, 8):
+            COLUMNS.pay(writer, number, "abc"[number % 3], number)
+        assert cache.fold("sums") == sums_of(8)
+        writer.execute("DELETE FROM payments WHERE number = 7")
+        daemon.resume()
+        cache.wait_for(8)
+        # The daemon has never seen it, so its state is right.
+        assert cache.verify().ok
+        assert cache.fold("sums") == {**sums_of(8), "b": sums_of(6)["b"]}
+
+
 def test_a_purge_of_old_rows_is_one_rebuild_and_no_failure(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     writer = COLUMNS.make(path, ROWS)
@@ -234,6 +251,29 @@ def test_a_purge_of_old_rows_is_one_rebuild_and_no_failure(tmp_path: Path) -> No
         # An edit is found as before.
         writer.execute("UPDATE payments SET cents = 0 WHERE number = 1600")
         assert "was changed" in str(cache.verify().difference)
+
+
+def test_a_log_that_loses_a_row_with_each_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = COLUMNS.make(path, 300)
+    writer.execute(
+        "CREATE TRIGGER ring AFTER INSERT ON payments BEGIN DELETE FROM payments WHERE number <= new.number - 200; END"
+    )
+    with started(path, COLUMNS, "--verify-every", "0"), connect(path) as cache:
+        wait_until(lambda: published(cache), "the first publication")
+        # No verification has passed, so there are no seals.
+        for last in (310, 320):
+            for number in range(last - 9, last + 1):
+                COLUMNS.pay(writer, number, "a", number)
+            cache.wait_for(last)
+            assert f"the rows before event {last - 199} were removed" in str(cache.verify().difference)
+            wait_until(lambda: cache.verify().ok, "the rebuild")
+            writer.execute("UPDATE payments SET cents = cents + 1 WHERE number = 250")
+            assert "were removed" not in str(cache.verify().difference)
+            wait_until(lambda: published(cache), "the rebuild")
+        stats = cache.stats()["daemon"]
+        assert stats is not None
+        assert (stats["verifications_failed"], stats["history_breaks"]) == (2, 0)
 
 
 def test_a_reader_without_a_daemon_sees_the_rows_that_are_there(tmp_path: Path) -> None:
@@ -341,7 +381,7 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
     path, log = tmp_path / "app.db", tmp_path / "daemon.log"
     COLUMNS.make(path, 6)
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
+        wait_until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
     edited = dataclasses.replace(COLUMNS.shape, meta={"columns": {"account": "upper(account)", "cents": "cents"}})
     with ForkedDaemon(path, "--shape", toml(tmp_path, edited), log=log, waits=False) as refused:
         assert refused.join(20.0) == 2
@@ -351,6 +391,9 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
         assert cache.fold("sums") == {account.upper(): cents for account, cents in sums_of(6).items()}
         wait_until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
+        stats = cache.stats()["daemon"]
+        assert stats is not None
+        assert stats["verifications_failed"] == 0
 
 
 def test_the_seals_of_a_shape_end_with_it(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     },  # data.mdb, which LMDB does not lock; lock.mdb, as long as the environment is open
     "pmm_shm/ledger/shape.py": {"file.read_text": 1},  # A TOML file of the user, or of the package.
     "pmm_shm/ledger/shape_record.py": {"file.read_text": 1},  # In the instance directory.
+    "pmm_shm/ledger/shape_view.py": {"sqlite3.connect": 1},  # An empty database in memory.
     "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
     "pmm_shm/instance/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
     "client/pmm_shm_cli/benchmark.py": {"open": 1, "sqlite3.connect": 1},  # /proc/cpuinfo, its own copy

@@ -21,6 +21,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.shape import Shape, load_shape
 from pmm_shm.ledger.shape_record import read_shape, record_shape
+from pmm_shm.ledger.shape_sql import source_of
 from pmm_shm.ledger.tail import START, TailReader
 from pmm_shm_client import connect
 from tests.support import foreign_logs
@@ -43,6 +44,7 @@ def database(tmp_path: Path) -> Path:
         handle.execute("CREATE VIEW seen AS SELECT * FROM log")
         handle.execute("CREATE TABLE plain (key TEXT PRIMARY KEY, n INTEGER) WITHOUT ROWID")
         handle.execute("CREATE TABLE halves (id BIGINT PRIMARY KEY)")
+        handle.execute("CREATE TABLE pairs (one INTEGER, two INTEGER, PRIMARY KEY (one, two)) WITHOUT ROWID")
         handle.execute("INSERT INTO halves VALUES (1), ('two')")
     handle.close()
     return path
@@ -111,10 +113,15 @@ def test_the_identity_covers_all_but_the_folds() -> None:
         ({"meta": {"columns": {}}}, "1 to 60 keys"),
         ({"meta": {"columns": {"a": 1}}}, "`meta.columns.a` must be"),
         ({"kinds": {"a": 1}}, "`kinds` must map"),
+        ({"columns": {f"c{number}": "n" for number in range(1_001)}}, "at most 1000 names"),
         ({"columns": {"hash": "n"}}, "none of"),
         ({"columns": {"two words": "n"}}, "identifier"),
         ({"columns": {"a": "n", "A": "n"}}, "differ in case"),
         ({"folds": "a:B"}, "`folds` must be"),
+        ({"kind": {"json": "body", "path": "$.a["}}, "`kind` must be"),
+        ({"kind": {"json": "body", "path": "$a"}}, "`kind` must be"),
+        ({"kinds": {"a\0b": "a"}}, "valid Unicode without NUL"),
+        ({"content": "'\ud800'"}, "valid Unicode without NUL"),
     ],
 )
 def test_a_definition_without_meaning_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -170,6 +177,10 @@ def test_an_unknown_name_says_how_a_path_looks() -> None:
         '"typo"',
         "row_number() OVER ()",
         "load_extension('x')",
+        "[random]()",
+        "`load_extension` ('x')",
+        "strftime('%s')",
+        "sqlite_version()",
     ],
 )
 def test_more_than_an_expression_over_the_row_is_refused(expression: str, database: Path) -> None:
@@ -207,6 +218,11 @@ def test_more_than_an_expression_over_the_row_is_refused(expression: str, databa
         ({"from_": "log AS l JOIN log AS L ON l.at = l.n", "position": "l.at"}, "two tables are called"),
         ({"from_": "log AS l LEFT JOIN more AS m ON m.id = l.n", "position": "at"}, "must be alias.column"),
         ({"position": "at + 1"}, "`position` must be `rowid` or a column"),
+        ({"from_": "pairs", "position": "one", "kind": "'a'"}, "'one' is not unique"),
+        ({"from_": "log AS l LEFT JOIN pairs AS p ON p.one = l.n", "position": "l.at"}, "one row by a unique key"),
+        ({"columns": {"a": "(" * 1_000 + "what" + ")" * 1_000}}, "`columns.a`: parser stack overflow"),
+        ({"columns": {"a": "+".join(["n"] * 2_000)}}, "`columns.a`: Expression tree is too large"),
+        ({"columns": {"a": "n IN pragma_table_info"}}, "`columns.a`: sub-select"),
     ],
 )
 def test_a_shape_that_would_be_slow_or_wrong_is_refused(changes: dict[str, Any], reason: str, database: Path) -> None:
@@ -227,6 +243,51 @@ def test_a_shape_that_would_be_slow_or_wrong_is_refused(changes: dict[str, Any],
 def test_joins_by_unique_keys_are_taken(from_: str, database: Path) -> None:
     with EventLog(database, create=False, shape=shape(from_=from_, position="l.at", kind="l.what")) as log:
         assert log.read_all() == []
+
+
+@pytest.mark.parametrize("expression", ["'say \"it\"'", "what = 'a' AND what <> '('", "[what]", 'log."what"'])
+def test_what_is_quoted_is_not_looked_into(expression: str, database: Path) -> None:
+    with EventLog(database, create=False, shape=shape(columns={"a": expression})) as log:
+        assert log.read_all() == []
+
+
+def test_a_table_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as handle:
+        handle.execute('CREATE TABLE "GRÖSSE ""x""" (id BIGINT NOT NULL PRIMARY KEY, "Ärger" TEXT)')
+        handle.execute('INSERT INTO "GRÖSSE ""x""" VALUES (9007199254740993, \'a\')')
+    handle.close()
+    given = shape(from_='"GRÖSSE ""x""" AS g', position="g.id", kind="[Ärger]", meta={})
+    with EventLog(path, create=False, shape=given) as log:
+        assert [(one["id"], one["kind"]) for one in log.read_all()] == [(9007199254740993, "a")]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("log", ALL.values(), ids=ALL)
+def test_statistics_of_a_small_table_change_nothing(log: ForeignLog, rows: int, tmp_path: Path) -> None:
+    # With them SQLite scans: a row or two are read faster than looked up.
+    path = tmp_path / "app.db"
+    writer = log.make(path, rows)
+    with connect(path, shape=log.shape) as cache:
+        assert cache.fold("sums") == sums_of(rows)
+        writer.execute("CREATE TABLE other (a)")
+        writer.execute("CREATE INDEX other_a ON other (a)")
+        writer.execute("ANALYZE")
+        log.pay(writer, rows + 1, "abc"[(rows + 1) % 3], rows + 1)
+        assert cache.fold("sums") == sums_of(rows + 1)
+    with connect(path, shape=log.shape) as cache:
+        assert cache.fold("sums") == sums_of(rows + 1)
+
+
+def test_a_function_that_only_the_program_has(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as handle:
+        handle.create_function("theirs", 1, lambda value: 1)
+        handle.execute("CREATE TABLE log (at INTEGER PRIMARY KEY, what TEXT CHECK (theirs(what)), body, n)")
+        handle.execute("INSERT INTO log (what) VALUES ('a')")
+    handle.close()
+    with EventLog(path, create=False, shape=shape(position="at")) as log:
+        assert [one["kind"] for one in log.read_all()] == ["a"]
 
 
 def test_a_file_that_is_missing_is_not_made(tmp_path: Path) -> None:
@@ -392,6 +453,17 @@ def test_reads_are_exact_after_each_append_and_write_nothing(log: ForeignLog, tm
     assert not any("-cache" in one.name for one in tmp_path.iterdir())
 
 
+def test_an_edit_of_an_old_row_is_in_the_answers_behind_a_verification(log: ForeignLog, tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    writer = log.make(path, 10)
+    with connect(path, shape=log.shape) as cache:
+        assert cache.fold("sums") == sums_of(10)
+        table = next(iter(source_of(log.shape).tables.values()))
+        writer.execute(f"DELETE FROM main.[{table}] WHERE rowid IN (SELECT min(rowid) FROM main.[{table}])")
+        cache.verify()
+        assert cache.fold("sums") == {**sums_of(10), "b": sums_of(10)["b"] - 1}
+
+
 def test_a_malformed_row_stops_nobody(tmp_path: Path) -> None:
     writer = BLOB.make(tmp_path / "app.db", 3)
     for state in (b"{", b"\xff", b'{"account": "a"}', b"[]", None):
@@ -486,7 +558,10 @@ def test_the_recorded_shape_is_used_and_another_is_refused(tmp_path: Path) -> No
             connect(path, shape=other)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "no", '{"format": 2, "shape": {}}', '{"format": 1, "shape": 5}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "no", '{"format": 2, "shape": {}}', '{"format": 1, "shape": 5}', '{"format": 1, "shape": {"folds": 5}}'],
+)
 def test_a_damaged_record_is_an_error_and_not_a_guess(text: str, tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     foreign_logs.JOIN.make(path, 3)
