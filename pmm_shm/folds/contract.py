@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
 
 from pmm_shm import limits
-from pmm_shm.codec import pack, unpack
+from pmm_shm.codec import pack
 from pmm_shm.errors import FoldError, PmmShmError
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
@@ -137,12 +137,6 @@ class BatchFold(Fold):
 
     def apply(self, event: Event, state: State) -> None:
         self.apply_batch((event,), state)
-
-
-def shape_of(parameters: bytes) -> str | None:
-    """The identity of the shape on which a fold with these packed parameters stands; None without one: `on_shape`."""
-    found = unpack(parameters)
-    return found[1] if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[1], str) else None
 
 
 def view_of(fold: Fold, state: State, as_of: int) -> Any:

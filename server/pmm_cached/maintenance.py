@@ -20,7 +20,7 @@ from pmm_cached.settings import Settings
 from pmm_cached.status import Status
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, PmmShmError, StoreError
-from pmm_shm.folds.contract import Fold, shape_of
+from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Position
@@ -275,21 +275,15 @@ class Maintenance(BackgroundThread):
     # Rebuild.
 
     def _tidy(self) -> None:
-        """Delete the remains of a daemon that was killed within a rebuild, or before it had deleted the old state; and
-        the seals of another shape, which cover other columns.
-        """
+        """Delete the remains of a daemon that was killed within a rebuild, or before it had deleted the old state."""
         try:
-            with self._standstill:
-                published = {shape_of(parameters) for _, parameters, _ in self._writer.header.folds.values()}
-                if published - {shape_of(fold.identity()[2]) for fold in self._folds.values()}:
-                    self._writer.end_history()
             self._delete_old_generations()
         except DamagedStoreError:
             self._writer.mark_damaged()
             raise
         except StoreError as error:
             # The next rebuild deletes it.
-            self._log.warning("old generations or seals stay", error=str(error))
+            self._log.warning("old generations stay", error=str(error))
 
     def _delete_old_generations(self) -> None:
         while self._writer.delete_old_generation():
