@@ -272,13 +272,16 @@ def on_path(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def parts() -> Iterator[None]:
-    """The replacements of `PARTS` in this process, in place of the real ones."""
+    """The replacements of `PARTS` in this process, in place of the real ones; further ones last as long."""
     before = dict(sys.modules)
     exec(compile(PARTS, "parts", "exec"), {"__name__": "parts"})
-    made = [name for name, module in sys.modules.items() if module is not before.get(name)]
     try:
         yield
     finally:
-        for name in made:
-            del sys.modules[name]
-        sys.modules.update({name: before[name] for name in made if name in before})
+        for name, module in list(sys.modules.items()):
+            # None says that there is no such module; modules that tests make have no specification.
+            is_made = module is None or getattr(module, "__spec__", "") is None
+            if is_made and module is not before.get(name, before):
+                del sys.modules[name]
+                if name in before:
+                    sys.modules[name] = before[name]
