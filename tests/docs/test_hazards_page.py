@@ -15,7 +15,7 @@ OF_HAZARDS = (
     "process/test_hazards.py",
     "process/test_exact_read.py",
     "docs/test_hazards_page.py",
-    "unit/test_exact_read.py",
+    "process/test_exact_read_alone.py",
     "process/test_views.py",
 )
 """Files whose tests are all named on the page."""
