@@ -260,7 +260,7 @@ def sqlite_vec_search(matrix: np.ndarray) -> Callable[[np.ndarray], Found] | Non
     sql = f"SELECT rowid, distance FROM rows WHERE vector MATCH ? AND k = {K} ORDER BY distance"
 
     def search(query: np.ndarray) -> Found:
-        found = connection.execute(sql, (query.astype(np.float32).tobytes(),)).fetchall()
+        found: list[Any] = connection.execute(sql, (query.astype(np.float32).tobytes(),)).fetchall()
         return [(rowid, 1.0 - distance) for rowid, distance in found]
 
     return search
