@@ -176,7 +176,7 @@ def _take_turns(turn: Callable[[], tuple[float, float]]) -> None:
     for line in sys.stdin:
         seconds, delay_s = map(float, line.split())
         samples = []
-        # What the other group has appended meanwhile is no part of any turn.
+        # No turn includes what the other group has appended meanwhile.
         turn()
         due = time.monotonic() + delay_s
         end = due + seconds

@@ -25,7 +25,7 @@ BARE = "CREATE TABLE bare (id bigserial PRIMARY KEY, ts text, kind text, content
 _BARE_INSERT = "INSERT INTO bare (ts, kind, content, meta, p, h) VALUES (%s, %s, %s, %s, %s, %s)"
 _HASH = "0" * 64
 _ROW = ("2026-01-01T00:00:00.000000+00:00", "user", CONTENT, '{"n": 1}', _HASH, _HASH)
-# What the peer stores of an event: it has no columns for a log's, and no hashes.
+# The peer stores an event as one value: its table has no columns for content, meta and time, and no hashes.
 STATE = f'{{"content": "{CONTENT}", "meta": {{"n": 1}}, "ts": "{_ROW[0]}"}}'.encode()
 
 

@@ -70,7 +70,7 @@ class Replays(NamedTuple):
 
 
 def views_of(reading: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Name to view. Where a fold fails to make its view, that is a `FoldError`, which `Frame.fold` raises."""
+    """Name to view; for a fold whose view cannot be made, the `FoldError` that `Frame.fold` raises."""
     views: dict[str, Any] = {}
     for name in names:
         try:

@@ -12,7 +12,7 @@ from pmm_shm_terminal.timeline import bands, ends
 WIDTH, HEIGHT = 1000, 220
 """Of the drawing, in its own units."""
 COLUMN = 4
-"""What is nearer than this to each other is drawn at one place: the first paint waits for this drawing."""
+"""Points that are closer than this are drawn as one: the first paint waits for this drawing."""
 TITLE_WIDTH_MIN = 60
 TICKS_MAX = 6
 LINKS = 50

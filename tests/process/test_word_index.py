@@ -125,12 +125,18 @@ def test_an_edit(ledger: str, cache: Cache) -> None:
         check_indexed(cache)
 
 
-def test_another_ledger_with_as_many_events(tmp_path: Path) -> None:
-    paths = [str(tmp_path / name) for name in ("l.db", "other.db")]
+def two_ledgers(folder: Path) -> list[str]:
+    """Two ledgers with as many events, and without files beside them, so that one can be moved over the other."""
+    paths = [str(folder / name) for name in ("l.db", "other.db")]
     for path, first in zip(paths, (1, 1_001), strict=True):
         with EventLog(path) as log:
             log.append_many(messages(first, 200))
         ledgers.execute(path, "PRAGMA journal_mode = delete")
+    return paths
+
+
+def test_another_ledger_with_as_many_events(tmp_path: Path) -> None:
+    paths = two_ledgers(tmp_path)
     with ForkedDaemon(Path(paths[0])), connect(paths[0]) as cache:
         check_indexed(cache)
         os.replace(paths[1], paths[0])
@@ -141,11 +147,7 @@ def test_another_ledger_with_as_many_events(tmp_path: Path) -> None:
 
 
 def test_an_index_of_another_ledger_is_not_searched(tmp_path: Path) -> None:
-    paths = [str(tmp_path / name) for name in ("l.db", "other.db")]
-    for path, first in zip(paths, (1, 1_001), strict=True):
-        with EventLog(path) as log:
-            log.append_many(messages(first, 200))
-        ledgers.execute(path, "PRAGMA journal_mode = delete")
+    paths = two_ledgers(tmp_path)
     with ForkedDaemon(Path(paths[0])), connect(paths[0]) as cache:
         check_indexed(cache)
     os.replace(paths[1], paths[0])
