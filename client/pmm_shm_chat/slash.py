@@ -9,7 +9,8 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
-from pmm_shm_terminal.answers import answer_of_cache, shown
+from pmm_shm_terminal.answer_views import shown
+from pmm_shm_terminal.answers import answer_of_cache
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
 from pmm_shm_terminal.options import Deadline
 from pmm_shm_terminal.output import cell, json_value, pairs, printable, show, table, titled

@@ -23,7 +23,7 @@ from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
 from pmm_shm_chat.turn import Chat, TurnResult
-from pmm_shm_chat.typing_lines import History, history_file, typed
+from pmm_shm_chat.typing_lines import TypedTexts, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
 
 UNNAMED = "assistant"
@@ -186,7 +186,7 @@ def _piped() -> Iterator[str]:
 
 def _at_a_terminal(chat: Chat, screen: TerminalScreen) -> Iterator[str]:
     """The texts that are typed, with the earlier messages to this agent and earlier texts as history."""
-    history = History(history_file())
+    history = TypedTexts(history_file())
     said = (one.content for one in chat.cache.recent().messages if one.kind == "user")
     earlier = [*(text for text in said if len(text) <= _HISTORY_CHARS_MAX), *history.read()]
     commands = {f"/{name}": command.help for name, command in COMMANDS.items()}

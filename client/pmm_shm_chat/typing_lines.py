@@ -60,7 +60,7 @@ def history_file() -> Path:
     return Path(base if os.path.isabs(base) else Path.home() / ".local" / "state", "pmm-shm", "chat_history")
 
 
-class History:
+class TypedTexts:
     """The texts that were typed, one JSON string per line; several chats may append at once.
 
     It is a help: where the file cannot be read or written, the chat goes on without it.

@@ -100,7 +100,7 @@ def _report_all(warnings: Warnings, on_warn: OnWarn) -> None:
         warn(cid, event_id, on_warn)
 
 
-_OF_A_COPY = Replays(_no_replay, _no_replay, _report_all)
+REPLAYS_OF_A_COPY = Replays(_no_replay, _no_replay, _report_all)
 
 
 class Frame:
@@ -142,7 +142,7 @@ class Frame:
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Frame, (_OF_A_COPY, self._views, self._warnings, self.position, self.not_applicable)
+        return Frame, (REPLAYS_OF_A_COPY, self._views, self._warnings, self.position, self.not_applicable)
 
     def __repr__(self) -> str:
         return f"<Frame as_of={self.as_of}>"

@@ -25,7 +25,7 @@ VIA = "mcp"
 """`meta["via"]` of every event that the tool `append` has written."""
 META_CHARS_MAX = 20_000
 """Characters of the JSON of `meta` that `append` takes."""
-Status = Literal["open", "expired", "all"]
+CommitmentStatus = Literal["open", "expired", "all"]
 SubjectName = Literal["name", "trait", "commitment", "metrics"]
 
 
@@ -108,7 +108,7 @@ class Memory:
             ConfigError: there is no such subject, or it does not apply to this ledger.
             LedgerError: the ledger cannot be read.
         """
-        from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+        from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
 
         if subject != "commitment" and self._cache.is_of_pmm2:
             raise ConfigError(f"{subject}: does not apply: {WHY_NOT_APPLICABLE}")
@@ -164,7 +164,7 @@ class Memory:
         shape = self._cache.shape
         return {fold.name: fold for fold in chosen_folds(shape.folds if shape else ())}
 
-    def commitments(self, status: Status, limit: int) -> dict[str, Any]:
+    def commitments(self, status: CommitmentStatus, limit: int) -> dict[str, Any]:
         """Commitments, those that were opened or have expired last first, and how many there are."""
         found = self._cache.commitments()
         answer = {"as_of": found.as_of, "open": len(found.open), "expired": len(found.expired)}
@@ -237,11 +237,11 @@ def _subjects(subject: SubjectName, which: str) -> list[Subject]:
     Raises:
         ConfigError: there is no such value.
     """
-    from pmm_shm.projection.explaining import Commitment, MetricsSubject, Name, Trait
+    from pmm_shm.projection.explaining import CommitmentSubject, MetricsSubject, NameSubject, TraitSubject
 
     if subject == "trait":
-        return [Trait(which)]
+        return [TraitSubject(which)]
     if subject == "commitment":
         is_number = which.isascii() and which.isdecimal() and len(which) < 20 and which[0] != "0"
-        return [Commitment(which), *([Commitment(int(which))] if is_number else [])]
-    return [MetricsSubject() if subject == "metrics" else Name()]
+        return [CommitmentSubject(which), *([CommitmentSubject(int(which))] if is_number else [])]
+    return [MetricsSubject() if subject == "metrics" else NameSubject()]

@@ -73,7 +73,7 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
         said(f"http://{HOST}:{listening.getsockname()[1]}{PATH}")
         config = uvicorn.Config(
             # The guard knows requests, and nothing here needs WebSockets.
-            Guard(app, token),
+            TokenGuard(app, token),
             ws="none",
             log_level="warning",
             access_log=False,
@@ -99,7 +99,7 @@ async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
         sys.exit(exits.HUNG_UP)
 
 
-class Guard:
+class TokenGuard:
     """ASGI middleware that answers 401 without the token."""
 
     def __init__(self, app: _App, token: str) -> None:

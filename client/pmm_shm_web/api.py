@@ -19,7 +19,7 @@ from pmm_shm_web import chart
 from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
-from pmm_shm_web.mind import Found
+from pmm_shm_web.mind import SearchOutcome
 from pmm_shm_web.questions import context_counts, position, status_of, stream_query, whole_number
 from pmm_shm_web.site import Site
 
@@ -173,7 +173,7 @@ def _described(part: FoldPart) -> dict[str, Any]:
     return {**{one.name: one.value for one in part.entries}, **tables}
 
 
-def _found(one: Found) -> dict[str, Any]:
+def _found(one: SearchOutcome) -> dict[str, Any]:
     hits = None if one.hits is None else [hit._asdict() for hit in one.hits]
     names = ("model", "as_of", "is_complete")
     more = {} if one.hits is None else {name: getattr(one.hits, name) for name in names}

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from pmm_shm.errors import DaemonError, PmmShmError
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.mind import WatchingCache
 
 LOOK_S = 0.25
@@ -28,7 +28,7 @@ class Live:
         ledger: for the newest id.
     """
 
-    def __init__(self, cache: WatchingCache, ledger: Ledger) -> None:
+    def __init__(self, cache: WatchingCache, ledger: LedgerQueries) -> None:
         self._cache = cache
         self._ledger = ledger
         self._listeners: set[asyncio.Event] = set()

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from pmm_shm.errors import ConfigError
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.results import History
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.state import is_indexed
 from pmm_shm_web import chart, course
 from pmm_shm_web.jobs import CancelledError, Job

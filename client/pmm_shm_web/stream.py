@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_meta
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.shown import spelled
 
 PAGE_ROWS = 50
@@ -102,7 +102,7 @@ class StreamPage(NamedTuple):
 class Stream:
     """The events of one ledger, for people to look at. Thread-safe."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: LedgerQueries) -> None:
         self._ledger = ledger
         self._is_foreign = ledger.connection.shape is not None
         # Some programs keep all of an event in what the shape makes its meta.

@@ -25,7 +25,7 @@ from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, REQUIRED_COLUMNS, 
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.ledger.tail import START, TailReader, head_of, ordered_columns
 
-Progress = Callable[[int], object]
+CountProgress = Callable[[int], object]
 """Called with the number of events done so far."""
 
 _REALS = {"inf": math.inf, "-inf": -math.inf}
@@ -42,7 +42,7 @@ class Imported(NamedTuple):
     head_id: int
 
 
-def exported(connection: Connection, progress: Progress = lambda done: None) -> Iterator[str]:
+def exported(connection: Connection, progress: CountProgress = lambda done: None) -> Iterator[str]:
     """The lines of all events up to the head of the log at the call, each with its line break.
 
     Reads in short statements: nobody waits for whoever consumes the lines.
@@ -94,7 +94,7 @@ def import_lines(
     *,
     source: str = "the lines",
     chain: bool = True,
-    progress: Progress = lambda done: None,
+    progress: CountProgress = lambda done: None,
 ) -> Imported:
     """Make a new ledger, in WAL mode, of the lines of an export; it appears whole or not at all.
 
@@ -141,7 +141,7 @@ def _check_chain(path: str, source: str) -> None:
 class _Writer:
     """Writes the events of an export into an empty database, within the caller's transaction."""
 
-    def __init__(self, handle: sqlite3.Connection, source: str, progress: Progress) -> None:
+    def __init__(self, handle: sqlite3.Connection, source: str, progress: CountProgress) -> None:
         self._handle = handle
         self._source = source
         self._progress = progress

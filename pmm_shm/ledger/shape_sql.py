@@ -42,7 +42,7 @@ _NOT_ALIASES = frozenset(
 _EPOCH_US = {"epoch": "* 1000000.0", "epoch_ms": "* 1000.0", "epoch_us": ""}
 
 
-class Source(NamedTuple):
+class ShapeSource(NamedTuple):
     """The tables of a shape.
 
     Attributes:
@@ -61,7 +61,7 @@ class Source(NamedTuple):
         return f"{_quoted(self.alias)}.{_quoted(self.key)}"
 
 
-def source_of(shape: Shape) -> Source:
+def source_of(shape: Shape) -> ShapeSource:
     """The tables that a shape reads.
 
     Raises:
@@ -87,7 +87,7 @@ def source_of(shape: Shape) -> Source:
     alias = by_lower.get((position[1] or next(iter(tables))).lower())
     if alias is None or (len(tables) > 1 and position[1] is None and position[2].lower() != "rowid"):
         raise shape.error(f"`position`: with a join it must be alias.column, got {shape.position!r:.80}")
-    return Source(sql, tables, alias, position[2])
+    return ShapeSource(sql, tables, alias, position[2])
 
 
 def _add_table(shape: Shape, scrubbed: str, start: int, end: int, tables: dict[str, str]) -> str:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
 from pmm_shm.folds.contract import Fold, view_of
-from pmm_shm.folds.describing import explainable, numbers
+from pmm_shm.folds.describing import explainable
+from pmm_shm.folds.view_parts import numbers
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import Cursor, LogChanged, require_columns

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
-from pmm_shm.folds.contract import Fold, Identity
+from pmm_shm.folds.contract import Fold, FoldIdentity
 from pmm_shm.folds.state import Touched
 from pmm_shm.ledger.tail import Position
 
@@ -137,7 +137,7 @@ class Header(NamedTuple):
         """The live generation of the fold with this name, version and parameters; None if it is not published."""
         return self.generation_of_identity(fold.identity())
 
-    def generation_of_identity(self, identity: Identity) -> int | None:
+    def generation_of_identity(self, identity: FoldIdentity) -> int | None:
         name, version, parameters = identity
         entry = self.folds.get(name)
         if self.is_void or entry is None or entry[:2] != (version, parameters):

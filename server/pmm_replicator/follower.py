@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pmm_replicator import forks, source
 from pmm_replicator.replica_file import HeadMoved, ReplicaFile
-from pmm_replicator.report import Report
+from pmm_replicator.report import ReplicationReport
 from pmm_shm import limits
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _RETRY_S_MIN = 0.1
 
 
-class Follower:
+class ReplicaFollower:
     """Follows one ledger in PostgreSQL into one replica.
 
     Parameters:
@@ -47,7 +47,7 @@ class Follower:
         self,
         server: Server,
         replica: ReplicaFile,
-        report: Report,
+        report: ReplicationReport,
         fork_max: int,
         log: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,

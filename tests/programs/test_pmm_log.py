@@ -18,7 +18,7 @@ from pmm_shm.ledger.eventlog import EventLog as Writer
 from pmm_shm_pmm import installing
 from pmm_shm_pmm.autonomy import SUFFIX, holds_lock
 from pmm_shm_pmm.log import log_of
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import standin_ab, standin_package
 from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.forking import in_child
@@ -33,7 +33,7 @@ Make = Callable[[], Any]
 def new_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """`EventLog` of the launched stand-in, on one ledger."""
     with standin_package.importable():
-        installing.install(Settings(parts=PARTS[request.param], starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(parts=PARTS[request.param], starts_daemon=False), standin_package.hashes())
         from pmm.storage.eventlog import EventLog
 
         yield lambda: EventLog(str(tmp_path / "log.db"))
@@ -125,7 +125,7 @@ def test_an_append_within_the_lock_that_a_listener_wants(log: Any) -> None:
 
 def _agent(path: str, parts: frozenset[str], number: int, count: int, out: str) -> None:
     with standin_package.importable():
-        installing.install(Settings(parts=parts, starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(parts=parts, starts_daemon=False), standin_package.hashes())
         from pmm.storage.eventlog import EventLog
 
         log = EventLog(path)
@@ -310,7 +310,7 @@ def test_the_next_process_gets_the_role_when_its_holder_ends(tmp_path: Path) -> 
 
 def _ticks(path: str, out: str) -> None:
     with standin_package.importable():
-        settings = Settings(starts_daemon=False, elects_autonomy=True)
+        settings = RunSettings(starts_daemon=False, elects_autonomy=True)
         installing.install(settings, standin_package.hashes())
         from pmm.runtime.loop import AutonomyLoop, Runtime
         from pmm.storage.eventlog import EventLog

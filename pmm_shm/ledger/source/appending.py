@@ -36,7 +36,7 @@ from pmm_shm.ledger.tail import Position
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-    from pmm_shm.ledger.source.session import Session
+    from pmm_shm.ledger.source.session import SourceSession
 
 _BEGIN = Statement("pmm_begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
 # The timeout is set before a row is looked for, and so before the lock is waited for.
@@ -188,7 +188,7 @@ class SourceAppender:
                 self._server.close()
             raise
 
-    def _is_written(self, session: Session, number: int, row: RawRow) -> bool:
+    def _is_written(self, session: SourceSession, number: int, row: RawRow) -> bool:
         return session.execute(_FIND, (number, row[0], row[-1])).fetchone() is not None
 
     def _require_head(self, newest: RawRow | None, expected: ExpectedHead) -> None:
