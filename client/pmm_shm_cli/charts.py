@@ -40,8 +40,8 @@ def bars(values: Sequence[ChartValue], width: int, height: int, *, plain: bool =
     return [line.rjust(max(0, width)) for line in lines]
 
 
-def curve(values: Sequence[ChartValue], width: int, height: int, low: float = 0.0, high: float = 1.0) -> list[str]:
-    """The newest values as a curve of `height` lines of `width` braille cells, right-aligned, two values to a cell."""
+def curve(values: Sequence[ChartValue], width: int, height: int) -> list[str]:
+    """The newest values, from 0 to 1, as a curve of braille cells, two values to a cell, right-aligned."""
     columns = width * 2
     newest = list(values)[-columns:] if columns > 0 else []
     shown: list[ChartValue] = [*([None] * (columns - len(newest))), *newest]
@@ -51,7 +51,7 @@ def curve(values: Sequence[ChartValue], width: int, height: int, low: float = 0.
         if value is None:
             before = None
             continue
-        share = (min(max(value, low), high) - low) / (high - low)
+        share = min(max(value, 0.0), 1.0)
         row = round((1.0 - share) * (dots - 1))
         # A step is drawn as a line, so that a jump does not tear the curve.
         start = row if before is None else before + (1 if row > before else -1 if row < before else 0)

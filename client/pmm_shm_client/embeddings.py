@@ -196,8 +196,7 @@ class Embeddings:
 class LocalVectors:
     """The vectors that this process used last, for lack of a text table. Thread-safe, without a lock."""
 
-    def __init__(self, vectors_max: int = limits.LOCAL_TEXT_VECTORS_MAX) -> None:
-        self.vectors_max = vectors_max
+    def __init__(self) -> None:
         self._vectors: OrderedDict[bytes, bytes] = OrderedDict()
 
     def __len__(self) -> int:
@@ -217,7 +216,7 @@ class LocalVectors:
     def put(self, key: bytes, vector: bytes) -> None:
         """Keep a vector, and evict those used least recently."""
         self._vectors[key] = vector
-        while len(self._vectors) > self.vectors_max:
+        while len(self._vectors) > limits.LOCAL_TEXT_VECTORS_MAX:
             try:
                 self._vectors.popitem(last=False)
             except KeyError:

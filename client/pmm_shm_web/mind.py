@@ -45,6 +45,7 @@ EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
 CID_JSON_CHARS_MAX = 4_096
+_KEY_CHARS_SHOWN = 60
 
 
 class WatchingCache(SpectatorCache, AsyncCache):
@@ -166,7 +167,7 @@ class Mind:
             raise ConfigError(f"argument: expected the id of an event of a directive, got {argument!r:.80}")
         return DirectiveSubject(event.content)
 
-    def explanation(self, subject: Subject, at: int, wait_s: float = EXPLAIN_WAIT_S) -> Explanation | Job:
+    def explanation(self, subject: Subject, at: int) -> Explanation | Job:
         """The events behind a value as of event `at`, the newest `STEPS_MAX`; or the job that finds them."""
 
         def work(report: Progress) -> Explanation:
@@ -175,7 +176,7 @@ class Mind:
             with contextlib.closing(open_recovered(self._ledger.path, limits.LEDGER_TIMEOUT_S)) as connection:
                 return explain(connection, subject, STEPS_MAX, at, report)
 
-        found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
+        found: Explanation | Job = self._ended(("why", subject.name, at), at, work, EXPLAIN_WAIT_S)
         return found
 
     def context(
@@ -246,7 +247,7 @@ def _entry(cid: Any, entry: Mapping[str, Any]) -> CommitmentRow:
     return CommitmentRow(cid, named if len(named) <= CID_JSON_CHARS_MAX else None, entry.get("text"), details)
 
 
-def in_short(details: Mapping[str, Any], chars_max: int = 60) -> Iterable[tuple[str, Any]]:
+def in_short(details: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """The first few details that are short."""
     short = [(key, value) for key, value in details.items() if isinstance(value, (str, int, float))]
-    return [(str(key)[:chars_max], value) for key, value in short[:4]]
+    return [(str(key)[:_KEY_CHARS_SHOWN], value) for key, value in short[:4]]

@@ -40,7 +40,6 @@ class ReplicaFollower:
         replica: where to.
         fork_max: how many events it takes back by itself.
         log: takes one line for people.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -50,18 +49,16 @@ class ReplicaFollower:
         report: ReplicationReport,
         fork_max: int,
         log: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._replica = replica
         self._report = report
         self._fork_max = fork_max
         self._log = log
-        self._clock = clock
         self._head: RawRow | None = None
         self._audit_from = 1
-        self._next_audit = clock() + limits.REPLICA_AUDIT_S
-        self._next_look_around = clock() + limits.REPLICA_LOOK_AROUND_S
+        self._next_audit = time.monotonic() + limits.REPLICA_AUDIT_S
+        self._next_look_around = time.monotonic() + limits.REPLICA_LOOK_AROUND_S
         self._others: Server | None = None
         self._looking: threading.Thread | None = None
         self._difference_id: int | None = None
@@ -142,18 +139,18 @@ class ReplicaFollower:
         """
         if self._others is not None and self._others.timeline > self._server.timeline:
             self._server.close()
-        if self._clock() >= self._next_look_around and not (self._looking and self._looking.is_alive()):
+        if time.monotonic() >= self._next_look_around and not (self._looking and self._looking.is_alive()):
             self._others = self._server.another()
             self._looking = threading.Thread(target=self._others.look_around, daemon=True)
             self._looking.start()
-            self._next_look_around = self._clock() + limits.REPLICA_LOOK_AROUND_S
+            self._next_look_around = time.monotonic() + limits.REPLICA_LOOK_AROUND_S
 
     def _audit_when_due(self) -> None:
         """Compare one block with the source, now and then, so that all are compared in turn."""
-        if self._clock() < self._next_audit or self._head is None:
+        if time.monotonic() < self._next_audit or self._head is None:
             return
         connection, ledger = self._server.connection(), self._server.known_ledger()
-        self._next_audit = self._clock() + limits.REPLICA_AUDIT_S
+        self._next_audit = time.monotonic() + limits.REPLICA_AUDIT_S
         # Large events take the server a while.
         connection.silence_s = limits.REPLICA_AUDIT_SILENCE_S
         difference = audit_block(self._replica.reader, connection, ledger.number, self._audit_from)
@@ -203,6 +200,6 @@ class ReplicaFollower:
         self._report.update(problem=problem)
 
     def _sleep(self, duration_s: float) -> None:
-        deadline_s = self._clock() + duration_s
-        while not self.is_stopping and (rest_s := deadline_s - self._clock()) > 0:
+        deadline_s = time.monotonic() + duration_s
+        while not self.is_stopping and (rest_s := deadline_s - time.monotonic()) > 0:
             time.sleep(min(0.05, rest_s))
