@@ -20,8 +20,9 @@ from pmm_shm_pmm.autonomy import SUFFIX, holds_lock
 from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.settings import RunSettings
 from tests.support import standin_ab, standin_package
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.forking import in_child
+from tests.support.polling import until
 from tests.support.standin_ab import append_as_another
 from tests.support.standin_machine import run
 
@@ -134,14 +135,14 @@ def _agent(path: str, parts: frozenset[str], number: int, count: int, out: str) 
         for one in heard:
             log.register_append_listener(lambda event, one=one: one.append(event["id"]))
         Path(f"{out}.ready").touch()
-        wait_until(Path(path + ".go").exists, "the others")
+        until(Path(path + ".go").exists, "the others")
         for place in range(count):
             event_id = log.append("user", f"{number}: {place}", {"place": place})
             late += any(event_id not in one for one in heard)
             log.read_tail(limit=3)
             time.sleep(0.002)
         Path(f"{out}.done").touch()
-        wait_until(lambda: _is_all_there(path, count), "the others to end")
+        until(lambda: _is_all_there(path, count), "the others to end")
         log.read_all()
         Path(out).write_text(json.dumps([heard, late, [event["id"] for event in log.read_all()]]), encoding="utf-8")
 
@@ -162,10 +163,10 @@ def test_three_processes_with_three_listeners_each_while_the_daemon_dies_twice(
     daemon = ForkedDaemon(ledger)
     agents = [in_child(_agent, str(ledger), parts, number, count, out) for number, out in enumerate(outs)]
     for out in outs:
-        wait_until(Path(f"{out}.ready").exists, "the processes")
+        until(Path(f"{out}.ready").exists, "the processes")
     Path(f"{ledger}.go").touch()
     for part in (3, 2):
-        wait_until(lambda part=part: len(chain(ledger)) > 3 * count // part, "appends")
+        until(lambda part=part: len(chain(ledger)) > 3 * count // part, "appends")
         daemon.kill()
         daemon = ForkedDaemon(ledger)
     for agent in agents:
@@ -319,15 +320,15 @@ def _ticks(path: str, out: str) -> None:
         loop = AutonomyLoop(log, Runtime(log))
         found = [loop.tick() for _ in range(3)]
         Path(out).write_text(json.dumps(found), encoding="utf-8")
-        wait_until(Path(path + ".end").exists, "the end")
+        until(Path(path + ".end").exists, "the end")
 
 
 def test_of_two_processes_one_ticks(tmp_path: Path) -> None:
     ledger = str(tmp_path / "log.db")
     first = in_child(_ticks, ledger, ledger + ".1")
-    wait_until(Path(ledger + ".1").exists, "the first process")
+    until(Path(ledger + ".1").exists, "the first process")
     second = in_child(_ticks, ledger, ledger + ".2")
-    wait_until(Path(ledger + ".2").exists, "the second process")
+    until(Path(ledger + ".2").exists, "the second process")
     Path(ledger + ".end").touch()
     first.join(20)
     second.join(20)

@@ -30,7 +30,8 @@ server.set_forkserver_preload(
         "pmm_cached.event_tables",
         "pmm_shm.ledger.eventlog",
         "pmm_shm_cli.main",
-        "tests.support.fork_daemon",
+        "tests.support.crash",
+        "tests.support.forking",
         "tests.support.frozen",
     ]
 )
