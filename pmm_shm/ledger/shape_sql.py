@@ -58,7 +58,7 @@ class ShapeSource(NamedTuple):
 
     @property
     def position(self) -> str:
-        return f"{_quoted(self.alias)}.{_quoted(self.key)}"
+        return f"{quoted(self.alias)}.{quoted(self.key)}"
 
 
 def source_of(shape: Shape) -> ShapeSource:
@@ -102,7 +102,7 @@ def _add_table(shape: Shape, scrubbed: str, start: int, end: int, tables: dict[s
     if alias.lower() in map(str.lower, tables):
         raise shape.error(f"`from`: two tables are called {alias!r}")
     tables[alias] = table
-    return f"main.{_quoted(table)} AS {_quoted(alias)}"
+    return f"main.{quoted(table)} AS {quoted(alias)}"
 
 
 def columns_of(shape: Shape) -> dict[str, tuple[str, str]]:
@@ -129,7 +129,7 @@ def select_sql(shape: Shape) -> str:
         ConfigError: as `source_of` and `columns_of`.
     """
     source = source_of(shape)
-    columns = [f"{sql} AS {_quoted(name)}" for name, (_, sql) in columns_of(shape).items()]
+    columns = [f"{sql} AS {quoted(name)}" for name, (_, sql) in columns_of(shape).items()]
     return f"SELECT {source.position} AS id, {', '.join(columns)} FROM {source.sql}"
 
 
@@ -268,5 +268,6 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace(opening * 2, opening) if opening in "\"`'" else name
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name of SQL in quotes."""
     return '"' + name.replace('"', '""') + '"'

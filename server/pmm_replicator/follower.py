@@ -23,7 +23,7 @@ from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.source.audit import BLOCK_ROWS, audit_block
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
-from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.server import Server, first_line
 from pmm_shm.ledger.source.tables import channel
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ReplicaFollower:
             except SourceUnreachableError as error:
                 self._trouble(str(error))
             except driver.Error as error:
-                self._trouble(f"PostgreSQL: {one_line(error)}")
+                self._trouble(f"PostgreSQL: {first_line(error)}")
             self._server.close()
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, limits.REPLICA_RETRY_S_MAX)

@@ -176,9 +176,9 @@ class Server:
             )
             session.deadline_s = deadline_s + limits.SOURCE_GRACE_S
         except driver.ProgrammingError as error:
-            raise ConfigError(f"the data source name: {one_line(error)}") from None
+            raise ConfigError(f"the data source name: {first_line(error)}") from None
         except driver.Error as error:
-            raise _NotThePrimary(one_line(error)) from None
+            raise _NotThePrimary(first_line(error)) from None
         try:
             row = session.execute(_TIMELINE).fetchone()
             assert row is not None
@@ -195,7 +195,7 @@ class Server:
                 raise NotALedgerError(f"{where} has another ledger under the name {self.name!r}")
         except driver.Error as error:
             session.close()
-            raise _NotThePrimary(one_line(error)) from None
+            raise _NotThePrimary(first_line(error)) from None
         except BaseException:
             session.close()
             raise
@@ -211,8 +211,8 @@ class _NotThePrimary(LedgerError):
     """This server cannot be used; another of the cluster may."""
 
 
-def one_line(error: BaseException) -> str:
-    """What PostgreSQL says, without its further lines."""
+def first_line(error: BaseException) -> str:
+    """The first line of what PostgreSQL says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
