@@ -1,6 +1,7 @@
 """Appending: one transaction per call, linear under any number of processes.
 
-Invariant: the newest hash is read under the write lock, in the transaction that inserts.
+Invariant: the newest hash is read under the write lock, in the transaction that inserts; or SQLite says there that
+nobody else has committed since the last own append, whose hash is known.
 Invariant: no id is returned unless the row is in the ledger as it was given: SQLite's counts prove it where nothing but
 the insert has changed a row, otherwise the rows are read back before the commit.
 Invariant: what is remembered of the last own append dies with the connection's epoch.
@@ -102,6 +103,8 @@ class Appender:
     def _forget(self) -> None:
         self.last_row: RawRow | None = None
         self._formula: Formula | None = None
+        # SQLite's number of others' commits, as of the last own append. None where that is not known.
+        self._version: int | None = None
         self._prepared: _Prepared | None = None
         self._indexed = False
 
@@ -261,7 +264,7 @@ class Appender:
                     return []
             if not self._indexed:
                 create_indexes(handle)
-            rows, formula = self._insert(prepared, events)
+            rows, formula, version = self._insert(prepared, events)
             if not handle.in_transaction:
                 raise LedgerUnwritableError(
                     f"{connection.path}: other code ended the append's transaction; check the newest events before "
@@ -292,6 +295,7 @@ class Appender:
             raise
         self._indexed = True
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
+        self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
         if self._is_moved():
             raise LedgerMoved
@@ -335,8 +339,9 @@ class Appender:
 
     def _is_moved(self) -> bool:
         """Whether another file is at the ledger's path. Raises `LedgerNotFoundError` where there is none."""
-        file = self.connection.file
-        return file is None or file_identity(self.connection.path) != file.identity
+        connection = self.connection
+        file = connection.file
+        return file is None or file_identity(connection.path) != file.identity
 
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:
@@ -345,10 +350,26 @@ class Appender:
         except sqlite3.Error:
             self.connection.close()
 
-    def _insert(self, prepared: _Prepared, events: Sequence[NewEvent]) -> tuple[list[RawRow], Formula | None]:
-        """Insert the events; returns their rows, and the formula of their hashes (None in a ledger without hashes)."""
-        handle = prepared.handle
-        newest, newest_id = _newest(handle) if prepared.is_hashed else (None, _newest_id(handle))
+    def _insert(
+        self, prepared: _Prepared, events: Sequence[NewEvent]
+    ) -> tuple[list[RawRow], Formula | None, int | None]:
+        """Insert the events behind the newest one.
+
+        Returns:
+            Their rows; the formula of their hashes, None in a ledger without hashes; the number of others' commits,
+            None where it is not known, or where a trigger may have written more.
+        """
+        handle, last, version = prepared.handle, self.last_row, self._version
+        # Known again when this is committed: SQLite does not count own commits.
+        self._version = None
+        if last is not None and version is not None and _version(handle) == version:
+            newest, newest_id = last, last[0]
+        elif prepared.is_hashed:
+            newest, newest_id = _newest(handle)
+            # Among other writers the number would be asked for in vain.
+            version = _version(handle) if newest is not None and newest == last else None
+        else:
+            newest, newest_id = None, _newest_id(handle)
         if newest_id + len(events) > ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
         now, formula = now_text(), None
@@ -359,9 +380,10 @@ class Appender:
             rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
         changes = handle.total_changes
         inserted = handle.executemany(prepared.insert_sql, rows).rowcount
-        if not (inserted == handle.total_changes - changes == len(rows) and prepared.keeps_text):
-            self._read_back(prepared, rows if newest is None else [newest, *rows], rows[-1][0])
-        return rows, formula
+        if inserted == handle.total_changes - changes == len(rows) and prepared.keeps_text:
+            return rows, formula, version
+        self._read_back(prepared, rows if newest is None else [newest, *rows], rows[-1][0])
+        return rows, formula, None
 
     def _read_back(self, prepared: _Prepared, expected: list[RawRow], last_id: int) -> None:
         """Prove that the rows up to `last_id` are in the ledger as they were given.
@@ -382,7 +404,7 @@ class Appender:
         Raises:
             ChainError: the newest hashed event fits no formula.
         """
-        if newest is not None and newest == self.last_row and self._formula is not None:
+        if newest is not None and self._formula is not None and newest == self.last_row:
             return self._formula, newest[-1]
         if newest is not None and newest[-1] is None:
             newest = handle.execute(_NEWEST_HASHED).fetchone()
@@ -421,6 +443,12 @@ def _hashed_rows(
         last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
         rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
     return rows
+
+
+def _version(handle: sqlite3.Connection) -> int:
+    """A number that changes with every commit of another connection (https://sqlite.org/pragma.html#pragma_data_version)."""
+    version: int = handle.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 def _newest(handle: sqlite3.Connection) -> tuple[RawRow | None, int]:
