@@ -15,6 +15,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -31,7 +32,7 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, detect_formula, fits, hash_of_parts
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import UNDECODABLE
 from pmm_shm.ledger.files import LedgerMoved, file_identity
@@ -359,22 +360,23 @@ class Appender:
             Their rows; the formula of their hashes, None in a ledger without hashes; the number of others' commits,
             None where it is not known, or where a trigger may have written more.
         """
-        handle, last, version = prepared.handle, self.last_row, self._version
+        handle, newest, version = prepared.handle, self.last_row, self._version
         # Known again when this is committed: SQLite does not count own commits.
         self._version = None
-        if last is not None and version is not None and _version(handle) == version:
-            newest, newest_id = last, last[0]
+        formula = last_hash = None
+        if newest is not None and version is not None and _version(handle) == version:
+            newest_id, formula, last_hash = newest[0], self._formula, newest[-1]
         elif prepared.is_hashed:
             newest, newest_id = _newest(handle)
             # Among other writers the number would be asked for in vain.
-            version = _version(handle) if newest is not None and newest == last else None
+            version = _version(handle) if newest is not None and newest == self.last_row else None
+            formula, last_hash = self._chain_end(handle, newest)
         else:
             newest, newest_id = None, _newest_id(handle)
         if newest_id + len(events) > ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
-        now, formula = now_text(), None
-        if prepared.is_hashed:
-            formula, last_hash = self._chain_end(handle, newest)
+        now = now_text()
+        if formula is not None:
             rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
         else:
             rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
@@ -436,10 +438,11 @@ def _hashed_rows(
 ) -> list[RawRow]:
     """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
     rows = []
-    now_json = canonical_json(now)
+    now_json = encode_basestring_ascii(now)
     for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
-        ts_json = now_json if ts is None else canonical_json(ts)
-        previous, previous_json = last_hash, canonical_json(last_hash)
+        ts_json = now_json if ts is None else encode_basestring_ascii(ts)
+        # In hex digits.
+        previous, previous_json = last_hash, "null" if last_hash is None else f'"{last_hash}"'
         last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
         rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
     return rows

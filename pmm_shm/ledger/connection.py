@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
+_locks_trusted_until_s: dict[tuple[int, int | None], float] = {}
+"""Inodes of a ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
 
 
 class Connection:
@@ -190,17 +192,31 @@ class Connection:
             return read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc")
         return shaped_schema(handle, self.path, version, self._shape)
 
-    def is_lock_held(self) -> bool:
-        """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
-        file = self.file
+    def lock_trusted_until(self) -> float | None:
+        """The monotonic time until which SQLite's locks of this connection count as held; None if they are not held.
+
+        Locks belong to the process: what was proved for one connection within `limits.TRUST_PERIOD_S` counts for all.
+        Where the system does not tell, they count as held.
+        """
+        file, now_s = self.file, time.monotonic()
         if file is None or not file.is_wal:
-            return True
-        if holds_lock(file.identity[1], PENDING_BYTE) is False:
+            return now_s + limits.TRUST_PERIOD_S
+        files = file.identity[1], file.shm_inode
+        trusted_until_s = _locks_trusted_until_s.get(files, 0.0)
+        if now_s < trusted_until_s:
+            return trusted_until_s
+        if not self._is_lock_held(*files):
+            return None
+        trusted_until_s = _locks_trusted_until_s[files] = now_s + limits.TRUST_PERIOD_S
+        return trusted_until_s
+
+    def _is_lock_held(self, inode: int, shm_inode: int | None) -> bool:
+        if holds_lock(inode, PENDING_BYTE) is False:
             return False
-        if file.shm_inode is None:
+        if shm_inode is None:
             return True
         # The file may have been removed: a lock on a deleted file excludes nobody.
-        return inode_of(self.path + "-shm") == file.shm_inode and holds_lock(file.shm_inode, WAL_DMS_BYTE) is not False
+        return inode_of(self.path + "-shm") == shm_inode and holds_lock(shm_inode, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
         """Check the lock, at most every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
@@ -212,13 +228,14 @@ class Connection:
         if now_s < self._next_lock_check_s or self._handle is None:
             return
         self.close_if_switched()
-        if not self.is_lock_held():
+        trusted_until_s = self.lock_trusted_until()
+        if trusted_until_s is None:
             raise LockLostError(
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
         self.follow_schema()
-        self._next_lock_check_s = now_s + limits.TRUST_PERIOD_S
+        self._next_lock_check_s = trusted_until_s
 
     def follow_replacement(self) -> None:
         """Where another file is at the ledger's path, close this process's connections to the old one. One `stat`.
@@ -276,6 +293,9 @@ class Connection:
             if handle is not None:
                 self.epoch += 1
                 handle.close()
+                if self.file is not None:
+                    # Another file can have the same inodes later.
+                    _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
             for hook in self._close_hooks:
                 hook()
 
