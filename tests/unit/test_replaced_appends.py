@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pmm_shm import crash_points
 from pmm_shm.errors import HeadMovedError, LedgerNotFoundError
 from pmm_shm.ledger.eventlog import EventLog
 from tests.support import ledgers
@@ -38,13 +39,45 @@ def test_the_append_is_in_the_new_file(log: EventLog) -> None:
     assert log.verify_chain().ok
 
 
+def test_nothing_is_written_beside_the_new_file(log: EventLog) -> None:
+    """In WAL mode the next commit to the old file would go to the `-wal` that is beside the new one."""
+    ledgers.execute(log.path, "PRAGMA journal_mode = wal")
+    assert [log.append("own"), log.append("own")] == [4, 5]
+    ledgers.execute(log.path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    os.link(log.path, log.path + ".old")
+    replace(log.path, 7)
+    assert log.append("own") == 8
+    assert log.verify_chain().ok
+    os.rename(log.path + ".old", log.path + ".alone")
+    assert len(ledgers.raw_rows(log.path + ".alone")) == 5
+
+
+def test_an_event_committed_to_the_old_file_is_appended_again(log: EventLog) -> None:
+    """The ledger is replaced between the last look at its path and the commit."""
+    points: list[str] = []
+
+    def replace_once(point: str) -> None:
+        if point == "append.inside" and not points:
+            replace(log.path, 7)
+        points.append(point)
+
+    crash_points.install(replace_once)
+    try:
+        assert log.append("own", "twice") == 8
+    finally:
+        crash_points.install(None)
+    assert points == ["append.inside", "append.committed"] * 2
+    assert ledgers.raw_rows(log.path)[-1][3] == "twice"
+    assert log.verify_chain().ok
+
+
 def test_the_head_is_that_of_the_new_file(log: EventLog) -> None:
     replace(log.path, 7)
     with pytest.raises(HeadMovedError):
         log.append("own", expected_head=3)
     replace(log.path, 9)
     with pytest.raises(HeadMovedError):
-        log.append_many([], expected_head=8)
+        log.append_many([], expected_head=7)
     replace(log.path, 5)
     assert log.append_many([], expected_head=5) == []
     assert log.append("own", expected_head=5) == 6
