@@ -1,8 +1,9 @@
-"""The proof that SQLite's locks are held: one for all connections of the process, and never older than the limit."""
+"""The proof that SQLite's locks are held, one for all connections of the process; and the wait for those of others."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger import connection as connections
+from pmm_shm.ledger import sqlite_errors
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 
@@ -111,3 +113,19 @@ def test_a_proof_ends_with_the_connection(path: str, clock: Clock, proofs: list[
     use(second)
     assert len(proofs) == 2
     second.close()
+
+
+def test_sleeps_begin_short_and_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append holds the lock for a fraction of a millisecond: to sleep for longer at once is the tail of a crowd."""
+    sleeps: list[tuple[float, float]] = []
+    monkeypatch.setattr(sqlite_errors, "sleep_between", lambda least_s, most_s: sleeps.append((least_s, most_s)))
+
+    def action() -> int:
+        if len(sleeps) < 5:
+            raise sqlite3.OperationalError("database is locked")
+        return 7
+
+    assert sqlite_errors.retry_busy(action, 60.0, "/l.db") == 7
+    assert {least_s for least_s, _ in sleeps} == {limits.BUSY_SLEEP_S_MIN}
+    longest = [most_s for _, most_s in sleeps]
+    assert longest == pytest.approx([0.0003, 0.0006, 0.0012, 0.002, 0.002])

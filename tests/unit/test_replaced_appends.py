@@ -67,7 +67,7 @@ def test_an_event_committed_to_the_old_file_is_appended_again(log: EventLog) -> 
     finally:
         crash_points.install(None)
     assert points == ["append.inside", "append.committed"] * 2
-    assert ledgers.raw_rows(log.path)[-1][3] == "twice"
+    assert ledgers.raw_rows(log.path)[-1][3] == b"twice"
     assert log.verify_chain().ok
 
 
