@@ -46,6 +46,8 @@ FOLD_NAME_BYTES_MAX = 64
 LEDGER_TIMEOUT_S = 30.0
 """How long appends and reads wait for a busy ledger, by default."""
 BUSY_SLEEP_S_MIN = 0.0001
+BUSY_FIRST_SLEEP_S_MAX = 0.0003
+"""An append holds the lock for about so long. The longest possible sleep doubles with each attempt, up to the next."""
 BUSY_SLEEP_S_MAX = 0.002
 
 # A restore: pages between two checks for signals, and how long SQLite itself waits for readers to end.
@@ -279,7 +281,7 @@ LEASE_KEYS_MAX = EMBED_BATCH_MAX
 assert TRUST_PERIOD_S < REPLACEMENT_NOTICED_S
 assert TAIL_FEW_ROWS < TAIL_FETCH_ROWS <= TAIL_ROWS_MAX <= TAIL_SPAN_IDS
 assert HISTORY_POINTS_MAX % 2 == 0
-assert BUSY_SLEEP_S_MIN < BUSY_SLEEP_S_MAX
+assert BUSY_SLEEP_S_MIN < BUSY_FIRST_SLEEP_S_MAX < BUSY_SLEEP_S_MAX
 assert BACKOFF_S_MIN < BACKOFF_S_MAX < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
 assert STOP_S < STOP_HARD_S < 2.0
 assert FOLLOWER_WAIT_S * 1_000 < HEARTBEAT_MS_MAX
