@@ -25,7 +25,7 @@ from pmm_shm.errors import HeadMovedError, InvalidTextError, PmmShmError
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.progress import FollowUp, PartialAnswer, Timings, TurnProgress
-from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt, tokens_of
+from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Prompt, Undone, make_prompt, tokens_of
 from pmm_shm_chat.responder import Responder, ResponderError, Usage
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
 from pmm_shm_client.context import Context
@@ -177,15 +177,10 @@ class Chat:
     ) -> TurnResult:
         self._last = _LastTurn(user_id, None, text, is_undone)
         with progress.timed("context"):
-            context = self.cache.context(
-                text,
-                reflections=self._reflections,
-                recall=self._recall,
-                messages=self._messages + 1,
-                recall_mode="auto",
-            )
-            undone = self._undone.ids(context.as_of)
-            prompt = make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)
+            context, prompt = self._prompt(user_id, text, self._messages + 1)
+            if prompt.left_out and self._recall:
+                # What there is no room for may be recalled, in fewer words.
+                context, prompt = self._prompt(user_id, text, len(context.messages) - prompt.left_out)
         answer = PartialAnswer()
         try:
             with progress.timed("model"):
@@ -211,6 +206,14 @@ class Chat:
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),
         )
+
+    def _prompt(self, user_id: int, text: str, messages: int) -> tuple[Context, Prompt]:
+        """The context with so many of the last messages, and the prompt made of it."""
+        context = self.cache.context(
+            text, reflections=self._reflections, recall=self._recall, messages=messages, recall_mode="auto"
+        )
+        undone = self._undone.ids(context.as_of)
+        return context, make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)
 
     def interrupt(self) -> None:
         """End the current answer, or the one about to begin; for a signal handler of the thread that is in `turn`.

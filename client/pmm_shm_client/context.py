@@ -220,11 +220,14 @@ def make_context(frame: Frame, request: ContextRequest, search: Search, event_of
 def _recall(
     frame: Frame, request: ContextRequest, search: Search, event_of: EventOf
 ) -> tuple[tuple[Recalled, ...], str | None]:
-    """Messages up to the frame's position, without the one to answer; and why there may be others."""
-    last = frame.recent().messages[-1:]
-    answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
-    hits = search(request.user_text, request.recall + len(answered), frame.as_of)
-    chosen = [hit for hit in hits if hit.event_id not in answered][: request.recall]
+    """Messages up to the frame's position, without the one to answer and those that are shown as the last ones; and why
+    there may be others.
+    """
+    newest = frame.recent().messages
+    known = {one.id for one in _last(newest, request.messages)}
+    known |= {one.id for one in newest[-1:] if ROLES[one.kind] == "user" and one.content == request.user_text}
+    hits = search(request.user_text, request.recall + len(known), frame.as_of)
+    chosen = [hit for hit in hits if hit.event_id not in known][: request.recall]
     events = [(hit, event_of(hit.event_id)) for hit in chosen]
     found = tuple(
         Recalled(hit.event_id, event["ts"], event["kind"], event["content"], hit.similarity)
