@@ -126,6 +126,8 @@ class Chat:
         if len(text) > limits.TEXT_CHARS_MAX:
             raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are accepted")
         self._is_stopped = False
+        # An append that fails must not let `retry` answer an earlier message again.
+        self._last = None
         progress = TurnProgress(self._clock_ns)
         with progress.timed("append"):
             user_id = self._say(progress, "user", text, {"channel": "chat"})
@@ -145,6 +147,11 @@ class Chat:
             with progress.timed("append"):
                 self._mark(progress, [last.response_id], True, "retried")
         return self._answer(progress, last.user_id, last.text, last.is_undone, on_text, on_retract)
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether there is a last message of this conversation, to undo or to answer again."""
+        return self._last is not None
 
     def undo(self) -> str:
         """Leave the last message of this conversation and its answer out of later prompts. Returns the message.

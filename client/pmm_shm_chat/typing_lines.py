@@ -28,16 +28,16 @@ def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[
         remember: called with each text.
     """
     while True:
-        click.echo("")
         try:
+            click.echo("")
             text = without_marks(read())
+            if text.strip():
+                remember(text)
         except KeyboardInterrupt:
             continue
         except EOFError:
             click.echo("")
             return
-        if text.strip():
-            remember(text)
         yield text
 
 

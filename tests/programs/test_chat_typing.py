@@ -128,8 +128,12 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
         log.append("user", "said on another day")
     child = talk(**changes)
     child.say("\x1b[A")
-    child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
-    child.say("")
+    if way == "a dumb terminal":
+        # It does not know the marks of a paste, and would show them.
+        assert "2004" not in child.raw()
+    else:
+        child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
+        child.say("")
     child.sendline('"""three')
     child.until(MORE)
     child.say('four"""')
@@ -137,7 +141,8 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
     child.until_prompt()
     child.sendeof()
     child.expect(pexpect.EOF)
-    assert said(ledger) == ["said on another day"] * 2 + ["one\ntwo", "three\nfour"]
+    pasted = ["one\ntwo"] * (way != "a dumb terminal")
+    assert said(ledger) == ["said on another day"] * 2 + [*pasted, "three\nfour"]
     assert "Traceback" not in child.raw()
 
 
