@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_chat.typing_lines import History, history_file
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
@@ -212,6 +213,17 @@ def test_a_history_that_cannot_be_kept_stops_nobody(talk: Talk, ledger: str, tmp
     child = talk()
     child.sendline("hello")
     assert "Hello." in child.until_prompt()
+
+
+def test_a_user_without_a_home_has_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    history = History(history_file())
+    history.add("hello")
+    assert history.read() == []
 
 
 # Again.
