@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pmm_shm_terminal.output import printable
 
@@ -98,7 +98,7 @@ def formatted(block: str, console: Console, indent: int) -> Segments:
                 yield made
 
     class Whole(Markdown):
-        elements = {**Markdown.elements, "table_open": WholeTable}
+        elements: ClassVar = {**Markdown.elements, "table_open": WholeTable}
 
     # A link is its text and its address: one that can be clicked might hide where it leads.
     shown = Padding(Whole(block, hyperlinks=False), (0, 0, 0, indent))
