@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import uvicorn
 
@@ -46,7 +46,7 @@ class RepairedLines(io.RawIOBase):
     The SDK drops a line that it cannot read, and the client would wait for ever.
     """
 
-    def __init__(self, source: io.BufferedIOBase) -> None:
+    def __init__(self, source: BinaryIO) -> None:
         self._source = source
         self._left = b""
 
@@ -65,19 +65,9 @@ def _repaired(escape: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if escape["lone"] else escape[0]
 
 
-def _own_stdin() -> io.TextIOWrapper:
-    """What the client writes; for everybody else, stdin is empty."""
-    own = os.fdopen(os.dup(0), "rb")
-    empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(empty, 0)
-    os.close(empty)
-    return io.TextIOWrapper(io.BufferedReader(RepairedLines(own)), encoding="utf-8", errors="replace")
-
-
 def serve_streams(memory: Memory) -> None:
     """Serve the one client at stdin and stdout, until it closes them or a signal ends the process."""
-    # The SDK reads this object, and diverts the descriptor itself only where it is behind it.
-    sys.stdin = _own_stdin()
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(RepairedLines(sys.stdin.buffer)), encoding="utf-8")
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
