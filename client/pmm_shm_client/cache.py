@@ -389,9 +389,8 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm_client.finding import SearchRequest
 
-        roles, distinct = ("user", "assistant"), mode != "meaning"
         request = SearchRequest.of(
-            text, k, None, None, mode, roles=roles, until=until_id, distinct=distinct, is_message=True
+            text, k, None, None, mode, roles=("user", "assistant"), until=until_id, is_message=True
         )
         return (self._finding or self._open_finding()).find(request)
 

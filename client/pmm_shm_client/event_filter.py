@@ -5,6 +5,7 @@ A filter is applied to a whole ranking, not to its best few: it goes down the ra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ moment, as the end of a range its last.
 """
 
 KINDS_OF_ROLE = {"user": ("user", "user_message"), "assistant": ("response", "assistant_message")}
+_NO_LETTERS = re.compile(r"[\W_]+")
 _ROWS = 256
 _DATE_CHARS = len("2026-01-31")
 _DAY_US = 86_400_000_000
@@ -168,7 +170,7 @@ class Selection:
 
 def spelled_alike(text: str) -> str:
     """A key for a text that ignores case, white space and punctuation."""
-    letters = "".join(one for one in text.casefold() if one.isalnum())
+    letters = _NO_LETTERS.sub("", text.casefold())
     # Of texts without letters and digits, only equal ones are alike.
     return letters or text
 

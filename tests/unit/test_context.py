@@ -546,11 +546,19 @@ def test_what_is_among_the_last_messages_is_not_recalled(ledger: str, mode: Any)
 
 
 def test_a_text_said_again_and_again_is_recalled_once(ledger: str) -> None:
-    said = [("user", "What is the boat called?", {})] * 6 + [("user", "The boat is called Nora.", {})]
-    log_of(ledger, *said)
+    asked = [("user", "Where is the boat called Nora?", {})] * 40
+    log_of(ledger, *asked, ("user", "The boat is called Nora.", {}), *asked, ("response", "At sea.", {}))
     with connect(ledger) as cache:
-        context = cache.context("what is the boat called", recall=3, recall_mode="auto")
-        assert [one.id for one in context.recalled] == [1, 7]
+
+        def recalled(text: str, **options: Any) -> list[int]:
+            context = cache.context(text, recall=3, **options)
+            return sorted(one.id for one in context.recalled)
+
+        assert recalled("a boat called Nora", recall_mode="auto") == [1, 41, 82]
+        # Neither the question itself, nor a text that is among the last messages.
+        assert recalled("where is the boat called nora", recall_mode="auto") == [41, 82]
+        assert recalled("a boat called Nora", recall_mode="auto", messages=2) == [41]
+        assert recalled("where is the boat called nora") == [1, 2, 3]
 
 
 def test_without_a_table_this_process_embeds(ledger: str) -> None:
