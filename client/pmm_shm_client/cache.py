@@ -276,7 +276,7 @@ class Cache(Reads):
             kinds: only events of these kinds.
             roles: only messages of these roles: `"user"`, `"assistant"`.
             since: only events after this event id, or from this time on; times are compared with `ts`.
-            until: only events up to this event id or time, included.
+            until: only events up to this event id or time, included; of a date, the whole day.
             distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
 
         Raises:
