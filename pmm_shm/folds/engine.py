@@ -181,12 +181,12 @@ class Engine:
             KeyError: a fold has no state.
         """
         try:
-            if self.columns:
-                self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
-            applied = self._decode(rows, states.get(DECODE))
-            self._fold(states)
+            applied = self.queue(rows, states, places)
+            for name, events in self._queues.items():
+                if events:
+                    apply_events(self.folds[name], events, states[name])
         finally:
-            self._forget()
+            self.forget()
         # Only a long replay is worth the import.
         self._in_a_row = self._in_a_row + applied if applied > limits.ROWS_PER_PROGRESS else 0
         if self._in_a_row >= limits.FAST_JSON_EVENTS_MIN and self._parse_meta is parse_meta:
@@ -194,6 +194,45 @@ class Engine:
                 from pmm_shm.ledger.fast_json import fast_meta_parser
             self._parse_meta = fast_meta_parser()
         return applied
+
+    def queue(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+        """As `apply`, but the folds are given the events by `fold`, each when it is asked for, or by the next `apply`.
+
+        The quarantine of decoding is written at once.
+        """
+        if self.columns:
+            self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
+        return self._decode(rows, states.get(DECODE))
+
+    def queued(self) -> int:
+        """The most events that wait for one fold."""
+        return max(map(len, self._queues.values()), default=0)
+
+    def fold(self, name: str, state: State) -> None:
+        """Fold the events that wait for one fold into its state."""
+        events = self._queues.get(name)
+        if events:
+            apply_events(self.folds[name], events, state)
+            events.clear()
+
+    def skip(self, event_id: int, states: States) -> None:
+        """The bases hold all events up to this one by now: a fold that some of them still wait for goes on from there.
+
+        Its overlay was made of earlier events. That of any other fold holds its events up to there, too.
+        """
+        for name, events in self._queues.items():
+            if events and events[0].id <= event_id:
+                states[name].take_touched()
+                states[name].drop_overlay()
+                events[:] = [event for event in events if event.id > event_id]
+
+    def forget(self) -> None:
+        """Drop all events that wait."""
+        for queue in self._queues.values():
+            queue.clear()
+        for route in self._waiting.values():
+            if route.newest:
+                route.newest.clear()
 
     def newest(self) -> dict[str, int]:
         """The kinds of which all but the newest so many rows of a batch may be left out, as long as each content is
@@ -262,20 +301,9 @@ class Engine:
                     route.wide.take(row, ts, kind, content, _NO_META)
             if route.newest:
                 late.update((id(queue), queue) for queue in route.queues)
+                route.newest.clear()
         for queue in late.values():
             queue.sort(key=_id_of)
-
-    def _forget(self) -> None:
-        for queue in self._queues.values():
-            queue.clear()
-        for route in self._waiting.values():
-            if route.newest:
-                route.newest.clear()
-
-    def _fold(self, states: States) -> None:
-        for name, events in self._queues.items():
-            if events:
-                apply_events(self.folds[name], events, states[name])
 
     def _route(self, kind: str) -> _Route:
         takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
