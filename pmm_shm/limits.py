@@ -260,7 +260,7 @@ INDEX_SLICE_S = 0.001
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25
-INDEX_GATHER_S = 0.01
+INDEX_GATHER_S = 0.05
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_S_MAX = 60.0
 IMPORT_CHECK_S = 1.0

@@ -222,7 +222,6 @@ class Engine:
         """
         for name, events in self._queues.items():
             if events and events[0].id <= event_id:
-                states[name].take_touched()
                 states[name].drop_overlay()
                 events[:] = [event for event in events if event.id > event_id]
 
@@ -244,7 +243,7 @@ class Engine:
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
-        routes, kinds, parse, decoded = self._routes, self.kinds, self._parse_meta, 0
+        routes, kinds, parse, decoded, some_wait = self._routes, self.kinds, self._parse_meta, 0, False
         for row in rows:
             kind = row[2]
             route = routes.get(kind)
@@ -258,6 +257,7 @@ class Engine:
             content = row[3]
             if newest is not None and content.__class__ is str:
                 newest.append(row)
+                some_wait = True
                 continue
             meta, problem = _NO_META, ""
             if needs_meta:
@@ -283,7 +283,8 @@ class Engine:
                     append(event)
             if wide is not None:
                 wide.take(row, ts, kind, content, meta)
-        self._take_newest()
+        if some_wait:
+            self._take_newest()
         return decoded
 
     def _take_newest(self) -> None:

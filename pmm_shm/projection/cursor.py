@@ -169,8 +169,6 @@ class Cursor:
         """Forget everything on top of the bases, and what was read of them."""
         for state in self.states.values():
             if state.is_used:
-                if self._has_overlay:
-                    state.take_touched()
                 state.drop_overlay()
         if self._has_overlay:
             self._engine.forget()

@@ -147,9 +147,9 @@ class Snapshot:
 
     def add_touched(self, behind_id: int | None, fold: str, touched: Touched) -> bool:
         """Add what the commits behind event `behind_id` wrote of a fold; False if not all of it is listed any more."""
-        sequence = self.header.sequence
+        get, sequence = self.transaction.get, self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
-            record = self.transaction.get(touched_key(number))
+            record = get(touched_key(number))
             if record is None:
                 return False
             is_listed, after_id = add_touched(record, fold, touched)
