@@ -155,9 +155,11 @@ class Engine:
         folds: name to fold, in order.
         kinds: the event kinds that any of them needs; None for all.
         columns: the other columns that any of them asks for.
+        queued: how many events were queued since none waited.
     """
 
     def __init__(self, folds: Sequence[Fold]) -> None:
+        self.queued = 0
         self.folds: dict[str, Fold] = {fold.name: fold for fold in folds}
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
@@ -200,13 +202,12 @@ class Engine:
 
         The quarantine of decoding is written at once.
         """
+        decode_state = states.get(DECODE)
         if self.columns:
-            self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
-        return self._decode(rows, states.get(DECODE))
-
-    def queued(self) -> int:
-        """The most events that wait for one fold."""
-        return max(map(len, self._queues.values()), default=0)
+            self._wide_rows.places, self._wide_rows.decode_state = places, decode_state
+        decoded = self._decode(rows, decode_state)
+        self.queued += decoded
+        return decoded
 
     def fold(self, name: str, state: State) -> None:
         """Fold the events that wait for one fold into its state."""
@@ -227,6 +228,7 @@ class Engine:
 
     def forget(self) -> None:
         """Drop all events that wait."""
+        self.queued = 0
         for queue in self._queues.values():
             queue.clear()
         for route in self._waiting.values():

@@ -298,8 +298,10 @@ class ReadModel(Cursor):
         known = self._views.get(name)
         if known is not None and known[1] is self.position:
             return known[0]
-        state = self.state(name)
-        written = state.take_touched() if self._has_overlay else Touched()
+        state, written = self.states[name], Touched()
+        if self._has_overlay:
+            state = self.state(name)
+            written = state.take_touched()
         fold, as_of = self.folds[name], self.position.as_of
         try:
             if known is None or not self._add_published(written, known[1], name):
@@ -329,7 +331,7 @@ class ReadModel(Cursor):
         self._begin_history()
 
     def _take(self, tail: Tail, on_progress: Callable[[], None] | None) -> None:
-        if len(tail.rows) > limits.TAIL_FEW_ROWS or self._engine.queued() > limits.QUEUED_EVENTS_MAX:
+        if len(tail.rows) > limits.TAIL_FEW_ROWS or self._engine.queued > limits.QUEUED_EVENTS_MAX:
             super()._take(tail, on_progress)
             return
         self._has_overlay = True
