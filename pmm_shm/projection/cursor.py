@@ -318,8 +318,7 @@ class ReadModel(Cursor):
     def copy(self: _M) -> _M:
         """Another one at the same position, which moves on its own; only of a replay in memory."""
         assert self.lineage is None
-        for name in self.folds:
-            self.state(name)
+        assert not self._engine.queued
         other = super().copy()
         other._views = dict(self._views)
         return other
@@ -330,9 +329,10 @@ class ReadModel(Cursor):
         self._unproven = self._head_mark = None
         self._begin_history()
 
-    def _take(self, tail: Tail, on_progress: Callable[[], None] | None) -> None:
+    def _queue(self, tail: Tail) -> None:
+        """As `_take`; of a few rows, each fold is given its events when it is asked for."""
         if len(tail.rows) > limits.TAIL_FEW_ROWS or self._engine.queued > limits.QUEUED_EVENTS_MAX:
-            super()._take(tail, on_progress)
+            self._take(tail, None)
             return
         self._has_overlay = True
         self.events_folded += tail.event_count
@@ -344,23 +344,24 @@ class ReadModel(Cursor):
         self.position = tail.position
 
     def _read_next(self) -> Tail | None:
-        """Advance by the next rows; None where the log does not hold the base that was put under an overlay."""
+        """Move on by the next rows; None where the log does not hold the base that was put under an overlay."""
         earlier, self._unproven = self._unproven, None
         if earlier is None:
-            return self.advance()
-        try:
-            is_held, tail = self._reader.read_holding(earlier, self.position)
-        except BaseException:
-            self.reset()
-            raise
-        if not is_held:
-            if earlier == self._base_position:
-                return None
-            # An overlay that the base has passed was of another history, and so are the views: a base near the start
-            # fits both.
-            self._begin_history()
+            tail = self._reader.read(self.position)
+        else:
+            try:
+                is_held, tail = self._reader.read_holding(earlier, self.position)
+            except BaseException:
+                self.reset()
+                raise
+            if not is_held:
+                if earlier == self._base_position:
+                    return None
+                # An overlay that the base has passed was of another history, and so are the views: a base near the
+                # start fits both.
+                self._begin_history()
         if tail.is_anchored and tail.position != self.position:
-            self._take(tail, None)
+            self._queue(tail)
         return tail
 
     def _begin_history(self) -> None:
