@@ -25,7 +25,9 @@ TAIL_BYTES_MAX = 16 << 20
 SPARSE_ROWS_MAX = 768
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
-TAIL_FEW_ROWS = 16
+TAIL_FEW_ROWS = 32
+# So many events may wait until a fold of a reader is asked for.
+QUEUED_EVENTS_MAX = 256
 # Events of one replay after which `meta` is parsed by msgspec, if that is installed: its import takes 20 ms.
 FAST_JSON_EVENTS_MIN = 16_384
 # Rows that the follower folds between two signs of progress.
@@ -260,7 +262,7 @@ INDEX_SLICE_S = 0.001
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25
-INDEX_GATHER_S = 0.01
+INDEX_GATHER_S = 0.05
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_S_MAX = 60.0
 IMPORT_CHECK_S = 1.0

@@ -201,23 +201,6 @@ class TouchedRecord(NamedTuple):
         return pack([self.after_id, folds])
 
 
-def add_touched(data: bytes, fold: str, touched: Touched) -> tuple[bool, int | None]:
-    """Add what a packed `TouchedRecord` lists of one fold.
-
-    Returns:
-        (whether it lists all that the commit wrote of it, the record's `after_id`).
-    """
-    after_id, folds = unpack(data)
-    if fold in folds:
-        entry = folds[fold]
-        if entry is None:
-            return False, after_id
-        touched.cells = touched.cells or entry[0]
-        for table, keys in entry[1].items():
-            touched.tables.setdefault(table, set()).update(keys)
-    return True, after_id
-
-
 class Seal(NamedTuple):
     """The digest over all raw columns of one block of rows: those behind the seal before it, up to `last_id`.
 
