@@ -152,7 +152,7 @@ def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold
     generations = {fold: writer.begin_generation(fold) for fold in folds}
     clock = time.perf_counter
     began = clock()
-    for tail in _tails(TailReader(connection, engine.kinds), connection):
+    for tail in _tails(TailReader(connection, engine.kinds, newest=engine.newest), connection):
         spent["fetch and anchor"] += clock() - began
         engine.apply(tail.rows, states)
         began = clock()
@@ -172,7 +172,7 @@ def _profile(bench: Bench, row: Row) -> None:
         profile = cProfile.Profile()
         try:
             profile.enable()
-            for tail in _tails(TailReader(connection, engine.kinds), connection):
+            for tail in _tails(TailReader(connection, engine.kinds, newest=engine.newest), connection):
                 engine.apply(tail.rows, states)
             profile.disable()
         finally:

@@ -214,7 +214,7 @@ def test_messages_that_are_not_fetched_change_no_state(
 ) -> None:
     path = str(tmp_path / "ledger.db")
     monkeypatch.setattr(limits, "TAIL_ROWS_MAX", FIRST_LONG)
-    monkeypatch.setattr(limits, "SPARSE_ROWS_MAX", 400)
+    monkeypatch.setattr(limits, "FOLD_ROWS_MAX", 400)
     make(path, encoding)
     users = [row[0] for row in ledgers.execute(path, "SELECT id FROM events WHERE kind = 'user' ORDER BY id")]
     ledgers.execute(path, HOSTILE[damage].format(user=users[len(users) // 2]))
