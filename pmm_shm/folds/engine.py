@@ -261,7 +261,8 @@ class Engine:
     def _decode_in_bulk(self, bulk: BulkDecoder, rows: Sequence[RawRow], decode_state: State | None) -> int:
         rest = bulk.take(rows)
         decoded = len(rows) - len(rest) + self._decode(rest, decode_state)
-        if rest and len(rest) < len(rows):
+        if any(row[3].__class__ is not str for row in rest):
+            # The others wait, and are put into their places.
             for queue in self._queues.values():
                 queue.sort(key=_id_of)
         return decoded

@@ -27,21 +27,27 @@ _ZERO_SQL = "SELECT group_concat(char(0) || 'a')"
 _FIRST_ID_SQL = f"SELECT min(id) {_RANGE} LIMIT ?"
 # By the index on the kinds, where there is one. Nobody wants the meta of these kinds.
 _NEWEST_SQL = f"""
-SELECT * FROM (SELECT id, ts, kind, content, '' AS meta {_RANGE} AND kind = ? ORDER BY id DESC LIMIT ?)"""
+SELECT * FROM (
+    SELECT id, ts, kind, content, '' AS meta {_RANGE} AND kind = ? COLLATE BINARY ORDER BY id DESC LIMIT ?
+)"""
 
 
 def _joined(column: str, condition: str = "TRUE") -> str:
-    """The values of a column as one text. Unless all are texts that meet the condition, a byte that UTF-8 never has makes
-    it invalid.
-    """
+    """The values of a column as one text; not valid as UTF-8 unless all are texts that meet the condition."""
     is_usual = f"typeof({column}) = 'text' AND {condition}"
     return f"group_concat(CASE WHEN {is_usual} THEN {column} ELSE x'ff' END, char({ord(_SEPARATOR)}))"
 
 
 _CONTENTS = _joined("content", "length(CAST(content AS BLOB)) <= ?")
-_JOINED_ROWS = f"""
-count(*), group_concat(id, char({ord(_SEPARATOR)})), {_joined("ts", f"length(CAST(ts AS BLOB)) <= {_TS_BYTES_MAX}")},
-{_joined("kind")}, {_joined("content", "length(CAST(content AS BLOB)) + length(CAST(meta AS BLOB)) <= ?")}, {_joined("meta")}"""
+_JOINED_ROWS = ", ".join(
+    (
+        f"count(*), group_concat(id, char({ord(_SEPARATOR)}))",
+        _joined("ts", f"length(CAST(ts AS BLOB)) <= {_TS_BYTES_MAX}"),
+        _joined("kind"),
+        _joined("content", "length(CAST(content AS BLOB)) + length(CAST(meta AS BLOB)) <= ?"),
+        _joined("meta"),
+    )
+)
 
 
 class SparseBatch(NamedTuple):
@@ -70,9 +76,8 @@ class SparseReader:
         self._connection = connection
         self._newest = newest
         self._others = tuple(kind for kind in kinds if kind not in newest)
-        # `+kind` keeps SQLite from an index on the kinds, which would turn the walk by ids into a sort.
-        self._rows_sql = f"SELECT {_JOINED_ROWS} {_RANGE} AND +kind IN ({_marks(self._others)})"
-        self._texts_sql = f"SELECT count(*), {_CONTENTS} {_RANGE} AND +kind IN ({_marks(newest)})"
+        self._rows_sql = f"SELECT {_JOINED_ROWS} {_RANGE} {_of_kinds(self._others)}"
+        self._texts_sql = f"SELECT count(*), {_CONTENTS} {_RANGE} {_of_kinds(newest)}"
         self._newest_sql = f"SELECT {_JOINED_ROWS} FROM ({' UNION ALL '.join([_NEWEST_SQL] * len(newest))})"
         self._span = limits.JOINED_IDS_MIN
         self._known_of: tuple[int, int] | None = None
@@ -149,5 +154,7 @@ def _rows(count: int, columns: Sequence[str | None]) -> list[RawRow]:
     return list(zip(map(int, ids), *texts, strict=True))
 
 
-def _marks(values: Collection[str]) -> str:
-    return ", ".join("?" * len(values))
+def _of_kinds(kinds: Collection[str]) -> str:
+    # `+kind` keeps SQLite from an index on the kinds, which would turn the walk by ids into a sort. In a column that
+    # takes capitals for small letters, rows of kinds that nobody wants would be among the newest.
+    return f"AND +kind COLLATE BINARY IN ({', '.join('?' * len(kinds))})"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pmm_shm import limits
@@ -148,7 +148,7 @@ class Cursor:
             if tail.is_complete:
                 return
 
-    def advance_reading_ahead(self) -> Iterator[Tail]:
+    def advance_reading_ahead(self) -> Generator[Tail, None, None]:
         """As `advance_to_head`, but a thread reads the next rows while the last ones are folded.
 
         Nobody else uses the connection until the iterator ends or is closed.

@@ -63,7 +63,7 @@ class VerifyReport(NamedTuple):
 
 
 class PackedEntries:
-    """The raw state of a fold, key by key, in the memory that its bytes need: in a dict, they take six times as much."""
+    """The raw state of a fold, key by key, in little more memory than its bytes; a dict takes six times as much."""
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self._parts: list[bytes] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError
+from pmm_shm.folds.contract import BatchFold
 from pmm_shm.folds.engine import DecodeFold, Engine
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.registry import built_in_folds
@@ -40,18 +41,14 @@ METAS = st.one_of(
 CONTENTS = TEXTS | st.sampled_from([None, 7, 0.5, b"write", InvalidText(b"\xff")])
 USUAL = st.dictionaries(KEYS, VALUES, max_size=4).map(json.dumps)
 KINDS = sorted(str(kind) for fold in built_in_folds() for kind in fold.kinds or ())
-ROWS = st.lists(
-    st.one_of(
-        st.tuples(st.just("2026-11-30T10:00:00Z"), st.sampled_from(KINDS), TEXTS, USUAL),
-        st.tuples(
-            st.sampled_from(["", "2026", None, 7, b"2026"]),
-            st.sampled_from([*KINDS, "unknown", None, 7, b"user", InvalidText(b"\xff")]),
-            CONTENTS,
-            METAS,
-        ),
-    ),
-    max_size=60,
+USUAL_ROWS = st.tuples(st.just("2026-11-30T10:00:00Z"), st.sampled_from(KINDS), TEXTS, USUAL)
+STRANGE_ROWS = st.tuples(
+    st.sampled_from(["", "2026", None, 7, b"2026"]),
+    st.sampled_from([*KINDS, "unknown", None, 7, b"user", InvalidText(b"\xff")]),
+    CONTENTS,
+    METAS,
 )
+ROWS = st.lists(st.one_of(*[USUAL_ROWS] * 7, STRANGE_ROWS), max_size=60)
 PARTS = st.lists(st.integers(1, 25), min_size=1, max_size=9)
 
 
@@ -72,6 +69,31 @@ def state_of(rows: Sequence[RawRow], parts: Sequence[int], events_min: int) -> d
 def test_rows_decoded_in_bulk_fold_as_one_by_one(rows: list[tuple[Any, ...]], parts: list[int]) -> None:
     numbered = [(number * 3, *row) for number, row in enumerate(rows)]
     assert state_of(numbered, parts, 1) == state_of(numbered, parts, 1 << 40)
+
+
+class Order(BatchFold):
+    """Depends on the order of messages among others."""
+
+    name = "order"
+    version = 1
+    shares_events = True
+    kinds: Mapping[str, Any] = {"user": ("content",), "autonomy_tick": ()}
+    newest_max: Mapping[str, int] = {"user": 1_000}
+
+    def apply_batch(self, events: Any, state: State) -> None:
+        state["ids"] = [*state.get("ids", []), *(event.id for event in events)]
+
+    def view(self, state: State) -> None: ...
+
+
+def test_messages_that_are_no_text_stay_in_their_places() -> None:
+    rows = [(number, "", "autonomy_tick" if number % 3 else "user", None, "{}") for number in range(90)]
+    rows = [row if row[2] == "user" else (*row[:3], "", "{}") for row in rows]
+    engine, states = Engine([Order()]), {"order": State()}
+    with mock.patch.multiple(limits, FAST_JSON_EVENTS_MIN=1, ROWS_PER_PROGRESS=0):
+        for first in range(0, 90, 30):
+            engine.apply(rows[first : first + 30], states)
+    assert states["order"]["ids"] == list(range(90))
 
 
 OPENS = st.lists(
