@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pmm_shm import limits
@@ -25,6 +25,7 @@ from pmm_shm.ledger.rows import InvalidText, RawRow
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm_client import EventLog
 from tests.support import ledgers
+from tests.support.profiles import examples
 
 TEXTS = st.sampled_from(["", "write", " Write ", "read", "my name", "name changed to: Vale", "é\x1f\n"])
 VALUES = st.sampled_from([0, 1, -1, 0.5, 1e300, True, None, "", "a", "done", [], {}, 1 << 70, {"IAS": 0.9, "GAS": 0.8}])
@@ -65,6 +66,7 @@ def state_of(rows: Sequence[RawRow], parts: Sequence[int], events_min: int) -> d
     return {name: {key: value for key, value in state.changes() if value is not None} for name, state in states.items()}
 
 
+@settings(max_examples=examples(200))
 @given(rows=ROWS, parts=PARTS)
 def test_rows_decoded_in_bulk_fold_as_one_by_one(rows: list[tuple[Any, ...]], parts: list[int]) -> None:
     numbered = [(number * 3, *row) for number, row in enumerate(rows)]
@@ -96,24 +98,34 @@ def test_messages_that_are_no_text_stay_in_their_places() -> None:
     assert states["order"]["ids"] == list(range(90))
 
 
-OPENS = st.lists(
-    st.sampled_from(["open write", "open read", "open  READ ", "open ", "tick", "tick", "tick", "close", "violation"]),
-    max_size=120,
-)
+OPENS = st.lists(st.sampled_from(["write", "read", " READ ", "", 1, 1, 4, 7, 21]), max_size=80)
 
 
-@given(events=OPENS, parts=PARTS, flushes=st.lists(st.booleans(), min_size=1, max_size=5))
-def test_opens_of_a_batch_leave_what_single_ones_leave(
-    events: list[str], parts: list[int], flushes: list[bool]
-) -> None:
-    kinds = {"open": "commitment_open", "tick": "autonomy_tick", "close": "commitment_close"}
+@settings(max_examples=examples(200))
+@example(steps=["write", 10, "write", 12, "read", "write"], parts=[30], flushes=[False])
+@example(steps=["write", 21, "read"], parts=[30], flushes=[False])
+@given(steps=OPENS, parts=PARTS, flushes=st.lists(st.booleans(), min_size=1, max_size=5))
+def test_opens_of_a_batch_count_as_single_ones(steps: list[str | int], parts: list[int], flushes: list[bool]) -> None:
+    """Steps are the texts of commitments, and numbers of ticks."""
     rows: list[RawRow] = []
-    for number, event in enumerate(events):
-        name, _, content = event.partition(" ")
-        # Ticks come in fours, so that opens become old.
-        for step in range(4 if name == "tick" else 1):
-            rows.append((10 * number + step, "", kinds.get(name, "invariant_violation"), content, "{}"))
-    assert scores_of(rows, parts, flushes) == scores_of(rows, [1], [False])
+    last: dict[str, int] = {}
+    gas, tick = 0.0, 0
+    for step in steps:
+        if isinstance(step, str):
+            rows.append((len(rows), "", "commitment_open", step, "{}"))
+            text = step.strip().lower()
+            if text and tick - last.get(text, -1_000) > 20:
+                gas += 0.07
+            last[text] = tick
+        else:
+            rows += [(len(rows) + number, "", "autonomy_tick", "", "{}") for number in range(step)]
+            tick += step
+            for _ in range(step):
+                gas *= 0.9995
+    stored = stored_scores(rows, parts, flushes)
+    assert stored == stored_scores(rows, [1], [False])
+    state = State(stored)
+    assert state.get("scores", [0.0, 0.0, 0])[1:3] == [gas, tick]
 
 
 class Stored:
@@ -121,6 +133,9 @@ class Stored:
 
     def __init__(self) -> None:
         self.data: dict[bytes, bytes] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stored) and self.data == other.data
 
     def take(self, state: State) -> None:
         for key, value in state.changes():
@@ -137,8 +152,8 @@ class Stored:
         return iter([(key, value) for key, value in self.data.items() if key.startswith(prefix)])
 
 
-def scores_of(rows: list[RawRow], parts: Sequence[int], flushes: Sequence[bool]) -> dict[bytes, bytes]:
-    """The stored state of the metrics, if the overlay is flushed after some of the batches."""
+def stored_scores(rows: list[RawRow], parts: Sequence[int], flushes: Sequence[bool]) -> Stored:
+    """The state of the metrics, if the overlay is flushed after some of the batches."""
     engine, stored, first, number = Engine([MetricsFold()]), Stored(), 0, 0
     states = {"metrics": State(stored)}
     while first < len(rows):
@@ -148,7 +163,7 @@ def scores_of(rows: list[RawRow], parts: Sequence[int], flushes: Sequence[bool])
             stored.take(states["metrics"])
         first, number = first + size, number + 1
     stored.take(states["metrics"])
-    return stored.data
+    return stored
 
 
 # Read ahead.
