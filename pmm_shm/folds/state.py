@@ -10,7 +10,7 @@ Invariant: an event that a fold fails at leaves no trace but its entry in the qu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from pmm_shm import limits
@@ -268,33 +268,6 @@ class State:
             yield cell_key(name), None if value is None else pack(value)
         for table in self._tables.values():
             yield from table._changes()
-
-    def holds_exactly(self, pairs: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether `changes()` would give these (key, value) and no deletions, in any order; without a copy of them all.
-
-        Over an empty base only.
-        """
-        count = 0
-        for key, value in pairs:
-            if not self._holds(key, value):
-                return False
-            count += 1
-        return count == self.key_count() - sum(value is None for value in self._dirty.values())
-
-    def _holds(self, key: bytes, value: bytes) -> bool:
-        try:
-            if key[:1] == b"c":
-                cell = self._dirty.get(key[1:].decode())
-                return cell is not None and pack(cell) == value
-            table = self._tables.get(key[2 : 2 + key[1]].decode())
-            table_key = unpack(value)[0]
-            found = None if table is None else table._dirty.get(table_key)
-            if table is None or found is None:
-                return False
-            return key == table._prefix + pack_key(table_key) and value == pack([table_key, found])
-        except (TypeError, ValueError, LookupError):
-            # The store is damaged.
-            return False
 
     def key_count(self) -> int:
         """The number of keys in the overlay."""

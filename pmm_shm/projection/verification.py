@@ -5,10 +5,8 @@ Shared by the daemon (in the background, within its CPU budget) and by a client 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import msgpack
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DECODE
@@ -24,7 +22,6 @@ from pmm_shm.store.layout import Seal
 from pmm_shm.store.snapshot import Lineage, Snapshot
 
 Pace = Callable[[], None]
-_PART_BYTES = 1 << 20
 _CHANGED_MEANWHILE = "the log lost or changed its newest rows while it was replayed"
 
 
@@ -62,33 +59,13 @@ class VerifyReport(NamedTuple):
         return json_text(plain(self))
 
 
-class PackedEntries:
-    """The raw state of a fold, key by key, in little more memory than its bytes; a dict takes six times as much."""
-
-    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        self._parts: list[bytes] = []
-        packer = msgpack.Packer(autoreset=False)
-        for pair in pairs:
-            packer.pack(pair)
-            if packer.getbuffer().nbytes >= _PART_BYTES:
-                self._parts.append(packer.bytes())
-                packer.reset()
-        self._parts.append(packer.bytes())
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        for part in self._parts:
-            unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=0)
-            unpacker.feed(part)
-            yield from unpacker
-
-
 class PublishedCopy(NamedTuple):
     """A copy of the published state, so that no transaction is held while it is verified."""
 
     position: Position
     lineage: Lineage
     folds: tuple[Fold, ...]
-    entries: dict[str, PackedEntries]
+    entries: dict[str, dict[bytes, bytes]]
     seals: list[Seal]
 
 
@@ -97,7 +74,7 @@ def copy_published(snapshot: Snapshot, folds: Sequence[Fold]) -> PublishedCopy |
     lineage = snapshot.lineage(list(folds))
     if lineage is None:
         return None
-    entries = {fold.name: PackedEntries(snapshot.base(fold).scan(b"")) for fold in folds}
+    entries = {fold.name: snapshot.entries(fold) for fold in folds}
     return PublishedCopy(snapshot.header.position, lineage, tuple(folds), entries, snapshot.seals())
 
 
@@ -181,9 +158,6 @@ def _verify(
         if target_id is not None:
             for tail in cursor.advance_to_head(target_id):
                 seals.add(tail.rows)
-                for state in cursor.states.values():
-                    # Nobody asks, and it would grow.
-                    state.take_touched()
                 pace()
             new_seals = seals.finish()
         difference = _difference(cursor, copy, seals, connection)
@@ -218,11 +192,10 @@ def _changed_rows(seals: SealCheck, connection: Connection) -> list[str]:
     return [f"a row among the events {first_id} to {last_id} was changed, added or removed", *broken]
 
 
-def _first_difference(name: str, entries: PackedEntries, state: State) -> str | None:
-    if state.holds_exactly(entries):
-        return None
-    published = dict(entries)
+def _first_difference(name: str, published: dict[bytes, bytes], state: State) -> str | None:
     replayed = {key: value for key, value in state.changes() if value is not None}
+    if replayed == published:
+        return None
     for key in sorted(replayed.keys() | published.keys()):
         if replayed.get(key) != published.get(key):
             part = readable_part(key, published.get(key) or replayed.get(key))
