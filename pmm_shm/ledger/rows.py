@@ -200,7 +200,8 @@ def in_new_thread(action: Callable[[], T]) -> Callable[[], T]:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run)
+    # The interpreter does not wait for it at its end: it may wait for a busy ledger.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
 
     def wait() -> T:
