@@ -189,12 +189,8 @@ def _parse_json(text: str) -> Any:
     return _LONG_DECODER.decode(text)
 
 
-def on_fresh_stack(action: Callable[[], T]) -> T:
-    """Run `action` in a new thread, so that its result does not depend on the caller's stack depth.
-
-    Raises:
-        BaseException: the exception of `action`.
-    """
+def in_new_thread(action: Callable[[], T]) -> Callable[[], T]:
+    """Run `action` in a new thread. The function that is returned waits for its result, and raises its exception."""
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -204,12 +200,26 @@ def on_fresh_stack(action: Callable[[], T]) -> T:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run)
+    # The interpreter does not wait for it at its end: it may wait for a busy ledger.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+
+    def wait() -> T:
+        thread.join()
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    return wait
+
+
+def on_fresh_stack(action: Callable[[], T]) -> T:
+    """Run `action` in a new thread, so that its result does not depend on the caller's stack depth.
+
+    Raises:
+        BaseException: the exception of `action`.
+    """
+    return in_new_thread(action)()
 
 
 def _parse_within_stack(text: str) -> Any:
