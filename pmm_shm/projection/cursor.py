@@ -373,7 +373,7 @@ class ReadModel(Cursor):
         self._has_overlay = True
         self.events_folded += tail.event_count
         try:
-            self._engine.queue(tail.rows, self.states, self._reader.places)
+            self._engine.queue(tail.rows, self.states, tail.places)
         except BaseException:
             self.reset()
             raise
