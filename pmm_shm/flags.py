@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import os
-from pathlib import Path
 
 from pmm_shm.errors import ConfigError
 
@@ -117,13 +116,13 @@ def source_name() -> str | None:
     return os.environ.get("PMM_SOURCE_NAME") or None
 
 
-def shm_dir() -> Path | None:
+def shm_dir() -> str | None:
     """`PMM_SHM_DIR`: the base of the instance directories; the same for a daemon and its workers. If it is unset or
     empty, the state of a ledger is beside the ledger, in `<ledger>-cache`.
     """
     value = os.environ.get("PMM_SHM_DIR")
     try:
-        return Path(os.path.abspath(value)) if value else None
+        return os.path.abspath(value) if value else None
     except FileNotFoundError:
         raise ConfigError(f"PMM_SHM_DIR: {value!r} is relative, and the current directory was deleted") from None
 

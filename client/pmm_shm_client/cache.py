@@ -25,10 +25,9 @@ from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.append import DURABILITIES, Durability
+from pmm_shm.ledger.connection import DURABILITIES, Durability
 from pmm_shm.ledger.eventlog import EventLog, check_timeout, own_row
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event, RawRow
 from pmm_shm.ledger.sqlite_errors import sleep_between
 from pmm_shm_client.reader import Reader
@@ -36,6 +35,7 @@ from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.new_events import EventInput
     from pmm_shm.ledger.shape import Shape
     from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport

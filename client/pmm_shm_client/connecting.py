@@ -14,7 +14,7 @@ from pmm_shm.flags import Flag
 from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModelFold, warnings_since
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.connection import Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm_client.cache import Cache

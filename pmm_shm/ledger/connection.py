@@ -16,11 +16,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -39,6 +39,10 @@ from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
+
+Durability = Literal["default", "full"]
+DURABILITIES: tuple[Durability, ...] = ("default", "full")
+"""What an acknowledged append survives, see `EventLog`."""
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
@@ -320,7 +324,7 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     instance = Instance.of(path)
     if instance.ledger in _shapes_in_use:
         return _shapes_in_use[instance.ledger]
-    if not os.path.exists(instance.shape_file):
+    if not os.path.exists(instance.file(SHAPE_FILE)):
         return None
     with late_imports:
         from pmm_shm.ledger.shape_record import read_shape
@@ -428,3 +432,4 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+late_imports.follow_fork_hooks()

@@ -10,13 +10,13 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.frozen import json_text, plain, result
 

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pmm_shm import limits
@@ -17,6 +16,7 @@ from pmm_shm.errors import (
     LedgerUnwritableError,
     NotALedgerError,
 )
+from pmm_shm.instance.paths import folders_above
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.locks import (
     PENDING_BYTE,
@@ -148,7 +148,7 @@ def why_not_opened(path: str) -> str | None:
 def why_not_reached(path: str, error: OSError) -> str:
     """Why a look at the path failed; where a folder above it may not be entered, which one."""
     if isinstance(error, PermissionError):
-        for folder in reversed(Path(path).parents):
+        for folder in reversed(folders_above(path)):
             if not os.access(folder, os.X_OK, effective_ids=True):
                 return _no_permission(f"enter {folder}", os.stat(folder))
     return error.strerror or str(error)
