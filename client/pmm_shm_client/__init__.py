@@ -9,12 +9,13 @@ with connect("pmm.db") as cache:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from pmm_shm.late import late_imports
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from pmm_shm.ledger.eventlog import EventDict, EventLog
     from pmm_shm.ledger.rows import Event
     from pmm_shm_client.aio import AsyncCache, connect_async
@@ -85,7 +86,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with late_imports:
-        value = globals()[name] = getattr(import_module(home), name)
+        # As `importlib.import_module`, whose package needs two more modules.
+        value = globals()[name] = getattr(__import__(home, fromlist=[name]), name)
     return value
 
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import (
@@ -30,6 +29,7 @@ from pmm_shm.ledger.eventlog import EventLog, check_timeout, own_row
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.rows import Event, RawRow
 from pmm_shm.ledger.sqlite_errors import sleep_between
+from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ConfigError, LedgerNotFoundError
@@ -17,6 +16,7 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
+from pmm_shm.typed import TYPE_CHECKING, Any, TypeVar
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.frame import OnWarn, warn
 from pmm_shm_client.reads import Consistency, checked_trait_delta

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.codec import pack
@@ -28,6 +27,7 @@ from pmm_shm.errors import FoldError, PmmShmError
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, ClassVar, Literal, NoReturn
 
 Column = Literal["content", "meta"]
 _OWN_COLUMNS = frozenset({"id", "ts", "kind", "content", "meta"})

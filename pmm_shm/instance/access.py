@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from pmm_shm.errors import InstanceDirectoryError
 from pmm_shm.instance.file_systems import existing_part, kind_of, plain_file_system
 from pmm_shm.instance.paths import Instance, StrPath
 from pmm_shm.late import late_imports
+from pmm_shm.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,12 +7,12 @@ its device and inode; telling it never opens the file.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm import flags
 from pmm_shm.digests import blake2b
 from pmm_shm.errors import LedgerNotFoundError
 from pmm_shm.late import late_imports
+from pmm_shm.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
@@ -36,6 +35,7 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape

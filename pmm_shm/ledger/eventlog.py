@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -26,6 +25,7 @@ from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
 from pmm_shm.ledger.tail import Position, Positioned
+from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.append import Appender, ExpectedHead

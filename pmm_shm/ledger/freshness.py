@@ -19,12 +19,12 @@ import sys
 import threading
 import time
 import weakref
-from typing import Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
 from pmm_shm.ledger.files import LedgerMoved, file_identity
+from pmm_shm.typed import Literal, NamedTuple
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pmm_shm.errors import (
     LedgerError,
@@ -35,6 +33,7 @@ from pmm_shm.ledger.files import (
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.rows import HASH_COLUMNS, REQUIRED_COLUMNS, not_integers
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, no_index, retry_busy, translated, why_not_opened
+from pmm_shm.typed import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
@@ -48,7 +47,6 @@ _DEFINITION = (
 )
 _OUR_COLUMNS = frozenset(REQUIRED_COLUMNS + HASH_COLUMNS)
 _PLAIN_IN_URI = frozenset(b"/-._~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-_MAYBE_NO_ROWID = re.compile(rb"rowid|desc", re.IGNORECASE)
 _KIND_OF_OTHER_ID = "SELECT typeof(id) FROM events WHERE typeof(id) <> 'integer' LIMIT 1"
 _URI_MODES: dict[Mode, str] = {"ro": "ro", "rw": "rw", "rwc": "rwc", "immutable": "ro&immutable=1"}
 
@@ -337,11 +335,15 @@ def _check_ids(
     """
     if len(key) != 1 or key[0][0] != "id" or "INT" not in key[0][1].upper():
         raise not_integers(path, "is not its integer primary key")
-    if key[0][1].upper() == "INTEGER" and not any(_MAYBE_NO_ROWID.search(sql) for sql in definition):
+    if key[0][1].upper() == "INTEGER" and not any(_may_have_no_rowid(sql.lower()) for sql in definition):
         return False
     for (kind,) in handle.execute(_KIND_OF_OTHER_ID).fetchall():
         raise not_integers(path, f"holds a value of type {kind}, not an integer")
     return True
+
+
+def _may_have_no_rowid(sql: bytes) -> bool:
+    return b"rowid" in sql or b"desc" in sql
 
 
 def _quoted(path: str) -> str:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -27,6 +26,7 @@ from pmm_shm.ledger.locks import (
     pids_with_lock,
     writers_of,
 )
+from pmm_shm.typed import TypeVar
 
 _T = TypeVar("_T")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")

@@ -10,7 +10,6 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
@@ -21,6 +20,7 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
+from pmm_shm.typed import Any, TypeVar
 
 _C = TypeVar("_C", bound="Cursor")
 _M = TypeVar("_M", bound="ReadModel")

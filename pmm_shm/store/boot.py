@@ -11,13 +11,12 @@ its directory, and without a clean stop it counts nowhere else.
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.paths import StrPath, file_id, is_id_of
 from pmm_shm.late import late_imports
+from pmm_shm.typed import Any
 
 _OPENINGS = "openings"
 _DIRECTORY = "directory"
@@ -68,6 +67,11 @@ def mark_damaged(path: StrPath) -> None:
 
 def is_trusted(path: StrPath) -> bool:
     """Whether readers can open an environment with this mark."""
+    try:
+        if _text(path) == _mark_of_this_boot(path):
+            return True
+    except (OSError, ValueError):
+        return False
     record = _record(path)
     return record is not None and _OPENINGS not in record and _is_intact(record, path)
 
@@ -90,11 +94,28 @@ def _is_intact(record: dict[str, Any], path: StrPath) -> bool:
     return record["clean"] is True or (is_same_boot and is_id_of(record.get(_DIRECTORY), os.path.dirname(path)))
 
 
+def _mark_of_this_boot(path: StrPath) -> str | None:
+    """The text of a daemon that runs, or was killed, under this boot; None where that is not known.
+
+    Nearly every reader finds this one. It needs no parser, which would cost a first read 7 ms.
+    """
+    boot, directory = boot_id(), file_id(os.path.dirname(path))
+    if not boot or directory is None:
+        return None
+    return f'{{"boot_id": "{boot}", "directory": [{directory[0]}, {directory[1]}], "clean": false}}'
+
+
+def _text(path: StrPath) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def _record(path: StrPath) -> dict[str, Any] | None:
     """The content of the mark; None if it is missing."""
+    with late_imports:
+        import json
     try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(_text(path))
         record["clean"], record["boot_id"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -105,6 +126,8 @@ def _record(path: StrPath) -> dict[str, Any] | None:
 
 def _write(path: StrPath, record: dict[str, Any]) -> None:
     with late_imports:
+        import json
+
         from pmm_shm.instance.making import replace_file
     stated = {"boot_id": boot_id(), _DIRECTORY: file_id(os.path.dirname(path)), **record}
     try:

@@ -17,7 +17,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Protocol, cast
 
 import lmdb
 
@@ -25,6 +24,7 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import unusable
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, StrPath, file_id
+from pmm_shm.typed import Any, NamedTuple, Protocol, cast
 
 _AnyTransaction = Any
 """The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
