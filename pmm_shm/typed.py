@@ -45,7 +45,7 @@ else:
     class TypedDict(dict):
         def __init_subclass__(cls, total=True):
             inherited = getattr(super(cls, cls), "__annotations__", {})
-            cls.__annotations__ = {**inherited, **cls.__dict__.get("__annotations__", {})}
+            cls.__annotations__ = {**inherited, **vars(cls).get("__annotations__", {})}
 
         def __new__(cls, *args, **kwargs):
             return dict(*args, **kwargs)
