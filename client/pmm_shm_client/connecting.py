@@ -14,7 +14,6 @@ from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModelFold, warnings_since
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Durability
-from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.typed import TYPE_CHECKING, Any, TypeVar
 from pmm_shm_client.cache import Cache
@@ -24,6 +23,7 @@ from pmm_shm_client.results import SelfModelDict, self_model_dict
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm.ledger.shape import Shape
     from pmm_shm.vectors.embedder import Embedder
     from pmm_shm_client.replaying import ReplayReading

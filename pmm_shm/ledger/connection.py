@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
+from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
 from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
@@ -46,6 +46,12 @@ DURABILITIES: tuple[Durability, ...] = ("default", "full")
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
+
+
+def check_durability(durability: object) -> None:
+    """Raise `ConfigError` where this is none of `DURABILITIES`."""
+    if durability not in DURABILITIES:
+        raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
 
 
 class Connection:

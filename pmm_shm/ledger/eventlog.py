@@ -20,10 +20,11 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.connection import DURABILITIES, Connection, Durability
+from pmm_shm.ledger.connection import Connection, Durability, check_durability
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.files import checked_name
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, check_timeout
 from pmm_shm.ledger.tail import Position, Positioned
 from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
@@ -80,10 +81,9 @@ class EventLog:
         durability: Durability = "default",
         shape: Shape | None = None,
     ) -> None:
-        name = _file_name(path)
+        name = checked_name(path)
         check_timeout(timeout)
-        if durability not in DURABILITIES:
-            raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
+        check_durability(durability)
         self._reader = Connection(name, "ro", timeout, shape)
         self.path = self._reader.path
         """The ledger's real path."""
@@ -442,28 +442,11 @@ def own_row(log: EventLog, event_id: int) -> RawRow | None:
     return row if row is not None and row[0] == event_id else None
 
 
-def _file_name(path: str | os.PathLike[str]) -> str:
-    try:
-        name = os.fsdecode(path)
-        os.fsencode(name)
-    except (TypeError, UnicodeError):
-        raise ConfigError(f"{path!r:.80}: not the path of a file") from None
-    if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
-        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; pass its path")
-    return name
-
-
 def _checked_head(expected: object) -> ExpectedHead:
     head = getattr(expected, "position", expected)
     if type(head) is not int and not isinstance(head, Position):
         raise ConfigError(f"expected_head: expected an event id or a frame, got {expected!r:.80}")
     return head
-
-
-def check_timeout(timeout: object) -> None:
-    """Raise `ConfigError` where this is not a number of seconds."""
-    if not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 
 
 def _remaining(limit: int | None, have: int, every_row_counts: bool) -> int:

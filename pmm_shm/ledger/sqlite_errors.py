@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pmm_shm import limits
 from pmm_shm.errors import (
+    ConfigError,
     LedgerBusyError,
     LedgerError,
     LedgerUnreadableError,
@@ -41,6 +42,12 @@ class BlankLedgerError(NotALedgerError):
 
 class HotJournalError(LedgerUnreadableError):
     """A writer died within a transaction; a reader may not roll it back, a connection that writes does."""
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise `ConfigError` where this is not a number of seconds."""
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 
 
 def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:

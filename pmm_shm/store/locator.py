@@ -15,7 +15,7 @@ from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
 from pmm_shm.instance.paths import BOOT_FILE, DATA_FILE, Instance, file_id
-from pmm_shm.resources import shortage
+from pmm_shm.late import late_imports
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
@@ -120,6 +120,8 @@ class EnvironmentLocator:
 
     def _note_not_opened(self, failure: StoreError | None) -> None:
         """Note why, if it is known: a process without descriptors is told so, not that nothing is published."""
+        with late_imports:
+            from pmm_shm.resources import shortage
         # The data file and the lock file; another for the mark before.
         found = shortage(descriptors=3)
         if found is not None:
