@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm.ledger.new_events import EventInput
     from pmm_shm.ledger.shape import Shape
+    from pmm_shm.ledger.source.replica_appender import ReplicaAppender
     from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
@@ -67,7 +68,7 @@ class _OwnLog:
         self._arguments = path, timeout, durability, shape
         self.opened: EventLog | None = None
 
-    def open(self, create: bool = False) -> EventLog:
+    def get(self, create: bool = False) -> EventLog:
         if self.opened is None:
             with late_imports:
                 from pmm_shm.ledger.eventlog import EventLog
@@ -78,7 +79,7 @@ class _OwnLog:
         return self.opened
 
     def recover(self) -> None:
-        self.open().recover()
+        self.get().recover()
 
     def close(self) -> None:
         if self.opened is not None:
@@ -147,7 +148,7 @@ class Cache(Reads):
         self._durability = durability
         self._own_log = _OwnLog(name, timeout, durability, agreed)
         if create:
-            self._own_log.open(create=True)
+            self._own_log.get(create=True)
         memos = Memos()
         shape_in_use = recorded_shape(name) if agreed is None else agreed
         reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
@@ -179,7 +180,19 @@ class Cache(Reads):
 
     @property
     def _log(self) -> EventLog:
-        return self._own_log.opened or self._own_log.open()
+        return self._own_log.opened or self._own_log.get()
+
+    def _source(self) -> ReplicaAppender | None:
+        """As `EventLog.source`; on any other ledger than a replica without an `EventLog`."""
+        with late_imports:
+            from pmm_shm.ledger.replicas import is_replica
+
+        return self._log.source() if is_replica(self._reader.with_ledger(self._look_at_definition)) else None
+
+    def _look_at_definition(self) -> frozenset[bytes]:
+        self._freshness.take()
+        self._reader.connection.follow_schema()
+        return self._reader.connection.schema.definition
 
     @property
     def shape(self) -> Shape | None:
@@ -468,7 +481,7 @@ class Cache(Reads):
         made = Embeddings(
             self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
         )
-        source = self._log.source() if self._embeds_shared else None
+        source = self._source() if self._embeds_shared else None
         if source is not None:
             with late_imports:
                 from pmm_shm_client.source_vectors import SourceEmbedder
@@ -602,7 +615,7 @@ class Cache(Reads):
             name: 1 to 64 characters.
         """
         self._check_open()
-        source = self._log.source()
+        source = self._source()
         with late_imports:
             from pmm_shm_client.roles import Role
         if source is None:
@@ -612,7 +625,7 @@ class Cache(Reads):
         return SourceRole(source.new_server(), name)
 
     def _wait_for_source(self) -> None:
-        source = self._log.source()
+        source = self._source()
         if source is not None:
             source.wait_for_head(self._timeout_s)
 
