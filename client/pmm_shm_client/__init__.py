@@ -9,6 +9,8 @@ with connect("pmm.db") as cache:
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from pmm_shm.late import late_imports
 
 TYPE_CHECKING = False
@@ -87,8 +89,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with late_imports:
-        # As `importlib.import_module`, whose package needs two more modules.
-        value = globals()[name] = getattr(__import__(home, fromlist=[name]), name)
+        value = globals()[name] = getattr(import_module(home), name)
     return value
 
 

@@ -101,7 +101,7 @@ class Connection:
             LedgerError: in one of its kinds, when there is no usable ledger at the path.
         """
         if self._handle is None:
-            self._open()
+            self._open_outside_forks()
         assert self._handle is not None
         return self._handle
 
@@ -285,6 +285,16 @@ class Connection:
             for hook in self._close_hooks:
                 hook()
 
+    def _open_outside_forks(self) -> None:
+        with _opening:
+            _openers.append(threading.get_ident())
+        try:
+            self._open()
+        finally:
+            with _opening:
+                _openers.remove(threading.get_ident())
+                _opening.notify_all()
+
     def _open(self) -> None:
         if self._file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
             self._refuse_foreign_wal()
@@ -420,19 +430,37 @@ def _connections() -> list[Connection]:
 
 
 _closed_for_fork: list[Connection] = []
+# Threads that open a connection, perhaps one that was made after a fork has listed all of them: the fork waits for
+# these, and holds the lock, so that no other begins.
+_openers: list[int] = []
+_opening = threading.Condition()
 
 
 def _before_fork() -> None:
-    for connection in sorted(_connections(), key=id):
-        connection.lock.acquire()
-        _closed_for_fork.append(connection)
-        connection.close()
+    while True:
+        for connection in sorted(_connections(), key=id):
+            connection.lock.acquire()
+            _closed_for_fork.append(connection)
+            connection.close()
+        _opening.acquire()
+        while set(_openers) - {threading.get_ident()}:
+            _opening.wait()
+        if not any(connection.is_open for connection in _connections()):
+            break
+        _opening.release()
+        # From the beginning: locks are taken in one order.
+        _release_closed()
     # The last lock: its holder waits for no connection.
     late_imports.acquire()
 
 
 def _after_fork() -> None:
     late_imports.release()
+    _opening.release()
+    _release_closed()
+
+
+def _release_closed() -> None:
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 

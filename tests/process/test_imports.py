@@ -19,7 +19,6 @@ NEEDLESS = {
     "email",
     "enum",
     "heapq",
-    "importlib",
     "importlib.metadata",
     "inspect",
     "json",
