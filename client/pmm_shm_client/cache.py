@@ -59,31 +59,34 @@ _T = TypeVar("_T")
 
 
 class _OwnLog:
-    """The `EventLog` of a cache, opened by its first append or read of events: all other reads need none.
-
-    The arguments are those of `EventLog`.
-    """
+    """The `EventLog` of a cache, made by its first append or read of events: all other reads need none."""
 
     def __init__(self, path: str, timeout: float, durability: Durability, shape: Shape | None) -> None:
-        self._arguments = path, timeout, durability, shape
-        self.opened: EventLog | None = None
+        self._path = path
+        self._options: dict[str, Any] = {"timeout": timeout, "durability": durability, "shape": shape}
+        self.made: EventLog | None = None
 
-    def get(self, create: bool = False) -> EventLog:
-        if self.opened is None:
-            with late_imports:
-                from pmm_shm.ledger.eventlog import EventLog
+    def create(self) -> None:
+        """Make the ledger if it is missing."""
+        with late_imports:
+            from pmm_shm.ledger.eventlog import EventLog
+        self.made = EventLog(self._path, create=True, **self._options)
 
-            path, timeout, durability, shape = self._arguments
-            # Of two threads that come at once, one uses its own log for this call.
-            self.opened = EventLog(path, timeout=timeout, create=create, durability=durability, shape=shape)
-        return self.opened
+    def get(self) -> EventLog:
+        # One for all threads: the lock of late imports is held, and nothing is opened yet.
+        with late_imports:
+            from pmm_shm.ledger.eventlog import UnopenedLog
+
+            if self.made is None:
+                self.made = UnopenedLog(self._path, **self._options)
+            return self.made
 
     def recover(self) -> None:
         self.get().recover()
 
     def close(self) -> None:
-        if self.opened is not None:
-            self.opened.close()
+        if self.made is not None:
+            self.made.close()
 
 
 class Cache(Reads):
@@ -148,7 +151,7 @@ class Cache(Reads):
         self._durability = durability
         self._own_log = _OwnLog(name, timeout, durability, agreed)
         if create:
-            self._own_log.get(create=True)
+            self._own_log.create()
         memos = Memos()
         shape_in_use = recorded_shape(name) if agreed is None else agreed
         reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
@@ -180,7 +183,7 @@ class Cache(Reads):
 
     @property
     def _log(self) -> EventLog:
-        return self._own_log.opened or self._own_log.get()
+        return self._own_log.made or self._own_log.get()
 
     def _source(self) -> ReplicaAppender | None:
         """As `EventLog.source`; on any other ledger than a replica without an `EventLog`."""

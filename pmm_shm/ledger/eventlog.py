@@ -98,6 +98,9 @@ class EventLog:
         self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
         self._ranges: RangeReader | None = None
+        self._open(create)
+
+    def _open(self, create: bool) -> None:
         try:
             with self._reader.lock:
                 self._reader.handle()
@@ -106,7 +109,7 @@ class EventLog:
                 raise
             with late_imports:
                 from pmm_shm.ledger.schema import create_ledger
-            create_ledger(self.path, timeout)
+            create_ledger(self.path, self.timeout)
         except HotJournalError:
             pass  # The first read or append repairs it.
 
@@ -434,6 +437,13 @@ class EventLog:
                 raise
             return ID_MIN
         return ID_MAX if rows[0][0] is None else int(rows[0][0])
+
+
+class UnopenedLog(EventLog):
+    """An event log that its first use opens: that of a cache, which has opened the ledger before."""
+
+    def _open(self, create: bool) -> None:
+        pass
 
 
 def own_row(log: EventLog, event_id: int) -> RawRow | None:
