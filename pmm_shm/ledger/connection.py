@@ -88,7 +88,8 @@ class Connection:
         self._file: LedgerFile | None = None
         self._next_lock_check_s = 0.0
         self._close_hooks: list[Callable[[], None]] = []
-        _open_connections.add(self)
+        with _making:
+            _open_connections.add(self)
 
     def on_close(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever the connection closes, to forget what was remembered of the old epoch."""
@@ -101,7 +102,7 @@ class Connection:
             LedgerError: in one of its kinds, when there is no usable ledger at the path.
         """
         if self._handle is None:
-            self._open_outside_forks()
+            self._open()
         assert self._handle is not None
         return self._handle
 
@@ -285,16 +286,6 @@ class Connection:
             for hook in self._close_hooks:
                 hook()
 
-    def _open_outside_forks(self) -> None:
-        with _opening:
-            _openers.append(threading.get_ident())
-        try:
-            self._open()
-        finally:
-            with _opening:
-                _openers.remove(threading.get_ident())
-                _opening.notify_all()
-
     def _open(self) -> None:
         if self._file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
             self._refuse_foreign_wal()
@@ -430,10 +421,8 @@ def _connections() -> list[Connection]:
 
 
 _closed_for_fork: list[Connection] = []
-# Threads that open a connection, perhaps one that was made after a fork has listed all of them: the fork waits for
-# these, and holds the lock, so that no other begins.
-_openers: list[int] = []
-_opening = threading.Condition()
+# Held while a connection is added, and during a fork: one that the fork has not listed could be locked, and opened.
+_making = threading.RLock()
 
 
 def _before_fork() -> None:
@@ -442,25 +431,18 @@ def _before_fork() -> None:
             connection.lock.acquire()
             _closed_for_fork.append(connection)
             connection.close()
-        _opening.acquire()
-        while set(_openers) - {threading.get_ident()}:
-            _opening.wait()
-        if not any(connection.is_open for connection in _connections()):
-            break
-        _opening.release()
-        # From the beginning: locks are taken in one order.
-        _release_closed()
-    # The last lock: its holder waits for no connection.
-    late_imports.acquire()
+        # After the connections: its holder waits for none, but may make one.
+        late_imports.acquire()
+        _making.acquire()
+        if all(connection in _closed_for_fork for connection in _connections()):
+            return
+        # From the beginning: all locks are taken in one order.
+        _after_fork()
 
 
 def _after_fork() -> None:
+    _making.release()
     late_imports.release()
-    _opening.release()
-    _release_closed()
-
-
-def _release_closed() -> None:
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 
