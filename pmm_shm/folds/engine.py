@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
@@ -27,6 +26,7 @@ from pmm_shm.ledger.rows import (
     parse_meta,
     text_or_empty,
 )
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pmm_shm.folds.bulk import BulkDecoder

@@ -16,7 +16,6 @@ State, besides the cells and tables of these steps and of the name's (see `metri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import BatchFold, Column
@@ -26,6 +25,7 @@ from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple
 
 FIRST_STAGE = "S0"
 NOT_TEXT = "(not text)"

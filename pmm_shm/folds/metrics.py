@@ -10,12 +10,12 @@ State:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import to_float
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple
 
 _NOVELTY_TICKS = 20
 _OPEN_MULTIPLIER = 1.0 + (0.5 - 0.5) * 0.2

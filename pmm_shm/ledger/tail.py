@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
@@ -19,6 +18,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.sparse import SparseReader

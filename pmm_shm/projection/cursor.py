@@ -10,20 +10,20 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import in_new_thread
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
+from pmm_shm.typed import Any, TypeVar
 
 _C = TypeVar("_C", bound="Cursor")
 _M = TypeVar("_M", bound="ReadModel")
@@ -190,6 +190,8 @@ class Cursor:
 
     def copy(self: _C) -> _C:
         """Another cursor at the same position, which moves on its own."""
+        with late_imports:
+            import copy
         other = copy.copy(self)
         other.states = {name: state.copy() for name, state in self.states.items()}
         # Its queues are empty between two batches, but two cursors may move at the same time.
