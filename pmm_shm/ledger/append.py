@@ -27,7 +27,6 @@ from pmm_shm.errors import (
     LedgerBusyError,
     LedgerError,
     LedgerUnwritableError,
-    LockLostError,
     PmmShmError,
     ReplicaError,
 )
@@ -152,7 +151,8 @@ class Appender:
         self._refuse_reentry()
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
-        if self._prepared is None:
+        if self._prepared is None or time.monotonic() >= connection.next_lock_check_s:
+            # As readers do: an old file is let go at the next check. Between two checks, `_append` looks for itself.
             connection.follow_replacement()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
@@ -166,9 +166,9 @@ class Appender:
                 pass
             except LedgerBusyError as error:
                 raise LedgerBusyError(f"{error}{_NOTHING}") from None
-            except LockLostError:
-                # The -shm of a ledger that was moved away can be gone, and its lock is not missed.
-                if not self._is_moved():
+            except LedgerError:
+                # What is found in a file that was moved away, or that its -shm is gone, says nothing of the ledger.
+                if not connection.is_open or not self._is_moved():
                     raise
             finally:
                 self._inside = None
