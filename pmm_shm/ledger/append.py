@@ -121,8 +121,6 @@ class Appender:
 
     def recover(self) -> None:
         """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
-        self._refuse_reentry()
-        self.connection.follow_replacement()
         self._run(self._recover)
 
     def close(self) -> None:
@@ -151,9 +149,8 @@ class Appender:
         self._refuse_reentry()
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
-        if self._prepared is None or time.monotonic() >= connection.next_lock_check_s:
-            # As readers do: an old file is let go at the next check. Between two checks, `_append` looks for itself.
-            connection.follow_replacement()
+        # An old file is let go before it is used again: its index may be that of the new one by now.
+        connection.follow_replacement()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
             if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
