@@ -27,7 +27,6 @@ from pmm_shm.errors import (
     LedgerBusyError,
     LedgerError,
     LedgerUnwritableError,
-    LockLostError,
     PmmShmError,
     ReplicaError,
 )
@@ -124,8 +123,6 @@ class Appender:
 
     def recover(self) -> None:
         """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
-        self._refuse_reentry()
-        self.connection.follow_replacement()
         self._run(self._recover)
 
     def close(self) -> None:
@@ -154,8 +151,8 @@ class Appender:
         self._refuse_reentry()
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
-        if self._prepared is None:
-            connection.follow_replacement()
+        # An old file is let go before it is used again: its index may be that of the new one by now.
+        connection.follow_replacement()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
             if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
@@ -168,9 +165,9 @@ class Appender:
                 pass
             except LedgerBusyError as error:
                 raise LedgerBusyError(f"{error}{_NOTHING}") from None
-            except LockLostError:
-                # The -shm of a ledger that was moved away can be gone, and its lock is not missed.
-                if not self._is_moved():
+            except LedgerError:
+                # What is found in a file that was moved away, or that its -shm is gone, says nothing of the ledger.
+                if not connection.is_open or not self._is_moved():
                     raise
             finally:
                 self._inside = None

@@ -92,7 +92,8 @@ class Connection:
         It outlives the handle: a later file at the path is compared with it. None before, and when a replacement was
         noticed.
         """
-        self._next_lock_check_s = 0.0
+        self.next_lock_check_s = 0.0
+        """The monotonic time from which `require_lock` asks again."""
         self._close_hooks: list[Callable[[], None]] = []
         with _making:
             _open_connections.add(self)
@@ -236,7 +237,7 @@ class Connection:
             LockLostError: SQLite's lock is gone.
         """
         now_s = time.monotonic()
-        if now_s < self._next_lock_check_s or self._handle is None:
+        if now_s < self.next_lock_check_s or self._handle is None:
             return
         self.close_if_switched()
         trusted_until_s = self.lock_trusted_until()
@@ -246,7 +247,7 @@ class Connection:
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
         self.follow_schema()
-        self._next_lock_check_s = trusted_until_s
+        self.next_lock_check_s = trusted_until_s
 
     def follow_replacement(self) -> None:
         """Where another file is at the ledger's path, close this process's connections to the old one. One `stat`.

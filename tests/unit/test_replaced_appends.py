@@ -102,7 +102,7 @@ def test_the_old_file_may_be_damaged(log: EventLog) -> None:
 
 def test_the_old_file_may_be_that_of_pmm2(log: EventLog) -> None:
     ledgers.execute(log.path, "CREATE TABLE pmm_writer_lease (x)")
-    log._appender.connection._next_lock_check_s = 0.0
+    log._appender.connection.next_lock_check_s = 0.0
     with log._appender.connection.lock:
         log._appender.connection.require_lock()
     replace(log.path, 7)
