@@ -135,7 +135,8 @@ class Finding:
             # Only the best of the fused ranking are looked up in the log.
             return ranking.best(count)
         chosen = Selection(self._reader, request.wanted).first(ranking, count)
-        return dict(zip(chosen, ranking.scores(chosen), strict=True))
+        scored = zip(chosen, ranking.scores(chosen), strict=True)
+        return {event_id: score for event_id, score in scored if score is not None}
 
     @staticmethod
     def _of_words(found: dict[int, float], words: WordsFound, problem: str | None) -> Hits[Match]:
@@ -181,14 +182,13 @@ class Finding:
     def _fused(
         self, request: SearchRequest, by_words: dict[int, float], words: WordsFound, meaning: _Meaning
     ) -> Hits[Match]:
-        leading: Collection[int] = ()
+        by_meaning = meaning.similarities
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
-            leading = by_words
-        elif request.mode == "auto":
-            leading = words.ranking.leading
-        by_meaning = meaning.similarities
-        ranking = _fused_ranking(by_words, by_meaning, leading, words.ranking)
+            ranking = [*by_words, *(event_id for event_id in by_meaning if event_id not in by_words)]
+        else:
+            leading = words.ranking.leading if request.mode == "auto" else set()
+            ranking = _fused_ranking(by_words, by_meaning, leading, words.ranking)
         bests = dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids)
         chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
         hits = []
@@ -206,7 +206,7 @@ class Finding:
 
 
 def _fused_ranking(
-    by_words: dict[int, float], by_meaning: Iterable[int], leading: Collection[int], ranking: Ranking
+    by_words: dict[int, float], by_meaning: Iterable[int], leading: set[int], ranking: Ranking
 ) -> list[int]:
     """The leading events in the order of the words, then the others by score: the weight of the event in each ranking,
     divided by a constant plus its rank there.
@@ -221,11 +221,9 @@ def _fused_ranking(
         # Of a question in other words, a text often holds a word or two, and says something else.
         weight = limits.WORDS_WEIGHT * ranking.share(score) ** limits.WORDS_POWER
         scores[event_id] = scores.get(event_id, 0.0) + weight / rank
-    if len(leaders) == len(by_words):
-        # Only near in meaning, and in that order.
-        return leaders + list(scores)
     ids, values = np.array(list(scores), np.int64), np.array(list(scores.values()))
-    return leaders + ids[np.lexsort((ids, -values))].tolist()
+    others: list[int] = ids[np.lexsort((ids, -values))].tolist()
+    return leaders + others
 
 
 def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: Ranking) -> set[int]:

@@ -120,10 +120,9 @@ def _added(
     """The scores of each event, added in the order of the parts; of those only that may be found; ascending ids."""
     if not parts:
         return np.empty(0, np.int64), np.empty(0)
-    ids, scores = map(np.concatenate, zip(*parts, strict=True))
-    ids, numbers = np.unique(ids, return_inverse=True)
+    ids, numbers = np.unique(np.concatenate([one for one, _ in parts]), return_inverse=True)
     # In their order: a sum of floats depends on it.
-    scores = np.bincount(numbers, scores)
+    scores = np.bincount(numbers, np.concatenate([one for _, one in parts])).astype(np.float64, copy=False)
     if excluded or allowed is not None:
         admitted = [one not in excluded and (allowed is None or one in allowed) for one in ids.tolist()]
         return ids[admitted], scores[admitted]
