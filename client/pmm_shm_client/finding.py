@@ -230,10 +230,8 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
     """Of the events found by words, all that may be hits without being near in meaning.
 
     Such events keep their order when they are fused, leading ones and others apart. So none behind the first `k` is
-    among the hits, unless equal texts before it are left out.
+    among the hits. One before it that is left out for an equal text has that text among them.
     """
-    if request.wanted.is_distinct:
-        return set(by_words)
     leading = (event_id for event_id in by_words if event_id in ranking.leading)
     return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 

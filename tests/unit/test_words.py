@@ -352,6 +352,20 @@ def test_each_hit_of_a_fused_search_says_how_near_it_is(
             assert of_words == [one for one in by_words if one in of_words]
 
 
+def test_a_leading_hit_behind_better_ones_says_how_near_it_is(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FUSED_DEPTH", 2)
+    query = "kiwi plum 2291"
+    log.append_many(
+        [("user", text, None) for text in ("kiwi plum", "2291 is what we meant", "2291 is late", *["filler"] * 20)]
+    )
+    near = {query: [1.0, 0.0], "filler": [1.0, 0.0]}
+    embedder = FunctionEmbedder("near-fillers", 2, lambda texts: [near.get(text, [0.0, 1.0]) for text in texts])
+    with connect(log.path, embedder=embedder) as cache:
+        assert ids(cache.search(query, 2, mode="words")) == [1, 3]
+        (hit,) = cache.search(query, 1, mode="auto")
+        assert (hit.event_id, hit.similarity, hit.found_by) == (3, 0.0, "words")
+
+
 def test_what_means_nothing_is_refused(told: Cache) -> None:
     for options in (
         {"mode": "best"},
