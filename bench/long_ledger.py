@@ -26,14 +26,14 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.vectors import local_bow
 from pmm_shm.wire import protocol
 from pmm_shm_client import EventLog, commands, connect
-from pmm_shm_client.finding import Mode
+from pmm_shm_client.finding import SearchMode
 
 if TYPE_CHECKING:
     from bench.search import Report, Sizes
 
 K = 10
 PROCESSES = (1, 4, 8)
-MODES: tuple[Mode, ...] = ("words", "meaning", "hybrid")
+MODES: tuple[SearchMode, ...] = ("words", "meaning", "hybrid")
 _PERIOD_S = 0.01
 _INDEX_S = 600.0
 
@@ -41,7 +41,7 @@ _INDEX_S = 600.0
 def measure_words(ledger: Path, sizes: Sizes, report: Report) -> None:
     """Sentences of eight words that are in the log; all of them are common there, which is the hardest case."""
     queries = sentences(ledger)
-    rounds: list[dict[Mode, list[float]]] = []
+    rounds: list[dict[SearchMode, list[float]]] = []
     with connect(ledger) as cache, connect(ledger) as other:
         for query in queries:
             for mode in MODES:
@@ -65,7 +65,7 @@ def measure_words(ledger: Path, sizes: Sizes, report: Report) -> None:
     report.target(f"hybrid / sum of its parts, each query in turn, {section}", statistics.median(ratios), 1.1)
 
 
-def _sums(one: dict[Mode, list[float]]) -> list[float]:
+def _sums(one: dict[SearchMode, list[float]]) -> list[float]:
     return [words + meaning for words, meaning in zip(one["words"], one["meaning"], strict=True)]
 
 

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from pmm_shm_client.context import Context, ContextRequest
     from pmm_shm_client.embeddings import Embeddings
     from pmm_shm_client.event_filter import Moment
-    from pmm_shm_client.finding import Finding, Mode, WordMode
+    from pmm_shm_client.finding import Finder, SearchMode, WordMode
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.roles import Role
     from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection, Searching
     from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
 
-Mark = tuple[int, Any]
+ReadMark = tuple[int, Any]
 _T = TypeVar("_T")
 
 
@@ -86,7 +86,7 @@ class Cache(Reads):
     _texts: TextTableReader | None = None
     _embeddings: Embeddings | None = None
     _searching: Searching | None = None
-    _finding: Finding | None = None
+    _finding: Finder | None = None
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Cache(Reads):
         """The shape of a table of another program; None for a ledger."""
         return self._reader.shape
 
-    def mark(self) -> Mark:
+    def mark(self) -> ReadMark:
         """A value that stays equal as long as nobody commits to the ledger; compare it, and nothing else.
 
         Two different marks mean that somebody may have appended since: read then. In WAL mode it costs a fraction of a
@@ -164,7 +164,7 @@ class Cache(Reads):
             return epoch, header.raw
         self._check_open()
 
-        def take() -> Mark:
+        def take() -> ReadMark:
             mark = freshness.take()
             return self._reader.connection.epoch, mark
 
@@ -245,7 +245,7 @@ class Cache(Reads):
         scope: Iterable[int] | None = None,
         model: str | None = None,
         *,
-        mode: Mode = "meaning",
+        mode: SearchMode = "meaning",
         kinds: Collection[str] | None = None,
         roles: Collection[str] | None = None,
         since: Moment | None = None,
@@ -276,7 +276,7 @@ class Cache(Reads):
             kinds: only events of these kinds.
             roles: only messages of these roles: `"user"`, `"assistant"`.
             since: only events after this event id, or from this time on; times are compared with `ts`.
-            until: only events up to this event id or time, included.
+            until: only events up to this event id or time, included; of a date, the whole day.
             distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
 
         Raises:
@@ -331,7 +331,7 @@ class Cache(Reads):
         scope: Iterable[int] | None = None,
         model: str | None = None,
         *,
-        mode: Mode = "meaning",
+        mode: SearchMode = "meaning",
         kinds: Collection[str] | None = None,
         roles: Collection[str] | None = None,
         since: Moment | None = None,
@@ -351,7 +351,7 @@ class Cache(Reads):
         recall: int = 0,
         messages: int = 0,
         *,
-        recall_mode: Mode = "meaning",
+        recall_mode: SearchMode = "meaning",
     ) -> Context:
         """The context for answering a user, all at one position; `str()` of it is a block for a system prompt.
 
@@ -395,14 +395,14 @@ class Cache(Reads):
         result: Searching = vars(self).setdefault("_searching", made)
         return result
 
-    def _open_finding(self) -> Finding:
+    def _open_finding(self) -> Finder:
         with late_imports:
-            from pmm_shm_client.finding import Finding
+            from pmm_shm_client.finding import Finder
             from pmm_shm_client.word_search import WordSearching
 
         searching = self._searching or self._open_searching()
-        made = Finding(self._reader, searching, WordSearching(self._reader, self._instance))
-        result: Finding = vars(self).setdefault("_finding", made)
+        made = Finder(self._reader, searching, WordSearching(self._reader, self._instance))
+        result: Finder = vars(self).setdefault("_finding", made)
         return result
 
     def _open_texts(self) -> TextTableReader:

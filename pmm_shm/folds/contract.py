@@ -31,7 +31,7 @@ from pmm_shm.ledger.rows import Event
 
 Column = Literal["content", "meta"]
 _OWN_COLUMNS = frozenset({"id", "ts", "kind", "content", "meta"})
-Identity = tuple[str, int, bytes]
+FoldIdentity = tuple[str, int, bytes]
 """(name, version, packed parameters): state folded under one identity is void under another."""
 
 
@@ -84,7 +84,7 @@ class Fold(ABC):
         """What people see of a view, in `status`, in plots and on the web page: name to a number, a text or a table,
         which maps its keys to values. By default the parts of the view.
         """
-        from pmm_shm.folds.describing import described_view
+        from pmm_shm.folds.view_parts import described_view
 
         return described_view(view)
 
@@ -92,13 +92,13 @@ class Fold(ABC):
         """The values whose history `pmm-shm explain` lists: key to value. By default those of `describe`; an entry of
         a table has the key `table.key`.
         """
-        from pmm_shm.folds.describing import flattened
+        from pmm_shm.folds.view_parts import flattened
 
         return flattened(self.describe(view))
 
-    def identity(self) -> Identity:
+    def identity(self) -> FoldIdentity:
         """(name, version, parameters as bytes); the same for the life of the fold."""
-        known: Identity | None = self.__dict__.get("_identity")
+        known: FoldIdentity | None = self.__dict__.get("_identity")
         if known is None:
             parameters: Any = dict(self.parameters)
             if self.columns:

@@ -281,7 +281,8 @@ class State:
         for table in self._tables.values():
             table._dirty.clear()
             table._clean.clear()
-        self.is_used = False
+            table._touched.clear()
+        self.is_used = self._touched = False
 
 
 class Touched:

@@ -169,16 +169,19 @@ class Freshness:
             raise LedgerMoved
         connection.close_if_switched()
         connection.handle()
+        trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
         if self._epoch != connection.epoch:
             self._begin_epoch()
-        elif not connection.is_lock_held():
-            connection.close()
-            raise LockLostError(
-                f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
-            )
         else:
+            proved_until = connection.lock_trusted_until()
+            if proved_until is None:
+                connection.close()
+                raise LockLostError(
+                    f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
+                )
             connection.follow_schema()
-        self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
+            trusted_until = min(trusted_until, proved_until)
+        self.trusted_until = trusted_until
 
     def _begin_epoch(self) -> None:
         connection = self._connection

@@ -52,6 +52,7 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
         LedgerBusyError: another process held the ledger for `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
+    longest_s = limits.BUSY_FIRST_SLEEP_S_MAX
     while True:
         try:
             return action()
@@ -60,7 +61,8 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
                 raise
         if time.monotonic() >= deadline:
             raise LedgerBusyError(busy_for(path, timeout_s, holder_of(path)))
-        sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+        sleep_between(limits.BUSY_SLEEP_S_MIN, longest_s)
+        longest_s = min(2 * longest_s, limits.BUSY_SLEEP_S_MAX)
 
 
 def busy_for(path: str, timeout_s: float, holder: str) -> str:

@@ -114,7 +114,7 @@ class TailReader:
         self._newest = newest
         self._sparse: SparseReader | None = None
         self._schema: Schema | None = None
-        self._select = self._behind_sql = ""
+        self._select = self._behind_sql = self._two_sql = ""
         self._first_sql = self._needed_sql(_FIRST_CONDITION)
         self._next_sql = self._needed_sql(_NEXT_CONDITION)
 
@@ -135,6 +135,25 @@ class TailReader:
             if short.is_complete or not short.is_anchored:
                 return short
         return self._checked(self._needed_tail(after, rows_max, until_id))
+
+    def read_holding(self, earlier: Position, after: Position) -> tuple[bool, Tail]:
+        """Whether the log holds a position before `after`, and the rows behind `after`; one statement if they are few.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        try:
+            handle = self._connection.handle()
+            self._follow_columns()
+            parameters = earlier.event_id, after.event_id, limits.TAIL_FEW_ROWS + 3
+            rows = handle.execute(self._two_sql, parameters).fetchall()
+        except sqlite3.Error:
+            return self.holds(earlier), self.read(after)
+        is_held = bool(rows) and _is_at(rows[0], earlier)
+        if rows and rows[0][0] == earlier.event_id:
+            del rows[0]
+        tail = self._few(rows, after)
+        return is_held, tail if tail.is_complete or not tail.is_anchored else self.read(after)
 
     def holds(self, position: Position) -> bool:
         """Whether the row of the position is still the same: the log continues it.
@@ -192,12 +211,15 @@ class TailReader:
         # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
         try:
             handle = self._connection.handle()
-            if self._schema is not self._connection.schema:
-                self._look_at_columns()
+            self._follow_columns()
             # One statement, one moment: the anchor's row, the tail, and one row more where the tail is longer.
             rows = handle.execute(self._behind_sql, (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
         except sqlite3.Error:
             return self._checked(self._whole_tail(after, limits.TAIL_FEW_ROWS))
+        return self._few(rows, after)
+
+    def _few(self, rows: list[RawRow], after: Position) -> Tail:
+        """The tail behind `after`, given whole rows: that of the position, and those of a short tail and one more."""
         if not rows or not _is_at(rows[0], after):
             return Tail([], after, False, False)
         if len(rows) == 1:
@@ -257,15 +279,19 @@ class TailReader:
         return _events_sql(condition, self._kinds)
 
     def _sql(self, sql: str) -> str:
+        self._follow_columns()
+        return self._select + sql
+
+    def _follow_columns(self) -> None:
         if self._schema is not self._connection.schema:
             self._look_at_columns()
-        return self._select + sql
 
     def _look_at_columns(self) -> None:
         self._schema = self._connection.schema
         columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
         self._select = f"SELECT {columns} FROM events "
         self._behind_sql = self._select + _BEHIND_SQL
+        self._two_sql = f"{self._select}WHERE id = ? UNION ALL {self._select}WHERE id >= ? ORDER BY 1 LIMIT ?"
 
 
 class WideTailReader(TailReader):
@@ -298,6 +324,9 @@ class WideTailReader(TailReader):
             tail = super().read(after, rows_max, until_id)
         self.places = self._whole_places if self._has_whole_rows else self._needed_places
         return tail
+
+    def read_holding(self, earlier: Position, after: Position) -> tuple[bool, Tail]:
+        return self.holds(earlier), self.read(after)
 
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
         self._has_whole_rows = False

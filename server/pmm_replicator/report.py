@@ -18,7 +18,7 @@ from pmm_shm.ledger.source.report import REPORT_FILE
 _INTERVAL_S = 0.1
 
 
-class Report:
+class ReplicationReport:
     """The follower's numbers: changes are written at once, and looks at the source ten times a second at most.
 
     Parameters:

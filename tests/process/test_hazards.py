@@ -141,7 +141,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/ledger/backup.py": {"sqlite3.connect": 1},  # The copy, under its temporary name.
     "pmm_shm/ledger/new_file.py": {"os.open": 4},  # New databases, before anyone uses them, and their directory.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
-    "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
+    "pmm_shm/ledger/locks.py": {"os.open": 1},  # fdinfo of processes, and /proc/locks
     "pmm_shm/store/environment.py": {
         "lmdb.open": 2,
         "open": 1,
