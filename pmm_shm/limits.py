@@ -21,8 +21,13 @@ REPLACED_SLEEP_S_MAX = 0.02
 # The tail: one statement reads at most this much, so that no reader holds the ledger for long.
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20
+# One statement joins the rows of so many ids, more where they are short: about so many characters.
+JOINED_IDS_MIN = 256
+JOINED_IDS_MAX = 65_536
+JOINED_CHARS = 1 << 20
+JOINED_BYTES_MAX = 32 << 20
 # With more rows that all become events, folding them takes longer: they no longer fit into the processor's cache.
-SPARSE_ROWS_MAX = 768
+FOLD_ROWS_MAX = 768
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.errors import ClosedError, FoldError
@@ -12,6 +11,7 @@ from pmm_shm.folds.engine import DECODE
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
 from pmm_shm.frozen import json_text, plain
 from pmm_shm.ledger.tail import Position
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pmm_shm_client.results import (
     FOLD_BEHIND,
     RESULTS,

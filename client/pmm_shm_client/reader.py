@@ -11,7 +11,6 @@ Invariant: no read transaction outlives the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -36,6 +35,7 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import ReadModel
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
+from pmm_shm.typed import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape

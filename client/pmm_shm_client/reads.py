@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
@@ -18,6 +17,7 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import require_columns
+from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 from pmm_shm_client.frame import (
     CloseWithoutEvidence,
     Frame,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import Cid, ExpiredCommitment, OpenCommitment, SelfModel
 from pmm_shm.folds.stage import StageSnapshot
 from pmm_shm.frozen import json_text, plain, plain_dict, result, thawed
+from pmm_shm.typed import Any, NamedTuple, TypedDict
 
 NOT_IN_PMM2 = ("identity", "metrics", "stage", "history")
 """The read methods whose answers do not apply to a ledger of PMM 2: it has no adopted name, traits, scores or stage."""

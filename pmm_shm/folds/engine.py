@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
@@ -27,6 +26,10 @@ from pmm_shm.ledger.rows import (
     parse_meta,
     text_or_empty,
 )
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pmm_shm.folds.bulk import BulkDecoder
 
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
@@ -169,10 +172,11 @@ class Engine:
         self._waiting: dict[str, _Route] = {}
         self._parse_meta: Callable[[object], dict[str, Any]] = parse_meta
         self._in_a_row = 0
+        self._bulk: BulkDecoder | None = None
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
-    def apply(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+    def apply(self, rows: Sequence[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
         """Fold `rows` into `states`, in order; returns how many events went to a fold.
 
         Parameters:
@@ -193,11 +197,15 @@ class Engine:
         self._in_a_row = self._in_a_row + applied if applied > limits.ROWS_PER_PROGRESS else 0
         if self._in_a_row >= limits.FAST_JSON_EVENTS_MIN and self._parse_meta is parse_meta:
             with late_imports:
-                from pmm_shm.ledger.fast_json import fast_meta_parser
+                from pmm_shm.folds.bulk import BulkDecoder
+                from pmm_shm.ledger.fast_json import fast_column_parser, fast_meta_parser
             self._parse_meta = fast_meta_parser()
+            takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
+            if all(fold.shares_events and fold.kinds is not None and not fold.columns for fold, _ in takers):
+                self._bulk = BulkDecoder(takers, tuple(self.newest()), fast_column_parser(self._parse_meta))
         return applied
 
-    def queue(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+    def queue(self, rows: Sequence[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
         """As `apply`, but the folds are given the events by `fold`, each when it is asked for, or by the next `apply`.
 
         The quarantine of decoding is written at once.
@@ -205,7 +213,10 @@ class Engine:
         decode_state = states.get(DECODE)
         if self.columns:
             self._wide_rows.places, self._wide_rows.decode_state = places, decode_state
-        decoded = self._decode(rows, decode_state)
+        if self._bulk is None or len(rows) <= limits.ROWS_PER_PROGRESS:
+            decoded = self._decode(rows, decode_state)
+        else:
+            decoded = self._decode_in_bulk(self._bulk, rows, decode_state)
         self.queued += decoded
         return decoded
 
@@ -287,6 +298,15 @@ class Engine:
                 wide.take(row, ts, kind, content, meta)
         if some_wait:
             self._take_newest()
+        return decoded
+
+    def _decode_in_bulk(self, bulk: BulkDecoder, rows: Sequence[RawRow], decode_state: State | None) -> int:
+        rest = bulk.take(rows)
+        decoded = len(rows) - len(rest) + self._decode(rest, decode_state)
+        if any(row[3].__class__ is not str for row in rest):
+            # The others wait, and are put into their places.
+            for queue in self._queues.values():
+                queue.sort(key=_id_of)
         return decoded
 
     def _take_newest(self) -> None:

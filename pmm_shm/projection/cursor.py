@@ -9,18 +9,21 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import in_new_thread
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
+from pmm_shm.typed import Any, TypeVar
 
 _C = TypeVar("_C", bound="Cursor")
 _M = TypeVar("_M", bound="ReadModel")
@@ -94,7 +97,9 @@ class Cursor:
         self.drop_overlay()
         self.position = position
 
-    def advance(self, until_id: int | None = None, on_progress: Callable[[], None] | None = None) -> Tail:
+    def advance(
+        self, until_id: int | None = None, on_progress: Callable[[], None] | None = None, tail: Tail | None = None
+    ) -> Tail:
         """Read the next rows behind the position, check the anchor, fold the rows, and move on.
 
         An exception out of a fold leaves nothing half folded: the cursor is back at the start, without overlays.
@@ -102,6 +107,7 @@ class Cursor:
         Parameters:
             until_id: take the log to end with this event.
             on_progress: called after every few rows.
+            tail: what was read behind the position; by default it is read now.
 
         Returns:
             The tail that was folded. Where it is not anchored, nothing has changed.
@@ -109,8 +115,9 @@ class Cursor:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        with self._connection.lock:
-            tail = self._reader.read(self.position, until_id=until_id)
+        if tail is None:
+            with self._connection.lock:
+                tail = self._reader.read(self.position, until_id=until_id)
         if not tail.is_anchored or tail.position == self.position:
             return tail
         self._take(tail, on_progress)
@@ -120,8 +127,8 @@ class Cursor:
         self._has_overlay = True
         self.events_folded += tail.event_count
         try:
-            if on_progress is None:
-                self._engine.apply(tail.rows, self.states, self._reader.places)
+            if on_progress is None and len(tail.rows) <= limits.FOLD_ROWS_MAX:
+                self._engine.apply(tail.rows, self.states, tail.places)
             else:
                 self._apply_in_parts(tail, on_progress)
         except BaseException:
@@ -144,6 +151,34 @@ class Cursor:
             if tail.is_complete:
                 return
 
+    def advance_reading_ahead(self) -> Generator[Tail, None, None]:
+        """As `advance_to_head`, but a thread reads the next rows while the last ones are folded.
+
+        Nobody else uses the connection until the iterator ends or is closed.
+
+        Raises:
+            LogChanged: the log does not continue the position.
+            LedgerError: the ledger cannot be read.
+        """
+
+        def read(after: Position) -> Tail:
+            with self._connection.lock:
+                return self._reader.read(after)
+
+        tail = read(self.position)
+        while tail.is_anchored and not tail.is_complete:
+            next_tail = in_new_thread(functools.partial(read, tail.position))
+            try:
+                yield self.advance(tail=tail)
+            except BaseException:
+                with contextlib.suppress(BaseException):
+                    next_tail()
+                raise
+            tail = next_tail()
+        if not tail.is_anchored:
+            raise LogChanged
+        yield self.advance(tail=tail)
+
     def log_holds(self, position: Position) -> bool:
         """Whether the row of this position still is in the log, unchanged.
 
@@ -155,6 +190,8 @@ class Cursor:
 
     def copy(self: _C) -> _C:
         """Another cursor at the same position, which moves on its own."""
+        with late_imports:
+            import copy
         other = copy.copy(self)
         other.states = {name: state.copy() for name, state in self.states.items()}
         # Its queues are empty between two batches, but two cursors may move at the same time.
@@ -182,11 +219,12 @@ class Cursor:
         self._has_overlay = False
         self.position = START
 
-    def _apply_in_parts(self, tail: Tail, on_progress: Callable[[], None]) -> None:
-        for first in range(0, len(tail.rows), limits.ROWS_PER_PROGRESS):
-            rows = tail.rows[first : first + limits.ROWS_PER_PROGRESS]
-            self._engine.apply(rows, self.states, self._reader.places)
-            on_progress()
+    def _apply_in_parts(self, tail: Tail, on_progress: Callable[[], None] | None) -> None:
+        rows_max = limits.FOLD_ROWS_MAX if on_progress is None else limits.ROWS_PER_PROGRESS
+        for first in range(0, len(tail.rows), rows_max):
+            self._engine.apply(tail.rows[first : first + rows_max], self.states, tail.places)
+            if on_progress is not None:
+                on_progress()
 
 
 class ReadModel(Cursor):
@@ -337,7 +375,7 @@ class ReadModel(Cursor):
         self._has_overlay = True
         self.events_folded += tail.event_count
         try:
-            self._engine.queue(tail.rows, self.states, self._reader.places)
+            self._engine.queue(tail.rows, self.states, tail.places)
         except BaseException:
             self.reset()
             raise

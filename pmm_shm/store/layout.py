@@ -14,13 +14,12 @@ Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Val
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold, FoldIdentity
 from pmm_shm.folds.state import Touched
 from pmm_shm.ledger.tail import Position
+from pmm_shm.typed import Any, NamedTuple
 
 FORMAT = 2
 HEADER_KEY = b"h"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, cast
 
 import lmdb
 
@@ -34,6 +33,7 @@ from pmm_shm.store.layout import (
     touched_key,
 )
 from pmm_shm.store.locator import EnvironmentLocator
+from pmm_shm.typed import Any, Final, cast
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
 """Identity of the data file, UUID of the environment, generations of the folds: states and memos belong to one lineage.
