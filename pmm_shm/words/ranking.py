@@ -14,9 +14,6 @@ from pmm_shm.words.table import Occurrences, Totals, WordTable, scores_of, weigh
 
 _FIRST = 256
 
-EventIds = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
 
 class Ranking:
     """The result of a search by words: the events found, and their scores, above 0: BM25, in which a phrase or a word
@@ -32,8 +29,8 @@ class Ranking:
 
     def __init__(
         self,
-        ids: EventIds,
-        scores: Floats,
+        ids: NDArray[np.int64],
+        scores: NDArray[np.float64],
         query_weight: float,
         allowed: set[int] | None,
         excluded: set[int],
@@ -62,7 +59,7 @@ class Ranking:
         order = np.argsort(-scores, kind="stable")[:count]
         return dict(zip(ids[order].tolist(), scores[order].tolist(), strict=True))
 
-    def within(self, scope: EventIds) -> Ranking:
+    def within(self, scope: NDArray[np.int64]) -> Ranking:
         """The same, of these events only."""
         is_wanted = np.isin(self._ids, scope)
         kept = self._ids[is_wanted], self._scores[is_wanted]
@@ -102,7 +99,7 @@ def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
         excluded |= _ids(tables, item)
     counts = _counts(tables, query.items, totals.events)
     leading: set[int] = set()
-    parts: list[tuple[EventIds, Floats]] = []
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
     for item, count in _kept(tables, counts, totals.events).items():
         newest = None if item.is_phrase or count <= common_above(totals.events) else limits.COMMON_EVENTS_MAX
         found = Occurrences.together([table.occurrences(item.expression, newest) for table in tables], newest)
@@ -115,8 +112,8 @@ def ranked(tables: Sequence[WordTable], query: WordQuery) -> Ranking:
 
 
 def _added(
-    parts: list[tuple[EventIds, Floats]], excluded: set[int], allowed: set[int] | None
-) -> tuple[EventIds, Floats]:
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float64]]], excluded: set[int], allowed: set[int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The scores of each event, added in the order of the parts; of those only that may be found; ascending ids."""
     if not parts:
         return np.empty(0, np.int64), np.empty(0)
