@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest
+from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, similarities
 from tests.support.nearest import check
 from tests.support.profiles import examples
 
@@ -57,6 +57,9 @@ def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObje
     scope = np.array(sorted(inside | {0, 5}), np.int64)
     chosen = [number for number, event_id in enumerate(ids) if event_id in inside | {0, 5}]
     found = nearest(in_blocks(ids, vectors, sizes), query, k, scope)
+    whole = dict(nearest(in_blocks(ids, vectors, sizes), query, len(ids) or 1))
+    expected = {one: whole[one] for one in scope.tolist() if one in whole}
+    assert similarities(in_blocks(ids, vectors, sizes), query, scope) == expected
     check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
 
 
@@ -72,6 +75,7 @@ def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     alive = [number for number, event_id in enumerate(ids) if event_id not in dead_ids]
     for scope in (None, np.array(sorted(ids), np.int64)):
         check(nearest(blocks, query, k, scope), [ids[number] for number in alive], vectors[alive], query, k)
+    assert similarities(blocks, query, np.array(sorted(ids), np.int64)).keys() == set(ids) - dead_ids
 
 
 @pytest.mark.parametrize("k", [1, 10, 3_000])
