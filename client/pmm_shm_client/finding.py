@@ -2,7 +2,8 @@
 
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
 that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
-words depends on how much of the query it holds.
+words depends on how much of the query it holds. In the ranking by meaning, events that are close to many others come
+later (`pmm_shm.vectors.crowding`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.crowding import uncrowded
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
 from pmm_shm_client.event_filter import EventFilter, Moment, Selection
@@ -86,9 +88,14 @@ class SearchRequest(NamedTuple):
 
 
 class _Meaning(NamedTuple):
-    """The events nearest to a query, the best first; `of_words` has the similarities of those found by words."""
+    """The events nearest to a query, the best first; `of_words` has the similarities of those found by words.
+
+    Attributes:
+        ranking: the same events, those that are close to many others later.
+    """
 
     similarities: dict[int, float]
+    ranking: list[int]
     as_of: int
     is_complete: bool
     embedded_here: int
@@ -160,7 +167,9 @@ class Finding:
         others: NDArray[np.int64] | None = np.array(sorted(by_words), np.int64) if by_words else None
         known: dict[int, float] = {}
         while True:
-            hits, compared = self._searching.compared(query, k, scope, request.model, others)
+            hits, vectors, compared = self._searching.compared(
+                query, k, scope, request.model, others, is_question=words is not None
+            )
             known, others = known or compared, None
             similarities = {hit.event_id: hit.similarity for hit in hits}
             if not is_open:
@@ -176,11 +185,17 @@ class Finding:
             else:
                 k *= 8
         as_of = hits.as_of if until is None else min(hits.as_of, until)
-        return _Meaning(similarities, as_of, hits.is_complete, hits.embedded_here, hits.model, known)
+        ranking = list(similarities)
+        if words is not None:
+            if len(ranking) < len(hits):
+                vectors = vectors[[hit.event_id in similarities for hit in hits]]
+            ranking = [ranking[at] for at in uncrowded(list(similarities.values()), vectors)]
+        return _Meaning(similarities, ranking, as_of, hits.is_complete, hits.embedded_here, hits.model, known)
 
     def _fused(self, request: SearchRequest, by_words: list[int], words: WordsFound, meaning: _Meaning) -> Hits[Match]:
-        by_meaning = list(meaning.similarities)
-        scores = _fused_scores(by_words, by_meaning, words.ranking)
+        assert request.words is not None
+        is_naming = any(item.is_named for item in request.words.items)
+        scores = _fused_scores(by_words, meaning.ranking, words.ranking, is_naming)
         leading: set[int] = set()
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
@@ -190,7 +205,7 @@ class Finding:
         ranking = [event_id for event_id in by_words if event_id in leading]
         others = (event_id for event_id in scores if event_id not in leading)
         ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))
-        bests = dict.fromkeys(ids[0] for ids in (by_words, by_meaning) if ids)
+        bests = dict.fromkeys(ids[0] for ids in (by_words, list(meaning.similarities)) if ids)
         chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
         similarities = {**meaning.of_words, **meaning.similarities}
         is_of_words, is_of_meaning = set(by_words), meaning.similarities.keys()
@@ -206,12 +221,17 @@ class Finding:
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
 
 
-def _fused_scores(by_words: list[int], by_meaning: list[int], ranking: Ranking) -> dict[int, float]:
-    """Event id to score: the weight of the event in each ranking, divided by a constant plus its rank there."""
+def _fused_scores(by_words: list[int], by_meaning: list[int], ranking: Ranking, is_naming: bool) -> dict[int, float]:
+    """Event id to score: the weight of the event in each ranking, divided by a constant plus its rank there.
+
+    Parameters:
+        is_naming: the query has an identifier, a number or a phrase.
+    """
+    power = limits.NAMING_WORDS_POWER if is_naming else limits.WORDS_POWER
     scores = {event_id: 1.0 / (limits.FUSION_CONSTANT + rank) for rank, event_id in enumerate(by_meaning, 1)}
     for rank, event_id in enumerate(by_words, 1):
         # Of a question in other words, a text often holds a word or two, and says something else.
-        weight = limits.WORDS_WEIGHT * ranking.share(event_id) ** limits.WORDS_POWER
+        weight = limits.WORDS_WEIGHT * ranking.share(event_id) ** power
         scores[event_id] = scores.get(event_id, 0.0) + weight / (limits.FUSION_CONSTANT + rank)
     return scores
 

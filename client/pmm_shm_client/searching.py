@@ -33,8 +33,9 @@ from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, emb
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
-from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest
+from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest, nearest_rows
 from pmm_shm.vectors.registry import advice_on
+from pmm_shm.vectors.wordllama import WordLlama, question_text
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
@@ -233,10 +234,12 @@ class _SearchPass(NamedTuple):
         end: the last event that was read.
         as_of: every event up to this one was taken into account.
         missing: texts whose vectors are needed first; without hits then.
+        vectors: of the hits, (n, dimension) float32.
         similarities: of the other events that were asked for.
     """
 
     hits: list[tuple[int, float]]
+    vectors: NDArray[np.float32]
     end: Position
     as_of: int
     is_complete: bool
@@ -328,9 +331,20 @@ class Searching:
         return self.compared(query, k, ids, model, None)[0]
 
     def compared(
-        self, query: Query, k: int, ids: EventIds | None, model: str | None, others: EventIds | None
-    ) -> tuple[Hits[Hit], dict[int, float]]:
-        """The same, and the similarity of each event of `others`, ascending, that has a vector."""
+        self,
+        query: Query,
+        k: int,
+        ids: EventIds | None,
+        model: str | None,
+        others: EventIds | None,
+        *,
+        is_question: bool = False,
+    ) -> tuple[Hits[Hit], NDArray[np.float32], dict[int, float]]:
+        """The same, the vectors of the hits, and the similarity of each of `others`, ascending, that has a vector.
+
+        Parameters:
+            is_question: in a query that is a text, question words may count less.
+        """
         if model is None and not self._embeddings.names_default:
             model = self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
@@ -338,6 +352,8 @@ class Searching:
         if isinstance(embedder, LocalBow) and not self._is_advised:
             self._is_advised = True
             logging.getLogger(__name__).info("%s", advice_on(name))
+        if is_question and isinstance(query, str) and isinstance(embedder, WordLlama):
+            query = question_text(query)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids, others)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
@@ -348,7 +364,7 @@ class Searching:
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         is_complete = first.is_complete and last.is_complete
-        return Hits(hits, as_of, is_complete, last.embedded_here, name), last.similarities
+        return Hits(hits, as_of, is_complete, last.embedded_here, name), last.vectors, last.similarities
 
     def _read(self, action: Callable[[bool], _T]) -> _T:
         """Run `action` with the reader's lock; again if its failure may be only of the moment.
@@ -474,13 +490,14 @@ class Searching:
             texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
         missing = {one.text for one in texts if one.vector is None} - vectors.keys()
         if missing:
-            return _SearchPass([], new.end, new.as_of, is_complete, 0, sorted(missing), {})
+            none = np.empty((0, record.dimension), np.float32)
+            return _SearchPass([], none, new.end, new.as_of, is_complete, 0, sorted(missing), {})
         new = self._new_events[request.model] = new.with_rows(texts, vectors)
         rows = [*parts, new.rows]
-        hits = nearest(rows, request.vector, request.k, request.scope)
+        hits, found = nearest_rows(rows, request.vector, request.k, request.scope)
         others = () if request.others is None else nearest(rows, request.vector, len(request.others), request.others)
         is_complete = is_complete and record.newer is None and record.is_filled
-        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [], dict(others))
+        return _SearchPass(hits, found, new.end, new.as_of, is_complete, len(new.rows), [], dict(others))
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

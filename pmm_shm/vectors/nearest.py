@@ -97,6 +97,13 @@ def nearest(
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
+    return nearest_rows(blocks, query, k, scope)[0]
+
+
+def nearest_rows(
+    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
+) -> tuple[list[tuple[int, float]], NDArray[np.float32]]:
+    """The same, and the vector of each of them, (n, dimension) float32."""
     best = _Best(query, k)
     blocks = (rows for rows in blocks if len(rows))
     if scope is not None:
@@ -105,7 +112,7 @@ def nearest(
         blocks = _together(list(parts)) if len(scope) <= _CHUNK_ROWS else parts
     for rows in blocks:
         best.add(rows)
-    return best.result()
+    return best.result(), best.vectors
 
 
 def _together(parts: list[SearchRows]) -> list[SearchRows]:
@@ -135,6 +142,7 @@ class _Best:
         """No row with a lower score can be among the best k."""
         self._ids: EventIds = np.empty(0, np.int64)
         self._similarities: Floats = np.empty(0, np.float64)
+        self.vectors = np.empty((0, len(query)), np.float32)
 
     def add(self, rows: SearchRows) -> None:
         """Compare more rows with the best ones."""
@@ -190,9 +198,11 @@ class _Best:
         ids, vectors = (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
         is_candidate = ~(self._pool_scores < self._least)
         ids = np.concatenate((self._ids, ids[is_candidate]))
-        similarities = np.concatenate((self._similarities, self._exact(vectors[is_candidate])))
+        vectors = vectors[is_candidate]
+        similarities = np.concatenate((self._similarities, self._exact(vectors)))
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
+        self.vectors = np.concatenate((self.vectors, vectors))[order]
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)
