@@ -186,7 +186,7 @@ class Finding:
                 k *= 8
         as_of = hits.as_of if until is None else min(hits.as_of, until)
         ranking = list(similarities)
-        if words is not None:
+        if words is not None and hits.model != local_bow.NAME:
             if len(ranking) < len(hits):
                 vectors = vectors[[hit.event_id in similarities for hit in hits]]
             ranking = [ranking[at] for at in uncrowded(list(similarities.values()), vectors)]
