@@ -48,8 +48,7 @@ def _bytes_by_fold(ledger: Path) -> dict[str, int]:
         with reader.begin() as snapshot:
             assert snapshot is not None
             for fold in all_folds():
-                entries = snapshot.entries(fold)
-                found[fold.name] = sum(len(key) + len(value) for key, value in entries.items())
+                found[fold.name] = sum(len(key) + len(value) for key, value in snapshot.base(fold).scan(b""))
     finally:
         reader.close()
     found["data.mdb, blocks on disk"] = os.stat(instance.directory / DATA_FILE).st_blocks * 512

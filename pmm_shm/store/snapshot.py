@@ -168,10 +168,6 @@ class Snapshot:
                     seals.append(Seal.unpack(value))
         return seals
 
-    def entries(self, fold: Fold) -> dict[bytes, bytes]:
-        """A copy of the raw state of a fold: key to value."""
-        return dict(self.base(fold).scan(b""))
-
 
 class SnapshotReader:
     """Transactions on the published state. Not thread-safe: the caller has a lock.
