@@ -6,7 +6,7 @@ otherwise; ratios within one run, the sides interleaved, for machines are noisy.
 3. What a worker's private memory grows by when it searches.
 4. Searches of four processes on two cores.
 5. An ordinary ledger, searched by text.
-6. A long ledger, searched by words, by meaning, and by both.
+6. A long ledger, searched by words, by meaning, and by both; and indexed: see `bench/long_ledger.py`.
 
 Every answer is compared with a float64 search over all rows before it is timed.
 """
@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import long_ledger
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store.environment import close, open_reader
@@ -46,7 +46,6 @@ from pmm_shm.wire import protocol
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client import commands, connect
 from pmm_shm_client.autostart import daemon_command, is_running
-from pmm_shm_client.finding import Mode
 
 Found = list[tuple[int, float]]
 K = 10
@@ -64,6 +63,7 @@ class Sizes(NamedTuple):
         tables: (rows, dimension) of the searched ones: for contention, for the dimension, for memory.
         rounds, calls: each side of a comparison has `calls` calls in each of the rounds.
         searches: while memory is looked at.
+        paced: appends while the daemon has a backlog, and without one.
     """
 
     tables: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -75,10 +75,11 @@ class Sizes(NamedTuple):
     contention_rounds: int
     events: int
     word_events: int
+    paced: int
 
 
-FULL = Sizes(((100_000, 32), (100_000, 256), (1_000_000, 32)), 40, 5, 2_000, 100, 4.0, 3, 10_000, 100_000)
-QUICK = Sizes(((2_000, 32), (2_000, 256), (3_000, 32)), 3, 3, 50, 10, 0.2, 1, 500, 1_000)
+FULL = Sizes(((100_000, 32), (100_000, 256), (1_000_000, 32)), 40, 5, 2_000, 100, 4.0, 3, 10_000, 100_000, 400)
+QUICK = Sizes(((2_000, 32), (2_000, 256), (3_000, 32)), 3, 3, 50, 10, 0.2, 1, 500, 1_000, 20)
 
 
 class Report:
@@ -149,11 +150,16 @@ def measure(directory: Path, sizes: Sizes, report: Report) -> None:
     with serving(ordinary):
         measure_texts(ordinary, sizes, report)
         measure_ordinary(ordinary, sizes, report)
-    say(f"{sizes.word_events:,} events: words")
+    say(f"{sizes.word_events:,} events: a backlog")
     long = directory / "long.db"
     generate(long, sizes.word_events, seed=1)
+    long_ledger.measure_backlog(long, sizes, report)
     with serving(long):
-        measure_words(long, sizes, report)
+        say(f"{sizes.word_events:,} events: words")
+        long_ledger.measure_words(long, sizes, report)
+        say(f"{sizes.word_events:,} events: processes")
+        long_ledger.measure_processes(long, sizes, report)
+        long_ledger.note_growth(long, sizes, report)
     for number, (rows, dimension) in enumerate(sizes.tables):
         say(f"{rows:,} x {dimension}: making the ledger")
         matrix = np.random.default_rng(number).standard_normal((rows, dimension), dtype=np.float32)
@@ -421,43 +427,6 @@ def measure_ordinary(ledger: Path, sizes: Sizes, report: Report) -> None:
     report.target("search of a seen text, ms, ordinary ledger", statistics.median(text_us) / 1e3, 1)
 
 
-# 6. Words.
-
-
-def measure_words(ledger: Path, sizes: Sizes, report: Report) -> None:
-    """Sentences of eight words that are in the log; all of them are common there, which is the hardest case."""
-    queries = sentences(ledger)
-    modes: tuple[Mode, ...] = ("words", "meaning", "hybrid")
-    with connect(ledger) as cache, connect(ledger) as other:
-        for query in queries:
-            for mode in modes:
-                hits = cache.search(query, k=K, mode=mode)
-                assert hits.is_complete
-                assert hits == other.search(query, k=K, mode=mode)
-        sides: dict[str, Callable[[str], Any]] = {mode: partial(cache.search, k=K, mode=mode) for mode in modes}
-        samples = interleaved(sides, queries, sizes, calls=len(queries))
-    section = f"{sizes.word_events:,} events, 8 words"
-    for name, rounds in samples.items():
-        report.times(section, name, [value for one in rounds for value in one])
-    words_us = [value for one in samples["words"] for value in one]
-    report.target(f"search by words, p50 in ms, {section}", statistics.median(words_us) / 1e3, 2)
-    parts = [
-        [statistics.median(words) + statistics.median(meaning)]
-        for words, meaning in zip(samples["words"], samples["meaning"], strict=True)
-    ]
-    report.target(f"hybrid / sum of its parts, {section}", ratio(samples["hybrid"], parts), 1.1)
-
-
-def sentences(ledger: Path, count: int = 50, words: int = 8) -> list[str]:
-    """Parts of messages, the same for the same ledger."""
-    with closing(sqlite3.connect(ledger)) as connection:
-        rows = connection.execute(
-            "SELECT content FROM events WHERE kind IN ('user', 'response') ORDER BY id"
-        ).fetchall()
-    pool = " ".join(row[0] for row in rows[:: max(1, len(rows) // 1_000)]).split()
-    return [" ".join(pool[start : start + words]) for start in range(0, len(pool) - words, max(1, len(pool) // count))]
-
-
 # Shared by all parts.
 
 
@@ -581,7 +550,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text} (load {os.getloadavg()[0]:.1f})", file=sys.stderr, flush=True)
 
 
-WORKERS: dict[str, Callable[..., None]] = {"memory": memory_worker, "contention": contention_worker}
+WORKERS: dict[str, Callable[..., None]] = {
+    "memory": memory_worker,
+    "contention": contention_worker,
+    "searches": long_ledger.searches_worker,
+}
 
 
 if __name__ == "__main__":

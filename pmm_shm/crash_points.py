@@ -24,6 +24,7 @@ COMMITS = {
     "text_vectors.count": "nothing: the vectors are counted",
     "text_vectors.put": "text vectors that workers computed",
     "event_vectors.open": "the record of a new table",
+    "event_vectors.block": "a new block of a table, which no record names yet",
     "event_vectors.apply": "rows and position of a table",
     "event_vectors.clear": "a table is emptied",
     "indexer.served": "the embedder whose vectors are searched",

@@ -199,8 +199,9 @@ PROVIDER_DEADLINE_S = 60.0
 
 # Event vectors: a tail of single rows, moved into blocks that grow to about this size.
 VECTOR_TAIL_ROWS = 256
-VECTOR_BLOCK_ROWS = 131_072
-VECTOR_BLOCK_BYTES = 16 << 20
+VECTOR_BLOCK_ROWS = 32_768
+# One block is written in one commit, and meanwhile nothing else can be.
+VECTOR_BLOCK_BYTES = 4 << 20
 
 # Searches.
 SEARCH_K_MAX = 10_000
@@ -262,6 +263,7 @@ CROWD_WEIGHT = 0.3
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
+INDEX_EVENTS_PER_READ = 128
 INDEX_SLICE_S = 0.001
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02

@@ -112,8 +112,7 @@ class OpenCommitments:
 
     def _all(self) -> dict[Cid, _Known]:
         if self._loaded is None:
-            texts = ((cid, _text_of(meta)) for cid, meta in self._load().items())
-            self._loaded = {cid: _Known(text, _words(text)) for cid, text in texts}
+            self._loaded = {cid: _known_of(meta) for cid, meta in self._load().items()}
         return self._loaded
 
 
@@ -233,13 +232,18 @@ def _is_capitalised(word: str) -> bool:
     return word[:1].isalpha() and not word[0].islower() and word.replace("-", "").replace("’", "").isalnum()
 
 
-def _text_of(meta: Mapping[str, Any]) -> str:
+def _known_of(meta: Mapping[str, Any]) -> _Known:
     text = meta.get("text")
-    # JSON can contain lone surrogates; the content of an event cannot.
-    return encodable(text[:_COMPARED_CHARS_MAX]) if isinstance(text, str) else ""
+    return _known(text[:_COMPARED_CHARS_MAX] if isinstance(text, str) else "")
 
 
 @lru_cache(maxsize=4_096)
+def _known(text: str) -> _Known:
+    # JSON can contain lone surrogates; the content of an event cannot.
+    text = encodable(text)
+    return _Known(text, _words(text))
+
+
 def _words(text: str) -> tuple[str, ...]:
     words = re.findall(r"\w+", text.casefold())
     return tuple(words[2:] if words[:2] == ["i", "will"] else words)

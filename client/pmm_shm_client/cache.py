@@ -289,11 +289,8 @@ class Cache(Reads):
         self._check_open()
         if mode == "meaning" and kinds is roles is since is until is None and not distinct:
             return (self._searching or self._open_searching()).search(query, k, scope, model)
-        with late_imports:
-            from pmm_shm_client.finding import SearchRequest
-
-        request = SearchRequest.of(query, k, scope, model, mode, kinds, roles, since, until, distinct)
-        return (self._finding or self._open_finding()).find(request)
+        finding = self._finding or self._open_finding()
+        return finding.search(query, k, scope, model, mode, kinds, roles, since, until, distinct)
 
     @overload
     def recall(
@@ -386,13 +383,9 @@ class Cache(Reads):
 
     def _messages_like(self, mode: str, text: str, k: int, until_id: int) -> Hits[Any]:
         """The `k` messages most similar to another one, up to an event."""
-        with late_imports:
-            from pmm_shm_client.finding import SearchRequest
-
-        request = SearchRequest.of(
-            text, k, None, None, mode, roles=("user", "assistant"), until=until_id, is_message=True
-        )
-        return (self._finding or self._open_finding()).find(request)
+        finding = self._finding or self._open_finding()
+        roles = ("user", "assistant")
+        return finding.search(text, k, None, None, mode, roles=roles, until=until_id, is_message=True)
 
     def _open_searching(self) -> Searching:
         with late_imports:

@@ -299,8 +299,10 @@ def _message_lines(messages: Iterable[Entry | Recalled]) -> Iterator[str]:
 
 def _commitment_lines(entries: Mapping[str | int, Any]) -> tuple[str, ...]:
     # Stable: if both 7 and "7" are open, the one opened first comes first.
-    first = heapq.nsmallest(COMMITMENTS_MAX, entries.items(), key=lambda item: _spelled(item[0]))
-    return tuple(commitment_line(_spelled(entry["text"])) for _, entry in first)
+    # Without a call for each of many: nearly always they are all texts.
+    spell = None if set(map(type, entries)) == {str} else _spelled
+    first = heapq.nsmallest(COMMITMENTS_MAX, entries, key=spell)
+    return tuple(commitment_line(_spelled(entries[cid]["text"])) for cid in first)
 
 
 def _reflection(entry: Entry) -> Reflection:

@@ -77,6 +77,11 @@ class EventFilter(NamedTuple):
         """Whether every event passes by itself."""
         return self[:5] == (None, ID_MIN, ID_MAX, None, None)
 
+    @property
+    def admits_all(self) -> bool:
+        """Whether every event is returned, equal texts included."""
+        return self.is_open and not self.is_distinct
+
     def admits(self, row: RawRow) -> bool:
         """Whether an event passes by itself, from its id, ts and kind."""
         event_id, ts, kind = row[:3]
@@ -107,8 +112,10 @@ class Selection:
         chosen: list[int] = []
         seen: set[str] = set()
         left = iter(ranking)
+        # Where a filter may leave some out, more are looked at together.
+        rows_of_each = 1 if self._wanted.admits_all else 2
         while len(chosen) < count:
-            part = list(islice(left, min(_ROWS, 2 * (count - len(chosen)))))
+            part = list(islice(left, min(_ROWS, rows_of_each * (count - len(chosen)))))
             if not part:
                 break
             rows = self._reader.with_ledger(lambda part=part: self._rows(part))  # type: ignore[misc]

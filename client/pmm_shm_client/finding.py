@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -109,10 +108,11 @@ class Finding:
     def __init__(self, reader: Reader, searching: Searching, words: WordSearching) -> None:
         self._reader, self._searching, self._words = reader, searching, words
 
-    def find(self, request: SearchRequest) -> Hits[Any]:
-        """The best `k` events; see `Cache.search`."""
+    def search(self, *arguments: Any, **options: Any) -> Hits[Any]:
+        """The best `k` events; arguments as of `SearchRequest.of`, see `Cache.search`."""
+        request = SearchRequest.of(*arguments, **options)
         if request.mode == "meaning":
-            found = self._meaning(request, request.query, request.k, None, [])
+            found = self._meaning(request, request.query, request.k, None, {})
             hits = (Hit(*pair) for pair in found.similarities.items())
             return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
         assert request.words is not None
@@ -128,54 +128,52 @@ class Finding:
         except _NO_MEANING as error:
             if request.mode == "hybrid" or request.model is not None or self._is_mistaken(error):
                 raise
-            return self._of_words(by_words[: request.k], words, str(error))
+            return self._of_words(dict(islice(by_words.items(), request.k)), words, str(error))
         return self._fused(request, by_words, words, meaning)
 
     def _is_mistaken(self, error: Exception) -> bool:
         """Whether this process was told to use a model that does not exist; a daemon's may just be missing here."""
         return isinstance(error, UnknownModelError) and self._searching.names_default
 
-    def _by_words(self, request: SearchRequest, words: WordsFound, count: int) -> list[int]:
-        ids: Iterable[int] = words.ranking.scores
-        if request.scope is not None:
-            scope = set(request.scope.tolist())
-            ids = (one for one in ids if one in scope)
-        if request.mode != "words" and request.wanted.is_open and not request.wanted.is_distinct:
+    def _by_words(self, request: SearchRequest, words: WordsFound, count: int) -> dict[int, float]:
+        """Event id to score of the `count` best by words."""
+        ranking = words.ranking if request.scope is None else words.ranking.within(request.scope)
+        if request.mode != "words" and request.wanted.admits_all:
             # Only the best of the fused ranking are looked up in the log.
-            return list(islice(ids, count))
-        return Selection(self._reader, request.wanted).first(ids, count)
+            return ranking.best(count)
+        chosen = Selection(self._reader, request.wanted).first(ranking, count)
+        return dict(zip(chosen, ranking.scores(chosen), strict=True))
 
     @staticmethod
-    def _of_words(ids: list[int], words: WordsFound, problem: str | None) -> Hits[Match]:
-        hits = (Match(event_id, None, words.ranking.scores[event_id], "words") for event_id in ids)
+    def _of_words(found: dict[int, float], words: WordsFound, problem: str | None) -> Hits[Match]:
+        hits = (Match(event_id, None, score, "words") for event_id, score in found.items())
         return Hits(hits, words.as_of, words.is_complete, 0, "", "words", words.indexed_here, problem)
 
     def _meaning(
-        self, request: SearchRequest, query: Query, count: int, words: WordsFound | None, by_words: list[int]
+        self, request: SearchRequest, query: Query, count: int, words: WordsFound | None, by_words: Collection[int]
     ) -> _Meaning:
         """The `count` events nearest to the query that pass all filters: exactly those, however rare they are; and how
-        similar those are that were found by words.
+        similar those are that were found by words and may be among the hits.
         """
         selection, scope, until = Selection(self._reader, request.wanted), request.scope, None
-        is_open = request.wanted.is_open and not request.wanted.is_distinct
+        is_open = request.wanted.admits_all
         if words is not None:
             is_open = is_open and not words.ranking.excluded
             if words.ranking.allowed is not None:
                 allowed = np.array(sorted(words.ranking.allowed), np.int64)
                 scope = allowed if scope is None else np.intersect1d(scope, allowed)
         k = count if is_open else 2 * count
-        others: NDArray[np.int64] | None = np.array(sorted(by_words), np.int64) if by_words else None
+        others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
         known: dict[int, float] = {}
         while True:
-            hits, vectors, compared = self._searching.compared(
-                query, k, scope, request.model, others, is_question=words is not None
-            )
-            known, others = known or compared, None
-            similarities = {hit.event_id: hit.similarity for hit in hits}
+            found = self._searching.nearest(query, k, scope, request.model, others, is_question=words is not None)
+            known.update(found.others)
+            similarities, others = found.similarities, []
             if not is_open:
+                known.update(similarities)
                 ranking = [one for one in similarities if words is None or words.ranking.admits(one)]
                 similarities = {one: similarities[one] for one in selection.first(ranking, count)}
-            if len(similarities) >= count or len(hits) < k:
+            if len(similarities) >= count or len(found.similarities) < k:
                 break
             if until is None and not request.wanted.is_open and k >= limits.FILTER_DEPTH * count:
                 # Few events pass: search among those that do.
@@ -184,56 +182,85 @@ class Finding:
                 scope = passing if scope is None else np.intersect1d(scope, passing)
             else:
                 k *= 8
-        as_of = hits.as_of if until is None else min(hits.as_of, until)
+        as_of = found.as_of if until is None else min(found.as_of, until)
         ranking = list(similarities)
-        if words is not None and hits.model != local_bow.NAME:
-            if len(ranking) < len(hits):
-                vectors = vectors[[hit.event_id in similarities for hit in hits]]
+        if words is not None and found.model != local_bow.NAME:
+            vectors = found.vectors
+            if len(ranking) < len(vectors):
+                vectors = vectors[[event_id in similarities for event_id in found.similarities]]
             ranking = [ranking[at] for at in uncrowded(list(similarities.values()), vectors)]
-        return _Meaning(similarities, ranking, as_of, hits.is_complete, hits.embedded_here, hits.model, known)
+        return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
-    def _fused(self, request: SearchRequest, by_words: list[int], words: WordsFound, meaning: _Meaning) -> Hits[Match]:
+    def _fused(
+        self, request: SearchRequest, by_words: dict[int, float], words: WordsFound, meaning: _Meaning
+    ) -> Hits[Match]:
         assert request.words is not None
-        is_naming = any(item.is_named for item in request.words.items)
-        scores = _fused_scores(by_words, meaning.ranking, words.ranking, is_naming)
-        leading: set[int] = set()
+        leading: Collection[int] = ()
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
-            leading = set(by_words)
+            leading = by_words
         elif request.mode == "auto":
-            leading = words.ranking.leading & set(by_words)
-        ranking = [event_id for event_id in by_words if event_id in leading]
-        others = (event_id for event_id in scores if event_id not in leading)
-        ranking += sorted(others, key=lambda event_id: (-scores[event_id], event_id))
-        bests = dict.fromkeys(ids[0] for ids in (by_words, list(meaning.similarities)) if ids)
+            leading = words.ranking.leading
+        by_meaning = meaning.similarities
+        is_naming = any(item.is_named for item in request.words.items)
+        ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
+        bests = dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids)
         chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
-        similarities = {**meaning.of_words, **meaning.similarities}
-        is_of_words, is_of_meaning = set(by_words), meaning.similarities.keys()
         hits = []
-        for event_id in chosen:
-            found_by: FoundBy = "words" if event_id in is_of_words else "meaning"
-            if event_id in is_of_words and event_id in is_of_meaning:
+        for event_id, word_score in zip(chosen, words.ranking.scores(chosen), strict=True):
+            found_by: FoundBy = "words" if event_id in by_words else "meaning"
+            similarity = by_meaning.get(event_id)
+            if similarity is None:
+                similarity = meaning.of_words.get(event_id)
+            elif found_by == "words":
                 found_by = "both"
-            word_score = words.ranking.scores.get(event_id)
-            hits.append(Match(event_id, similarities.get(event_id), word_score, found_by))
+            hits.append(Match(event_id, similarity, word_score, found_by))
         as_of = min(words.as_of, meaning.as_of)
         is_complete = words.is_complete and meaning.is_complete
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
 
 
-def _fused_scores(by_words: list[int], by_meaning: list[int], ranking: Ranking, is_naming: bool) -> dict[int, float]:
-    """Event id to score: the weight of the event in each ranking, divided by a constant plus its rank there.
+def _fused_ranking(
+    by_words: dict[int, float],
+    by_meaning: Iterable[int],
+    leading: Collection[int],
+    ranking: Ranking,
+    is_naming: bool,
+) -> list[int]:
+    """The leading events in the order of the words, then the others by score: the weight of the event in each ranking,
+    divided by a constant plus its rank there.
 
     Parameters:
         is_naming: the query has an identifier, a number or a phrase.
     """
     power = limits.NAMING_WORDS_POWER if is_naming else limits.WORDS_POWER
-    scores = {event_id: 1.0 / (limits.FUSION_CONSTANT + rank) for rank, event_id in enumerate(by_meaning, 1)}
-    for rank, event_id in enumerate(by_words, 1):
+    first = limits.FUSION_CONSTANT + 1
+    scores = {event_id: 1.0 / rank for rank, event_id in enumerate(by_meaning, first) if event_id not in leading}
+    leaders = []
+    for rank, (event_id, score) in enumerate(by_words.items(), first):
+        if event_id in leading:
+            leaders.append(event_id)
+            continue
         # Of a question in other words, a text often holds a word or two, and says something else.
-        weight = limits.WORDS_WEIGHT * ranking.share(event_id) ** power
-        scores[event_id] = scores.get(event_id, 0.0) + weight / (limits.FUSION_CONSTANT + rank)
-    return scores
+        weight = limits.WORDS_WEIGHT * ranking.share(score) ** power
+        scores[event_id] = scores.get(event_id, 0.0) + weight / rank
+    if len(leaders) == len(by_words):
+        # Only near in meaning, and in that order.
+        return leaders + list(scores)
+    ids, values = np.array(list(scores), np.int64), np.array(list(scores.values()))
+    return leaders + ids[np.lexsort((ids, -values))].tolist()
+
+
+def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: Ranking) -> set[int]:
+    """Of the events found by words, all that may be hits without being near in meaning.
+
+    Such events keep their order when they are fused, leading ones and others apart. So none behind the first `k` is
+    among the hits, unless equal texts before it are left out.
+    """
+    if request.wanted.is_distinct:
+        return set(by_words)
+    leading = (event_id for event_id in by_words if event_id in ranking.leading)
+    return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 
 
 def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
@@ -241,9 +268,11 @@ def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
     place = limits.BESTS_WITHIN
     head, tail = ranking[:place], ranking[place:]
     late = [event_id for event_id in bests if event_id not in head]
+    if not late:
+        return ranking
     kept = [event_id for event_id in head if event_id in bests]
     others = [event_id for event_id in head if event_id not in bests]
     room = place - len(late) - len(kept)
-    moved = others[room:] if late else []
+    moved = others[room:]
     head = [event_id for event_id in head if event_id not in moved] + late
     return [*head, *moved, *(event_id for event_id in tail if event_id not in late)]

@@ -33,7 +33,7 @@ from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, emb
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
-from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest, nearest_rows
+from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest_rows, similarities
 from pmm_shm.vectors.registry import advice_on
 from pmm_shm.vectors.wordllama import WordLlama, question_text
 from pmm_shm_client.reader import Reader
@@ -214,6 +214,20 @@ class _HeldError(SnapshotUnavailableError):
     """Another process holds the lock of the reader table."""
 
 
+class Nearest(NamedTuple):
+    """The events nearest to a query, event id to similarity, best first; their vectors, (n, dimension) float32; and the
+    similarities of others that were asked for. The other attributes are as of `Hits`.
+    """
+
+    similarities: dict[int, float]
+    vectors: NDArray[np.float32]
+    others: dict[int, float]
+    as_of: int
+    is_complete: bool
+    embedded_here: int
+    model: str
+
+
 class _SearchRequest(NamedTuple):
     """A checked request. `embedder` is None if this process has none for the model; the similarities of `others` are
     asked for, too.
@@ -224,7 +238,7 @@ class _SearchRequest(NamedTuple):
     vector: NDArray[np.float64]
     k: int
     scope: EventIds | None
-    others: EventIds | None
+    others: Sequence[int]
 
 
 class _SearchPass(NamedTuple):
@@ -234,18 +248,18 @@ class _SearchPass(NamedTuple):
         end: the last event that was read.
         as_of: every event up to this one was taken into account.
         missing: texts whose vectors are needed first; without hits then.
+        hits, others: event id to similarity, of the nearest and of the other events that were asked for.
         vectors: of the hits, (n, dimension) float32.
-        similarities: of the other events that were asked for.
     """
 
-    hits: list[tuple[int, float]]
+    hits: dict[int, float]
     vectors: NDArray[np.float32]
     end: Position
     as_of: int
     is_complete: bool
     embedded_here: int
     missing: list[str]
-    similarities: dict[int, float]
+    others: dict[int, float]
 
 
 class _NotContinuedError(Exception):
@@ -324,25 +338,24 @@ class Searching:
 
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
-        return self.nearest(query, checked_k(k), checked_scope(scope), model)
+        found = self.nearest(query, checked_k(k), checked_scope(scope), model)
+        hits = (Hit(*pair) for pair in found.similarities.items())
+        return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
 
-    def nearest(self, query: Query, k: int, ids: EventIds | None, model: str | None) -> Hits[Hit]:
-        """The same for any number `k`; `ids` are ascending, each once."""
-        return self.compared(query, k, ids, model, None)[0]
-
-    def compared(
+    def nearest(
         self,
         query: Query,
         k: int,
         ids: EventIds | None,
         model: str | None,
-        others: EventIds | None,
+        others: Sequence[int] = (),
         *,
         is_question: bool = False,
-    ) -> tuple[Hits[Hit], NDArray[np.float32], dict[int, float]]:
-        """The same, the vectors of the hits, and the similarity of each of `others`, ascending, that has a vector.
+    ) -> Nearest:
+        """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits.
 
         Parameters:
+            ids, others: ascending, each once.
             is_question: in a query that is a text, question words may count less.
         """
         if model is None and not self._embeddings.names_default:
@@ -360,11 +373,10 @@ class Searching:
         while last.missing:
             vectors.update(self._vectors(last.missing, embedder, model))
             last = self._read(lambda has_looked: self._pass(request, vectors, first.end.event_id, has_looked))
-        hits = (Hit(*pair) for pair in last.hits)
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         is_complete = first.is_complete and last.is_complete
-        return Hits(hits, as_of, is_complete, last.embedded_here, name), last.vectors, last.similarities
+        return Nearest(last.hits, last.vectors, last.others, as_of, is_complete, last.embedded_here, name)
 
     def _read(self, action: Callable[[bool], _T]) -> _T:
         """Run `action` with the reader's lock; again if its failure may be only of the moment.
@@ -491,13 +503,16 @@ class Searching:
         missing = {one.text for one in texts if one.vector is None} - vectors.keys()
         if missing:
             none = np.empty((0, record.dimension), np.float32)
-            return _SearchPass([], none, new.end, new.as_of, is_complete, 0, sorted(missing), {})
+            return _SearchPass({}, none, new.end, new.as_of, is_complete, 0, sorted(missing), {})
         new = self._new_events[request.model] = new.with_rows(texts, vectors)
         rows = [*parts, new.rows]
         hits, found = nearest_rows(rows, request.vector, request.k, request.scope)
-        others = () if request.others is None else nearest(rows, request.vector, len(request.others), request.others)
+        others: dict[int, float] = {}
+        if request.others:
+            wanted = [event_id for event_id in request.others if event_id not in hits]
+            others = similarities(rows, request.vector, np.array(wanted, np.int64))
         is_complete = is_complete and record.newer is None and record.is_filled
-        return _SearchPass(hits, found, new.end, new.as_of, is_complete, len(new.rows), [], dict(others))
+        return _SearchPass(hits, found, new.end, new.as_of, is_complete, len(new.rows), [], others)
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

@@ -6,13 +6,15 @@ marked dead in its block; a block with many dead rows is rewritten.
 
 Invariant: in one table each event id has at most one living row.
 Invariant: rows and the position that they belong to change in one transaction.
-Invariant: within a write transaction nothing is computed: until it ends, the follower can publish nothing.
+Invariant: within a write transaction nothing is computed, and none writes more than one block: until it ends, the
+follower can publish nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,11 @@ def joined(parts: Sequence[VectorRows]) -> VectorRows:
     return VectorRows(np.concatenate(ids), np.concatenate(sources), np.concatenate(vectors))
 
 
+def _packed(part: bytes, array: NDArray[Any]) -> memoryview:
+    # No bytes: to copy a large block into them would hold up all threads.
+    return np.ascontiguousarray(array, DTYPES[part]).reshape(-1).view(np.uint8).data
+
+
 class EventTableWriter:
     """One model's table. Not thread-safe: the daemon uses it from one thread.
 
@@ -60,6 +67,7 @@ class EventTableWriter:
         writer: of the store.
         name, dimension: of the model.
         block_bytes: up to which size the vectors of a block are merged.
+        pause: called between pieces of a merge; it may raise to give up.
 
     Raises:
         InvalidVectorError: the model has vectors of another dimension.
@@ -67,8 +75,14 @@ class EventTableWriter:
     """
 
     def __init__(
-        self, writer: StoreWriter, name: str, dimension: int, block_bytes: int = limits.VECTOR_BLOCK_BYTES
+        self,
+        writer: StoreWriter,
+        name: str,
+        dimension: int,
+        block_bytes: int = limits.VECTOR_BLOCK_BYTES,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
+        self._pause = pause
         self._writer = writer
         self._name = name
         self._dimension = dimension
@@ -100,7 +114,7 @@ class EventTableWriter:
         newer: PositionRange | None = None,
         refused: int | None = None,
     ) -> None:
-        """Put rows, remove others, and move the position, in one commit.
+        """Put rows, remove others, and move the position, in one commit; new blocks are written before it.
 
         Parameters:
             rows: they replace those with the same ids.
@@ -118,6 +132,10 @@ class EventTableWriter:
             changes.remove(rows.ids if removed is None else np.concatenate((rows.ids, removed)))
             changes.add(rows)
             changes.finish(position, kinds, newer, refused)
+        for number in changes.new_blocks:
+            # Nobody reads it yet: no record names it. If this process dies before one does, the next block has its
+            # number, and takes its place.
+            self._writer.transact("event_vectors.block", partial(changes.write_block, number))
         self._writer.transact("event_vectors.apply", changes.write)
         self.record, self._block_ids = changes.record, changes.block_ids
 
@@ -127,7 +145,7 @@ class EventTableWriter:
         self._block_ids = {}
 
     def _changes(self, records: MappedTransaction) -> _Changes:
-        return _Changes(records, self.record, dict(self._block_ids), self._rows_max)
+        return _Changes(records, self.record, dict(self._block_ids), self._rows_max, self._pause)
 
     def _open(self, records: Transaction) -> EventTableRecord:
         put_model(records, self._name, self._dimension)
@@ -161,11 +179,18 @@ class _Changes:
     """
 
     def __init__(
-        self, records: MappedTransaction, record: EventTableRecord, block_ids: dict[int, EventIds], rows_max: int
+        self,
+        records: MappedTransaction,
+        record: EventTableRecord,
+        block_ids: dict[int, EventIds],
+        rows_max: int,
+        pause: Callable[[], None],
     ) -> None:
+        self._pause = pause
         self._records = records
-        # Key to value; None if it is deleted.
+        # Key to value; None if it is deleted. New blocks are apart.
         self._writes: dict[bytes, bytes | memoryview | None] = {}
+        self._new_blocks: dict[int, dict[bytes, memoryview]] = {}
         self._rows_max = rows_max
         self.record = record
         self.block_ids = block_ids
@@ -174,8 +199,18 @@ class _Changes:
         self._next_block = record.next_block
         self._tail_count = record.tail
 
+    @property
+    def new_blocks(self) -> list[int]:
+        """The numbers of the blocks to write before the rest."""
+        return list(self._new_blocks)
+
+    def write_block(self, number: int, records: Transaction) -> None:
+        """Write one new block."""
+        for key, value in self._new_blocks[number].items():
+            records.put(key, value)
+
     def write(self, records: Transaction) -> None:
-        """Write what was computed."""
+        """Write the rest, which makes the new blocks part of the table."""
         for key, value in self._writes.items():
             if value is None:
                 records.delete(key)
@@ -238,7 +273,7 @@ class _Changes:
             _, rows = self._living(block, ids)
             if len(rows):
                 dead = np.union1d(self._dead(block), rows)
-                self._put(block.number, DEAD, dead)
+                self._writes[block_key(self._tag, block.number, DEAD)] = _packed(DEAD, dead)
                 self._blocks[block.number] = block._replace(dead=len(dead))
 
     def add(self, rows: VectorRows) -> None:
@@ -298,26 +333,34 @@ class _Changes:
     def _merge(self, blocks: Sequence[BlockEntry]) -> None:
         parts = []
         for block in blocks:
+            self._pause()
             is_alive = np.ones(block.rows, bool)
             is_alive[self._dead(block)] = False
             parts.append(self._block_rows(block.number).at(is_alive))
         for block in blocks:
-            for part in PARTS:
-                self._writes[block_key(self._tag, block.number, part)] = None
+            # A block that was sealed just now is never written.
+            if self._new_blocks.pop(block.number, None) is None:
+                self._writes.update((block_key(self._tag, block.number, part), None) for part in PARTS)
             del self._blocks[block.number]
             self.block_ids.pop(block.number, None)
         self._seal(joined(parts))
 
     def _seal(self, rows: VectorRows) -> None:
         """Write rows as new blocks."""
-        rows = rows.at(np.argsort(rows.ids))
-        for start in range(0, len(rows.ids), self._rows_max):
-            part = rows.at(slice(start, start + self._rows_max))
+        order = np.argsort(rows.ids)
+        for start in range(0, len(order), self._rows_max):
+            self._pause()
+            part = rows.at(order[start : start + self._rows_max])
             number, self._next_block = self._next_block, self._next_block + 1
-            self._put(number, IDS, part.ids)
-            self._put(number, VECTORS, part.vectors.T)
-            self._put(number, NORMS, inverse_norms(part.vectors))
-            self._put(number, SOURCES, part.sources)
+            columns = {
+                IDS: part.ids,
+                VECTORS: part.vectors.T,
+                NORMS: inverse_norms(part.vectors),
+                SOURCES: part.sources,
+            }
+            self._new_blocks[number] = {
+                block_key(self._tag, number, name): _packed(name, array) for name, array in columns.items()
+            }
             self._blocks[number] = BlockEntry(number, len(part.ids), 0)
             self.block_ids[number] = part.ids
 
@@ -326,18 +369,17 @@ class _Changes:
     def _get(self, key: bytes) -> bytes | memoryview | None:
         return self._writes[key] if key in self._writes else self._records.get(key)
 
+    def _block_part(self, number: int, part: bytes) -> bytes | memoryview | None:
+        key = block_key(self._tag, number, part)
+        return self._new_blocks.get(number, {}).get(key) or self._get(key)
+
     def _tail(self) -> VectorRows:
         """The rows of the tail that are left."""
         rows = tail_rows(self._records, self.record)
         return rows.at(np.array([tail_key(self._tag, one) not in self._writes for one in rows.ids.tolist()], bool))
 
-    def _put(self, number: int, part: bytes, array: NDArray[Any]) -> None:
-        # No bytes: to copy a large block into them would hold up all threads.
-        packed = np.ascontiguousarray(array, DTYPES[part])
-        self._writes[block_key(self._tag, number, part)] = packed.reshape(-1).view(np.uint8).data
-
     def _part(self, number: int, part: bytes) -> NDArray[Any]:
-        data = self._get(block_key(self._tag, number, part))
+        data = self._block_part(number, part)
         if data is None:
             raise StoreError(f"a block of the event table of model {self.record.name!r} is missing")
         return np.frombuffer(data, DTYPES[part])

@@ -67,7 +67,14 @@ class SearchRows:
 
     def within(self, scope: EventIds) -> Iterator[SearchRows]:
         """Copies of the living rows whose id is in `scope` (ascending), a bounded number at a time."""
-        numbers = np.searchsorted(self.ids, scope[self.living(scope)])
+        if not len(scope) or self.ids[-1] < scope[0] or self.ids[0] > scope[-1]:
+            return
+        scope = scope[scope.searchsorted(self.ids[0]) : scope.searchsorted(self.ids[-1], "right")]
+        numbers = self.ids.searchsorted(scope)
+        is_wanted = self.ids[numbers] == scope
+        if self.dead is not None:
+            is_wanted &= ~np.isin(numbers, self.dead)
+        numbers = numbers[is_wanted]
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
             yield SearchRows(self.ids[part], self.vectors[part], self.inverse_norms[part])
@@ -97,13 +104,13 @@ def nearest(
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
-    return nearest_rows(blocks, query, k, scope)[0]
+    return list(nearest_rows(blocks, query, k, scope)[0].items())
 
 
 def nearest_rows(
     blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
-) -> tuple[list[tuple[int, float]], NDArray[np.float32]]:
-    """The same, and the vector of each of them, (n, dimension) float32."""
+) -> tuple[dict[int, float], NDArray[np.float32]]:
+    """The same, id to similarity, without an object for each; and their vectors, (n, dimension) float32."""
     best = _Best(query, k)
     blocks = (rows for rows in blocks if len(rows))
     if scope is not None:
@@ -113,6 +120,16 @@ def nearest_rows(
     for rows in blocks:
         best.add(rows)
     return best.result(), best.vectors
+
+
+def similarities(blocks: Iterable[SearchRows], query: Floats, ids: EventIds) -> dict[int, float]:
+    """Event id to similarity, of those of `ids` (ascending, each once) that have a row; otherwise as `nearest`."""
+    parts = [part for rows in blocks if len(rows) for part in rows.within(ids)]
+    if not parts:
+        return {}
+    found = np.concatenate([part.ids for part in parts])
+    exact = _Best(query, 1).exact(np.concatenate([part.vectors for part in parts]))
+    return dict(zip(found.tolist(), exact.tolist(), strict=True))
 
 
 def _together(parts: list[SearchRows]) -> list[SearchRows]:
@@ -136,7 +153,7 @@ class _Best:
         self._error = (len(query) + 8) * _UNIT * 1.01
         self._k = k
         self._buffer = np.empty(0, np.float32)
-        self._pool: list[tuple[EventIds, NDArray[np.float32]]] = []
+        self._pool: list[tuple[SearchRows, NDArray[np.intp]]] = []
         self._pool_scores = np.empty(0, np.float32)
         self._least = _LEAST
         """No row with a lower score can be among the best k."""
@@ -157,12 +174,12 @@ class _Best:
             numbers = numbers[~(found < _kth_best(found, self._k) - 2 * self._error)]
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
-            self._admit(rows.ids[part], rows.vectors[part], scores[part])
+            self._admit(rows, part, scores[part])
 
-    def result(self) -> list[tuple[int, float]]:
+    def result(self) -> dict[int, float]:
         """The best k of all rows added."""
         self._decide()
-        return list(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
+        return dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
 
     def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
@@ -179,11 +196,20 @@ class _Best:
             scores[rows.dead] = -np.inf
         return scores
 
-    def _admit(self, ids: EventIds, vectors: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+    def exact(self, vectors: NDArray[np.float32]) -> Floats:
+        """The similarities of some rows in float64, (n,)."""
+        wide = _wide(vectors)
+        norms = _norms(wide) * self._query_norm
+        products = (wide * self._query).sum(axis=1)
+        similarities: Floats = np.divide(products, norms, out=np.zeros(len(wide)), where=norms != 0.0)
+        # Rounding may lead slightly beyond the range of a cosine.
+        return similarities.clip(-1.0, 1.0)
+
+    def _admit(self, rows: SearchRows, numbers: NDArray[np.intp], scores: NDArray[np.float32]) -> None:
         """Add candidates to the pool."""
-        if not len(ids):
+        if not len(numbers):
             return
-        self._pool.append((ids, vectors))
+        self._pool.append((rows, numbers))
         self._pool_scores = np.concatenate((self._pool_scores, scores))
         if len(self._pool_scores) > _POOL_ROWS:
             # The pool must not grow without limit when float32 cannot tell many rows apart.
@@ -195,25 +221,23 @@ class _Best:
         """Score the pool in float64, and keep the best k."""
         if not self._pool:
             return
-        ids, vectors = (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
         is_candidate = ~(self._pool_scores < self._least)
-        ids = np.concatenate((self._ids, ids[is_candidate]))
-        vectors = vectors[is_candidate]
-        similarities = np.concatenate((self._similarities, self._exact(vectors)))
+        id_parts, vector_parts, start = [self._ids], [], 0
+        for rows, numbers in self._pool:
+            # Copied here, of the last candidates alone: a row's numbers are far apart in its block.
+            chosen = numbers[is_candidate[start : start + len(numbers)]]
+            id_parts.append(rows.ids[chosen])
+            vector_parts.append(rows.vectors[chosen])
+            start += len(numbers)
+        vectors = np.concatenate(vector_parts)
+        similarities = np.concatenate((self._similarities, self.exact(vectors)))
+        ids = np.concatenate(id_parts)
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
         self.vectors = np.concatenate((self.vectors, vectors))[order]
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)
-
-    def _exact(self, vectors: NDArray[np.float32]) -> Floats:
-        wide = _wide(vectors)
-        norms = _norms(wide) * self._query_norm
-        products = (wide * self._query).sum(axis=1)
-        similarities: Floats = np.divide(products, norms, out=np.zeros(len(wide)), where=norms != 0.0)
-        # Rounding may lead slightly beyond the range of a cosine.
-        return similarities.clip(-1.0, 1.0)
 
 
 def _kth_best(scores: NDArray[np.float32], k: int) -> float:

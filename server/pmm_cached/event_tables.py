@@ -14,6 +14,7 @@ from pmm_cached.commands import CommandServer
 from pmm_cached.embedding_import import imported_model
 from pmm_cached.event_embedder import EventEmbedder, Pause
 from pmm_cached.logs import Logger
+from pmm_cached.reading import read_in_parts
 from pmm_shm import limits
 from pmm_shm.codec import pack
 from pmm_shm.errors import EmbedderError, InvalidVectorError
@@ -27,7 +28,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, PositionRange, VectorRows, table_records
 from pmm_shm.vectors.event_table_writer import EventTableWriter
-from pmm_shm.vectors.events import EventText, EventTextReader, Source
+from pmm_shm.vectors.events import EventText, EventTextBatch, EventTextReader, Source
 from pmm_shm.vectors.nearest import EventIds
 
 _REASON_CHARS_MAX = 500
@@ -83,7 +84,7 @@ class EventTableIndexer:
         self.problem: str | None = None
         self.last_refusal: str | None = None
         self._refused: set[int] = set()
-        self.table = EventTableWriter(writer, embedder.name, embedder.dimension)
+        self.table = EventTableWriter(writer, embedder.name, embedder.dimension, pause=pause)
         if self.table.record.kinds != kinds:
             self._change_kinds(set(self.table.record.kinds) - set(kinds))
         elif self.table.record.refused:
@@ -171,12 +172,13 @@ class EventTableIndexer:
         """
         if after.event_id is not None and after.event_id > until_id:
             return True
-        with self._connection.lock:
-            read = self._reader.read(after, self._events_max[are_new], until_id)
+        read = read_in_parts(self._read, after, self._events_max[are_new], until_id, self._pause)
         if not read.is_anchored:
             raise LogChanged
+        self._pause()
         missing = self._missing(read.texts)
         rows, done, refused = self._embedder.vectors(missing, are_new=are_new)
+        self._pause()
         self._note_refused(refused)
         if done < len(missing):
             self.table.apply(rows, kinds=self._kinds, refused=len(self._refused))
@@ -187,6 +189,10 @@ class EventTableIndexer:
             position, newer = progress(read.position, read.is_complete)
             self.table.apply(rows, position=position, kinds=self._kinds, newer=newer, refused=len(self._refused))
         return read.is_complete
+
+    def _read(self, after: Position, rows_max: int, until_id: int) -> EventTextBatch:
+        with self._connection.lock:
+            return self._reader.read(after, rows_max, until_id)
 
     def _note_refused(self, refused: list[tuple[int, str]]) -> None:
         """Count events that get no vector, and log them."""
@@ -303,7 +309,7 @@ class EventTables:
         if (indexer := self._indexer_of(name)) is not None:
             return indexer.table
         if name not in self._others:
-            self._others[name] = EventTableWriter(self._store, name, dimension)
+            self._others[name] = EventTableWriter(self._store, name, dimension, pause=self._pause)
         return self._others[name]
 
     def read_again(self, name: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from pmm_cached.logs import Logger
+from pmm_cached.reading import read_in_parts
 from pmm_cached.status import WordStatus
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
@@ -18,7 +19,7 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import LogChanged
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm.words.file import WordIndexWriter, remove_index
-from pmm_shm.words.texts import WordTextReader
+from pmm_shm.words.texts import WordTextReader, WordTexts
 
 _PART_TEXTS = 16
 _BUSY = "locked"
@@ -116,8 +117,7 @@ class WordIndexer:
             after = self._index.record.position
             if after.event_id is not None and after.event_id >= published.event_id:
                 return True
-            with self._connection.lock:
-                read = self._reader.read(after, limits.INDEX_EVENTS_PER_COMMIT, published.event_id)
+            read = read_in_parts(self._read, after, limits.INDEX_EVENTS_PER_COMMIT, published.event_id, self._pause)
             if not read.is_anchored:
                 raise LogChanged
             if read.position != after:
@@ -125,6 +125,10 @@ class WordIndexer:
                 self._report(self._index)
             if read.is_complete or time.monotonic() >= deadline:
                 return read.is_complete
+
+    def _read(self, after: Position, rows_max: int, until_id: int) -> WordTexts:
+        with self._connection.lock:
+            return self._reader.read(after, rows_max, until_id)
 
     def _parts(self, texts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
         for start in range(0, len(texts), _PART_TEXTS):

@@ -376,6 +376,7 @@ def _cases() -> Iterator[Case]:
     # The follower, and the tables behind it.
     yield from both("publish", 1, starting_again, True)
     yield from both("publish", 4, following, True)
+    yield from both("event_vectors.block", 1, starting, True)
     yield from both("event_vectors.apply", 1, starting, True)
     yield from both("event_vectors.apply", 3, following, True)
     yield from both("imports.seen", 1, importing, True)

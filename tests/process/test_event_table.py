@@ -18,7 +18,7 @@ from pmm_shm.errors import InvalidVectorError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.writer import StoreWriter
-from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, EventTableView, table_records
+from pmm_shm.vectors.event_table import BLOCK_PREFIX, TAIL_PREFIX, EventTableView, block_key, table_key, table_records
 from pmm_shm.vectors.event_table_writer import EventTableWriter, VectorRows
 from pmm_shm.vectors.nearest import nearest
 from tests.support.nearest import check
@@ -184,3 +184,83 @@ def test_a_failed_commit_changes_nothing(writer: StoreWriter, monkeypatch: pytes
     monkeypatch.undo()
     assert table.record == before
     assert table.ids_of(1).tolist() == list(range(300))
+
+
+def test_no_commit_writes_more_than_one_block(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a commit ends the follower can publish nothing."""
+    transact, put = writer.transact, list[list[bytes]]()
+
+    class Watched:
+        def __init__(self, records: Any) -> None:
+            self._records = records
+
+        def put(self, key: bytes, value: Any) -> None:
+            put[-1].append(bytes(key))
+            self._records.put(key, value)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._records, name)
+
+    def watched(name: str, write: Any) -> Any:
+        put.append([])
+        return transact(name, lambda records: write(Watched(records)))
+
+    table = EventTableWriter(writer, "model", DIMENSION, block_bytes=1_024 * 4 * DIMENSION)
+    monkeypatch.setattr(writer, "transact", watched)
+    for start in range(0, 6_000, 600):
+        table.apply(VectorRows(np.arange(start, start + 600), np.ones(600, np.uint8), np.ones((600, DIMENSION), "f4")))
+    written = [{key[1:-1] for key in keys if key.startswith(b"e")} for keys in put]
+    assert max(map(len, written)) == 1
+    assert all(not (blocks and table_key("model") in keys) for keys, blocks in zip(put, written, strict=True))
+    assert table.ids_of(1).tolist() == list(range(6_000))
+
+
+def test_blocks_that_no_record_names_are_replaced(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that dies between the commits of an apply leaves a block behind."""
+    table = EventTableWriter(writer, "model", DIMENSION)
+    ones = VectorRows(np.arange(300), np.ones(300, np.uint8), np.ones((300, DIMENSION), np.float32))
+    transact = writer.transact
+
+    def dies(name: str, write: Any) -> Any:
+        if name == "event_vectors.apply":
+            raise KeyboardInterrupt
+        return transact(name, write)
+
+    monkeypatch.setattr(writer, "transact", dies)
+    with pytest.raises(KeyboardInterrupt):
+        table.apply(ones)
+    monkeypatch.undo()
+    assert writer.environment.get(block_key(table.record.tag, 0, b"v")) is not None
+    for again in (table, EventTableWriter(writer, "model", DIMENSION)):
+        assert (again.record.rows, again.ids_of(1).tolist()) == (0, [])
+    twos = VectorRows(np.arange(400, 800), np.full(400, 2, np.uint8), np.full((400, DIMENSION), 2.0, np.float32))
+    table.apply(twos)
+    assert (table.ids_of(1).tolist(), table.ids_of(2).tolist()) == ([], list(range(400, 800)))
+    assert table.rows_of(np.array([400])).vectors.tolist() == [[2.0] * DIMENSION]
+
+
+def test_a_merge_pauses_and_may_be_given_up(writer: StoreWriter) -> None:
+    pauses = 0
+
+    def pause() -> None:
+        nonlocal pauses
+        pauses += 1
+        if is_stopping:
+            raise KeyboardInterrupt
+
+    is_stopping = False
+    table = EventTableWriter(writer, "model", DIMENSION, pause=pause)
+    parts = [
+        VectorRows(np.arange(start, start + 300), np.ones(300, np.uint8), np.ones((300, DIMENSION), np.float32))
+        for start in range(0, 1_200, 300)
+    ]
+    for part in parts[:3]:
+        table.apply(part)
+    before, is_stopping = pauses, True
+    with pytest.raises(KeyboardInterrupt):
+        table.apply(parts[3])
+    assert (table.record.rows, len(table.record.blocks)) == (900, 3)
+    is_stopping = False
+    table.apply(parts[3])
+    assert (table.record.rows, len(table.record.blocks)) == (1_200, 1)
+    assert pauses > before + 4

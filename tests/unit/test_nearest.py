@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, nearest_rows
+from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, nearest_rows, similarities
 from tests.support.nearest import check
 from tests.support.profiles import examples
 
@@ -47,9 +47,9 @@ def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.f
 def test_equals_a_float64_brute_force(case: Any) -> None:
     ids, vectors, query, k, sizes = case
     found, rows = nearest_rows(in_blocks(ids, vectors, sizes), query, k)
-    check(found, ids, vectors, query, k)
-    assert rows.tolist() == [vectors[ids.index(event_id)].tolist() for event_id, _ in found]
-    assert nearest(in_blocks(ids, vectors, sizes), query, k) == found
+    check(list(found.items()), ids, vectors, query, k)
+    assert rows.tolist() == [vectors[ids.index(event_id)].tolist() for event_id in found]
+    assert nearest(in_blocks(ids, vectors, sizes), query, k) == list(found.items())
 
 
 @settings(max_examples=examples(200))
@@ -60,6 +60,9 @@ def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObje
     scope = np.array(sorted(inside | {0, 5}), np.int64)
     chosen = [number for number, event_id in enumerate(ids) if event_id in inside | {0, 5}]
     found = nearest(in_blocks(ids, vectors, sizes), query, k, scope)
+    whole = dict(nearest(in_blocks(ids, vectors, sizes), query, len(ids) or 1))
+    expected = {one: whole[one] for one in scope.tolist() if one in whole}
+    assert similarities(in_blocks(ids, vectors, sizes), query, scope) == expected
     check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
 
 
@@ -75,6 +78,7 @@ def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     alive = [number for number, event_id in enumerate(ids) if event_id not in dead_ids]
     for scope in (None, np.array(sorted(ids), np.int64)):
         check(nearest(blocks, query, k, scope), [ids[number] for number in alive], vectors[alive], query, k)
+    assert similarities(blocks, query, np.array(sorted(ids), np.int64)).keys() == set(ids) - dead_ids
 
 
 @pytest.mark.parametrize("k", [1, 10, 3_000])
@@ -103,7 +107,7 @@ def test_the_vectors_of_the_best_are_theirs_however_many_candidates_there_are() 
     # Powers of two: all rows are equally similar, to the last bit.
     vectors = np.repeat(2.0 ** (ids % 5 - 2)[:, np.newaxis], 4, axis=1).astype(np.float32)
     found, rows = nearest_rows(in_blocks(ids.tolist(), vectors, [0, 0]), np.ones(4), 7)
-    assert [event_id for event_id, _ in found] == list(range(7))
+    assert list(found) == list(range(7))
     assert rows[:, 0].tolist() == [2.0 ** (event_id % 5 - 2) for event_id in range(7)]
 
 

@@ -8,7 +8,9 @@ import pickle
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, Unknown
 from pmm_shm.ledger.rows import Event
 from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm.words.query import WordQuery
-from pmm_shm.words.ranking import ranked
+from pmm_shm.words.ranking import Ranking, ranked
 from pmm_shm.words.table import WordTable
 from pmm_shm_client import Cache, EventLog, connect
 from tests.support import words
@@ -47,6 +49,11 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
 def cache(log: EventLog) -> Iterator[Cache]:
     with connect(log.path) as opened:
         yield opened
+
+
+def told_by(ranking: Ranking) -> tuple[object, ...]:
+    """All that a ranking tells, in its order."""
+    return list(ranking.best().items()), ranking.query_weight, ranking.allowed, ranking.excluded, ranking.leading
 
 
 def ids(found: object) -> list[int]:
@@ -83,7 +90,9 @@ def found_score(found: object, event_id: int) -> float:
 def test_the_ranking_does_not_depend_on_which_table_has_an_event(texts: list[str], cut: int, items: list[str]) -> None:
     rows = list(enumerate(texts, 1))
     query = WordQuery.of(" ".join(items))
-    assert ranked([table_of(rows[:cut]), table_of(rows[cut:])], query) == ranked([table_of(rows)], query)
+    assert told_by(ranked([table_of(rows[:cut]), table_of(rows[cut:])], query)) == told_by(
+        ranked([table_of(rows)], query)
+    )
 
 
 @given(st.text(max_size=40))
@@ -98,7 +107,7 @@ def test_any_text_is_a_query(text: str) -> None:
 )
 def test_nothing_is_syntax(query: str) -> None:
     table = table_of([(1, "a b x text or not"), (2, "y")])
-    assert set(ranked([table], WordQuery.of(query)).scores) <= {1}
+    assert set(ranked([table], WordQuery.of(query)).best()) <= {1}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +145,7 @@ def test_the_query_language(query: str, found: list[int]) -> None:
             (6, "第3回目です"),
         ]
     )
-    assert sorted(ranked([table], WordQuery.of(query)).scores) == found
+    assert sorted(ranked([table], WordQuery.of(query)).best()) == found
 
 
 def test_a_message_is_no_query() -> None:
@@ -146,14 +155,14 @@ def test_a_message_is_no_query() -> None:
 
 def test_common_words_are_left_out_and_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of([(number, f"the word{number} is") for number in range(1, 401)])
-    assert list(ranked([table], WordQuery.of("the word7")).scores) == [7]
-    assert len(ranked([table], WordQuery.of("the")).scores) == 400
+    assert list(ranked([table], WordQuery.of("the word7")).best()) == [7]
+    assert len(ranked([table], WordQuery.of("the")).best()) == 400
     monkeypatch.setattr(limits, "KEPT_EVENTS_MAX", 2)
     # The rarest are kept, as many as are in so many events together.
-    assert list(ranked([table], WordQuery.of("word1 word2 word3")).scores) == [1, 2]
+    assert list(ranked([table], WordQuery.of("word1 word2 word3")).best()) == [1, 2]
     monkeypatch.setattr(limits, "COMMON_EVENTS_MAX", 40)
     # Of common words alone the rarest is searched, in the newest events.
-    assert list(ranked([table_of([(n, "the is") for n in range(500, 600)]), table], WordQuery.of("the is")).scores) == [
+    assert list(ranked([table_of([(n, "the is") for n in range(500, 600)]), table], WordQuery.of("the is")).best()) == [
         *range(560, 600)
     ]
 
@@ -174,7 +183,29 @@ def test_what_is_remembered_of_a_table_changes_no_ranking(
             event_id += len(part)
             for text in [*queries, " ".join(queries)]:
                 query = WordQuery.of(text)
-                assert ranked([kept, other], query) == ranked([WordTable(kept.handle), other], query)
+                anew = ranked([WordTable(kept.handle), other], query)
+                assert told_by(ranked([kept, other], query)) == told_by(anew)
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(st.dictionaries(st.integers(0, 999), st.integers(1, 9)), st.integers(1, 12), st.lists(st.integers(0, 1_100)))
+def test_a_ranking_is_sorted_as_far_as_it_is_asked_for(scored: dict[int, int], count: int, asked: list[int]) -> None:
+    ascending = sorted(scored)
+    ranking = Ranking(
+        np.array(ascending, np.int64), np.array([scored[one] for one in ascending], float), 1.0, None, set(), set()
+    )
+    wanted = sorted(scored, key=lambda one: (-scored[one], one))
+    assert (list(ranking), list(ranking.best()), list(ranking.best(count))) == (wanted, wanted, wanted[:count])
+    assert ranking.best(count) == {one: float(scored[one]) for one in wanted[:count]}
+    assert ranking.scores(asked) == [scored.get(one) for one in asked]
+    within = ranking.within(np.unique(np.array(asked, np.int64)))
+    assert list(within) == [one for one in wanted if one in asked]
+
+
+def test_a_long_ranking_is_told_to_its_end() -> None:
+    values = np.random.default_rng(5).integers(1, 9, 1_500).astype(float)
+    ranking = Ranking(np.arange(1_500), values, 1.0, None, set(), set())
+    assert list(ranking) == list(ranking.best()) == sorted(range(1_500), key=lambda one: (-values[one], one))
 
 
 def test_the_texts_of_a_commitment_and_of_other_kinds(log: EventLog, cache: Cache) -> None:
@@ -288,6 +319,37 @@ def test_a_fused_search_has_the_best_of_both(
             for hit in found:
                 assert hit.word_score == word_scores.get(hit.event_id)
                 assert hit.similarity == similarities.get(hit.event_id)
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    Texts,
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join),
+    st.sampled_from(["hybrid", "auto"]),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_each_hit_of_a_fused_search_says_how_near_it_is(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], query: str, mode: Any, k: int, distinct: bool
+) -> None:
+    """However few hits of each search are fused: also of those that only the words found."""
+    path = str(tmp_path_factory.mktemp("near") / "l.db")
+    with EventLog(path) as log:
+        log.append_many([("user", text, None) for text in texts])
+    embedder = FunctionEmbedder("by-length", 2, lambda batch: [[1.0, len(text) % 7] for text in batch])
+    with connect(path, embedder=embedder) as cache, pytest.MonkeyPatch.context() as patches:
+        patches.setattr(limits, "FUSED_DEPTH", 2)
+        # Some words are common, so that a search by words finds few.
+        patches.setattr(limits, "COMMON_EVENTS_MIN", 2)
+        near = {one.event_id: one.similarity for one in cache.search(query, 100)}
+        by_words = [one.event_id for one in cache.search(query, 100, mode="words", distinct=distinct)]
+        found = cache.search(query, k, mode=mode, distinct=distinct)
+        assert [hit.similarity for hit in found] == [near.get(hit.event_id) for hit in found]
+        first = set(by_words[: max(2, 2 * k)])
+        assert {hit.event_id for hit in found if hit.found_by != "meaning"} <= first
+        of_words = [hit.event_id for hit in found if hit.found_by == "words"]
+        if mode == "hybrid" and by_words and by_words[0] not in of_words:
+            assert of_words == [one for one in by_words if one in of_words]
 
 
 def test_what_means_nothing_is_refused(told: Cache) -> None:
