@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
+from pmm_shm import limits
 from pmm_shm.crash_points import POINTS
 from pmm_shm.errors import DaemonAbsentError, DaemonError, EmbedderError, SnapshotUnavailableError
 from pmm_shm.instance.paths import Instance
@@ -117,6 +118,14 @@ def some_events(start: int, count: int, size: int, contents: list[str]) -> list[
 def starting(world: World) -> None:
     """A daemon's first start."""
     shutil.rmtree(world.instance.directory)
+    world.until_dead(world.victim())
+
+
+def starting_on_a_longer_log(world: World) -> None:
+    """A first start that has more vectors than a tail holds."""
+    shutil.rmtree(world.instance.directory)
+    # One of six has a vector.
+    world.append(8 * limits.VECTOR_TAIL_ROWS)
     world.until_dead(world.victim())
 
 
@@ -376,7 +385,7 @@ def _cases() -> Iterator[Case]:
     # The follower, and the tables behind it.
     yield from both("publish", 1, starting_again, True)
     yield from both("publish", 4, following, True)
-    yield from both("event_vectors.block", 1, starting, True)
+    yield from both("event_vectors.block", 1, starting_on_a_longer_log, True)
     yield from both("event_vectors.apply", 1, starting, True)
     yield from both("event_vectors.apply", 3, following, True)
     yield from both("imports.seen", 1, importing, True)
