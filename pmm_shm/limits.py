@@ -259,8 +259,16 @@ BESTS_WITHIN = 3
 """The best hit by words and the best by meaning are among so many first hits of a fused search."""
 WORDS_WEIGHT = 4.0
 """Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
-WORDS_POWER = 3
-"""An event that holds a share of the query's weight has this power of it as its share of `WORDS_WEIGHT`."""
+WORDS_POWER = 5
+"""An event that holds a share of the query's weight has this power of it as its share of `WORDS_WEIGHT`,"""
+NAMING_WORDS_POWER = 3
+"""or this one, if the query has an identifier, a number or a phrase."""
+CROWD_DEPTH = 100
+"""In a fused search so many of the nearest events are ranked by their similarity less their crowding, where"""
+CROWD_SIZE = 10
+"""the crowding of an event is its mean similarity to so many of the others, the nearest,"""
+CROWD_WEIGHT = 0.3
+"""and counts with this weight."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

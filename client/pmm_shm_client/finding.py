@@ -2,7 +2,8 @@
 
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
 that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
-words depends on how much of the query it holds.
+words depends on how much of the query it holds. In the ranking by meaning, events that are close to many others come
+later (`pmm_shm.vectors.crowding`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow
+from pmm_shm.vectors.crowding import uncrowded
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
 from pmm_shm_client.event_filter import EventFilter, Moment, Selection
@@ -85,9 +87,14 @@ class SearchRequest(NamedTuple):
 
 
 class _Meaning(NamedTuple):
-    """The events nearest to a query, the best first; `of_words` has the similarities of those found by words."""
+    """The events nearest to a query, the best first; `of_words` has the similarities of those found by words.
+
+    Attributes:
+        ranking: the same events, those that are close to many others later.
+    """
 
     similarities: dict[int, float]
+    ranking: list[int]
     as_of: int
     is_complete: bool
     embedded_here: int
@@ -160,7 +167,7 @@ class Finder:
         others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
         known: dict[int, float] = {}
         while True:
-            found = self._searching.nearest(query, k, scope, request.model, others)
+            found = self._searching.nearest(query, k, scope, request.model, others, is_question=words is not None)
             known.update(found.others)
             similarities, others = found.similarities, []
             if not is_open:
@@ -177,18 +184,26 @@ class Finder:
             else:
                 k *= 8
         as_of = found.as_of if until is None else min(found.as_of, until)
-        return _Meaning(similarities, as_of, found.is_complete, found.embedded_here, found.model, known)
+        ranking = list(similarities)
+        if words is not None and found.model != local_bow.NAME:
+            vectors = found.vectors
+            if len(ranking) < len(vectors):
+                vectors = vectors[[event_id in similarities for event_id in found.similarities]]
+            ranking = [ranking[at] for at in uncrowded(list(similarities.values()), vectors)]
+        return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
     def _fused(
         self, request: SearchRequest, by_words: dict[int, float], words: WordsFound, meaning: _Meaning
     ) -> Hits[Match]:
+        assert request.words is not None
         by_meaning = meaning.similarities
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
             ranking = [*by_words, *(event_id for event_id in by_meaning if event_id not in by_words)]
         else:
             leading = words.ranking.leading if request.mode == "auto" else set()
-            ranking = _fused_ranking(by_words, by_meaning, leading, words.ranking)
+            is_naming = any(item.is_named for item in request.words.items)
+            ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
         bests = dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids)
         chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
         hits = []
@@ -206,11 +221,19 @@ class Finder:
 
 
 def _fused_ranking(
-    by_words: dict[int, float], by_meaning: Iterable[int], leading: set[int], ranking: Ranking
+    by_words: dict[int, float],
+    by_meaning: Iterable[int],
+    leading: set[int],
+    ranking: Ranking,
+    is_naming: bool,
 ) -> list[int]:
     """The leading events in the order of the words, then the others by score: the weight of the event in each ranking,
     divided by a constant plus its rank there.
+
+    Parameters:
+        is_naming: the query has an identifier, a number or a phrase.
     """
+    power = limits.NAMING_WORDS_POWER if is_naming else limits.WORDS_POWER
     first = limits.FUSION_CONSTANT + 1
     scores = {event_id: 1.0 / rank for rank, event_id in enumerate(by_meaning, first) if event_id not in leading}
     leaders = []
@@ -219,7 +242,7 @@ def _fused_ranking(
             leaders.append(event_id)
             continue
         # Of a question in other words, a text often holds a word or two, and says something else.
-        weight = limits.WORDS_WEIGHT * ranking.share(score) ** limits.WORDS_POWER
+        weight = limits.WORDS_WEIGHT * ranking.share(score) ** power
         scores[event_id] = scores.get(event_id, 0.0) + weight / rank
     ids, values = np.array(list(scores), np.int64), np.array(list(scores.values()))
     others: list[int] = ids[np.lexsort((ids, -values))].tolist()

@@ -33,8 +33,9 @@ from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, emb
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
-from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest_of, similarities
+from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest_rows, similarities
 from pmm_shm.vectors.registry import advice_on
+from pmm_shm.vectors.wordllama import WordLlama, question_text
 from pmm_shm_client.reader import Reader
 
 if TYPE_CHECKING:
@@ -214,11 +215,12 @@ class _HeldError(SnapshotUnavailableError):
 
 
 class Nearest(NamedTuple):
-    """The events nearest to a query, event id to similarity, best first; and the similarities of others that were asked
-    for. The other attributes are as of `Hits`.
+    """The events nearest to a query, event id to similarity, best first; their vectors, (n, dimension) float32; and the
+    similarities of others that were asked for. The other attributes are as of `Hits`.
     """
 
     similarities: dict[int, float]
+    vectors: NDArray[np.float32]
     others: dict[int, float]
     as_of: int
     is_complete: bool
@@ -247,9 +249,11 @@ class _SearchPass(NamedTuple):
         as_of: every event up to this one was taken into account.
         missing: texts whose vectors are needed first; without hits then.
         hits, others: event id to similarity, of the nearest and of the other events that were asked for.
+        vectors: of the hits, (n, dimension) float32.
     """
 
     hits: dict[int, float]
+    vectors: NDArray[np.float32]
     end: Position
     as_of: int
     is_complete: bool
@@ -339,10 +343,20 @@ class Searching:
         return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
 
     def nearest(
-        self, query: Query, k: int, ids: EventIds | None, model: str | None, others: Sequence[int] = ()
+        self,
+        query: Query,
+        k: int,
+        ids: EventIds | None,
+        model: str | None,
+        others: Sequence[int] = (),
+        *,
+        is_question: bool = False,
     ) -> Nearest:
-        """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits;
-        `ids` and `others` are ascending, each once.
+        """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits.
+
+        Parameters:
+            ids, others: ascending, each once.
+            is_question: in a query that is a text, question words may count less.
         """
         if model is None and not self._embeddings.names_default:
             model = self._read(lambda _: self._served())
@@ -351,6 +365,8 @@ class Searching:
         if isinstance(embedder, LocalBow) and not self._is_advised:
             self._is_advised = True
             logging.getLogger(__name__).info("%s", advice_on(name))
+        if is_question and isinstance(query, str) and isinstance(embedder, WordLlama):
+            query = question_text(query)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids, others)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
@@ -360,7 +376,7 @@ class Searching:
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         is_complete = first.is_complete and last.is_complete
-        return Nearest(last.hits, last.others, as_of, is_complete, last.embedded_here, name)
+        return Nearest(last.hits, last.vectors, last.others, as_of, is_complete, last.embedded_here, name)
 
     def _read(self, action: Callable[[bool], _T]) -> _T:
         """Run `action` with the reader's lock; again if its failure may be only of the moment.
@@ -486,16 +502,17 @@ class Searching:
             texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
         missing = {one.text for one in texts if one.vector is None} - vectors.keys()
         if missing:
-            return _SearchPass({}, new.end, new.as_of, is_complete, 0, sorted(missing), {})
+            none = np.empty((0, record.dimension), np.float32)
+            return _SearchPass({}, none, new.end, new.as_of, is_complete, 0, sorted(missing), {})
         new = self._new_events[request.model] = new.with_rows(texts, vectors)
         rows = [*parts, new.rows]
-        hits = nearest_of(rows, request.vector, request.k, request.scope)
+        hits, found = nearest_rows(rows, request.vector, request.k, request.scope)
         others: dict[int, float] = {}
         if request.others:
             wanted = [event_id for event_id in request.others if event_id not in hits]
             others = similarities(rows, request.vector, np.array(wanted, np.int64))
         is_complete = is_complete and record.newer is None and record.is_filled
-        return _SearchPass(hits, new.end, new.as_of, is_complete, len(new.rows), [], others)
+        return _SearchPass(hits, found, new.end, new.as_of, is_complete, len(new.rows), [], others)
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

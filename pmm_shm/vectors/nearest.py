@@ -104,11 +104,13 @@ def nearest(
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
-    return list(nearest_of(blocks, query, k, scope).items())
+    return list(nearest_rows(blocks, query, k, scope)[0].items())
 
 
-def nearest_of(blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None) -> dict[int, float]:
-    """The same, id to similarity: without an object for each."""
+def nearest_rows(
+    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
+) -> tuple[dict[int, float], NDArray[np.float32]]:
+    """The same, id to similarity, without an object for each; and their vectors, (n, dimension) float32."""
     best = _Best(query, k)
     blocks = (rows for rows in blocks if len(rows))
     if scope is not None:
@@ -117,7 +119,7 @@ def nearest_of(blocks: Iterable[SearchRows], query: Floats, k: int, scope: Event
         blocks = _together(list(parts)) if len(scope) <= _CHUNK_ROWS else parts
     for rows in blocks:
         best.add(rows)
-    return best.result()
+    return best.result(), best.vectors
 
 
 def similarities(blocks: Iterable[SearchRows], query: Floats, ids: EventIds) -> dict[int, float]:
@@ -157,6 +159,7 @@ class _Best:
         """No row with a lower score can be among the best k."""
         self._ids: EventIds = np.empty(0, np.int64)
         self._similarities: Floats = np.empty(0, np.float64)
+        self.vectors = np.empty((0, len(query)), np.float32)
 
     def add(self, rows: SearchRows) -> None:
         """Compare more rows with the best ones."""
@@ -219,17 +222,19 @@ class _Best:
         if not self._pool:
             return
         is_candidate = ~(self._pool_scores < self._least)
-        id_parts, vectors, start = [self._ids], [], 0
+        id_parts, vector_parts, start = [self._ids], [], 0
         for rows, numbers in self._pool:
             # Copied here, of the last candidates alone: a row's numbers are far apart in its block.
             chosen = numbers[is_candidate[start : start + len(numbers)]]
             id_parts.append(rows.ids[chosen])
-            vectors.append(rows.vectors[chosen])
+            vector_parts.append(rows.vectors[chosen])
             start += len(numbers)
-        similarities = np.concatenate((self._similarities, self.exact(np.concatenate(vectors))))
+        vectors = np.concatenate(vector_parts)
+        similarities = np.concatenate((self._similarities, self.exact(vectors)))
         ids = np.concatenate(id_parts)
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
+        self.vectors = np.concatenate((self.vectors, vectors))[order]
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)

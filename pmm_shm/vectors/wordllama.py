@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 NAME = "wordllama"
 DIMENSION = 256
 
+_QUESTION_WORDS = frozenset(
+    (
+        *("what", "who", "whom", "whose", "which", "where", "when", "why", "how"),
+        *("do", "does", "did", "is", "are", "am", "was", "were", "be", "been", "has", "have", "had"),
+        *("would", "could", "should"),
+    )
+)
+_QUESTION_CHARS_MAX = 1_000
 _WEIGHTS = "l2_supercat"
 _PIECE_CHARS = 16_384
 
@@ -65,6 +73,24 @@ class WordLlama(Embedder):
                 raise InvalidTextError(f"text: without a token, and model {NAME!r} has no vector for that")
             row /= count
         return matrix
+
+
+def question_text(text: str) -> str:
+    """The text to embed for a question: without `?`, and its other words twice, so that question words count half.
+
+    A mean of word vectors takes in `what`, `did` and `?` like any other word, and so moves towards other questions. A
+    word in capitals may be a name, so a capital is allowed only at the beginning.
+    """
+    if len(text) > _QUESTION_CHARS_MAX:
+        return text
+    plain = text.rstrip("? ")
+    words = plain.split()
+    kept = [word for at, word in enumerate(words) if not _asks(word if at else word[:1].lower() + word[1:])]
+    return " ".join([plain, *kept]) if 0 < len(kept) < len(words) else plain or text
+
+
+def _asks(word: str) -> bool:
+    return word.removesuffix("'s").removesuffix("\u2019s") in _QUESTION_WORDS
 
 
 def is_installed() -> bool:

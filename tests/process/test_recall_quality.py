@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from bench import recall
 from pmm_shm import limits
-from pmm_shm_client import Cache, connect
+from pmm_shm_client import Cache, EventLog, connect
+from tests.support.fork_daemon import ForkedDaemon, wait_until
 from tests.support.paraphrases import PAIRS
 
 IDENTIFIERS = [f"INV-{2200 + number}" for number in range(100)] + [f"TCK-{400 + 7 * number}" for number in range(60)]
@@ -110,11 +112,32 @@ def test_both_searches_together_are_as_good_as_the_better_one(model: str, part: 
             assert one.behind <= 1, (mode, kind)
             if model == "wordllama":
                 # Of a paraphrase, words know nothing: what meaning has as the twentieth is not among the first five.
-                assert one.share >= (0.6 if kind == "paraphrase" else 0.95), (mode, kind)
+                assert one.share >= (0.75 if kind == "paraphrase" else 0.95), (mode, kind)
     assert min(found["hybrid", kind].hit_1 for kind in ("name", "identifier")) >= 0.8
     if model == "wordllama":
-        assert found["hybrid", "paraphrase"].hit_5 >= 0.5
-        assert found["hybrid", "time"].hit_1 >= 0.9
+        assert found["hybrid", "paraphrase"].hit_5 >= 0.55
+        assert found["hybrid", "time"].hit_1 >= 0.85
+        # What words cannot find, they do not push back either.
+        gained = found["hybrid", "paraphrase"].mrr - found["meaning", "paraphrase"].mrr
+        assert gained >= 0.05
+
+
+def test_a_daemon_changes_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "l.db"
+    asked = [one for one in recall.questions("tuning") if one.kind == "paraphrase"][:12]
+
+    def answers(cache: Cache) -> list[object]:
+        found = [cache.search(one.question, 20, mode="auto", since=one.since, until=one.until) for one in asked]
+        assert all(hits.is_complete for hits in found)
+        return [tuple(hits) for hits in found]
+
+    with EventLog(path) as log:
+        log.append_many(recall.turns()[:700])
+    with connect(path, embedder="wordllama") as cache:
+        before = answers(cache)
+    with ForkedDaemon(path, "--embedder", "wordllama"), connect(path, embedder="wordllama") as cache:
+        wait_until(lambda: cache.search("?", 1).embedded_here == 0, "the table to be filled")
+        assert answers(cache) == before
 
 
 @pytest.mark.parametrize("is_json", [False, True])

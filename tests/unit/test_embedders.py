@@ -27,7 +27,7 @@ from pmm_shm.vectors.embedder import Embedder, checked_text, embedded
 from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.registry import find_embedder
-from pmm_shm.vectors.wordllama import WordLlama
+from pmm_shm.vectors.wordllama import WordLlama, question_text
 from tests.support.own_embedders import run_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +122,26 @@ def test_wordllama_has_a_vector_for_any_text_but_the_empty_one(text: str) -> Non
     vector = embedded(WordLlama(), [checked_text(text, WordLlama())])
     assert np.isfinite(vector).all()
     assert vector.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("What did Misty bring me?", "What did Misty bring me Misty bring me"),
+        ("What's wrong with the Zephyr ?", "What's wrong with the Zephyr wrong with the Zephyr"),
+        ("wedding Scotland", "wedding Scotland"),
+        ("Chopin?", "Chopin"),
+        # A name, because it is in capitals and not at the beginning.
+        ("Does The Who play", "Does The Who play The Who play"),
+        ("How is it? Well?", "How is it? Well it? Well"),
+        ("Who is who?", "Who is who"),
+        ("?", "?"),
+        ("", ""),
+        ("Why " * 300, "Why " * 300),
+    ],
+)
+def test_the_words_of_a_question_that_only_ask_count_half(text: str, wanted: str) -> None:
+    assert question_text(text) == wanted
 
 
 def test_wordllama_and_texts_without_tokens_or_with_many() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, similarities
+from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, nearest_rows, similarities
 from tests.support.nearest import check
 from tests.support.profiles import examples
 
@@ -46,7 +46,10 @@ def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.f
 @given(cases())
 def test_equals_a_float64_brute_force(case: Any) -> None:
     ids, vectors, query, k, sizes = case
-    check(nearest(in_blocks(ids, vectors, sizes), query, k), ids, vectors, query, k)
+    found, rows = nearest_rows(in_blocks(ids, vectors, sizes), query, k)
+    check(list(found.items()), ids, vectors, query, k)
+    assert rows.tolist() == [vectors[ids.index(event_id)].tolist() for event_id in found]
+    assert nearest(in_blocks(ids, vectors, sizes), query, k) == list(found.items())
 
 
 @settings(max_examples=examples(200))
@@ -97,6 +100,15 @@ def test_all_rows_equal_gives_the_smallest_ids() -> None:
     vectors = np.ones((30_000, 4), np.float32)
     ids = np.random.default_rng(1).permutation(30_000).tolist()
     assert [event_id for event_id, _ in nearest(in_blocks(ids, vectors, [0, 0]), np.ones(4), 5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_vectors_of_the_best_are_theirs_however_many_candidates_there_are() -> None:
+    ids = np.random.default_rng(1).permutation(30_000)
+    # Powers of two: all rows are equally similar, to the last bit.
+    vectors = np.repeat(2.0 ** (ids % 5 - 2)[:, np.newaxis], 4, axis=1).astype(np.float32)
+    found, rows = nearest_rows(in_blocks(ids.tolist(), vectors, [0, 0]), np.ones(4), 7)
+    assert list(found) == list(range(7))
+    assert rows[:, 0].tolist() == [2.0 ** (event_id % 5 - 2) for event_id in range(7)]
 
 
 def test_equal_rows_are_equally_similar_wherever_they_lie() -> None:
