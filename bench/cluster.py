@@ -33,9 +33,9 @@ from bench.cluster_appends import (
     timed,
 )
 from bench.daemons import Daemon, until
-from pmm_replicator.follower import Follower
+from pmm_replicator.follower import ReplicaFollower
 from pmm_replicator.replica_file import ReplicaFile
-from pmm_replicator.report import Report as FollowerReport
+from pmm_replicator.report import ReplicationReport
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
@@ -202,7 +202,7 @@ def _peer_pull(server: Postgres, events: int) -> str:
         return f"{rate:,.0f}/s, unverified, into memory"
 
 
-def _follower(server: Postgres, folder: Path) -> tuple[Follower, Callable[[], None]]:
+def _follower(server: Postgres, folder: Path) -> tuple[ReplicaFollower, Callable[[], None]]:
     """A follower in this process, of an empty replica, and how to end it."""
     primary = Server(server.dsn, "pull")
     ledger = primary.known_ledger()
@@ -213,7 +213,7 @@ def _follower(server: Postgres, folder: Path) -> tuple[Follower, Callable[[], No
         primary.close()
         replica.close()
 
-    return Follower(primary, replica, FollowerReport(folder, ledger.name), 1, print), close
+    return ReplicaFollower(primary, replica, ReplicationReport(folder, ledger.name), 1, print), close
 
 
 def main() -> None:

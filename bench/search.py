@@ -46,7 +46,7 @@ from pmm_shm.wire import protocol
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client import commands, connect
 from pmm_shm_client.autostart import daemon_command, is_running
-from pmm_shm_client.finding import Mode
+from pmm_shm_client.finding import SearchMode
 
 Found = list[tuple[int, float]]
 K = 10
@@ -427,7 +427,7 @@ def measure_ordinary(ledger: Path, sizes: Sizes, report: Report) -> None:
 def measure_words(ledger: Path, sizes: Sizes, report: Report) -> None:
     """Sentences of eight words that are in the log; all of them are common there, which is the hardest case."""
     queries = sentences(ledger)
-    modes: tuple[Mode, ...] = ("words", "meaning", "hybrid")
+    modes: tuple[SearchMode, ...] = ("words", "meaning", "hybrid")
     with connect(ledger) as cache, connect(ledger) as other:
         for query in queries:
             for mode in modes:

@@ -9,7 +9,8 @@ import click
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
-from pmm_shm_terminal.answers import answer_of_cache, shown
+from pmm_shm_terminal.answer_views import shown
+from pmm_shm_terminal.answers import answer_of_cache
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
 from pmm_shm_terminal.options import Deadline
 from pmm_shm_terminal.output import cell, json_value, pairs, printable, show, table, titled
@@ -97,6 +98,10 @@ def _recall(session: Session, text: str) -> None:
         ("similarity", "event", "kind", "content"),
         [(_similarity(hit.similarity), hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
     )
+    if hits.problem is not None:
+        click.echo(f"  found by words alone: {printable(hits.problem)}")
+    elif not hits.is_complete:
+        click.echo("  not all events were searched; a pmm-cached indexes them")
 
 
 def _similarity(value: float | None) -> str:

@@ -59,7 +59,7 @@ class Comparison:
         return ratio(self.off, self.on)
 
 
-class Report(NamedTuple):
+class BenchmarkReport(NamedTuple):
     """The measurements of one ledger."""
 
     events: int
@@ -68,7 +68,7 @@ class Report(NamedTuple):
     replay: Timing
 
 
-def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: None) -> Report:
+def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: None) -> BenchmarkReport:
     """Measure a copy of `ledger`, made in `directory`.
 
     Parameters:
@@ -95,7 +95,7 @@ def run(ledger: str, directory: Path, seconds: float, say: Say = lambda text: No
         say("full replays")
         replay = interleaved({"a full replay of all folds": off.frame}, _affordable(off.frame, seconds), 1)
         open_commitments = len(on.commitments().open)
-    return Report(events, open_commitments, comparisons, next(iter(replay.values())))
+    return BenchmarkReport(events, open_commitments, comparisons, next(iter(replay.values())))
 
 
 # The copy, its daemon, and the two sides.

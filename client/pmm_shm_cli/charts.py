@@ -9,10 +9,10 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _PLAIN_BARS = " .:-=+*#%"
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Of a braille cell: the bits of the left and the right column, from the top."""
-Value = float | None
+ChartValue = float | None
 
 
-def spark(values: Sequence[Value], width: int, *, plain: bool = False) -> str:
+def spark(values: Sequence[ChartValue], width: int, *, plain: bool = False) -> str:
     """The newest values as bars from 0 to their largest, right-aligned; a gap where one is unknown."""
     bars = _PLAIN_BARS if plain else _BARS
     shown = list(values)[-width:] if width > 0 else []
@@ -25,7 +25,7 @@ def spark(values: Sequence[Value], width: int, *, plain: bool = False) -> str:
     return "".join(cells).rjust(max(0, width))
 
 
-def bars(values: Sequence[Value], width: int, height: int, *, plain: bool = False) -> list[str]:
+def bars(values: Sequence[ChartValue], width: int, height: int, *, plain: bool = False) -> list[str]:
     """As `spark`, in `height` lines, from the top."""
     if height <= 1:
         return [spark(values, width, plain=plain)]
@@ -40,18 +40,18 @@ def bars(values: Sequence[Value], width: int, height: int, *, plain: bool = Fals
     return [line.rjust(max(0, width)) for line in lines]
 
 
-def curve(values: Sequence[Value], width: int, height: int, low: float = 0.0, high: float = 1.0) -> list[str]:
-    """The newest values as a curve of `height` lines of `width` braille cells, right-aligned, two values to a cell."""
+def curve(values: Sequence[ChartValue], width: int, height: int) -> list[str]:
+    """The newest values, from 0 to 1, as a curve of braille cells, two values to a cell, right-aligned."""
     columns = width * 2
     newest = list(values)[-columns:] if columns > 0 else []
-    shown: list[Value] = [*([None] * (columns - len(newest))), *newest]
+    shown: list[ChartValue] = [*([None] * (columns - len(newest))), *newest]
     dots, cells = height * 4, [[0] * width for _ in range(height)]
     before: int | None = None
     for column, value in enumerate(shown):
         if value is None:
             before = None
             continue
-        share = (min(max(value, low), high) - low) / (high - low)
+        share = min(max(value, 0.0), 1.0)
         row = round((1.0 - share) * (dots - 1))
         # A step is drawn as a line, so that a jump does not tear the curve.
         start = row if before is None else before + (1 if row > before else -1 if row < before else 0)

@@ -29,7 +29,8 @@ from pmm_shm_client.autostart import is_running, last_line, spawn_daemon
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.reads import Consistency
 from pmm_shm_client.replaying import replayed
-from pmm_shm_terminal.answers import NAMES, answer_of_cache, answer_of_replay, folds_for
+from pmm_shm_terminal.answer_names import NAMES
+from pmm_shm_terminal.answers import answer_of_cache, answer_of_replay, folds_for
 
 INITIAL_EVENTS = 20_000
 KILL_AT, RESTART_AT = 0.35, 0.65

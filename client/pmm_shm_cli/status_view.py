@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pmm_shm.ledger.obstacles import NEEDS_LEASE
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.output import printable
 
 _STYLES = {"healthy": "bold green", "lagging": "bold yellow", "degraded": "bold red", "absent": "bold red"}

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pmm_shm_cli.charts import Value, bars, curve
+from pmm_shm_cli.charts import ChartValue, bars, curve
 from pmm_shm_cli.sampling import Series
 from pmm_shm_cli.status_view import duration, headline, served, size, source_line
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
 from pmm_shm_terminal.output import printable
 
 _LABEL, _FIGURE = 12, 12
@@ -118,7 +118,7 @@ def _rates(series: Series, width: int, height: int, plain: bool) -> list[Any]:
     return [line for name, values, note in rows for line in _charted(name, values, note, width, height, plain)]
 
 
-def _charted(name: str, values: Sequence[Value], note: str, width: int, height: int, plain: bool) -> list[Any]:
+def _charted(name: str, values: Sequence[ChartValue], note: str, width: int, height: int, plain: bool) -> list[Any]:
     newest = values[-1] if values else None
     figure = "–" if newest is None else f"{newest:,.1f}" if newest < 100 else f"{newest:,.0f}"
     head = Text.assemble((name.ljust(_LABEL), "cyan"), figure.rjust(_FIGURE))

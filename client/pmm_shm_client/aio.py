@@ -13,7 +13,7 @@ import zmq.asyncio
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
-from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.connection import Durability
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
     from pmm_shm_client.context import Context
     from pmm_shm_client.event_filter import Moment
-    from pmm_shm_client.finding import Mode, WordMode
+    from pmm_shm_client.finding import SearchMode, WordMode
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection
     from pmm_shm_client.stats import Stats
@@ -147,7 +147,7 @@ class AsyncCache(Cache):
         scope: Iterable[int] | None = None,
         model: str | None = None,
         *,
-        mode: Mode = "meaning",
+        mode: SearchMode = "meaning",
         kinds: Collection[str] | None = None,
         roles: Collection[str] | None = None,
         since: Moment | None = None,
@@ -209,7 +209,7 @@ class AsyncCache(Cache):
         scope: Iterable[int] | None = None,
         model: str | None = None,
         *,
-        mode: Mode = "meaning",
+        mode: SearchMode = "meaning",
         kinds: Collection[str] | None = None,
         roles: Collection[str] | None = None,
         since: Moment | None = None,
@@ -239,7 +239,7 @@ class AsyncCache(Cache):
         recall: int = 0,
         messages: int = 0,
         *,
-        recall_mode: Mode = "meaning",
+        recall_mode: SearchMode = "meaning",
     ) -> Context:
         """As `context`, in a thread."""
         return await _in_thread(self.context, user_text, reflections, recall, messages, recall_mode=recall_mode)

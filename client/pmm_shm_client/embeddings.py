@@ -20,7 +20,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder, checked_embedder, checked_text, text_key
 from pmm_shm.vectors.registry import AUTO, find_embedder
 from pmm_shm.vectors.text_table_reader import TextTableReader
-from pmm_shm_client.leasing import FLOAT, Leasing, Model, Outcomes, computed
+from pmm_shm_client.leasing import FLOAT, LeasedModel, Leasing, Outcomes, computed
 from pmm_shm_client.reads import ReadCounter
 from pmm_shm_client.reporting import Reporter
 
@@ -57,7 +57,7 @@ class Embeddings:
         """Whether a default model was named, by parameter or environment; `auto` names none."""
         self._shared = shared
         self._leasing = None if shared is None else Leasing(instance, shared, timeout_s, restart)
-        self._models: dict[str | None, Model] = {}
+        self._models: dict[str | None, LeasedModel] = {}
         self.wrap: Callable[[Embedder], Embedder] | None = None
         """Makes the embedder that computes of the one that was found."""
         self.local = LocalVectors()
@@ -118,7 +118,7 @@ class Embeddings:
         return [np.frombuffer(vectors[key], FLOAT) if key in vectors else None for key in keys]
 
     def _vectors(
-        self, model: Model, texts: list[str]
+        self, model: LeasedModel, texts: list[str]
     ) -> tuple[list[bytes], dict[bytes, bytes], dict[bytes, InvalidTextError]]:
         """The keys of checked texts in order, the vectors by key, and why the others have none."""
         keys = [text_key(text) for text in texts]
@@ -138,7 +138,7 @@ class Embeddings:
                 self._reporter.report()
         return keys, vectors, refused
 
-    def _look_up(self, shared: TextTableReader, model: Model, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+    def _look_up(self, shared: TextTableReader, model: LeasedModel, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         vectors = {}
         for key in keys:
             for table in (shared, self.local):
@@ -148,7 +148,7 @@ class Embeddings:
                     break
         return vectors
 
-    def _computed(self, model: Model, texts: dict[bytes, str]) -> Outcomes:
+    def _computed(self, model: LeasedModel, texts: dict[bytes, str]) -> Outcomes:
         if self._leasing is None:
             return computed(model, texts)
         outcomes = self._leasing.outcomes(model, texts)
@@ -157,7 +157,7 @@ class Embeddings:
                 self.local.put(model.prefix + key, data)
         return outcomes
 
-    def _found(self, name: Any) -> Model:
+    def _found(self, name: Any) -> LeasedModel:
         """The model of this name, or the default one."""
         if name is not None:
             checked_model_name(name)
@@ -167,7 +167,7 @@ class Embeddings:
             if self.wrap is not None and embedder.name != local_bow.NAME:
                 # The built-in one takes less time than a question to a server.
                 embedder = self.wrap(embedder)
-            model = self._models[name] = Model.of(embedder)
+            model = self._models[name] = LeasedModel.of(embedder)
         return model
 
     def embedder(self, name: str | None) -> Embedder | None:
@@ -196,8 +196,7 @@ class Embeddings:
 class LocalVectors:
     """The vectors that this process used last, for lack of a text table. Thread-safe, without a lock."""
 
-    def __init__(self, vectors_max: int = limits.LOCAL_TEXT_VECTORS_MAX) -> None:
-        self.vectors_max = vectors_max
+    def __init__(self) -> None:
         self._vectors: OrderedDict[bytes, bytes] = OrderedDict()
 
     def __len__(self) -> int:
@@ -217,7 +216,7 @@ class LocalVectors:
     def put(self, key: bytes, vector: bytes) -> None:
         """Keep a vector, and evict those used least recently."""
         self._vectors[key] = vector
-        while len(self._vectors) > self.vectors_max:
+        while len(self._vectors) > limits.LOCAL_TEXT_VECTORS_MAX:
             try:
                 self._vectors.popitem(last=False)
             except KeyError:

@@ -32,7 +32,7 @@ from pmm_shm_client.reader import Reader
 from pmm_shm_client.searching import FoundBy, Hit, Hits, Match, Query, Searching, checked_k, checked_scope
 from pmm_shm_client.word_search import WordSearching, WordsFound
 
-Mode = Literal["meaning", "words", "hybrid", "auto"]
+SearchMode = Literal["meaning", "words", "hybrid", "auto"]
 WordMode = Literal["words", "hybrid", "auto"]
 _NO_MEANING = (StoreError, EmbedderError, InvalidTextError, InvalidVectorError, UnknownModelError)
 
@@ -96,7 +96,7 @@ class _Meaning(NamedTuple):
     of_words: dict[int, float]
 
 
-class Finding:
+class Finder:
     """The searches of one cache. Thread-safe."""
 
     def __init__(self, reader: Reader, searching: Searching, words: WordSearching) -> None:

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Model:
+class LeasedModel:
     """An embedder, with values that are needed for each of its texts.
 
     Attributes:
@@ -52,7 +52,7 @@ class Model:
     size_bytes: int
 
     @classmethod
-    def of(cls, embedder: Embedder) -> Model:
+    def of(cls, embedder: Embedder) -> LeasedModel:
         return cls(embedder, text_vector_key(model_tag(embedder.name), b""), embedder.dimension * FLOAT.itemsize)
 
 
@@ -96,7 +96,7 @@ class Leasing:
         # (thread, key in the table) of the texts that are being computed here.
         self._computing: set[tuple[int, bytes]] = set()
 
-    def outcomes(self, model: Model, texts: Mapping[bytes, str]) -> Outcomes:
+    def outcomes(self, model: LeasedModel, texts: Mapping[bytes, str]) -> Outcomes:
         """The vectors of texts, by their keys.
 
         Raises:
@@ -122,7 +122,7 @@ class Leasing:
         return CommandConnection(self._instance, protocol.LEASE)
 
     def _compute_together(
-        self, connection: CommandConnection, model: Model, texts: Mapping[bytes, str], found: Outcomes
+        self, connection: CommandConnection, model: LeasedModel, texts: Mapping[bytes, str], found: Outcomes
     ) -> None:
         """Compute the granted texts, read the stored ones, and wait while others are held; all into `found`."""
         batch_max = model.embedder.batch_max
@@ -147,7 +147,7 @@ class Leasing:
             pending = held
 
     def _acquire(
-        self, connection: CommandConnection, model: Model, keys: Sequence[bytes], wait_s: float
+        self, connection: CommandConnection, model: LeasedModel, keys: Sequence[bytes], wait_s: float
     ) -> _LeasedKeys:
         wait_s = min(wait_s, self._answer_s / 2)
         args = {"model": model.embedder.name, "keys": list(keys), "wait_ms": int(wait_s * 1_000)}
@@ -162,7 +162,7 @@ class Leasing:
     def _compute_granted(
         self,
         connection: CommandConnection,
-        model: Model,
+        model: LeasedModel,
         tokens: Mapping[bytes, int],
         texts: Mapping[bytes, str],
         found: Outcomes,
@@ -191,7 +191,7 @@ class Leasing:
     def _put(
         self,
         connection: CommandConnection,
-        model: Model,
+        model: LeasedModel,
         tokens: Mapping[bytes, int],
         vectors: Mapping[bytes, bytes],
         found: Outcomes,
@@ -211,7 +211,7 @@ class Leasing:
                 for key in keys:
                     self._read(model, key, found)
 
-    def _read(self, model: Model, key: bytes, found: Outcomes) -> None:
+    def _read(self, model: LeasedModel, key: bytes, found: Outcomes) -> None:
         """Read a vector that was just stored; if it cannot be read, it stays missing."""
         data = self._shared.get(model.prefix + key)
         if data is None:
@@ -252,7 +252,7 @@ class _LeaseRenewal:
                 continue
 
 
-def computed(model: Model, texts: Mapping[bytes, str]) -> Outcomes:
+def computed(model: LeasedModel, texts: Mapping[bytes, str]) -> Outcomes:
     """The vectors of texts, computed in this process. Raises `EmbedderError`."""
     found = embedded_each(model.embedder, list(texts.values()))
     vectors = (one if isinstance(one, InvalidTextError) else one.astype(FLOAT, copy=False).tobytes() for one in found)

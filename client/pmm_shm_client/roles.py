@@ -7,7 +7,6 @@ before the request.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError
@@ -25,23 +24,21 @@ class Role:
     Parameters:
         instance: the instance of the daemon that grants the role.
         name: 1 to 64 characters.
-        clock: monotonic seconds.
     """
 
-    def __init__(self, instance: Instance, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, instance: Instance, name: str) -> None:
         self._instance = instance
         self._name = name
-        self._clock = clock
         self._token: int | None = None
         self._expires_at = 0.0
 
     def is_held(self, for_s: float = 0.0) -> bool:
         """Whether this process surely holds the role now and for the next `for_s` seconds."""
-        return self._token is not None and self._clock() + for_s < self._expires_at
+        return self._token is not None and time.monotonic() + for_s < self._expires_at
 
     def claim(self) -> bool:
         """Acquire the role, or renew the lease. Returns whether this process holds it; without a daemon it cannot."""
-        asked = self._clock()
+        asked = time.monotonic()
         try:
             args = {"role": self._name, "token": self._token}
             result = read_result(ClaimResult, call(self._instance, protocol.CLAIM, args, _ANSWER_S))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,9 @@ class SourceEmbedder(Embedder):
             `limits.REPLICA_RETRY_S_MAX`.
     """
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        server: Server,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, embedder: Embedder, server: Server) -> None:
         self._embedder = embedder
         self._server = server
-        self._sleep = sleep
-        self._clock = clock
         self._next_try_s = 0.0
         self._holder = uuid.uuid4()
         self.name, self.dimension = embedder.name, embedder.dimension
@@ -80,7 +72,7 @@ class SourceEmbedder(Embedder):
                 self._compute(claimed, wanted, vectors)
             elif len(vectors) < len(wanted):
                 # Other hosts compute the rest, or died: then their leases expire.
-                self._sleep(_POLL_S)
+                time.sleep(_POLL_S)
         return np.stack([vectors[text_key(text)] for text in texts])
 
     def _compute(self, keys: list[bytes], wanted: dict[bytes, str], vectors: dict[bytes, Any]) -> None:
@@ -99,7 +91,7 @@ class SourceEmbedder(Embedder):
 
     def _ready_or_claimed(self, keys: list[bytes], vectors: dict[bytes, Any]) -> list[bytes] | None:
         """Add what is stored to `vectors`; returns what this process may compute now, None without a server."""
-        if self._clock() < self._next_try_s:
+        if time.monotonic() < self._next_try_s:
             return None
         driver = psycopg()
         try:
@@ -113,7 +105,7 @@ class SourceEmbedder(Embedder):
                 claim = (self.name, self.dimension, self._holder, limits.SOURCE_LEASE_S, rest)
                 return [bytes(key) for (key,) in connection.execute(_CLAIM, claim).fetchall()]
         except (LedgerError, driver.Error):
-            self._next_try_s = self._clock() + limits.REPLICA_RETRY_S_MAX
+            self._next_try_s = time.monotonic() + limits.REPLICA_RETRY_S_MAX
             return None
 
     def _tell(self, statements: list[tuple[str, tuple[Any, ...]]]) -> None:

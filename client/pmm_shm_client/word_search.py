@@ -46,7 +46,7 @@ class WordsFound(NamedTuple):
     indexed_here: int
 
 
-class _NotContinuedError(Exception):
+class _IndexNotContinuedError(Exception):
     """The log does not continue the index, or what was read after it."""
 
 
@@ -115,7 +115,7 @@ class WordSearching:
                     if time.monotonic() >= deadline:
                         uses_index = False
                     time.sleep(limits.SEARCH_POLL_S)
-                except _NotContinuedError:
+                except _IndexNotContinuedError:
                     break
             # The index may be newer than what this process still trusts, or of another history.
             uses_index = uses_index and not has_looked
@@ -137,7 +137,7 @@ class WordSearching:
                         raise
                     # Damaged, or not readable any more: from now on it is not used.
                     self._index.fail(error)
-                    raise _NotContinuedError from None
+                    raise _IndexNotContinuedError from None
 
     def _store(self, snapshot: Snapshot | None) -> bytes | None:
         """The UUID of the published store; None if nothing beside it may be trusted.
@@ -177,7 +177,7 @@ class WordSearching:
         if recent.start != after and self._held != (after, mark):
             # The table begins later than the index ends: nothing else has looked at the row where that is.
             if not texts.holds(after):
-                raise _NotContinuedError
+                raise _IndexNotContinuedError
             self._held = after, mark
         self._recent = recent
         return recent
@@ -187,7 +187,7 @@ class WordSearching:
         while True:
             read = texts.read(recent.end)
             if not read.is_anchored:
-                raise _NotContinuedError
+                raise _IndexNotContinuedError
             recent.add(read.texts)
             recent.end = read.position
             if read.is_complete:

@@ -6,6 +6,7 @@ Invariant: every answer is exact for its `as_of`, of the time of the call, and b
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,7 @@ VIA = "mcp"
 """`meta["via"]` of every event that the tool `append` has written."""
 META_CHARS_MAX = 20_000
 """Characters of the JSON of `meta` that `append` takes."""
-Status = Literal["open", "expired", "all"]
+CommitmentStatus = Literal["open", "expired", "all"]
 SubjectName = Literal["name", "trait", "commitment", "metrics"]
 
 
@@ -56,13 +57,27 @@ class Memory:
         kinds: Collection[str] | None = None,
         since: int | str | None = None,
         until: int | str | None = None,
+        roles: Collection[str] | None = None,
+        distinct: bool = True,
     ) -> dict[str, Any]:
         """The events that a search by words and meaning finds, the best first.
+
+        Parameters:
+            since, until: an id may also be a text of digits: models often quote a number.
 
         Raises:
             PmmShmError: as `Cache.recall`.
         """
-        found = self._cache.recall(query, limit, mode="auto", kinds=kinds, since=since, until=until)
+        found = self._cache.recall(
+            query,
+            limit,
+            mode="auto",
+            kinds=kinds,
+            roles=roles,
+            since=_id_or_time(since),
+            until=_id_or_time(until),
+            distinct=distinct,
+        )
         answer: dict[str, Any] = {"as_of": found.as_of, "is_complete": found.is_complete}
         if not found.is_complete:
             answer["problem"] = "not every event was searched: no daemon has indexed them all yet"
@@ -108,7 +123,7 @@ class Memory:
             ConfigError: there is no such subject, or it does not apply to this ledger.
             LedgerError: the ledger cannot be read.
         """
-        from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE
+        from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
 
         if subject != "commitment" and self._cache.is_of_pmm2:
             raise ConfigError(f"{subject}: does not apply: {WHY_NOT_APPLICABLE}")
@@ -164,7 +179,7 @@ class Memory:
         shape = self._cache.shape
         return {fold.name: fold for fold in chosen_folds(shape.folds if shape else ())}
 
-    def commitments(self, status: Status, limit: int) -> dict[str, Any]:
+    def commitments(self, status: CommitmentStatus, limit: int) -> dict[str, Any]:
         """Commitments, those that were opened or have expired last first, and how many there are."""
         found = self._cache.commitments()
         answer = {"as_of": found.as_of, "open": len(found.open), "expired": len(found.expired)}
@@ -202,6 +217,10 @@ class Memory:
         return applicable(name, answer, self._cache.not_applicable)
 
 
+def _id_or_time(moment: int | str | None) -> int | str | None:
+    return int(moment) if isinstance(moment, str) and re.fullmatch("[0-9]{1,19}", moment) else moment
+
+
 def _steps_of(answer: Explanation) -> dict[str, Any]:
     head = {"subject": answer.subject, "value": answer.value, "as_of": answer.as_of, "events": answer.events}
     if answer.totals:
@@ -237,11 +256,11 @@ def _subjects(subject: SubjectName, which: str) -> list[Subject]:
     Raises:
         ConfigError: there is no such value.
     """
-    from pmm_shm.projection.explaining import Commitment, MetricsSubject, Name, Trait
+    from pmm_shm.projection.explaining import CommitmentSubject, MetricsSubject, NameSubject, TraitSubject
 
     if subject == "trait":
-        return [Trait(which)]
+        return [TraitSubject(which)]
     if subject == "commitment":
         is_number = which.isascii() and which.isdecimal() and len(which) < 20 and which[0] != "0"
-        return [Commitment(which), *([Commitment(int(which))] if is_number else [])]
-    return [MetricsSubject() if subject == "metrics" else Name()]
+        return [CommitmentSubject(which), *([CommitmentSubject(int(which))] if is_number else [])]
+    return [MetricsSubject() if subject == "metrics" else NameSubject()]

@@ -17,7 +17,7 @@ from pmm_shm_pmm.lists import frame_of
 from pmm_shm_pmm.log import log_of
 
 if TYPE_CHECKING:
-    from pmm_shm_pmm.loaded import EventDict
+    from pmm_shm_pmm.loaded import PmmEvent
     from pmm_shm_pmm.patching import Patcher
 
 PROJECTION = "pmm.storage.projection"
@@ -44,7 +44,7 @@ def install(patcher: Patcher, module: ModuleType) -> None:
 
 def _install_projection(patcher: Patcher, module: Any) -> None:
     def build_self_model(
-        events: list[EventDict], *, strict: bool = False, max_trait_delta: float = _TRAIT_LIMIT, on_warn: Any = None
+        events: list[PmmEvent], *, strict: bool = False, max_trait_delta: float = _TRAIT_LIMIT, on_warn: Any = None
     ) -> dict[str, Any]:
         if strict and (type(max_trait_delta) is not float or max_trait_delta != _TRAIT_LIMIT):
             raise Fallback("another limit of trait deltas")
@@ -59,14 +59,14 @@ def _install_projection(patcher: Patcher, module: Any) -> None:
             "commitments": {"open": dict(view.open), "expired": dict(view.expired)},
         }
 
-    def build_identity(events: list[EventDict]) -> dict[str, Any]:
+    def build_identity(events: list[PmmEvent]) -> dict[str, Any]:
         view = frame_of(events).fold("self_model")
         return {"name": thawed(view.name), "traits": dict(view.traits)}
 
-    def build_directives(events: list[EventDict]) -> list[dict[str, Any]]:
+    def build_directives(events: list[PmmEvent]) -> list[dict[str, Any]]:
         return frame_of(events).directives()  # type: ignore[return-value]
 
-    def build_directives_active_set(events: list[EventDict]) -> list[dict[str, Any]]:
+    def build_directives_active_set(events: list[PmmEvent]) -> list[dict[str, Any]]:
         return frame_of(events).active_directives()  # type: ignore[return-value]
 
     def build_self_model_cached(
@@ -94,7 +94,7 @@ def _install_projection(patcher: Patcher, module: Any) -> None:
 
 
 def _install_metrics(patcher: Patcher, module: Any) -> None:
-    def compute_ias_gas(events: Iterable[EventDict]) -> tuple[float, float]:
+    def compute_ias_gas(events: Iterable[PmmEvent]) -> tuple[float, float]:
         metrics = frame_of(events).metrics()
         return metrics.ias, metrics.gas
 
@@ -124,7 +124,7 @@ def _install_metrics(patcher: Patcher, module: Any) -> None:
 
 
 def _install_stage(patcher: Patcher, module: Any) -> None:
-    def infer_stage(events: list[EventDict]) -> tuple[str, dict[str, Any]]:
+    def infer_stage(events: list[PmmEvent]) -> tuple[str, dict[str, Any]]:
         stage = frame_of(events).stage()
         return stage.stage, dict(stage.snapshot)
 
@@ -134,7 +134,7 @@ def _install_stage(patcher: Patcher, module: Any) -> None:
 _INSTALLERS = {PROJECTION: _install_projection, METRICS: _install_metrics, STAGE: _install_stage}
 
 
-def _words_of(violation: Any, events: list[EventDict]) -> str:
+def _words_of(violation: Any, events: list[PmmEvent]) -> str:
     """PMM's words for a violated invariant."""
     if violation.violation == "identity":
         return f"identity reverted to None without identity_clear (last_eid={events[-1]['id']})"

@@ -24,11 +24,11 @@ SUFFIX = "-autonomy"
 _lock = threading.Lock()
 _held: dict[str, int] = {}
 """Real path of a ledger to the descriptor that holds its lock."""
-_leases: dict[str, _Lease | None] = {}
+_leases: dict[str, _HeldLease | None] = {}
 """The same to the lease of all hosts; None where the ledger is no replica."""
 
 
-class _Lease:
+class _HeldLease:
     """A lease that a thread renews until the process ends."""
 
     def __init__(self, role: Any) -> None:
@@ -61,7 +61,7 @@ def holds_role(ledger: str, cache: Cache) -> bool:
             with late_imports:
                 from pmm_shm.ledger.source.roles import SourceRole
             role = cache.role(ROLE)
-            _leases[ledger] = _Lease(role) if isinstance(role, SourceRole) else None
+            _leases[ledger] = _HeldLease(role) if isinstance(role, SourceRole) else None
         lease = _leases[ledger]
     return lease is None or lease.is_held()
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.loaded import Loaded, PmmEvent
 
-Listener = Callable[[EventDict], object]
+Listener = Callable[[PmmEvent], object]
 WAIT_S = 5.0
 """How long an append waits for another thread's delivery. The listener there may wait for a lock of this thread, which
 it would get if nobody had to wait for the order; then the event is heard after `append` has returned."""
@@ -131,7 +131,7 @@ class Delivery:
     def _was_heard(self, loaded: Loaded, event_id: int) -> bool:
         return self._heard[0] is loaded and self._heard[1] >= event_id
 
-    def _tell(self, loaded: Loaded, event: EventDict) -> None:
+    def _tell(self, loaded: Loaded, event: PmmEvent) -> None:
         event_id = event["id"]
         skipped = [id(listener) for listener, newest_id in self._late if newest_id >= event_id]
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Vector = Sequence[float]
 Embed = Callable[[str], Vector | None]
 Cosine = Callable[[Vector, Vector], float]
-Found = tuple[str, float, str]
+Candidate = tuple[str, float, str]
 
 _MESSAGE_KINDS = frozenset({"response", "user", "reflection"})
 _TEXTS_MAX = 20_000
@@ -137,7 +137,7 @@ def _is_plain(cosine: Cosine) -> bool:
 
 def find_evidence(
     texts: Texts, embed: Embed, cosine: Cosine, events: Sequence[Any], items: Sequence[Any], recent_window: int
-) -> list[Found]:
+) -> list[Candidate]:
     """(cid, score, snippet) of each commitment of `items` that has a cid and a text, best first.
 
     Parameters:
@@ -201,7 +201,7 @@ def _corpus(events: Sequence[Any], recent_window: int) -> str:
 def install(patcher: Patcher, module: ModuleType) -> None:
     texts = Texts(module._emb, module._cos)
 
-    def replacement(self: Any, events: Any, open_commitments: Any, recent_window: int = 20) -> list[Found]:
+    def replacement(self: Any, events: Any, open_commitments: Any, recent_window: int = 20) -> list[Candidate]:
         nonlocal texts
         if not (isinstance(events, (list, tuple)) and isinstance(open_commitments, (list, tuple))):
             raise Fallback("no list")

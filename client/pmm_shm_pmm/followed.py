@@ -23,7 +23,7 @@ from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark, commit_count
 from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import report
-from pmm_shm_pmm.loaded import EventDict, Loaded, event_of
+from pmm_shm_pmm.loaded import Loaded, PmmEvent, event_of
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.ledgers import Ledger
@@ -87,7 +87,7 @@ class Followed:
 
         return self._read(read)
 
-    def after(self, loaded: Loaded, event_id: int) -> list[EventDict]:
+    def after(self, loaded: Loaded, event_id: int) -> list[PmmEvent]:
         """The events with a greater id that are loaded, ascending, in a new list."""
         with self._connection.lock:
             return loaded.after(event_id)
@@ -194,10 +194,10 @@ class Followed:
                 pass
         return self._fetch(FROM, (low,), limits.TAIL_ROWS_MAX)
 
-    def fetch_older(self, loaded: Loaded, count: int | None) -> list[EventDict]:
+    def fetch_older(self, loaded: Loaded, count: int | None) -> list[PmmEvent]:
         """The newest `count` events before those that are loaded, ascending; None for all."""
         before = loaded.events[0]["id"]
-        found: list[EventDict] = []
+        found: list[PmmEvent] = []
         while count is None or len(found) < count:
             wanted = limits.TAIL_ROWS_MAX if count is None else count - len(found)
             sql = f"{COLUMNS} WHERE id < ? ORDER BY id DESC LIMIT ?"

@@ -16,7 +16,7 @@ OnExecuted = Callable[[ModuleType], None]
 """Gets a module that was just executed; must not raise."""
 
 
-class Finder:
+class PmmModuleFinder:
     """The first entry of `sys.meta_path`.
 
     Parameters:

@@ -13,16 +13,16 @@ from types import ModuleType
 
 from pmm_shm.errors import PmmShmError
 from pmm_shm_pmm import patching, report
-from pmm_shm_pmm.hooks import Finder
+from pmm_shm_pmm.hooks import PmmModuleFinder
 from pmm_shm_pmm.patching import Patcher
 from pmm_shm_pmm.references import redirect
 from pmm_shm_pmm.saying import is_main_process, say_once
 from pmm_shm_pmm.seams import MODULES, SEAMS
-from pmm_shm_pmm.settings import Settings, settings_of_environment
+from pmm_shm_pmm.settings import RunSettings, settings_of_environment
 
 PACKAGE = "pmm"
 _lock = threading.RLock()
-_installed: tuple[Patcher, Finder] | None = None
+_installed: tuple[Patcher, PmmModuleFinder] | None = None
 
 
 class TooLateError(PmmShmError):
@@ -30,7 +30,7 @@ class TooLateError(PmmShmError):
 
 
 def install(
-    settings: Settings | None = None, known: Mapping[str, str] | None = None, *, strict: bool = False
+    settings: RunSettings | None = None, known: Mapping[str, str] | None = None, *, strict: bool = False
 ) -> Patcher | None:
     """Install once; later calls change nothing. Returns None where the settings say off.
 
@@ -48,7 +48,7 @@ def install(
         if not settings.is_on:
             return None
         patcher = Patcher(settings, known, strict=strict)
-        finder = Finder(MODULES, lambda module: patch(patcher, module), PACKAGE, _say_missing)
+        finder = PmmModuleFinder(MODULES, lambda module: patch(patcher, module), PACKAGE, _say_missing)
         sys.meta_path.insert(0, finder)
         _installed = patcher, finder
         patching.make_current(patcher)

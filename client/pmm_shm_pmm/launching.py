@@ -56,7 +56,7 @@ def become(
     if ledger is not None:
         variables["PMM_DB"] = checked_ledger(ledger)
     _refuse_foreign(variables.get("PMM_DB"))
-    if _is_on() and not _is_pmm2(variables.get("PMM_DB")):
+    if _is_on() and not _is_left_alone(variables.get("PMM_DB")):
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (SITE, os.environ.get("PYTHONPATH"))))
         variables["PMM_SHM_RUN"] = str(os.getpid())
         if no_daemon:
@@ -95,25 +95,30 @@ def _refuse_foreign(path: str | None) -> None:
         refuse_foreign(path, "run")
 
 
-def _is_pmm2(path: str | None) -> bool:
-    """Whether PMM 2 keeps the ledger, of which nothing is replaced; says so."""
-    if not path or not os.path.isfile(path):
+def is_ledger_of_pmm2(path: str) -> bool:
+    """Whether PMM 2 keeps the ledger at a path; False where there is none, or none that can be read."""
+    if not os.path.isfile(path):
         return False
     try:
         connection = _opened(path)
         try:
             query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pmm_writer_lease'"
-            is_pmm2 = connection.execute(query).fetchone() is not None
+            return connection.execute(query).fetchone() is not None
         finally:
             connection.close()
     except _sqlite().Error:
         return False
-    if is_pmm2:
-        from pmm_shm_pmm.pmm2 import notice
-        from pmm_shm_pmm.saying import say
 
-        say(f"{notice(path)}; nothing is replaced")
-    return is_pmm2
+
+def _is_left_alone(path: str | None) -> bool:
+    """Whether nothing is replaced, because PMM 2 keeps the ledger; says so."""
+    if not path or not is_ledger_of_pmm2(path):
+        return False
+    from pmm_shm.ledger.obstacles import NEEDS_LEASE
+    from pmm_shm_pmm.saying import say
+
+    say(f"{path}: {NEEDS_LEASE}; nothing is replaced")
+    return True
 
 
 def _sqlite() -> Any:

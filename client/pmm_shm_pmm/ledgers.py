@@ -16,7 +16,7 @@ from pmm_shm.ledger.rows import ID_MIN, RawRow
 from pmm_shm_pmm import forks, report
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.followed import COLUMNS, FROM, Followed
-from pmm_shm_pmm.loaded import SHORT_IDS_MAX, EventDict, Loaded, event_of
+from pmm_shm_pmm.loaded import SHORT_IDS_MAX, Loaded, PmmEvent, event_of
 from pmm_shm_pmm.opening import open_cache
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Ledger(Followed):
             pass
         return event_id
 
-    def live(self, make: Callable[[Loaded], list[EventDict]] | None) -> list[EventDict]:
+    def live(self, make: Callable[[Loaded], list[PmmEvent]] | None) -> list[PmmEvent]:
         """The live list: the same object until the file holds another log.
 
         Parameters:
             make: makes the list that loads when it is looked at; None for a plain one.
         """
 
-        def read() -> list[EventDict]:
+        def read() -> list[PmmEvent]:
             self._take_in()
             loaded = self.loaded
             if loaded.live is None:
@@ -73,10 +73,10 @@ class Ledger(Followed):
         live = self.loaded.live
         return self._read(read) if live is None else live
 
-    def listing(self, make: Callable[[Loaded], list[EventDict]]) -> list[EventDict]:
+    def listing(self, make: Callable[[Loaded], list[PmmEvent]]) -> list[PmmEvent]:
         """A list that `make` makes of the log as it is."""
 
-        def read() -> list[EventDict]:
+        def read() -> list[PmmEvent]:
             self._take_in()
             if self.loaded.is_whole:
                 return make(self.loaded)
@@ -85,12 +85,12 @@ class Ledger(Followed):
 
         return self._read(read)
 
-    def tail(self, count: int) -> list[EventDict]:
+    def tail(self, count: int) -> list[PmmEvent]:
         """The newest `count` events, ascending, in a new list."""
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.tail(count))
 
-    def first_after(self, event_id: int, count: int) -> list[EventDict]:
+    def first_after(self, event_id: int, count: int) -> list[PmmEvent]:
         """The first `count` events with a greater id, ascending, in a new list."""
         self.sync()
         return self.within(self.loaded, lambda loaded: loaded.first_after(event_id, count))
@@ -120,7 +120,7 @@ class Ledger(Followed):
 
     # Single events, as of `sync`; callers do not change them.
 
-    def newest(self, kind: str, count: int = 1, before: int | None = None) -> list[EventDict]:
+    def newest(self, kind: str, count: int = 1, before: int | None = None) -> list[PmmEvent]:
         """The newest `count` events of a kind, newest first; `before`: only those with a lower id."""
         return self.events_of(kind, before=before, newest_first=True, limit=count)
 
@@ -131,10 +131,10 @@ class Ledger(Followed):
         before: int | None = None,
         newest_first: bool = False,
         limit: int | None = None,
-    ) -> list[EventDict]:
+    ) -> list[PmmEvent]:
         """The first `limit` events of a kind, by the index (kind, id); `after` and `before` are excluded."""
 
-        def read() -> list[EventDict]:
+        def read() -> list[PmmEvent]:
             self._take_in()
             low = ID_MIN if after is None else after + 1
             high = self.loaded.newest_id if before is None else min(before - 1, self.loaded.newest_id)
@@ -155,10 +155,10 @@ class Ledger(Followed):
 
         return self._read(read)
 
-    def event(self, event_id: int) -> EventDict | None:
+    def event(self, event_id: int) -> PmmEvent | None:
         """The event with this id; None if there is none."""
 
-        def read() -> EventDict | None:
+        def read() -> PmmEvent | None:
             self._take_in()
             found = self.loaded.event(event_id)
             if found is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pmm_shm_client.frame import Frame
     from pmm_shm_pmm.ledgers import Ledger
 
-EventDict = dict[str, Any]
+PmmEvent = dict[str, Any]
 _CHUNK = 256
 SHORT_IDS_MAX = 500
 """A log whose ids are not greater is short: cheap to load and to compare."""
@@ -43,15 +43,15 @@ class Loaded:
 
     def __init__(self, ledger: Ledger, newest: RawRow | None) -> None:
         self.ledger = ledger
-        self.events: list[EventDict] = [] if newest is None else [event_of(newest)]
+        self.events: list[PmmEvent] = [] if newest is None else [event_of(newest)]
         self.last_row = newest
         self.is_whole = newest is None
-        self.live: list[EventDict] | None = None
+        self.live: list[PmmEvent] | None = None
         self.length = len(self.events)
         self.tick_frame: Frame | None = None
         self._older: int | None = 0 if newest is None else None
         # Kind to its events among `events`; None until somebody asks.
-        self._by_kind: dict[str, list[EventDict]] | None = None
+        self._by_kind: dict[str, list[PmmEvent]] | None = None
 
     @property
     def newest_id(self) -> int:
@@ -74,7 +74,7 @@ class Loaded:
         if self.is_whole:
             whole_logs.setdefault(id(events[0]), self)
 
-    def whole(self) -> list[EventDict]:
+    def whole(self) -> list[PmmEvent]:
         """All events: `events` itself."""
         if not self.is_whole:
             self._take_older(self.ledger.fetch_older(self, None), is_all=True)
@@ -89,7 +89,7 @@ class Loaded:
             self._older = self.ledger.count_older(self)
         return self._older + loaded
 
-    def tail(self, count: int, until_id: int | None = None) -> list[EventDict]:
+    def tail(self, count: int, until_id: int | None = None) -> list[PmmEvent]:
         """The newest `count` events, or of those up to an id; ascending, in a new list."""
         if count <= 0:
             return []
@@ -98,7 +98,7 @@ class Loaded:
             end += self._take_older_than_first(max(count - end, _CHUNK))
         return self.events[max(0, end - count) : end]
 
-    def after(self, event_id: int) -> list[EventDict]:
+    def after(self, event_id: int) -> list[PmmEvent]:
         """The events loaded with a greater id, in a new list."""
         events = self.events
         if not events or events[-1][_ID] <= event_id:
@@ -107,7 +107,7 @@ class Loaded:
             return [events[-1]]
         return events[self._place(event_id) :]
 
-    def first_after(self, event_id: int, count: int) -> list[EventDict]:
+    def first_after(self, event_id: int, count: int) -> list[PmmEvent]:
         """The first `count` events of the log with a greater id; ascending, in a new list."""
         while not self.is_whole and self.events[0]["id"] > event_id:
             # From the end on, as far as needed: usually few events are asked for.
@@ -115,13 +115,13 @@ class Loaded:
         start = self._place(event_id)
         return self.events[start : start + count]
 
-    def event(self, event_id: int) -> EventDict | None:
+    def event(self, event_id: int) -> PmmEvent | None:
         """The event with this id, if it is loaded."""
         place = self._place(event_id) - 1
         event = self.events[place] if place >= 0 else None
         return event if event is not None and event[_ID] == event_id else None
 
-    def of_kind(self, kind: str, low: int, high: int, newest_first: bool, limit: int | None) -> list[EventDict] | None:
+    def of_kind(self, kind: str, low: int, high: int, newest_first: bool, limit: int | None) -> list[PmmEvent] | None:
         """The first `limit` events of a kind with ids from `low` to `high`; None if not all of these are loaded."""
         if len(self.events) != self.length:
             # Somebody has changed the live list.
@@ -153,7 +153,7 @@ class Loaded:
         self._take_older(older, is_all=len(older) < count)
         return len(older)
 
-    def _take_older(self, older: list[EventDict], *, is_all: bool) -> None:
+    def _take_older(self, older: list[PmmEvent], *, is_all: bool) -> None:
         if self._older is not None:
             self._older -= len(older)
         self.events[:0] = older
@@ -168,11 +168,11 @@ whole_logs: weakref.WeakValueDictionary[int, Loaded] = weakref.WeakValueDictiona
 """`id` of a log's first event, which the log keeps, to the log."""
 
 
-def _id_of(event: EventDict) -> int:
+def _id_of(event: PmmEvent) -> int:
     return event[_ID]  # type: ignore[no-any-return]
 
 
-def event_of(row: RawRow) -> EventDict:
+def event_of(row: RawRow) -> PmmEvent:
     """The dict of a raw row. A `meta` that is no JSON is `{}`."""
     event_id, ts, kind, content, meta = row
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pmm_shm_pmm import opening
 from pmm_shm_pmm.fallback import Counts, Fallback
-from pmm_shm_pmm.loaded import EventDict
+from pmm_shm_pmm.loaded import PmmEvent
 from pmm_shm_pmm.shared_log import SharedLog, clocks_of, log_of, shared_of
 
 if TYPE_CHECKING:
@@ -84,25 +84,25 @@ def shared_eventlog(original: Any, counts: Counts | None = None, *, is_lazy: boo
             return shared(self).register(lambda: plain(self, *args, **kwargs))
 
         @functools.wraps(original.read_all)
-        def read_all(self) -> list[EventDict]:
+        def read_all(self) -> list[PmmEvent]:
             own = shared(self)
-            return cast(list[EventDict], own.read(own.live, lambda: original.read_all(self)))
+            return cast(list[PmmEvent], own.read(own.live, lambda: original.read_all(self)))
 
         read_all.__pmm_shm__ = True  # type: ignore[attr-defined]
 
         @functools.wraps(original.read_tail)
-        def read_tail(self, *, limit: Any) -> list[EventDict]:
+        def read_tail(self, *, limit: Any) -> list[PmmEvent]:
             return cast(
-                list[EventDict],
+                list[PmmEvent],
                 shared(self).read(
                     lambda ledger: ledger.tail(positive(limit)), lambda: original.read_tail(self, limit=limit)
                 ),
             )
 
         @functools.wraps(original.read_after_id)
-        def read_after_id(self, *, after_id: Any, limit: Any) -> list[EventDict]:
+        def read_after_id(self, *, after_id: Any, limit: Any) -> list[PmmEvent]:
             return cast(
-                list[EventDict],
+                list[PmmEvent],
                 shared(self).read(
                     lambda ledger: ledger.first_after(integer(after_id), positive(limit)),
                     lambda: original.read_after_id(self, after_id=after_id, limit=limit),

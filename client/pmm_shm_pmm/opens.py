@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pmm_shm.folds.fields import is_cid
 from pmm_shm.folds.state import State, Touched
@@ -19,7 +19,8 @@ from pmm_shm.frozen import FrozenDict, frozen
 from pmm_shm.ledger.rows import Event
 from pmm_shm_pmm.handler_fold import BOTH, META, Columns, Handler, HandlerFold, loaded, next_ordinal, patched_rows
 
-Cid = str | int
+if TYPE_CHECKING:
+    from pmm_shm.folds.self_model import Cid
 
 
 class Opening(NamedTuple):

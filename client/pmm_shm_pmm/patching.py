@@ -16,7 +16,7 @@ from pmm_shm_pmm.known_sources import has_source, known_sources
 from pmm_shm_pmm.references import holder, redirect
 from pmm_shm_pmm.saying import say_once
 from pmm_shm_pmm.seams import Seam, seam_of
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 
 _MISSING: Any = object()
 _METHOD_KINDS = (staticmethod, classmethod)
@@ -36,7 +36,7 @@ class Patcher:
         kept: by `module:name`, why a name is PMM's own.
     """
 
-    def __init__(self, settings: Settings, known: Mapping[str, str] | None = None, *, strict: bool = False) -> None:
+    def __init__(self, settings: RunSettings, known: Mapping[str, str] | None = None, *, strict: bool = False) -> None:
         self.settings = settings
         self.counts: dict[str, Counts] = {}
         self.kept: dict[str, str] = {}

@@ -23,7 +23,7 @@ _LEDGERS_MAX = 8
 _PROGRAM_CHARS = 200
 
 
-class Reporter:
+class RunReporter:
     """The reports of one process. A forked child is another process, whose counts begin at 0."""
 
     def __init__(self, patcher: Patcher) -> None:
@@ -155,23 +155,23 @@ def _program() -> str:
     return text if len(text) <= _PROGRAM_CHARS else text[: _PROGRAM_CHARS - 1] + "…"
 
 
-_reporter: Reporter | None = None
+_reporter: RunReporter | None = None
 
 
 def begin(patcher: Patcher | None) -> None:
     """Report for a patcher from now on; None for nothing."""
     global _reporter
-    _reporter = None if patcher is None else Reporter(patcher)
+    _reporter = None if patcher is None else RunReporter(patcher)
 
 
 def uses(ledger: str) -> None:
-    """See `Reporter.uses`."""
+    """See `RunReporter.uses`."""
     if _reporter is not None:
         _reporter.uses(ledger)
 
 
 def beat() -> None:
-    """See `Reporter.beat`."""
+    """See `RunReporter.beat`."""
     if _reporter is not None:
         _reporter.beat()
 

@@ -12,7 +12,7 @@ from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.sparse import current_turn, turn
 
 if TYPE_CHECKING:
-    from pmm_shm_pmm.loaded import EventDict
+    from pmm_shm_pmm.loaded import PmmEvent
     from pmm_shm_pmm.patching import Patcher
     from pmm_shm_pmm.shared_log import SharedLog
 
@@ -91,7 +91,7 @@ def _folds_of(module: Any) -> list[Any]:
     return [module.StageTracker.infer_stage, *(getattr(module, name, None) for name in _NAMES)]
 
 
-def _made(module: Any, events: list[EventDict]) -> Any:
+def _made(module: Any, events: list[PmmEvent]) -> Any:
     """A snapshot over a list of the log, by the functions that the module has by now."""
     ias, gas = module.compute_ias_gas(events)
     stage, stage_snapshot = module.StageTracker.infer_stage(events)

@@ -11,7 +11,7 @@ from pmm_shm.flags import Flag
 from pmm_shm_pmm.seams import PARTS
 
 
-class Settings(NamedTuple):
+class RunSettings(NamedTuple):
     """What is replaced in PMM, and how.
 
     Attributes:
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def settings_of_environment() -> Settings:
+def settings_of_environment() -> RunSettings:
     """The settings in the environment variables `PMM_SHM` and `PMM_SHM_*`."""
     warnings: list[str] = []
 
@@ -52,7 +52,7 @@ def settings_of_environment() -> Settings:
         warnings.append(f"PMM_SHM_PATCHES: no such part: {', '.join(unknown)}; there are {known}")
     for read in (flags.projection_cache, flags.metrics_cache, flags.embedding_cache):
         flag(read, default=False)
-    return Settings(
+    return RunSettings(
         flag(flags.run_pmm, default=True),
         parts,
         flag(flags.run_daemon, default=True),

@@ -22,8 +22,9 @@ from pmm_shm_pmm import delivery
 from pmm_shm_pmm.delivery import Delivery
 from pmm_shm_pmm.fallback import Counts, Fallback
 from pmm_shm_pmm.ledgers import Ledger, ledger_at
-from pmm_shm_pmm.lists import log_list
-from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.lists import plain_list
+from pmm_shm_pmm.loaded import Loaded, PmmEvent
+from pmm_shm_pmm.log_list import lazy_list
 from pmm_shm_pmm.own_connection import OwnConnection
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class SharedLog:
         self._eventlog: Callable[[], Any] = weakref.ref(eventlog)
         self._original = original
         self._clocks = clocks
-        self._is_lazy = is_lazy
+        self._make_list = lazy_list if is_lazy else plain_list
         self._ledger: Ledger | None = None
         self._never: str | None = None
         # Threads within PMM's own `append`, which shall neither call listeners nor touch the live list.
@@ -106,17 +107,17 @@ class SharedLog:
         """As `Ledger.fold`."""
         return self.ledger.fold(name)
 
-    def newest(self, kind: str, n: int = 1, before: int | None = None) -> list[EventDict]:
+    def newest(self, kind: str, n: int = 1, before: int | None = None) -> list[PmmEvent]:
         """As `Ledger.newest`."""
         return self.ledger.newest(kind, n, before)
 
     def events_of(
         self, kind: str, after: int | None = None, newest_first: bool = False, limit: int | None = None
-    ) -> list[EventDict]:
+    ) -> list[PmmEvent]:
         """As `Ledger.events_of`."""
         return self.ledger.events_of(kind, after, None, newest_first, limit)
 
-    def event(self, event_id: int) -> EventDict | None:
+    def event(self, event_id: int) -> PmmEvent | None:
         """As `Ledger.event`."""
         return self.ledger.event(event_id)
 
@@ -201,15 +202,15 @@ class SharedLog:
         self.delivery.deliver(loaded, is_guarded=False)
         return loaded
 
-    def listing(self) -> list[EventDict]:
+    def listing(self) -> list[PmmEvent]:
         """A new list of all events."""
-        is_lazy = self._is_lazy
-        return self.ledger.listing(lambda loaded: log_list(loaded, loaded.newest_id, is_lazy=is_lazy))
+        make = self._make_list
+        return self.ledger.listing(lambda loaded: make(loaded, loaded.newest_id))
 
-    def live(self, ledger: Ledger) -> list[EventDict]:
+    def live(self, ledger: Ledger) -> list[PmmEvent]:
         """The live list."""
-        is_lazy = self._is_lazy
-        return ledger.live(lambda loaded: log_list(loaded, None, is_lazy=is_lazy))
+        make = self._make_list
+        return ledger.live(lambda loaded: make(loaded, None))
 
     def register(self, add: Callable[[], Any]) -> Any:
         """Register listeners by PMM's own method; they hear nothing older."""

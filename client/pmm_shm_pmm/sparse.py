@@ -16,7 +16,8 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pmm_shm.late import late_imports
-from pmm_shm_pmm.loaded import EventDict, Loaded
+from pmm_shm_pmm.loaded import Loaded, PmmEvent
+from pmm_shm_pmm.log_list import lazy_list
 
 if TYPE_CHECKING:
     from pmm_shm_pmm.ledgers import Ledger
@@ -32,7 +33,7 @@ _PAGE = 16
 _LISTS_MAX = 8
 
 
-class SparseList(list[EventDict]):
+class SparseList(list[PmmEvent]):
     """Some events of a log up to a position, ascending."""
 
     __slots__ = ("loaded", "position")
@@ -78,7 +79,7 @@ class Turn:
         self._made = [*self._made[1 - _LISTS_MAX :], (full, made)]
         return made
 
-    def list_behind(self, events: list[EventDict]) -> SparseList | None:
+    def list_behind(self, events: list[PmmEvent]) -> SparseList | None:
         """The short list that this one is a copy of; None if there is none."""
         for _, made in self._made:
             own: SparseList = made.events
@@ -123,10 +124,7 @@ def whole(events: Any) -> Any:
     short = sparse_list(events)
     if short is None:
         return events
-    with late_imports:
-        from pmm_shm_pmm.lists import log_list
-
-    return log_list(short.loaded, short.position, is_lazy=True)
+    return lazy_list(short.loaded, short.position)
 
 
 def _picked(loaded: Loaded, position: int, start_id: int) -> SparseList:
@@ -153,21 +151,21 @@ def _picked(loaded: Loaded, position: int, start_id: int) -> SparseList:
     return made
 
 
-def _tail(loaded: Loaded, count: int, position: int) -> list[EventDict]:
+def _tail(loaded: Loaded, count: int, position: int) -> list[PmmEvent]:
     return loaded.ledger.within(loaded, lambda found: found.tail(count, position))
 
 
-def _others(events: list[EventDict]) -> list[EventDict]:
+def _others(events: list[PmmEvent]) -> list[PmmEvent]:
     """The newest of these that are no notes about an embedding."""
     return [event for event in events if event["kind"] != "embedding_indexed"][-_OTHERS:]
 
 
-def _add(picked: dict[int, EventDict], events: list[EventDict]) -> None:
+def _add(picked: dict[int, PmmEvent], events: list[PmmEvent]) -> None:
     for event in events:
         picked.setdefault(event["id"], event)
 
 
-def _named(ledger: Ledger, insights: list[EventDict], position: int) -> list[EventDict]:
+def _named(ledger: Ledger, insights: list[PmmEvent], position: int) -> list[PmmEvent]:
     """The reflection that the newest insight is from."""
     found = []
     for insight in insights:
@@ -178,9 +176,9 @@ def _named(ledger: Ledger, insights: list[EventDict], position: int) -> list[Eve
     return [event for event in found if event is not None]
 
 
-def _newest_said(ledger: Ledger, kinds: tuple[str, ...], count: int, position: int) -> list[EventDict]:
+def _newest_said(ledger: Ledger, kinds: tuple[str, ...], count: int, position: int) -> list[PmmEvent]:
     """The newest events of these kinds with content that is not blank: of each kind as many as wanted of all."""
-    found: list[EventDict] = []
+    found: list[PmmEvent] = []
     for kind in kinds:
         before, left = position + 1, count
         while left > 0:

@@ -6,7 +6,7 @@ from pmm_shm import flags
 from pmm_shm_pmm.installing import install
 from pmm_shm_pmm.saying import is_main_process, say
 from pmm_shm_pmm.seams import PARTS, SEAMS
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 
 
 def start() -> None:
@@ -22,7 +22,7 @@ def start() -> None:
         say(described(patcher.settings))
 
 
-def described(settings: Settings) -> str:
+def described(settings: RunSettings) -> str:
     """What is active, in one line."""
     parts = "all parts" if settings.parts == frozenset(PARTS) else ", ".join(p for p in PARTS if p in settings.parts)
     tiers = {seam.tier for seam in SEAMS if seam.part in settings.parts}

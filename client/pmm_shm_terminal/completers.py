@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from pmm_shm_terminal.answer_names import NAMES
+
 Completions = list[CompletionItem]
 _SUBJECTS = ("identity.name", "commitment", "trait", "directive", "metrics")
 _EMBEDDERS = ("auto", "local-bow", "wordllama", "openai:")
@@ -20,8 +22,6 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Comple
 
 def answers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`[LEDGER] WHAT` of `read` and `replay`."""
-    from pmm_shm_terminal.answers import NAMES
-
     return _ledger_then(ctx, param, incomplete, (*NAMES, *registered_folds()))
 
 

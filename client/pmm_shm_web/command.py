@@ -56,7 +56,7 @@ def web(
         if not _HOST.fullmatch(host):
             raise click.UsageError(f"--allow-host: expected HOST or HOST:PORT, got {host!r:.80}")
     try:
-        from pmm_shm_web.serving import Settings, serve
+        from pmm_shm_web.serving import WebSettings, serve
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("jinja2", "markupsafe", "starlette", "uvicorn"):
             raise
@@ -67,7 +67,7 @@ def web(
 
     token = None if token_file is None else token_in(token_file)
     try:
-        serve(path, Settings(port, hosts, token, opens, folds), lambda address: click.echo(address))
+        serve(path, WebSettings(port, hosts, token, opens, folds), lambda address: click.echo(address))
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise

@@ -33,7 +33,7 @@ class Curve(NamedTuple):
     last: float | None
 
 
-class Drawing(NamedTuple):
+class FoldDrawing(NamedTuple):
     """The curves of a fold, the first `CURVES_SHOWN` of `total`; a link's label is an event id."""
 
     curves: tuple[Curve, ...]
@@ -43,7 +43,7 @@ class Drawing(NamedTuple):
     last_id: int
 
 
-def drawing(courses: Courses) -> Drawing:
+def drawing(courses: Courses) -> FoldDrawing:
     """The courses as the parts of SVGs."""
     first, last = courses.first_id, max(courses.as_of, courses.first_id + 1)
     shown = list(courses.curves.items())[:CURVES_SHOWN]
@@ -53,7 +53,7 @@ def drawing(courses: Courses) -> Drawing:
     boxes = tuple(
         Box(round(WIDTH * n / links, 1), WIDTH / links, str(int(first + (n + 1) * step))) for n in range(links)
     )
-    return Drawing(curves, len(courses.curves), boxes, first, last)
+    return FoldDrawing(curves, len(courses.curves), boxes, first, last)
 
 
 def _curve(key: str, course: list[tuple[int, float | None]], first: int, last: int) -> Curve:

@@ -11,7 +11,7 @@ import time
 from typing import Any, NamedTuple
 
 from pmm_shm.ledger.rows import ID_MIN, RawRow
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.shown import spelled
 from pmm_shm_web.stream import KIND_CHARS
 
@@ -72,7 +72,7 @@ class _Counted:
 class KindCounter:
     """Counts the events of a ledger by kind. Thread-safe."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: LedgerQueries) -> None:
         self._ledger = ledger
         self._lock = threading.Lock()
         self._shown = Facets((), 0, 0, False)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from pmm_shm.ledger.tail import Position
+from pmm_shm.projection.replay import Progress
 
-Report = Callable[[Position], None]
 RUNNING_MAX = 2
 """More wait for one of these to end: two cores are all that many hosts have."""
 FORGOTTEN_S = 3.0
@@ -56,7 +56,7 @@ class Job:
         if self.is_cancelled or time.monotonic() - self._asked_s > FORGOTTEN_S:
             raise CancelledError
 
-    def run(self, work: Callable[[Report], Any], slots: threading.Semaphore) -> None:
+    def run(self, work: Callable[[Progress], Any], slots: threading.Semaphore) -> None:
         """Do the work, in the thread of this call."""
         try:
             with slots:
@@ -76,7 +76,7 @@ class Jobs:
         self._slots = threading.Semaphore(RUNNING_MAX)
         self._jobs: dict[Hashable, Job] = {}
 
-    def start(self, key: Hashable, total: int | None, work: Callable[[Report], Any]) -> Job:
+    def start(self, key: Hashable, total: int | None, work: Callable[[Progress], Any]) -> Job:
         """The job with this key: one that runs, one that has just ended, or a new one."""
         with self._lock:
             self._forget_old()

@@ -15,7 +15,7 @@ from pmm_shm_client.reader import Reader
 _T = TypeVar("_T")
 
 
-class Ledger:
+class LedgerQueries:
     """Bounded statements over the ledger. Thread-safe; `epoch` changes whenever the file at its path may be another."""
 
     def __init__(self, path: str, timeout_s: float) -> None:

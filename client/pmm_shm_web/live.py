@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from pmm_shm.errors import DaemonError, PmmShmError
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.mind import WatchingCache
 
 LOOK_S = 0.25
@@ -28,13 +28,15 @@ class Live:
         ledger: for the newest id.
     """
 
-    def __init__(self, cache: WatchingCache, ledger: Ledger) -> None:
+    def __init__(self, cache: WatchingCache, ledger: LedgerQueries) -> None:
         self._cache = cache
         self._ledger = ledger
         self._listeners: set[asyncio.Event] = set()
         self._woken = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._head: int | None = None
+        # Looks follow one another: an older answer must not take the place of a newer one.
+        self._looking = asyncio.Lock()
         self.is_closed = False
 
     async def heads(self) -> AsyncIterator[int | None]:
@@ -75,9 +77,15 @@ class Live:
         self._tasks = []
 
     async def _look(self) -> int | None:
-        with contextlib.suppress(PmmShmError):
-            self._head = await asyncio.to_thread(self._ledger.head)
-        return self._head
+        """The newest id; whoever finds a new one wakes all listeners."""
+        async with self._looking:
+            with contextlib.suppress(PmmShmError):
+                head = await asyncio.to_thread(self._ledger.head)
+                if head != self._head:
+                    self._head = head
+                    for listener in self._listeners:
+                        listener.set()
+            return self._head
 
     async def _watch(self) -> None:
         mark = None
@@ -85,10 +93,8 @@ class Live:
             try:
                 seen = await asyncio.to_thread(self._cache.mark)
                 if seen != mark:
-                    before, mark = self._head, seen
-                    if await self._look() != before:
-                        for listener in self._listeners:
-                            listener.set()
+                    mark = seen
+                    await self._look()
             except PmmShmError:
                 mark = None
             self._woken.clear()

@@ -19,23 +19,24 @@ from pmm_shm.folds.registry import BUILT_IN_NAMES
 from pmm_shm.names import SEARCH_MODES
 from pmm_shm.projection.courses import Courses, courses
 from pmm_shm.projection.explaining import (
-    Commitment,
-    Directive,
+    CommitmentSubject,
+    DirectiveSubject,
     Explanation,
     MetricsSubject,
-    Name,
+    NameSubject,
     Subject,
-    Trait,
+    TraitSubject,
     explain,
 )
+from pmm_shm.projection.replay import Progress
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
 from pmm_shm_client.searching import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.folds import UserFolds
-from pmm_shm_web.jobs import Job, Jobs, Report
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.jobs import Job, Jobs
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.questions import whole_number
 
 FRAME_WAIT_S = 0.25
@@ -44,6 +45,7 @@ EXPLAIN_WAIT_S = 0.2
 STEPS_MAX = 200
 ENTRIES_SHOWN = 10
 CID_JSON_CHARS_MAX = 4_096
+_KEY_CHARS_SHOWN = 60
 
 
 class WatchingCache(SpectatorCache, AsyncCache):
@@ -54,7 +56,7 @@ class WatchingCache(SpectatorCache, AsyncCache):
         return self._context_at(frame, request)
 
 
-class Entry(NamedTuple):
+class CommitmentRow(NamedTuple):
     """A commitment for the page; `cid_json` names it in an address, with its type. None if no address could hold it."""
 
     cid: Any
@@ -66,11 +68,11 @@ class Entry(NamedTuple):
 class Listed(NamedTuple):
     """Some of many commitments, the newest first."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[CommitmentRow, ...]
     total: int
 
 
-class Found(NamedTuple):
+class SearchOutcome(NamedTuple):
     """One search: its hits, or why there are none."""
 
     mode: str
@@ -88,7 +90,7 @@ class Mind:
         folds: those of users, which its frames include.
     """
 
-    def __init__(self, cache: WatchingCache, ledger: Ledger, jobs: Jobs, folds: UserFolds) -> None:
+    def __init__(self, cache: WatchingCache, ledger: LedgerQueries, jobs: Jobs, folds: UserFolds) -> None:
         self.cache = cache
         self.folds = folds
         for fold in folds.folds.values():
@@ -138,7 +140,7 @@ class Mind:
         """
         fold, head = self.folds.named(name), self._ledger.head()
 
-        def work(report: Report) -> Courses:
+        def work(report: Progress) -> Courses:
             from pmm_shm.ledger.recovery import open_recovered
 
             with contextlib.closing(open_recovered(self._ledger.path, limits.LEDGER_TIMEOUT_S)) as connection:
@@ -163,18 +165,18 @@ class Mind:
         event = None if event_id is None else self.cache.event(event_id)
         if event is None or event.kind != "autonomy_directive":
             raise ConfigError(f"argument: expected the id of an event of a directive, got {argument!r:.80}")
-        return Directive(event.content)
+        return DirectiveSubject(event.content)
 
-    def explanation(self, subject: Subject, at: int, wait_s: float = EXPLAIN_WAIT_S) -> Explanation | Job:
+    def explanation(self, subject: Subject, at: int) -> Explanation | Job:
         """The events behind a value as of event `at`, the newest `STEPS_MAX`; or the job that finds them."""
 
-        def work(report: Report) -> Explanation:
+        def work(report: Progress) -> Explanation:
             from pmm_shm.ledger.recovery import open_recovered
 
             with contextlib.closing(open_recovered(self._ledger.path, limits.LEDGER_TIMEOUT_S)) as connection:
                 return explain(connection, subject, STEPS_MAX, at, report)
 
-        found: Explanation | Job = self._ended(("why", subject.name, at), at, work, wait_s)
+        found: Explanation | Job = self._ended(("why", subject.name, at), at, work, EXPLAIN_WAIT_S)
         return found
 
     def context(
@@ -189,25 +191,27 @@ class Mind:
             return frame
         return self.cache.context_at(frame, request)
 
-    def searches(self, text: str, k: int, at: int | None) -> tuple[Found, ...]:
+    def searches(self, text: str, k: int, filters: Mapping[str, Any]) -> tuple[SearchOutcome, ...]:
         """By words, and by meaning."""
-        return self.search(text, k, at, "words"), self.search(text, k, at, "meaning")
+        return self.search(text, k, filters, "words"), self.search(text, k, filters, "meaning")
 
-    def search(self, text: str, k: int, at: int | None, mode: str, model: str | None = None) -> Found:
+    def search(
+        self, text: str, k: int, filters: Mapping[str, Any], mode: str, model: str | None = None
+    ) -> SearchOutcome:
         """The events nearest to a text, as `Cache.search` has them in this mode; a search that fails says why.
 
         Raises:
             ConfigError: there is no such mode.
         """
         try:
-            hits = self.cache.search(text, k, None, model, mode=mode, until=at)  # type: ignore[call-overload]
+            hits = self.cache.search(text, k, None, model, mode=mode, **filters)  # type: ignore[call-overload]
         except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
-            return Found(mode, None, str(error))
+            return SearchOutcome(mode, None, str(error))
         except ConfigError as error:
             if mode not in SEARCH_MODES:
                 raise
-            return Found(mode, None, str(error))
-        return Found(mode, hits, hits.problem)
+            return SearchOutcome(mode, None, str(error))
+        return SearchOutcome(mode, hits, hits.problem)
 
 
 def subject_of(name: str, argument: str) -> Subject:
@@ -217,11 +221,11 @@ def subject_of(name: str, argument: str) -> Subject:
         ConfigError: there is no such value.
     """
     if name == "name":
-        return Name()
+        return NameSubject()
     if name == "metrics":
         return MetricsSubject()
     if name == "trait":
-        return Trait(argument)
+        return TraitSubject(argument)
     if name == "commitment":
         try:
             cid = json.loads(argument)
@@ -229,7 +233,7 @@ def subject_of(name: str, argument: str) -> Subject:
             cid = None
         if type(cid) not in (str, int):
             raise ConfigError(f"cid: expected a JSON text or integer, got {argument!r:.80}")
-        return Commitment(cid)
+        return CommitmentSubject(cid)
     raise ConfigError(f"subject: expected name, metrics, trait, commitment, directive or fold, got {name!r:.80}")
 
 
@@ -239,13 +243,13 @@ def commitments(entries: Mapping[Any, Any], first: int = 0, count: int = ENTRIES
     return Listed(tuple(_entry(cid, entries[cid]) for cid in newest), len(entries))
 
 
-def _entry(cid: Any, entry: Mapping[str, Any]) -> Entry:
+def _entry(cid: Any, entry: Mapping[str, Any]) -> CommitmentRow:
     details = {key: value for key, value in entry.items() if key not in ("cid", "text")}
     named = json.dumps(cid)
-    return Entry(cid, named if len(named) <= CID_JSON_CHARS_MAX else None, entry.get("text"), details)
+    return CommitmentRow(cid, named if len(named) <= CID_JSON_CHARS_MAX else None, entry.get("text"), details)
 
 
-def in_short(details: Mapping[str, Any], chars_max: int = 60) -> Iterable[tuple[str, Any]]:
+def in_short(details: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """The first few details that are short."""
     short = [(key, value) for key, value in details.items() if isinstance(value, (str, int, float))]
-    return [(str(key)[:chars_max], value) for key, value in short[:4]]
+    return [(str(key)[:_KEY_CHARS_SHOWN], value) for key, value in short[:4]]

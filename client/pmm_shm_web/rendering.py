@@ -14,12 +14,8 @@ from pmm_shm_web import assets, mind, shown
 
 def _link(path: str, **parameters: Any) -> str:
     """An address; parameters without a value are left out."""
-    given = {name: _encodable(str(value)) for name, value in parameters.items() if value not in (None, "")}
+    given = {name: shown.encodable(str(value)) for name, value in parameters.items() if value not in (None, "")}
     return f"{path}?{urlencode(given)}" if given else path
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def environment() -> Environment:

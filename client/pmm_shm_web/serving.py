@@ -19,7 +19,7 @@ ADDRESS = "127.0.0.1"
 _GRACE_S = 1
 
 
-class Settings(NamedTuple):
+class WebSettings(NamedTuple):
     """How to serve: the port (0 for a free one), further values of `Host`, the token (None for a new one), and folds to
     show beside the registered ones.
     """
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     folds: tuple[str, ...] = ()
 
 
-class _Server(uvicorn.Server):
+class _PageServer(uvicorn.Server):
     """Ends the endless answers of live parts first: uvicorn waits for all of them."""
 
     def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(path: str, settings: Settings, say: Callable[[str], None]) -> None:
+def serve(path: str, settings: WebSettings, say: Callable[[str], None]) -> None:
     """Serve the page of a ledger until a signal ends it.
 
     Parameters:
@@ -74,7 +74,7 @@ def serve(path: str, settings: Settings, say: Callable[[str], None]) -> None:
         say(address)
         if settings.opens:
             webbrowser.open(address)
-        _Server(config, site.live.close).run([listener])
+        _PageServer(config, site.live.close).run([listener])
 
 
 def _listening(port: int) -> socket.socket:

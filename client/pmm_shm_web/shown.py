@@ -58,6 +58,11 @@ def shown_json(value: Any) -> Markup:
     return Markup("<pre><bdi>{}</bdi></pre>").format(_ODD.sub(_escaped, cut))
 
 
+def encodable(text: str) -> str:
+    """Text with a question mark for each half of a surrogate pair, which UTF-8 does not have."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _escaped(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
 

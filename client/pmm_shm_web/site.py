@@ -11,7 +11,7 @@ from pmm_shm.errors import PmmShmError
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Jobs
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.live import Live
 from pmm_shm_web.mind import Mind, WatchingCache
 from pmm_shm_web.operations import Operations
@@ -23,7 +23,7 @@ class Site:
     """The parts of one ledger's pages."""
 
     path: str
-    ledger: Ledger
+    ledger: LedgerQueries
     mind: Mind
     stream: Stream
     kinds: KindCounter
@@ -48,7 +48,7 @@ class Site:
         """
         cache = WatchingCache(path)
         listening = WatchingCache(path)
-        ledger = Ledger(cache.path, limits.LEDGER_TIMEOUT_S)
+        ledger = LedgerQueries(cache.path, limits.LEDGER_TIMEOUT_S)
         jobs = Jobs()
         return cls(
             cache.path,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.instants import instant_us
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, MalformedMeta, RawRow, parse_meta
-from pmm_shm_web.ledger import Ledger
-from pmm_shm_web.shown import spelled
+from pmm_shm_web.ledger import LedgerQueries
+from pmm_shm_web.shown import encodable, spelled
 
 PAGE_ROWS = 50
 PAGE_ROWS_MAX = 500
@@ -102,7 +102,7 @@ class StreamPage(NamedTuple):
 class Stream:
     """The events of one ledger, for people to look at. Thread-safe."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: LedgerQueries) -> None:
         self._ledger = ledger
         self._is_foreign = ledger.connection.shape is not None
         # Some programs keep all of an event in what the shape makes its meta.
@@ -159,18 +159,18 @@ class Stream:
             # As `+kind`, the column is in no index, which SQLite could choose and sort by.
             column = f"substr(kind, 1, {KIND_CHARS})" if is_cut else "kind" if is_quick else "+kind"
             sql += f" AND {column} = ?"
-            values.append(_encodable(query.kind))
+            values.append(encodable(query.kind))
         if query.text:
             is_quick = False
             text = "content || ' ' || meta" if self._is_foreign else "content"
             sql += f" AND {text} LIKE ? ESCAPE '\\'"
             escaped = query.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            values.append(f"%{_encodable(escaped)}%")
+            values.append(f"%{encodable(escaped)}%")
         for value, sign in ((query.since, ">="), (query.until, "<")):
             if value is not None:
                 is_quick = False
                 sql += f" AND julianday(ts) {sign} julianday(?)"
-                values.append(_encodable(value))
+                values.append(encodable(value))
         return sql, tuple(values), is_quick
 
     def rows_of(self, ids: Sequence[int]) -> dict[int, StreamRow]:
@@ -225,10 +225,6 @@ class Stream:
             return None if below is None else below[0], None if above is None else above[0]
 
         return self._ledger.read(read)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _meta(value: Any) -> Any:

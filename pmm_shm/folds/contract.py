@@ -18,20 +18,20 @@ A fold in use:
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.codec import pack
 from pmm_shm.errors import FoldError, PmmShmError
 from pmm_shm.folds.state import State, Touched
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, ClassVar, Literal, NoReturn
 
 Column = Literal["content", "meta"]
 _OWN_COLUMNS = frozenset({"id", "ts", "kind", "content", "meta"})
-Identity = tuple[str, int, bytes]
+FoldIdentity = tuple[str, int, bytes]
 """(name, version, packed parameters): state folded under one identity is void under another."""
 
 
@@ -84,7 +84,7 @@ class Fold(ABC):
         """What people see of a view, in `status`, in plots and on the web page: name to a number, a text or a table,
         which maps its keys to values. By default the parts of the view.
         """
-        from pmm_shm.folds.describing import described_view
+        from pmm_shm.folds.view_parts import described_view
 
         return described_view(view)
 
@@ -92,13 +92,13 @@ class Fold(ABC):
         """The values whose history `pmm-shm explain` lists: key to value. By default those of `describe`; an entry of
         a table has the key `table.key`.
         """
-        from pmm_shm.folds.describing import flattened
+        from pmm_shm.folds.view_parts import flattened
 
         return flattened(self.describe(view))
 
-    def identity(self) -> Identity:
+    def identity(self) -> FoldIdentity:
         """(name, version, parameters as bytes); the same for the life of the fold."""
-        known: Identity | None = self.__dict__.get("_identity")
+        known: FoldIdentity | None = self.__dict__.get("_identity")
         if known is None:
             parameters: Any = dict(self.parameters)
             if self.columns:
@@ -109,6 +109,8 @@ class Fold(ABC):
 
     def on_shape(self, identity: str) -> Fold:
         """This fold for logs of a shape, whose identity is part of the fold's: its state means nothing elsewhere."""
+        with late_imports:
+            import copy
         other = copy.copy(self)
         other.__dict__["_identity"] = self.name, self.version, pack([self.identity()[2], identity])
         return other

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
@@ -32,11 +32,11 @@ from pmm_shm.errors import (
 )
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, detect_formula, fits, hash_of_parts
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, Durability
 from pmm_shm.ledger.fetch import UNDECODABLE
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.new_events import NewEvent, new_event, new_events
 from pmm_shm.ledger.opening import LedgerFile
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, REQUIRED_COLUMNS, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
@@ -63,8 +63,6 @@ _SPACE = rb"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
 _SILENT_CONFLICT = re.compile(rb"\bon%sconflict%s(ignore|replace)\b" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
 
-Durability = Literal["default", "full"]
-DURABILITIES: tuple[Durability, ...] = ("default", "full")
 ExpectedHead = int | Position
 """The newest event's id (0 in an empty ledger), or the position of what was read."""
 
@@ -92,6 +90,10 @@ class Appender:
     Attributes:
         last_row: the newest row that it has appended; None where that is not known, and in a ledger without hashes.
     """
+
+    # What makes the events to append: an `EventLog` that only reads does not import it.
+    new_event = staticmethod(new_event)
+    new_events = staticmethod(new_events)
 
     def __init__(self, path: str, timeout_s: float, durability: Durability, shape: Shape | None = None) -> None:
         self._durability = durability

@@ -16,11 +16,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import Instance, real_path
+from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
+from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -36,14 +35,25 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
+
+Durability = Literal["default", "full"]
+DURABILITIES: tuple[Durability, ...] = ("default", "full")
+"""What an acknowledged append survives, see `EventLog`."""
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
 _locks_trusted_until_s: dict[tuple[int, int | None], float] = {}
 """Inodes of a ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
+
+
+def check_durability(durability: object) -> None:
+    """Raise `ConfigError` where this is none of `DURABILITIES`."""
+    if durability not in DURABILITIES:
+        raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
 
 
 class Connection:
@@ -85,7 +95,8 @@ class Connection:
         self.next_lock_check_s = 0.0
         """The monotonic time from which `require_lock` asks again."""
         self._close_hooks: list[Callable[[], None]] = []
-        _open_connections.add(self)
+        with _making:
+            _open_connections.add(self)
 
     def on_close(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever the connection closes, to forget what was remembered of the old epoch."""
@@ -345,7 +356,7 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     instance = Instance.of(path)
     if instance.ledger in _shapes_in_use:
         return _shapes_in_use[instance.ledger]
-    if not os.path.exists(instance.shape_file):
+    if not os.path.exists(instance.file(SHAPE_FILE)):
         return None
     with late_imports:
         from pmm_shm.ledger.shape_record import read_shape
@@ -435,21 +446,31 @@ def _connections() -> list[Connection]:
 
 
 _closed_for_fork: list[Connection] = []
+# Held while a connection is added, and during a fork: one that the fork has not listed could be locked, and opened.
+_making = threading.RLock()
 
 
 def _before_fork() -> None:
-    for connection in sorted(_connections(), key=id):
-        connection.lock.acquire()
-        _closed_for_fork.append(connection)
-        connection.close()
-    # The last lock: its holder waits for no connection.
-    late_imports.acquire()
+    while True:
+        for connection in sorted(_connections(), key=id):
+            connection.lock.acquire()
+            _closed_for_fork.append(connection)
+            connection.close()
+        # After the connections: its holder waits for none, but may make one.
+        late_imports.acquire()
+        _making.acquire()
+        if all(connection in _closed_for_fork for connection in _connections()):
+            return
+        # From the beginning: all locks are taken in one order.
+        _after_fork()
 
 
 def _after_fork() -> None:
+    _making.release()
     late_imports.release()
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+late_imports.follow_fork_hooks()

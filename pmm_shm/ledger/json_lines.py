@@ -23,9 +23,10 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, ID_MIN, REQUIRED_COLUMNS, InvalidText, decode_text
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
+from pmm_shm.ledger.shape_sql import quoted
 from pmm_shm.ledger.tail import START, TailReader, head_of, ordered_columns
 
-Progress = Callable[[int], object]
+CountProgress = Callable[[int], object]
 """Called with the number of events done so far."""
 
 _REALS = {"inf": math.inf, "-inf": -math.inf}
@@ -42,7 +43,7 @@ class Imported(NamedTuple):
     head_id: int
 
 
-def exported(connection: Connection, progress: Progress = lambda done: None) -> Iterator[str]:
+def exported(connection: Connection, progress: CountProgress = lambda done: None) -> Iterator[str]:
     """The lines of all events up to the head of the log at the call, each with its line break.
 
     Reads in short statements: nobody waits for whoever consumes the lines.
@@ -94,7 +95,7 @@ def import_lines(
     *,
     source: str = "the lines",
     chain: bool = True,
-    progress: Progress = lambda done: None,
+    progress: CountProgress = lambda done: None,
 ) -> Imported:
     """Make a new ledger, in WAL mode, of the lines of an export; it appears whole or not at all.
 
@@ -141,7 +142,7 @@ def _check_chain(path: str, source: str) -> None:
 class _Writer:
     """Writes the events of an export into an empty database, within the caller's transaction."""
 
-    def __init__(self, handle: sqlite3.Connection, source: str, progress: Progress) -> None:
+    def __init__(self, handle: sqlite3.Connection, source: str, progress: CountProgress) -> None:
         self._handle = handle
         self._source = source
         self._progress = progress
@@ -194,7 +195,7 @@ class _Writer:
         # SQLite takes text that is not UTF-8 only by a cast of its bytes.
         slots = ", ".join(["CAST(? AS TEXT)" if isinstance(value, InvalidText) else "?" for value in row])
         values = [value.raw if isinstance(value, InvalidText) else value for value in row]
-        self._handle.execute(f"INSERT INTO events ({', '.join(map(_quoted, self._columns))}) VALUES ({slots})", values)
+        self._handle.execute(f"INSERT INTO events ({', '.join(map(quoted, self._columns))}) VALUES ({slots})", values)
 
     def _drop_types(self) -> None:
         self._is_typed = False
@@ -208,7 +209,7 @@ class _Writer:
 
 
 def _table_sql(columns: Sequence[str], types: Mapping[str, str]) -> str:
-    others = ", ".join(_quoted(name) + types.get(name, "") for name in columns[1:])
+    others = ", ".join(quoted(name) + types.get(name, "") for name in columns[1:])
     return f"CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, {others})"
 
 
@@ -243,7 +244,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "half of a surrogate pair"
     return "nested too deep" if isinstance(error, RecursionError) else str(error)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -10,14 +10,10 @@ but reading it stops every lock operation of the machine for milliseconds.) On a
 from __future__ import annotations
 
 import os
-import re
 
 _TABLE = "/proc/locks"
 _TABLE_BYTES = 1 << 20
 _LOOKS = 2
-_FDINFO_BYTES = 1 << 14
-# "lock:	1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"; finds the last bytes.
-_LOCK_ENDS = re.compile(rb"^lock:\s+\d+: POSIX\s.*\s(\d+|EOF)$", re.MULTILINE).findall
 
 WAL_DMS_BYTE = 128
 """The byte of the `-shm` file that every connection in WAL mode keeps locked (SQLite's UNIX_SHM_DMS)."""
@@ -75,22 +71,18 @@ def _is_locked_through(name: str, process: str, inode: int, first_byte: int) -> 
     """Whether a process holds such a lock through this descriptor; None if the system does not tell."""
     try:
         found = os.fstat(int(name)) if process == "/proc/self" else os.stat(f"{process}/fd/{name}")
-        if found.st_ino != inode:
-            return False
     except OSError:  # Closed meanwhile, by another thread or by `listdir` itself.
         return False
+    if found.st_ino != inode:
+        return False
     try:
-        # Not `open`, whose two objects around the descriptor cost as much as the rest.
-        descriptor = os.open(f"{process}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            table = os.read(descriptor, _FDINFO_BYTES)
-        finally:
-            os.close(descriptor)
+        table = b"".join(_pieces(f"{process}/fdinfo/{name}"))
     except FileNotFoundError:
         return False
     except OSError:
         return None
-    return any(_reaches(last_byte, first_byte) for last_byte in _LOCK_ENDS(table))
+    locks = [line for line in table.splitlines() if line.startswith(b"lock:")]
+    return any(_is_lock(line, first_byte) for line in locks)
 
 
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
@@ -119,18 +111,22 @@ def writers_of(inode: int, first_byte: int, last_byte: int) -> set[int]:
 def _table() -> tuple[list[bytes], bool]:
     """The lines of the system's table of locks, and whether they are of one moment."""
     try:
-        descriptor = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        pieces = _pieces(_TABLE)
     except OSError:
         return [], True
+    return b"".join(pieces).splitlines(), len(pieces) <= 1
+
+
+def _pieces(path: str) -> list[bytes]:
+    """A file of the system, in the pieces in which it comes; at half the cost of a file object."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
         while piece := os.read(descriptor, _TABLE_BYTES):
             pieces.append(piece)
-    except OSError:
-        return [], True
     finally:
         os.close(descriptor)
-    return b"".join(pieces).splitlines(), len(pieces) <= 1
+    return pieces
 
 
 def _pids_in(lines: list[bytes], inode: int, first_byte: int, last_byte: int | None = None) -> set[int]:
@@ -144,6 +140,12 @@ def _pids_in(lines: list[bytes], inode: int, first_byte: int, last_byte: int | N
         if is_meant and int(fields[5].rpartition(b":")[2]) == inode and _reaches(fields[7], first_byte):
             pids.add(int(fields[4]))
     return pids
+
+
+def _is_lock(line: bytes, first_byte: int) -> bool:
+    # "lock:	1: POSIX  ADVISORY  READ 1234 fe:00:567 128 128"
+    fields = line.split()
+    return len(fields) >= 9 and fields[0] == b"lock:" and fields[2] == b"POSIX" and _reaches(fields[8], first_byte)
 
 
 def _reaches(last_byte: bytes, first_byte: int) -> bool:

@@ -42,7 +42,7 @@ _NOT_ALIASES = frozenset(
 _EPOCH_US = {"epoch": "* 1000000.0", "epoch_ms": "* 1000.0", "epoch_us": ""}
 
 
-class Source(NamedTuple):
+class ShapeSource(NamedTuple):
     """The tables of a shape.
 
     Attributes:
@@ -58,10 +58,10 @@ class Source(NamedTuple):
 
     @property
     def position(self) -> str:
-        return f"{_quoted(self.alias)}.{_quoted(self.key)}"
+        return f"{quoted(self.alias)}.{quoted(self.key)}"
 
 
-def source_of(shape: Shape) -> Source:
+def source_of(shape: Shape) -> ShapeSource:
     """The tables that a shape reads.
 
     Raises:
@@ -87,7 +87,7 @@ def source_of(shape: Shape) -> Source:
     alias = by_lower.get((position[1] or next(iter(tables))).lower())
     if alias is None or (len(tables) > 1 and position[1] is None and position[2].lower() != "rowid"):
         raise shape.error(f"`position`: with a join it must be alias.column, got {shape.position!r:.80}")
-    return Source(sql, tables, alias, position[2])
+    return ShapeSource(sql, tables, alias, position[2])
 
 
 def _add_table(shape: Shape, scrubbed: str, start: int, end: int, tables: dict[str, str]) -> str:
@@ -102,7 +102,7 @@ def _add_table(shape: Shape, scrubbed: str, start: int, end: int, tables: dict[s
     if alias.lower() in map(str.lower, tables):
         raise shape.error(f"`from`: two tables are called {alias!r}")
     tables[alias] = table
-    return f"main.{_quoted(table)} AS {_quoted(alias)}"
+    return f"main.{quoted(table)} AS {quoted(alias)}"
 
 
 def columns_of(shape: Shape) -> dict[str, tuple[str, str]]:
@@ -129,7 +129,7 @@ def select_sql(shape: Shape) -> str:
         ConfigError: as `source_of` and `columns_of`.
     """
     source = source_of(shape)
-    columns = [f"{sql} AS {_quoted(name)}" for name, (_, sql) in columns_of(shape).items()]
+    columns = [f"{sql} AS {quoted(name)}" for name, (_, sql) in columns_of(shape).items()]
     return f"SELECT {source.position} AS id, {', '.join(columns)} FROM {source.sql}"
 
 
@@ -268,5 +268,6 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace(opening * 2, opening) if opening in "\"`'" else name
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name of SQL in quotes."""
     return '"' + name.replace('"', '""') + '"'

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from pmm_shm.errors import LedgerError, NotALedgerError
 from pmm_shm.ledger.shape import Shape
-from pmm_shm.ledger.shape_sql import Source, columns_of, select_sql, source_of
+from pmm_shm.ledger.shape_sql import ShapeSource, columns_of, select_sql, source_of
 
 _BEHIND = "SELECT * FROM events WHERE id >= ? ORDER BY id LIMIT ?"
 _PLANNED = (
@@ -85,7 +85,7 @@ def fit_view(handle: sqlite3.Connection, path: str, shape: Shape, *, makes_it: b
 
 
 @contextlib.contextmanager
-def _without_statistics(handle: sqlite3.Connection, shape: Shape, source: Source) -> Iterator[sqlite3.Connection]:
+def _without_statistics(handle: sqlite3.Connection, shape: Shape, source: ShapeSource) -> Iterator[sqlite3.Connection]:
     """A database in memory with the view over the same tables and indexes, empty."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
         try:
@@ -110,7 +110,7 @@ def _check_table(handle: sqlite3.Connection, path: str, shape: Shape, table: str
         raise _unfit(path, shape, f"{table!r} is a virtual table")
 
 
-def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, source: Source, key: str, sql: str) -> None:
+def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, source: ShapeSource, key: str, sql: str) -> None:
     """Raise where one part of the shape does not compile."""
     try:
         handle.execute("EXPLAIN " + sql).fetchall()
@@ -124,7 +124,7 @@ def _compiled(handle: sqlite3.Connection, path: str, shape: Shape, source: Sourc
         raise _unfit(path, shape, f"`{key}`: {text}{hint}") from None
 
 
-def _columns(handle: sqlite3.Connection, source: Source) -> str:
+def _columns(handle: sqlite3.Connection, source: ShapeSource) -> str:
     """The columns of the tables, in words."""
     told = []
     for table in dict.fromkeys(source.tables.values()):
@@ -134,7 +134,7 @@ def _columns(handle: sqlite3.Connection, source: Source) -> str:
     return " ".join("; ".join(told).split())
 
 
-def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: Source, sql: str) -> bool:
+def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: ShapeSource, sql: str) -> bool:
     """Check that a statement finds its rows by keys. Returns whether the position is a rowid."""
     what = "for the newest position" if "DESC" in sql else "for the rows behind a position"
     plan = _plan(handle, sql)
@@ -161,14 +161,14 @@ def _check_plan(handle: sqlite3.Connection, path: str, shape: Shape, source: Sou
     return first["rowid"] is not None
 
 
-def _key_columns(handle: sqlite3.Connection, source: Source, alias: str) -> int:
+def _key_columns(handle: sqlite3.Connection, source: ShapeSource, alias: str) -> int:
     """How many columns the primary key of a table has."""
     sql = "SELECT count(*) FROM pragma_table_info(?, 'main') WHERE pk > 0"
     count: int = handle.execute(sql, (source.tables[alias],)).fetchall()[0][0]
     return count
 
 
-def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: int) -> bool:
+def _is_unique(handle: sqlite3.Connection, source: ShapeSource, index: str, columns: int) -> bool:
     """Whether an index is unique in as many columns."""
     for table in dict.fromkeys(source.tables.values()):
         for row in handle.execute(
@@ -180,7 +180,7 @@ def _is_unique(handle: sqlite3.Connection, source: Source, index: str, columns: 
     return False
 
 
-def _check_type(handle: sqlite3.Connection, path: str, shape: Shape, source: Source) -> bool:
+def _check_type(handle: sqlite3.Connection, path: str, shape: Shape, source: ShapeSource) -> bool:
     """Whether the position is a declared column; raise where that is no integer."""
     rows = handle.execute(
         "SELECT type FROM pragma_table_info(?, 'main') WHERE lower(name) = lower(?)",

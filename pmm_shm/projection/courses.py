@@ -8,7 +8,8 @@ from typing import NamedTuple
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
 from pmm_shm.folds.contract import Fold, view_of
-from pmm_shm.folds.describing import explainable, numbers
+from pmm_shm.folds.describing import explainable
+from pmm_shm.folds.view_parts import numbers
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import Cursor, LogChanged, require_columns
@@ -33,10 +34,8 @@ class Courses(NamedTuple):
     stride: int
 
 
-def courses(
-    connection: Connection, fold: Fold, samples_max: int = SAMPLES_MAX, progress: Progress | None = None
-) -> Courses:
-    """Replay a fold, and take its numbers at up to `samples_max` positions, evenly over the event ids.
+def courses(connection: Connection, fold: Fold, progress: Progress | None = None) -> Courses:
+    """Replay a fold, and take its numbers at up to `SAMPLES_MAX` positions, evenly over the event ids.
 
     Raises:
         FoldError: the ledger lacks a column that the fold asks for, or its `view` or a hook of it fails.
@@ -46,15 +45,15 @@ def courses(
     require_columns([fold], connection)
     for _ in range(limits.REPLAYS_MAX):
         try:
-            return _sampled(connection, fold, samples_max, progress)
+            return _sampled(connection, fold, progress)
         except LogChanged:
             continue
     raise LedgerBusyError(f"{connection.path}: it has changed {limits.REPLAYS_MAX} times while it was replayed")
 
 
-def _sampled(connection: Connection, fold: Fold, samples_max: int, progress: Progress | None) -> Courses:
+def _sampled(connection: Connection, fold: Fold, progress: Progress | None) -> Courses:
     head_id, first_id = head_of(connection), _first_id(connection)
-    stride = max(1, -(-(head_id - first_id + 1) // samples_max))
+    stride = max(1, -(-(head_id - first_id + 1) // SAMPLES_MAX))
     cursor, curves = Cursor([fold], connection), dict[str, list[tuple[int, float | None]]]()
     found: dict[str, float] = {}
     for stop_id in [*range(first_id + stride - 1, head_id, stride), head_id]:

@@ -135,7 +135,7 @@ class Observation(NamedTuple):
     is_same: bool
 
 
-class Name(Subject):
+class NameSubject(Subject):
     """The name: adoptions, changes, clears, and events without effect."""
 
     name = "identity.name"
@@ -159,7 +159,7 @@ class Name(Subject):
         return "adopted" if seen.event.kind == "identity_adopt" else "changed", {}
 
 
-class Trait(Subject):
+class TraitSubject(Subject):
     """One trait: every update, and whether it was clamped.
 
     Raises:
@@ -196,7 +196,7 @@ class Trait(Subject):
         return f"{_NOTHING}: {words}" if seen.is_same else words, {"deltas": deltas, "clamped": was_clamped}
 
 
-class Commitment(Subject):
+class CommitmentSubject(Subject):
     """One commitment: opened, evidence, snoozed, closed or expired. The value is its entry in the self-model.
 
     Raises:
@@ -292,7 +292,7 @@ class MetricsSubject(Subject):
         return {"ias": view.ias, "gas": view.gas, "before_feedback": {"ias": ias, "gas": gas}}
 
 
-class Directive(Subject):
+class DirectiveSubject(Subject):
     """One directive: each event that has its text, and each event that pushed an earlier one out of the newest
     `WINDOW_EVENTS`, which lowers its score. The value is its counts.
     """

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pmm_shm.folds.contract import Fold, patched_view, view_of
-from pmm_shm.folds.describing import explained_value, numbers
+from pmm_shm.folds.describing import explained_value
 from pmm_shm.folds.state import State, Touched
+from pmm_shm.folds.view_parts import numbers
 from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.explaining import Observation, Subject
 

@@ -18,7 +18,7 @@ from pmm_shm.folds.state import QUARANTINE, State, cell_key, readable_part, tabl
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.testing.events import Given, hostile_rows, rows_of
 from pmm_shm.testing.values import changeable_part, first_difference, shape, shown
-from pmm_shm.testing.watching import DeclaredEvent, Entries, StoredBase, Witness, meta_of, other_circumstances
+from pmm_shm.testing.watching import DeclaredEvent, StateEntries, StoredBase, Witness, meta_of, other_circumstances
 
 _SPLITS_NEWEST, _SPLITS_OTHERS = 24, 12
 _CUTS: tuple[tuple[int, ...], ...] = ((1_000_000,), (2,), (3, 1), (7, 2, 19))
@@ -61,7 +61,7 @@ class _Laws:
         self._given = given
         self._places = {column: 5 + number for number, column in enumerate(fold.columns)}
         self._identity = fold.identity()
-        self._after: list[Entries] = []
+        self._after: list[StateEntries] = []
         self._is_quarantined: list[bool] = []
 
     def check(self) -> None:
@@ -145,7 +145,7 @@ class _Laws:
 
     def _restarts(self) -> None:
         law = "a restart changes nothing (the state is stored and loaded)"
-        stored: Entries = {}
+        stored: StateEntries = {}
         for number, row in enumerate(self._rows):
             stored = self._folded([row], stored, number)
             self._same(law, number, self._after[number], stored, "in memory", "stored and loaded after each event")
@@ -169,7 +169,7 @@ class _Laws:
         """An event that was quarantined, and changed nothing else, might as well not have been there."""
         law = "an event in the quarantine leaves nothing else"
         kept: list[int] = []
-        without: Entries = {}
+        without: StateEntries = {}
         for number in range(len(self._rows)):
             before = _beside_quarantine(self._after[number - 1]) if number else {}
             if not (self._is_quarantined[number] and _beside_quarantine(self._after[number]) == before):
@@ -204,7 +204,7 @@ class _Laws:
             for step in (1, 3):
                 self._patched(base, split, step)
 
-    def _patched(self, base: Entries, split: int, step: int) -> None:
+    def _patched(self, base: StateEntries, split: int, step: int) -> None:
         state = State(StoredBase(base))
         view, engine = self._view(state, split - 1 if split else None), Engine([self._fold])
         rows = self._rows[split:] if step > 1 or not split else self._rows[split : split + 4]
@@ -231,13 +231,13 @@ class _Laws:
 
     # Ways to fold.
 
-    def _singles(self, rows: Sequence[RawRow]) -> Iterator[Entries]:
+    def _singles(self, rows: Sequence[RawRow]) -> Iterator[StateEntries]:
         state, engine = State(), Engine([self._fold])
         for number, row in enumerate(rows):
             engine.apply([row], {self._fold.name: state}, self._places)
             yield self._entries(state, number)
 
-    def _cut(self, rows: Sequence[RawRow], sizes: Sequence[int]) -> list[Entries]:
+    def _cut(self, rows: Sequence[RawRow], sizes: Sequence[int]) -> list[StateEntries]:
         """The state behind batches of these sizes, over and over, as a list of one."""
         state, engine, start, turn = State(), Engine([self._fold]), 0, 0
         while start < len(rows):
@@ -246,13 +246,13 @@ class _Laws:
             start, turn = start + size, turn + 1
         return [self._entries(state, len(rows) - 1)]
 
-    def _folded(self, rows: Sequence[RawRow], base: Entries, number: int) -> Entries:
+    def _folded(self, rows: Sequence[RawRow], base: StateEntries, number: int) -> StateEntries:
         """The stored state behind `rows`, folded at once on an overlay over a stored state."""
         state = State(StoredBase(base))
         Engine([self._fold]).apply(rows, {self._fold.name: state}, self._places)
         return self._entries(state, number, base)
 
-    def _entries(self, state: State, number: int, base: Mapping[bytes, bytes] | None = None) -> Entries:
+    def _entries(self, state: State, number: int, base: Mapping[bytes, bytes] | None = None) -> StateEntries:
         entries = dict(base or {})
         try:
             for key, value in state.changes():
@@ -279,7 +279,7 @@ class _Laws:
 
     # What to say.
 
-    def _same(self, law: str, number: int, one: Entries, other: Entries, when: str, when_other: str) -> None:
+    def _same(self, law: str, number: int, one: StateEntries, other: StateEntries, when: str, when_other: str) -> None:
         if one == other:
             return
         key = min(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
@@ -313,7 +313,7 @@ def _copied(fold: Fold) -> Fold:
         return fold
 
 
-def _beside_quarantine(entries: Entries) -> Entries:
+def _beside_quarantine(entries: StateEntries) -> StateEntries:
     ours = cell_key(QUARANTINE), table_prefix(QUARANTINE)
     return {key: value for key, value in entries.items() if key != ours[0] and not key.startswith(ours[1])}
 

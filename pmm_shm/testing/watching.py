@@ -14,14 +14,14 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import Event, MalformedMeta, RawRow, WideEvent, parse_columns, parse_content, parse_meta
 
-Entries = dict[bytes, bytes]
+StateEntries = dict[bytes, bytes]
 """The state of a fold as a store holds it."""
 
 
 class StoredBase:
     """A stored state below an overlay, as LMDB has it: values as bytes, keys in order."""
 
-    def __init__(self, entries: Entries) -> None:
+    def __init__(self, entries: StateEntries) -> None:
         self.entries = entries
 
     def get(self, key: bytes, /) -> bytes | None:

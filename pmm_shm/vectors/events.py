@@ -26,7 +26,7 @@ INDEXED_KIND = "embedding_indexed"
 _ID, _KIND, _CONTENT, _META = 0, 2, 3, 4
 
 
-class Source(enum.IntEnum):
+class VectorSource(enum.IntEnum):
     """The source of an event's vector; the smallest number takes precedence."""
 
     IMPORTED = 1
@@ -38,7 +38,7 @@ class EventText(NamedTuple):
     """An event that needs a vector: that of `text`, or `vector` if it is known already."""
 
     event_id: int
-    source: Source
+    source: VectorSource
     text: str
     vector: list[float] | None = None
 
@@ -98,7 +98,7 @@ class EventTextReader:
             if row[_KIND] in self._kinds and row[_ID] not in found:
                 text = _text(row[_CONTENT])
                 if text is not None:
-                    found[row[_ID]] = EventText(row[_ID], Source.EMBEDDED, text)
+                    found[row[_ID]] = EventText(row[_ID], VectorSource.EMBEDDED, text)
         return [found[event_id] for event_id in sorted(found)]
 
     def _indexed(self, rows: list[RawRow]) -> Iterable[EventText]:
@@ -114,7 +114,7 @@ class EventTextReader:
                 continue
             vector = local_bow.vector(text)
             if local_bow.digest_of(vector) in digests[event_id]:
-                yield EventText(event_id, Source.INDEXED, text, vector)
+                yield EventText(event_id, VectorSource.INDEXED, text, vector)
 
     def _contents(self, event_ids: list[int]) -> Iterable[tuple[int, object]]:
         """(event id, content column) of those events that exist."""

@@ -26,7 +26,7 @@ from pmm_shm.store.writer import StoreWriter
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.event_table import IMPORTED_PREFIX, VectorRows
 from pmm_shm.vectors.event_table_writer import EventTableWriter
-from pmm_shm.vectors.events import Source
+from pmm_shm.vectors.events import VectorSource
 from pmm_shm.vectors.nearest import EventIds
 
 _STATE_KEY = b"i"
@@ -225,11 +225,11 @@ class EmbeddingImport:
         vectors = np.frombuffer(data, "<f4").reshape(len(ids), dimension)
         present = table.rows_of(ids)
         numbers = np.searchsorted(ids, present.ids)
-        is_same = (present.sources == Source.IMPORTED) & (present.vectors == vectors[numbers]).all(axis=1)
+        is_same = (present.sources == VectorSource.IMPORTED) & (present.vectors == vectors[numbers]).all(axis=1)
         is_new = np.ones(len(ids), bool)
         is_new[numbers[is_same]] = False
         if is_new.any():
-            sources = np.full(int(is_new.sum()), Source.IMPORTED, np.uint8)
+            sources = np.full(int(is_new.sum()), VectorSource.IMPORTED, np.uint8)
             # Always with the position: readers check by it that the rows belong to their log.
             moved_to = None if model == local_bow.NAME else position
             table.apply(VectorRows(ids[is_new], sources, vectors[is_new]), position=moved_to)
@@ -241,7 +241,9 @@ class EmbeddingImport:
         for model, dimension in models.items():
             table = self._table_for(model, dimension)
             left = found.get(model, (dimension, []))[1]
-            gone = np.setdiff1d(table.ids_of(Source.IMPORTED), np.concatenate(left) if left else np.empty(0, np.int64))
+            gone = np.setdiff1d(
+                table.ids_of(VectorSource.IMPORTED), np.concatenate(left) if left else np.empty(0, np.int64)
+            )
             if len(gone):
                 table.apply(VectorRows.none(dimension), gone)
                 self._on_removed(model)

@@ -27,7 +27,7 @@ from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import Embedder
 from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, PositionRange, VectorRows, table_records
 from pmm_shm.vectors.event_table_writer import EventTableWriter
-from pmm_shm.vectors.events import EventText, EventTextReader, Source
+from pmm_shm.vectors.events import EventText, EventTextReader, VectorSource
 from pmm_shm.vectors.nearest import EventIds
 
 _REASON_CHARS_MAX = 500
@@ -208,7 +208,7 @@ class EventTableIndexer:
         for kind in sorted(dropped):
             for ids in self._ids_of_kind(kind):
                 self._pause()
-                is_own = self.table.sources_of(ids) == Source.EMBEDDED
+                is_own = self.table.sources_of(ids) == VectorSource.EMBEDDED
                 self.table.apply(self._no_rows, ids[is_own])
         self.read_again()
 

@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 _KEPT_S = 0.5
 _REQUEST_S = 2.0
 _STATES = ("healthy", "lagging", "degraded")
-Stats = Callable[[], dict[str, Any]]
+StatsSource = Callable[[], dict[str, Any]]
 
 # (name, help, path): the number is found in the daemon's numbers under a path such as `sizes.ledger_bytes`. Of a list
 # it is the length; milliseconds become seconds.
@@ -101,13 +101,13 @@ class MetricsServer:
         DaemonError: the port cannot be bound.
     """
 
-    def __init__(self, port: int, stats: Stats, log: Logger) -> None:
+    def __init__(self, port: int, stats: StatsSource, log: Logger) -> None:
         registry = CollectorRegistry()
         registry.register(_DaemonCollector(stats))
         ProcessCollector(registry=registry)
         handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": _REQUEST_S})
         try:
-            self._server = _Server((HOST, port), handler, log)
+            self._server = _MetricsServer((HOST, port), handler, log)
         except OSError as error:
             raise DaemonError(f"--metrics-port: {HOST}:{port}: {error.strerror}") from None
         self.port = int(self._server.server_address[1])
@@ -126,7 +126,7 @@ class MetricsServer:
         return not self._thread.is_alive()
 
 
-class _Server(HTTPServer):
+class _MetricsServer(HTTPServer):
     def __init__(self, address: tuple[str, int], handler: Any, log: Logger) -> None:
         self._log = log
         super().__init__(address, handler)
@@ -146,7 +146,7 @@ class _Server(HTTPServer):
 class _DaemonCollector(Collector):
     """The daemon's numbers as metrics."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: StatsSource) -> None:
         self._stats = stats
         self._lock = threading.Lock()
         self._kept: tuple[float, dict[str, Any]] | None = None

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from pmm_replicator import forks, source
 from pmm_replicator.replica_file import HeadMoved, ReplicaFile
-from pmm_replicator.report import Report
+from pmm_replicator.report import ReplicationReport
 from pmm_shm import limits
 from pmm_shm.errors import SourceUnreachableError
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.source.audit import BLOCK_ROWS, audit_block
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.lost import lost_files
-from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.server import Server, first_line
 from pmm_shm.ledger.source.tables import channel
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _RETRY_S_MIN = 0.1
 
 
-class Follower:
+class ReplicaFollower:
     """Follows one ledger in PostgreSQL into one replica.
 
     Parameters:
@@ -40,28 +40,25 @@ class Follower:
         replica: where to.
         fork_max: how many events it takes back by itself.
         log: takes one line for people.
-        clock: monotonic seconds.
     """
 
     def __init__(
         self,
         server: Server,
         replica: ReplicaFile,
-        report: Report,
+        report: ReplicationReport,
         fork_max: int,
         log: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._replica = replica
         self._report = report
         self._fork_max = fork_max
         self._log = log
-        self._clock = clock
         self._head: RawRow | None = None
         self._audit_from = 1
-        self._next_audit = clock() + limits.REPLICA_AUDIT_S
-        self._next_look_around = clock() + limits.REPLICA_LOOK_AROUND_S
+        self._next_audit = time.monotonic() + limits.REPLICA_AUDIT_S
+        self._next_look_around = time.monotonic() + limits.REPLICA_LOOK_AROUND_S
         self._others: Server | None = None
         self._looking: threading.Thread | None = None
         self._difference_id: int | None = None
@@ -96,7 +93,7 @@ class Follower:
             except SourceUnreachableError as error:
                 self._trouble(str(error))
             except driver.Error as error:
-                self._trouble(f"PostgreSQL: {one_line(error)}")
+                self._trouble(f"PostgreSQL: {first_line(error)}")
             self._server.close()
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, limits.REPLICA_RETRY_S_MAX)
@@ -142,18 +139,18 @@ class Follower:
         """
         if self._others is not None and self._others.timeline > self._server.timeline:
             self._server.close()
-        if self._clock() >= self._next_look_around and not (self._looking and self._looking.is_alive()):
+        if time.monotonic() >= self._next_look_around and not (self._looking and self._looking.is_alive()):
             self._others = self._server.another()
             self._looking = threading.Thread(target=self._others.look_around, daemon=True)
             self._looking.start()
-            self._next_look_around = self._clock() + limits.REPLICA_LOOK_AROUND_S
+            self._next_look_around = time.monotonic() + limits.REPLICA_LOOK_AROUND_S
 
     def _audit_when_due(self) -> None:
         """Compare one block with the source, now and then, so that all are compared in turn."""
-        if self._clock() < self._next_audit or self._head is None:
+        if time.monotonic() < self._next_audit or self._head is None:
             return
         connection, ledger = self._server.connection(), self._server.known_ledger()
-        self._next_audit = self._clock() + limits.REPLICA_AUDIT_S
+        self._next_audit = time.monotonic() + limits.REPLICA_AUDIT_S
         # Large events take the server a while.
         connection.silence_s = limits.REPLICA_AUDIT_SILENCE_S
         difference = audit_block(self._replica.reader, connection, ledger.number, self._audit_from)
@@ -203,6 +200,6 @@ class Follower:
         self._report.update(problem=problem)
 
     def _sleep(self, duration_s: float) -> None:
-        deadline_s = self._clock() + duration_s
-        while not self.is_stopping and (rest_s := deadline_s - self._clock()) > 0:
+        deadline_s = time.monotonic() + duration_s
+        while not self.is_stopping and (rest_s := deadline_s - time.monotonic()) > 0:
             time.sleep(min(0.05, rest_s))

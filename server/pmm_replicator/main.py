@@ -10,14 +10,14 @@ import os
 import signal
 import sys
 
-from pmm_replicator.follower import Follower
+from pmm_replicator.follower import ReplicaFollower
 from pmm_replicator.forks import ForkTooDeepError
 from pmm_replicator.replica_file import ReplicaFile
-from pmm_replicator.report import Report
+from pmm_replicator.report import ReplicationReport
 from pmm_replicator.source import row_at
 from pmm_shm import limits
 from pmm_shm.errors import ChainError, ConfigError, LedgerError, NotALedgerError, PmmShmError
-from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.replicas import ReplicaRecord
 from pmm_shm.ledger.source.dsn import checked_dsn
@@ -73,9 +73,9 @@ def _run(options: argparse.Namespace) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise LedgerError(f"{replica.path}: another follower writes this replica") from None
-    report = Report(instance.directory, name)
+    report = ReplicationReport(instance.directory, name)
     server = Server(dsn, name, replica.record.identity, replica.record.timeline)
-    follower = Follower(server, replica, report, options.fork_max, _log)
+    follower = ReplicaFollower(server, replica, report, options.fork_max, _log)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: follower.stop())
     try:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pmm_shm.instance.access import replace_file
+from pmm_shm.instance.making import replace_file
 from pmm_shm.ledger.source.report import REPORT_FILE
 
 _INTERVAL_S = 0.1
 
 
-class Report:
+class ReplicationReport:
     """The follower's numbers: changes are written at once, and looks at the source ten times a second at most.
 
     Parameters:

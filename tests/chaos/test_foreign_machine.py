@@ -15,7 +15,8 @@ import pytest
 
 from pmm_shm_client import connect
 from tests.support.foreign_logs import ALL, ForeignLog, toml_of
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.polling import until
 
 STEPS = 24
 PAYMENTS = {
@@ -96,7 +97,7 @@ def test_reads_equal_the_tables_whatever_is_done_to_them(log: ForeignLog, seed: 
                 change(writer, name, what, step, chance)
             with connect(path) as one, connect(path, shape=shape) as other:
                 if what in PAST:
-                    wait_until(lambda: one.verify().ok and other.verify().ok, f"a verification behind {done}")
+                    until(lambda: one.verify().ok and other.verify().ok, f"a verification behind {done}")
                 for _ in range(2):
                     expected = read(writer, name)
                     assert dict(one.fold("sums")) == dict(other.fold("sums")) == expected, done

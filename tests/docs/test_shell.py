@@ -24,7 +24,7 @@ from pmm_shm_cli.commands.completion import VARIABLE
 from pmm_shm_cli.examples import EXAMPLES
 from pmm_shm_cli.main import cli
 from pmm_shm_client.autostart import is_running
-from pmm_shm_terminal.answers import NAMES
+from pmm_shm_terminal.answer_names import NAMES
 from tests.support import daemons, ledgers
 
 TOOL = ledgers.ROOT / "tools" / "man_pages.py"

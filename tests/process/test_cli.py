@@ -25,7 +25,7 @@ from pmm_shm_cli.commands import reads
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client.autostart import daemon_command, is_running
-from pmm_shm_terminal.answers import NAMES
+from pmm_shm_terminal.answer_names import NAMES
 from tests.conftest import StartDaemon
 from tests.support.command import COMMAND, is_one_line, run
 from tests.support.ledgers import build, build_hostile, execute, read_bytes

@@ -30,8 +30,9 @@ from pmm_shm.wire import protocol
 from pmm_shm_client import EventLog, commands, connect
 from tests.support import ledgers, words
 from tests.support.answers import everything, replayed
+from tests.support.crash import die_at
 from tests.support.daemons import until
-from tests.support.fork_daemon import ForkedDaemon, die_at
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.forking import in_child
 from tests.support.search_oracle import blob, expected, index, stored
 

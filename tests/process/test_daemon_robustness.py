@@ -32,8 +32,9 @@ from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import check_listening
 from pmm_shm_client import connect, connect_async
 from pmm_shm_client.commands import call
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.golden_cases import make_ledger
+from tests.support.polling import until
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def ledger(tmp_path: Path) -> Path:
 def _publish(ledger: Path) -> None:
     """Leave what a daemon leaves that was killed."""
     with ForkedDaemon(ledger) as daemon, connect(ledger) as cache:
-        wait_until(lambda: cache.stats()["daemon"] is not None, "the daemon")
+        until(lambda: cache.stats()["daemon"] is not None, "the daemon")
         cache.wait_for(300, 10)
         daemon.kill()
 
@@ -69,7 +70,7 @@ def test_daemon_ends_when_its_directory_is_gone(ledger: Path) -> None:
     with ForkedDaemon(ledger) as first, connect(ledger) as cache:
         shutil.rmtree(instance.directory)
         assert len(cache.commitments().open) == 300
-        wait_until(lambda: not first.is_alive, "the daemon to end", 3)
+        until(lambda: not first.is_alive, "the daemon to end", 3)
         assert first.stop() == 1
         assert not instance.directory.exists()
 
@@ -77,11 +78,11 @@ def test_daemon_ends_when_its_directory_is_gone(ledger: Path) -> None:
 def test_daemon_leaves_what_is_its_successors(ledger: Path) -> None:
     instance = Instance.of(ledger)
     with ForkedDaemon(ledger) as first:
-        first.suspend()
+        first.freeze()
         instance.directory.rename(instance.directory.with_name("old"))
         with ForkedDaemon(ledger) as second:
-            first.resume()
-            wait_until(lambda: not first.is_alive, "the first daemon to end", 3)
+            first.thaw()
+            until(lambda: not first.is_alive, "the first daemon to end", 3)
             assert first.stop() == 1
             assert json.loads(instance.boot_file.read_text())["clean"] is False
             assert call(instance, protocol.PING, {}, 2.0)["pid"] == second.pid
@@ -111,7 +112,7 @@ def test_daemon_frees_what_a_dead_reader_pins(ledger: Path) -> None:
             return any(f[2].isdigit() for f in fields if len(f) == 3 and f[0].isdigit())
 
         assert pins()
-        wait_until(lambda: not pins(), "the daemon to clear the dead reader", limits.DEAD_READERS_CHECK_S + 3)
+        until(lambda: not pins(), "the daemon to clear the dead reader", limits.DEAD_READERS_CHECK_S + 3)
         close(environment)
 
 
@@ -133,7 +134,7 @@ def test_environment_is_made_anew_after_two_daemons_that_did_not_open_it(
 
     def start_and_crash() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("pmm_shm.store.environment.open_writer", crash)
+            patch.setattr("pmm_shm.store.making.open_writer", crash)
             with pytest.raises(KeyboardInterrupt):
                 StoreWriter(instance)
         with SnapshotReader(instance).begin() as snapshot:

@@ -116,7 +116,7 @@ def test_a_timeout_bounds_every_command_beside_a_stopped_daemon(tmp_path: Path) 
     with ForkedDaemon(Path(ledger)) as daemon:
         with connect(ledger) as cache:
             cache.wait_for(5)
-        daemon.suspend()
+        daemon.freeze()
         for command, code in (
             (("status",), 4),
             (("verify",), 4),
@@ -155,7 +155,7 @@ def test_a_read_that_waits_for_the_daemon_has_one_deadline(tmp_path: Path, monke
     ledger = ledgers.build(tmp_path / "one.db", 5)
     with ForkedDaemon(Path(ledger)) as daemon, connect(ledger, consistency="wait", timeout=1.0) as cache:
         assert cache.metrics().as_of == 5
-        daemon.suspend()
+        daemon.freeze()
         cache.append("user", "not published")
         before = cache._head
 

@@ -500,7 +500,7 @@ def test_a_daemon_that_stands_still_is_left_alone(ledger: str, count: Path, daem
     embedder = Counting(count)
     with connect(ledger, embedder=embedder) as cache:
         cache.embed("before")
-        daemon.suspend()
+        daemon.freeze()
         try:
             started = time.monotonic()
             cache.embed("before")
@@ -511,7 +511,7 @@ def test_a_daemon_that_stands_still_is_left_alone(ledger: str, count: Path, daem
             cache.embed_many([f"text {number}" for number in range(100)])
             assert time.monotonic() - started < 1.0
         finally:
-            daemon.resume()
+            daemon.thaw()
 
 
 @contextlib.contextmanager

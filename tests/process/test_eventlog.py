@@ -70,12 +70,15 @@ def test_opening_and_reading_change_nothing_and_the_first_append_makes_indexes(p
 def test_several_processes_create_at_once(path: str) -> None:
     code = """
 from pmm_shm.ledger.eventlog import EventLog
+print("ready", flush=True)
 sys.stdin.readline()
 with EventLog(sys.argv[1]) as log:
     print(log.append("k"))
 """
     processes = [ledgers.python(code, path) for _ in range(6)]
-    time.sleep(0.3)
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")

@@ -10,9 +10,10 @@ import pytest
 
 from docs.examples.tool_use import ToolUse
 from pmm_shm.errors import FoldError
-from pmm_shm.folds.describing import description, explainable, numbers
+from pmm_shm.folds.describing import description, explainable
 from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
+from pmm_shm.folds.view_parts import numbers
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client import EventLog, connect
 from tests.conftest import StartDaemon

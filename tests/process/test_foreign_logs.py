@@ -24,9 +24,10 @@ from pmm_shm.ledger.shape_record import read_shape, record_shape
 from pmm_shm_client import Cache, connect
 from tests.support.command import is_one_line, run
 from tests.support.foreign_logs import ALL, BIGINT, BLOB, COLUMNS, FOLDS, JOIN, ForeignLog, Sums, sums_of, toml_of
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.forking import end_with_parent, in_child
 from tests.support.ledgers import checkout_path
+from tests.support.polling import until
 
 ROWS = 2_500
 
@@ -65,7 +66,7 @@ def test_exact_beside_a_foreign_writer_while_the_daemon_is_killed(tmp_path: Path
     with connect(path, shape=log.shape) as cache, sqlite3.connect(path) as own:
         for _ in range(2):
             with ForkedDaemon(path, "--shape", toml(tmp_path, log.shape)) as daemon:
-                wait_until(lambda: published(cache), "the first publication")
+                until(lambda: published(cache), "the first publication")
                 for _ in range(30):
                     committed = own.execute("SELECT count(*) FROM main.events").fetchall()[0][0]
                     sums = cache.fold("sums")
@@ -95,7 +96,7 @@ def served(
     log.make(path, 30).close()
     with ForkedDaemon(path, "--shape", toml(folder, log.shape)):
         with connect(path) as cache:
-            wait_until(lambda: published(cache), "the first publication")
+            until(lambda: published(cache), "the first publication")
         yield path, log
 
 
@@ -176,13 +177,13 @@ def test_a_daemon_outlives_the_record(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     writer = JOIN.make(path, 6)
     with started(path, JOIN), connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
+        until(lambda: published(cache), "the first publication")
         Instance.of(path).shape_file.unlink()
         JOIN.pay(writer, 7, "b", 7)
         assert cache.fold("sums") == sums_of(7)
         assert cache.verify().ok
         cache.invalidate()
-        wait_until(lambda: published(cache), "the rebuild")
+        until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
 
 
@@ -197,7 +198,7 @@ def test_an_edit_is_noticed_and_repaired(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     writer = JOIN.make(path, ROWS)
     with started(path, JOIN), connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
+        until(lambda: published(cache), "the first publication")
         assert cache.verify().ok
         # In the joined table, of a row far behind: no anchor covers it.
         writer.execute("UPDATE data SET shared = replace(shared, '\"cents\": 100', '\"cents\": 7') WHERE data_id = 100")
@@ -205,7 +206,7 @@ def test_an_edit_is_noticed_and_repaired(tmp_path: Path) -> None:
         assert not report.ok
         assert "was changed" in str(report.difference)
         assert cache.fold("sums")["b"] == sums_of(ROWS)["b"] - 93
-        wait_until(lambda: published(cache), "the rebuild")
+        until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
 
 
@@ -213,13 +214,13 @@ def test_a_row_that_only_the_reader_had_folded(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     writer = COLUMNS.make(path, 6)
     with started(path, COLUMNS) as daemon, connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
-        daemon.suspend()
+        until(lambda: published(cache), "the first publication")
+        daemon.freeze()
         for number in (7, 8):
             COLUMNS.pay(writer, number, "abc"[number % 3], number)
         assert cache.fold("sums") == sums_of(8)
         writer.execute("DELETE FROM payments WHERE number = 7")
-        daemon.resume()
+        daemon.thaw()
         cache.wait_for(8)
         # The daemon has never seen it, so its state is right.
         assert cache.verify().ok
@@ -233,15 +234,15 @@ def test_a_purge_of_old_rows_is_one_rebuild_and_no_failure(tmp_path: Path) -> No
         account: sum(number for number in range(1_501, ROWS + 1) if "abc"[number % 3] == account) for account in "abc"
     }
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
+        until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
         writer.execute("DELETE FROM payments WHERE number <= 1500")
         # Until the next verification the answers are those of the whole log.
         assert cache.fold("sums") == sums_of(ROWS)
         report = cache.verify()
         assert not report.ok
         assert "the rows before event 1501 were removed" in str(report.difference)
-        wait_until(lambda: cache.fold("sums") == left, "the rebuild")
-        wait_until(lambda: cache.verify().sealed_blocks > 0, "new seals")
+        until(lambda: cache.fold("sums") == left, "the rebuild")
+        until(lambda: cache.verify().sealed_blocks > 0, "new seals")
         for _ in range(3):
             assert cache.verify().ok
         stats = cache.stats()["daemon"]
@@ -260,17 +261,17 @@ def test_a_log_that_loses_a_row_with_each_new_one(tmp_path: Path) -> None:
         "CREATE TRIGGER ring AFTER INSERT ON payments BEGIN DELETE FROM payments WHERE number <= new.number - 200; END"
     )
     with started(path, COLUMNS, "--verify-every", "0"), connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
+        until(lambda: published(cache), "the first publication")
         # No verification has passed, so there are no seals.
         for last in (310, 320):
             for number in range(last - 9, last + 1):
                 COLUMNS.pay(writer, number, "a", number)
             cache.wait_for(last)
             assert f"the rows before event {last - 199} were removed" in str(cache.verify().difference)
-            wait_until(lambda: cache.verify().ok, "the rebuild")
+            until(lambda: cache.verify().ok, "the rebuild")
             writer.execute("UPDATE payments SET cents = cents + 1 WHERE number = 250")
             assert "were removed" not in str(cache.verify().difference)
-            wait_until(lambda: published(cache), "the rebuild")
+            until(lambda: published(cache), "the rebuild")
         stats = cache.stats()["daemon"]
         assert stats is not None
         assert (stats["verifications_failed"], stats["history_breaks"]) == (2, 0)
@@ -290,14 +291,14 @@ def test_the_newest_row_replaced_under_the_same_id(log: ForeignLog, tmp_path: Pa
     writer = log.make(path, 10)
     table = "stored_events" if log is BLOB else "log"
     with started(path, log), connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
+        until(lambda: published(cache), "the first publication")
         assert cache.fold("sums") == sums_of(10)
         # Without AUTOINCREMENT, SQLite gives the id of a newest row that was deleted again.
         writer.execute(f"DELETE FROM {table} WHERE rowid = 10")
         log.pay(writer, 10, "z", 10)
         expected = {**sums_of(9), "z": 10}
         assert cache.fold("sums") == expected
-        wait_until(lambda: published(cache) and cache.fold("sums", consistency="snapshot") == expected, "the rebuild")
+        until(lambda: published(cache) and cache.fold("sums", consistency="snapshot") == expected, "the rebuild")
 
 
 def test_a_vacuum_that_renumbers_is_noticed(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_a_vacuum_that_renumbers_is_noticed(tmp_path: Path) -> None:
     for number in range(1, 11):
         BLOB.pay(writer, number, "a", number)
     with started(path, BLOB), connect(path) as cache:
-        wait_until(lambda: published(cache), "the first publication")
+        until(lambda: published(cache), "the first publication")
         writer.execute("DELETE FROM stored_events WHERE rowid = 5")
         writer.execute("VACUUM")
         assert writer.execute("SELECT max(rowid) FROM stored_events").fetchall() == [(9,)]
@@ -346,7 +347,7 @@ def test_a_shape_without_folds_and_what_the_command_line_adds(tmp_path: Path) ->
     bare = dataclasses.replace(COLUMNS.shape, folds=())
     name = COLUMNS.shape.folds[0]
     with ForkedDaemon(path, "--shape", toml(tmp_path, bare)) as daemon, connect(path) as cache:
-        wait_until(lambda: cache.published_as_of() == 6, "the publication")
+        until(lambda: cache.published_as_of() == 6, "the publication")
         stats = cache.stats()["daemon"]
         assert stats is not None
         assert stats["folds"] == []
@@ -354,7 +355,7 @@ def test_a_shape_without_folds_and_what_the_command_line_adds(tmp_path: Path) ->
         daemon.stop()
     with ForkedDaemon(path, "--folds", name) as daemon, connect(path) as cache:
         assert cache.fold("sums") == sums_of(6)
-        wait_until(lambda: published(cache), "the publication")
+        until(lambda: published(cache), "the publication")
         daemon.stop()
     # Recorded.
     assert read_shape(Instance.of(path)) == COLUMNS.shape
@@ -362,14 +363,14 @@ def test_a_shape_without_folds_and_what_the_command_line_adds(tmp_path: Path) ->
         assert cache.metrics().ias == 0.0
         stats = cache.stats()["daemon"]
         assert stats is not None
-        wait_until(lambda: cache.stats()["daemon"]["folds"] == ["metrics", "sums"], "both")  # type: ignore[index]
+        until(lambda: cache.stats()["daemon"]["folds"] == ["metrics", "sums"], "both")  # type: ignore[index]
 
 
 def test_the_folds_of_a_ledger_can_be_chosen(ledger: str) -> None:
     with EventLog(ledger) as log:
         log.append("identity_adopt", "Ada", {"name": "Ada"})
     with ForkedDaemon(Path(ledger), "--folds", "metrics,self_model"), connect(ledger) as cache:
-        wait_until(lambda: cache.published_as_of() == 1, "the publication")
+        until(lambda: cache.published_as_of() == 1, "the publication")
         stats = cache.stats()["daemon"]
         assert stats is not None
         assert stats["folds"] == ["metrics", "self_model"]
@@ -381,7 +382,7 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
     path, log = tmp_path / "app.db", tmp_path / "daemon.log"
     COLUMNS.make(path, 6)
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
+        until(lambda: published(cache) and cache.verify().sealed_blocks > 0, "the seals")
     edited = dataclasses.replace(COLUMNS.shape, meta={"columns": {"account": "upper(account)", "cents": "cents"}})
     with ForkedDaemon(path, "--shape", toml(tmp_path, edited), log=log, waits=False) as refused:
         assert refused.join(20.0) == 2
@@ -389,7 +390,7 @@ def test_a_higher_version_takes_the_recorded_ones_place(tmp_path: Path) -> None:
     higher = dataclasses.replace(edited, version=2)
     with ForkedDaemon(path, "--shape", toml(tmp_path, higher)), connect(path) as cache:
         assert cache.fold("sums") == {account.upper(): cents for account, cents in sums_of(6).items()}
-        wait_until(lambda: published(cache), "the rebuild")
+        until(lambda: published(cache), "the rebuild")
         assert cache.verify().ok
         stats = cache.stats()["daemon"]
         assert stats is not None
@@ -400,12 +401,12 @@ def test_the_seals_of_a_shape_end_with_it(tmp_path: Path) -> None:
     path, log = tmp_path / "app.db", tmp_path / "daemon.log"
     writer = COLUMNS.make(path, ROWS)
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
-        wait_until(lambda: cache.verify().sealed_blocks == 3, "the seals")
+        until(lambda: published(cache), "the publication")
+        until(lambda: cache.verify().sealed_blocks == 3, "the seals")
     higher = dataclasses.replace(COLUMNS.shape, version=2, ts="substr(made, 1, 10)")
     with ForkedDaemon(path, "--shape", toml(tmp_path, higher), log=log), connect(path) as cache:
-        wait_until(lambda: published(cache), "the rebuild")
-        wait_until(lambda: cache.verify().sealed_blocks == 3, "the seals")
+        until(lambda: published(cache), "the rebuild")
+        until(lambda: cache.verify().sealed_blocks == 3, "the seals")
         stats = cache.stats()["daemon"]
         assert stats is not None
         assert (stats["rebuilds"], stats["verifications_failed"], stats["last_error"]) == (1, 0, None)
@@ -414,7 +415,7 @@ def test_the_seals_of_a_shape_end_with_it(tmp_path: Path) -> None:
     with ForkedDaemon(path, log=log), connect(path) as cache:
         # Those of the new shape are kept.
         difference = "a row among the events 1 to 1024 was changed"
-        wait_until(lambda: difference in str((cache.stats()["daemon"] or {}).get("last_error")), "the verification")
+        until(lambda: difference in str((cache.stats()["daemon"] or {}).get("last_error")), "the verification")
 
 
 def test_code_that_changed_without_a_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +426,7 @@ def test_code_that_changed_without_a_version_is_named(tmp_path: Path, monkeypatc
         state.table("sums")[event.meta["account"]] = 2 * event.meta["cents"]
 
     with started(path, COLUMNS), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
+        until(lambda: published(cache), "the publication")
         monkeypatch.setattr(Sums, "apply", doubled)
         # The daemon has the old code.
         assert cache.verify().ok
@@ -440,7 +441,7 @@ def test_a_view_that_fails_stops_its_own_reads_alone(tmp_path: Path) -> None:
     writer = BLOB.make(path, 6)
     both = dataclasses.replace(BLOB.shape, folds=("tests.support.foreign_logs:Sorted", *FOLDS))
     with ForkedDaemon(path, "--shape", toml(tmp_path, both)), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
+        until(lambda: published(cache), "the publication")
         assert cache.fold("sorted") == {"a": 6, "b": 4, "c": 5}
         BLOB.pay(writer, 7, 7, 30)  # type: ignore[arg-type]
         failure = "fold 'sorted': `view` fails at event 7: TypeError: '<' not supported"
@@ -490,7 +491,7 @@ def test_a_daemon_that_a_client_starts_gets_the_shape(tmp_path: Path, monkeypatc
     path = tmp_path / "app.db"
     writer = BLOB.make(path, 6)
     with connect(path, shape=BLOB.shape, autostart=True) as cache:
-        wait_until(lambda: published(cache), "the publication")
+        until(lambda: published(cache), "the publication")
         BLOB.pay(writer, 7, "b", 7)
         assert cache.fold("sums") == sums_of(7)
         assert read_shape(Instance.of(path)) == BLOB.shape
@@ -501,8 +502,8 @@ def test_words_are_indexed_only_if_somebody_asks(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
     JOIN.make(path, 6)
     with started(path, JOIN, "--word-kinds", "paid"), connect(path) as cache:
-        wait_until(lambda: published(cache), "the publication")
-        wait_until(lambda: Instance.of(path).words_file.exists(), "the index")
+        until(lambda: published(cache), "the publication")
+        until(lambda: Instance.of(path).words_file.exists(), "the index")
         deadline = time.monotonic() + 10.0
         while len(cache.search("b", mode="words")) < 2:
             assert time.monotonic() < deadline

@@ -15,14 +15,18 @@ from tests.support.command import run
 
 CHAT = [sys.executable, "-m", "pmm_shm_cli", "run", "--no-daemon", "-m", "pmm.cli.chat"]
 WORKERS = """
-import os, sys, time
+import os
 from pmm.cli.chat import main
+children = []
 if os.environ["PMM_SHM"] == "on":
     for _ in range(2):
-        if os.fork() == 0:
+        children.append(os.fork())
+        if children[-1] == 0:
+            children = []
             break
 main()
-time.sleep(0.5)
+for _ in children:
+    os.wait()
 """
 
 

@@ -50,12 +50,12 @@ def test_client_beside_a_daemon_and_in_mixtures(case: Case, tmp_path: Path) -> N
     with ForkedDaemon(path, "--verify-every", "1") as daemon, connect(path) as cache:
         for number, (golden, as_of) in enumerate(steps(case, path)):
             if number % 2 == 1:
-                daemon.suspend()
+                daemon.freeze()
             cache.self_model(on_warn=warnings)
             assert_golden(answers_of(cache, warnings.cids), golden, case.name)
             assert cache.metrics().as_of == as_of
             if number % 2 == 1:
-                daemon.resume()
+                daemon.thaw()
                 continue
             cache.wait_for(as_of, 20.0)
             with connect(path, consistency="snapshot") as fresh:

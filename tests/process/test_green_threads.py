@@ -51,7 +51,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
         cache.embed("known")
         for call in AT_ONCE.values():
             call(cache)
-        daemon.suspend()
+        daemon.freeze()
         yield cache
 
 

@@ -20,8 +20,9 @@ from pmm_shm.wire.endpoints import find_endpoints, recorded_endpoints
 from pmm_shm_client import Cache, EventLog, connect, connect_async
 from pmm_shm_client.commands import call
 from tests.support import answers, command
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.mounts import in_mount_namespace
+from tests.support.polling import until
 
 EVENTS = 50
 
@@ -131,7 +132,7 @@ def test_a_copy_in_the_place_of_the_original_is_not_served_by_its_daemon(tmp_pat
     ledger.parent.mkdir()
     fill(ledger)
     with ForkedDaemon(ledger), connect(ledger) as before:
-        wait_until(lambda: before.stats()["daemon"]["as_of"] == EVENTS, "all is published")
+        until(lambda: before.stats()["daemon"]["as_of"] == EVENTS, "all is published")
         copied(tmp_path / "one", tmp_path / "two")
         (tmp_path / "one").rename(tmp_path / "old")
         (tmp_path / "two").rename(tmp_path / "one")

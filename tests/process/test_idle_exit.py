@@ -67,7 +67,7 @@ def test_a_client_that_waits_is_answered(ledger: str, start_daemon: StartDaemon)
 def test_a_stop_of_this_kind_is_a_clean_one(ledger: str, start_daemon: StartDaemon) -> None:
     with connect(ledger) as cache:
         cache.append("identity_adopt", "Ada")
-        first = start_daemon(ledger, "--idle-exit", "0.3")
+        first = start_daemon(ledger, "--idle-exit", str(IDLE_S))
         assert first.process.wait(DEADLINE_S) == 0
         second = start_daemon(ledger)
         assert second.stats()["rebuilds"] == 0
@@ -83,7 +83,7 @@ def test_wrong_values(ledger: str, value: str) -> None:
 @pytest.fixture
 def autostarted(ledger: str, start_daemon: StartDaemon) -> Iterator[Cache]:
     """A client that starts daemons; the one that it found has ended, because it was idle."""
-    daemon = start_daemon(ledger, "--idle-exit", "0.3")
+    daemon = start_daemon(ledger, "--idle-exit", str(IDLE_S))
     with connect(ledger, autostart=True) as cache:
         assert daemon.process.wait(DEADLINE_S) == 0
         assert not is_running(Instance.of(ledger))
@@ -118,7 +118,7 @@ def test_an_asyncio_client_starts_it_again(ledger: str, start_daemon: StartDaemo
             assert daemon.process.wait(DEADLINE_S) == 0
             return await cache.wait_for_async(cache.append("user", "hello"), DEADLINE_S)
 
-    daemon = start_daemon(ledger, "--idle-exit", "0.3")
+    daemon = start_daemon(ledger, "--idle-exit", str(IDLE_S))
     try:
         assert asyncio.run(ask()) == 1
     finally:
@@ -127,7 +127,7 @@ def test_an_asyncio_client_starts_it_again(ledger: str, start_daemon: StartDaemo
 
 
 def test_other_clients_start_none(ledger: str, start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(ledger, "--idle-exit", "0.3")
+    daemon = start_daemon(ledger, "--idle-exit", str(IDLE_S))
     with connect(ledger) as cache:
         assert daemon.process.wait(DEADLINE_S) == 0
         assert cache.stats()["daemon"] is None

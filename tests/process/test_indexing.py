@@ -29,7 +29,8 @@ from pmm_shm_client import connect
 from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.daemons import with_path
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.polling import until
 from tests.support.profiles import examples
 from tests.support.search_oracle import KINDS, Steered, blob, check_hits, digest, expected, index, stored, tables
 from tests.support.searching import EMBEDDINGS, NEVER, check, events, fill, head, put_embedding, text
@@ -227,7 +228,7 @@ def test_changes_are_noticed_without_an_event(ledger: str, daemon: ForkedDaemon)
     with_embeddings(ledger)
 
     def noticed() -> None:
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the change to be noticed", 5.0)
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the change to be noticed", 5.0)
 
     put_embedding(ledger, 5, vector(5))
     noticed()
@@ -248,13 +249,13 @@ def test_rows_that_await_their_event(ledger: str, daemon: ForkedDaemon) -> None:
     with EventLog(ledger) as log, connect(ledger) as cache:
         log.append("user", "eleven")
         log.append("user", "twelve")
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the vector to be imported", 5.0)
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the vector to be imported", 5.0)
         log.append_many(events(3, 500))
         index(ledger)
         check(cache, ledger)
         # Many at once: published in several steps, of which the last one counts.
         fill(ledger, 4_100, 600)
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the vector to be imported", 10.0)
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the vector to be imported", 10.0)
         # What waits for no event is not compared again and again.
         before = stored_version(ledger)
         time.sleep(0.3)
@@ -459,7 +460,7 @@ def searched_until_complete(cache: Any, ledger: str, query: str = "red apple") -
             check_hits(hits, expected(ledger, until=hits.as_of), query, 9)
         return bool(hits.is_complete) and hits.embedded_here == 0
 
-    wait_until(is_complete, "the tables of the other log", 15.0)
+    until(is_complete, "the tables of the other log", 15.0)
 
 
 @pytest.mark.parametrize("count", [150, 300, 450])
@@ -536,13 +537,13 @@ def test_an_emptied_table_keeps_its_kinds(ledger: str, steered: Steered) -> None
         steered.fail(True)
         query = steered.vector("red")
         ledgers.execute(ledger, "DELETE FROM events WHERE id > 40")
-        wait_until(lambda: tables(ledger)["problem"] is not None, "the embedder to fail", 10.0)
-        wait_until(lambda: tables(ledger)["tables"]["counting"]["as_of"] == 0, "the table to be emptied")
+        until(lambda: tables(ledger)["problem"] is not None, "the embedder to fail", 10.0)
+        until(lambda: tables(ledger)["tables"]["counting"]["as_of"] == 0, "the table to be emptied")
         hits = cache.search(query, 5, model="counting")
         assert (hits.is_complete, hits.as_of, len(hits)) == (False, 0, 0)
         steered.fail(False)
         # One more try a second later; and no wait for vectors that were evicted before anybody saw them.
-        wait_until(lambda: stored(ledger)["counting"] == expected(ledger, **options), "the table", 5.0)
+        until(lambda: stored(ledger)["counting"] == expected(ledger, **options), "the table", 5.0)
 
 
 # Embedders.
@@ -585,10 +586,10 @@ def test_an_embedder_that_fails_for_a_while(ledger: str, steered: Steered) -> No
         # The others go on, and so does the tail.
         append_indexed(ledger, {"eid": 6, "digest": digest(text(2))})
         cache.wait_for(head(ledger))
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
         steered.fail(False)
-        wait_until(lambda: stored(ledger)["counting"] == expected(ledger, **options), "the backlog", 10.0)
-        wait_until(lambda: tables(ledger)["problem"] is None, "the problem to be gone")
+        until(lambda: stored(ledger)["counting"] == expected(ledger, **options), "the backlog", 10.0)
+        until(lambda: tables(ledger)["problem"] is None, "the problem to be gone")
         assert max(map(steered.calls().count, steered.calls())) <= 2
         indexed(ledger, **options)
 
@@ -644,9 +645,9 @@ def test_new_events_go_before_a_backlog(ledger: str, steered: Steered) -> None:
     steered.pause(0.02)
     query = steered.vector("zeppelin")
     with serve(ledger, "--embedder", steered.option), connect(ledger) as cache:
-        wait_until(lambda: steered.begun() > 0, "the backlog")
+        until(lambda: steered.begun() > 0, "the backlog")
         event_id = cache.append("user", "zeppelin")
-        wait_until(lambda: event_id in stored(ledger)["counting"], "the new event", 5.0)
+        until(lambda: event_id in stored(ledger)["counting"], "the new event", 5.0)
         hits = cache.search(query, 1, model="counting")
         assert [hit.event_id for hit in hits] == [event_id]
         assert (hits.is_complete, hits.as_of < event_id) == (False, True)
@@ -762,7 +763,7 @@ def test_a_backlog_delays_nobody(ledger: str, steered: Steered) -> None:
         log.append_many([{"kind": "user", "content": f"text {number}", "meta": {}} for number in range(300)])
     steered.pause(0.05)
     with serve(ledger, "--embedder", steered.option) as daemon, connect(ledger) as cache:
-        wait_until(lambda: len(steered.calls()) > 4, "the backlog to begin")
+        until(lambda: len(steered.calls()) > 4, "the backlog to begin")
         waits = []
         for number in range(30):
             began = time.monotonic()
@@ -774,9 +775,9 @@ def test_a_backlog_delays_nobody(ledger: str, steered: Steered) -> None:
         append_indexed(ledger, {"eid": 1, "digest": digest("text 0")})
         with_embeddings(ledger)
         put_embedding(ledger, 7, vector(7))
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table", 5.0)
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table", 5.0)
         # And what is done is stored along the way.
-        wait_until(lambda: len(stored(ledger)["counting"]) > 8, "the first vectors")
+        until(lambda: len(stored(ledger)["counting"]) > 8, "the first vectors")
         assert tables(ledger)["tables"]["counting"]["as_of"] < 300
         began = time.monotonic()
         daemon.stop()
@@ -819,7 +820,7 @@ def test_a_stop_within_a_slow_call(ledger: str, steered: Steered) -> None:
     fill(ledger, 20)
     steered.pause(0.12)
     with serve(ledger, "--embedder", steered.option) as daemon:
-        wait_until(lambda: steered.begun() > 0, "the embedder to be asked")
+        until(lambda: steered.begun() > 0, "the embedder to be asked")
         began = time.monotonic()
         assert daemon.stop() == 0
         assert time.monotonic() - began < 2.0
@@ -836,7 +837,7 @@ def test_a_request_within_a_backlog_and_a_reset(ledger: str, steered: Steered) -
         answers: list[Any] = []
         asking = threading.Thread(target=lambda: answers.append(index(ledger)))
         asking.start()
-        wait_until(lambda: len(steered.calls()) > 4, "the backlog to begin")
+        until(lambda: len(steered.calls()) > 4, "the backlog to begin")
         ledgers.execute(ledger, "UPDATE events SET content = 'edited' WHERE id < 4")
         ledgers.execute(ledger, "DELETE FROM events WHERE id BETWEEN 5 AND 280")
         assert not cache.verify().ok
@@ -856,7 +857,7 @@ def test_a_model_with_vectors_of_another_dimension(ledger: str, steered: Steered
             index(ledger)
         assert "dimension" in tables(ledger)["problem"]
         append_indexed(ledger, {"eid": 6, "digest": digest(text(2))})
-        wait_until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
+        until(lambda: stored(ledger)["local-bow"] == expected(ledger), "the default table")
 
 
 def test_an_embedder_of_a_whole_program(ledger: str, start_daemon: StartDaemon, steered: Steered) -> None:

@@ -41,6 +41,8 @@ else:
     from pmm_shm_cli.main import main
 main()
 """
+# Python 3.13.0 fails if it looks for modules in the current folder first, and that was deleted: CPython issue 130932.
+SAFE = {"PYTHONSAFEPATH": "1"}
 SAID = "a.db: no such file: the current directory was deleted\n"
 
 
@@ -55,7 +57,8 @@ def test_in_a_deleted_folder_a_relative_path_is_named_with_the_cause(tmp_path: P
 def test_in_a_deleted_folder_a_relative_output_is_named_with_the_cause(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     fill(str(tmp_path / "a.db"), 3)
-    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "plot", str(tmp_path / "a.db"), "-o", "x.svg")
+    words = ("pmm-shm", "plot", str(tmp_path / "a.db"), "-o", "x.svg")
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), *words, env=environment(**SAFE), forked=False)
     assert (done.returncode, done.stderr) == (1, "pmm-shm: x.svg: the current directory was deleted\n")
 
 
@@ -67,7 +70,7 @@ def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Pa
     for program, command in (("pmm-cached", ()), ("pmm-shm", ("read",))):
         words = [program, *command, ledger, *(("metrics",) if command else ())]
         done = run_python(
-            IN_DELETED, str(tmp_path / "gone"), *words, env=environment(PMM_SHM_DIR="state"), forked=False
+            IN_DELETED, str(tmp_path / "gone"), *words, env=environment(PMM_SHM_DIR="state", **SAFE), forked=False
         )
         said = f"{program}: PMM_SHM_DIR: 'state' is relative, and the current directory was deleted\n"
         assert (done.returncode, done.stderr) == (2, said)
@@ -76,7 +79,8 @@ def test_in_a_deleted_folder_the_daemon_and_its_directory_are_named(tmp_path: Pa
 def test_an_absolute_path_works_in_a_deleted_folder(tmp_path: Path) -> None:
     ledger = str(tmp_path / "a.db")
     fill(ledger, 3)
-    done = run_python(IN_DELETED, str(tmp_path / "gone"), "pmm-shm", "read", ledger, "metrics", "--json", forked=False)
+    words = ("pmm-shm", "read", ledger, "metrics", "--json")
+    done = run_python(IN_DELETED, str(tmp_path / "gone"), *words, env=environment(**SAFE), forked=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

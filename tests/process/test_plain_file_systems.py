@@ -31,8 +31,7 @@ from tests.support.mounts import in_mount_namespace
 
 # A daemon whose system calls in one folder end as they do on such a file system.
 DAEMON = """
-import os, socket, sys
-from pathlib import Path
+import os, pathlib, socket, sys
 from pmm_cached.main import main
 from pmm_shm.instance import file_systems
 from pmm_shm.ledger.backup import backup
@@ -54,6 +53,10 @@ else:
         real_chmod(path, 0o777)
     real_chmod, os.mkdir = os.chmod, mkdir
     os.chmod = lambda *_, **__: None
+    if sys.version_info < (3, 11):
+        # Its `pathlib` took them when it was imported.
+        pathlib._NormalAccessor.mkdir = staticmethod(os.mkdir)
+        pathlib._NormalAccessor.chmod = staticmethod(os.chmod)
 main()
 """
 

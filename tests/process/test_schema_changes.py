@@ -52,8 +52,7 @@ class Site(NamedTuple):
     log_file: Path
 
     def numbers(self) -> dict[str, Any]:
-        numbers: dict[str, Any] = self.cache.stats()["daemon"]
-        return numbers
+        return until(lambda: self.cache.stats()["daemon"], "the daemon's numbers")
 
     def lines(self, *levels: str) -> list[dict[str, Any]]:
         lines = map(json.loads, self.log_file.read_text(encoding="utf-8").splitlines())

@@ -35,7 +35,8 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect, connect_async
 from pmm_shm_client.cache import Cache
 from tests.support import ledgers
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.polling import until
 from tests.support.profiles import examples
 from tests.support.readers import table_of_readers_held
 from tests.support.search_oracle import Steered, blob, bow, check_hits, digest, expected, index, tables
@@ -133,7 +134,7 @@ def test_recall_brings_the_events(ledger: str, daemon: ForkedDaemon) -> None:
 # Without a daemon.
 
 
-@pytest.mark.parametrize("end", [ForkedDaemon.suspend, ForkedDaemon.kill, ForkedDaemon.stop])
+@pytest.mark.parametrize("end", [ForkedDaemon.freeze, ForkedDaemon.kill, ForkedDaemon.stop])
 def test_with_a_daemon_that_rests(ledger: str, daemon: ForkedDaemon, end: Callable[[ForkedDaemon], Any]) -> None:
     fill(ledger, 400)
     with connect(ledger) as before:
@@ -187,7 +188,7 @@ def test_exactly_as_many_events_as_are_embedded_here(
     monkeypatch.setattr(limits, "SEARCH_EVENTS_MAX", 10)
     fill(ledger, 50)
     index(ledger)
-    daemon.suspend()
+    daemon.freeze()
     with connect(ledger) as cache:
         for number in range(14):
             assert cache.append("user", f"word{number} apple") == 51 + number
@@ -195,7 +196,7 @@ def test_exactly_as_many_events_as_are_embedded_here(
             check_hits(hits, expected(ledger, until=hits.as_of), "apple", 5)
             assert hits.is_complete == (number < 10) == (hits.as_of == 51 + number)
             assert hits.embedded_here == min(10, number + 1)
-        daemon.resume()
+        daemon.thaw()
         index(ledger)
         check(cache, ledger)
 
@@ -259,7 +260,7 @@ def test_events_that_come_while_texts_are_embedded(ledger: str, steered: Steered
     fill(ledger, 40)
     with ForkedDaemon(Path(ledger), *NEVER, "--embedder", steered.option) as daemon:
         index(ledger)
-        daemon.suspend()
+        daemon.freeze()
         fill(ledger, 20, 100)
         with connect(ledger, embedder=steered.embedder) as cache, connect(ledger) as other:
             steered.pause(0.02)
@@ -271,7 +272,7 @@ def test_events_that_come_while_texts_are_embedded(ledger: str, steered: Steered
                     other.append("user", f"meanwhile {number}")
                     number += 1
                     if number == 10:
-                        daemon.resume()
+                        daemon.thaw()
                     time.sleep(0.01)
 
             writer = threading.Thread(target=write)
@@ -360,7 +361,7 @@ def test_after_a_fork(ledger: str, daemon: ForkedDaemon) -> None:
 def test_threads_share_a_cache_until_it_closes(ledger: str, daemon: ForkedDaemon) -> None:
     fill(ledger, 400)
     index(ledger)
-    daemon.suspend()
+    daemon.freeze()
     cache, errors, searches = connect(ledger), [], []
     vectors = expected(ledger)
 
@@ -376,7 +377,7 @@ def test_threads_share_a_cache_until_it_closes(ledger: str, daemon: ForkedDaemon
     threads = [threading.Thread(target=search, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(searches) > 12, "searches")
+    until(lambda: len(searches) > 12, "searches")
     cache.close()
     for thread in threads:
         thread.join(20)
@@ -517,7 +518,7 @@ def test_a_ledger_replaced_while_the_old_file_is_trusted(ledger: str, monkeypatc
             ledgers.execute(f"{ledger}.new", "DELETE FROM events WHERE id > 40")
             fill(f"{ledger}.new", 40, 5_000 + 100 * number)
             os.replace(f"{ledger}.new", ledger)
-            wait_until(lambda: _is_indexed(ledger), "the table of the new ledger")
+            until(lambda: _is_indexed(ledger), "the table of the new ledger")
             check(cache, ledger)
 
 
@@ -532,7 +533,7 @@ def test_a_column_added_while_the_old_ones_are_trusted(
         cache.search("red")
         ledgers.execute(ledger, "ALTER TABLE events ADD COLUMN mood TEXT DEFAULT 'calm'")
         ledgers.execute(ledger, "INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user', 'red', '{}')")
-        wait_until(lambda: _is_indexed(ledger), "the new event")
+        until(lambda: _is_indexed(ledger), "the new event")
         check(cache, ledger)
 
 

@@ -15,8 +15,9 @@ import pytest
 from pmm_shm.store.environment import HeldTableError, open_reader
 from pmm_shm_client import connect
 from tests.support.daemons import run_daemon
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.golden_cases import make_ledger
+from tests.support.polling import until
 from tests.support.readers import table_of_readers_held
 from tests.support.search_oracle import tables
 
@@ -35,7 +36,7 @@ def test_first_reads_are_exact_while_the_table_is_held(tmp_path: Path) -> None:
                 cache.frame()
             assert time.monotonic() - started < 2.0
         with connect(path) as cache:
-            wait_until(lambda: cache.metrics(consistency="snapshot").as_of == event_id + 1, "the snapshot")
+            until(lambda: cache.metrics(consistency="snapshot").as_of == event_id + 1, "the snapshot")
 
 
 def test_a_process_that_has_read_goes_on_with_the_snapshot(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_a_process_that_has_read_goes_on_with_the_snapshot(tmp_path: Path) -> No
             started = time.monotonic()
             assert cache.metrics(consistency="snapshot") == before
             newest = cache.append("autonomy_tick")
-            wait_until(lambda: cache.metrics(consistency="snapshot").as_of == newest, "the daemon to publish")
+            until(lambda: cache.metrics(consistency="snapshot").as_of == newest, "the daemon to publish")
             assert cache.stats()["daemon"] is not None
             assert time.monotonic() - started < 3.0
 
@@ -58,7 +59,7 @@ def test_a_process_that_opens_the_store_meanwhile_reads_exactly_and_no_thread_of
     path = tmp_path / "pmm.db"
     make_ledger(path)
     with ForkedDaemon(path) as daemon:
-        wait_until(lambda: tables(path)["tables"], "the first flip")
+        until(lambda: tables(path)["tables"], "the first flip")
         with table_of_readers_held(path), connect(path) as cache:
             started, ticks, is_done = time.monotonic(), [0.0], threading.Event()
 
@@ -87,7 +88,7 @@ def test_a_transaction_that_has_ended_keeps_its_slot_as_long_as_somebody_has_it(
     path = tmp_path / "pmm.db"
     make_ledger(path)
     with ForkedDaemon(path):
-        wait_until(lambda: tables(path)["tables"], "the first flip")
+        until(lambda: tables(path)["tables"], "the first flip")
         environment = open_reader(Path(f"{path}-cache"))
         assert environment is not None
         try:
@@ -108,7 +109,7 @@ def test_a_lock_that_a_power_loss_has_left_is_not_waited_for(tmp_path: Path) -> 
     path = tmp_path / "pmm.db"
     make_ledger(path)
     with ForkedDaemon(path) as daemon:
-        wait_until(lambda: tables(path)["tables"], "the first flip")
+        until(lambda: tables(path)["tables"], "the first flip")
         daemon.stop()
     with open(f"{path}-cache/lock.mdb", "r+b") as table:
         table.seek(8)

@@ -20,7 +20,8 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.store import boot
 from pmm_shm_client import Cache, EventLog, connect
 from tests.support import daemons, ledgers, words
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.polling import until
 from tests.support.privileges import open_folder
 from tests.support.search_oracle import index
 
@@ -80,10 +81,10 @@ def test_what_the_index_lacks_is_added(ledger: str, cache: Cache) -> None:
     words.check(cache, QUERIES)
     with ForkedDaemon(Path(ledger)) as daemon:
         check_indexed(cache)
-        daemon.suspend()
+        daemon.freeze()
         cache.append_many(messages(201, 30))
         assert words.check(cache, QUERIES).indexed_here == 30
-        daemon.resume()
+        daemon.thaw()
         check_indexed(cache)
     # After a clean stop the index stays readable, and the next daemon goes on with it.
     assert words.check(cache, QUERIES).indexed_here == 0
@@ -121,7 +122,7 @@ def test_an_edit(ledger: str, cache: Cache) -> None:
         # An edit, which a verification finds.
         ledgers.execute(ledger, "UPDATE events SET content = 'dentist edited' WHERE id = 7")
         assert not cache.verify().ok
-        wait_until(lambda: is_of_now(cache), "the index is rebuilt")
+        until(lambda: is_of_now(cache), "the index is rebuilt")
         check_indexed(cache)
 
 
@@ -140,9 +141,9 @@ def test_another_ledger_with_as_many_events(tmp_path: Path) -> None:
     with ForkedDaemon(Path(paths[0])), connect(paths[0]) as cache:
         check_indexed(cache)
         os.replace(paths[1], paths[0])
-        wait_until(lambda: is_of_now(cache), "it is noticed", limits.REPLACEMENT_NOTICED_S + 1.0)
+        until(lambda: is_of_now(cache), "it is noticed", limits.REPLACEMENT_NOTICED_S + 1.0)
         words.check(cache, [*QUERIES, "n1001"])
-        wait_until(lambda: cache.search("n1001", mode="words").indexed_here == 0, "it is indexed")
+        until(lambda: cache.search("n1001", mode="words").indexed_here == 0, "it is indexed")
         check_indexed(cache)
 
 
@@ -286,10 +287,10 @@ def test_a_reader_that_is_stopped_holds_up_only_the_index(ledger: str, cache: Ca
         cache.append_many(messages(201, 10))
         assert cache.wait_for(210) >= 210
         words.check(cache, QUERIES)
-        wait_until(lambda: "locked" in (problem(cache) or ""), "the daemon says so")
+        until(lambda: "locked" in (problem(cache) or ""), "the daemon says so")
         words.check(cache, QUERIES)
         holder.close()
-        wait_until(lambda: problem(cache) is None, "it goes on", 30.0)
+        until(lambda: problem(cache) is None, "it goes on", 30.0)
         check_indexed(cache)
 
 

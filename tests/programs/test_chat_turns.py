@@ -12,7 +12,7 @@ from pmm_shm.errors import InvalidTextError
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import START
 from pmm_shm.vectors import local_bow
-from pmm_shm.vectors.events import EventTextReader, Source
+from pmm_shm.vectors.events import EventTextReader, VectorSource
 from pmm_shm_chat.command import responder_named
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.responder import Message, ResponderError
@@ -154,7 +154,7 @@ def test_index_entries_are_those_that_the_daemon_counts(cache: Cache) -> None:
         found = EventTextReader(connection, (), local_bow.NAME).read(START).texts
     connection.close()
     assert [item.event_id for item in found] == [one for turn in turns for one in (turn.user_id, turn.response_id)]
-    assert {item.source for item in found} == {Source.INDEXED}
+    assert {item.source for item in found} == {VectorSource.INDEXED}
     assert found[0].text == "Ünal \x00 \ufffd?"
     assert found[1].text == "né 😀 I will go."
 

@@ -28,7 +28,7 @@ from pmm_shm.ledger.new_events import new_event
 from pmm_shm.ledger.source.appending import SourceAppender
 from pmm_shm.ledger.source.roles import SourceRole
 from pmm_shm.ledger.source.server import Server
-from pmm_shm.ledger.source.session import Session
+from pmm_shm.ledger.source.session import SourceSession
 from pmm_shm_client import connect
 from pmm_shm_client.source_vectors import SourceEmbedder
 from tests.support import ledgers, postgres
@@ -359,14 +359,14 @@ def test_a_fork_is_confirmed_by_three_connections_and_kept_for_the_owner_alone(
         host.until_equal()
     execute(host.dsn, f"DELETE FROM pmm_events WHERE id > 1 AND {_OF_LEDGER}", host.name)
     opened: list[str] = []
-    connect_one = Session.connect.__func__  # type: ignore[attr-defined]
+    connect_one = SourceSession.connect.__func__  # type: ignore[attr-defined]
 
-    def counting(cls: type[Session], dsn: str, **options: object) -> Session:
+    def counting(cls: type[SourceSession], dsn: str, **options: object) -> SourceSession:
         opened.append(dsn)
-        session: Session = connect_one(cls, dsn, **options)
+        session: SourceSession = connect_one(cls, dsn, **options)
         return session
 
-    monkeypatch.setattr(Session, "connect", classmethod(counting))
+    monkeypatch.setattr(SourceSession, "connect", classmethod(counting))
     replica, primary = ReplicaFile(host.ledger), Server(host.dsn, host.name)
     primary.connection()
     lost = resolve(primary, replica, replica.head(), 1)

@@ -20,13 +20,13 @@ from pmm_shm.ledger.rows import RawRow
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.projection.explaining import (
     TOTALS,
-    Commitment,
-    Directive,
+    CommitmentSubject,
+    DirectiveSubject,
     Explanation,
     MetricsSubject,
-    Name,
+    NameSubject,
     Subject,
-    Trait,
+    TraitSubject,
     explain,
 )
 from pmm_shm_cli.main import cli
@@ -45,13 +45,13 @@ def rows_of(case: Case) -> list[RawRow]:
 
 
 def subjects_of(case: Case) -> Iterator[Subject]:
-    yield from (Name(), MetricsSubject(), *(Trait(name) for name in TRAITS))
+    yield from (NameSubject(), MetricsSubject(), *(TraitSubject(name) for name in TRAITS))
     cids = [event["meta"].get("cid") for event in case.events if isinstance(event.get("meta"), dict)]
     for cid in dict.fromkeys((type(cid), cid) for cid in cids if type(cid) in (str, int) and cid):
-        yield Commitment(cid[1])
+        yield CommitmentSubject(cid[1])
     texts = [event["content"] for event in case.events if event["kind"] == "autonomy_directive"]
     for text in dict.fromkeys(text for text in texts if isinstance(text, str)):
-        yield Directive(text)
+        yield DirectiveSubject(text)
 
 
 def explained(path: str, subject: Subject, **options: Any) -> Explanation:
@@ -80,13 +80,13 @@ def test_golden_values(case: Case, ledger: str) -> None:
     for subject in subjects_of(case):
         answer = explained(ledger, subject)
         assert (answer.events, answer.as_of) == (len(answer.steps), case.events[-1]["id"])
-        if isinstance(subject, Name):
+        if isinstance(subject, NameSubject):
             assert canonical(answer.value) == canonical(model["identity"]["name"])
-        elif isinstance(subject, Trait):
+        elif isinstance(subject, TraitSubject):
             assert answer.value == model["identity"]["traits"][subject.name.removeprefix("trait ")]
         elif isinstance(subject, MetricsSubject):
             assert (answer.value["ias"], answer.value["gas"]) == (prefix["ias"], prefix["gas"])
-        elif isinstance(subject, Directive):
+        elif isinstance(subject, DirectiveSubject):
             wanted = [one for one in prefix["directives"] if f"directive {one['content']}" == subject.name]
             assert [answer.value["seen_count"]] == [one["seen_count"] for one in wanted]
         else:
@@ -126,7 +126,7 @@ def test_a_directive_is_pushed_out_of_the_newest_by_others(ledger: str) -> None:
     texts = ["be  brief", "ask first", "be brief"] + [f"rule {n}" for n in range(WINDOW_EVENTS)]
     with EventLog(ledger) as log:
         log.append_many([("autonomy_directive", text, {}) for text in [*texts, "be brief"]])
-    answer = explained(ledger, Directive(" be brief "))
+    answer = explained(ledger, DirectiveSubject(" be brief "))
     left = "one before it left the newest 200"
     assert [(step.event_id, step.effect) for step in answer.steps] == [
         (1, "first seen"),
@@ -138,7 +138,7 @@ def test_a_directive_is_pushed_out_of_the_newest_by_others(ledger: str) -> None:
     assert answer.value == {"seen_count": 3, "recent_hits": 1, "score": 5.0, "rank": 1}
     with connect(ledger) as cache:
         assert cache.active_directives()[0]["score"] == 5.0
-    assert explained(ledger, Directive("nobody said so")).events == 0
+    assert explained(ledger, DirectiveSubject("nobody said so")).events == 0
 
 
 def test_the_totals_add_up_to_the_scores(ledger: str) -> None:
@@ -229,7 +229,7 @@ def test_a_replay_that_begins_anew_lists_nothing_twice(story: str, monkeypatch: 
 
 def test_a_commitment_has_an_id() -> None:
     with pytest.raises(ConfigError, match="no commitment has the id ''"):
-        Commitment("")
+        CommitmentSubject("")
 
 
 def test_it_needs_and_makes_no_instance_directory(story: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.command import is_one_line, run
 from tests.support.foreign_logs import BLOB, FOLDS, sums_of, toml_of
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
+from tests.support.polling import until
 
 COUNT = 12
 (SUMS,) = FOLDS
@@ -71,7 +72,7 @@ def test_where_a_daemon_has_recorded_it(tmp_path: Path, folder: Path) -> None:
         return json.loads(run("status", name, "--json").out or "{}").get("described")
 
     with ForkedDaemon(path, "--shape", shape):
-        wait_until(lambda: described() == {"sums": sums_of(COUNT)}, "the folds of the shape in status")
+        until(lambda: described() == {"sums": sums_of(COUNT)}, "the folds of the shape in status")
         explained = run("explain", name, "a", "--json")
         assert json.loads(explained.out)["value"] == sums_of(COUNT)["a"]
         for words in (

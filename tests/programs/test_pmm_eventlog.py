@@ -20,7 +20,7 @@ from pmm_shm_pmm import installing
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.log import log_of
 from pmm_shm_pmm.patching import Patcher
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import standin_package
 from tests.support.standin_ab import append_as_another
 
@@ -31,7 +31,7 @@ Make = Callable[..., Any]
 def patcher(request: pytest.FixtureRequest) -> Iterator[Patcher]:
     parts = {"log", "snapshot"} | ({"lazy"} if request.param == "lazy lists" else set())
     with standin_package.importable():
-        made = installing.install(Settings(parts=frozenset(parts), starts_daemon=False), standin_package.hashes())
+        made = installing.install(RunSettings(parts=frozenset(parts), starts_daemon=False), standin_package.hashes())
         assert made is not None
         yield made
         installing.uninstall()

@@ -18,10 +18,11 @@ import pytest
 
 from pmm_shm_pmm import installing, lists
 from pmm_shm_pmm.fallback import Fallback
-from pmm_shm_pmm.lists import LazyList, LogList, frame_of, recognised
+from pmm_shm_pmm.lists import frame_of, recognised
 from pmm_shm_pmm.loaded import whole_logs
 from pmm_shm_pmm.log import log_of
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.log_list import LazyList, LogList
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import run_golden, standin_package
 from tests.support.standin_ab import append_as_another
 
@@ -38,7 +39,7 @@ def is_lazy(request: pytest.FixtureRequest) -> bool:
 def new_log(is_lazy: bool, tmp_path: Path) -> Iterator[Make]:
     parts = {"log"} | ({"lazy"} if is_lazy else set())
     with standin_package.importable():
-        installing.install(Settings(parts=frozenset(parts), starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(parts=frozenset(parts), starts_daemon=False), standin_package.hashes())
         from pmm.storage.eventlog import EventLog
 
         yield lambda path=tmp_path / "log.db": EventLog(str(path))

@@ -18,10 +18,11 @@ from pmm_shm.ledger.eventlog import EventLog as Writer
 from pmm_shm_pmm import installing
 from pmm_shm_pmm.autonomy import SUFFIX, holds_lock
 from pmm_shm_pmm.log import log_of
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import standin_ab, standin_package
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.forking import in_child
+from tests.support.polling import until
 from tests.support.standin_ab import append_as_another
 from tests.support.standin_machine import run
 
@@ -33,7 +34,7 @@ Make = Callable[[], Any]
 def new_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """`EventLog` of the launched stand-in, on one ledger."""
     with standin_package.importable():
-        installing.install(Settings(parts=PARTS[request.param], starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(parts=PARTS[request.param], starts_daemon=False), standin_package.hashes())
         from pmm.storage.eventlog import EventLog
 
         yield lambda: EventLog(str(tmp_path / "log.db"))
@@ -125,7 +126,7 @@ def test_an_append_within_the_lock_that_a_listener_wants(log: Any) -> None:
 
 def _agent(path: str, parts: frozenset[str], number: int, count: int, out: str) -> None:
     with standin_package.importable():
-        installing.install(Settings(parts=parts, starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(parts=parts, starts_daemon=False), standin_package.hashes())
         from pmm.storage.eventlog import EventLog
 
         log = EventLog(path)
@@ -134,14 +135,14 @@ def _agent(path: str, parts: frozenset[str], number: int, count: int, out: str) 
         for one in heard:
             log.register_append_listener(lambda event, one=one: one.append(event["id"]))
         Path(f"{out}.ready").touch()
-        wait_until(Path(path + ".go").exists, "the others")
+        until(Path(path + ".go").exists, "the others")
         for place in range(count):
             event_id = log.append("user", f"{number}: {place}", {"place": place})
             late += any(event_id not in one for one in heard)
             log.read_tail(limit=3)
             time.sleep(0.002)
         Path(f"{out}.done").touch()
-        wait_until(lambda: _is_all_there(path, count), "the others to end")
+        until(lambda: _is_all_there(path, count), "the others to end")
         log.read_all()
         Path(out).write_text(json.dumps([heard, late, [event["id"] for event in log.read_all()]]), encoding="utf-8")
 
@@ -162,10 +163,10 @@ def test_three_processes_with_three_listeners_each_while_the_daemon_dies_twice(
     daemon = ForkedDaemon(ledger)
     agents = [in_child(_agent, str(ledger), parts, number, count, out) for number, out in enumerate(outs)]
     for out in outs:
-        wait_until(Path(f"{out}.ready").exists, "the processes")
+        until(Path(f"{out}.ready").exists, "the processes")
     Path(f"{ledger}.go").touch()
     for part in (3, 2):
-        wait_until(lambda part=part: len(chain(ledger)) > 3 * count // part, "appends")
+        until(lambda part=part: len(chain(ledger)) > 3 * count // part, "appends")
         daemon.kill()
         daemon = ForkedDaemon(ledger)
     for agent in agents:
@@ -310,7 +311,7 @@ def test_the_next_process_gets_the_role_when_its_holder_ends(tmp_path: Path) -> 
 
 def _ticks(path: str, out: str) -> None:
     with standin_package.importable():
-        settings = Settings(starts_daemon=False, elects_autonomy=True)
+        settings = RunSettings(starts_daemon=False, elects_autonomy=True)
         installing.install(settings, standin_package.hashes())
         from pmm.runtime.loop import AutonomyLoop, Runtime
         from pmm.storage.eventlog import EventLog
@@ -319,15 +320,15 @@ def _ticks(path: str, out: str) -> None:
         loop = AutonomyLoop(log, Runtime(log))
         found = [loop.tick() for _ in range(3)]
         Path(out).write_text(json.dumps(found), encoding="utf-8")
-        wait_until(Path(path + ".end").exists, "the end")
+        until(Path(path + ".end").exists, "the end")
 
 
 def test_of_two_processes_one_ticks(tmp_path: Path) -> None:
     ledger = str(tmp_path / "log.db")
     first = in_child(_ticks, ledger, ledger + ".1")
-    wait_until(Path(ledger + ".1").exists, "the first process")
+    until(Path(ledger + ".1").exists, "the first process")
     second = in_child(_ticks, ledger, ledger + ".2")
-    wait_until(Path(ledger + ".2").exists, "the second process")
+    until(Path(ledger + ".2").exists, "the second process")
     Path(ledger + ".end").touch()
     first.join(20)
     second.join(20)

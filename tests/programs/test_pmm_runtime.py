@@ -18,7 +18,7 @@ from pmm_shm_pmm import autonomy, installing, sparse
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.lists import frame_of, log_behind, recognised
 from pmm_shm_pmm.log import log_of
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from pmm_shm_pmm.sparse import SparseList
 from tests.support import run_golden, standin_package
 from tests.support.golden_cases import canonical
@@ -58,7 +58,7 @@ def path(tmp_path: Path, events: list[dict[str, Any]]) -> Path:
 @pytest.fixture
 def launched() -> Iterator[None]:
     with standin_package.importable():
-        installing.install(Settings(starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(starts_daemon=False), standin_package.hashes())
         yield
         installing.uninstall()
 
@@ -299,7 +299,7 @@ def test_with_a_fold_of_a_test_lists_are_whole(runtime: Any, monkeypatch: pytest
 def test_with_an_unknown_source_lists_are_whole(path: Path, name: str) -> None:
     known = {**standin_package.hashes(), f"pmm.runtime.loop:{name}": "another"}
     with standin_package.importable():
-        installing.install(Settings(starts_daemon=False), known)
+        installing.install(RunSettings(starts_daemon=False), known)
         assert during(new_runtime(path), lambda snapshot: len(snapshot.events)) == COUNT
         installing.uninstall()
 
@@ -307,8 +307,8 @@ def test_with_an_unknown_source_lists_are_whole(path: Path, name: str) -> None:
 @pytest.mark.parametrize("part", ["recall", "compactor", "projection", "lazy"])
 def test_without_a_part_lists_are_whole(path: Path, part: str) -> None:
     with standin_package.importable():
-        parts = Settings().parts - {part}
-        installing.install(Settings(parts=parts, starts_daemon=False), standin_package.hashes())
+        parts = RunSettings().parts - {part}
+        installing.install(RunSettings(parts=parts, starts_daemon=False), standin_package.hashes())
         assert during(new_runtime(path), lambda snapshot: len(snapshot.events)) == COUNT
         installing.uninstall()
 
@@ -335,7 +335,7 @@ def test_messages_are_answered_as_without(path: Path, tmp_path: Path) -> None:
     with standin_package.importable():
         plain = life(tmp_path / "plain.db")
     with standin_package.importable():
-        installing.install(Settings(starts_daemon=False), standin_package.hashes())
+        installing.install(RunSettings(starts_daemon=False), standin_package.hashes())
         launched = life(path)
         installing.uninstall()
     assert launched == plain

@@ -22,7 +22,7 @@ import pytest
 from pmm_shm.instance.paths import Instance
 from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_pmm.pmm2 import notice
+from pmm_shm.ledger.obstacles import NEEDS_LEASE
 from tests.support import daemons, ledgers, small_pmm
 from tests.support.small_pmm import BY_PMM, REPLACED
 
@@ -178,7 +178,7 @@ def test_a_ledger_that_somebody_uses_is_one(place: Place) -> None:
 def test_a_ledger_of_pmm_2(place: Place) -> None:
     path = place.folder / "work" / "second.db"
     ledgers.execute(path, "CREATE TABLE pmm_writer_lease (x)")
-    said = f"pmm-shm: {notice(path)}; nothing is replaced\n"
+    said = f"pmm-shm: {path}: {NEEDS_LEASE}; nothing is replaced\n"
     for words, changes in ((["--ledger", "second.db"], {}), ([], {"PMM_DB": str(path)})):
         ran = place.run(*words, "-m", "pmm.cli.chat", **changes)
         assert (ran.code, ran.err) == (7, said)

@@ -22,7 +22,7 @@ from pmm_shm_pmm import patching
 from pmm_shm_pmm.fallback import Fallback
 from pmm_shm_pmm.installing import TooLateError, install, patch, uninstall
 from pmm_shm_pmm.known_sources import has_source
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import small_pmm
 from tests.support.small_pmm import BY_PMM, REPLACED
 
@@ -434,13 +434,13 @@ def test_strict_raises_in_place_of_falling_back(known: dict[str, str]) -> None:
 
 def test_off_replaces_nothing(known: dict[str, str]) -> None:
     finders = list(sys.meta_path)
-    assert install(Settings(is_on=False), known) is None
+    assert install(RunSettings(is_on=False), known) is None
     assert sys.meta_path == finders
     assert answers() == BY_PMM
 
 
 def test_only_some_parts(known: dict[str, str]) -> None:
-    patcher = install(Settings(parts=frozenset({"log", "stage"})), known)
+    patcher = install(RunSettings(parts=frozenset({"log", "stage"})), known)
     assert patcher is not None
     assert answers() == {**BY_PMM, "log": REPLACED["log"], "stage": "ours"}
     assert patcher.kept == {}
@@ -449,7 +449,7 @@ def test_only_some_parts(known: dict[str, str]) -> None:
 def test_a_part_that_is_off_is_not_even_imported(known: dict[str, str]) -> None:
     del sys.modules["pmm_shm_pmm.evidence"]
     sys.modules["pmm_shm_pmm.evidence"] = None  # type: ignore[assignment]
-    patcher = install(Settings(parts=frozenset({"log"})), known)
+    patcher = install(RunSettings(parts=frozenset({"log"})), known)
     assert patcher is not None
     answers()
     assert not any("Error" in reason for reason in patcher.kept.values())

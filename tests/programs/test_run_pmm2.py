@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pmm_shm_pmm.installing import install, uninstall
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support import ledgers, standin_package
 
 
@@ -25,7 +25,7 @@ def _standin() -> Iterator[None]:
 def test_the_log_is_pmms_own(tmp_path: Path, is_pmm2: bool) -> None:
     path = str(tmp_path / "second.db")
     ledgers.execute(path, f"CREATE TABLE {'pmm_writer_lease' if is_pmm2 else 'other'} (x)")
-    patcher = install(Settings(starts_daemon=False))
+    patcher = install(RunSettings(starts_daemon=False))
     assert patcher is not None
     eventlog: Any = importlib.import_module("pmm.storage.eventlog")
     log = eventlog.EventLog(path)

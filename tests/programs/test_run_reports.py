@@ -18,7 +18,7 @@ from pmm_shm.instance.run_reports import KEPT_S, RunReport, read_reports, write_
 from pmm_shm_cli.doctor import gather
 from pmm_shm_pmm import report
 from pmm_shm_pmm.patching import Patcher
-from pmm_shm_pmm.settings import Settings
+from pmm_shm_pmm.settings import RunSettings
 from tests.support.doctor import TIMEOUT_S, by_check, examined, worst
 
 SEAM = "pmm.storage.projection:build_identity"
@@ -147,7 +147,7 @@ def test_many_reasons_are_cut(ledger: str, instance: Instance) -> None:
 
 @pytest.fixture
 def patcher() -> Patcher:
-    made = Patcher(Settings(), {})
+    made = Patcher(RunSettings(), {})
     made.counts_of(SEAM).answered = 2
     return made
 
@@ -155,7 +155,7 @@ def patcher() -> Patcher:
 def test_a_process_reports_now_and_then(instance: Instance, patcher: Patcher, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    reporter = report.Reporter(patcher)
+    reporter = report.RunReporter(patcher)
     reporter.beat()
     assert read_reports(instance) == ()
     reporter.uses(instance.ledger)
@@ -181,7 +181,7 @@ def test_a_process_reports_now_and_then(instance: Instance, patcher: Patcher, mo
 
 
 def test_a_ledger_is_reported_to_at_once(instance: Instance, patcher: Patcher) -> None:
-    reporter = report.Reporter(patcher)
+    reporter = report.RunReporter(patcher)
     reporter.beat()
     reporter.uses(instance.ledger)
     reporter.beat()
@@ -193,17 +193,17 @@ def test_a_report_that_fails_is_nobodys_error(patcher: Patcher, monkeypatch: pyt
         raise ValueError("of ours")
 
     monkeypatch.setattr("pmm_shm.instance.run_reports.write_report", failing)
-    reporter = report.Reporter(patcher)
+    reporter = report.RunReporter(patcher)
     reporter.uses("/a.db")
     reporter.beat()
     reporter.end()
 
 
 def test_the_end_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
-    patcher = Patcher(Settings(report="stderr"), {})
+    patcher = Patcher(RunSettings(report="stderr"), {})
     patcher.counts_of(SEAM).answered = 1
     patcher.kept["x.y:f"] = "unknown source"
-    reporter = report.Reporter(patcher)
+    reporter = report.RunReporter(patcher)
     try:
         reporter.end()
         reporter.end()
@@ -217,9 +217,9 @@ def test_the_end_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_report_to_a_file_that_cannot_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patcher = Patcher(Settings(report=str(tmp_path / "no" / "file")), {})
+    patcher = Patcher(RunSettings(report=str(tmp_path / "no" / "file")), {})
     patcher.counts_of(SEAM).answered = 1
-    reporter = report.Reporter(patcher)
+    reporter = report.RunReporter(patcher)
     try:
         reporter.end()
     finally:

@@ -24,13 +24,14 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.rows import Event
 from pmm_shm.projection.courses import Courses
+from pmm_shm.projection.replay import Progress
 from pmm_shm_cli import synthetic
 from pmm_shm_client import Cache, connect
 from pmm_shm_terminal.tokens import token_in
 from pmm_shm_web import chart, course, facets, jobs, shown, stream
 from pmm_shm_web.facets import KindCounter
 from pmm_shm_web.folds import UserFolds
-from pmm_shm_web.ledger import Ledger
+from pmm_shm_web.ledger import LedgerQueries
 from pmm_shm_web.questions import position, stream_query
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.stream import Stream, StreamQuery
@@ -53,13 +54,13 @@ def fill(path: str, count: int) -> None:
 
 
 @pytest.fixture(params=["indexed", "plain"])
-def opened(request: pytest.FixtureRequest, ledger: str) -> Iterator[Ledger]:
+def opened(request: pytest.FixtureRequest, ledger: str) -> Iterator[LedgerQueries]:
     """A ledger of 300 events with gaps, with its indexes and without, and a small span for scans."""
     fill(ledger, 300)
     ledgers.execute(ledger, "DELETE FROM events WHERE id BETWEEN 100 AND 120")
     if request.param == "plain":
         ledgers.execute(ledger, "DROP INDEX idx_events_kind_id")
-    found = Ledger(ledger, 5.0)
+    found = LedgerQueries(ledger, 5.0)
     with mock.patch.object(stream, "SPAN_IDS", 7), mock.patch.object(facets, "_SPAN_IDS", 7):
         yield found
     found.close()
@@ -85,7 +86,7 @@ def rows_of(path: str) -> list[Any]:
         (StreamQuery(after=40, before=130), lambda row: 40 < row[0] < 130),
     ],
 )
-def test_pages_together_are_all_events_that_match(opened: Ledger, query: StreamQuery, keeps: Any) -> None:
+def test_pages_together_are_all_events_that_match(opened: LedgerQueries, query: StreamQuery, keeps: Any) -> None:
     wanted = [row[0] for row in rows_of(opened.path) if keeps(row)]
     found: list[int] = []
     query = query._replace(limit=23)
@@ -99,7 +100,7 @@ def test_pages_together_are_all_events_that_match(opened: Ledger, query: StreamQ
     assert found == wanted
 
 
-def test_a_scan_that_takes_too_long_says_where_it_stopped(opened: Ledger) -> None:
+def test_a_scan_that_takes_too_long_says_where_it_stopped(opened: LedgerQueries) -> None:
     with mock.patch.object(stream, "SCAN_S", 0.0):
         page = Stream(opened).page(StreamQuery(text="text 5 "))
     assert page.rows == ()
@@ -111,9 +112,9 @@ def test_a_scan_that_takes_too_long_says_where_it_stopped(opened: Ledger) -> Non
 def test_content_is_cut_in_sql(ledger: str) -> None:
     with EventLog(ledger) as log:
         log.append("user", "x" * 3_000_000, {"long": "y" * 200_000})
-    opened = Ledger(ledger, 5.0)
+    opened = LedgerQueries(ledger, 5.0)
     statements: list[Any] = []
-    with mock.patch.object(Ledger, "rows", autospec=True, side_effect=_noting(Ledger.rows, statements)):
+    with mock.patch.object(LedgerQueries, "rows", autospec=True, side_effect=_noting(LedgerQueries.rows, statements)):
         (row,) = Stream(opened).page(StreamQuery()).rows
         event = Stream(opened).event(1)
     opened.close()
@@ -133,7 +134,7 @@ def _noting(function: Any, seen: list[Any]) -> Any:
     return noting
 
 
-def test_counts_by_kind_follow_the_log(opened: Ledger) -> None:
+def test_counts_by_kind_follow_the_log(opened: LedgerQueries) -> None:
     counter = KindCounter(opened)
 
     def counted() -> dict[str, int]:
@@ -166,7 +167,7 @@ def test_counts_by_kind_follow_the_log(opened: Ledger) -> None:
         counter._past.clear()
 
 
-def test_counts_after_a_restore_in_place_and_more_appends(opened: Ledger) -> None:
+def test_counts_after_a_restore_in_place_and_more_appends(opened: LedgerQueries) -> None:
     """The head is higher than before, but another history leads to it."""
     counter = KindCounter(opened)
     while not counter.counts().is_complete:
@@ -184,7 +185,7 @@ def test_counts_after_a_restore_in_place_and_more_appends(opened: Ledger) -> Non
         assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= 260))
 
 
-def test_counts_as_of_events_that_are_walked_to(opened: Ledger) -> None:
+def test_counts_as_of_events_that_are_walked_to(opened: LedgerQueries) -> None:
     counter = KindCounter(opened)
     for event_id in (200, 201, 202, 201, 150, 110, 99, 300, 10**9, 0, 5):
         until = counter.counts_until(event_id)
@@ -193,7 +194,7 @@ def test_counts_as_of_events_that_are_walked_to(opened: Ledger) -> None:
         assert dict(until.kinds) == dict(Counter(row[2] for row in rows_of(opened.path) if row[0] <= event_id))
 
 
-def test_only_new_events_are_counted(opened: Ledger) -> None:
+def test_only_new_events_are_counted(opened: LedgerQueries) -> None:
     counter = KindCounter(opened)
     while not counter.counts().is_complete:
         pass
@@ -205,7 +206,7 @@ def test_only_new_events_are_counted(opened: Ledger) -> None:
     assert step.call_count <= 2
 
 
-def test_a_replaced_ledger_is_counted_anew(opened: Ledger, tmp_path: Path) -> None:
+def test_a_replaced_ledger_is_counted_anew(opened: LedgerQueries, tmp_path: Path) -> None:
     counter = KindCounter(opened)
     while not counter.counts().is_complete:
         pass
@@ -216,7 +217,7 @@ def test_a_replaced_ledger_is_counted_anew(opened: Ledger, tmp_path: Path) -> No
         Path(opened.path + suffix).unlink(missing_ok=True)
     os.replace(other, opened.path)
     with mock.patch("pmm_shm.limits.REPLACEMENT_NOTICED_S", 0.0):
-        ledger = Ledger(opened.path, 5.0)
+        ledger = LedgerQueries(opened.path, 5.0)
         found = KindCounter(ledger).counts()
         ledger.close()
     assert dict(found.kinds) == {"other": 300}
@@ -229,7 +230,7 @@ def test_hostile_rows_are_listed_and_counted(tmp_path: Path) -> None:
     connection.close()
     insert_hostile(path)
     count, last = ledgers.execute(path, "SELECT count(*), max(id) FROM events")[0]
-    opened = Ledger(path, 5.0)
+    opened = LedgerQueries(path, 5.0)
     try:
         found, query = [], StreamQuery(limit=500)
         while True:
@@ -330,7 +331,7 @@ def test_a_job_tells_its_progress_and_is_cancelled() -> None:
     made = jobs.Jobs()
     position_ = mock.Mock(as_of=5)
 
-    def work(report: jobs.Report) -> None:
+    def work(report: Progress) -> None:
         while True:
             report(position_)
 
@@ -348,7 +349,7 @@ def test_a_job_that_nobody_asks_for_ends() -> None:
     made = jobs.Jobs()
     with mock.patch.object(jobs, "FORGOTTEN_S", 0.05):
 
-        def work(report: jobs.Report) -> None:
+        def work(report: Progress) -> None:
             while True:
                 report(mock.Mock(as_of=1))
 

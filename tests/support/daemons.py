@@ -7,33 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pmm_shm.errors import DaemonAbsentError
+from pmm_shm.errors import DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands
 from tests.support import forking, ledgers
+from tests.support.crash import DiesAt
 from tests.support.forking import ForkedProgram
-from tests.support.polling import pause
-
-DEADLINE_S = 30.0
-_T = TypeVar("_T")
-
-
-def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
-    """The first true value of `condition`; fails where none comes within the deadline."""
-    began = time.monotonic()
-    while True:
-        value = condition()
-        if value:
-            return value
-        waited_s = time.monotonic() - began
-        if waited_s >= deadline_s:
-            raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
-        pause(waited_s)
+from tests.support.polling import DEADLINE_S, until
 
 
 def environment(**changes: str | None) -> dict[str, str]:
@@ -115,31 +100,45 @@ def end(pid: int) -> None:
 
 
 class Daemon:
-    """One `pmm-cached`; use `start_daemon` of `conftest.py`, which cleans up.
+    """One `pmm-cached`; use `start_daemon` of `conftest.py`, which cleans up, or `ForkedDaemon`.
 
     It is forked, which takes a fifth of the time, unless it must be an interpreter of its own (`forked=False`): as
     `/proc` shows it, with the scheduling of its parent, imports included.
+
+    Parameters:
+        log: a file for its log; one beside the ledger by default, in JSON.
+        dies_at: a crash point where it kills itself, and when it is reached for which time.
     """
 
     process: subprocess.Popen[bytes] | ForkedProgram
 
-    def __init__(self, ledger: str, *options: str, env: Mapping[str, str] | None = None, forked: bool = True) -> None:
+    def __init__(
+        self,
+        ledger: str | os.PathLike[str],
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        forked: bool = True,
+        log: str | os.PathLike[str] | None = None,
+        dies_at: DiesAt | None = None,
+    ) -> None:
+        self.ledger = Path(ledger)
         self.instance = Instance.of(ledger)
-        self.log = Path(f"{self.instance.ledger}.log-{time.monotonic_ns()}")
-        arguments = ["--log-format", "json", *options, ledger]
+        self.log = Path(f"{self.instance.ledger}.log-{time.monotonic_ns()}" if log is None else log)
+        arguments = [*(("--log-format", "json") if log is None else ()), *options, os.fspath(ledger)]
         if forked:
+            entry = "pmm_cached.main:main"
+            if dies_at is not None:
+                entry, arguments = "tests.support.crash:die_in_daemon", [*map(str, dies_at), *arguments]
             streams = (os.devnull, str(self.log), str(self.log))
-            self.process = ForkedProgram(
-                "pmm_cached.main:main", ["pmm-cached", *arguments], streams, variables=env or environment()
-            )
+            self.process = ForkedProgram(entry, ["pmm-cached", *arguments], streams, variables=env or environment())
         else:
-            with open(self.log, "wb") as log:
+            with open(self.log, "wb") as file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "pmm_cached", *arguments],
                     env=env or environment(),
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=file,
+                    stderr=file,
                 )
         self.pid = self.process.pid
 
@@ -158,16 +157,37 @@ class Daemon:
 
     def wait_answering(self, deadline_s: float = DEADLINE_S) -> None:
         """Until it takes commands."""
-        until(self._answers, "the daemon answers", deadline_s)
+        until(self.answers, "the daemon answers", deadline_s)
 
     def wait_published(self, event_id: int) -> None:
         """Until it has published `event_id`."""
         answer = self.call(protocol.WAIT, {"event_id": event_id, "timeout_ms": int(DEADLINE_S * 1_000)}, DEADLINE_S + 5)
         assert answer["reached"], self.log.read_text(encoding="utf-8")
 
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def answers(self) -> bool:
+        """Whether it takes commands already; fails where it has ended."""
+        assert self.is_alive, self.log.read_text(encoding="utf-8") or f"it ended with {self.process.poll()}"
+        try:
+            self.call(protocol.PING, timeout_s=1.0)
+        except DaemonError:
+            return False
+        return True
+
+    def join(self, timeout_s: float) -> int | None:
+        """The exit code; None where it has not ended by then."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """SIGTERM, also for a frozen one; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
+        self.thaw()
         return self.process.wait(DEADLINE_S)
 
     def kill(self) -> None:
@@ -176,7 +196,7 @@ class Daemon:
         self.process.wait(DEADLINE_S)
 
     def freeze(self) -> None:
-        """SIGSTOP, and wait until it stands."""
+        """SIGSTOP, and wait until it stands: it may still answer meanwhile."""
         self.process.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{self.pid}/stat")
         until(lambda: state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", "the daemon stands")
@@ -184,11 +204,3 @@ class Daemon:
     def thaw(self) -> None:
         """SIGCONT."""
         self.process.send_signal(signal.SIGCONT)
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
-        try:
-            self.call(protocol.PING)
-        except DaemonAbsentError:
-            return False
-        return True

@@ -30,7 +30,8 @@ server.set_forkserver_preload(
         "pmm_cached.event_tables",
         "pmm_shm.ledger.eventlog",
         "pmm_shm_cli.main",
-        "tests.support.fork_daemon",
+        "tests.support.crash",
+        "tests.support.forking",
         "tests.support.frozen",
     ]
 )
@@ -44,8 +45,10 @@ def end_with_parent() -> None:
 
 def in_child(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
     """A process that runs `target`, a function of a module."""
-    # The server must find this checkout's packages, whatever is installed, and it has the variables of its start.
-    with mock.patch.dict(os.environ, {"PYTHONPATH": checkout_path()}):
+    # The server must find this checkout's packages, whatever is installed. It keeps the variables of its start, and a
+    # test that starts processes by itself gets them: none may be of the test that happens to be the first.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PMM_")}
+    with mock.patch.dict(os.environ, {**variables, "PYTHONPATH": checkout_path()}, clear=True):
         forkserver.ensure_running()
     process = server.Process(target=_run, args=(dict(os.environ), target, arguments))
     process.start()

@@ -1,8 +1,26 @@
-"""Looking again and again costs little."""
+"""Waits for conditions of other processes: looking again and again costs little."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+DEADLINE_S = 30.0
+_T = TypeVar("_T")
+
+
+def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
+    """The first true value of `condition`; fails where none comes within the deadline."""
+    began = time.monotonic()
+    while True:
+        value = condition()
+        if value:
+            return value
+        waited_s = time.monotonic() - began
+        if waited_s >= deadline_s:
+            raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
+        pause(waited_s)
 
 
 def pause(waited_s: float) -> None:

@@ -21,8 +21,8 @@ from pmm_shm.ledger.source.server import Server
 from pmm_shm.ledger.source.tables import create_ledger, create_tables
 from pmm_shm.vectors.embedder import Embedder
 from tests.support import ledgers
+from tests.support.crash import DiesAt, die_at
 from tests.support.daemons import environment, until
-from tests.support.fork_daemon import DiesAt, die_at
 from tests.support.forking import end_with_parent, in_child
 
 COLUMNS = "id, ts, kind, content, meta, prev_hash, hash"

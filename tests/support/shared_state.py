@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm_client import Cache, EventLog, connect
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.golden_cases import answers_of, canonical, make_ledger
+from tests.support.polling import until
 
 cids = st.sampled_from(["a", "b", "c", 7, "7", -3])
 texts = st.sampled_from(
@@ -195,9 +196,9 @@ class SharedState(RuleBasedStateMachine):
     def suspend_or_resume_daemon(self) -> None:
         assert self.daemon is not None
         if self.is_suspended:
-            self.daemon.resume()
+            self.daemon.thaw()
         else:
-            self.daemon.suspend()
+            self.daemon.freeze()
         self.is_suspended = not self.is_suspended
 
     @precondition(lambda self: self.daemon is not None and not self.is_suspended)
@@ -209,7 +210,7 @@ class SharedState(RuleBasedStateMachine):
     @rule()
     def what_is_published_becomes_exact(self) -> None:
         wanted = replayed_answers(self.path)
-        wait_until(lambda: self.published() == wanted, "the daemon to publish the ledger as it is")
+        until(lambda: self.published() == wanted, "the daemon to publish the ledger as it is")
         assert self.caches[1].verify(timeout=30.0)
 
     @precondition(lambda self: self.daemon is None)
@@ -245,10 +246,10 @@ class SharedState(RuleBasedStateMachine):
         self.journal = journal
         wanted = replayed_answers(self.path)
         for cache in self.caches:
-            wait_until(lambda cache=cache: everything(cache.frame()) == wanted, "a cache to notice", 5.0)
+            until(lambda cache=cache: everything(cache.frame()) == wanted, "a cache to notice", 5.0)
         if self.daemon is not None:
             # Who sees neither the one replacement nor the other, refuses what then lies in the -wal that he knows.
-            wait_until(lambda: self.published() == wanted, "the daemon to notice", 30.0)
+            until(lambda: self.published() == wanted, "the daemon to notice", 30.0)
 
     # The promise.
 

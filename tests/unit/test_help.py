@@ -13,7 +13,7 @@ from pmm_shm_cli.commands import memory
 from pmm_shm_cli.main import cli
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.context import MESSAGES_MAX, RECALL_MAX, REFLECTIONS_MAX
-from pmm_shm_terminal.answers import NAMES
+from pmm_shm_terminal.answer_names import NAMES
 from pmm_shm_terminal.program import run_command
 from tests.support import ledgers
 

@@ -15,7 +15,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.remedies import remedy_for
 from pmm_shm_client import Cache, connect
-from pmm_shm_pmm.pmm2 import is_ledger_of_pmm2, notice
+from pmm_shm_pmm.launching import is_ledger_of_pmm2
 from tests.support import doctor, ledgers, pmm2
 
 NOT_APPLICABLE = ("identity", "metrics", "stage", "history")
@@ -214,7 +214,6 @@ def test_the_doctor_recognises_it(path: str) -> None:
 
 def test_a_launcher_asks_whose_ledger_it_is(path: str, tmp_path: Path) -> None:
     assert is_ledger_of_pmm2(path)
-    assert "writer lease of PMM 2" in notice(path)
     others = [pmm2.build_of_2025(tmp_path / "2025.db"), str(tmp_path / "none.db"), str(tmp_path), "/dev/null", "a\0b"]
     (tmp_path / "text.db").write_text("no database")
     for other in (*others, str(tmp_path / "text.db")):

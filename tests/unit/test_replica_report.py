@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pmm_replicator.report import Report
+from pmm_replicator.report import ReplicationReport
 from pmm_shm.ledger.source.report import REPORT_FILE, ReplicaStatus, read_status
 
 
@@ -32,7 +32,7 @@ def status(directory: Path, clock: Clock | None = None) -> ReplicaStatus:
 
 
 def test_a_follower_that_has_looked_is_not_behind(tmp_path: Path, clock: Clock) -> None:
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.update(server="db:5432", timeline=3, forks=1, lost_files=["a"])
     report.looked(7, 7)
     report.update()
@@ -45,7 +45,7 @@ def test_a_follower_that_has_looked_is_not_behind(tmp_path: Path, clock: Clock) 
 
 
 def test_the_lag_counts_from_when_it_began(tmp_path: Path, clock: Clock) -> None:
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.looked(7, 9)
     report.update()
     clock.now_s += 0.25
@@ -61,7 +61,7 @@ def test_the_lag_counts_from_when_it_began(tmp_path: Path, clock: Clock) -> None
 
 
 def test_a_problem_counts_from_the_last_look_and_ends_with_the_next(tmp_path: Path, clock: Clock) -> None:
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.looked(7, 7)
     report.update(problem="no primary")
     clock.now_s += 5.0
@@ -72,17 +72,17 @@ def test_a_problem_counts_from_the_last_look_and_ends_with_the_next(tmp_path: Pa
 
 
 def test_a_follower_that_never_looked_stands_still_since_the_first_one_started(tmp_path: Path, clock: Clock) -> None:
-    Report(tmp_path, "agent", clock).update(problem="no primary")
+    ReplicationReport(tmp_path, "agent", clock).update(problem="no primary")
     clock.now_s += 0.5
-    Report(tmp_path, "agent", clock).update()
+    ReplicationReport(tmp_path, "agent", clock).update()
     clock.now_s += 5.0
     found = status(tmp_path, clock)
     assert found.looked_ms is None
     assert found.lag_ms == 5_500
-    first = Report(tmp_path, "agent", clock)
+    first = ReplicationReport(tmp_path, "agent", clock)
     first.looked(1, 1)
     first.update()
-    Report(tmp_path, "agent", clock).update()
+    ReplicationReport(tmp_path, "agent", clock).update()
     assert status(tmp_path).looked_ms is not None
 
 
@@ -91,13 +91,13 @@ def test_what_is_no_report_is_none(tmp_path: Path, clock: Clock, text: str) -> N
     (tmp_path / REPORT_FILE).write_text(text, encoding="latin-1")
     assert read_status(tmp_path) is None
     # The next follower reports all the same.
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.looked(1, 1)
     assert status(tmp_path).head_id == 1
 
 
 def test_many_looks_in_a_row_are_not_each_written(tmp_path: Path, clock: Clock) -> None:
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.looked(1, 1)
     report.looked(2, 2)
     assert status(tmp_path).head_id == 1
@@ -108,7 +108,7 @@ def test_many_looks_in_a_row_are_not_each_written(tmp_path: Path, clock: Clock) 
 
 
 def test_a_process_that_is_gone_does_not_run(tmp_path: Path, clock: Clock) -> None:
-    report = Report(tmp_path, "agent", clock)
+    report = ReplicationReport(tmp_path, "agent", clock)
     report.looked(1, 1)
     values: dict[str, Any] = json.loads((tmp_path / REPORT_FILE).read_text())
     (tmp_path / REPORT_FILE).write_text(json.dumps({**values, "pid": 2**22 + 1}))

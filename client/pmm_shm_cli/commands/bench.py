@@ -21,7 +21,7 @@ from pmm_shm_terminal.output import console, pairs, print_json, show, table, tit
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pmm_shm_cli.benchmark import Report
+    from pmm_shm_cli.benchmark import BenchmarkReport
 
 
 @click.command(context_settings=CONTEXT)
@@ -64,7 +64,7 @@ def bench(ledger: str | None, seconds: float, as_json: bool) -> None:
         show(*shown(report, facts))
 
 
-def as_dict(report: Report, facts: dict[str, Any]) -> dict[str, Any]:
+def as_dict(report: BenchmarkReport, facts: dict[str, Any]) -> dict[str, Any]:
     """The report as one JSON value; times in microseconds."""
     return {
         "machine": facts,
@@ -83,7 +83,7 @@ def as_dict(report: Report, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def shown(report: Report, facts: dict[str, Any]) -> list[RenderableType]:
+def shown(report: BenchmarkReport, facts: dict[str, Any]) -> list[RenderableType]:
     """The report for people."""
     made = table("what", "on, p50", "on, p99", "off, p50", "off, p99", "times faster")
     for column in made.columns[1:]:

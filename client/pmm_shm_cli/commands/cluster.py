@@ -213,12 +213,12 @@ def _primary(dsn: str) -> Iterator[Any]:
 @contextlib.contextmanager
 def _postgres_errors() -> Iterator[None]:
     from pmm_shm.ledger.source.dsn import psycopg
-    from pmm_shm.ledger.source.server import one_line
+    from pmm_shm.ledger.source.server import first_line
 
     try:
         yield
     except psycopg().Error as error:
-        raise CommandFailed(f"PostgreSQL: {one_line(error)}", exits.FAILURE) from None
+        raise CommandFailed(f"PostgreSQL: {first_line(error)}", exits.FAILURE) from None
 
 
 def _record(path: str, timeout: Deadline) -> Any:
@@ -236,7 +236,7 @@ def _record(path: str, timeout: Deadline) -> Any:
 @contextlib.contextmanager
 def _without_follower(path: str) -> Iterator[None]:
     """Hold the follower's lock: it would make the ledger a replica again."""
-    from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+    from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.source.report import LOCK_FILE
 

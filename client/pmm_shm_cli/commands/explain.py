@@ -11,7 +11,8 @@ import click
 
 from pmm_shm.flags import default_ledger
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE, only_fold
+from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answers import only_fold
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
@@ -214,19 +215,25 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:
     """The possible meanings of the words, the likeliest first."""
-    from pmm_shm.projection.explaining import Commitment, Directive, MetricsSubject, Name, Trait
+    from pmm_shm.projection.explaining import (
+        CommitmentSubject,
+        DirectiveSubject,
+        MetricsSubject,
+        NameSubject,
+        TraitSubject,
+    )
 
     if subject == "commitment":
         number = _number(argument)
         if integer and number is None:
             raise click.UsageError(f"CID: {argument!r} is not an integer")
-        texts = [] if integer else [Commitment(argument)]
-        return [*texts, *([Commitment(number)] if number else [])] or [Commitment(0)]
+        texts = [] if integer else [CommitmentSubject(argument)]
+        return [*texts, *([CommitmentSubject(number)] if number else [])] or [CommitmentSubject(0)]
     if subject == "trait":
-        return [Trait(argument)]
+        return [TraitSubject(argument)]
     if subject == "directive":
-        return [Directive(argument)]
-    return [MetricsSubject() if subject == "metrics" else Name()]
+        return [DirectiveSubject(argument)]
+    return [MetricsSubject() if subject == "metrics" else NameSubject()]
 
 
 def _number(word: str) -> int | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmm_shm_terminal import completers, exits
-from pmm_shm_terminal.answers import WHY_NOT_APPLICABLE, only_fold
+from pmm_shm_terminal.answer_names import WHY_NOT_APPLICABLE
+from pmm_shm_terminal.answers import only_fold
 from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import (
     CONTEXT,

@@ -11,16 +11,9 @@ from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm.finite import Finite
 from pmm_shm_terminal import completers
-from pmm_shm_terminal.answers import (
-    CHOICES,
-    STRICT,
-    answer_of_cache,
-    answer_of_replay,
-    any_fold,
-    checked_what,
-    folds_for,
-    shown,
-)
+from pmm_shm_terminal.answer_names import CHOICES, STRICT
+from pmm_shm_terminal.answer_views import shown
+from pmm_shm_terminal.answers import answer_of_cache, answer_of_replay, any_fold, checked_what, folds_for
 from pmm_shm_terminal.options import CONTEXT, Deadline, json_option, ledger_and_word, shape_option, timeout_option
 from pmm_shm_terminal.output import print_json, progress, show
 

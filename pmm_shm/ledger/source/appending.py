@@ -27,7 +27,7 @@ from pmm_shm.ledger.chain import canonical_json, hash_of_parts
 from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.rows import ID_MAX, RawRow, row_digest
 from pmm_shm.ledger.source.dsn import psycopg
-from pmm_shm.ledger.source.server import Server, one_line
+from pmm_shm.ledger.source.server import Server, first_line
 from pmm_shm.ledger.source.statements import Statement, array, row_of
 from pmm_shm.ledger.source.tables import EVENT_COLUMNS, channel
 from pmm_shm.ledger.sqlite_errors import sleep_between
@@ -36,7 +36,7 @@ from pmm_shm.ledger.tail import Position
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-    from pmm_shm.ledger.source.session import Session
+    from pmm_shm.ledger.source.session import SourceSession
 
 _BEGIN = Statement("pmm_begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
 # The timeout is set before a row is looked for, and so before the lock is waited for.
@@ -126,7 +126,7 @@ class SourceAppender:
                         raise
                     else:
                         where = f"the ledger {self._server.name!r}"
-                        raise SourceUnreachableError(f"{where}: {one_line(failure)}") from failure
+                        raise SourceUnreachableError(f"{where}: {first_line(failure)}") from failure
                 else:
                     row = row_of(results[0])
                     return None if row is None else (int(row[0]), row[1])
@@ -188,7 +188,7 @@ class SourceAppender:
                 self._server.close()
             raise
 
-    def _is_written(self, session: Session, number: int, row: RawRow) -> bool:
+    def _is_written(self, session: SourceSession, number: int, row: RawRow) -> bool:
         return session.execute(_FIND, (number, row[0], row[-1])).fetchone() is not None
 
     def _require_head(self, newest: RawRow | None, expected: ExpectedHead) -> None:
@@ -215,7 +215,7 @@ class SourceAppender:
 
     def _raise(self, error: Exception, sent: list[RawRow]) -> NoReturn:
         """Give up, with the error for the caller. `sent` are rows whose commit was not answered."""
-        where, reason = f"the ledger {self._server.name!r}", one_line(error)
+        where, reason = f"the ledger {self._server.name!r}", first_line(error)
         if sent:
             raise UnknownOutcomeError(
                 f"{where}: the connection was lost in the commit of event {sent[-1][0]}, and whether it was written "

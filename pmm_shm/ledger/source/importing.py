@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm.errors import ChainError, NotALedgerError
@@ -15,9 +15,9 @@ from pmm_shm.ledger.tail import START, Position, TailReader, head_of, ordered_co
 if TYPE_CHECKING:
     from psycopg import Connection
 
+    from pmm_shm.ledger.json_lines import CountProgress
+
 _COPY = f"COPY pmm_events (ledger, {', '.join(EVENT_COLUMNS)}) FROM STDIN"
-Progress = Callable[[int], object]
-"""Called with the number of events done so far."""
 
 
 class ImportPlan(NamedTuple):
@@ -32,7 +32,7 @@ class ImportPlan(NamedTuple):
     head_id: int
 
 
-def check_importable(ledger: Ledger, progress: Progress = lambda done: None) -> ImportPlan:
+def check_importable(ledger: Ledger, progress: CountProgress = lambda done: None) -> ImportPlan:
     """Look at every row of a ledger.
 
     Raises:
@@ -57,7 +57,7 @@ def check_importable(ledger: Ledger, progress: Progress = lambda done: None) -> 
 
 
 def import_ledger(
-    ledger: Ledger, plan: ImportPlan, connection: Connection, name: str, progress: Progress = lambda done: None
+    ledger: Ledger, plan: ImportPlan, connection: Connection, name: str, progress: CountProgress = lambda done: None
 ) -> SourceLedger:
     """Make the tables where they are missing, and a ledger of these rows, in one transaction.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError
@@ -28,31 +27,30 @@ _RESIGN = "UPDATE pmm_roles SET holder = NULL WHERE ledger = %s AND role = %s AN
 class SourceRole:
     """One process's lease on a role of a ledger in PostgreSQL. Not thread-safe.
 
+    The holder's time on its lease ends before the server's, because it counts from before the request.
+
     Parameters:
         server: the primary.
         name: 1 to 64 characters.
-        clock: monotonic seconds. The holder's time on its lease ends before the server's, because it counts from before
-            the request.
 
     Attributes:
         token: grows with each new holder; None while this process does not hold the role.
     """
 
-    def __init__(self, server: Server, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, server: Server, name: str) -> None:
         self._server = server
         self._name = name
-        self._clock = clock
         self._holder = uuid.uuid4()
         self._expires_at = 0.0
         self.token: int | None = None
 
     def is_held(self, for_s: float = 0.0) -> bool:
         """Whether this process surely holds the role now and for the next `for_s` seconds."""
-        return self.token is not None and self._clock() + for_s < self._expires_at
+        return self.token is not None and time.monotonic() + for_s < self._expires_at
 
     def claim(self) -> bool:
         """Acquire the role, or renew the lease. Returns whether this process holds it; without a server it cannot."""
-        asked = self._clock()
+        asked = time.monotonic()
         driver = psycopg()
         try:
             with self._server.lock:

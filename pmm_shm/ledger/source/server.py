@@ -24,7 +24,7 @@ from pmm_shm.ledger.source.dsn import connect_timeout_s, each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 
 if TYPE_CHECKING:
-    from pmm_shm.ledger.source.session import Session
+    from pmm_shm.ledger.source.session import SourceSession
 
 _SPARE_CONNECT_S = 2
 _PREPARED_AFTER = 2
@@ -70,11 +70,11 @@ class Server:
         self._identity = identity
         self._seen_timeline = seen_timeline
         self._options = options
-        self._connection: Session | None = None
+        self._connection: SourceSession | None = None
         self._pid = 0
         _servers.add(self)
 
-    def connection(self, deadline_s: float = math.inf) -> Session:
+    def connection(self, deadline_s: float = math.inf) -> SourceSession:
         """The open connection, in autocommit mode; connects where there is none.
 
         Parameters:
@@ -159,13 +159,13 @@ class Server:
     def __del__(self) -> None:
         self.close()
 
-    def _open(self, dsn: str, deadline_s: float, *, is_spare: bool = False) -> Session:
+    def _open(self, dsn: str, deadline_s: float, *, is_spare: bool = False) -> SourceSession:
         """A connection to a primary; `is_spare`: only to one with a later timeline than the highest seen."""
         driver = psycopg()
         with late_imports:
-            from pmm_shm.ledger.source.session import Session
+            from pmm_shm.ledger.source.session import SourceSession
         try:
-            session = Session.connect(
+            session = SourceSession.connect(
                 dsn,
                 autocommit=True,
                 prepare_threshold=None,
@@ -176,9 +176,9 @@ class Server:
             )
             session.deadline_s = deadline_s + limits.SOURCE_GRACE_S
         except driver.ProgrammingError as error:
-            raise ConfigError(f"the data source name: {one_line(error)}") from None
+            raise ConfigError(f"the data source name: {first_line(error)}") from None
         except driver.Error as error:
-            raise _NotThePrimary(one_line(error)) from None
+            raise _NotThePrimary(first_line(error)) from None
         try:
             row = session.execute(_TIMELINE).fetchone()
             assert row is not None
@@ -195,7 +195,7 @@ class Server:
                 raise NotALedgerError(f"{where} has another ledger under the name {self.name!r}")
         except driver.Error as error:
             session.close()
-            raise _NotThePrimary(one_line(error)) from None
+            raise _NotThePrimary(first_line(error)) from None
         except BaseException:
             session.close()
             raise
@@ -211,8 +211,8 @@ class _NotThePrimary(LedgerError):
     """This server cannot be used; another of the cluster may."""
 
 
-def one_line(error: BaseException) -> str:
-    """What PostgreSQL says, without its further lines."""
+def first_line(error: BaseException) -> str:
+    """The first line of what PostgreSQL says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

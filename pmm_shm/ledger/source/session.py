@@ -37,7 +37,7 @@ class Answers(NamedTuple):
     error: psycopg.Error | None
 
 
-class Session(psycopg.Connection[tuple[Any, ...]]):
+class SourceSession(psycopg.Connection[tuple[Any, ...]]):
     """See the module.
 
     Attributes:
