@@ -180,7 +180,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     # The report of a follower or a run.
     "pmm_shm/ledger/source/report.py": {"open": 1},
     # PostgreSQL.
-    "pmm_shm/ledger/source/server.py": {"Session.connect": 1},
+    "pmm_shm/ledger/source/server.py": {"SourceSession.connect": 1},
     # The index of words: a file of the daemon's own.
     "pmm_shm/words/file.py": {"sqlite3.connect": 1, "os.open": 1},
     # The index of words, and one in memory.
