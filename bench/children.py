@@ -233,8 +233,8 @@ from pmm_shm_client import connect
 print(before, unique_bytes() - before)
 """
 
-MEMORY_PARTS = ("typing", "threading", "logging", "pathlib", "hashlib", "ctypes", "json", "heapq")
-"""Of the standard library, what a reading process imports beyond the bare imports, with whatever these import."""
+MEMORY_PARTS = ("threading", "contextlib", "ctypes")
+"""What a reading process imports of the standard library beyond the bare imports, each with what it imports."""
 
 MEMORY_PROCESS = f"""
 import sys

@@ -11,12 +11,11 @@ order give equal bytes, which verification relies on.
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from typing import Any
-
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
+from pmm_shm.typed import Any
 
 SIMPLE_KEYS = frozenset({str, int})
 _BIG_INTEGER = 1

@@ -5,10 +5,8 @@ And the way back: results as plain values.
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn, TypeVar
-
 from pmm_shm.late import late_imports
+from pmm_shm.typed import Any, NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
@@ -93,6 +91,9 @@ def plain_dict(value: Any) -> dict[str, Any]:
 
 def json_text(value: Any) -> str:
     """A plain value as JSON in ASCII. A number that JSON does not know (NaN, infinity) becomes null."""
+    with late_imports:
+        import json
+
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:

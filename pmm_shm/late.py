@@ -9,9 +9,8 @@ modules that was imported in part cannot be imported again. So one descriptor is
 
 from __future__ import annotations
 
-# Imported early: it registers fork hooks, and a fork that waits for the import would run only the last of them.
-import logging  # noqa: F401
 import os
+import sys
 import threading
 
 _STDERR = 2
@@ -22,14 +21,21 @@ class _LateImports:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._precedes_logging = False
         self._depth = 0
         self._kept: int | None = None
         self._identity: tuple[int, int] | None = None
         self._keep()
 
+    def follow_fork_hooks(self) -> None:
+        """Call it when a fork hook that calls `acquire` was registered."""
+        self._precedes_logging = "logging" not in sys.modules
+
     def acquire(self) -> None:
         """Wait for the imports of other threads, before a fork."""
         self._lock.acquire()
+        if self._precedes_logging:
+            _take_missed_lock()
 
     def release(self) -> None:
         self._lock.release()
@@ -65,6 +71,17 @@ class _LateImports:
             self._identity = _identity_of(self._kept)
         except (OSError, AttributeError):
             self._kept = None
+
+
+def _take_missed_lock() -> None:
+    """Take logging's lock for a fork that has waited for the import of logging.
+
+    Logging takes its lock before a fork and gives it back afterwards. It has registered both since this fork began, so
+    only the second would happen. Its hook is younger than ours and runs first: a lock that it takes is taken by now.
+    """
+    logging = sys.modules.get("logging")
+    if logging is not None and not getattr(logging.__spec__, "_initializing", False) and not logging._lock._is_owned():
+        logging._lock.acquire()
 
 
 def _above_standard_streams(descriptor: int) -> int:

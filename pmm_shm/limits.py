@@ -21,11 +21,18 @@ REPLACED_SLEEP_S_MAX = 0.02
 # The tail: one statement reads at most this much, so that no reader holds the ledger for long.
 TAIL_ROWS_MAX = 2_048
 TAIL_BYTES_MAX = 16 << 20
+# One statement joins the rows of so many ids, more where they are short: about so many characters.
+JOINED_IDS_MIN = 256
+JOINED_IDS_MAX = 65_536
+JOINED_CHARS = 1 << 20
+JOINED_BYTES_MAX = 32 << 20
 # With more rows that all become events, folding them takes longer: they no longer fit into the processor's cache.
-SPARSE_ROWS_MAX = 768
+FOLD_ROWS_MAX = 768
 TAIL_SPAN_IDS = 65_536
 TAIL_FETCH_ROWS = 64
-TAIL_FEW_ROWS = 16
+TAIL_FEW_ROWS = 32
+# So many events may wait until a fold of a reader is asked for.
+QUEUED_EVENTS_MAX = 256
 # Events of one replay after which `meta` is parsed by msgspec, if that is installed: its import takes 20 ms.
 FAST_JSON_EVENTS_MIN = 16_384
 # Rows that the follower folds between two signs of progress.
@@ -46,6 +53,8 @@ FOLD_NAME_BYTES_MAX = 64
 LEDGER_TIMEOUT_S = 30.0
 """How long appends and reads wait for a busy ledger, by default."""
 BUSY_SLEEP_S_MIN = 0.0001
+BUSY_FIRST_SLEEP_S_MAX = 0.0003
+"""An append holds the lock for about so long. The longest possible sleep doubles with each attempt, up to the next."""
 BUSY_SLEEP_S_MAX = 0.002
 
 # A restore: pages between two checks for signals, and how long SQLite itself waits for readers to end.
@@ -258,7 +267,7 @@ INDEX_SLICE_S = 0.001
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25
-INDEX_GATHER_S = 0.01
+INDEX_GATHER_S = 0.05
 INDEX_RETRY_S = 1.0
 INDEX_RETRY_S_MAX = 60.0
 IMPORT_CHECK_S = 1.0
@@ -279,7 +288,7 @@ LEASE_KEYS_MAX = EMBED_BATCH_MAX
 assert TRUST_PERIOD_S < REPLACEMENT_NOTICED_S
 assert TAIL_FEW_ROWS < TAIL_FETCH_ROWS <= TAIL_ROWS_MAX <= TAIL_SPAN_IDS
 assert HISTORY_POINTS_MAX % 2 == 0
-assert BUSY_SLEEP_S_MIN < BUSY_SLEEP_S_MAX
+assert BUSY_SLEEP_S_MIN < BUSY_FIRST_SLEEP_S_MAX < BUSY_SLEEP_S_MAX
 assert BACKOFF_S_MIN < BACKOFF_S_MAX < BACKOFF_WINDOW_S < SLOW_POLL_S < STOP_S
 assert STOP_S < STOP_HARD_S < 2.0
 assert FOLLOWER_WAIT_S * 1_000 < HEARTBEAT_MS_MAX

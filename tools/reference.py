@@ -148,7 +148,8 @@ def described(name: str, found: Any, home: str) -> Iterator[str]:
         bases = " and ".join(f"`{base.__name__}`" for base in found.__bases__)
         yield f"{dressed(inspect.getdoc(found) or '')}\n\nDerives from {bases}."
         return
-    if is_typeddict(found):
+    own_kind = import_module("pmm_shm.typed").TypedDict
+    if is_typeddict(found) or (inspect.isclass(found) and issubclass(found, own_kind)):
         kinds = {key: str(getattr(kind, "__forward_arg__", kind)) for key, kind in found.__annotations__.items()}
         # In the house's quotes: the annotations come without those of the source.
         fields = ["    " + f"{key}: {kind}".replace("'", '"') for key, kind in kinds.items()]

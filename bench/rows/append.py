@@ -8,7 +8,7 @@ from bench import bare, daemons
 from bench.context import Bench
 from bench.peers import require
 from bench.report import Row, at_most
-from pmm_shm.ledger.append import DURABILITIES, Durability
+from pmm_shm.ledger.connection import DURABILITIES, Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_cli.benchmark import turn_events
 from pmm_shm_cli.timing import RoundTimer, ratio

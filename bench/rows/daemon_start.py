@@ -8,7 +8,7 @@ import pstats
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from pmm_shm.folds.engine import Engine, States, apply_events
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.tail import START, Tail, TailReader
 from pmm_shm.store.writer import StoreWriter
 from pmm_shm_cli.benchmark import require_equal
@@ -33,6 +32,7 @@ from pmm_shm_client import connect
 
 OURS, BARE = "daemon, from its start to all published", "fetch id, kind, content, meta of all rows"
 _SELECT = "SELECT id, kind, content, meta FROM events"
+_AHEAD, _DECODE = "fetch and anchor, in a thread beside the others", "decode"
 _PROFILED_EVENTS_MAX = 100_000
 _FUNCTIONS = 12
 _ROWS = 2_048
@@ -126,17 +126,11 @@ def _tails(reader: TailReader, connection: Connection) -> Iterator[Tail]:
 
 
 class _TimedEngine(Engine):
-    """Adds up the seconds of each of its steps in `spent`."""
+    """Adds up the seconds of each fold in `spent`."""
 
     def __init__(self, folds: list[Fold], spent: dict[str, float]) -> None:
         super().__init__(folds)
         self._spent = spent
-
-    def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
-        began = time.perf_counter()
-        decoded = super()._decode(rows, decode_state)
-        self._spent["decode"] += time.perf_counter() - began
-        return decoded
 
     def _fold(self, states: States) -> None:
         for name, events in self._queues.items():
@@ -151,14 +145,22 @@ def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold
     states = {fold.name: State() for fold in folds}
     generations = {fold: writer.begin_generation(fold) for fold in folds}
     clock = time.perf_counter
+    spent[_AHEAD] = spent[_DECODE] = 0.0
     began = clock()
-    for tail in _tails(TailReader(connection, engine.kinds), connection):
-        spent["fetch and anchor"] += clock() - began
-        engine.apply(tail.rows, states)
+    for tail in _tails(TailReader(connection, engine.kinds, newest=engine.newest), connection):
+        spent[_AHEAD] += clock() - began
+        began, folded = clock(), sum(spent.values())
+        _apply(engine, tail, states)
+        spent[_DECODE] += clock() - began - (sum(spent.values()) - folded)
         began = clock()
     began = clock()
     writer.flush_shadow({generation: states[fold.name] for fold, generation in generations.items()})
     spent["LMDB write"] += clock() - began
+
+
+def _apply(engine: Engine, tail: Tail, states: States) -> None:
+    for first in range(0, len(tail.rows), limits.FOLD_ROWS_MAX):
+        engine.apply(tail.rows[first : first + limits.FOLD_ROWS_MAX], states)
 
 
 def _profile(bench: Bench, row: Row) -> None:
@@ -172,8 +174,8 @@ def _profile(bench: Bench, row: Row) -> None:
         profile = cProfile.Profile()
         try:
             profile.enable()
-            for tail in _tails(TailReader(connection, engine.kinds), connection):
-                engine.apply(tail.rows, states)
+            for tail in _tails(TailReader(connection, engine.kinds, newest=engine.newest), connection):
+                _apply(engine, tail, states)
             profile.disable()
         finally:
             connection.close()

@@ -33,13 +33,13 @@ def reader(
         has_colours, is_dumb: what the terminal can do; a dumb one cannot move its cursor.
     """
     if is_dumb:
-        return _plain_reader(prompt, more, earlier)
+        return _plain_reader(prompt, more, earlier, marks_pastes=False)
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.history import InMemoryHistory
     except ImportError:
-        return _plain_reader(prompt, more, earlier)
+        return _plain_reader(prompt, more, earlier, marks_pastes=True)
 
     session: PromptSession[str] = PromptSession(
         [("bold ansigreen" if has_colours else "", prompt)],
@@ -56,12 +56,12 @@ def reader(
     return session.prompt
 
 
-def _plain_reader(prompt: str, more: str, earlier: Iterable[str]) -> Callable[[], str]:
+def _plain_reader(prompt: str, more: str, earlier: Iterable[str], *, marks_pastes: bool) -> Callable[[], str]:
     """Reads by `input`, which readline serves if it is imported."""
     with contextlib.suppress(ImportError):
         import readline
 
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        readline.parse_and_bind(f"set enable-bracketed-paste {'on' if marks_pastes else 'off'}")
         for text in earlier:
             if text.replace("\n", "").isprintable():
                 # Readline takes what the terminal's encoding has.

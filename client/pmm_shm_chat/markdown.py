@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.segment import Segment, Segments
 
 _FENCE = re.compile(r" {0,3}(```|~~~)")
@@ -82,12 +82,26 @@ def is_markdown(block: str) -> bool:
 
 def formatted(block: str, console: Console, indent: int) -> Segments:
     """A block of Markdown, formatted for a terminal; without blank lines around it, and no line break at its end."""
-    from rich.markdown import Markdown
+    from rich.markdown import Markdown, TableElement
     from rich.padding import Padding
     from rich.segment import Segment, Segments
+    from rich.table import Table
+
+    class WholeTable(TableElement):
+        """Breaks a long word, or a text without spaces, where rich would cut it."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for made in super().__rich_console__(console, options):
+                if isinstance(made, Table):
+                    for column in made.columns:
+                        column.overflow = "fold"
+                yield made
+
+    class Whole(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": WholeTable}
 
     # A link is its text and its address: one that can be clicked might hide where it leads.
-    shown = Padding(Markdown(block, hyperlinks=False), (0, 0, 0, indent))
+    shown = Padding(Whole(block, hyperlinks=False), (0, 0, 0, indent))
     lines = [[one for one in line if not one.control] for line in console.render_lines(shown, pad=False)]
     while lines and _is_blank(lines[-1]):
         lines.pop()

@@ -29,11 +29,19 @@ _Said = TypeVar("_Said", Recalled, Message)
 
 
 class Prompt(NamedTuple):
-    """The context's block for the system prompt, the earlier messages, oldest first, and their estimated tokens."""
+    """What a responder receives beside the user's text.
+
+    Attributes:
+        block: the context's, for the system prompt.
+        history: the earlier messages, oldest first.
+        tokens: the estimated ones of block, history and user's text together.
+        left_out: how many of the context's messages, the oldest, there was no room for.
+    """
 
     block: str
     history: list[Message]
     tokens: int
+    left_out: int
 
 
 class Undone:
@@ -98,18 +106,22 @@ def make_prompt(
         block = str(replace(bare, recalled=tuple(recalled)))
     tokens = tokens_of(block) + tokens_of(user_text)
     before = [one for one in context.messages if one.id < user_id and one.id not in undone]
-    history, of_history = _fitting(reversed(_spoken(before[-count:] if count else [])), None, tokens_max - tokens)
-    return Prompt(block, history[::-1], tokens + of_history)
+    spoken = _spoken(before[-count:] if count else [])
+    history, of_history = _fitting((one for _, one in reversed(spoken)), None, tokens_max - tokens)
+    ids = [event_id for event_id, _ in spoken]
+    cut = ids[: len(ids) - len(history)]
+    left_out = sum(one.id <= cut[-1] for one in context.messages) if cut else 0
+    return Prompt(block, history[::-1], tokens + of_history, left_out)
 
 
-def _spoken(entries: Iterable[Entry]) -> list[Message]:
-    """The messages as they were said, without the thinking that other programs may have stored."""
+def _spoken(entries: Iterable[Entry]) -> list[tuple[int, Message]]:
+    """(event id, message) as it was said, without the thinking that other programs may have stored."""
     found = []
     for one in entries:
         role = ROLES[one.kind]
         content = without_thinking(one.content) if role == "assistant" else one.content
         if content or not one.content:
-            found.append(Message(role, content))
+            found.append((one.id, Message(role, content)))
     return found
 
 

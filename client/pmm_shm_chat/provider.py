@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import dropwhile, groupby
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 from pmm_shm.openai_client import Answer, BrokenAnswerError, OpenAIClient, OpenAIRequest
@@ -72,25 +74,24 @@ class OpenAIResponder:
     def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
         """The answer, piece by piece; then `usage` is what the endpoint told of it. Raises `ResponderError`."""
         self.usage = None
-        return self._stream(
-            [
-                {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{encodable(context)}"},
-                *({"role": one.role, "content": encodable(one.content)} for one in history),
-                {"role": "user", "content": encodable(user_text)},
-            ]
-        )
+        system = {"role": "system", "content": f"{_INSTRUCTIONS}\n\n{encodable(context)}"}
+        return self._stream([system, *_in_turns([*history, Message("user", user_text)])])
 
     def _stream(self, messages: list[dict[str, str]]) -> Iterator[str]:
-        has_ended = False
+        has_ended = ends_early = False
         try:
             with self._answer(messages) as answer:
                 for event in events_in(answer, self._client):
                     self.usage = _usage(event) or self.usage
                     piece, ending = _piece(event)
+                    if piece and has_ended:
+                        # Of proxies of Gemini: each piece says that it is the last one.
+                        has_ended, ends_early = False, True
+                        answer.close()
                     if ending in _CUT_SHORT:
                         yield piece
                         self._client.fail(_CUT_SHORT[ending])
-                    if ending is not None and not has_ended:
+                    if ending is not None and not has_ended and not ends_early:
                         has_ended = True
                         # The usage follows, and not every endpoint says then that this is all.
                         answer.end_within(_USAGE_S)
@@ -133,6 +134,17 @@ class OpenAIResponder:
         return OpenAIRequest(self._clock() + self._deadline_s, self._deadline_s, self._silence_s)
 
 
+def _in_turns(messages: Sequence[Message]) -> Iterator[dict[str, str]]:
+    """The messages as they are sent: none is blank, the first is the user's, and then the roles alternate.
+
+    The chat templates of some models refuse all else, and Anthropic's endpoint refuses blank ones. Messages of one role
+    that follow each other become one: somebody else may have spoken in between, or an answer was never given.
+    """
+    spoken = (one for one in messages if one.content.strip())
+    for role, group in groupby(dropwhile(lambda one: one.role != "user", spoken), attrgetter("role")):
+        yield {"role": role, "content": encodable("\n\n".join(one.content for one in group))}
+
+
 def _piece(event: Mapping[str, Any]) -> tuple[str, str | None]:
     """The text of one event, and why the answer ends with it; None if it goes on."""
     choices = event.get("choices")
@@ -144,7 +156,8 @@ def _piece(event: Mapping[str, Any]) -> tuple[str, str | None]:
     delta = choice.get("delta") or choice.get("message")
     if not isinstance(delta, dict):
         delta = {}
-    ending = choice.get("finish_reason")
+    # Ollama and SGLang have had "" in place of null.
+    ending = choice.get("finish_reason") or None
     if ending is not None and any(delta.get(name) for name in _THINKING):
         # Some end with each piece of the thinking.
         ending = None

@@ -98,6 +98,10 @@ def _recall(session: Session, text: str) -> None:
         ("similarity", "event", "kind", "content"),
         [(_similarity(hit.similarity), hit.event_id, hit.event["kind"], hit.event["content"]) for hit in hits],
     )
+    if hits.problem is not None:
+        click.echo(f"  found by words alone: {printable(hits.problem)}")
+    elif not hits.is_complete:
+        click.echo("  not all events were searched; a pmm-cached indexes them")
 
 
 def _similarity(value: float | None) -> str:

@@ -8,21 +8,23 @@ ends the conversation.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import click
 
-from pmm_shm.errors import ConfigError, LedgerUnwritableError, PmmShmError
+from pmm_shm.errors import ConfigError, InvalidTextError, LedgerUnwritableError, PmmShmError
 from pmm_shm.ledger.obstacles import NEEDS_LEASE
 from pmm_shm_chat.line_editor import reader
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
-from pmm_shm_chat.turn import Chat, TurnResult
+from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
 from pmm_shm_chat.typing_lines import TypedTexts, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
 
@@ -32,6 +34,8 @@ UNNAMED = "assistant"
 _HISTORY_CHARS_MAX = 1_000
 _NAME_CHARS_MAX = 40
 _UNDONE_CHARS_SHOWN = 60
+_IMPORT_S = 0.05
+"""How long an interruption waits for an import, before it is tried again."""
 
 
 def converse(chat: Chat) -> None:
@@ -61,7 +65,12 @@ class _Conversation:
             try:
                 self._welcome()
                 for line in lines:
-                    self._line(line)
+                    try:
+                        self._line(line)
+                    except KeyboardInterrupt:
+                        # Pressed again, while the first was told.
+                        if not self._screen.is_terminal:
+                            raise
             except EOFError:
                 pass
             except KeyboardInterrupt:
@@ -118,14 +127,25 @@ class _Conversation:
             # Before the answer begins on the screen.
             raise LedgerUnwritableError(f"{self._chat.cache.path}: {NEEDS_LEASE}; nothing was written")
         name = self._chat.cache.identity().name
+        # Also while the end is shown: the terminal gets its modes back.
         self._in_turn = True
-        turn: TurnResult | None = None
-        screen.begin(str(name)[:_NAME_CHARS_MAX] if name else UNNAMED)
         try:
-            turn = ask()
+            screen.begin(str(name)[:_NAME_CHARS_MAX] if name else UNNAMED)
+            self._answer(ask)
         finally:
             self._in_turn = False
-            screen.end(turn is None or turn.is_interrupted)
+
+    def _answer(self, ask: Callable[[], TurnResult]) -> None:
+        screen, is_interrupted = self._screen, True
+        try:
+            turn = ask()
+            is_interrupted = turn.is_interrupted
+        except (InvalidTextError, NothingToUndoError):
+            # Nothing was asked.
+            is_interrupted = False
+            raise
+        finally:
+            screen.end(is_interrupted and self._chat.can_retry)
         self._timings = turn.timings
         screen.follow_ups(turn.follow_ups)
         if self._chat.responder.name != OfflineResponder.name:
@@ -161,8 +181,13 @@ class _Conversation:
     def _interruptible(self) -> Iterator[None]:
         """Let Ctrl-C interrupt the conversation, but never an append."""
 
-        def interrupt(*_: object) -> None:
-            if self._in_turn:
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if _is_importing(frame):
+                # A package of C modules that was imported in part cannot be imported again.
+                again = threading.Timer(_IMPORT_S, os.kill, [os.getpid(), number])
+                again.daemon = True
+                again.start()
+            elif self._in_turn:
                 self._chat.interrupt()
             else:
                 raise KeyboardInterrupt
@@ -176,6 +201,15 @@ class _Conversation:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether the code of this frame runs within an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _piped() -> Iterator[str]:

@@ -25,7 +25,7 @@ from pmm_shm.errors import HeadMovedError, InvalidTextError, PmmShmError
 from pmm_shm.vectors import local_bow
 from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.progress import FollowUp, PartialAnswer, Timings, TurnProgress
-from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Undone, make_prompt, tokens_of
+from pmm_shm_chat.prompting import MARK_KIND, TOKENS_MAX, Prompt, Undone, make_prompt, tokens_of
 from pmm_shm_chat.responder import Responder, ResponderError, Usage
 from pmm_shm_chat.rules import EventDraft, Speaker, events_of
 from pmm_shm_client.context import Context
@@ -126,6 +126,8 @@ class Chat:
         if len(text) > limits.TEXT_CHARS_MAX:
             raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are accepted")
         self._is_stopped = False
+        # An append that fails must not let `retry` answer an earlier message again.
+        self._last = None
         progress = TurnProgress(self._clock_ns)
         with progress.timed("append"):
             user_id = self._say(progress, "user", text, {"channel": "chat"})
@@ -145,6 +147,11 @@ class Chat:
             with progress.timed("append"):
                 self._mark(progress, [last.response_id], True, "retried")
         return self._answer(progress, last.user_id, last.text, last.is_undone, on_text, on_retract)
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether there is a last message of this conversation, to undo or to answer again."""
+        return self._last is not None
 
     def undo(self) -> str:
         """Leave the last message of this conversation and its answer out of later prompts. Returns the message.
@@ -177,15 +184,10 @@ class Chat:
     ) -> TurnResult:
         self._last = _LastTurn(user_id, None, text, is_undone)
         with progress.timed("context"):
-            context = self.cache.context(
-                text,
-                reflections=self._reflections,
-                recall=self._recall,
-                messages=self._messages + 1,
-                recall_mode="auto",
-            )
-            undone = self._undone.ids(context.as_of)
-            prompt = make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)
+            context, prompt = self._prompt(user_id, text, self._messages + 1)
+            if prompt.left_out and self._recall:
+                # What there is no room for may be recalled, in fewer words.
+                context, prompt = self._prompt(user_id, text, len(context.messages) - prompt.left_out)
         answer = PartialAnswer()
         try:
             with progress.timed("model"):
@@ -211,6 +213,14 @@ class Chat:
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),
         )
+
+    def _prompt(self, user_id: int, text: str, messages: int) -> tuple[Context, Prompt]:
+        """The context with so many of the last messages, and the prompt made of it."""
+        context = self.cache.context(
+            text, reflections=self._reflections, recall=self._recall, messages=messages, recall_mode="auto"
+        )
+        undone = self._undone.ids(context.as_of)
+        return context, make_prompt(context, user_id, text, undone, self._messages, self._tokens_max)
 
     def interrupt(self) -> None:
         """End the current answer, or the one about to begin; for a signal handler of the thread that is in `turn`.

@@ -28,16 +28,16 @@ def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[
         remember: called with each text.
     """
     while True:
-        click.echo("")
         try:
+            click.echo("")
             text = without_marks(read())
+            if text.strip():
+                remember(text)
         except KeyboardInterrupt:
             continue
         except EOFError:
             click.echo("")
             return
-        if text.strip():
-            remember(text)
         yield text
 
 
@@ -54,10 +54,14 @@ def without_marks(text: str) -> str:
     return text
 
 
-def history_file() -> Path:
-    """In the user's state directory, `XDG_STATE_HOME`."""
+def history_file() -> Path | None:
+    """In the user's state directory, `XDG_STATE_HOME`; None for a user without a home."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    return Path(base if os.path.isabs(base) else Path.home() / ".local" / "state", "pmm-shm", "chat_history")
+    try:
+        state = Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    return state / "pmm-shm" / "chat_history"
 
 
 class TypedTexts:
@@ -66,12 +70,14 @@ class TypedTexts:
     It is a help: where the file cannot be read or written, the chat goes on without it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def read(self) -> list[str]:
         """The newest texts, oldest first."""
         found: list[str] = []
+        if self._path is None:
+            return found
         with contextlib.suppress(OSError), open(self._path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _FILE_BYTES_MAX))
             for line in file.read(_FILE_BYTES_MAX).splitlines()[-_ENTRIES_MAX:]:
@@ -83,7 +89,7 @@ class TypedTexts:
 
     def add(self, text: str) -> None:
         """Append a text."""
-        if len(text) > _ENTRY_CHARS_MAX:
+        if self._path is None or len(text) > _ENTRY_CHARS_MAX:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmm_shm import flags
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
     from pmm_shm_client.searching import Hits
 
 
-def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float) -> None:
-    """Say on stderr why no vectors were compared, or that a better embedder is there; and which events were not
-    searched, if there are any.
+def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float, model: str | None) -> None:
+    """Say on stderr why no vectors were compared, or, if no model was chosen, that a better embedder is there; and
+    which events were not searched, if there are any.
     """
     if not found and not _is_indexed(ledger, timeout_s):
         click.echo("pmm-shm: no event of this log is indexed; restart pmm-cached with --word-kinds KINDS", err=True)
@@ -22,9 +23,9 @@ def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float) -> None:
     if found.problem is not None:
         click.echo(f"pmm-shm: found by words alone: {printable(found.problem)}", err=True)
     elif found.mode == "meaning":
-        from pmm_shm.vectors.registry import advice_on
+        from pmm_shm.vectors.registry import AUTO, advice_on
 
-        advice = advice_on(found.model)
+        advice = advice_on(found.model) if (model or flags.embedder()) in (None, AUTO) else None
         if advice is not None:
             click.echo(f"pmm-shm: {advice}", err=True)
     if found.is_complete:

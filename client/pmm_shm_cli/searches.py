@@ -49,7 +49,7 @@ def search_options(command: _F) -> _F:
             help="Only events after this id, or since this time: ISO 8601, in UTC unless it has an offset, or an age "
             "such as 90s, 15m, 2h, 3d.",
         ),
-        click.option("--until", metavar="ID|TIME", help="Only events up to this id or time."),
+        click.option("--until", metavar="ID|TIME", help="Only events up to this id or time; a date counts whole."),
         click.option("--distinct", is_flag=True, help="Show only one of events with the same words."),
     )
     for option in reversed(options):
@@ -90,6 +90,7 @@ def _moment(option: str, text: str | None) -> int | str | None:
         return event_id
     if instant is None:
         raise ConfigError(f"{option}: {text!r:.80} is no event id, ISO 8601 time, or age such as 15m")
-    from pmm_shm.ledger.instants import text_of_instant
+    from pmm_shm.ledger.instants import instant_us, text_of_instant
 
-    return text_of_instant(instant)
+    # A time as it was written: a date is a whole day.
+    return text if instant_us(text) is not None else text_of_instant(instant)

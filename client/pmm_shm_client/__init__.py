@@ -10,17 +10,21 @@ with connect("pmm.db") as cache:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from pmm_shm.late import late_imports
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from pmm_shm.ledger.eventlog import EventDict, EventLog
     from pmm_shm.ledger.rows import Event
     from pmm_shm_client.aio import AsyncCache, connect_async
     from pmm_shm_client.cache import Cache
-    from pmm_shm_client.connecting import build_self_model_cached, connect, get_or_compute_ias_gas
+    from pmm_shm_client.connecting import connect
     from pmm_shm_client.context import Context
+    from pmm_shm_client.drop_in import build_self_model_cached, get_or_compute_ias_gas
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.results import Commitments, History, Identity, Metrics, Model, Recent, SelfModelDict, Stage
     from pmm_shm_client.searching import Hit, Hits, Recollection
@@ -73,10 +77,10 @@ _HOMES = {
     "SelfModelDict": "pmm_shm_client.results",
     "Stage": "pmm_shm_client.results",
     "Stats": "pmm_shm_client.stats",
-    "build_self_model_cached": "pmm_shm_client.connecting",
+    "build_self_model_cached": "pmm_shm_client.drop_in",
     "connect": "pmm_shm_client.connecting",
     "connect_async": "pmm_shm_client.aio",
-    "get_or_compute_ias_gas": "pmm_shm_client.connecting",
+    "get_or_compute_ias_gas": "pmm_shm_client.drop_in",
 }
 
 

@@ -13,7 +13,7 @@ import zmq.asyncio
 
 from pmm_shm import limits
 from pmm_shm.errors import CommandError, DaemonAbsentError, DaemonTimeoutError, ResourceLimitError
-from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.connection import Durability
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import CommandError, DaemonError, DaemonTimeoutError, ResourceLimitError, StoreError
-from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.wire import protocol
 from pmm_shm_client import commands

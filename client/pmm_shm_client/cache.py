@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import (
@@ -25,18 +24,21 @@ from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.append import DURABILITIES, Durability
-from pmm_shm.ledger.eventlog import EventLog, check_timeout, own_row
+from pmm_shm.ledger.connection import DURABILITIES, Durability, check_durability, recorded_shape
+from pmm_shm.ledger.files import checked_name
 from pmm_shm.ledger.freshness import Choice
-from pmm_shm.ledger.new_events import EventInput
 from pmm_shm.ledger.rows import Event, RawRow
-from pmm_shm.ledger.sqlite_errors import sleep_between
+from pmm_shm.ledger.sqlite_errors import check_timeout, sleep_between
+from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.eventlog import EventLog
+    from pmm_shm.ledger.new_events import EventInput
     from pmm_shm.ledger.shape import Shape
+    from pmm_shm.ledger.source.replica_appender import ReplicaAppender
     from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
@@ -54,6 +56,37 @@ if TYPE_CHECKING:
 
 ReadMark = tuple[int, Any]
 _T = TypeVar("_T")
+
+
+class _OwnLog:
+    """The `EventLog` of a cache, made by its first append or read of events: all other reads need none."""
+
+    def __init__(self, path: str, timeout: float, durability: Durability, shape: Shape | None) -> None:
+        self._path = path
+        self._options: dict[str, Any] = {"timeout": timeout, "durability": durability, "shape": shape}
+        self.made: EventLog | None = None
+
+    def create(self) -> None:
+        """Make the ledger if it is missing."""
+        with late_imports:
+            from pmm_shm.ledger.eventlog import EventLog
+        self.made = EventLog(self._path, create=True, **self._options)
+
+    def get(self) -> EventLog:
+        # One for all threads: the lock of late imports is held, and nothing is opened yet.
+        with late_imports:
+            from pmm_shm.ledger.eventlog import UnopenedLog
+
+            if self.made is None:
+                self.made = UnopenedLog(self._path, **self._options)
+            return self.made
+
+    def recover(self) -> None:
+        self.get().recover()
+
+    def close(self) -> None:
+        if self.made is not None:
+            self.made.close()
 
 
 class Cache(Reads):
@@ -112,11 +145,16 @@ class Cache(Reads):
             flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         agreed = None if shape is None else _agreed_shape(path, shape)
-        self._log = EventLog(path, timeout=timeout, create=create, durability=durability, shape=agreed)
+        name = checked_name(path)
+        check_timeout(timeout)
+        check_durability(durability)
+        self._durability = durability
+        self._own_log = _OwnLog(name, timeout, durability, agreed)
+        if create:
+            self._own_log.create()
         memos = Memos()
-        reader = Reader(
-            self._log.path, timeout, freshness, self._log.recover, memos.expire, late_folds, self._log.shape
-        )
+        shape_in_use = recorded_shape(name) if agreed is None else agreed
+        reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
         super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False
@@ -142,6 +180,22 @@ class Cache(Reads):
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else self._consistency
         return f"<{type(self).__name__} {self.path}, {state}>"
+
+    @property
+    def _log(self) -> EventLog:
+        return self._own_log.made or self._own_log.get()
+
+    def _source(self) -> ReplicaAppender | None:
+        """As `EventLog.source`; on any other ledger than a replica without an `EventLog`."""
+        with late_imports:
+            from pmm_shm.ledger.replicas import is_replica
+
+        return self._log.source() if is_replica(self._reader.with_ledger(self._look_at_definition)) else None
+
+    def _look_at_definition(self) -> frozenset[bytes]:
+        self._freshness.take()
+        self._reader.connection.follow_schema()
+        return self._reader.connection.schema.definition
 
     @property
     def shape(self) -> Shape | None:
@@ -178,7 +232,7 @@ class Cache(Reads):
         self._reader.close()
         if self._texts is not None:
             self._texts.close()
-        self._log.close()
+        self._own_log.close()
 
     # Embeddings.
 
@@ -276,7 +330,7 @@ class Cache(Reads):
             kinds: only events of these kinds.
             roles: only messages of these roles: `"user"`, `"assistant"`.
             since: only events after this event id, or from this time on; times are compared with `ts`.
-            until: only events up to this event id or time, included.
+            until: only events up to this event id or time, included; of a date, the whole day.
             distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
 
         Raises:
@@ -430,7 +484,7 @@ class Cache(Reads):
         made = Embeddings(
             self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
         )
-        source = self._log.source() if self._embeds_shared else None
+        source = self._source() if self._embeds_shared else None
         if source is not None:
             with late_imports:
                 from pmm_shm_client.source_vectors import SourceEmbedder
@@ -564,7 +618,7 @@ class Cache(Reads):
             name: 1 to 64 characters.
         """
         self._check_open()
-        source = self._log.source()
+        source = self._source()
         with late_imports:
             from pmm_shm_client.roles import Role
         if source is None:
@@ -574,7 +628,7 @@ class Cache(Reads):
         return SourceRole(source.new_server(), name)
 
     def _wait_for_source(self) -> None:
-        source = self._log.source()
+        source = self._source()
         if source is not None:
             source.wait_for_head(self._timeout_s)
 
@@ -695,7 +749,7 @@ class Cache(Reads):
                 "gas": last.value.gas if last else 0.0,
             },
             "embeddings": self._embedding_numbers(None if daemon is None else daemon["embeddings"]),
-            "appends": {"appends": self._appends, "durability": self._log.durability},
+            "appends": {"appends": self._appends, "durability": self._durability},
             "daemon": daemon,
         }
 
@@ -715,7 +769,7 @@ class Cache(Reads):
             "events_folded": self._reader.events_folded,
             "embedding_hits": embedding.hits,
             "embedding_misses": embedding.misses,
-            **{f"appends_{one}": self._appends if one == self._log.durability else 0 for one in DURABILITIES},
+            **{f"appends_{one}": self._appends if one == self._durability else 0 for one in DURABILITIES},
             "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
@@ -775,7 +829,7 @@ class Cache(Reads):
             from pmm_shm_client.autostart import start_daemon
 
         names = [name for fold in self._added_folds.values() if (name := importable_name(fold)) is not None]
-        start_daemon(self.path, folds=names, shape=self._log.shape)
+        start_daemon(self.path, folds=names, shape=self.shape)
         self._autostarts = True
 
     def _restarted_daemon(self) -> bool:
@@ -802,6 +856,9 @@ class Cache(Reads):
 
 def row_appended(cache: Cache, event_id: int) -> RawRow | None:
     """As `pmm_shm.ledger.eventlog.own_row`, of the cache's appends."""
+    with late_imports:
+        from pmm_shm.ledger.eventlog import own_row
+
     return own_row(cache._log, event_id)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, InvalidVectorError, StoreError
 from pmm_shm.folds.recent import MESSAGE_KINDS, MESSAGES_MAX, REFLECTIONS_MAX, Entry, Telemetry
 from pmm_shm.frozen import FrozenDict, json_text, plain, plain_dict, result
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.instants import instant_us
+from pmm_shm.limits import SEARCH_K_MAX
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors.embedder import checked_text
 from pmm_shm_client.thinking import without_thinking
@@ -220,17 +222,28 @@ def make_context(frame: Frame, request: ContextRequest, search: Search, event_of
 def _recall(
     frame: Frame, request: ContextRequest, search: Search, event_of: EventOf
 ) -> tuple[tuple[Recalled, ...], str | None]:
-    """Messages up to the frame's position, without the one to answer; and why there may be others."""
-    last = frame.recent().messages[-1:]
-    answered = [one.id for one in last if ROLES[one.kind] == "user" and one.content == request.user_text]
-    hits = search(request.user_text, request.recall + len(answered), frame.as_of)
-    chosen = [hit for hit in hits if hit.event_id not in answered][: request.recall]
-    events = [(hit, event_of(hit.event_id)) for hit in chosen]
-    found = tuple(
-        Recalled(hit.event_id, event["ts"], event["kind"], event["content"], hit.similarity)
-        for hit, event in events
-        if event is not None
-    )
+    """Messages up to the frame's position, without the one to answer and those that are shown as the last ones; and why
+    there may be others.
+    """
+    # A search imports it, too.
+    with late_imports:
+        from pmm_shm_client.event_filter import spelled_alike
+
+    newest = frame.recent().messages
+    shown = _last(newest, request.messages)
+    known = {one.id for one in shown}
+    known |= {one.id for one in newest[-1:] if ROLES[one.kind] == "user" and one.content == request.user_text}
+    texts = None
+    if request.recall_mode != "meaning":
+        texts = {spelled_alike(text) for text in (request.user_text, *(one.content for one in shown))}
+    count = request.recall + len(known)
+    while True:
+        hits = search(request.user_text, count, frame.as_of)
+        found = _recalled(hits, request.recall, known, spelled_alike, None if texts is None else {*texts}, event_of)
+        if len(found) == request.recall or len(hits) < count or count == SEARCH_K_MAX:
+            break
+        # Many say the same.
+        count = min(8 * count, SEARCH_K_MAX)
     if hits.problem is not None:
         return found, f"found by words alone: {hits.problem}"
     if not hits.is_complete and not hits.as_of:
@@ -239,6 +252,29 @@ def _recall(
         # A daemon may be at it, and wait for an endpoint that is down.
         return found, f"events after {hits.as_of} were not searched: a pmm-cached with this embedder adds their vectors"
     return found, None
+
+
+def _recalled(
+    hits: Hits[Any],
+    count: int,
+    known: Collection[int],
+    key_of: Callable[[str], str],
+    texts: set[str] | None,
+    event_of: EventOf,
+) -> tuple[Recalled, ...]:
+    """The first of these hits that are not known, and the keys of whose texts are not in `texts`, if given."""
+    found: list[Recalled] = []
+    for hit in hits:
+        event = None if hit.event_id in known or len(found) == count else event_of(hit.event_id)
+        if event is None:
+            continue
+        if texts is not None:
+            text = key_of(event["content"])
+            if text in texts:
+                continue
+            texts.add(text)
+        found.append(Recalled(hit.event_id, event["ts"], event["kind"], event["content"], hit.similarity))
+    return tuple(found)
 
 
 # The block.

@@ -5,7 +5,9 @@ A filter is applied to a whole ranking, not to its best few: it goes down the ra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,10 +20,15 @@ from pmm_shm.ledger.rows import ID_MAX, ID_MIN, RawRow, parse_content, text_or_e
 from pmm_shm_client.reader import Reader
 
 Moment = int | str | datetime
-"""An event id, or a time: ISO 8601 (UTC without an offset) or a `datetime` (UTC without a zone)."""
+"""An event id, or a time: ISO 8601 (UTC without an offset) or a `datetime` (UTC without a zone). A date is its first
+moment, as the end of a range its last.
+"""
 
 KINDS_OF_ROLE = {"user": ("user", "user_message"), "assistant": ("response", "assistant_message")}
+_NO_LETTERS = re.compile(r"[\W_]+")
 _ROWS = 256
+_DATE_CHARS = len("2026-01-31")
+_DAY_US = 86_400_000_000
 
 
 class EventFilter(NamedTuple):
@@ -63,6 +70,9 @@ class EventFilter(NamedTuple):
             wanted = of_roles if wanted is None else wanted & of_roles
         first_id, first_us = _moment("since", since)
         last_id, last_us = _moment("until", until)
+        if last_us is not None and isinstance(until, str) and len(until) == _DATE_CHARS:
+            # The whole day.
+            last_us += _DAY_US - 1
         return cls(
             wanted,
             ID_MIN if first_id is None else first_id + 1,
@@ -160,7 +170,7 @@ class Selection:
 
 def spelled_alike(text: str) -> str:
     """A key for a text that ignores case, white space and punctuation."""
-    letters = "".join(one for one in text.casefold() if one.isalnum())
+    letters = _NO_LETTERS.sub("", text.casefold())
     # Of texts without letters and digits, only equal ones are alike.
     return letters or text
 
@@ -182,7 +192,9 @@ def _moment(name: str, value: Any) -> tuple[int | None, int | None]:
         return value, None
     if isinstance(value, datetime):
         zoned = value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
-        value = zoned.astimezone(timezone.utc).isoformat()
+        # In UTC it may be before the first year, or after the last.
+        with suppress(OverflowError):
+            value = zoned.astimezone(timezone.utc).isoformat()
     instant = instant_us(value) if isinstance(value, str) else None
     if instant is None:
         raise ConfigError(f"{name}: expected an event id or a time in ISO 8601, got {value!r:.80}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.errors import ClosedError, FoldError
@@ -12,7 +11,10 @@ from pmm_shm.folds.engine import DECODE
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
 from pmm_shm.frozen import json_text, plain
 from pmm_shm.ledger.tail import Position
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pmm_shm_client.results import (
+    FOLD_BEHIND,
+    RESULTS,
     Commitments,
     History,
     Identity,
@@ -31,21 +33,6 @@ if TYPE_CHECKING:
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
 """(cid, event id)"""
-
-FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model", "model": "self_model"}
-"""The fold behind a read method, where it has another name."""
-
-
-RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
-    "identity": lambda view, as_of: Identity(view.name, view.traits, as_of),
-    "commitments": lambda view, as_of: Commitments(view.open, view.expired, as_of),
-    "model": Model,
-    "metrics": lambda view, as_of: Metrics(view.ias, view.gas, as_of),
-    "stage": lambda view, as_of: Stage(view.stage, view.snapshot, as_of),
-    "recent": lambda view, as_of: Recent(view.reflections, view.messages, view.telemetry, as_of),
-    "history": lambda view, as_of: History._make((*view, as_of)),
-}
-"""Read method to the result it makes of its fold's view."""
 
 
 class Warnings(NamedTuple):

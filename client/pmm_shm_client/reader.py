@@ -11,7 +11,6 @@ Invariant: no read transaction outlives the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -36,6 +35,7 @@ from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import ReadModel
 from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.store.snapshot import Lineage, Snapshot, SnapshotReader
+from pmm_shm.typed import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
@@ -336,7 +336,9 @@ class Reader:
         identity, folds = (None, None) if snapshot is None else (snapshot.identity, snapshot.header.folds)
         if known is None or known[1] is not folds or known[0] != identity:
             self._arrange(snapshot)
-        self._all_to_head(snapshot, snapshot is not None and self._is_of_head(snapshot, mark))
+        # As long as a memo with this mark is believed, and no longer.
+        period = self.connection.epoch, self.freshness.trusted_until, mark
+        self._all_to_head(snapshot, period, snapshot is not None and self._is_of_head(snapshot, mark))
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():
@@ -358,11 +360,11 @@ class Reader:
             self._head_marks_seen += 1
         return self._head_marks_seen > 2 and head_mark != b"" and head_mark == self.freshness.shared(mark)
 
-    def _all_to_head(self, snapshot: Snapshot | None, is_head: bool = False) -> None:
+    def _all_to_head(self, snapshot: Snapshot | None, mark: object = None, is_head: bool = False) -> None:
         # Each round may reject one of them.
         for _ in range(limits.REPLAYS_MAX * (1 + len(self.folds))):
             for key, read_model in self._read_models.items():
-                if not read_model.catch_up(snapshot, is_head):
+                if not read_model.catch_up(snapshot, mark, is_head):
                     self._reject(key, snapshot)
                     # The read models are others now.
                     break

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
@@ -18,9 +17,8 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import require_columns
+from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 from pmm_shm_client.frame import (
-    FOLD_BEHIND,
-    RESULTS,
     CloseWithoutEvidence,
     Frame,
     KeptFrames,
@@ -33,7 +31,9 @@ from pmm_shm_client.frame import (
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
 from pmm_shm_client.results import (
+    FOLD_BEHIND,
     NOT_IN_PMM2,
+    RESULTS,
     Commitments,
     History,
     Identity,

@@ -11,12 +11,12 @@ import os
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
+from pmm_shm.typed import Any
 
 Counters = dict[str, int]
 _reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()

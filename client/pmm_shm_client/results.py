@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable, Collection, Mapping
 
 from pmm_shm.folds.history import NameChange, Point, StageChange
 from pmm_shm.folds.recent import Entry, Telemetry
 from pmm_shm.folds.self_model import Cid, ExpiredCommitment, OpenCommitment, SelfModel
 from pmm_shm.folds.stage import StageSnapshot
 from pmm_shm.frozen import json_text, plain, plain_dict, result, thawed
+from pmm_shm.typed import Any, NamedTuple, TypedDict
 
 NOT_IN_PMM2 = ("identity", "metrics", "stage", "history")
 """The read methods whose answers do not apply to a ledger of PMM 2: it has no adopted name, traits, scores or stage."""
@@ -196,6 +196,21 @@ class Model:
 
 
 _MODEL_FIELDS = ("name", "traits", "strict_traits", "open", "expired", "as_of")
+
+
+FOLD_BEHIND: Mapping[str, str] = {"identity": "self_model", "commitments": "self_model", "model": "self_model"}
+"""The fold behind a read method, where it has another name."""
+
+RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
+    "identity": lambda view, as_of: Identity(view.name, view.traits, as_of),
+    "commitments": lambda view, as_of: Commitments(view.open, view.expired, as_of),
+    "model": Model,
+    "metrics": lambda view, as_of: Metrics(view.ias, view.gas, as_of),
+    "stage": lambda view, as_of: Stage(view.stage, view.snapshot, as_of),
+    "recent": lambda view, as_of: Recent(view.reflections, view.messages, view.telemetry, as_of),
+    "history": lambda view, as_of: History._make((*view, as_of)),
+}
+"""Read method to the result it makes of its fold's view."""
 
 
 class IdentityDict(TypedDict):

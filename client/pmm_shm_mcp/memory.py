@@ -6,6 +6,7 @@ Invariant: every answer is exact for its `as_of`, of the time of the call, and b
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,13 +57,27 @@ class Memory:
         kinds: Collection[str] | None = None,
         since: int | str | None = None,
         until: int | str | None = None,
+        roles: Collection[str] | None = None,
+        distinct: bool = True,
     ) -> dict[str, Any]:
         """The events that a search by words and meaning finds, the best first.
+
+        Parameters:
+            since, until: an id may also be a text of digits: models often quote a number.
 
         Raises:
             PmmShmError: as `Cache.recall`.
         """
-        found = self._cache.recall(query, limit, mode="auto", kinds=kinds, since=since, until=until)
+        found = self._cache.recall(
+            query,
+            limit,
+            mode="auto",
+            kinds=kinds,
+            roles=roles,
+            since=_id_or_time(since),
+            until=_id_or_time(until),
+            distinct=distinct,
+        )
         answer: dict[str, Any] = {"as_of": found.as_of, "is_complete": found.is_complete}
         if not found.is_complete:
             answer["problem"] = "not every event was searched: no daemon has indexed them all yet"
@@ -200,6 +215,10 @@ class Memory:
 
     def _applicable(self, name: str, answer: dict[str, Any]) -> dict[str, Any]:
         return applicable(name, answer, self._cache.not_applicable)
+
+
+def _id_or_time(moment: int | str | None) -> int | str | None:
+    return int(moment) if isinstance(moment, str) and re.fullmatch("[0-9]{1,19}", moment) else moment
 
 
 def _steps_of(answer: Explanation) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import io
 import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import uvicorn
 
@@ -31,8 +33,41 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
+# Escapes in JSON: a pair of surrogates, a lone one, any other.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+class RepairedLines(io.RawIOBase):
+    """Lines of JSON in which each lone surrogate is U+FFFD: half an emoji, where a model or a client cut a text.
+
+    The SDK drops a line that it cannot read, and the client would wait for ever.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = _ESCAPE.sub(_repaired, self._source.readline())
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _repaired(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["lone"] else escape[0]
+
+
 def serve_streams(memory: Memory) -> None:
     """Serve the one client at stdin and stdout, until it closes them or a signal ends the process."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(RepairedLines(sys.stdin.buffer)), encoding="utf-8")
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()

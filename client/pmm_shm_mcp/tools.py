@@ -87,7 +87,15 @@ def _add_recall(made: MCPServer[Any], memory: Memory) -> None:
         since: Annotated[
             SearchBound | None, Field(description="Only events after this id, or from this ISO 8601 time on.")
         ] = None,
-        until: Annotated[SearchBound | None, Field(description="Only events up to this id or ISO 8601 time.")] = None,
+        until: Annotated[
+            SearchBound | None, Field(description="Only events up to this id or ISO 8601 time; a date counts whole.")
+        ] = None,
+        roles: Annotated[
+            list[Literal["user", "assistant"]] | None, Field(description="Only messages of these; null for all events.")
+        ] = None,
+        distinct: Annotated[
+            bool, Field(description="Show only the best of events with the same words; false for all of them.")
+        ] = True,
     ) -> CallToolResult:
         """Search the whole memory for events that are about something, the best first: by meaning and by words.
 
@@ -96,7 +104,7 @@ def _add_recall(made: MCPServer[Any], memory: Memory) -> None:
         of an event. Write names and identifiers as they are; "quoted words" must occur, and -word must not. Read what
         was said around a hit with `events`.
         """
-        return _answer(lambda: memory.recall(query, limit, kinds, since, until))
+        return _answer(lambda: memory.recall(query, limit, kinds, since, until, roles, distinct))
 
 
 def _add_context(made: MCPServer[Any], memory: Memory) -> None:

@@ -122,8 +122,7 @@ def answer_of_replay(what: str, reading: ReplayReading, strict: bool = False, sh
 
 
 def _of_replay(what: str, reading: ReplayReading, strict: bool) -> Any:
-    from pmm_shm_client.frame import RESULTS
-    from pmm_shm_client.results import self_model_dict
+    from pmm_shm_client.results import RESULTS, self_model_dict
 
     view = reading.view(_source(what))
     if what == "self-model":

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -128,11 +129,19 @@ def styled(text: str, **style: Any) -> str:
     return click.style(text, **style) if wants_colour(sys.stdout) else text
 
 
+_JOINERS = "\u200c\u200d"
+"""Within emoji, and within words of Persian, Hindi and others."""
+
+
 def printable(text: str) -> str:
-    """The text with control characters, and those that cannot be shown, as escapes."""
+    """The text with control characters, and those that cannot be shown, as escapes. Spaces of any width stay."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(char if _is_shown(char) else ascii(char)[1:-1] for char in text)
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pmm_shm_web.folds import FoldPart
 from pmm_shm_web.guard import API
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import SearchOutcome
-from pmm_shm_web.questions import context_counts, position, status_of, stream_query, whole_number
+from pmm_shm_web.questions import context_counts, position, search_filters, status_of, stream_query, whole_number
 from pmm_shm_web.site import Site
 
 ANSWERS = ("identity", "commitments", "metrics", "stage", "recent", "history", "directives", "active-directives")
@@ -112,10 +112,10 @@ class Api:
     def search(self, request: Request) -> Response:
         parameters = request.query_params
         text, k = parameters.get("q", ""), whole_number(parameters, "k", 1, SEARCH_K_MAX) or SEARCH_K
-        at, mode, model = position(parameters), parameters.get("mode"), parameters.get("model")
+        filters, mode, model = search_filters(parameters), parameters.get("mode"), parameters.get("model")
         if mode is not None or model is not None:
-            return _json([_found(self._site.mind.search(text, k, at, mode or "meaning", model))])
-        return _json([_found(one) for one in self._site.mind.searches(text, k, at)])
+            return _json([_found(self._site.mind.search(text, k, filters, mode or "meaning", model))])
+        return _json([_found(one) for one in self._site.mind.searches(text, k, filters)])
 
     async def context(self, request: Request) -> Response:
         """`context()` for the message in the body, or in `text`."""

@@ -191,18 +191,20 @@ class Mind:
             return frame
         return self.cache.context_at(frame, request)
 
-    def searches(self, text: str, k: int, at: int | None) -> tuple[SearchOutcome, ...]:
+    def searches(self, text: str, k: int, filters: Mapping[str, Any]) -> tuple[SearchOutcome, ...]:
         """By words, and by meaning."""
-        return self.search(text, k, at, "words"), self.search(text, k, at, "meaning")
+        return self.search(text, k, filters, "words"), self.search(text, k, filters, "meaning")
 
-    def search(self, text: str, k: int, at: int | None, mode: str, model: str | None = None) -> SearchOutcome:
+    def search(
+        self, text: str, k: int, filters: Mapping[str, Any], mode: str, model: str | None = None
+    ) -> SearchOutcome:
         """The events nearest to a text, as `Cache.search` has them in this mode; a search that fails says why.
 
         Raises:
             ConfigError: there is no such mode.
         """
         try:
-            hits = self.cache.search(text, k, None, model, mode=mode, until=at)  # type: ignore[call-overload]
+            hits = self.cache.search(text, k, None, model, mode=mode, **filters)  # type: ignore[call-overload]
         except (EmbedderError, InvalidTextError, SnapshotUnavailableError, UnknownModelError) as error:
             return SearchOutcome(mode, None, str(error))
         except ConfigError as error:

@@ -19,7 +19,15 @@ from pmm_shm_terminal.state import is_indexed
 from pmm_shm_web import chart, course
 from pmm_shm_web.jobs import CancelledError, Job
 from pmm_shm_web.mind import ENTRIES_SHOWN, commitments
-from pmm_shm_web.questions import CONTEXT_COUNTS, context_counts, position, status_of, stream_query, whole_number
+from pmm_shm_web.questions import (
+    CONTEXT_COUNTS,
+    context_counts,
+    position,
+    search_filters,
+    status_of,
+    stream_query,
+    whole_number,
+)
 from pmm_shm_web.rendering import Renderer
 from pmm_shm_web.site import Site
 
@@ -224,8 +232,8 @@ class Pages:
         return self._answer(request, "event.html", f"Event {event_id}", event=found)
 
     def search(self, request: Request) -> Response:
-        text, at = request.query_params.get("q", "").strip(), position(request.query_params)
-        found = self._site.mind.searches(text, SEARCH_K, at) if text else ()
+        text, filters = request.query_params.get("q", "").strip(), search_filters(request.query_params)
+        found = self._site.mind.searches(text, SEARCH_K, filters) if text else ()
         ids = [hit.event_id for one in found for hit in one.hits or ()]
         return self._answer(
             request, "search.html", "Search", text=text, found=found, rows=self._site.stream.rows_of(ids)

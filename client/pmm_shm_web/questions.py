@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from pmm_shm.errors import ConfigError, UnknownFoldError
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN
+from pmm_shm_client.event_filter import EventFilter
 from pmm_shm_web.stream import PAGE_ROWS, StreamQuery
 
 Parameters = Mapping[str, str]
@@ -51,6 +53,36 @@ def context_counts(parameters: Parameters) -> tuple[int, int, int]:
         given = whole_number(parameters, name)
         counts[name] = counts[name] if given is None else given
     return counts["reflections"], counts["recall"], counts["messages"]
+
+
+def search_filters(parameters: Parameters) -> dict[str, Any]:
+    """The filters of `Cache.search`: `kind`, `role`, `since`, `until` (or `at`) and `distinct`.
+
+    Raises:
+        ConfigError: one has no meaning.
+    """
+    at, until = position(parameters), _moment(parameters, "until")
+    if at is not None and until is not None:
+        raise ConfigError("until: either at or until")
+    filters: dict[str, Any] = {
+        "kinds": _names(parameters, "kind"),
+        "roles": _names(parameters, "role"),
+        "since": _moment(parameters, "since"),
+        "until": until if at is None else at,
+        "distinct": parameters.get("distinct", "") not in ("", "0", "false"),
+    }
+    EventFilter.of(**filters)
+    return filters
+
+
+def _names(parameters: Parameters, name: str) -> list[str] | None:
+    """Names that are separated by commas."""
+    return [part for one in parameters.get(name, "").split(",") if (part := one.strip())] or None
+
+
+def _moment(parameters: Parameters, name: str) -> int | str | None:
+    text = parameters.get(name, "").strip()
+    return whole_number(parameters, name) if text.removeprefix("-").isdecimal() else text or None
 
 
 def stream_query(parameters: Parameters) -> StreamQuery:

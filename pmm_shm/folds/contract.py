@@ -18,16 +18,16 @@ A fold in use:
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn
 
 from pmm_shm import limits
 from pmm_shm.codec import pack
 from pmm_shm.errors import FoldError, PmmShmError
 from pmm_shm.folds.state import State, Touched
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, ClassVar, Literal, NoReturn
 
 Column = Literal["content", "meta"]
 _OWN_COLUMNS = frozenset({"id", "ts", "kind", "content", "meta"})
@@ -109,6 +109,8 @@ class Fold(ABC):
 
     def on_shape(self, identity: str) -> Fold:
         """This fold for logs of a shape, whose identity is part of the fold's: its state means nothing elsewhere."""
+        with late_imports:
+            import copy
         other = copy.copy(self)
         other.__dict__["_identity"] = self.name, self.version, pack([self.identity()[2], identity])
         return other

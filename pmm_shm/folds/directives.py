@@ -7,15 +7,14 @@ State:
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.codec import Key
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import to_int
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple, TypedDict
 
 WINDOW_EVENTS = 200
 ACTIVE_MAX = 7
@@ -109,9 +108,8 @@ class Directives:
     def _best_records(self) -> list[tuple[str, _Record]]:
         # Not `functools.cached_property`: before Python 3.12 it has a lock, which a fork may leave held.
         if self._best is None:
-            self._best = heapq.nsmallest(
-                ACTIVE_MAX, self._records.items(), key=lambda item: (-_score(item[1]), item[1].first_seen_id)
-            )
+            records = self._records.items()
+            self._best = sorted(records, key=lambda item: (-_score(item[1]), item[1].first_seen_id))[:ACTIVE_MAX]
         return self._best
 
 

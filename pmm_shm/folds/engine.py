@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
@@ -27,6 +26,10 @@ from pmm_shm.ledger.rows import (
     parse_meta,
     text_or_empty,
 )
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pmm_shm.folds.bulk import BulkDecoder
 
 DECODE = "decode"
 _BOTH: tuple[Column, ...] = ("content", "meta")
@@ -155,9 +158,11 @@ class Engine:
         folds: name to fold, in order.
         kinds: the event kinds that any of them needs; None for all.
         columns: the other columns that any of them asks for.
+        queued: how many events were queued since none waited.
     """
 
     def __init__(self, folds: Sequence[Fold]) -> None:
+        self.queued = 0
         self.folds: dict[str, Fold] = {fold.name: fold for fold in folds}
         needs = _needs(self.folds.values())
         self.kinds = None if needs is None else frozenset(needs)
@@ -167,10 +172,11 @@ class Engine:
         self._waiting: dict[str, _Route] = {}
         self._parse_meta: Callable[[object], dict[str, Any]] = parse_meta
         self._in_a_row = 0
+        self._bulk: BulkDecoder | None = None
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
 
-    def apply(self, rows: Iterable[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+    def apply(self, rows: Sequence[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
         """Fold `rows` into `states`, in order; returns how many events went to a fold.
 
         Parameters:
@@ -181,19 +187,64 @@ class Engine:
             KeyError: a fold has no state.
         """
         try:
-            if self.columns:
-                self._wide_rows.places, self._wide_rows.decode_state = places, states.get(DECODE)
-            applied = self._decode(rows, states.get(DECODE))
-            self._fold(states)
+            applied = self.queue(rows, states, places)
+            for name, events in self._queues.items():
+                if events:
+                    apply_events(self.folds[name], events, states[name])
         finally:
-            self._forget()
+            self.forget()
         # Only a long replay is worth the import.
         self._in_a_row = self._in_a_row + applied if applied > limits.ROWS_PER_PROGRESS else 0
         if self._in_a_row >= limits.FAST_JSON_EVENTS_MIN and self._parse_meta is parse_meta:
             with late_imports:
-                from pmm_shm.ledger.fast_json import fast_meta_parser
+                from pmm_shm.folds.bulk import BulkDecoder
+                from pmm_shm.ledger.fast_json import fast_column_parser, fast_meta_parser
             self._parse_meta = fast_meta_parser()
+            takers = [(self.folds[name], queue) for name, queue in self._queues.items()]
+            if all(fold.shares_events and fold.kinds is not None and not fold.columns for fold, _ in takers):
+                self._bulk = BulkDecoder(takers, tuple(self.newest()), fast_column_parser(self._parse_meta))
         return applied
+
+    def queue(self, rows: Sequence[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
+        """As `apply`, but the folds are given the events by `fold`, each when it is asked for, or by the next `apply`.
+
+        The quarantine of decoding is written at once.
+        """
+        decode_state = states.get(DECODE)
+        if self.columns:
+            self._wide_rows.places, self._wide_rows.decode_state = places, decode_state
+        if self._bulk is None or len(rows) <= limits.ROWS_PER_PROGRESS:
+            decoded = self._decode(rows, decode_state)
+        else:
+            decoded = self._decode_in_bulk(self._bulk, rows, decode_state)
+        self.queued += decoded
+        return decoded
+
+    def fold(self, name: str, state: State) -> None:
+        """Fold the events that wait for one fold into its state."""
+        events = self._queues.get(name)
+        if events:
+            apply_events(self.folds[name], events, state)
+            events.clear()
+
+    def skip(self, event_id: int, states: States) -> None:
+        """The bases hold all events up to this one by now: a fold that some of them still wait for goes on from there.
+
+        Its overlay was made of earlier events. That of any other fold holds its events up to there, too.
+        """
+        for name, events in self._queues.items():
+            if events and events[0].id <= event_id:
+                states[name].drop_overlay()
+                events[:] = [event for event in events if event.id > event_id]
+
+    def forget(self) -> None:
+        """Drop all events that wait."""
+        self.queued = 0
+        for queue in self._queues.values():
+            queue.clear()
+        for route in self._waiting.values():
+            if route.newest:
+                route.newest.clear()
 
     def newest(self) -> dict[str, int]:
         """The kinds of which all but the newest so many rows of a batch may be left out, as long as each content is
@@ -205,7 +256,7 @@ class Engine:
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
-        routes, kinds, parse, decoded = self._routes, self.kinds, self._parse_meta, 0
+        routes, kinds, parse, decoded, some_wait = self._routes, self.kinds, self._parse_meta, 0, False
         for row in rows:
             kind = row[2]
             route = routes.get(kind)
@@ -219,6 +270,7 @@ class Engine:
             content = row[3]
             if newest is not None and content.__class__ is str:
                 newest.append(row)
+                some_wait = True
                 continue
             meta, problem = _NO_META, ""
             if needs_meta:
@@ -244,7 +296,17 @@ class Engine:
                     append(event)
             if wide is not None:
                 wide.take(row, ts, kind, content, meta)
-        self._take_newest()
+        if some_wait:
+            self._take_newest()
+        return decoded
+
+    def _decode_in_bulk(self, bulk: BulkDecoder, rows: Sequence[RawRow], decode_state: State | None) -> int:
+        rest = bulk.take(rows)
+        decoded = len(rows) - len(rest) + self._decode(rest, decode_state)
+        if any(row[3].__class__ is not str for row in rest):
+            # The others wait, and are put into their places.
+            for queue in self._queues.values():
+                queue.sort(key=_id_of)
         return decoded
 
     def _take_newest(self) -> None:
@@ -262,20 +324,9 @@ class Engine:
                     route.wide.take(row, ts, kind, content, _NO_META)
             if route.newest:
                 late.update((id(queue), queue) for queue in route.queues)
+                route.newest.clear()
         for queue in late.values():
             queue.sort(key=_id_of)
-
-    def _forget(self) -> None:
-        for queue in self._queues.values():
-            queue.clear()
-        for route in self._waiting.values():
-            if route.newest:
-                route.newest.clear()
-
-    def _fold(self, states: States) -> None:
-        for name, events in self._queues.items():
-            if events:
-                apply_events(self.folds[name], events, states[name])
 
     def _route(self, kind: str) -> _Route:
         takers = [(self.folds[name], queue) for name, queue in self._queues.items()]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from pmm_shm import limits
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import SHORT_INTEGER_DIGITS, parse_integer
-
-_DIGITS = re.compile(r"\d(?:_?\d)*")
+from pmm_shm.typed import Any
 
 
 def to_float(value: Any) -> float | None:
@@ -31,7 +28,9 @@ def to_int(value: Any) -> int | None:
 
 def _long_text_to_int(text: str) -> int | None:
     """`int(text)`, independent of the host program's limit on the number of digits."""
-    runs = _DIGITS.findall(text)
+    with late_imports:
+        import re
+    runs = re.findall(r"\d(?:_?\d)*", text)
     if len(runs) != 1:
         return None
     digits = runs[0].replace("_", "")

@@ -16,7 +16,6 @@ State, besides the cells and tables of these steps and of the name's (see `metri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import BatchFold, Column
@@ -26,6 +25,7 @@ from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple
 
 FIRST_STAGE = "S0"
 NOT_TEXT = "(not text)"
@@ -207,7 +207,18 @@ class _HistoryWriter:
         elif ias == newest[5] and gas == newest[9]:
             return
         elif event_id // self._stride == newest[0] // self._stride:
-            _grow(newest, event_id, 1, self._stage, (ias, ias, ias), (gas, gas, gas))
+            # As `_grow`, in a third of the time: most events come here.
+            newest[1] = event_id
+            newest[2] += 1
+            newest[3], newest[5], newest[9] = self._stage, ias, gas
+            if ias < newest[6]:
+                newest[6] = ias
+            elif ias > newest[7]:
+                newest[7] = ias
+            if gas < newest[10]:
+                newest[10] = gas
+            elif gas > newest[11]:
+                newest[11] = gas
         else:
             self._begin_point(self._point(event_id, ias, gas))
         self._is_changed = True

@@ -10,12 +10,12 @@ State:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import to_float
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple
 
 _NOVELTY_TICKS = 20
 _OPEN_MULTIPLIER = 1.0 + (0.5 - 0.5) * 0.2
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 class Scoring:
-    """The scores within a batch: the cell, unpacked, until `store` writes it back.
+    """The scores within a batch: the cell, unpacked, and new opens, until `store` writes them back.
 
     Attributes:
         ias, gas: before feedback and clamping.
@@ -44,6 +44,9 @@ class Scoring:
         "_confident_tick",
         "_head",
         "_is_changed",
+        "_oldest_tick",
+        "_opened",
+        "_queue",
         "_state",
         "_tail",
         "_tick",
@@ -54,6 +57,10 @@ class Scoring:
     def __init__(self, state: State) -> None:
         self._state = state
         self._is_changed = False
+        # Of the opens of this batch: text to tick, or None where it was forgotten, and their part of the queue.
+        self._opened: dict[str, int | None] = {}
+        self._queue: list[list[Any]] = []
+        self._oldest_tick: int | None = None
         self.ias: float
         self.gas: float
         self._tick: int
@@ -71,7 +78,9 @@ class Scoring:
         return read_scores(self.ias, self.gas)
 
     def store(self) -> None:
-        """Write the cell back, if an event has changed it."""
+        """Write back what events have changed. The end: later events need a new object."""
+        if self._queue:
+            self._store_opens()
         if self._is_changed:
             self._state[_CELL] = [
                 *(self.ias, self.gas, self._tick),
@@ -100,25 +109,47 @@ class Scoring:
         text = event.content.strip().lower()
         if not text:
             return
-        self._forget_old_opens()
-        opened = self._state.table("opened")
-        if opened.get(text) is None:
+        if self._oldest_tick is None or self._tick - self._oldest_tick > _NOVELTY_TICKS:
+            self._forget_old_opens()
+        if self._opened_at(text) is None:
             self.gas += 0.07 * _OPEN_MULTIPLIER
-        opened[text] = self._tick
-        self._state.table("opened_queue")[self._tail] = [self._tick, text]
+        self._opened[text] = self._tick
+        self._queue.append([self._tick, text])
         self._tail += 1
         self._is_changed = True
 
+    def _opened_at(self, text: str) -> int | None:
+        """The last tick at which a text was opened, in the last 20 ticks."""
+        if text in self._opened:
+            return self._opened[text]
+        tick: int | None = self._state.table("opened").get(text)
+        return tick
+
     def _forget_old_opens(self) -> None:
-        queue, opened = self._state.table("opened_queue"), self._state.table("opened")
+        stored, first = self._state.table("opened_queue"), self._tail - len(self._queue)
         while self._head < self._tail:
-            then, text = queue[self._head]
-            if self._tick - then <= _NOVELTY_TICKS:
-                break
-            del queue[self._head]
-            if opened.get(text) == then:
-                del opened[text]
+            is_stored = self._head < first
+            self._oldest_tick, text = stored[self._head] if is_stored else self._queue[self._head - first]
+            if self._tick - self._oldest_tick <= _NOVELTY_TICKS:
+                return
+            if is_stored:
+                del stored[self._head]
+            if self._opened_at(text) == self._oldest_tick:
+                self._opened[text] = None
             self._head += 1
+        self._oldest_tick = None
+
+    def _store_opens(self) -> None:
+        """Write what opens have left: most of a long batch have come and gone."""
+        opened, queue = self._state.table("opened"), self._state.table("opened_queue")
+        for text, tick in self._opened.items():
+            if tick is not None:
+                opened[text] = tick
+            elif text in opened:
+                del opened[text]
+        first = self._tail - len(self._queue)
+        for ordinal in range(max(self._head, first), self._tail):
+            queue[ordinal] = self._queue[ordinal - first]
 
     def _commitment_close(self, event: Event) -> None:
         self.gas += 0.12 * _CLOSE_MULTIPLIER

@@ -7,13 +7,13 @@ State: cells `reflections`, `messages` (lists of event ids, oldest first), `tele
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import frozen, json_text, plain, result
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, ClassVar, NamedTuple
 
 MESSAGE_KINDS = ("user", "response", "user_message", "assistant_message")
 _MESSAGE_KINDS = frozenset(MESSAGE_KINDS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError, UnknownFoldError
@@ -22,6 +21,7 @@ from pmm_shm.folds.recent import RecentFold
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.stage import StageFold
 from pmm_shm.late import late_imports
+from pmm_shm.typed import Any
 
 GROUP = "pmm_shm.folds"
 BUILT_IN: tuple[type[Fold], ...] = (SelfModelFold, MetricsFold, StageFold, DirectivesFold, RecentFold, HistoryFold)

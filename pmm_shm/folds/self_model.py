@@ -11,9 +11,7 @@ Sorted by their ordinals, entries are in the order of insertion, as a dict would
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm import limits
 from pmm_shm.codec import Key
@@ -22,7 +20,9 @@ from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import is_cid, to_float, to_int
 from pmm_shm.folds.state import State, Table, Touched
 from pmm_shm.frozen import FrozenDict, frozen
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple, TypedDict
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 MAX_TRAIT_DELTA = 0.05
@@ -31,7 +31,7 @@ _NEUTRAL = [0.5, 0.5, 0.5, 0.5, 0.5]
 _NO_IDENTITY: list[Any] = [None, False]
 _NEUTRAL_TRAITS: list[Any] = [_NEUTRAL, _NEUTRAL]
 _NO_COMMITMENTS: list[Any] = [0, 0, None]
-_NAME_CHANGED = re.compile(r"name\s+changed\s+to:\s*([^\n]+)", re.IGNORECASE)
+_NAME_CHANGED = r"name\s+changed\s+to:\s*([^\n]+)"
 Cid = str | int
 
 
@@ -284,7 +284,9 @@ def warnings_since(state: State, count: int) -> list[tuple[Cid, int]]:
 def _identity_change(event: Event, state: State) -> None:
     name = event.meta.get("name")
     if not name:
-        match = _NAME_CHANGED.search(event.content)
+        with late_imports:
+            import re
+        match = re.search(_NAME_CHANGED, event.content, re.IGNORECASE)
         name = match.group(1).strip() if match else ""
     if name:
         state["identity"] = [name, state.get("identity", _NO_IDENTITY)[1]]

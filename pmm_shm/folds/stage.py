@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair, to_float
 from pmm_shm.folds.state import State
 from pmm_shm.frozen import FrozenDict
 from pmm_shm.ledger.rows import Event
+from pmm_shm.typed import Any, NamedTuple, TypedDict
 
 WINDOW = 10
 _CELL = "pairs"

@@ -11,10 +11,10 @@ Invariant: an event that a fold fails at leaves no trace but its entry in the qu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
 
 from pmm_shm import limits
 from pmm_shm.codec import SIMPLE_KEYS, Key, check_key, pack, pack_key, unpack
+from pmm_shm.typed import Any, Final, Protocol
 
 QUARANTINE = "quarantine"
 
@@ -281,7 +281,8 @@ class State:
         for table in self._tables.values():
             table._dirty.clear()
             table._clean.clear()
-        self.is_used = False
+            table._touched.clear()
+        self.is_used = self._touched = False
 
 
 class Touched:

@@ -1,11 +1,8 @@
-"""Permissions of an instance directory: how the daemon creates it and its files, and what clients check before they
-trust it.
+"""Permissions of an instance directory: what clients check before they trust it; `making` has how the daemon makes it.
 
 Anyone who can write in the directory could put a false state, sockets or marks there, so only its owner may. Only users
 who can read the ledger may read its state. The group may enter if it can read the ledger: it needs to write `lock.mdb`
 and the ordinary socket, and nothing else.
-
-Invariant: no file or socket of the daemon ever has, not even for a moment, a wider mode than it is meant to have.
 """
 
 from __future__ import annotations
@@ -13,88 +10,31 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
 
-from pmm_shm.crash_points import crash_point
-from pmm_shm.errors import InstanceDirectoryError, StoreError
+from pmm_shm.errors import InstanceDirectoryError
 from pmm_shm.instance.file_systems import existing_part, kind_of, plain_file_system
-from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
+from pmm_shm.instance.paths import Instance, StrPath
 from pmm_shm.late import late_imports
+from pmm_shm.typed import TYPE_CHECKING
 
-DATA_MODE = 0o640
-"""For files that the group reads: the data file, the records beside it."""
+if TYPE_CHECKING:
+    from pathlib import Path
 
-LOCK_TABLE_MODE = 0o660
-"""For LMDB's lock file: its readers register there, so they write it."""
-
-PRIVATE_MODE = 0o600
-"""For files that only the daemon's user opens: its log, and its lock, which everyone who can open it could hold."""
-
-_OWNER = stat.S_IRWXU
-_GROUP = stat.S_IRGRP | stat.S_IXGRP
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _REMEDY = "move it away, or set PMM_SHM_DIR to a directory of your own"
 
 
-def make_directory(instance: Instance) -> None:
-    """Create the instance directory, or take over an existing one of this user.
-
-    A new one gets the ledger's group, unless the folder or the user chose another. The group may enter only if it can
-    read the ledger, and new files inherit it. An existing directory loses permissions that are too wide.
-
-    Raises:
-        StoreError: it cannot be created, or LMDB could not open it.
-        InstanceDirectoryError: it, or a file in it, is a link or belongs to another user.
-    """
-    directory = instance.directory
-    _refuse_unreadable_name(directory)
-    try:
-        for folder in reversed([one for one in directory.parents if not one.exists()]):
-            folder.mkdir(mode=0o755, exist_ok=True)
-        if _is_to_be_made(directory):
-            directory.mkdir(mode=_OWNER, exist_ok=True)
-            crash_point("instance.made")
-            _choose_group(directory, instance.ledger)
-            _chmod(directory, _OWNER | _GROUP | stat.S_ISGID)
-            crash_point("instance.opened")
-        _refuse_foreign(directory, {os.geteuid()})
-        status = os.lstat(directory)
-        _chmod(directory, status.st_mode & _mode_allowed(status, instance.ledger))
-        for entry in directory.iterdir():
-            _check_entry(entry)
-    except OSError as error:
-        raise StoreError(f"{directory}: {error.strerror}; set PMM_SHM_DIR to a writable directory") from None
-
-
-def may_others_write(directory: Path) -> bool:
+def may_others_write(directory: StrPath) -> bool:
     """Whether users other than its owner may write in a directory."""
     return bool(os.lstat(directory).st_mode & _OTHERS_WRITE)
 
 
-def unusable(directory: Path, lacking: str) -> str:
+def unusable(directory: StrPath, lacking: str) -> str:
     """The message about a file system that lacks what an instance directory needs."""
     return (
         f"{directory}: it is on {kind_of(existing_part(directory))}, a file system without {lacking}; set PMM_SHM_DIR "
         "to a directory on another disk, for the daemon and all workers"
     )
-
-
-def make_socket_directory(directory: Path, instance: Instance) -> None:
-    """Create a directory for an instance's sockets elsewhere, for the same users, in a folder of this user.
-
-    Raises:
-        OSError: it cannot be created.
-        InstanceDirectoryError: one of the two exists and belongs to another user, or is not a directory.
-    """
-    wanted = os.stat(instance.directory)
-    # Everybody may pass through the folder; the mode of the directory in it decides who may enter.
-    for one, mode in ((directory.parent, 0o711), (directory, _OWNER)):
-        one.mkdir(mode=mode, exist_ok=True)
-        _refuse_foreign(one, {os.geteuid()})
-    _chmod(directory.parent, 0o711)
-    if os.stat(directory).st_gid != wanted.st_gid:
-        os.chown(directory, -1, wanted.st_gid)
-    _chmod(directory, wanted.st_mode)
 
 
 def check_socket_directory(directory: Path, instance: Instance) -> None:
@@ -107,25 +47,11 @@ def check_socket_directory(directory: Path, instance: Instance) -> None:
         InstanceDirectoryError: it may not.
         OSError: it does not exist, or this user may not access it.
     """
-    owner = os.stat(instance.directory).st_uid
+    owner = os.stat(instance.path).st_uid
     for one in (directory.parent, directory):
-        _refuse_foreign(one, {owner})
+        refuse_foreign(one, {owner})
         if os.lstat(one).st_mode & _OTHERS_WRITE:
             raise InstanceDirectoryError(f"{one}: users other than its owner may write it: its sockets are not trusted")
-
-
-def may_group_enter(instance: Instance) -> bool:
-    """Whether the group may enter the instance directory."""
-    return bool(os.stat(instance.directory).st_mode & stat.S_IXGRP)
-
-
-def allowed_mode(instance: Instance) -> int:
-    """The widest mode that the instance directory may have, given its ledger's.
-
-    Raises:
-        OSError: one of the two does not exist, or this user may not access it.
-    """
-    return _mode_allowed(os.lstat(instance.directory), instance.ledger)
 
 
 def check_directory(instance: Instance) -> None:
@@ -140,146 +66,35 @@ def check_directory(instance: Instance) -> None:
         OSError: it does not exist, or this user may not access it.
     """
     trusted = {os.geteuid(), 0}
-    folder = instance.directory.parent
+    directory = instance.path
+    folder = os.path.dirname(directory)
     with contextlib.suppress(OSError):
         trusted.add(os.stat(instance.ledger).st_uid)
     with contextlib.suppress(OSError):
-        if not os.stat(folder.parent).st_mode & _OTHERS_WRITE:
+        if not os.stat(os.path.dirname(folder)).st_mode & _OTHERS_WRITE:
             trusted.add(os.stat(folder).st_uid)
-    _refuse_foreign(instance.directory, trusted)
-    if os.lstat(instance.directory).st_mode & _OTHERS_WRITE:
-        if plain_file_system(instance.directory) is not None:
-            raise InstanceDirectoryError(unusable(instance.directory, "permissions"))
+    refuse_foreign(directory, trusted)
+    if os.lstat(directory).st_mode & _OTHERS_WRITE:
+        if plain_file_system(directory) is not None:
+            raise InstanceDirectoryError(unusable(directory, "permissions"))
         raise InstanceDirectoryError(
-            f"{instance.directory}: users other than its owner may write it: nothing in it is trusted; the next "
+            f"{directory}: users other than its owner may write it: nothing in it is trusted; the next "
             "start of its daemon checks its files and takes that permission away"
         )
 
 
-def make_file(path: Path, mode: int) -> int:
-    """Open a file for reading and writing, created with exactly this mode if it is missing; returns the descriptor.
-
-    Raises:
-        OSError: it cannot be opened, or is a link.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    # The umask may have narrowed it.
-    os.fchmod(descriptor, mode)
-    return descriptor
-
-
-def replace_file(path: Path, text: str, *, is_durable: bool = False) -> None:
-    """Replace a file that the group reads in one step: written under another name, then renamed.
-
-    Raises:
-        OSError: it cannot be written; the old file is unchanged.
-    """
-    temporary = path.with_name(path.name + ".new")
-    crash_point("replace_file.before")
-    temporary.unlink(missing_ok=True)
-    descriptor = make_file(temporary, DATA_MODE)
-    crash_point("replace_file.made")
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if is_durable:
-            os.fsync(descriptor)
-    crash_point("replace_file.written")
-    temporary.replace(path)
-    crash_point("replace_file.renamed")
-
-
-def _refuse_unreadable_name(directory: Path) -> None:
-    try:
-        str(directory).encode()
-    except UnicodeEncodeError:
-        raise StoreError(
-            f"{os.fsencode(directory)!r}: LMDB needs a path in UTF-8; rename the ledger, or, if only its folder's name "
-            "is not UTF-8, set PMM_SHM_DIR"
-        ) from None
-
-
-def _is_to_be_made(directory: Path) -> bool:
-    """Whether the directory is missing, or empty as it is between two steps of its creation by a daemon that died."""
-    try:
-        status = os.lstat(directory)
-        is_begun = stat.S_IMODE(status.st_mode) == _OWNER and status.st_uid == os.geteuid()
-        return is_begun and stat.S_ISDIR(status.st_mode) and not any(directory.iterdir())
-    except FileNotFoundError:
-        return True
-
-
-def _refuse_foreign(directory: Path, owners: set[int]) -> None:
+def refuse_foreign(directory: StrPath, owners: set[int]) -> None:
+    """Raise `InstanceDirectoryError` where it is not a directory, or belongs to nobody of `owners`."""
     status = os.lstat(directory)
     if not stat.S_ISDIR(status.st_mode):
         what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a directory"
         raise InstanceDirectoryError(f"{directory}: {what}; {_REMEDY}")
     if status.st_uid not in owners:
-        raise InstanceDirectoryError(f"{directory}: belongs to {_user(status.st_uid)}; {_REMEDY}")
+        raise InstanceDirectoryError(f"{directory}: belongs to {name_of_user(status.st_uid)}; {_REMEDY}")
 
 
-def _check_entry(path: Path) -> None:
-    """Refuse another user's file and a link, which would make us write elsewhere; narrow the mode of our own file."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if stat.S_ISLNK(status.st_mode):
-        raise InstanceDirectoryError(f"{path}: a symbolic link; remove it")
-    if status.st_uid != os.geteuid():
-        raise InstanceDirectoryError(f"{path}: belongs to {_user(status.st_uid)}; move it away")
-    if stat.S_ISREG(status.st_mode):
-        _chmod(path, status.st_mode & (LOCK_TABLE_MODE if path.name == LOCK_TABLE_FILE else DATA_MODE))
-
-
-def _choose_group(directory: Path, ledger: str) -> None:
-    """Give a new directory the ledger's group, unless its group was chosen: by its folder, or for this process."""
-    group, ledgers_group = os.stat(directory).st_gid, os.stat(ledger).st_gid
-    is_chosen = group != _login_group() and _may_read(ledger, group)
-    if group != ledgers_group and not is_chosen and _may_read(ledger, ledgers_group):
-        # This user is not a member of that group: then the group may not enter.
-        with contextlib.suppress(PermissionError):
-            os.chown(directory, -1, ledgers_group)
-
-
-def _mode_allowed(directory: os.stat_result, ledger: str) -> int:
-    return _OWNER | stat.S_ISGID | (_GROUP if _may_read(ledger, directory.st_gid) else 0)
-
-
-def _may_read(ledger: str, group: int) -> bool:
-    """Whether the members of a group may read the ledger: the file itself, and all folders above it."""
-
-    def may(path: str | Path, for_group: int, for_others: int) -> bool:
-        status = os.stat(path)
-        return bool(status.st_mode & (for_group if status.st_gid == group else for_others))
-
-    return may(ledger, stat.S_IRGRP, stat.S_IROTH) and all(
-        may(folder, stat.S_IXGRP, stat.S_IXOTH) for folder in Path(ledger).parents
-    )
-
-
-def _login_group() -> int | None:
-    with late_imports:
-        import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_gid
-    except KeyError:
-        return None
-
-
-def _chmod(path: Path, mode: int) -> None:
-    mode = stat.S_IMODE(mode)
-    if stat.S_IMODE(os.stat(path).st_mode) == mode:
-        return
-    try:
-        os.chmod(path, mode)
-    except PermissionError:
-        # A service may be forbidden to set the set-group-ID bit, by which new files inherit the group.
-        os.chmod(path, mode & ~stat.S_ISGID)
-
-
-def _user(uid: int) -> str:
+def name_of_user(uid: int) -> str:
+    """A user as messages name it."""
     with late_imports:
         import pwd
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pmm_shm.errors import InstanceDirectoryError
-from pmm_shm.instance.access import check_directory, replace_file
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.making import replace_file
 from pmm_shm.instance.paths import Instance
 
 PREFIX = "run-"

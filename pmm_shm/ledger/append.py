@@ -1,6 +1,7 @@
 """Appending: one transaction per call, linear under any number of processes.
 
-Invariant: the newest hash is read under the write lock, in the transaction that inserts.
+Invariant: the newest hash is read under the write lock, in the transaction that inserts; or SQLite says there that
+nobody else has committed since the last own append, whose hash is known.
 Invariant: no id is returned unless the row is in the ledger as it was given: SQLite's counts prove it where nothing but
 the insert has changed a row, otherwise the rows are read back before the commit.
 Invariant: what is remembered of the last own append dies with the connection's epoch.
@@ -14,8 +15,9 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
@@ -25,17 +27,18 @@ from pmm_shm.errors import (
     LedgerBusyError,
     LedgerError,
     LedgerUnwritableError,
+    PmmShmError,
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, canonical_json, detect_formula, fits, hash_of_parts
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, detect_formula, fits, hash_of_parts
+from pmm_shm.ledger.connection import Connection, Durability
 from pmm_shm.ledger.fetch import UNDECODABLE
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.new_events import NewEvent
-from pmm_shm.ledger.opening import Schema
-from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, RawRow, decode_text
+from pmm_shm.ledger.new_events import NewEvent, new_event, new_events
+from pmm_shm.ledger.opening import LedgerFile
+from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, REQUIRED_COLUMNS, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
 from pmm_shm.ledger.sqlite_errors import busy_for, holder_of, is_busy, retry_busy
 from pmm_shm.ledger.tail import Position, TailReader
@@ -54,18 +57,31 @@ _NEWEST_AND_SEQUENCE = f"SELECT {', '.join(HashedRow._fields)}, {_SEQUENCE} FROM
 _NEWEST_ID = f"SELECT coalesce(max(id), 0), {_SEQUENCE} FROM events"
 _NEWEST_ID_ALONE = "SELECT coalesce(max(id), 0), NULL FROM events"
 _NOTHING = "; nothing was written"
-_COLUMNS_HASHED = "id, ts, kind, content, meta, prev_hash, hash"
-_COLUMNS_PLAIN = "id, ts, kind, content, meta"
 _OTHER_SCHEMA = ("no such ", "table events has no column")
 # A constraint that has them would drop the new row, or remove old ones, and say nothing.
 _SPACE = rb"(?:\s|--[^\n]*\n|/\*.*?\*/)+"
 _SILENT_CONFLICT = re.compile(rb"\bon%sconflict%s(ignore|replace)\b" % (_SPACE, _SPACE), re.IGNORECASE | re.DOTALL)
 
 
-Durability = Literal["default", "full"]
-DURABILITIES: tuple[Durability, ...] = ("default", "full")
 ExpectedHead = int | Position
 """The newest event's id (0 in an empty ledger), or the position of what was read."""
+
+
+class _Prepared(NamedTuple):
+    """A handle with the statements for its schema.
+
+    Attributes:
+        file: of the connection; another object after every open, and whenever the schema was looked at again.
+        is_hashed: whether the ledger has the columns of the hash chain.
+        keeps_text: whether all columns store every text as it is.
+    """
+
+    handle: sqlite3.Connection
+    file: LedgerFile
+    is_hashed: bool
+    keeps_text: bool
+    insert_sql: str
+    read_back_sql: str
 
 
 class Appender:
@@ -74,6 +90,10 @@ class Appender:
     Attributes:
         last_row: the newest row that it has appended; None where that is not known, and in a ledger without hashes.
     """
+
+    # What makes the events to append: an `EventLog` that only reads does not import it.
+    new_event = staticmethod(new_event)
+    new_events = staticmethod(new_events)
 
     def __init__(self, path: str, timeout_s: float, durability: Durability, shape: Shape | None = None) -> None:
         self._durability = durability
@@ -85,11 +105,10 @@ class Appender:
     def _forget(self) -> None:
         self.last_row: RawRow | None = None
         self._formula: Formula | None = None
-        self._prepared_for: Schema | None = None
+        # SQLite's number of others' commits, as of the last own append. None where that is not known.
+        self._version: int | None = None
+        self._prepared: _Prepared | None = None
         self._indexed = False
-        self._is_hashed = False
-        self._keeps_text = False
-        self._insert_sql = self._read_back_sql = ""
 
     def append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None = None) -> list[int]:
         """Write all events in one transaction, or none. Returns their ids.
@@ -98,24 +117,13 @@ class Appender:
             HeadMovedError: the ledger's head is not the expected one.
             LedgerError: in one of its kinds; nothing was written.
         """
-        self._refuse_reentry()
-        self.connection.refuse_foreign()
-        for _ in range(_REPLACEMENTS_MAX):
-            self.connection.follow_replacement()
-            try:
-                return self._locked(lambda deadline_s: self._append(events, expected_head, deadline_s))
-            except LedgerMoved:
-                self.connection.close_if_switched()
-        raise LedgerBusyError(
-            f"{self.connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this append; nothing was "
-            "written"
-        )
+        if self._prepared is None:
+            self.connection.refuse_foreign()
+        return self._run(self._append, events, expected_head)
 
     def recover(self) -> None:
         """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
-        self._refuse_reentry()
-        self.connection.follow_replacement()
-        self._locked(self._recover)
+        self._run(self._recover)
 
     def close(self) -> None:
         """Close the connection; in WAL mode, after a checkpoint if nothing blocks it.
@@ -135,22 +143,40 @@ class Appender:
                     pass
             connection.close()
 
-    def _locked(self, action: Callable[[float], _T]) -> _T:
-        """Run `action(deadline)` under the connection's lock; the wait for another thread counts as waiting."""
+    def _run(self, action: Callable[..., _T], *arguments: Any) -> _T:
+        """Run `action(deadline, *arguments)` under the connection's lock, again where the ledger was replaced.
+
+        The wait for another thread counts as waiting.
+        """
+        self._refuse_reentry()
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
-        deadline_s = time.monotonic() + timeout_s
-        if not lock.acquire(blocking=False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
-            raise LedgerBusyError(busy_for(connection.path, timeout_s, "another thread of this process") + _NOTHING)
-        try:
-            connection.require_lock()
-            self._inside = get_ident()
-            return action(deadline_s)
-        except LedgerBusyError as error:
-            raise LedgerBusyError(f"{error}{_NOTHING}") from None
-        finally:
-            self._inside = None
-            lock.release()
+        # An old file is let go before it is used again: its index may be that of the new one by now.
+        connection.follow_replacement()
+        for _ in range(_REPLACEMENTS_MAX):
+            deadline_s = time.monotonic() + timeout_s
+            if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
+                raise LedgerBusyError(busy_for(connection.path, timeout_s, "another thread of this process") + _NOTHING)
+            try:
+                connection.require_lock()
+                self._inside = get_ident()
+                return action(deadline_s, *arguments)
+            except LedgerMoved:
+                pass
+            except LedgerBusyError as error:
+                raise LedgerBusyError(f"{error}{_NOTHING}") from None
+            except LedgerError:
+                # What is found in a file that was moved away, or that its -shm is gone, says nothing of the ledger.
+                if not connection.is_open or not self._is_moved():
+                    raise
+            finally:
+                self._inside = None
+                lock.release()
+            connection.close_if_switched()
+            connection.follow_replacement()
+        raise LedgerBusyError(
+            f"{connection.path}: replaced or redefined {_REPLACEMENTS_MAX} times during this call; nothing was written"
+        )
 
     def _refuse_reentry(self) -> None:
         """Raise if this thread is within a call: the lock, which is re-entrant, would let it in."""
@@ -160,30 +186,33 @@ class Appender:
                 "signal handler, a finalizer or a green thread); nothing was written"
             )
 
-    def _handle(self) -> sqlite3.Connection:
-        handle = self.connection.handle()
+    def _prepare(self) -> _Prepared:
+        connection = self.connection
+        handle = connection.handle()
         if handle.in_transaction:  # Left by a call that was interrupted before its rollback.
-            self.connection.close()
-            handle = self.connection.handle()
-        if self._prepared_for is not self.connection.schema:
-            if self._durability == "full":
-                # As FULL, and the removal of a rollback journal, which commits, is synced, too.
-                handle.execute("PRAGMA synchronous = EXTRA")
-            elif self.connection.is_wal:
-                handle.execute("PRAGMA synchronous = NORMAL")
-            self._prepare_statements()
-            self._prepared_for = self.connection.schema
-        return handle
-
-    def _prepare_statements(self) -> None:
-        types, definition = self.connection.schema.columns, self.connection.schema.definition
-        self._is_hashed = set(HASH_COLUMNS) <= set(types)
-        columns = _COLUMNS_HASHED if self._is_hashed else _COLUMNS_PLAIN
-        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in definition)
-        places = ", ".join("?" * len(columns.split(", ")))
-        self._insert_sql = f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({columns}) VALUES ({places})"
-        self._read_back_sql = f"SELECT {columns} FROM events WHERE id >= ? AND id <= ? ORDER BY id"
-        self._keeps_text = all(_keeps_text(types[name]) for name in columns.split(", ")[1:])
+            connection.close()
+            handle = connection.handle()
+        file = connection.file
+        assert file is not None
+        if self._durability == "full":
+            # As FULL, and the removal of a rollback journal, which commits, is synced, too.
+            handle.execute("PRAGMA synchronous = EXTRA")
+        elif file.is_wal:
+            handle.execute("PRAGMA synchronous = NORMAL")
+        types = file.schema.columns
+        is_hashed = set(HASH_COLUMNS) <= set(types)
+        columns = REQUIRED_COLUMNS + HASH_COLUMNS if is_hashed else REQUIRED_COLUMNS
+        is_silent = any(_SILENT_CONFLICT.search(sql) for sql in file.schema.definition)
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        self._prepared = _Prepared(
+            handle,
+            file,
+            is_hashed,
+            all(_keeps_text(types[name]) for name in columns[1:]),
+            f"INSERT {'OR ABORT ' if is_silent else ''}INTO events ({names}) VALUES ({places})",
+            f"SELECT {names} FROM events WHERE id >= ? AND id <= ? ORDER BY id",
+        )
+        return self._prepared
 
     def _execute(self, handle: sqlite3.Connection, sql: str, deadline_s: float) -> None:
         """Run a statement without rows, as soon as the ledger is not busy."""
@@ -193,6 +222,9 @@ class Appender:
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
+        # Nobody waits for a file that is no longer the ledger.
+        if self._is_moved():
+            raise LedgerMoved
         connection = self.connection
         try:
             retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), connection.path)
@@ -201,7 +233,7 @@ class Appender:
             raise LedgerBusyError(busy_for(connection.path, connection.timeout_s, holder_of(connection.path))) from None
 
     def _recover(self, deadline_s: float) -> None:
-        handle = self._handle()
+        handle = self._prepare().handle
         try:
             self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
         except sqlite3.Error as error:
@@ -209,37 +241,47 @@ class Appender:
         finally:
             self._roll_back(handle)
 
-    def _append(self, events: Sequence[NewEvent], expected_head: ExpectedHead | None, deadline_s: float) -> list[int]:
-        handle = self._handle()
-        if self.connection.schema.is_of_pmm2:
+    def _append(self, deadline_s: float, events: Sequence[NewEvent], expected_head: ExpectedHead | None) -> list[int]:
+        connection, prepared = self.connection, self._prepared
+        if prepared is None or prepared.file is not connection.file or prepared.handle.in_transaction:
+            prepared = self._prepare()
+        if prepared.file.schema.is_of_pmm2:
+            if self._is_moved():
+                raise LedgerMoved
             with late_imports:
                 from pmm_shm.ledger.obstacles import NEEDS_LEASE
             # Before the write lock, which the lease holder may be waiting for.
-            raise LedgerUnwritableError(f"{self.connection.path}: {NEEDS_LEASE}{_NOTHING}")
+            raise LedgerUnwritableError(f"{connection.path}: {NEEDS_LEASE}{_NOTHING}")
+        handle = prepared.handle
         try:
             self._execute(handle, "BEGIN IMMEDIATE", deadline_s)
             if expected_head is not None:
                 self._require_head(handle, expected_head)
                 if not events:
+                    if self._is_moved():
+                        raise LedgerMoved
                     handle.execute("ROLLBACK")
                     return []
             if not self._indexed:
                 create_indexes(handle)
-            rows, formula = self._insert(handle, events)
+            rows, formula, version = self._insert(prepared, events)
             if not handle.in_transaction:
                 raise LedgerUnwritableError(
-                    f"{self.connection.path}: other code ended the append's transaction; check the newest events "
-                    "before appending them again"
+                    f"{connection.path}: other code ended the append's transaction; check the newest events before "
+                    "appending them again"
                 )
-            # While this waited for the lock, the file may have been replaced, or switched to WAL mode.
-            self._refuse_moved()
-            if self.connection.is_switched():
+            # Lately, or while this waited for the lock, the file may have been replaced, or switched to WAL mode.
+            if self._is_moved() or connection.is_switched():
                 raise LedgerMoved
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
             crash_point("append.committed")
         except BaseException as error:
             self._roll_back(handle)
+            is_refused = isinstance(error, (sqlite3.Error, PmmShmError)) and not isinstance(error, LedgerBusyError)
+            if is_refused and self._is_moved():
+                # SQLite refuses to write a journal beside another file, and an old file may hold anything.
+                raise LedgerMoved from error
             if isinstance(error, (sqlite3.DataError, OverflowError)):
                 raise InvalidEventError(f"too large for SQLite: {error}") from error
             if isinstance(error, sqlite3.Error):
@@ -247,17 +289,18 @@ class Appender:
                     # The newest row is not UTF-8: again, with a factory that takes it, and more time for each text.
                     handle.text_factory = decode_text
                     raise LedgerMoved from error
-                # SQLite refuses to write a journal beside another file.
-                self._refuse_moved()
-                if str(error).startswith(_OTHER_SCHEMA) and self.connection.follow_schema():
+                if str(error).startswith(_OTHER_SCHEMA) and connection.follow_schema():
                     raise LedgerMoved from error
                 raise self._refused(error) from error
             raise
         self._indexed = True
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
+        self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
-        self._refuse_moved()
-        return [row[0] for row in rows]
+        if self._is_moved():
+            raise LedgerMoved
+        first_id: int = rows[0][0]
+        return list(range(first_id, first_id + len(rows)))
 
     def _require_head(self, handle: sqlite3.Connection, expected: ExpectedHead) -> None:
         """Raise where the ledger's head is another one; within the transaction that appends."""
@@ -294,9 +337,11 @@ class Appender:
             return made
         return LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
-    def _refuse_moved(self) -> None:
-        if file_identity(self.connection.path) != self.connection.identity:
-            raise LedgerMoved
+    def _is_moved(self) -> bool:
+        """Whether another file is at the ledger's path. Raises `LedgerNotFoundError` where there is none."""
+        connection = self.connection
+        file = connection.file
+        return file is None or file_identity(connection.path) != file.identity
 
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:
@@ -305,37 +350,53 @@ class Appender:
         except sqlite3.Error:
             self.connection.close()
 
-    def _insert(self, handle: sqlite3.Connection, events: Sequence[NewEvent]) -> tuple[list[RawRow], Formula | None]:
-        """Insert the events; returns their rows, and the formula of their hashes (None in a ledger without hashes)."""
-        newest, newest_id = _newest(handle) if self._is_hashed else (None, _newest_id(handle))
+    def _insert(
+        self, prepared: _Prepared, events: Sequence[NewEvent]
+    ) -> tuple[list[RawRow], Formula | None, int | None]:
+        """Insert the events behind the newest one.
+
+        Returns:
+            Their rows; the formula of their hashes, None in a ledger without hashes; the number of others' commits,
+            None where it is not known, or where a trigger may have written more.
+        """
+        handle, newest, version = prepared.handle, self.last_row, self._version
+        # Known again when this is committed: SQLite does not count own commits.
+        self._version = None
+        formula = last_hash = None
+        if newest is not None and version is not None and _version(handle) == version:
+            newest_id, formula, last_hash = newest[0], self._formula, newest[-1]
+        elif prepared.is_hashed:
+            newest, newest_id = _newest(handle)
+            # Among other writers the number would be asked for in vain.
+            version = _version(handle) if newest is not None and newest == self.last_row else None
+            formula, last_hash = self._chain_end(handle, newest)
+        else:
+            newest, newest_id = None, _newest_id(handle)
         if newest_id + len(events) > ID_MAX:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
         now = now_text()
-        if self._is_hashed:
-            formula, last_hash = self._chain_end(handle, newest)
+        if formula is not None:
             rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
-            self._insert_rows(handle, rows, newest)
-            return rows, formula
-        rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
-        self._insert_rows(handle, rows, None)
-        return rows, None
+        else:
+            rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
+        changes = handle.total_changes
+        inserted = handle.executemany(prepared.insert_sql, rows).rowcount
+        if inserted == handle.total_changes - changes == len(rows) and prepared.keeps_text:
+            return rows, formula, version
+        self._read_back(prepared, rows if newest is None else [newest, *rows], rows[-1][0])
+        return rows, formula, None
 
-    def _insert_rows(self, handle: sqlite3.Connection, rows: list[RawRow], newest: RawRow | None) -> None:
-        """Insert the rows behind the row `newest`, and prove that they are there.
+    def _read_back(self, prepared: _Prepared, expected: list[RawRow], last_id: int) -> None:
+        """Prove that the rows up to `last_id` are in the ledger as they were given.
 
         Raises:
             LedgerUnwritableError: a trigger or a constraint has dropped or changed one of them, or the one before.
         """
-        changes = handle.total_changes
-        inserted = handle.executemany(self._insert_sql, rows).rowcount
-        if inserted == handle.total_changes - changes == len(rows) and self._keeps_text:
-            return
-        expected = rows if newest is None else [newest, *rows]
-        found = handle.execute(self._read_back_sql, (expected[0][0], rows[-1][0])).fetchall()
+        found = prepared.handle.execute(prepared.read_back_sql, (expected[0][0], last_id)).fetchall()
         if found != expected:
             with late_imports:
                 from pmm_shm.ledger.obstacles import interference
-            reason = interference(handle, is_dropped=len(found) < len(expected))
+            reason = interference(prepared.handle, is_dropped=len(found) < len(expected))
             raise LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
     def _chain_end(self, handle: sqlite3.Connection, newest: RawRow | None) -> tuple[Formula, str | None]:
@@ -344,24 +405,22 @@ class Appender:
         Raises:
             ChainError: the newest hashed event fits no formula.
         """
-        if newest is not None and newest == self.last_row and self._formula is not None:
+        if newest is not None and self._formula is not None and newest == self.last_row:
             return self._formula, newest[-1]
         if newest is not None and newest[-1] is None:
             newest = handle.execute(_NEWEST_HASHED).fetchone()
         if newest is None:
             self._formula = None
             return "full", None
-        hashed = HashedRow._make(newest)
-        if self._formula is None or not fits(self._formula, hashed):
-            own = detect_formula(hashed)
+        if self._formula is None or not fits(self._formula, newest):
+            own = detect_formula(newest)
             if own is None:
                 raise ChainError(
-                    f"{self.connection.path}: the hash of event {hashed.id} fits no known formula; nothing was "
+                    f"{self.connection.path}: the hash of event {newest[0]} fits no known formula; nothing was "
                     "written. `verify_chain()` names the first bad event"
                 )
-            first = handle.execute(_FIRST_HASHED).fetchone()
-            self._formula = detect_formula(HashedRow._make(first)) or own
-        previous: str = hashed.hash
+            self._formula = detect_formula(handle.execute(_FIRST_HASHED).fetchone()) or own
+        previous: str = newest[-1]
         return self._formula, previous
 
 
@@ -378,13 +437,20 @@ def _hashed_rows(
 ) -> list[RawRow]:
     """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
     rows = []
-    now_json = canonical_json(now)
+    now_json = encode_basestring_ascii(now)
     for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
-        ts_json = now_json if ts is None else canonical_json(ts)
-        previous, previous_json = last_hash, canonical_json(last_hash)
+        ts_json = now_json if ts is None else encode_basestring_ascii(ts)
+        # In hex digits.
+        previous, previous_json = last_hash, "null" if last_hash is None else f'"{last_hash}"'
         last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
         rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
     return rows
+
+
+def _version(handle: sqlite3.Connection) -> int:
+    """A number that changes with every commit of another connection (https://sqlite.org/pragma.html#pragma_data_version)."""
+    version: int = handle.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 def _newest(handle: sqlite3.Connection) -> tuple[RawRow | None, int]:

@@ -153,21 +153,28 @@ def event_hash(
     Raises:
         TypeError, ValueError, RecursionError: a value cannot be written as JSON.
     """
-    parts = (canonical_json(value) for value in (ts, kind, content, meta, prev_hash))
-    return hash_of_parts(formula, event_id, *parts)
+    return hash_of_parts(
+        formula,
+        event_id,
+        canonical_json(ts),
+        canonical_json(kind),
+        canonical_json(content),
+        canonical_json(meta),
+        canonical_json(prev_hash),
+    )
 
 
-def fits(formula: Formula, row: HashedRow) -> bool:
-    """Whether the row's hash is that of its values; False if they cannot be hashed."""
+def fits(formula: Formula, row: RawRow) -> bool:
+    """Whether the hash of a row of `HASHED_ROW_SQL` is that of its values; False if they cannot be hashed."""
+    event_id, ts, kind, content, meta, prev_hash, own = row
     try:
-        meta = parse_meta(row.meta)
-        expected = event_hash(formula, row.id, row.ts, row.kind, row.content, meta, row.prev_hash)
+        expected = event_hash(formula, event_id, ts, kind, content, parse_meta(meta), prev_hash)
     except (TypeError, ValueError, RecursionError):
         return False
-    return bool(expected == row.hash)
+    return bool(expected == own)
 
 
-def detect_formula(row: HashedRow) -> Formula | None:
+def detect_formula(row: RawRow) -> Formula | None:
     """The formula of the row's hash; None if it fits neither."""
     return next((formula for formula in FORMULAS if fits(formula, row)), None)
 

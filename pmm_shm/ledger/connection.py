@@ -16,11 +16,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
 
 from pmm_shm import limits
-from pmm_shm.errors import LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import Instance, real_path
+from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
+from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -36,12 +35,25 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
 
+Durability = Literal["default", "full"]
+DURABILITIES: tuple[Durability, ...] = ("default", "full")
+"""What an acknowledged append survives, see `EventLog`."""
+
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
+_locks_trusted_until_s: dict[tuple[int, int | None], float] = {}
+"""Inodes of a ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
+
+
+def check_durability(durability: object) -> None:
+    """Raise `ConfigError` where this is none of `DURABILITIES`."""
+    if durability not in DURABILITIES:
+        raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
 
 
 class Connection:
@@ -74,11 +86,17 @@ class Connection:
         self.lock = threading.RLock()
         self.epoch = 0
         self._handle: sqlite3.Connection | None = None
-        # Outlives the handle: a later file at the path is compared with it.
-        self._file: LedgerFile | None = None
-        self._next_lock_check_s = 0.0
+        self.file: LedgerFile | None = None
+        """The files as of the open, with the schema as of the last look; another object after either of the two.
+
+        It outlives the handle: a later file at the path is compared with it. None before, and when a replacement was
+        noticed.
+        """
+        self.next_lock_check_s = 0.0
+        """The monotonic time from which `require_lock` asks again."""
         self._close_hooks: list[Callable[[], None]] = []
-        _open_connections.add(self)
+        with _making:
+            _open_connections.add(self)
 
     def on_close(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever the connection closes, to forget what was remembered of the old epoch."""
@@ -121,7 +139,7 @@ class Connection:
     @property
     def identity(self) -> tuple[int, int] | None:
         """(device, inode) of the file that was opened last; None before, and when a replacement was noticed."""
-        return file.identity if (file := self._file) else None
+        return file.identity if (file := self.file) else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -131,17 +149,17 @@ class Connection:
     @property
     def schema(self) -> Schema:
         """The table `events`; another object whenever the schema was looked at again."""
-        return file.schema if (file := self._file) else _NO_SCHEMA
+        return file.schema if (file := self.file) else _NO_SCHEMA
 
     @property
     def is_wal(self) -> bool:
         """Whether the ledger was in WAL mode at the open."""
-        return file.is_wal if (file := self._file) else False
+        return file.is_wal if (file := self.file) else False
 
     @property
     def shm_inode(self) -> int | None:
         """Inode of the `-shm` file as of the open; None outside WAL mode."""
-        return file.shm_inode if (file := self._file) else None
+        return file.shm_inode if (file := self.file) else None
 
     def is_switched(self) -> bool:
         """Whether the ledger was switched to WAL mode since the open.
@@ -149,7 +167,7 @@ class Connection:
         SQLite itself notices. We would neither refuse a replacement beside the `-wal`, nor a file that is mounted
         alone, nor check the lock on the `-shm`.
         """
-        file = self._file
+        file = self.file
         if not self.is_open or file is None or file.is_wal:
             return False
         return (wal_inode := inode_of(self.path + "-wal")) is not None and wal_inode != file.wal_inode
@@ -169,7 +187,7 @@ class Connection:
         Raises:
             LedgerError: the ledger cannot be read, or has no usable table `events` any more.
         """
-        handle, file = self._handle, self._file
+        handle, file = self._handle, self.file
         if handle is None or file is None:
             return False
         version = self.retry(lambda: handle.execute("PRAGMA schema_version").fetchall()[0][0])
@@ -178,7 +196,7 @@ class Connection:
         schema = self.retry(lambda: self._read_schema(handle, version))
         before = file.schema
         has_changed = (schema.definition, schema.is_of_pmm2) != (before.definition, before.is_of_pmm2)
-        self._file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
+        self.file = file._replace(schema=schema if has_changed else file.schema._replace(version=version))
         return has_changed
 
     def _read_schema(self, handle: sqlite3.Connection, version: int) -> Schema:
@@ -186,17 +204,31 @@ class Connection:
             return read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc")
         return shaped_schema(handle, self.path, version, self._shape)
 
-    def is_lock_held(self) -> bool:
-        """Whether SQLite's locks of this connection are really held (True where the system does not tell)."""
-        file = self._file
+    def lock_trusted_until(self) -> float | None:
+        """The monotonic time until which SQLite's locks of this connection count as held; None if they are not held.
+
+        Locks belong to the process: what was proved for one connection within `limits.TRUST_PERIOD_S` counts for all.
+        Where the system does not tell, they count as held.
+        """
+        file, now_s = self.file, time.monotonic()
         if file is None or not file.is_wal:
-            return True
-        if holds_lock(file.identity[1], PENDING_BYTE) is False:
+            return now_s + limits.TRUST_PERIOD_S
+        files = file.identity[1], file.shm_inode
+        trusted_until_s = _locks_trusted_until_s.get(files, 0.0)
+        if now_s < trusted_until_s:
+            return trusted_until_s
+        if not self._is_lock_held(*files):
+            return None
+        trusted_until_s = _locks_trusted_until_s[files] = now_s + limits.TRUST_PERIOD_S
+        return trusted_until_s
+
+    def _is_lock_held(self, inode: int, shm_inode: int | None) -> bool:
+        if holds_lock(inode, PENDING_BYTE) is False:
             return False
-        if file.shm_inode is None:
+        if shm_inode is None:
             return True
         # The file may have been removed: a lock on a deleted file excludes nobody.
-        return inode_of(self.path + "-shm") == file.shm_inode and holds_lock(file.shm_inode, WAL_DMS_BYTE) is not False
+        return inode_of(self.path + "-shm") == shm_inode and holds_lock(shm_inode, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
         """Check the lock, at most every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
@@ -205,16 +237,17 @@ class Connection:
             LockLostError: SQLite's lock is gone.
         """
         now_s = time.monotonic()
-        if now_s < self._next_lock_check_s or not self.is_open:
+        if now_s < self.next_lock_check_s or self._handle is None:
             return
         self.close_if_switched()
-        if not self.is_lock_held():
+        trusted_until_s = self.lock_trusted_until()
+        if trusted_until_s is None:
             raise LockLostError(
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
         self.follow_schema()
-        self._next_lock_check_s = now_s + limits.TRUST_PERIOD_S
+        self.next_lock_check_s = trusted_until_s
 
     def follow_replacement(self) -> None:
         """Where another file is at the ledger's path, close this process's connections to the old one. One `stat`.
@@ -272,11 +305,14 @@ class Connection:
             if handle is not None:
                 self.epoch += 1
                 handle.close()
+                if self.file is not None:
+                    # Another file can have the same inodes later.
+                    _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
             for hook in self._close_hooks:
                 hook()
 
     def _open(self) -> None:
-        if self._file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
+        if self.file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
             self._refuse_foreign_wal()
         deadline_s = time.monotonic() + min(self.timeout_s, limits.REPLACED_HOLDER_S)
         while True:
@@ -284,7 +320,7 @@ class Connection:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
                 known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
-                self._handle, self._file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
+                self._handle, self.file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
                 self.epoch += 1
                 return
             except HeldByOldUsersError as error:
@@ -294,13 +330,13 @@ class Connection:
 
     def _refuse_foreign_wal(self) -> None:
         """Raise where the file that replaced this connection's is beside its non-empty `-wal`."""
-        if self._file is not None and self._file.is_wal:
-            refuse_foreign_wal(self.path, self._file.wal_inode)
+        if self.file is not None and self.file.is_wal:
+            refuse_foreign_wal(self.path, self.file.wal_inode)
 
     def _forget_file(self) -> None:
         """Close, after `_refuse_foreign_wal`: from now on, the `-wal` at the path may be the new ledger's."""
         self.close()
-        self._file = None
+        self.file = None
 
 
 _shapes_in_use: dict[str, Shape] = {}
@@ -320,7 +356,7 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     instance = Instance.of(path)
     if instance.ledger in _shapes_in_use:
         return _shapes_in_use[instance.ledger]
-    if not os.path.exists(instance.shape_file):
+    if not os.path.exists(instance.file(SHAPE_FILE)):
         return None
     with late_imports:
         from pmm_shm.ledger.shape_record import read_shape
@@ -392,7 +428,7 @@ def _close_old_users(path: str) -> None:
 
 def _open_files() -> list[LedgerFile]:
     """What this process's connections have open."""
-    return [file for one in _connections() if one.is_open and (file := one._file) is not None]
+    return [file for one in _connections() if one.is_open and (file := one.file) is not None]
 
 
 # Fork: SQLite's table of locks survives fork while the locks do not, so every connection is closed before, and
@@ -410,21 +446,31 @@ def _connections() -> list[Connection]:
 
 
 _closed_for_fork: list[Connection] = []
+# Held while a connection is added, and during a fork: one that the fork has not listed could be locked, and opened.
+_making = threading.RLock()
 
 
 def _before_fork() -> None:
-    for connection in sorted(_connections(), key=id):
-        connection.lock.acquire()
-        _closed_for_fork.append(connection)
-        connection.close()
-    # The last lock: its holder waits for no connection.
-    late_imports.acquire()
+    while True:
+        for connection in sorted(_connections(), key=id):
+            connection.lock.acquire()
+            _closed_for_fork.append(connection)
+            connection.close()
+        # After the connections: its holder waits for none, but may make one.
+        late_imports.acquire()
+        _making.acquire()
+        if all(connection in _closed_for_fork for connection in _connections()):
+            return
+        # From the beginning: all locks are taken in one order.
+        _after_fork()
 
 
 def _after_fork() -> None:
+    _making.release()
     late_imports.release()
     while _closed_for_fork:
         _closed_for_fork.pop().lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+late_imports.follow_fork_hooks()

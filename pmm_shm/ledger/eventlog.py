@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -21,20 +20,19 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger import chain
-from pmm_shm.ledger.append import DURABILITIES, Appender, Durability, ExpectedHead
-from pmm_shm.ledger.chain import ChainReport
-from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.connection import Connection, Durability, check_durability
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.instants import first_date_text, instant_us
-from pmm_shm.ledger.new_events import EventInput, NewEvent, new_event, new_events
+from pmm_shm.ledger.files import checked_name
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
-from pmm_shm.ledger.schema import TS_INDEX, create_ledger
-from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError
+from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, check_timeout
 from pmm_shm.ledger.tail import Position, Positioned
+from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.append import Appender, ExpectedHead
+    from pmm_shm.ledger.chain import ChainReport
     from pmm_shm.ledger.event_range import RangeReader
+    from pmm_shm.ledger.new_events import EventInput, NewEvent
     from pmm_shm.ledger.shape import Shape
     from pmm_shm.ledger.source.replica_appender import ReplicaAppender
 
@@ -83,10 +81,9 @@ class EventLog:
         durability: Durability = "default",
         shape: Shape | None = None,
     ) -> None:
-        name = _file_name(path)
+        name = checked_name(path)
         check_timeout(timeout)
-        if durability not in DURABILITIES:
-            raise ConfigError(f"durability: expected one of {', '.join(DURABILITIES)}, got {durability!r:.80}")
+        check_durability(durability)
         self._reader = Connection(name, "ro", timeout, shape)
         self.path = self._reader.path
         """The ledger's real path."""
@@ -94,18 +91,25 @@ class EventLog:
         """Seconds to wait for a busy ledger."""
         self.durability: Durability = durability
         """What an acknowledged append survives."""
-        self._appender = Appender(self.path, timeout, durability, shape)
+        self._shape = shape
+        # Made by the first append, as most of what an append needs is.
+        self._appender: Appender | None = None
         # Where appends of a replica go; made when the first one is refused here.
         self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
         self._ranges: RangeReader | None = None
+        self._open(create)
+
+    def _open(self, create: bool) -> None:
         try:
             with self._reader.lock:
                 self._reader.handle()
         except (LedgerNotFoundError, BlankLedgerError):
             if not create or self._reader.shape is not None:
                 raise
-            create_ledger(self.path, timeout)
+            with late_imports:
+                from pmm_shm.ledger.schema import create_ledger
+            create_ledger(self.path, self.timeout)
         except HotJournalError:
             pass  # The first read or append repairs it.
 
@@ -148,7 +152,8 @@ class EventLog:
         for hook in self._close_hooks:
             hook()
         self._reader.close()
-        self._appender.close()
+        if self._appender is not None:
+            self._appender.close()
         if self._source is not None:
             self._source.close()
 
@@ -177,7 +182,8 @@ class EventLog:
             SourceUnreachableError, UnknownOutcomeError, ReplicaLaggingError: on a replica; see their meanings.
             LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        return self._append([new_event(kind, content, meta)], expected_head, wait)[0]
+        appender = self._appender or self._open_appender()
+        return self._append([appender.new_event(kind, content, meta)], expected_head, wait)[0]
 
     def append_many(
         self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None, wait: bool = True
@@ -187,17 +193,26 @@ class EventLog:
         Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
         8601). `expected_head` and `wait` are those of `append`, and so are the errors raised.
         """
-        batch = new_events(events)
+        batch = (self._appender or self._open_appender()).new_events(events)
         return self._append(batch, expected_head, wait) if batch or expected_head is not None else []
 
     def _append(self, batch: list[NewEvent], expected_head: int | Positioned | None, wait: bool) -> list[int]:
         head = None if expected_head is None else _checked_head(expected_head)
         if self._source is None or not self._source.is_current():
             try:
-                return self._appender.append(batch, head)
+                return (self._appender or self._open_appender()).append(batch, head)
             except ReplicaError:
                 self._source = self._open_source()
         return self._source.append(batch, head, wait=wait)
+
+    def _open_appender(self) -> Appender:
+        # One for all threads: the lock of late imports is held.
+        with late_imports:
+            from pmm_shm.ledger.append import Appender
+
+            if self._appender is None:
+                self._appender = Appender(self.path, self.timeout, self.durability, self._shape)
+            return self._appender
 
     def source(self) -> ReplicaAppender | None:
         """How to reach the log of record of a replica; None for any other ledger.
@@ -231,7 +246,7 @@ class EventLog:
             LedgerError: in one of its kinds.
         """
         try:
-            self._appender.recover()
+            (self._appender or self._open_appender()).recover()
         except LedgerUnwritableError as error:
             if all(os.access(place, os.W_OK, effective_ids=True) for place in (self.path, os.path.dirname(self.path))):
                 raise
@@ -257,6 +272,8 @@ class EventLog:
         Raises:
             ConfigError: `after_ts` is not ISO 8601.
         """
+        with late_imports:
+            from pmm_shm.ledger.instants import instant_us
         instant = instant_us(after_ts)
         if instant is None:
             raise ConfigError(f"after_ts: {after_ts!r:.80} is not an ISO 8601 time")
@@ -343,13 +360,15 @@ class EventLog:
 
     def verify_chain(self) -> ChainReport:
         """Verify the hash chain of the whole ledger; the report says what was checked, and the first bad id."""
+        with late_imports:
+            from pmm_shm.ledger.chain import verify_chain
         connection = Connection(self.path, "ro", self._reader.timeout_s, self._reader.shape)
         try:
             try:
-                return chain.verify_chain(connection)
+                return verify_chain(connection)
             except HotJournalError:
                 self.recover()
-                return chain.verify_chain(connection)
+                return verify_chain(connection)
         finally:
             connection.close()
 
@@ -407,6 +426,9 @@ class EventLog:
 
     def _first_id_since(self, instant: int) -> int:
         """An id below which no event is later than `instant`, found by the index on `ts`; the lowest id without it."""
+        with late_imports:
+            from pmm_shm.ledger.instants import first_date_text
+            from pmm_shm.ledger.schema import TS_INDEX
         sql = f"SELECT min(id) FROM events INDEXED BY {TS_INDEX} WHERE ts >= ? LIMIT ?"
         try:
             rows = fetch_batch(self._reader, sql, (first_date_text(instant),), 1).rows
@@ -417,21 +439,17 @@ class EventLog:
         return ID_MAX if rows[0][0] is None else int(rows[0][0])
 
 
+class UnopenedLog(EventLog):
+    """An event log that its first use opens: that of a cache, which has opened the ledger before."""
+
+    def _open(self, create: bool) -> None:
+        pass
+
+
 def own_row(log: EventLog, event_id: int) -> RawRow | None:
     """The row of an event with its hashes, if it is the newest one that the log has appended and still knows."""
-    row = log._appender.last_row
+    row = None if log._appender is None else log._appender.last_row
     return row if row is not None and row[0] == event_id else None
-
-
-def _file_name(path: str | os.PathLike[str]) -> str:
-    try:
-        name = os.fsdecode(path)
-        os.fsencode(name)
-    except (TypeError, UnicodeError):
-        raise ConfigError(f"{path!r:.80}: not the path of a file") from None
-    if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
-        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; pass its path")
-    return name
 
 
 def _checked_head(expected: object) -> ExpectedHead:
@@ -439,12 +457,6 @@ def _checked_head(expected: object) -> ExpectedHead:
     if type(head) is not int and not isinstance(head, Position):
         raise ConfigError(f"expected_head: expected an event id or a frame, got {expected!r:.80}")
     return head
-
-
-def check_timeout(timeout: object) -> None:
-    """Raise `ConfigError` where this is not a number of seconds."""
-    if not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
 
 
 def _remaining(limit: int | None, have: int, every_row_counts: bool) -> int:

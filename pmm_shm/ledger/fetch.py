@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import RawRow, decode_text
+from pmm_shm.typed import Any, NamedTuple
 
 UNDECODABLE = "Could not decode"
 _MISSING = "no such "

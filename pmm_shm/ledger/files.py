@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from pmm_shm.errors import LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
+from pmm_shm.errors import ConfigError, LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
 from pmm_shm.instance.file_systems import is_mounted_alone
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, why_not_reached
@@ -29,6 +29,18 @@ MOUNTED_ALONE = (
 
 class LedgerMoved(Exception):
     """Another file is at the ledger's path: call `close_replaced` with no connection's lock held, and begin again."""
+
+
+def checked_name(path: str | os.PathLike[str]) -> str:
+    """The path of a ledger as text. Raises `ConfigError` where it cannot be that of a file."""
+    try:
+        name = os.fsdecode(path)
+        os.fsencode(name)
+    except (TypeError, UnicodeError):
+        raise ConfigError(f"{path!r:.80}: not the path of a file") from None
+    if not name or "\0" in name or name == ":memory:" or name.startswith("file:"):
+        raise ConfigError(f"{name!r}: the ledger must be a file that several processes can open; pass its path")
+    return name
 
 
 def file_identity(path: str) -> tuple[int, int]:

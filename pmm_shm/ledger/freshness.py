@@ -14,24 +14,25 @@ Invariant: a wal-index mark counts only while this process holds SQLite's lock o
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
 import threading
 import time
 import weakref
-from typing import Literal, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
 from pmm_shm.ledger.files import LedgerMoved, file_identity
+from pmm_shm.typed import Literal, NamedTuple
 
 Choice = Literal["auto", "data_version"]
 Mark = bytes | tuple[int, int]
 WAL_INDEX_HEADER_BYTES = 48
 _COMMITS = slice(8, 12)
 _MAP_BYTES = 4096
+_PROT_READ, _MAP_SHARED = 1, 1
+"""Of mmap(2), the same on every Linux: Python's module `mmap` is needed for nothing else."""
 _FRAMES = slice(16, 20)
 """Of the header: the number of frames in the WAL."""
 
@@ -79,7 +80,7 @@ def _map_header(shm_path: str, identity: tuple[int, int]) -> ctypes.Array[ctypes
 def _map(descriptor: int, size_bytes: int) -> ctypes.Array[ctypes.c_char] | None:
     if size_bytes < _MAP_BYTES:
         return None
-    address = _libc.mmap(None, _MAP_BYTES, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    address = _libc.mmap(None, _MAP_BYTES, _PROT_READ, _MAP_SHARED, descriptor, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         return None
     header = (ctypes.c_char * WAL_INDEX_HEADER_BYTES).from_address(address)
@@ -169,16 +170,19 @@ class Freshness:
             raise LedgerMoved
         connection.close_if_switched()
         connection.handle()
+        trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
         if self._epoch != connection.epoch:
             self._begin_epoch()
-        elif not connection.is_lock_held():
-            connection.close()
-            raise LockLostError(
-                f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
-            )
         else:
+            proved_until = connection.lock_trusted_until()
+            if proved_until is None:
+                connection.close()
+                raise LockLostError(
+                    f"{connection.path}: SQLite's lock was lost: other code of this process closed the file"
+                )
             connection.follow_schema()
-        self.trusted_until = time.monotonic() + limits.TRUST_PERIOD_S
+            trusted_until = min(trusted_until, proved_until)
+        self.trusted_until = trusted_until
 
     def _begin_epoch(self) -> None:
         connection = self._connection

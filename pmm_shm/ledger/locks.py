@@ -76,13 +76,13 @@ def _is_locked_through(name: str, process: str, inode: int, first_byte: int) -> 
     if found.st_ino != inode:
         return False
     try:
-        with open(f"{process}/fdinfo/{name}", "rb") as table:
-            lines = table.read().splitlines()
+        table = b"".join(_pieces(f"{process}/fdinfo/{name}"))
     except FileNotFoundError:
         return False
     except OSError:
         return None
-    return any(_is_lock(line, first_byte) for line in lines)
+    locks = [line for line in table.splitlines() if line.startswith(b"lock:")]
+    return any(_is_lock(line, first_byte) for line in locks)
 
 
 def pids_with_lock(inode: int, first_byte: int) -> set[int]:
@@ -111,18 +111,22 @@ def writers_of(inode: int, first_byte: int, last_byte: int) -> set[int]:
 def _table() -> tuple[list[bytes], bool]:
     """The lines of the system's table of locks, and whether they are of one moment."""
     try:
-        descriptor = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        pieces = _pieces(_TABLE)
     except OSError:
         return [], True
+    return b"".join(pieces).splitlines(), len(pieces) <= 1
+
+
+def _pieces(path: str) -> list[bytes]:
+    """A file of the system, in the pieces in which it comes; at half the cost of a file object."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
         while piece := os.read(descriptor, _TABLE_BYTES):
             pieces.append(piece)
-    except OSError:
-        return [], True
     finally:
         os.close(descriptor)
-    return b"".join(pieces).splitlines(), len(pieces) <= 1
+    return pieces
 
 
 def _pids_in(lines: list[bytes], inode: int, first_byte: int, last_byte: int | None = None) -> set[int]:

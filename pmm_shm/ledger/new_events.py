@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any, TypeAlias
 
 from pmm_shm.errors import InvalidEventError
@@ -17,6 +18,7 @@ EventInput: TypeAlias = Mapping[str, Any] | tuple[str, str, Mapping[str, Any] | 
 _KEYS = frozenset(("kind", "content", "meta", "ts"))
 _SAFE_INTEGER = 1 << 63
 _PLAIN_DEPTH_MAX = 8
+_PLAIN = frozenset((str, float, bool, type(None)))
 _json = json_encoder()
 
 
@@ -38,12 +40,13 @@ def new_event(kind: object, content: object = "", meta: object = None, ts: objec
         raise InvalidEventError(f"kind: {kind!r:.80} is not a non-empty text")
     if not isinstance(content, str):
         raise InvalidEventError(f"content: {type(content).__name__} is not text")
-    _encodable("kind", kind)
-    _encodable("content", content)
+    if not (kind.isascii() and content.isascii()):
+        _require_utf8("kind", kind)
+        _require_utf8("content", content)
     if ts is not None and (not isinstance(ts, str) or instant_us(ts) is None):
         raise InvalidEventError(f"ts: {ts!r:.80} is not an ISO 8601 time")
-    text, parsed = _serialise(meta)
-    return ts, kind, content, text, canonical_json(kind), canonical_json(content), canonical_json(parsed)
+    text, meta_json = _serialise(meta)
+    return ts, kind, content, text, encode_basestring_ascii(kind), encode_basestring_ascii(content), meta_json
 
 
 def new_events(events: Iterable[EventInput]) -> list[NewEvent]:
@@ -71,19 +74,17 @@ def _parsed(event: object) -> NewEvent:
     raise InvalidEventError("neither (kind, content, meta) nor a mapping")
 
 
-def _encodable(name: str, text: str) -> None:
-    if text.isascii():
-        return
+def _require_utf8(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidEventError(f"{name}: holds half of a surrogate pair, which is not UTF-8") from None
 
 
-def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
-    """The column's text, with the keys in the given order, and the object that readers will parse from it."""
+def _serialise(meta: object) -> tuple[str, str]:
+    """The column's text, with the keys in the given order, and the canonical JSON of what readers parse from it."""
     if meta is None:
-        return "{}", {}
+        return "{}", "{}"
     if not isinstance(meta, dict):
         if not isinstance(meta, Mapping):
             raise InvalidEventError(f"meta: {type(meta).__name__} is not a mapping")
@@ -94,38 +95,34 @@ def _serialise(meta: object) -> tuple[str, dict[str, Any]]:
         raise InvalidEventError(f"meta: {error}") from None
     except RecursionError:
         raise InvalidEventError("meta: nested too deep") from None
-    if _reads_back_equal(meta):
-        return text, meta
+    if _reads_back_equal(meta, _PLAIN_DEPTH_MAX):
+        return text, canonical_json(meta)
     try:
-        return text, parse_meta(text)
+        return text, canonical_json(parse_meta(text))
     except MalformedMeta as error:
         raise InvalidEventError(f"meta: {error}") from None
 
 
-def _reads_back_equal(meta: Mapping[Any, Any], depth_max: int = _PLAIN_DEPTH_MAX) -> bool:
-    """Whether the JSON text of `meta` certainly parses to an equal object, as that of most events does.
+def _reads_back_equal(value: Any, depth_max: int) -> bool:
+    """Whether the JSON text of an object or list certainly parses to an equal one, as that of most events does.
 
     Then it need not be parsed, which saves half the cost.
     """
-    for key in meta:
-        if type(key) is not str:
-            return False
-    return _values_read_back_equal(meta.values(), depth_max)
-
-
-def _values_read_back_equal(values: Iterable[Any], depth_max: int) -> bool:
-    for value in values:
-        kind = type(value)
-        if kind is str or kind is float or kind is bool or value is None:
+    kind = type(value)
+    if kind is dict or kind is FrozenDict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif not (kind is list or kind is FrozenList):
+        return False
+    for one in value:
+        kind = type(one)
+        if kind in _PLAIN:
             continue
         if kind is int:
-            if not -_SAFE_INTEGER <= value < _SAFE_INTEGER:
+            if not -_SAFE_INTEGER <= one < _SAFE_INTEGER:
                 return False
-        elif not depth_max:
-            return False
-        elif kind is dict or kind is FrozenDict:
-            if not _reads_back_equal(value, depth_max - 1):
-                return False
-        elif not (kind is list or kind is FrozenList) or not _values_read_back_equal(value, depth_max - 1):
+        elif not depth_max or not _reads_back_equal(one, depth_max - 1):
             return False
     return True

@@ -6,19 +6,21 @@ valid is replaced, with a reason.
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
 from pmm_shm.errors import NotALedgerError
 from pmm_shm.frozen import json_text, plain, result
+from pmm_shm.late import late_imports
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from json import JSONDecoder
 
 T = TypeVar("T")
 DIGEST_BYTES = 16
@@ -141,8 +143,8 @@ class MalformedMeta(ValueError):
     """A `meta` column that is not one JSON object within the limits; the message is the reason."""
 
 
-_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_BRACKETS = re.compile(r"[\[\]{}]")
+_STRINGS = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
+_BRACKETS = r"[\[\]{}]"
 SHORT_INTEGER_DIGITS = 640
 """The lowest value to which a host program can set Python's limit on the digits of an integer."""
 SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
@@ -150,8 +152,10 @@ SHORT_META_CHARS = 2 * limits.META_DEPTH_MAX
 
 
 def _too_deep(text: str) -> bool:
+    with late_imports:
+        import re
     depth = 0
-    for bracket in _BRACKETS.findall(_STRINGS.sub("", text)):
+    for bracket in re.findall(_BRACKETS, re.sub(_STRINGS, "", text, flags=re.DOTALL)):
         if bracket in "[{":
             depth += 1
             if depth > limits.META_DEPTH_MAX:
@@ -179,22 +183,29 @@ def parse_integer(digits: str) -> int:
     return sign * value
 
 
-_DECODER = json.JSONDecoder()
-_LONG_DECODER = json.JSONDecoder(parse_int=parse_integer)
+_decoder: JSONDecoder | None = None
+_long_decoder: JSONDecoder | None = None
+
+
+def _make_decoders() -> JSONDecoder:
+    """By the first event with `meta`: a first read of what is published has none, and does without `json` and `re`."""
+    global _decoder, _long_decoder
+    with late_imports:
+        from json import JSONDecoder
+    _long_decoder = JSONDecoder(parse_int=parse_integer)
+    _decoder = JSONDecoder()
+    return _decoder
 
 
 def _parse_json(text: str) -> Any:
-    if len(text) <= SHORT_INTEGER_DIGITS:
-        return json.loads(text)
-    return _LONG_DECODER.decode(text)
+    decoder = _decoder or _make_decoders()
+    if len(text) > SHORT_INTEGER_DIGITS and _long_decoder is not None:
+        decoder = _long_decoder
+    return decoder.decode(text)
 
 
-def on_fresh_stack(action: Callable[[], T]) -> T:
-    """Run `action` in a new thread, so that its result does not depend on the caller's stack depth.
-
-    Raises:
-        BaseException: the exception of `action`.
-    """
+def in_new_thread(action: Callable[[], T]) -> Callable[[], T]:
+    """Run `action` in a new thread. The function that is returned waits for its result, and raises its exception."""
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -204,12 +215,26 @@ def on_fresh_stack(action: Callable[[], T]) -> T:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run)
+    # The interpreter does not wait for it at its end: it may wait for a busy ledger.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+
+    def wait() -> T:
+        thread.join()
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    return wait
+
+
+def on_fresh_stack(action: Callable[[], T]) -> T:
+    """Run `action` in a new thread, so that its result does not depend on the caller's stack depth.
+
+    Raises:
+        BaseException: the exception of `action`.
+    """
+    return in_new_thread(action)()
 
 
 def _parse_within_stack(text: str) -> Any:
@@ -230,7 +255,7 @@ def parse_meta(value: object) -> dict[str, Any]:
     if value.__class__ is str and len(value) <= SHORT_META_CHARS:
         # Too short to be nested too deep or to hold a long integer. If this fails, the rest of the function decides.
         try:
-            short, end = _DECODER.raw_decode(value)
+            short, end = (_decoder or _make_decoders()).raw_decode(value)
         except (ValueError, RecursionError):
             pass
         else:

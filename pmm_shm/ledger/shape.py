@@ -12,11 +12,11 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pmm_shm.digests import blake2b
 from pmm_shm.errors import ConfigError
 
 Value = str | Mapping[str, str]

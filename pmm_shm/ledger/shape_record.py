@@ -11,7 +11,8 @@ import json
 import os
 
 from pmm_shm.errors import ConfigError, InstanceDirectoryError, StoreError
-from pmm_shm.instance.access import check_directory, replace_file
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.making import replace_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.shape import Shape
 

@@ -1,13 +1,17 @@
-"""Long tails in which most rows make no difference: of some kinds, only the newest rows of a batch count.
+"""Long tails, read in few steps: rows joined into texts by SQLite, and of some kinds only the newest rows.
 
-The others would be fetched only to see that their content is text. One concatenation in SQLite shows that for hundreds
-of rows at once: with a separator of one ASCII character between them, it is UTF-8 exactly if all of them are.
+A row that comes by itself costs a step of SQLite and several objects. Thousands that come joined cost one step, and
+meanwhile other threads run Python. Of some kinds only the newest rows of a batch make a difference: of the others it
+has to be known that their content is text, so it is joined, too, and thrown away.
+
+Invariant: the rows are those of a plain statement. Where other values could give the same texts, or a value is
+unusual, none is returned, and the caller fetches them one by one.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,29 +20,47 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.rows import RawRow
 
-_CONCATENATED_IDS = 256
-_CONTENT_BYTES_MAX = 1 << 16
-_EVENTS_SQL = "SELECT id, ts, kind, content, meta FROM events WHERE id > ? AND id <= ? AND "
-# By the index on the kinds, where the ledger has one. Nobody wants the meta of these kinds.
-_NEWEST_SQL = (
-    "SELECT id, ts, kind, content, NULL FROM events WHERE id > ? AND id <= ? AND kind = ? ORDER BY id DESC LIMIT ?"
+_SEPARATOR = "\x1f"
+_TS_BYTES_MAX = 64
+_RANGE = "FROM events WHERE id > ? AND id <= ?"
+_ZERO_SQL = "SELECT group_concat(char(0) || 'a')"
+_FIRST_ID_SQL = f"SELECT min(id) {_RANGE} LIMIT ?"
+# By the index on the kinds, where there is one. Nobody wants the meta of these kinds.
+_NEWEST_SQL = f"""
+SELECT * FROM (
+    SELECT id, ts, kind, content, '' AS meta {_RANGE} AND kind = ? COLLATE BINARY ORDER BY id DESC LIMIT ?
+)"""
+
+
+def _joined(column: str, condition: str = "TRUE") -> str:
+    """The values of a column as one text; not valid as UTF-8 unless all are texts that meet the condition."""
+    is_usual = f"typeof({column}) = 'text' AND {condition}"
+    return f"group_concat(CASE WHEN {is_usual} THEN {column} ELSE x'ff' END, char({ord(_SEPARATOR)}))"
+
+
+_CONTENTS = _joined("content", "length(CAST(content AS BLOB)) <= ?")
+_JOINED_ROWS = ", ".join(
+    (
+        f"count(*), group_concat(id, char({ord(_SEPARATOR)}))",
+        _joined("ts", f"length(CAST(ts AS BLOB)) <= {_TS_BYTES_MAX}"),
+        _joined("kind"),
+        _joined("content", "length(CAST(content AS BLOB)) + length(CAST(meta AS BLOB)) <= ?"),
+        _joined("meta"),
+    )
 )
-# Two statements in one: each of them alone needs no scan.
-_IDS_SQL = "SELECT (SELECT min(id) FROM events WHERE id > ?), (SELECT max(id) FROM events WHERE id <= ?) LIMIT ?"
-# A blob of this one byte is not UTF-8, so that content of another type, or longer, makes the whole invalid.
-_TEXTS_SQL = f"""
-SELECT count(*), group_concat(
-    CASE WHEN typeof(content) = 'text' AND length(CAST(content AS BLOB)) <= {_CONTENT_BYTES_MAX}
-    THEN content ELSE x'ff' END, char(10))
-FROM events WHERE id > ? AND id <= ? AND """
 
 
 class SparseBatch(NamedTuple):
-    """Rows in the order of their ids, whether they are all that matter in the range, and how many were left out."""
+    """The rows up to `last_id`, in the order of their ids; whether the range ends there; how many were left out."""
 
     rows: list[RawRow]
+    last_id: int
     complete: bool
     left_out: int
+
+
+class _SeparatorError(ValueError):
+    """Joined values cannot be told apart: one holds the separator."""
 
 
 class SparseReader:
@@ -54,68 +76,85 @@ class SparseReader:
         self._connection = connection
         self._newest = newest
         self._others = tuple(kind for kind in kinds if kind not in newest)
-        self._others_sql = f"{_EVENTS_SQL} +kind IN ({_marks(self._others)}) ORDER BY id LIMIT ?"
-        self._texts_sql = f"{_TEXTS_SQL} +kind IN ({_marks(newest)})"
-        self._encoding_of: tuple[int, int] | None = None
-        self._is_utf8 = False
+        self._rows_sql = f"SELECT {_JOINED_ROWS} {_RANGE} {_of_kinds(self._others)}"
+        self._texts_sql = f"SELECT count(*), {_CONTENTS} {_RANGE} {_of_kinds(newest)}"
+        self._newest_sql = f"SELECT {_JOINED_ROWS} FROM ({' UNION ALL '.join([_NEWEST_SQL] * len(newest))})"
+        self._span = limits.JOINED_IDS_MIN
+        self._known_of: tuple[int, int] | None = None
+        self._is_exact = False
 
-    def read(self, lower_id: int, upper_id: int, rows_max: int) -> SparseBatch | None:
-        """The rows with ids above `lower_id` up to `upper_id`, at most `rows_max` of the other kinds; None where every
-        row has to be looked at: a content is not text, or very long.
+    def read(self, lower_id: int, upper_id: int) -> SparseBatch | None:
+        """The rows behind `lower_id`, up to `upper_id` or an earlier event; None where every row has to be looked at: a
+        value is not text, or very long.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if not self._newest or self._connection.shape is not None or self._connection.schema.may_mix_ids:
+        if self._connection.shape is not None or self._connection.schema.may_mix_ids:
             # The columns of another program's table are expressions, which no index serves.
             return None
-        if not self._can_concatenate():
+        if not self._can_join():
             return None
-        rows_max = min(rows_max, limits.SPARSE_ROWS_MAX)
-        rows, is_all = fetch_batch(self._connection, self._others_sql, (lower_id, upper_id, *self._others), rows_max)
-        ids = self._ids(lower_id, upper_id if is_all else rows[-1][0])
-        count = self._count_of_texts(*ids)
-        if count is None:
-            return None
-        newest: list[RawRow] = []
-        for kind, wanted in self._newest.items() if count else ():
-            newest += self._newest_rows(kind, wanted, *ids)
-        rows = sorted(rows + newest, key=itemgetter(0))
-        return SparseBatch(rows, is_all, count - len(newest))
+        while True:
+            try:
+                return self._read(lower_id, upper_id)
+            except (sqlite3.Error, _SeparatorError):
+                if self._span == limits.JOINED_IDS_MIN:
+                    return None
+                # Because of one value, only few rows are fetched one by one.
+                self._span = limits.JOINED_IDS_MIN
 
-    def _ids(self, lower_id: int, last_id: int) -> tuple[int, int]:
-        """The id before the first one in the range, and the last one: there may be a gap of any size on either side."""
-        first, last = fetch_batch(self._connection, _IDS_SQL, (lower_id, last_id), 1).rows[0]
-        return (lower_id, lower_id) if first is None or first > last else (first - 1, last)
+    def _read(self, lower_id: int, upper_id: int) -> SparseBatch:
+        span = self._span
+        # Counted from the first row, so that a gap of any size is one step.
+        first_id = fetch_batch(self._connection, _FIRST_ID_SQL, (lower_id, upper_id), 1).rows[0][0]
+        if first_id is None:
+            return SparseBatch([], upper_id, True, 0)
+        last_id = min(first_id + span - 1, upper_id)
+        ids = (first_id - 1, last_id)
+        bytes_max = limits.JOINED_BYTES_MAX // span
+        count, *columns = self._run(self._rows_sql, (bytes_max, *ids, *self._others))
+        rows = _rows(count, columns)
+        left_out, *texts = self._run(self._texts_sql, (bytes_max, *ids, *self._newest))
+        if left_out:
+            wanted = [value for kind, number in self._newest.items() for value in (*ids, kind, number)]
+            count, *newest = self._run(self._newest_sql, (bytes_max, *wanted))
+            rows = sorted(rows + _rows(count, newest), key=itemgetter(0))
+            left_out -= count
+        chars = sum(len(text) for text in (*columns, *texts) if text is not None)
+        if chars > limits.JOINED_CHARS:
+            self._span = max(span // 2, limits.JOINED_IDS_MIN)
+        elif chars < limits.JOINED_CHARS // 2:
+            self._span = min(span * 2, limits.JOINED_IDS_MAX)
+        return SparseBatch(rows, last_id, last_id == upper_id, left_out)
 
-    def _count_of_texts(self, before_id: int, last_id: int) -> int | None:
-        """How many rows of the kinds in question there are; None if the content of one is not text, or very long."""
-        handle, count = self._connection.handle(), 0
-        try:
-            for start in range(before_id, last_id, _CONCATENATED_IDS):
-                end = min(start + _CONCATENATED_IDS, last_id)
-                count += handle.execute(self._texts_sql, (start, end, *self._newest)).fetchall()[0][0]
-        except sqlite3.Error:
-            return None
-        return count
+    def _run(self, sql: str, parameters: tuple[Any, ...]) -> Any:
+        # Without a retry: if it fails, the caller fetches the rows one by one, with retries.
+        return self._connection.handle().execute(sql, parameters).fetchall()[0]
 
-    def _newest_rows(self, kind: str, wanted: int, before_id: int, last_id: int) -> list[RawRow]:
-        rows: list[RawRow] = []
-        while len(rows) < wanted:
-            batch = fetch_batch(self._connection, _NEWEST_SQL, (before_id, last_id, kind), wanted - len(rows))
-            rows += batch.rows
-            if batch.complete:
-                break
-            last_id = rows[-1][0] - 1
-        return rows
-
-    def _can_concatenate(self) -> bool:
-        """Whether the ledger is encoded in UTF-8: a conversion by SQLite would replace what is invalid."""
-        if self._encoding_of != self._connection.identity:
-            encoding: list[Any] = self._connection.handle().execute("PRAGMA encoding").fetchall()
-            self._encoding_of, self._is_utf8 = self._connection.identity, encoding == [("UTF-8",)]
-        return self._is_utf8
+    def _can_join(self) -> bool:
+        """Whether what SQLite joins is what the rows hold: not in UTF-16, since a conversion replaces what is invalid,
+        nor by a version that ends a joined text at a zero.
+        """
+        if self._known_of != self._connection.identity:
+            handle = self._connection.handle()
+            encoding, zero = handle.execute("PRAGMA encoding").fetchall(), handle.execute(_ZERO_SQL).fetchall()
+            self._known_of = self._connection.identity
+            self._is_exact = (encoding, zero) == ([("UTF-8",)], [("\0a",)])
+        return self._is_exact
 
 
-def _marks(values: Collection[str]) -> str:
-    return ", ".join("?" * len(values))
+def _rows(count: int, columns: Sequence[str | None]) -> list[RawRow]:
+    """`count` rows, given each column as one text."""
+    if not count:
+        return []
+    ids, *texts = [(column or "").split(_SEPARATOR) for column in columns]
+    if any(len(values) != count for values in texts):
+        raise _SeparatorError
+    return list(zip(map(int, ids), *texts, strict=True))
+
+
+def _of_kinds(kinds: Collection[str]) -> str:
+    # `+kind` keeps SQLite from an index on the kinds, which would turn the walk by ids into a sort. In a column that
+    # takes capitals for small letters, rows of kinds that nobody wants would be among the newest.
+    return f"AND +kind COLLATE BINARY IN ({', '.join('?' * len(kinds))})"

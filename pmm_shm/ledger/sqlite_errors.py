@@ -6,17 +6,17 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
 
 from pmm_shm import limits
 from pmm_shm.errors import (
+    ConfigError,
     LedgerBusyError,
     LedgerError,
     LedgerUnreadableError,
     LedgerUnwritableError,
     NotALedgerError,
 )
+from pmm_shm.instance.paths import folders_above
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.locks import (
     PENDING_BYTE,
@@ -27,6 +27,7 @@ from pmm_shm.ledger.locks import (
     pids_with_lock,
     writers_of,
 )
+from pmm_shm.typed import TypeVar
 
 _T = TypeVar("_T")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked", "locking protocol")
@@ -43,6 +44,12 @@ class HotJournalError(LedgerUnreadableError):
     """A writer died within a transaction; a reader may not roll it back, a connection that writes does."""
 
 
+def check_timeout(timeout: object) -> None:
+    """Raise `ConfigError` where this is not a number of seconds."""
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(f"timeout: {timeout!r:.80} is not a number of seconds")
+
+
 def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
     """Repeat `action` until the ledger is not busy.
 
@@ -52,6 +59,7 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
         LedgerBusyError: another process held the ledger for `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
+    longest_s = limits.BUSY_FIRST_SLEEP_S_MAX
     while True:
         try:
             return action()
@@ -60,7 +68,8 @@ def retry_busy(action: Callable[[], _T], timeout_s: float, path: str) -> _T:
                 raise
         if time.monotonic() >= deadline:
             raise LedgerBusyError(busy_for(path, timeout_s, holder_of(path)))
-        sleep_between(limits.BUSY_SLEEP_S_MIN, limits.BUSY_SLEEP_S_MAX)
+        sleep_between(limits.BUSY_SLEEP_S_MIN, longest_s)
+        longest_s = min(2 * longest_s, limits.BUSY_SLEEP_S_MAX)
 
 
 def busy_for(path: str, timeout_s: float, holder: str) -> str:
@@ -148,7 +157,7 @@ def why_not_opened(path: str) -> str | None:
 def why_not_reached(path: str, error: OSError) -> str:
     """Why a look at the path failed; where a folder above it may not be entered, which one."""
     if isinstance(error, PermissionError):
-        for folder in reversed(Path(path).parents):
+        for folder in reversed(folders_above(path)):
             if not os.access(folder, os.X_OK, effective_ids=True):
                 return _no_permission(f"enter {folder}", os.stat(folder))
     return error.strerror or str(error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pmm_shm import limits
 from pmm_shm.errors import NotALedgerError
@@ -19,6 +18,7 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.sparse import SparseReader
@@ -69,6 +69,7 @@ class Tail(NamedTuple):
             edited, and everything folded so far is void.
         is_complete: whether `position` was the head of the log at that moment, or the last event to be read.
         left_out: number of rows of wanted kinds that are not in `rows`, because newer ones make them irrelevant.
+        places: where in the rows the other columns are that a `WideTailReader` was asked for.
     """
 
     rows: list[RawRow]
@@ -76,6 +77,7 @@ class Tail(NamedTuple):
     is_anchored: bool
     is_complete: bool
     left_out: int = 0
+    places: Mapping[str, int] = _NO_PLACES
 
     @property
     def event_count(self) -> int:
@@ -92,12 +94,7 @@ class TailReader:
         whole_rows: fetch all columns of all rows, as seals need them; `kinds` must be None.
         newest: gives the kinds of which only so many of the newest rows of a tail are wanted, as long as each content
             is text. Of a long tail the others are left out.
-
-    Attributes:
-        places: where in the rows that were read last the other columns are that a `WideTailReader` was asked for.
     """
-
-    places: Mapping[str, int] = _NO_PLACES
 
     def __init__(
         self,
@@ -114,12 +111,12 @@ class TailReader:
         self._newest = newest
         self._sparse: SparseReader | None = None
         self._schema: Schema | None = None
-        self._select = self._behind_sql = ""
+        self._select = self._behind_sql = self._two_sql = ""
         self._first_sql = self._needed_sql(_FIRST_CONDITION)
         self._next_sql = self._needed_sql(_NEXT_CONDITION)
 
     def read(self, after: Position, rows_max: int = limits.TAIL_ROWS_MAX, until_id: int | None = None) -> Tail:
-        """The rows behind `after`, at most `rows_max` of them.
+        """The rows behind `after`, at most `rows_max` of them; by default as many as make a good batch.
 
         Parameters:
             until_id: take the log to end with this event.
@@ -135,6 +132,25 @@ class TailReader:
             if short.is_complete or not short.is_anchored:
                 return short
         return self._checked(self._needed_tail(after, rows_max, until_id))
+
+    def read_holding(self, earlier: Position, after: Position) -> tuple[bool, Tail]:
+        """Whether the log holds a position before `after`, and the rows behind `after`; one statement if they are few.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        try:
+            handle = self._connection.handle()
+            self._follow_columns()
+            parameters = earlier.event_id, after.event_id, limits.TAIL_FEW_ROWS + 3
+            rows = handle.execute(self._two_sql, parameters).fetchall()
+        except sqlite3.Error:
+            return self.holds(earlier), self.read(after)
+        is_held = bool(rows) and _is_at(rows[0], earlier)
+        if rows and rows[0][0] == earlier.event_id:
+            del rows[0]
+        tail = self._few(rows, after)
+        return is_held, tail if tail.is_complete or not tail.is_anchored else self.read(after)
 
     def holds(self, position: Position) -> bool:
         """Whether the row of the position is still the same: the log continues it.
@@ -165,19 +181,22 @@ class TailReader:
             if after.event_id is not None and end_id <= after.event_id:
                 return Tail([], after, True, True)
             sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
-            upper_id = self._upper(lower_id, end_id)
-            sparse = self._sparse.read(lower_id, upper_id, rows_max) if self._sparse is not None else None
+            sparse = None
+            if self._sparse is not None and after.event_id is not None and rows_max >= limits.TAIL_ROWS_MAX:
+                sparse = self._sparse.read(lower_id, end_id)
             if sparse is None:
+                upper_id = self._upper(lower_id, end_id)
                 parameters = (lower_id, upper_id, *(self._kinds or ()))
                 rows, is_all = fetch_batch(self._connection, sql, parameters, rows_max)
+                last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
+                is_all = is_all and upper_id == end_id
             else:
-                rows, is_all = sparse.rows, sparse.complete
-            last_id = upper_id if is_all else rows[-1][0] if rows else lower_id
+                rows, last_id, is_all, _ = sparse
             newest = self._batch(_NEWEST_SQL, (last_id,), 1).rows
             if not newest:
                 return Tail([], after, True, is_all)
             position = position_of(newest[0])
-            is_complete = (is_all and upper_id == end_id) or self._is_head(position)
+            is_complete = is_all or self._is_head(position)
             if is_complete:
                 self._sparse = None
             elif self._sparse is None and self._kinds is not None:
@@ -192,12 +211,15 @@ class TailReader:
         # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
         try:
             handle = self._connection.handle()
-            if self._schema is not self._connection.schema:
-                self._look_at_columns()
+            self._follow_columns()
             # One statement, one moment: the anchor's row, the tail, and one row more where the tail is longer.
             rows = handle.execute(self._behind_sql, (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
         except sqlite3.Error:
             return self._checked(self._whole_tail(after, limits.TAIL_FEW_ROWS))
+        return self._few(rows, after)
+
+    def _few(self, rows: list[RawRow], after: Position) -> Tail:
+        """The tail behind `after`, given whole rows: that of the position, and those of a short tail and one more."""
         if not rows or not _is_at(rows[0], after):
             return Tail([], after, False, False)
         if len(rows) == 1:
@@ -257,19 +279,23 @@ class TailReader:
         return _events_sql(condition, self._kinds)
 
     def _sql(self, sql: str) -> str:
+        self._follow_columns()
+        return self._select + sql
+
+    def _follow_columns(self) -> None:
         if self._schema is not self._connection.schema:
             self._look_at_columns()
-        return self._select + sql
 
     def _look_at_columns(self) -> None:
         self._schema = self._connection.schema
         columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
         self._select = f"SELECT {columns} FROM events "
         self._behind_sql = self._select + _BEHIND_SQL
+        self._two_sql = f"{self._select}WHERE id = ? UNION ALL {self._select}WHERE id >= ? ORDER BY 1 LIMIT ?"
 
 
 class WideTailReader(TailReader):
-    """A tail reader that fetches other columns, too, and says in `places` where they are.
+    """A tail reader that fetches other columns, too, and says in `Tail.places` where they are.
 
     Parameters:
         columns: their names; one that the table lacks has no place in whole rows, and is NULL in others.
@@ -296,8 +322,10 @@ class WideTailReader(TailReader):
                 # It may have been added just now, and a value must not be taken for None.
                 self._connection.follow_schema()
             tail = super().read(after, rows_max, until_id)
-        self.places = self._whole_places if self._has_whole_rows else self._needed_places
-        return tail
+        return tail._replace(places=self._whole_places if self._has_whole_rows else self._needed_places)
+
+    def read_holding(self, earlier: Position, after: Position) -> tuple[bool, Tail]:
+        return self.holds(earlier), self.read(after)
 
     def _needed_tail(self, after: Position, rows_max: int, until_id: int | None) -> Tail:
         self._has_whole_rows = False

@@ -9,18 +9,21 @@ Invariant: `states` are those of `position`, and the row there had the digest th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
 from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.rows import in_new_thread
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
+from pmm_shm.typed import Any, TypeVar
 
 _C = TypeVar("_C", bound="Cursor")
 _M = TypeVar("_M", bound="ReadModel")
@@ -94,7 +97,9 @@ class Cursor:
         self.drop_overlay()
         self.position = position
 
-    def advance(self, until_id: int | None = None, on_progress: Callable[[], None] | None = None) -> Tail:
+    def advance(
+        self, until_id: int | None = None, on_progress: Callable[[], None] | None = None, tail: Tail | None = None
+    ) -> Tail:
         """Read the next rows behind the position, check the anchor, fold the rows, and move on.
 
         An exception out of a fold leaves nothing half folded: the cursor is back at the start, without overlays.
@@ -102,6 +107,7 @@ class Cursor:
         Parameters:
             until_id: take the log to end with this event.
             on_progress: called after every few rows.
+            tail: what was read behind the position; by default it is read now.
 
         Returns:
             The tail that was folded. Where it is not anchored, nothing has changed.
@@ -109,22 +115,26 @@ class Cursor:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        with self._connection.lock:
-            tail = self._reader.read(self.position, until_id=until_id)
+        if tail is None:
+            with self._connection.lock:
+                tail = self._reader.read(self.position, until_id=until_id)
         if not tail.is_anchored or tail.position == self.position:
             return tail
+        self._take(tail, on_progress)
+        return tail
+
+    def _take(self, tail: Tail, on_progress: Callable[[], None] | None) -> None:
         self._has_overlay = True
         self.events_folded += tail.event_count
         try:
-            if on_progress is None:
-                self._engine.apply(tail.rows, self.states, self._reader.places)
+            if on_progress is None and len(tail.rows) <= limits.FOLD_ROWS_MAX:
+                self._engine.apply(tail.rows, self.states, tail.places)
             else:
                 self._apply_in_parts(tail, on_progress)
         except BaseException:
             self.reset()
             raise
         self.position = tail.position
-        return tail
 
     def advance_to_head(self, until_id: int | None = None) -> Iterator[Tail]:
         """Advance until the head of the log, or event `until_id`, is reached; yields each tail that was folded.
@@ -141,6 +151,34 @@ class Cursor:
             if tail.is_complete:
                 return
 
+    def advance_reading_ahead(self) -> Generator[Tail, None, None]:
+        """As `advance_to_head`, but a thread reads the next rows while the last ones are folded.
+
+        Nobody else uses the connection until the iterator ends or is closed.
+
+        Raises:
+            LogChanged: the log does not continue the position.
+            LedgerError: the ledger cannot be read.
+        """
+
+        def read(after: Position) -> Tail:
+            with self._connection.lock:
+                return self._reader.read(after)
+
+        tail = read(self.position)
+        while tail.is_anchored and not tail.is_complete:
+            next_tail = in_new_thread(functools.partial(read, tail.position))
+            try:
+                yield self.advance(tail=tail)
+            except BaseException:
+                with contextlib.suppress(BaseException):
+                    next_tail()
+                raise
+            tail = next_tail()
+        if not tail.is_anchored:
+            raise LogChanged
+        yield self.advance(tail=tail)
+
     def log_holds(self, position: Position) -> bool:
         """Whether the row of this position still is in the log, unchanged.
 
@@ -152,6 +190,8 @@ class Cursor:
 
     def copy(self: _C) -> _C:
         """Another cursor at the same position, which moves on its own."""
+        with late_imports:
+            import copy
         other = copy.copy(self)
         other.states = {name: state.copy() for name, state in self.states.items()}
         # Its queues are empty between two batches, but two cursors may move at the same time.
@@ -166,23 +206,25 @@ class Cursor:
         """Forget everything on top of the bases, and what was read of them."""
         for state in self.states.values():
             if state.is_used:
-                if self._has_overlay:
-                    state.take_touched()
                 state.drop_overlay()
+        if self._has_overlay:
+            self._engine.forget()
         self._has_overlay = False
 
     def reset(self) -> None:
         """Go back to the start of the log, without overlays."""
         # New states: an exception from a signal handler may have struck anywhere within the old ones.
         self.states = {name: State(state.base) for name, state in self.states.items()}
+        self._engine.forget()
         self._has_overlay = False
         self.position = START
 
-    def _apply_in_parts(self, tail: Tail, on_progress: Callable[[], None]) -> None:
-        for first in range(0, len(tail.rows), limits.ROWS_PER_PROGRESS):
-            rows = tail.rows[first : first + limits.ROWS_PER_PROGRESS]
-            self._engine.apply(rows, self.states, self._reader.places)
-            on_progress()
+    def _apply_in_parts(self, tail: Tail, on_progress: Callable[[], None] | None) -> None:
+        rows_max = limits.FOLD_ROWS_MAX if on_progress is None else limits.ROWS_PER_PROGRESS
+        for first in range(0, len(tail.rows), rows_max):
+            self._engine.apply(tail.rows[first : first + rows_max], self.states, tail.places)
+            if on_progress is not None:
+                on_progress()
 
 
 class ReadModel(Cursor):
@@ -190,7 +232,7 @@ class ReadModel(Cursor):
 
     It belongs to one lineage (data file, environment, the generations of its folds), or to none: then it is a replay in
     memory that is kept and extended. A read is `attach` or `catch_up`, any number of `view` and `state`, and `detach`,
-    with the connection's lock held.
+    with the connection's lock held. Of a few new events, each fold is given its own when it is asked for.
 
     An overlay stays exact over a newer base of the same lineage, as long as the base is not ahead of the overlay's
     position. A key that was written behind the old base is in the overlay, with its value at the position. A key that
@@ -222,62 +264,67 @@ class ReadModel(Cursor):
         # Each with the position that it was made at.
         self._views: dict[str, tuple[Any, Position]] = {}
         self._base_position = START
-        self._is_at_head = False
+        self._unproven: Position | None = None
+        self._head_mark: object = None
         self.history = object()
 
-    def attach(self, snapshot: Snapshot | None, is_head: bool = False) -> bool:
-        """Begin a read: attach the base, and move to it where it is ahead. Returns whether the base can be used.
-
-        Parameters:
-            is_head: whether the snapshot surely is that of the head of the log.
-
-        Raises:
-            LedgerError: the ledger cannot be read.
-        """
-        self._is_at_head = False
-        if self.lineage is None:
-            return True
-        assert snapshot is not None
+    def attach(self, snapshot: Snapshot) -> None:
+        """Begin a read: attach the base, and move to it where it is ahead."""
         self._snapshot, self._attachment.transaction = snapshot, snapshot.transaction
-        published = snapshot.header.position
-        if self.position == published:
+        before, published = self.position, snapshot.header.position
+        if before == published:
             self.drop_overlay()
-            self._is_at_head = is_head
-        elif self.position.is_before(published):
-            if self._has_overlay and self._follows_log and self.position.event_id is not None:
-                self._look_behind_overlay(published)
-            else:
-                self._is_at_head = is_head
+        elif before.is_before(published):
+            if self._has_overlay and before.event_id is not None:
+                # It may have been of another history. Without an overlay, our position was published, and what is
+                # published in one lineage is one history.
+                self._unproven = before
             self.stand_on(published)
-        elif self._follows_log and published != self._base_position and not self.log_holds(published):
-            # The overlay would stand on a base of another history.
-            return False
+        elif self._follows_log and published != self._base_position:
+            # The overlay would stand on a base that may be of another history.
+            self._unproven = published
+            self._engine.skip(published.as_of, self.states)
         self._base_position = published
-        return True
 
     def detach(self) -> None:
         """End a read: nothing holds the transaction any longer."""
         self._snapshot, self._attachment.transaction = None, DETACHED
 
-    def catch_up(self, snapshot: Snapshot | None, is_head: bool = False) -> bool:
-        """Begin a read, and fold everything up to the head of the log; False where the log continues neither the
-        position nor the base.
+    def catch_up(self, snapshot: Snapshot | None, mark: object = None, is_head: bool = False) -> bool:
+        """Begin a read, and move to the head of the log; False where the log does not continue the base.
+
+        Parameters:
+            mark: that of the ledger, taken before; while it is the same, nobody has committed. None where it is none.
+            is_head: whether the snapshot surely is that of the head of the log.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        if not self.attach(snapshot, is_head):
-            return False
-        while not self._is_at_head:
-            tail = self.advance()
-            if tail.is_anchored:
-                self._is_at_head = tail.is_complete
-            elif not self._fall_back():
+        before = self.position
+        if self.lineage is not None:
+            assert snapshot is not None
+            self.attach(snapshot)
+        if self._unproven is None:
+            if is_head and self.position == self._base_position:
+                return True
+            if mark is not None and mark == self._head_mark and self.position == before:
+                return True
+        self._head_mark = None
+        while True:
+            tail = self._read_next()
+            if tail is None or (not tail.is_anchored and not self._fall_back()):
                 return False
-        return True
+            if tail.is_anchored and tail.is_complete:
+                self._head_mark = mark
+                return True
 
     def state(self, name: str) -> State:
         """The state of a fold; readable until `detach`."""
+        try:
+            self._engine.fold(name, self.states[name])
+        except BaseException:
+            self.reset()
+            raise
         return self.states[name]
 
     def view(self, name: str) -> Any:
@@ -286,10 +333,13 @@ class ReadModel(Cursor):
         Raises:
             FoldError: its `view` or `patch` fails.
         """
-        known, state = self._views.get(name), self.states[name]
+        known = self._views.get(name)
         if known is not None and known[1] is self.position:
             return known[0]
-        written = state.take_touched() if self._has_overlay else Touched()
+        state, written = self.states[name], Touched()
+        if self._has_overlay:
+            state = self.state(name)
+            written = state.take_touched()
         fold, as_of = self.folds[name], self.position.as_of
         try:
             if known is None or not self._add_published(written, known[1], name):
@@ -306,6 +356,7 @@ class ReadModel(Cursor):
     def copy(self: _M) -> _M:
         """Another one at the same position, which moves on its own; only of a replay in memory."""
         assert self.lineage is None
+        assert not self._engine.queued
         other = super().copy()
         other._views = dict(self._views)
         return other
@@ -313,7 +364,43 @@ class ReadModel(Cursor):
     def reset(self) -> None:
         """Go back to the start of the log, without overlays and views."""
         super().reset()
+        self._unproven = self._head_mark = None
         self._begin_history()
+
+    def _queue(self, tail: Tail) -> None:
+        """As `_take`; of a few rows, each fold is given its events when it is asked for."""
+        if len(tail.rows) > limits.TAIL_FEW_ROWS or self._engine.queued > limits.QUEUED_EVENTS_MAX:
+            self._take(tail, None)
+            return
+        self._has_overlay = True
+        self.events_folded += tail.event_count
+        try:
+            self._engine.queue(tail.rows, self.states, tail.places)
+        except BaseException:
+            self.reset()
+            raise
+        self.position = tail.position
+
+    def _read_next(self) -> Tail | None:
+        """Move on by the next rows; None where the log does not hold the base that was put under an overlay."""
+        earlier, self._unproven = self._unproven, None
+        if earlier is None:
+            tail = self._reader.read(self.position)
+        else:
+            try:
+                is_held, tail = self._reader.read_holding(earlier, self.position)
+            except BaseException:
+                self.reset()
+                raise
+            if not is_held:
+                if earlier == self._base_position:
+                    return None
+                # An overlay that the base has passed was of another history, and so are the views: a base near the
+                # start fits both.
+                self._begin_history()
+        if tail.is_anchored and tail.position != self.position:
+            self._queue(tail)
+        return tail
 
     def _begin_history(self) -> None:
         """What was read so far is not of this log."""
@@ -332,19 +419,6 @@ class ReadModel(Cursor):
         if is_behind and snapshot is not None and not snapshot.add_touched(made_at.event_id, name, written):
             return False
         return not written.tables or written.key_count() <= limits.TOUCHED_KEYS_MAX
-
-    def _look_behind_overlay(self, published: Position) -> None:
-        """The base has passed the overlay: see whether the overlay's position still is in the log.
-
-        Without an overlay that is known: our position was published, and what is published in one lineage is one
-        history.
-        """
-        tail = self._reader.read(self.position, limits.TAIL_FEW_ROWS)
-        if not tail.is_anchored:
-            # The overlay was of another history, and so are the views: a base near the start fits both.
-            self._begin_history()
-        # Where the daemon has published everything new, this was the look at the base's anchor, too.
-        self._is_at_head = tail.is_anchored and tail.is_complete and tail.position == published
 
     def _fall_back(self) -> bool:
         """The position was not found in the log: go back to the base. Returns whether that is another position."""

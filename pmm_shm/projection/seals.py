@@ -10,10 +10,10 @@ Invariant: the seals that are kept cover the same number of columns, all of them
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import Any
 
 from pmm_shm import limits
+from pmm_shm.digests import blake2b
 from pmm_shm.ledger.rows import DIGEST_BYTES, REQUIRED_COLUMNS, RawRow, raw_bytes
 from pmm_shm.store.layout import Seal
 

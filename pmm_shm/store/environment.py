@@ -17,16 +17,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
 
 import lmdb
 
 from pmm_shm import limits
-from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
-from pmm_shm.instance import access
-from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, file_id
+from pmm_shm.instance.access import unusable
+from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE, FileId, StrPath, file_id
+from pmm_shm.typed import Any, NamedTuple, Protocol, cast
 
 _AnyTransaction = Any
 """The result of `lmdb.Environment.begin`; its type depends on `buffers`."""
@@ -73,7 +71,7 @@ _DAMAGE = (
 )
 
 
-def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
+def store_error(where: StrPath, error: lmdb.Error) -> StoreError:
     """Our error for one of LMDB's."""
     if _TAKEN in str(error):
         # A reader locks the byte of its pid in the lock file, and LMDB does not wait for that lock.
@@ -82,7 +80,7 @@ def store_error(where: Path | str, error: lmdb.Error) -> StoreError:
             "apart by it: share the pid namespace (docker: pid: host; Kubernetes: shareProcessNamespace: true)"
         )
     if os.strerror(errno.ENODEV) in str(error):
-        return StoreError(access.unusable(Path(where), "shared memory"))
+        return StoreError(unusable(where, "shared memory"))
     return (DamagedStoreError if isinstance(error, _DAMAGE) else StoreError)(f"{where}: {error}")
 
 
@@ -129,13 +127,13 @@ class _ReaderTable:
     process lives.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: StrPath) -> None:
         self._directory = directory
         self._file: int | None = None
         self._stopped: int | None = None
         # Without the file, LMDB makes one that nobody holds; a file that may not be read, it refuses.
         with suppress(FileNotFoundError, PermissionError):
-            self._file = os.open(directory / LOCK_TABLE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(os.path.join(directory, LOCK_TABLE_FILE), os.O_RDONLY | os.O_CLOEXEC)
 
     def wait_until_free(self, timeout_s: float) -> None:
         """Wait until nobody holds the lock; not again for a thread that has kept it for all of an earlier wait.
@@ -184,7 +182,7 @@ class Environment:
         self,
         env: lmdb.Environment,
         table: _ReaderTable,
-        directory: Path,
+        directory: StrPath,
         identity: FileId,
         open_again: Callable[[], tuple[lmdb.Environment, _ReaderTable]] | None = None,
     ) -> None:
@@ -373,18 +371,18 @@ _lock = threading.Lock()
 _left_to_parent: list[Environment] = []
 
 
-def data_file_identity(directory: Path) -> FileId | None:
+def data_file_identity(directory: StrPath) -> FileId | None:
     """(device, inode) of the data file in the directory now; None if it is missing."""
-    return file_id(directory / DATA_FILE)
+    return file_id(os.path.join(directory, DATA_FILE))
 
 
-def is_open_here(directory: Path) -> bool:
+def is_open_here(directory: StrPath) -> bool:
     """Whether this process has the environment in the directory open."""
     with _lock:
         return data_file_identity(directory) in _environments
 
 
-def open_reader(directory: Path) -> Environment | None:
+def open_reader(directory: StrPath) -> Environment | None:
     """Open the environment in the directory for reading; None if it is missing.
 
     Raises:
@@ -405,9 +403,9 @@ def open_reader(directory: Path) -> Environment | None:
         return _remember(opened)
 
 
-def _map_to_read(directory: Path) -> tuple[lmdb.Environment, _ReaderTable]:
-    _check_size(directory)
-    return _open(
+def _map_to_read(directory: StrPath) -> tuple[lmdb.Environment, _ReaderTable]:
+    check_size(directory)
+    return open_map(
         lambda size: lmdb.open(
             str(directory),
             map_size=size,
@@ -419,72 +417,6 @@ def _map_to_read(directory: Path) -> tuple[lmdb.Environment, _ReaderTable]:
         directory,
         limits.STORE_MUTEX_S,
     )
-
-
-def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
-    """Open the environment in the directory for the daemon; it is made if it is missing.
-
-    Raises:
-        StoreError: it cannot be opened.
-    """
-    with _lock:
-        if data_file_identity(directory) in _environments:
-            raise StoreError(f"{directory}: this process already has the environment open")
-        _check_size(directory)
-        crash_point("open_environment.before")
-        _make_files(directory)
-        env, table = _open(
-            lambda size: lmdb.open(
-                str(directory),
-                map_size=size,
-                max_readers=limits.READERS_MAX,
-                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
-                sync=False,
-                metasync=False,
-                readahead=False,
-                meminit=False,
-            ),
-            directory,
-            limits.COMMAND_TIMEOUT_S,
-            map_size_bytes,
-        )
-        crash_point("open_environment.opened")
-        identity = data_file_identity(directory)
-        assert identity is not None
-        return _remember(Environment(env, table, directory, identity))
-
-
-def _make_files(directory: Path) -> None:
-    """Make both files with the modes that they are to have: LMDB gives both of them the same."""
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        os.close(access.make_file(directory / DATA_FILE, access.DATA_MODE))
-        crash_point("open_environment.data_made")
-        _make_lock_table(directory / LOCK_TABLE_FILE)
-        crash_point("open_environment.files_made")
-    except OSError as error:
-        raise StoreError(f"{directory}: {error.strerror}") from None
-
-
-def _make_lock_table(path: Path) -> None:
-    """Make the table of readers with all its pages: it is written through a map, and a page for which a full disk has
-    no room would be a SIGBUS.
-    """
-    descriptor = access.make_file(path, access.LOCK_TABLE_MODE)
-    try:
-        if os.fstat(descriptor).st_size == 0:
-            os.posix_fallocate(descriptor, 0, limits.LOCK_TABLE_BYTES)
-    finally:
-        os.close(descriptor)
-
-
-def disk_hint(directory: Path) -> str:
-    """A hint to add to an error: LMDB reports a write that a full disk cut short as an input/output error."""
-    try:
-        numbers = os.statvfs(directory)
-    except OSError:
-        return ""
-    return "; No space left on device" if numbers.f_bavail * numbers.f_frsize < limits.DISK_FULL_BYTES else ""
 
 
 def close(environment: Environment) -> None:
@@ -504,14 +436,26 @@ def _give_back(environment: Environment) -> None:
             environment.close()
 
 
+def open_once(directory: StrPath, opener: Callable[[], Environment]) -> Environment:
+    """What `opener` opens in a directory, of which this process has nothing open.
+
+    Raises:
+        StoreError: it has.
+    """
+    with _lock:
+        if data_file_identity(directory) in _environments:
+            raise StoreError(f"{directory}: this process already has the environment open")
+        return _remember(opener())
+
+
 def _remember(environment: Environment) -> Environment:
     _environments[environment.identity] = environment
     return environment
 
 
-def _open(
+def open_map(
     opener: Callable[[int], lmdb.Environment],
-    directory: Path,
+    directory: StrPath,
     timeout_s: float,
     size: int = limits.MAP_SIZE_BYTES,
 ) -> tuple[lmdb.Environment, _ReaderTable]:
@@ -521,7 +465,7 @@ def _open(
     try:
         table = _ReaderTable(directory)
     except OSError as error:
-        raise StoreError(f"{directory / LOCK_TABLE_FILE}: {error.strerror}") from error
+        raise StoreError(f"{os.path.join(directory, LOCK_TABLE_FILE)}: {error.strerror}") from error
     try:
         while True:
             table.wait_until_free(timeout_s)
@@ -545,7 +489,7 @@ def _open(
         raise
 
 
-def _check_size(directory: Path) -> None:
+def check_size(directory: StrPath) -> None:
     """Refuse a data file that ends before the roots of its trees: to read behind its end would be a SIGBUS.
 
     Not before its last page: LMDB does not write one that was used and freed within one transaction.
@@ -557,13 +501,13 @@ def _check_size(directory: Path) -> None:
     meta, size_bytes = _newest_meta(directory)
     roots = () if meta is None else (meta.free_root, meta.main_root)
     if meta is not None and any(root != _NO_PAGE and (root + 1) * meta.page_bytes > size_bytes for root in roots):
-        raise DamagedStoreError(f"{directory / DATA_FILE}: truncated")
+        raise DamagedStoreError(f"{os.path.join(directory, DATA_FILE)}: truncated")
 
 
-def _newest_meta(directory: Path) -> tuple[_Meta | None, int]:
+def _newest_meta(directory: StrPath) -> tuple[_Meta | None, int]:
     """The newer meta page of the data file, read through a descriptor of its own, and the file's size in bytes."""
     try:
-        with open(directory / DATA_FILE, "rb", buffering=0) as file:
+        with open(os.path.join(directory, DATA_FILE), "rb", buffering=0) as file:
             first = file.read(_META.size)
             if len(first) < _META.size:
                 return None, 0

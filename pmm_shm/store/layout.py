@@ -14,13 +14,12 @@ Numbers in keys are big-endian, generations 4 bytes, sequences and blocks 8. Val
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold, FoldIdentity
 from pmm_shm.folds.state import Touched
 from pmm_shm.ledger.tail import Position
+from pmm_shm.typed import Any, NamedTuple
 
 FORMAT = 2
 HEADER_KEY = b"h"
@@ -199,23 +198,6 @@ class TouchedRecord(NamedTuple):
             tables = None if touched is None else {table: list(keys) for table, keys in touched.tables.items()}
             folds[name] = None if touched is None else [touched.cells, tables]
         return pack([self.after_id, folds])
-
-
-def add_touched(data: bytes, fold: str, touched: Touched) -> tuple[bool, int | None]:
-    """Add what a packed `TouchedRecord` lists of one fold.
-
-    Returns:
-        (whether it lists all that the commit wrote of it, the record's `after_id`).
-    """
-    after_id, folds = unpack(data)
-    if fold in folds:
-        entry = folds[fold]
-        if entry is None:
-            return False, after_id
-        touched.cells = touched.cells or entry[0]
-        for table, keys in entry[1].items():
-            touched.tables.setdefault(table, set()).update(keys)
-    return True, after_id
 
 
 class Seal(NamedTuple):

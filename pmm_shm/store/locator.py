@@ -14,8 +14,8 @@ import lmdb
 from pmm_shm import limits
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.access import check_directory
-from pmm_shm.instance.paths import Instance, file_id
-from pmm_shm.resources import shortage
+from pmm_shm.instance.paths import BOOT_FILE, DATA_FILE, Instance, file_id
+from pmm_shm.late import late_imports
 from pmm_shm.store import boot
 from pmm_shm.store.environment import (
     DamagedStoreError,
@@ -47,7 +47,7 @@ class EnvironmentLocator:
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._data_file = str(instance.data_file)
+        self._data_file = instance.file(DATA_FILE)
         self._is_usable: bool | None = None
         self._next_copy_check_s = 0.0
         self.trusted_until = 0.0
@@ -76,7 +76,7 @@ class EnvironmentLocator:
 
     def fail(self, environment: Environment, error: StoreError | lmdb.Error) -> StoreError:
         """Note that reading the environment failed. A damaged one is refused as long as it is open here."""
-        self.failure = store_error(self._instance.directory, error) if isinstance(error, lmdb.Error) else error
+        self.failure = store_error(self._instance.path, error) if isinstance(error, lmdb.Error) else error
         self._count_collision()
         if isinstance(self.failure, DamagedStoreError) and self.environment is environment:
             self._is_usable, self.trusted_until = False, 0.0
@@ -84,8 +84,8 @@ class EnvironmentLocator:
 
     def may_enter(self) -> bool:
         """Whether this user may look into the instance directory; true if it does not exist."""
-        directory = self._instance.directory
-        return not directory.exists() or os.access(directory, os.X_OK)
+        directory = self._instance.path
+        return not os.path.exists(directory) or os.access(directory, os.X_OK)
 
     def close(self) -> None:
         """Give the environment back."""
@@ -104,10 +104,10 @@ class EnvironmentLocator:
     def _open(self) -> Environment | None:
         try:
             check_directory(self._instance)
-            if not boot.is_trusted(self._instance.boot_file):
+            if not boot.is_trusted(self._instance.file(BOOT_FILE)):
                 self._note_not_opened(None)
                 return None
-            environment = open_reader(self._instance.directory)
+            environment = open_reader(self._instance.path)
             self._next_copy_check_s = monotonic() + limits.TRUST_PERIOD_S
         except StoreError as error:
             self._note_not_opened(error)
@@ -120,10 +120,12 @@ class EnvironmentLocator:
 
     def _note_not_opened(self, failure: StoreError | None) -> None:
         """Note why, if it is known: a process without descriptors is told so, not that nothing is published."""
+        with late_imports:
+            from pmm_shm.resources import shortage
         # The data file and the lock file; another for the mark before.
         found = shortage(descriptors=3)
         if found is not None:
-            failure = _ShortageError(f"{self._instance.directory}: {found}")
+            failure = _ShortageError(f"{self._instance.path}: {found}")
         if failure is not None or isinstance(self.failure, _ShortageError):
             self.failure = failure
             self._count_collision()

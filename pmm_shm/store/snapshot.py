@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, cast
 
 import lmdb
 
 from pmm_shm import limits
+from pmm_shm.codec import unpack
 from pmm_shm.errors import StoreError
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import Base, State, Touched
@@ -29,11 +29,11 @@ from pmm_shm.store.layout import (
     Header,
     HeaderDecoder,
     Seal,
-    add_touched,
     state_prefix,
     touched_key,
 )
 from pmm_shm.store.locator import EnvironmentLocator
+from pmm_shm.typed import Any, Final, cast
 
 Lineage = tuple[FileId, bytes, tuple[int, ...]]
 """Identity of the data file, UUID of the environment, generations of the folds: states and memos belong to one lineage.
@@ -147,14 +147,22 @@ class Snapshot:
 
     def add_touched(self, behind_id: int | None, fold: str, touched: Touched) -> bool:
         """Add what the commits behind event `behind_id` wrote of a fold; False if not all of it is listed any more."""
-        sequence = self.header.sequence
+        get, sequence = self.transaction.get, self.header.sequence
         for number in range(sequence, max(0, sequence - limits.TOUCHED_COMMITS_MAX), -1):
-            record = self.transaction.get(touched_key(number))
+            record = get(touched_key(number))
             if record is None:
                 return False
-            is_listed, after_id = add_touched(record, fold, touched)
-            if not is_listed or after_id is None or (behind_id is not None and after_id <= behind_id):
-                return is_listed
+            # A packed `TouchedRecord`.
+            after_id, folds = unpack(record)
+            if fold in folds:
+                entry = folds[fold]
+                if entry is None:
+                    return False
+                touched.cells = touched.cells or entry[0]
+                for table, keys in entry[1].items():
+                    touched.tables.setdefault(table, set()).update(keys)
+            if after_id is None or (behind_id is not None and after_id <= behind_id):
+                return True
         return False
 
     def seals(self) -> list[Seal]:

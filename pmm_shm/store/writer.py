@@ -21,14 +21,13 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.tail import START, Position
-from pmm_shm.store import boot, environment
+from pmm_shm.store import boot, environment, making
 from pmm_shm.store.environment import (
     DamagedStoreError,
     Environment,
     HeldTableError,
     SamePidError,
     Transaction,
-    disk_hint,
 )
 from pmm_shm.store.layout import (
     GENERATION_PREFIX,
@@ -295,12 +294,12 @@ class StoreWriter:
                 except (lmdb.DiskError, OSError) as error:
                     raise self._full(error) from error
                 except lmdb.Error as error:
-                    if "No space left" in str(error) or disk_hint(self._instance.directory):
+                    if "No space left" in str(error) or making.disk_hint(self._instance.directory):
                         raise self._full(error) from error
                     raise environment.store_error(self._instance.directory, error) from error
 
     def _full(self, error: Exception) -> StoreFullError:
-        hint = "" if "No space left" in str(error) else disk_hint(self._instance.directory)
+        hint = "" if "No space left" in str(error) else making.disk_hint(self._instance.directory)
         return StoreFullError(f"{self._instance.directory}: {error}{hint}")
 
     def _grow(self) -> None:
@@ -331,14 +330,14 @@ class StoreWriter:
             opened = self._try_open()
         if opened is None:
             raise StoreError(
-                f"{directory}: the environment cannot be read even after it was made anew{disk_hint(directory)}"
+                f"{directory}: the environment cannot be read even after it was made anew{making.disk_hint(directory)}"
             )
         return opened
 
     def _try_open(self) -> Environment | None:
         """The environment with a readable header; None where it is damaged or of another format."""
         try:
-            opened = environment.open_writer(self._instance.directory, self._map_size_bytes)
+            opened = making.open_writer(self._instance.directory, self._map_size_bytes)
         except DamagedStoreError:
             return None
         try:

@@ -16,13 +16,8 @@ from typing import NamedTuple
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import DaemonAbsentError, DaemonError, InstanceDirectoryError, ResourceLimitError
-from pmm_shm.instance.access import (
-    check_directory,
-    check_socket_directory,
-    make_socket_directory,
-    may_group_enter,
-    replace_file,
-)
+from pmm_shm.instance.access import check_directory, check_socket_directory
+from pmm_shm.instance.making import make_socket_directory, may_group_enter, replace_file
 from pmm_shm.instance.paths import Instance, file_id, is_id_of
 from pmm_shm.late import late_imports
 from pmm_shm.resources import shortage_of

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
-from pmm_shm.instance.access import DATA_MODE, make_file
+from pmm_shm.instance.making import DATA_MODE, make_file
 from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.words.table import KnownWords, WordTable

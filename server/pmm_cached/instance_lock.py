@@ -12,8 +12,9 @@ from pathlib import Path
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import DaemonRunningError, StoreError
-from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file, may_others_write, unusable
+from pmm_shm.instance.access import may_others_write, unusable
 from pmm_shm.instance.file_systems import existing_part, network_file_system
+from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 
 

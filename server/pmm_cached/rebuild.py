@@ -6,14 +6,15 @@ last flip, because the pages that it pins cannot be reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from pmm_cached.follower import Follower
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.tail import oldest_of
+from pmm_shm.ledger.tail import Tail, oldest_of
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
@@ -50,8 +51,9 @@ class Rebuild:
             if self._connection.shape is not None:
                 self.first_id = oldest_of(self._connection)
             self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
-            while not self._advance(self._check):
-                pass
+            with contextlib.closing(self._cursor.advance_reading_ahead()) as tails:
+                while not self._advance(tails, self._check):
+                    pass
         finally:
             self._connection.close()
 
@@ -73,7 +75,8 @@ class Rebuild:
         # The follower holds one moment of the ledger by its connection; the flip must be of the same.
         self._cursor.read_from(follower.connection)
         crash_point("flip.before_last_flush")
-        while not self._advance(check):
+        tails = self._cursor.advance_to_head()
+        while not self._advance(tails, check):
             pass
         crash_point("flip.flushed")
         keep = [fold for fold in follower.live if fold not in self._folds]
@@ -82,7 +85,7 @@ class Rebuild:
             raise LogChanged
         self._writer.flip(self._cursor.position, self._generations, keep)
 
-    def _advance(self, check: Callable[[], None]) -> bool:
+    def _advance(self, tails: Iterator[Tail], check: Callable[[], None]) -> bool:
         """Fold and flush one chunk. Returns whether the head was reached."""
         cursor, is_complete = self._cursor, False
         with self._writer.environment.read() as transaction:
@@ -90,10 +93,7 @@ class Rebuild:
                 within = Attachment(transaction)
                 cursor.rebase({fold.name: LmdbBase(within, number) for fold, number in self._generations.items()})
             while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
-                tail = cursor.advance()
-                if not tail.is_anchored:
-                    raise LogChanged
-                is_complete = tail.is_complete
+                is_complete = next(tails).is_complete
                 check()
         self._writer.flush_shadow({number: cursor.states[fold.name] for fold, number in self._generations.items()})
         self._is_flushed = True

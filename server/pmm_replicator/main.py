@@ -17,7 +17,7 @@ from pmm_replicator.report import ReplicationReport
 from pmm_replicator.source import row_at
 from pmm_shm import limits
 from pmm_shm.errors import ChainError, ConfigError, LedgerError, NotALedgerError, PmmShmError
-from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.replicas import ReplicaRecord
 from pmm_shm.ledger.source.dsn import checked_dsn

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pmm_shm.instance.access import replace_file
+from pmm_shm.instance.making import replace_file
 from pmm_shm.ledger.source.report import REPORT_FILE
 
 _INTERVAL_S = 0.1

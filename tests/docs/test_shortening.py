@@ -10,7 +10,7 @@ from tests.support.sources import sources
 # Module to what may shorten a file there, and which: none of these is mapped by anybody.
 SHORTENS = {
     "server/pmm_cached/instance_lock.py": ["ftruncate"],  # daemon.lock
-    "pmm_shm/instance/access.py": ["w"],  # A temporary file, to be renamed.
+    "pmm_shm/instance/making.py": ["w"],  # A temporary file, to be renamed.
     "pmm_shm/ledger/backup.py": ["truncate"],  # An unfinished backup, to be removed.
     "server/pmm_replicator/forks.py": ["w"],  # A new file.
     "client/pmm_shm_pmm/report.py": ["w"],  # A new file, or one that is appended to.

@@ -288,7 +288,25 @@ def test_search_is_that_of_the_library(server: WebServer) -> None:
     page = words(server.page("/search?q=plan+week+5"))
     assert "By words" in page
     assert "By meaning" in page
-    assert server.ask("/api/v1/search?q=x&mode=guess").status == 400
+    for wrong in ("mode=guess", "role=system", "since=yesterday", "until=1.5", "at=3&until=2"):
+        assert server.ask(f"/api/v1/search?q=x&{wrong}").status == 400
+
+
+def test_search_has_the_filters_of_the_library(server: WebServer) -> None:
+    chosen = {
+        "kind=user,reflection": {"kinds": ["user", "reflection"]},
+        "role=assistant": {"roles": ["assistant"]},
+        "since=10&until=30": {"since": 10, "until": 30},
+        "since=2000-01-01&until=2000-01-01": {"since": "2000-01-01", "until": "2000-01-01"},
+        "role=user&at=30&distinct=1": {"roles": ["user"], "until": 30, "distinct": True},
+    }
+    with connect(path_of(server)) as cache:
+        for query, filters in chosen.items():
+            (found,) = server.api(f"/search?q=plan+week+5&k=4&mode=auto&{query}")
+            wanted = cache.search("plan week 5", 4, mode="auto", **filters)  # type: ignore[call-overload]
+            assert found["hits"] == [hit.to_dict() for hit in wanted]
+    assert "plan week 5" in words(server.page("/search?q=plan+week+5&role=user&kind="))
+    assert "plan week 5" not in words(server.page("/search?q=plan+week+5&kind=none"))
 
 
 def test_the_api_gives_the_answers_of_the_library(server: WebServer) -> None:

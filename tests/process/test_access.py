@@ -20,7 +20,8 @@ import zmq
 
 from pmm_cached.commands import CommandServer
 from pmm_shm.errors import DaemonError, InstanceDirectoryError, SnapshotUnavailableError, StoreError
-from pmm_shm.instance.access import check_directory, make_directory
+from pmm_shm.instance.access import check_directory
+from pmm_shm.instance.making import make_directory
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol

@@ -113,6 +113,9 @@ def test_a_command_says_what_it_would_give(tmp_path: Path) -> None:
         said == "pmm-shm: local-bow finds words, not meanings; PMM_EMBEDDER=auto takes wordllama, which is installed\n"
     )
     assert run("search", path, "INV-2291").err == ""
+    chosen = run("search", path, ASKED, "--mode", "meaning", "--model", "local-bow")
+    assert (chosen.code, chosen.err) == (0, "")
+    assert run("search", path, ASKED, "--mode", "meaning", env={"PMM_EMBEDDER": "local-bow"}).err == ""
     with ForkedDaemon(Path(path)):
         index(path)
         assert "local-bow finds words, not meanings; PMM_EMBEDDER=auto takes wordllama" in run("status", path, "-v").out

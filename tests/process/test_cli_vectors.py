@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.instants import now_text
 from pmm_shm.vectors import local_bow
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
@@ -208,6 +209,9 @@ def test_search_is_that_of_the_cache(served: Served) -> None:
     filters = ("--kind", "reflection", "--since", "1", "--until", "5m", "--distinct", "--mode", "words")
     filtered = served.json("search", served.ledger, "the garden", *filters)["hits"]
     assert all(hit["kind"] == "reflection" for hit in filtered)
+    today = now_text()[: len("2026-01-31")]
+    days = ("--since", "2000-01-01", "--until", today, "--mode", "words")
+    assert served.json("search", served.ledger, "the garden", *days)["hits"]
     assert served.run("search", served.ledger, "x", "--since", "yesterday")[0] == 2
 
 

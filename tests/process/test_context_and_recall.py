@@ -28,16 +28,19 @@ def test_the_context_is_that_of_a_worker(told: str, start_daemon: StartDaemon) -
     daemon = start_daemon(told)
     assert run("embed", told).code == 0
     with connect(told) as cache:
-        expected = cache.context(TEXT, reflections=3, recall=3, messages=16, recall_mode="auto")
-        by_meaning = cache.context(TEXT, reflections=3, recall=3, messages=16)
+        options = {"reflections": 3, "recall": 3, "messages": 1}
+        expected = cache.context(TEXT, **options, recall_mode="auto")
+        by_meaning = cache.context(TEXT, **options)
         short = cache.context(None, reflections=0, messages=1)
     seen = daemon.stats()["workers"]["seen"]
     assert "Recalled messages" in str(expected)
-    assert run("context", told, TEXT) == (0, f"{expected}\n".replace("\x1b", "\\x1b"), "")
+    assert run("context", told, TEXT, "--messages", "1") == (0, f"{expected}\n".replace("\x1b", "\\x1b"), "")
     assert by_meaning.recalled != expected.recalled
-    assert run("context", told, TEXT, "--mode", "meaning").out == f"{by_meaning}\n".replace("\x1b", "\\x1b")
+    assert run("context", told, TEXT, "--messages", "1", "--mode", "meaning").out == f"{by_meaning}\n".replace(
+        "\x1b", "\\x1b"
+    )
     assert run("context", told, "--reflections", "0", "--messages", "1").out == f"{short}\n".replace("\x1b", "\\x1b")
-    found = json.loads(run("context", told, TEXT, "--json").out)
+    found = json.loads(run("context", told, TEXT, "--messages", "1", "--json").out)
     assert (found["name"], found["as_of"], found["recall_problem"]) == ("Echo", 4, None)
     assert [one["id"] for one in found["recalled"]] == [one.id for one in expected.recalled]
     # It only looks on.
@@ -45,12 +48,13 @@ def test_the_context_is_that_of_a_worker(told: str, start_daemon: StartDaemon) -
 
 
 def test_one_word_beside_the_ledger_of_the_environment_is_the_text(told: str) -> None:
-    named = run("context", told, TEXT, "--json").out
-    assert run("context", TEXT, "--json", env={"PMM_DB": told}).out == named
-    without = run("context", told, "--json").out
+    options = "--messages", "1", "--json"
+    named = run("context", told, TEXT, *options).out
+    assert run("context", TEXT, *options, env={"PMM_DB": told}).out == named
+    without = run("context", told, *options).out
     assert without != named
-    assert run("context", "--json", env={"PMM_DB": told}).out == without
-    assert run("context", told, "--json", env={"PMM_DB": told}).out == without
+    assert run("context", *options, env={"PMM_DB": told}).out == without
+    assert run("context", told, *options, env={"PMM_DB": told}).out == without
 
 
 def test_recall_prints_whole_events_the_most_similar_first(told: str, start_daemon: StartDaemon) -> None:

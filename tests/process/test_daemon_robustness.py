@@ -134,7 +134,7 @@ def test_environment_is_made_anew_after_two_daemons_that_did_not_open_it(
 
     def start_and_crash() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("pmm_shm.store.environment.open_writer", crash)
+            patch.setattr("pmm_shm.store.making.open_writer", crash)
             with pytest.raises(KeyboardInterrupt):
                 StoreWriter(instance)
         with SnapshotReader(instance).begin() as snapshot:

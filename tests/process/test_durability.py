@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pmm_shm import errors
-from pmm_shm.ledger.append import Durability
+from pmm_shm.ledger.connection import Durability
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import connect
 from tests.conftest import StartDaemon

@@ -141,17 +141,18 @@ ALLOWED: dict[str, dict[str, int]] = {
     "pmm_shm/ledger/backup.py": {"sqlite3.connect": 1},  # The copy, under its temporary name.
     "pmm_shm/ledger/new_file.py": {"os.open": 4},  # New databases, before anyone uses them, and their directory.
     "pmm_shm/ledger/freshness.py": {"os.open": 1, "_libc.mmap": 1},  # The -shm file: opened once, never closed.
-    "pmm_shm/ledger/locks.py": {"open": 1, "os.open": 1},  # fdinfo of processes, and /proc/locks
+    "pmm_shm/ledger/locks.py": {"os.open": 1},  # fdinfo of processes, and /proc/locks
+    "pmm_shm/store/making.py": {"lmdb.open": 1},
     "pmm_shm/store/environment.py": {
-        "lmdb.open": 2,
+        "lmdb.open": 1,
         "open": 1,
         "os.open": 1,
     },  # data.mdb, which LMDB does not lock; lock.mdb, as long as the environment is open
     "pmm_shm/ledger/shape.py": {"file.read_text": 1},  # A TOML file of the user, or of the package.
     "pmm_shm/ledger/shape_record.py": {"file.read_text": 1},  # In the instance directory.
     "pmm_shm/ledger/shape_view.py": {"sqlite3.connect": 1},  # An empty database in memory.
-    "pmm_shm/store/boot.py": {"Path(_BOOT_ID).read_text": 1, "path.read_text": 1},
-    "pmm_shm/instance/access.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
+    "pmm_shm/store/boot.py": {"open": 2},
+    "pmm_shm/instance/making.py": {"os.open": 1, "open": 1},  # What is made in the instance directory.
     "client/pmm_shm_cli/benchmark.py": {"open": 1, "sqlite3.connect": 1},  # /proc/cpuinfo, its own copy
     "pmm_shm/wire/endpoints.py": {"instance.endpoints_file.read_text": 1, "probe.connect": 1},
     # data.mdb, and lock.mdb, which a process that has LMDB's environment open does not open so.
@@ -722,7 +723,7 @@ SMALL_READER = """
 import sys, threading
 from pmm_shm.store import environment
 from pmm_shm_client import connect
-environment._open.__defaults__ = (int(sys.argv[2]),)
+environment.open_map.__defaults__ = (int(sys.argv[2]),)
 caches = [connect(sys.argv[1]) for _ in range(3)]
 print(caches[0].metrics().as_of, flush=True)
 failures, as_of, stop = [], [0, 0, 0], threading.Event()

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from pmm_shm.ledger.eventlog import EventLog
 from tests.conftest import StartDaemon
 from tests.support.daemons import run_python
 
 NEEDLESS = {
+    "_hashlib",
     "asyncio",
     "concurrent.futures",
+    "copy",
     "dataclasses",
     "email",
+    "enum",
+    "heapq",
     "importlib.metadata",
     "inspect",
+    "json",
+    "logging",
+    "mmap",
     "numpy",
+    "pathlib",
+    "pmm_shm.crash_points",
+    "pmm_shm.instance.making",
+    "pmm_shm.ledger.append",
+    "pmm_shm.ledger.chain",
+    "pmm_shm.ledger.instants",
+    "pmm_shm.ledger.new_events",
+    "pmm_shm.ledger.schema",
     "pmm_shm.vectors.embedder",
     "pmm_shm.wire.endpoints",
     "pmm_shm.wire.protocol",
@@ -26,19 +43,24 @@ NEEDLESS = {
     "pmm_shm_client.searching",
     "pwd",
     "random",
+    "re",
     "shutil",
     "socket",
     "subprocess",
     "tempfile",
+    "typing",
+    "urllib",
     "zmq",
 }
-"""Each costs a worker between half a millisecond and forty, and up to ten megabytes."""
+"""Each costs a worker between a tenth of a millisecond and forty, and up to ten megabytes."""
+
+MODULES_MAX = 51
+"""Of ours, in a first read."""
 
 READS = """
 import json, sys
-# What the interpreter's own start-up loads, where it is set up so, and what the libraries below do, is not ours:
-# pathlib, for one, loads pwd from Python 3.13 on.
-import lmdb, msgpack, pathlib, sqlite3
+# What the interpreter's own start-up loads, where it is set up so, and what the libraries below do, is not ours.
+import lmdb, msgpack, sqlite3
 before = set(sys.modules)
 from pmm_shm_client import connect
 cache = connect(sys.argv[1])
@@ -59,4 +81,58 @@ def test_reads_import_only_what_they_need(ledger: str, start_daemon: StartDaemon
     first, later = json.loads(done.stdout)
     assert "pmm_shm_client.reads" in first
     assert NEEDLESS & set(first) == set()
+    assert sum(name.split(".")[0] in ("pmm_shm", "pmm_shm_client") for name in first) <= MODULES_MAX
     assert later == []
+
+
+FORKS = """
+import os, sys, threading, time
+import pmm_shm_client
+if sys.argv[1] == "before the hooks":
+    import logging
+import pmm_shm.ledger.connection
+from pmm_shm.late import late_imports
+if sys.argv[1] == "after the hooks":
+    import logging
+
+begun = threading.Event()
+
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "logging":
+            begun.set()
+            time.sleep(0.2)  # The fork begins, and waits for this import.
+
+def load():
+    with late_imports:
+        import logging
+
+def log(stream):
+    import logging
+    logging.basicConfig(stream=stream)
+    logging.warning("free")
+
+if sys.argv[1] == "while a fork waits":
+    assert "logging" not in sys.modules
+    sys.meta_path.insert(0, Slow())
+    threading.Thread(target=load).start()
+    begun.wait()
+for _ in range(2):
+    child = os.fork()
+    # A thread: the lock is re-entrant, and would let in the one that has forked.
+    thread = threading.Thread(target=log, args=(sys.stdout,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "the lock of logging is held"
+    if not child:
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("loaded", ["before the hooks", "after the hooks", "while a fork waits"])
+def test_a_fork_leaves_the_lock_of_logging_free_whenever_that_was_imported(loaded: str) -> None:
+    done = run_python(FORKS, loaded, forked=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("free") == 4

@@ -190,6 +190,7 @@ def state_of(folds: list[Fold], found: list[Tail]) -> dict[str, dict[bytes, Any]
     return {name: {key: value for key, value in state.changes() if value is not None} for name, state in states.items()}
 
 
+CAPITALS = "kinds in capitals, in a column for which they are the same"
 HOSTILE = {
     "nothing": "SELECT 1",
     "a message that is not UTF-8": "UPDATE events SET content = CAST(x'41ff' AS TEXT) WHERE id = {user}",
@@ -203,44 +204,95 @@ HOSTILE = {
     "a long message": "UPDATE events SET content = hex(zeroblob(40000)) WHERE id = {user}",
     "long meta": "UPDATE events SET meta = hex(zeroblob(4000)) WHERE kind = 'user'",
     "gaps": "UPDATE events SET id = id + 9000000000000000000 WHERE id > 700",
+    "separators": "UPDATE events SET content = content || char(31) WHERE id % 90 = 0",
+    "a separator less and one more": (
+        "UPDATE events SET content = iif(kind = 'reflection', char(31) || content, content) WHERE id % 40 < 2"
+    ),
+    "separators in meta": "UPDATE events SET meta = '{\"a\":\"' || char(31) || '\"}' WHERE id % 90 = 0",
+    "no meta": "UPDATE events SET meta = NULL WHERE kind = 'autonomy_tick' AND id % 50 = 0",
+    "empty meta": "UPDATE events SET meta = '' WHERE id % 50 = 0",
+    "broken meta": "UPDATE events SET meta = '{\"a\":1}{}' WHERE id % 50 = 0",
+    "meta that only Python reads": "UPDATE events SET meta = '{\"a\":NaN}' WHERE id % 50 = 0",
+    "lists for meta": "UPDATE events SET meta = '[{}]' WHERE id % 50 = 0",
+    "meta that is not UTF-8": "UPDATE events SET meta = CAST(x'7bff7d' AS TEXT) WHERE id % 50 = 0",
+    "blobs for meta": "UPDATE events SET meta = CAST(meta AS BLOB) WHERE id % 50 = 0",
+    "no time": "UPDATE events SET ts = NULL WHERE kind = 'autonomy_directive'",
+    "blobs for time": "UPDATE events SET ts = CAST(ts AS BLOB) WHERE id % 50 = 0",
+    "long times": "UPDATE events SET ts = hex(zeroblob(100)) WHERE kind = 'autonomy_directive' AND id % 3 = 0",
+    "blobs for content": "UPDATE events SET content = CAST(content AS BLOB) WHERE id % 50 = 0",
+    "numbers for content": "UPDATE events SET content = id WHERE id % 50 = 0",
+    "no content": "UPDATE events SET content = NULL WHERE id % 50 = 0",
+    "long rows": "UPDATE events SET content = hex(zeroblob(40000)) WHERE kind = 'reflection' AND id % 4 = 0",
+    "blobs for kinds": "UPDATE events SET kind = CAST(kind AS BLOB) WHERE id % 50 = 0",
+    "negative ids": "UPDATE events SET id = id - 5000",
+    "the lowest id": "UPDATE events SET id = -9223372036854775807 - 1 WHERE id = 1",
+    CAPITALS: "UPDATE events SET kind = upper(kind) WHERE id % 7 < 5",
     "kinds that come late": "UPDATE events SET kind = 'assistant_message' WHERE kind = 'response' AND id > 1200",
 }
 
+RARE = (
+    "nothing",
+    "a message that is not UTF-8",
+    "a surrogate",
+    "a blob",
+    "a number",
+    "zeros",
+    "a long message",
+    "gaps",
+)
+"""Damage for which most rows are joined nevertheless."""
 
-@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le"])
-@pytest.mark.parametrize("damage", list(HOSTILE))
+
+@pytest.mark.parametrize(
+    ("damage", "encoding"),
+    [*((damage, "UTF-8") for damage in HOSTILE), *((damage, "UTF-16le") for damage in RARE[:4])],
+)
 def test_messages_that_are_not_fetched_change_no_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, encoding: str
 ) -> None:
     path = str(tmp_path / "ledger.db")
     monkeypatch.setattr(limits, "TAIL_ROWS_MAX", FIRST_LONG)
-    monkeypatch.setattr(limits, "SPARSE_ROWS_MAX", 400)
-    make(path, encoding)
+    monkeypatch.setattr(limits, "JOINED_IDS_MIN", 32)
+    monkeypatch.setattr(limits, "JOINED_BYTES_MAX", 1 << 19)
+    make(path, encoding, "NOCASE" if damage == CAPITALS else "BINARY")
     users = [row[0] for row in ledgers.execute(path, "SELECT id FROM events WHERE kind = 'user' ORDER BY id")]
-    ledgers.execute(path, HOSTILE[damage].format(user=users[len(users) // 2]))
+    ledgers.execute(path, HOSTILE[damage].replace("{user}", str(users[len(users) // 2])))
     built_in = [*built_in_folds(), AllMessages()]
     folds = [*built_in, DecodeFold(built_in)]
     engine, connection = Engine(folds), Connection(path, "ro")
     with connection.lock:
-        whole, sparse = (
-            tails(TailReader(connection, engine.kinds)),
-            tails(TailReader(connection, engine.kinds, newest=engine.newest)),
-        )
+        whole = tails(TailReader(connection, None, whole_rows=True))
+        joined = tails(TailReader(connection, engine.kinds))
+        sparse = tails(TailReader(connection, engine.kinds, newest=engine.newest))
     connection.close()
-    assert sum(tail.event_count for tail in sparse) == sum(tail.event_count for tail in whole)
-    assert sparse[-1].position == whole[-1].position
+    rows = [row[:5] for tail in whole for row in tail.rows if row[2] in (engine.kinds or ())]
+    assert joined[-1].position == sparse[-1].position == whole[-1].position
+    assert [row[:5] for tail in joined for row in tail.rows if row[2] in (engine.kinds or ())] == rows
+    if damage != CAPITALS:
+        assert sum(tail.event_count for tail in sparse) == len(rows)
+    fetched = {row[0]: row for row in rows}
+    few = [row[:5] for tail in sparse for row in tail.rows if row[0] in fetched]
+    assert few == [(*fetched[row[0]][:4], row[4]) for row in few]
+    assert all(row[4] == fetched[row[0]][4] for row in few if row[2] not in engine.newest())
     assert state_of(folds, sparse) == state_of(folds, whole)
+    # All of these folds share their events, so that they are decoded column by column.
+    folds = [*built_in_folds(), DecodeFold(built_in_folds())]
+    one_by_one = state_of(folds, whole)
+    monkeypatch.setattr(limits, "FAST_JSON_EVENTS_MIN", 1)
+    assert state_of(folds, sparse) == one_by_one
+    assert state_of(folds, whole) == one_by_one
     if encoding == "UTF-8":
         left_out = sum(tail.left_out for tail in sparse)
-        assert left_out > EVENTS // 20 or damage in ("halves of one character in two messages", "long meta")
+        assert left_out > 0 or damage not in RARE
 
 
-def make(path: str, encoding: str) -> None:
+def make(path: str, encoding: str, collation: str) -> None:
     """A ledger of a talkative agent."""
     rows = [row[:5] for row in islice(synthetic_rows(4), EVENTS)]
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(f"PRAGMA encoding = '{encoding}'")
         connection.execute(
-            "CREATE TABLE events (id INTEGER PRIMARY KEY, ts TEXT, kind TEXT, content, meta TEXT, prev_hash, hash)"
+            f"CREATE TABLE events (id INTEGER PRIMARY KEY, ts TEXT, kind TEXT COLLATE {collation}, content, meta TEXT, "
+            "prev_hash, hash)"
         )
         connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, NULL, NULL)", rows)

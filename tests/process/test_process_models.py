@@ -27,7 +27,7 @@ from tests.conftest import StartDaemon
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
 from tests.support.crowd import check_crowd, check_end_state, slots
-from tests.support.daemons import DEADLINE_S, environment, is_alive, until
+from tests.support.daemons import DEADLINE_S, environment, is_alive, run_python, until
 
 WORKERS = 8
 CLIENT_THREADS = 6
@@ -352,6 +352,51 @@ def test_a_process_with_busy_threads_forks(ledger: str, start_daemon: StartDaemo
         process.wait()
     assert (stdout, stderr) == (f"{[0] * 10} [] 100\n", "")
     check_end_state(ledger, daemon)
+
+
+OPENED_DURING_FORK = """
+import os, sys, threading, time, traceback
+from pmm_shm.ledger.eventlog import EventLog
+path, others = sys.argv[1], []
+log = EventLog(path)
+log.append("user", "before")
+held, opened = threading.Event(), threading.Event()
+
+def hold():
+    with log._reader.lock:
+        held.set()
+        opened.wait(10)
+
+def open_another():
+    held.wait()
+    time.sleep(0.2)  # The fork has begun, and waits for the lock.
+    others.append(EventLog(path))
+    others[0].append("user", "during")
+    opened.set()
+
+threads = [threading.Thread(target=target) for target in (hold, open_another)]
+for thread in threads:
+    thread.start()
+held.wait()
+child = os.fork()
+if not child:
+    code = 1
+    try:
+        others[0].append("user", "in the child")
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+assert os.waitpid(child, 0)[1] == 0
+others[0].append("user", "in the parent")
+print([event["content"] for event in log.read_all()])
+"""
+
+
+def test_a_connection_that_is_made_while_a_fork_waits_does_not_cross_it(ledger: str) -> None:
+    """Hazard 9: the fork has listed the connections before."""
+    done = run_python(OPENED_DURING_FORK, ledger, forked=False)
+    assert (done.stdout, done.stderr) == ("['before', 'during', 'in the child', 'in the parent']\n", "")
 
 
 # Many clients.

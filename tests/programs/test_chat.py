@@ -33,7 +33,7 @@ from tests.support.chat import BLOCK, KEY, Endpoint, check_sound, delta, events,
 
 def test_beside_a_daemon(cache: Cache, start_daemon: StartDaemon) -> None:
     start_daemon(cache.path)
-    chat = Chat(cache, OfflineResponder(), recall=1)
+    chat = Chat(cache, OfflineResponder(), recall=1, messages=0)
     chat.turn("Please water the tomatoes in the garden")
     turn = chat.turn("What of the tomatoes in the garden?")
     assert [one.id for one in turn.context.recalled] in ([1], [3])

@@ -17,7 +17,7 @@ import pytest
 
 from pmm_shm_chat import provider
 from pmm_shm_chat.provider import OpenAIResponder
-from pmm_shm_chat.responder import ResponderError, Usage
+from pmm_shm_chat.responder import Message, ResponderError, Usage
 from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
 from tests.support.chat import Endpoint, events, heard
@@ -87,6 +87,12 @@ WHOLE: dict[str, list[Any]] = {
         chunk({"reasoning_content": "greet me."}, "stop"),
         chunk({"content": "Hello."}),
         chunk({}, "stop"),
+        "[DONE]",
+    ],
+    "ollama, an old one": [
+        chunk({"role": "assistant", "content": "Hel"}, ""),
+        chunk({"role": "assistant", "content": "lo."}, ""),
+        chunk({"role": "assistant", "content": ""}, "stop"),
         "[DONE]",
     ],
     "no finish_reason": [chunk({"role": "assistant"}), chunk({"content": "Hello."}), "[DONE]"],
@@ -203,6 +209,44 @@ def test_an_endpoint_that_never_says_that_this_is_all(
     # The connection that was shut is not used again.
     endpoint.answer = lambda own, handler: own.events(handler, "Again.")
     assert heard(responder) == ["Again."]
+
+
+@pytest.mark.parametrize("ending", ["", "stop"])
+def test_an_answer_each_piece_of_which_says_that_it_ends_is_whole(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """As old Ollamas (ollama/ollama#4357) and proxies of Gemini (QuantumNous/new-api#378) send it."""
+    monkeypatch.setattr(provider, "_USAGE_S", 0.2)
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, chunk({"content": "One "}, ending), chunk({"content": "two "}, ending))
+        # Longer than the usage is awaited.
+        own.done.wait(0.4)
+        own.send(handler, chunk({"content": "three."}, ending), "[DONE]")
+
+    endpoint.answer = answer
+    assert heard(OpenAIResponder("m")) == ["One ", "two ", "three."]
+
+
+def test_roles_alternate_as_chat_templates_demand(endpoint: Endpoint) -> None:
+    """Mistral's and Gemma's refuse all else in vLLM and llama.cpp, Anthropic's endpoint blank texts."""
+    history = [
+        Message("assistant", "I am awake."),
+        Message("user", "What was never answered?"),
+        Message("user", " \n"),
+        Message("user", "And this?"),
+        Message("assistant", "That."),
+        Message("assistant", "And that."),
+        Message("user", "Said by another worker."),
+    ]
+    list(OpenAIResponder("m").stream("block", history, "Hello?"))
+    sent = [(one["role"], one["content"]) for one in endpoint.requests[0]["messages"]]
+    assert sent[1:] == [
+        ("user", "What was never answered?\n\nAnd this?"),
+        ("assistant", "That.\n\nAnd that."),
+        ("user", "Said by another worker.\n\nHello?"),
+    ]
 
 
 def test_ctrl_c_after_the_last_word_interrupts_nothing(endpoint: Endpoint, cache: Cache) -> None:

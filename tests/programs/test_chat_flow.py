@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 
-from pmm_shm_chat.markdown import Blocks, is_markdown, readable
+import pytest
+from rich.console import Console
+
+from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
 from pmm_shm_chat.screen import LineWrapper
 
 # What is shown.
@@ -40,6 +44,20 @@ def test_words_longer_than_a_line_and_scripts_without_spaces() -> None:
 
 def test_readable() -> None:
     assert readable("a\r\nb\tc\x1b[1m\n") == "a\nb    c\\x1b[1m\n"
+    # Of Japanese, French and Persian, and an emoji of several.
+    ordinary = "\u3000東京 à\xa0! 1\u202f000 \u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f4bb"
+    assert readable(ordinary) == ordinary
+    # These could show a text in another order, hide it, or break the line.
+    assert readable("a\u202eb\u200bc\u2028d\x85") == "a\\u202eb\\u200bc\\u2028d\\x85"
+
+
+@pytest.mark.parametrize("word", ["長い" * 40, "https://example.org/" + "x" * 80])
+def test_no_cell_of_a_table_is_cut(word: str) -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    console.print(formatted(f"| a | b |\n|---|---|\n| 1 | {word} |", console, 4))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert "".join(shown.split()).endswith(word)
 
 
 def test_flow_is_quick() -> None:

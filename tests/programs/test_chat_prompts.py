@@ -56,7 +56,7 @@ def test_what_failed_is_not_recalled(cache: Cache) -> None:
     with pytest.raises(ResponderError):
         Chat(cache, Says(error=DOWN)).turn("The zebra is in the garden")
     says = Says("Yes.")
-    turn = Chat(cache, says, recall=3).turn("Where is the zebra in the garden?")
+    turn = Chat(cache, says, recall=3, messages=0).turn("Where is the zebra in the garden?")
     assert [one.content for one in turn.context.recalled] == ["The zebra is in the garden"]
     assert "The zebra is" not in turn.block
 
@@ -161,6 +161,31 @@ def test_recalled_messages_go_when_there_is_no_room_for_them(cache: Cache) -> No
     assert len(turn.context.recalled) == 6
     assert says.asked is not None
     assert 0 < says.asked[0].count("the zebra") < 6
+
+
+def test_no_message_is_sent_twice(cache: Cache) -> None:
+    for number in range(20):
+        cache.append("user", f"the zebra {number} sleeps")
+    says = Says("Yes.")
+    Chat(cache, says, recall=5, messages=8).turn("where does the zebra sleep?")
+    assert says.asked is not None
+    block, messages, _ = says.asked
+    assert [one.content for one in messages] == [f"the zebra {number} sleeps" for number in range(12, 20)]
+    assert block.count("zebra") == 5
+    assert not [one for one in messages if one.content in block]
+
+
+def test_a_message_there_is_no_room_for_is_recalled(cache: Cache) -> None:
+    cache.append("user", "The key is under the blue pot. " + "x " * 1_500)
+    for number in range(10):
+        cache.append("user", f"{number} " + "y" * 800)
+    says = Says("Yes.")
+    Chat(cache, says, recall=1, tokens_max=1_200).turn("Where is the key?")
+    assert says.asked is not None
+    block, messages, _ = says.asked
+    assert "The key is under the blue pot." in block
+    assert [one.content[0] for one in messages] == ["6", "7", "8", "9"]
+    assert sum(tokens_of(text) for text in (block, *(one.content for one in messages))) < 1_200
 
 
 def test_tokens_are_estimated() -> None:

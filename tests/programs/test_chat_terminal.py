@@ -16,8 +16,11 @@ import pexpect
 import pytest
 
 from pmm_shm import limits
+from pmm_shm.errors import EmbedderError
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat.slash import COMMANDS
+from pmm_shm.vectors.function import FunctionEmbedder
+from pmm_shm_chat.slash import COMMANDS, Session, run_command
+from pmm_shm_client import connect
 from pmm_shm_client.cache import Cache
 from tests.conftest import StartDaemon
 from tests.support import daemons
@@ -113,6 +116,19 @@ def test_what_cannot_be_recalled_is_said_once(talk: Talk, ledger: str) -> None:
     child = talk()
     assert "not all is recalled: " in child.say("one")
     assert "recalled: " not in child.say("two")
+    assert "  not all events were searched; " in child.say("/recall three")
+
+
+def test_recall_by_words_alone_says_so(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: list[str]) -> list[list[float]]:
+        raise EmbedderError("the provider is down")
+
+    with connect(ledger, embedder=FunctionEmbedder("down", 4, fail)) as cache:
+        cache.append("user", "The boat is called Nora.")
+        run_command("/recall boat", Session(cache, None, "m", *[lambda: None] * 3))
+    shown = capsys.readouterr().out
+    assert "The boat is called Nora." in shown
+    assert "  found by words alone: the provider is down\n" in shown
 
 
 def test_history(talk: Talk, ledger: str) -> None:

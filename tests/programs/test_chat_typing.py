@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_chat.typing_lines import History, history_file
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
@@ -128,8 +129,12 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
         log.append("user", "said on another day")
     child = talk(**changes)
     child.say("\x1b[A")
-    child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
-    child.say("")
+    if way == "a dumb terminal":
+        # It does not know the marks of a paste, and would show them.
+        assert "2004" not in child.raw()
+    else:
+        child.send(f"{PASTE_BEGINS}one\ntwo{PASTE_ENDS}")
+        child.say("")
     child.sendline('"""three')
     child.until(MORE)
     child.say('four"""')
@@ -137,7 +142,8 @@ def test_without_prompt_toolkit_blocks_and_pastes_work_too(talk: Talk, ledger: s
     child.until_prompt()
     child.sendeof()
     child.expect(pexpect.EOF)
-    assert said(ledger) == ["said on another day"] * 2 + ["one\ntwo", "three\nfour"]
+    pasted = ["one\ntwo"] * (way != "a dumb terminal")
+    assert said(ledger) == ["said on another day"] * 2 + [*pasted, "three\nfour"]
     assert "Traceback" not in child.raw()
 
 
@@ -207,6 +213,17 @@ def test_a_history_that_cannot_be_kept_stops_nobody(talk: Talk, ledger: str, tmp
     child = talk()
     child.sendline("hello")
     assert "Hello." in child.until_prompt()
+
+
+def test_a_user_without_a_home_has_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    history = History(history_file())
+    history.add("hello")
+    assert history.read() == []
 
 
 # Again.

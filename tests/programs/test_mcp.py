@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -122,6 +123,27 @@ def test_it_ends_with_its_client_and_says_nothing_of_its_own(ledger: str) -> Non
     for line in out.splitlines():
         assert line.startswith(b'{"jsonrpc"')
     assert b"Traceback" not in err
+
+
+def test_half_an_emoji_is_answered(ledger: str) -> None:
+    """JavaScript writes a lone surrogate as an escape; the SDK would drop the line."""
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "js", "version": "1"}}
+    begin = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}
+    ask = {"jsonrpc": "2.0", "method": "tools/call"}
+    content = "\\ud83d \ud83d\ude00 half \ud83d, low \ude00"
+    append = {**ask, "id": 1, "params": {"name": "append", "arguments": {"kind": "note", "content": content}}}
+    recall = {**ask, "id": 2, "params": {"name": "recall", "arguments": {"query": "\udc00 half"}}}
+    with started(ledger, "--write", "note") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for request in (begin, append, recall):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            found = json.loads(process.stdout.readline())
+            assert found["id"] == request["id"]
+            assert not found["result"].get("isError")
+    with EventLog(ledger, create=False) as log:
+        assert log.read_after_id(after_id=0)[0]["content"] == "\\ud83d \U0001f600 half \ufffd, low \ufffd"
 
 
 @contextlib.contextmanager

@@ -110,7 +110,20 @@ def test_recall_finds_identifiers_and_obeys_filters(cache: Cache) -> None:
     assert best["found_by"] in ("words", "both")
     found = answer(memory, "recall", query="invoice paid", limit=20, kinds=["response"], since=5, until=9)["hits"]
     assert sorted(hit["id"] for hit in found) == [7, 9]
+    quoted = answer(memory, "recall", query="invoice paid", limit=20, kinds=["response"], since="5", until="9")
+    assert quoted["hits"] == found
+    said = answer(memory, "recall", query="invoice paid", limit=20, roles=["assistant"], until=4)["hits"]
+    assert sorted(hit["id"] for hit in said) == [1, 3]
     assert called(memory, "recall", query="invoice", since="yesterday evening").is_error
+    assert called(memory, "recall", query="invoice", roles=["system"]).is_error
+
+
+def test_recall_shows_the_same_words_once_unless_all_are_asked_for(cache: Cache) -> None:
+    cache.append_many([("user", text, None) for text in ("Where is the key?", "where is the key", "The key is here.")])
+    memory = Memory(cache)
+    assert [hit["id"] for hit in answer(memory, "recall", query="the key")["hits"]] in ([1, 3], [3, 1])
+    every = answer(memory, "recall", query="the key", distinct=False)["hits"]
+    assert sorted(hit["id"] for hit in every) == [1, 2, 3]
 
 
 def test_context_is_the_block_of_the_library(cache: Cache) -> None:

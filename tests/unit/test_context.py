@@ -533,6 +533,34 @@ def test_the_mode_of_recall(tmp_path: Path) -> None:
                 cache.context(asked, recall=recall, recall_mode="best")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mode", ["meaning", "auto"])
+def test_what_is_among_the_last_messages_is_not_recalled(ledger: str, mode: Any) -> None:
+    log_of(ledger, *(("user", f"The boat number {number} is blue.", {}) for number in range(20)))
+    with connect(ledger) as cache:
+        for messages in (0, 1, 8, 19, 20):
+            context = cache.context("Which boat is blue?", recall=4, messages=messages, recall_mode=mode)
+            last = {one.id for one in context.messages}
+            assert len(last) == messages
+            assert not last & {one.id for one in context.recalled}
+            assert len(context.recalled) == min(4, 20 - messages)
+
+
+def test_a_text_said_again_and_again_is_recalled_once(ledger: str) -> None:
+    asked = [("user", "Where is the boat called Nora?", {})] * 40
+    log_of(ledger, *asked, ("user", "The boat is called Nora.", {}), *asked, ("response", "At sea.", {}))
+    with connect(ledger) as cache:
+
+        def recalled(text: str, **options: Any) -> list[int]:
+            context = cache.context(text, recall=3, **options)
+            return sorted(one.id for one in context.recalled)
+
+        assert recalled("a boat called Nora", recall_mode="auto") == [1, 41, 82]
+        # Neither the question itself, nor a text that is among the last messages.
+        assert recalled("where is the boat called nora", recall_mode="auto") == [41, 82]
+        assert recalled("a boat called Nora", recall_mode="auto", messages=2) == [41]
+        assert recalled("where is the boat called nora") == [1, 2, 3]
+
+
 def test_without_a_table_this_process_embeds(ledger: str) -> None:
     log_of(ledger, *(("user", text, {}) for text in SAID))
     with connect(ledger) as cache:
@@ -549,11 +577,11 @@ def test_without_a_table_that_can_be_searched_it_answers_nevertheless(
     monkeypatch.setattr(limits, "SEARCH_EVENTS_MAX", 2)
     log_of(ledger, *(("user", text, {}) for text in SAID))
     with connect(ledger) as cache:
-        context = cache.context(QUERY, recall=3, messages=1)
+        context = cache.context(QUERY, recall=3)
         assert context.recall_problem == "some events were not searched; start pmm-cached with an embedder"
         # Words are searched in all of them.
         assert len(context.recalled) >= 2
-        assert context.messages[0].content == SAID[-1]
+        assert cache.context(QUERY, recall=3, messages=1).messages[0].content == SAID[-1]
 
 
 def test_an_embedder_that_fails(ledger: str) -> None:

@@ -175,7 +175,7 @@ def test_whether_an_index_serves_is_asked_once_for_each_schema(tmp_path: Path) -
             cache.newest("user")
             once = retry.call_count
             ledgers.execute(path, "DROP INDEX idx_events_kind_id")
-            connection._next_lock_check_s = 0.0
+            connection.next_lock_check_s = 0.0
             for _ in range(3):
                 retry.reset_mock()
                 found = cache.newest("response")
@@ -184,7 +184,7 @@ def test_whether_an_index_serves_is_asked_once_for_each_schema(tmp_path: Path) -
                 assert found == cache.event(2)
                 assert [one.content for one in cache.events("user", newest_first=True, limit=2)] == ["a"]
             ledgers.execute(path, "CREATE INDEX by_kind ON events (kind)")
-            connection._next_lock_check_s = 0.0
+            connection.next_lock_check_s = 0.0
             cache.newest("user")
             retry.reset_mock()
             cache.newest("user")

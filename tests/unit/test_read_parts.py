@@ -20,7 +20,7 @@ from pmm_shm.errors import SnapshotUnavailableError, StoreError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import InvalidText
-from pmm_shm.ledger.tail import START, Position, TailReader, position_of
+from pmm_shm.ledger.tail import START, Position, Tail, TailReader, position_of
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import Header, HeaderDecoder
 from pmm_shm_client import EventLog, connect
@@ -234,7 +234,7 @@ def test_few_rows_are_those_of_a_careful_look(ledger: str) -> None:
         assert not reader.read(first._replace(event_id=1_000)).is_anchored
         cut = careful.read(first, until_id=rows[4][0])
         assert (cut.rows, cut.position, cut.is_complete) == (rows[1:5], position_of(rows[4]), True)
-        assert careful.read(first, until_id=rows[0][0] - 1) == ([], first, True, True, 0)
+        assert careful.read(first, until_id=rows[0][0] - 1) == Tail([], first, True, True)
     connection.close()
 
 

@@ -7,7 +7,10 @@ import math
 import pickle
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -290,6 +293,22 @@ def test_a_fused_search_has_the_best_of_both(
                 assert hit.similarity == similarities.get(hit.event_id)
 
 
+@pytest.mark.parametrize("mode", ["meaning", "auto"])
+def test_a_date_is_a_whole_day(log: EventLog, cache: Cache, mode: str) -> None:
+    times = ("2026-01-30T23:59:59.999999Z", "2026-01-31T00:00:00+00:00", "2026-01-31T23:59:59.999999+00:00")
+    with closing(sqlite3.connect(cache.path)) as handle, handle:
+        for ts in (*times, "2026-02-01T01:00:00+01:00"):
+            handle.execute("INSERT INTO events (ts, kind, content, meta) VALUES (?, 'user', 'the boat', '{}')", (ts,))
+
+    def found(**options: Any) -> list[int]:
+        return sorted(ids(cache.search("boat", mode=mode, **options)))  # type: ignore[call-overload]
+
+    assert found(since="2026-01-31", until="2026-01-31") == [2, 3]
+    assert found(until="2026-01-31") == [1, 2, 3]
+    assert found(until="2026-01-31T00:00:00Z") == [1, 2]
+    assert found(since="2026-02-01") == [4]
+
+
 def test_what_means_nothing_is_refused(told: Cache) -> None:
     for options in (
         {"mode": "best"},
@@ -297,6 +316,7 @@ def test_what_means_nothing_is_refused(told: Cache) -> None:
         {"roles": ["system"]},
         {"since": "yesterday"},
         {"until": 1.5},
+        {"since": datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))},
         {"k": 0, "mode": "words"},
         {"scope": ["x"], "mode": "words"},
     ):

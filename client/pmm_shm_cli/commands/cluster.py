@@ -236,7 +236,7 @@ def _record(path: str, timeout: Deadline) -> Any:
 @contextlib.contextmanager
 def _without_follower(path: str) -> Iterator[None]:
     """Hold the follower's lock: it would make the ledger a replica again."""
-    from pmm_shm.instance.access import PRIVATE_MODE, make_directory, make_file
+    from pmm_shm.instance.making import PRIVATE_MODE, make_directory, make_file
     from pmm_shm.instance.paths import Instance
     from pmm_shm.ledger.source.report import LOCK_FILE
 

@@ -131,7 +131,7 @@ def recall(
         print_json(_as_dict(found))
     else:
         _show(found)
-        say_what_it_lacks(found, ledger, timeout.left_s())
+        say_what_it_lacks(found, ledger, timeout.left_s(), model)
 
 
 def _as_dict(found: Hits[Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def search(
         print_json(_found(found, events))
     else:
         _show_found(found, events)
-        say_what_it_lacks(found, ledger, timeout.left_s())
+        say_what_it_lacks(found, ledger, timeout.left_s(), model)
 
 
 def _ledger_and_query(words: tuple[str, ...], vector: str | None) -> tuple[str, Any]:

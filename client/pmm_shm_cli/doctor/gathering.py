@@ -19,7 +19,7 @@ from typing import Any
 from pmm_shm import limits
 from pmm_shm.errors import DaemonError, InstanceDirectoryError, LedgerBusyError, LedgerError, PmmShmError
 from pmm_shm.folds.registry import chosen_folds
-from pmm_shm.instance import access, file_systems
+from pmm_shm.instance import access, file_systems, making
 from pmm_shm.instance.paths import LOCK_TABLE_FILE, Instance
 from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
@@ -119,7 +119,7 @@ def look_at_state(instance: Instance, timeout_s: float) -> StateFacts:
         except OSError:
             is_closed = True
     try:
-        allowed_mode = None if directory is None else access.allowed_mode(instance)
+        allowed_mode = None if directory is None else making.allowed_mode(instance)
     except OSError:
         allowed_mode = None
     recorded, pid = _record(instance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from pmm_shm.instance import access, run_reports
+from pmm_shm.instance import making, run_reports
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
 from pmm_shm.remedies import remedy
 from pmm_shm_cli.doctor.checks.common import disk_room, ledger_group
@@ -82,7 +82,7 @@ def files(facts: SystemFacts) -> Iterator[Verdict]:
     """Owner, kind and mode of each file."""
     for entry in _entries(facts):
         is_lock_table = os.path.basename(entry.path) == LOCK_TABLE_FILE
-        allowed = access.LOCK_TABLE_MODE if is_lock_table else access.DATA_MODE
+        allowed = making.LOCK_TABLE_MODE if is_lock_table else making.DATA_MODE
         if entry.kind == "link" or entry.uid != _owner(facts):
             yield error(
                 f"{entry.path} is {'a symbolic link' if entry.kind == 'link' else 'of another user'}",
