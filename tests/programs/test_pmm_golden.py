@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,17 @@ def _is_left_to_pmm(call: dict[str, Any]) -> bool:
     return is_whole or owner in ("fold", "metrics") or (owner == "eventlog" and name != "verify_chain")
 
 
+def _is_not_compared(call: dict[str, Any]) -> bool:
+    """From Python 3.12 on, sums of floats are more exact, in PMM as in the replacement: the golden scores are of 3.11.
+    There `test_pmm_against_standin` compares both.
+    """
+    has_scores = call["call"] in ("tracker.find_evidence", "tracker.process_evidence")
+    return _is_left_to_pmm(call) or (has_scores and sys.version_info >= (3, 12))
+
+
 @pytest.mark.parametrize("name", run_golden.names())
 def test_the_replacements_give_the_golden_answers(name: str, tmp_path: Path) -> None:
-    assert list(map(str, run_golden.replay(name, tmp_path, skip=_is_left_to_pmm))) == []
+    assert list(map(str, run_golden.replay(name, tmp_path, skip=_is_not_compared))) == []
 
 
 def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_path: Path) -> None:
