@@ -13,6 +13,11 @@ import os
 import sys
 import threading
 
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any
+
 _STDERR = 2
 
 
@@ -31,11 +36,29 @@ class _LateImports:
         """Call it when a fork hook that calls `acquire` was registered."""
         self._precedes_logging = "logging" not in sys.modules
 
-    def acquire(self) -> None:
-        """Wait for the imports of other threads, before a fork."""
+    def let_go_of_logging(self) -> tuple[int, int] | None:
+        """Give back the lock of logging, where its hook ran before ours: what to hand to `acquire`.
+
+        For a fork that waits for other locks: their holders may log, or import what makes a logger.
+        """
+        lock = _lock_of_logging() if self._precedes_logging else None
+        if lock is None or not lock._is_owned():
+            return None
+        state: tuple[int, int] = lock._release_save()
+        return state
+
+    def acquire(self, of_logging: tuple[int, int] | None) -> None:
+        """Wait for the imports of other threads, before a fork; and take the lock of logging after all others.
+
+        Logging takes its lock before a fork and gives it back afterwards. Where it was imported since this fork began,
+        only the second would happen.
+        """
         self._lock.acquire()
-        if self._precedes_logging:
-            _take_missed_lock()
+        lock = _lock_of_logging() if self._precedes_logging else None
+        if lock is not None and of_logging is not None:
+            lock._acquire_restore(of_logging)
+        elif lock is not None:
+            lock.acquire()
 
     def release(self) -> None:
         self._lock.release()
@@ -73,15 +96,12 @@ class _LateImports:
             self._kept = None
 
 
-def _take_missed_lock() -> None:
-    """Take logging's lock for a fork that has waited for the import of logging.
-
-    Logging takes its lock before a fork and gives it back afterwards. It has registered both since this fork began, so
-    only the second would happen. Its hook is younger than ours and runs first: a lock that it takes is taken by now.
-    """
+def _lock_of_logging() -> Any:
+    """The lock of logging; None before that is imported."""
     logging = sys.modules.get("logging")
-    if logging is not None and not getattr(logging.__spec__, "_initializing", False) and not logging._lock._is_owned():
-        logging._lock.acquire()
+    if logging is None or getattr(logging.__spec__, "_initializing", False):
+        return None
+    return logging._lock
 
 
 def _above_standard_streams(descriptor: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Imported early: the fork hook below must run before that of logging, whose lock threads take that we wait for.
+import logging  # noqa: F401
 import os
 import threading
 import weakref

@@ -9,6 +9,9 @@ Invariant: an event is appended once, whichever way it goes.
 from __future__ import annotations
 
 import functools
+
+# Imported early: the fork hook below must run before that of logging, whose lock threads take that we wait for.
+import logging  # noqa: F401
 import os
 import sqlite3
 import threading

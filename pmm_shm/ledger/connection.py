@@ -452,12 +452,13 @@ _making = threading.RLock()
 
 def _before_fork() -> None:
     while True:
+        of_logging = late_imports.let_go_of_logging()
         for connection in sorted(_connections(), key=id):
             connection.lock.acquire()
             _closed_for_fork.append(connection)
             connection.close()
         # After the connections: its holder waits for none, but may make one.
-        late_imports.acquire()
+        late_imports.acquire(of_logging)
         _making.acquire()
         if all(connection in _closed_for_fork for connection in _connections()):
             return

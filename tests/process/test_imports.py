@@ -136,3 +136,41 @@ def test_a_fork_leaves_the_lock_of_logging_free_whenever_that_was_imported(loade
     done = run_python(FORKS, loaded, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("free") == 4
+
+
+WAITS = """
+import os, sys, threading
+import pmm_shm.ledger.connection
+from pmm_shm.late import late_imports
+import logging
+
+held, forking = threading.Event(), threading.Event()
+
+def load():
+    with late_imports:
+        held.set()
+        forking.wait()
+        # What a module of another package does when it is imported.
+        logging.getLogger("made.while.a.fork.waits")
+
+thread = threading.Thread(target=load)
+thread.start()
+held.wait()
+# The youngest hook runs first, before that of logging.
+os.register_at_fork(before=lambda: threading.Timer(0.2, forking.set).start())
+child = os.fork()
+if not child:
+    logging.getLogger("made.in.the.child")
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+logged = threading.Thread(target=logging.getLogger, args=("made.afterwards",), daemon=True)
+logged.start()
+logged.join(10)
+assert not logged.is_alive(), "the lock of logging is held"
+"""
+
+
+def test_a_fork_waits_for_an_import_that_makes_a_logger() -> None:
+    done = run_python(WAITS, forked=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -8,6 +8,9 @@ primary that comes back is refused, and so is another ledger under the same name
 from __future__ import annotations
 
 import contextlib
+
+# Imported early: the fork hook below must run before that of logging, whose lock threads take that we wait for.
+import logging  # noqa: F401
 import math
 import os
 import threading
