@@ -52,6 +52,10 @@ class Flag:
     def __repr__(self) -> str:
         return f"Flag.{self._name}"
 
+    def __reduce__(self) -> str:
+        """A copy, or one that another process sends, is the same object: flags are compared by `is`."""
+        return repr(self)
+
 
 Flag.ON, Flag.OFF, Flag.UNSET = Flag("ON"), Flag("OFF"), Flag("UNSET")
 

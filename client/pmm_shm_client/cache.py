@@ -150,11 +150,11 @@ class Cache(Reads):
         check_timeout(timeout)
         check_durability(durability)
         self._durability = durability
-        self._own_log = _OwnLog(name, timeout, durability, agreed)
+        shape_in_use = recorded_shape(name) if agreed is None else agreed
+        self._own_log = _OwnLog(name, timeout, durability, shape_in_use)
         if create:
             self._own_log.create()
         memos = Memos()
-        shape_in_use = recorded_shape(name) if agreed is None else agreed
         reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
         super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)

@@ -421,7 +421,18 @@ class EventLog:
 
 
 class UnopenedLog(EventLog):
-    """An event log that its first use opens: that of a cache, which has opened the ledger before."""
+    """An event log that its first use opens: that of a cache, which has opened the ledger before.
+
+    Parameters:
+        path: the real path as of then. Where a folder of it is a link by now, a path that is resolved anew would be
+            another one, and the connections of this process find each other by their path.
+    """
+
+    def __init__(
+        self, path: str, *, timeout: float, durability: Durability = "default", shape: Shape | None = None
+    ) -> None:
+        super().__init__(path, timeout=timeout, durability=durability, shape=shape)
+        self.path = self._reader.path = self._appender.connection.path = path
 
     def _open(self, create: bool) -> None:
         pass

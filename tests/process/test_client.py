@@ -292,6 +292,21 @@ def test_a_symbolic_link_is_the_ledger_it_leads_to(tmp_path: Path, ledger: str, 
     assert {entry.name for entry in tmp_path.iterdir() if entry.is_dir()} == {"ledger.db-cache"}
 
 
+def test_a_cache_reads_its_own_append_where_a_link_took_the_place_of_the_folder(tmp_path: Path) -> None:
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for one in (folder, other):
+        one.mkdir()
+        with EventLog(one / "ledger.db") as log:
+            log.append("user_message", "one", {})
+    with connect(folder / "ledger.db") as cache:
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(other)
+        assert cache.append("identity_adopt", "Ada", {}) == 2
+        assert (name_of(cache), cache.identity().as_of, len(cache.events())) == ("Ada", 2, 2)
+    with EventLog(other / "ledger.db") as log:
+        assert len(log.read_all()) == 2
+
+
 # The freshness mark.
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pmm_shm import typed
+from pmm_shm.flags import Flag
 from pmm_shm.folds.self_model import OpenCommitment
 from pmm_shm_client.results import Metrics, SelfModelDict
 
@@ -80,3 +81,10 @@ def test_a_typed_dict_is_a_plain_dict_with_all_its_annotations() -> None:
     made = SelfModelDict(identity={"name": "Echo", "traits": {}}, commitments={"open": {}, "expired": {}})
     assert type(made) is dict
     assert list(OpenCommitment.__annotations__) == ["cid", "text", "source", "snoozed_until"]
+
+
+@pytest.mark.parametrize("flag", [Flag.ON, Flag.OFF, Flag.UNSET])
+def test_a_copy_of_a_flag_is_the_flag(flag: Flag) -> None:
+    copies = [copy.copy(flag), copy.deepcopy(flag)]
+    copies += [pickle.loads(pickle.dumps(flag, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    assert all(one is flag for one in copies)
