@@ -35,6 +35,7 @@ from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
+    from pmm_shm.ledger.connection import Connection
     from pmm_shm.ledger.eventlog import EventLog
     from pmm_shm.ledger.new_events import EventInput
     from pmm_shm.ledger.shape import Shape
@@ -65,6 +66,8 @@ class _OwnLog:
         self._path = path
         self._options: dict[str, Any] = {"timeout": timeout, "durability": durability, "shape": shape}
         self.made: EventLog | None = None
+        self.opened: Connection | None = None
+        """The connection of the cache, once it has one."""
 
     def create(self) -> None:
         """Make the ledger if it is missing."""
@@ -78,7 +81,7 @@ class _OwnLog:
             from pmm_shm.ledger.eventlog import UnopenedLog
 
             if self.made is None:
-                self.made = UnopenedLog(self._path, **self._options)
+                self.made = UnopenedLog(self._path, self.opened, **self._options)
             return self.made
 
     def recover(self) -> None:
@@ -156,6 +159,7 @@ class Cache(Reads):
             self._own_log.create()
         memos = Memos()
         reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
+        self._own_log.opened = reader.connection
         super().__init__(reader, memos, consistency, timeout, heeds_flags)
         self._instance = Instance.of(self.path)
         self._autostarts = False

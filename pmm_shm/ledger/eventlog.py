@@ -32,6 +32,7 @@ from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, pa
 from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, check_timeout
 from pmm_shm.ledger.tail import Position, Positioned
+from pmm_shm.resources import shortage
 from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 if TYPE_CHECKING:
@@ -426,13 +427,23 @@ class UnopenedLog(EventLog):
     Parameters:
         path: the real path as of then. Where a folder of it is a link by now, a path that is resolved anew would be
             another one, and the connections of this process find each other by their path.
+        opened: the cache's connection. The log reads through it where this process has no file descriptors for another.
     """
 
     def __init__(
-        self, path: str, *, timeout: float, durability: Durability = "default", shape: Shape | None = None
+        self,
+        path: str,
+        opened: Connection | None,
+        *,
+        timeout: float,
+        durability: Durability = "default",
+        shape: Shape | None = None,
     ) -> None:
         super().__init__(path, timeout=timeout, durability=durability, shape=shape)
         self.path = self._reader.path = self._appender.connection.path = path
+        # For the file and its `-wal`.
+        if opened is not None and shortage(descriptors=2) is not None:
+            self._reader = opened
 
     def _open(self, create: bool) -> None:
         pass

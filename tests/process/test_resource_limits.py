@@ -319,6 +319,34 @@ def test_an_append_without_descriptors_names_the_limit_and_writes_nothing(tmp_pa
     assert appended == "4"
 
 
+READING = """
+import os, resource, sys
+from pmm_shm_client import connect
+cache = connect(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+for descriptor in held[: int(sys.argv[2])]:
+    os.close(descriptor)
+print(len(cache.events()), cache.newest(cache.event(3).kind).id, cache.event(1).id)
+for descriptor in held[int(sys.argv[2]) :]:
+    os.close(descriptor)
+print(cache.append("user", "y"), len(cache.events()))
+"""
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_cache_without_descriptors_reads_events_for_the_first_time(tmp_path: Path, spare: int) -> None:
+    ledger = str(tmp_path / "own.db")
+    fill(ledger, 3)
+    done = run_python(READING, ledger, str(spare), forked=False)
+    assert (done.stdout, done.stderr) == ("3 3 1\n4 4\n", "")
+
+
 def test_many_threads_that_wait_share_what_is_left(served: str) -> None:
     """50 threads of a process with few descriptors: each waits, or says why it cannot, and the process lives."""
     code = """
