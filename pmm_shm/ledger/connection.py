@@ -98,6 +98,12 @@ class Connection:
         with _making:
             _open_connections.add(self)
 
+    def __del__(self) -> None:
+        # The handle and its cache of statements refer to each other. Without this it would stay open until they are
+        # collected: over a fork, too, for which nobody finds it any more.
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
     def on_close(self, hook: Callable[[], None]) -> None:
         """Call `hook` whenever the connection closes, to forget what was remembered of the old epoch."""
         self._close_hooks.append(hook)

@@ -307,6 +307,27 @@ def test_a_cache_reads_its_own_append_where_a_link_took_the_place_of_the_folder(
         assert len(log.read_all()) == 2
 
 
+DROPPED = """
+import gc, os, sys
+from pmm_shm_client import connect
+gc.disable()
+cache = connect(sys.argv[1])
+cache.append("user_message", "one", {})
+cache.events()
+cache = connect(sys.argv[1])
+child = os.fork()
+cache.append("user_message", "two", {})
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_cache_that_was_dropped_unclosed_holds_no_file_open_across_a_fork(ledger: str) -> None:
+    done = daemons.run_python(DROPPED, ledger, forked=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # The freshness mark.
 
 
