@@ -346,7 +346,7 @@ class ReadModel(Cursor):
                 view = view_of(fold, state, as_of)
             else:
                 view = patched_view(fold, known[0], state, written, as_of) if written else known[0]
-        except FoldError:
+        except BaseException:
             # What was written since the known view is told only once.
             self._views.pop(name, None)
             raise
@@ -424,6 +424,7 @@ class ReadModel(Cursor):
         """The position was not found in the log: go back to the base. Returns whether that is another position."""
         if self._snapshot is None or self.position == self._base_position:
             return False
-        self.stand_on(self._base_position)
+        # First: an exception from a signal handler may strike in between, and views of another history must not stay.
         self._begin_history()
+        self.stand_on(self._base_position)
         return True
