@@ -55,7 +55,7 @@ else:
             # Any dict: those of events may have other keys, too.
             return handler.generate_schema(dict[str, Any])
 
-    class _Record(type):
+    class _NamedTupleMaker(type):
         """Makes a named tuple of the annotations of a class."""
 
         def __new__(mcs, name, bases, namespace):
@@ -69,5 +69,5 @@ else:
             kind.__new__.__annotations__ = fields
             return kind
 
-    class NamedTuple(metaclass=_Record):
+    class NamedTuple(metaclass=_NamedTupleMaker):
         pass

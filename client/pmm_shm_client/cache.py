@@ -22,7 +22,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import importable_name
-from pmm_shm.instance.paths import Instance
+from pmm_shm.instance.paths import Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import DURABILITIES, Durability, check_durability, recorded_shape
 from pmm_shm.ledger.files import checked_name
@@ -145,7 +145,8 @@ class Cache(Reads):
             flags.projection_cache(), flags.metrics_cache()
         self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
         agreed = None if shape is None else _agreed_shape(path, shape)
-        name = checked_name(path)
+        # Once for all connections: one that is made later must not follow a link that points elsewhere by then.
+        name = real_path(checked_name(path))
         check_timeout(timeout)
         check_durability(durability)
         self._durability = durability

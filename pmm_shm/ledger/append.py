@@ -36,7 +36,7 @@ from pmm_shm.ledger.connection import Connection, Durability
 from pmm_shm.ledger.fetch import UNDECODABLE
 from pmm_shm.ledger.files import LedgerMoved, file_identity
 from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.new_events import NewEvent, new_event, new_events
+from pmm_shm.ledger.new_events import NewEvent
 from pmm_shm.ledger.opening import LedgerFile
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, REQUIRED_COLUMNS, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
@@ -90,10 +90,6 @@ class Appender:
     Attributes:
         last_row: the newest row that it has appended; None where that is not known, and in a ledger without hashes.
     """
-
-    # What makes the events to append: an `EventLog` that only reads does not import it.
-    new_event = staticmethod(new_event)
-    new_events = staticmethod(new_events)
 
     def __init__(self, path: str, timeout_s: float, durability: Durability, shape: Shape | None = None) -> None:
         self._durability = durability

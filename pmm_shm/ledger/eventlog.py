@@ -20,19 +20,22 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
+from pmm_shm.ledger import chain
+from pmm_shm.ledger.append import Appender, ExpectedHead
+from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.connection import Connection, Durability, check_durability
 from pmm_shm.ledger.fetch import fetch_batch
 from pmm_shm.ledger.files import checked_name
+from pmm_shm.ledger.instants import first_date_text, instant_us
+from pmm_shm.ledger.new_events import EventInput, NewEvent, new_event, new_events
 from pmm_shm.ledger.rows import ID_MAX, ID_MIN, Event, MalformedMeta, RawRow, parse_content, parse_meta, text_or_empty
+from pmm_shm.ledger.schema import TS_INDEX, create_ledger
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, HotJournalError, check_timeout
 from pmm_shm.ledger.tail import Position, Positioned
 from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar
 
 if TYPE_CHECKING:
-    from pmm_shm.ledger.append import Appender, ExpectedHead
-    from pmm_shm.ledger.chain import ChainReport
     from pmm_shm.ledger.event_range import RangeReader
-    from pmm_shm.ledger.new_events import EventInput, NewEvent
     from pmm_shm.ledger.shape import Shape
     from pmm_shm.ledger.source.replica_appender import ReplicaAppender
 
@@ -91,9 +94,7 @@ class EventLog:
         """Seconds to wait for a busy ledger."""
         self.durability: Durability = durability
         """What an acknowledged append survives."""
-        self._shape = shape
-        # Made by the first append, as most of what an append needs is.
-        self._appender: Appender | None = None
+        self._appender = Appender(self.path, timeout, durability, shape)
         # Where appends of a replica go; made when the first one is refused here.
         self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
@@ -107,8 +108,6 @@ class EventLog:
         except (LedgerNotFoundError, BlankLedgerError):
             if not create or self._reader.shape is not None:
                 raise
-            with late_imports:
-                from pmm_shm.ledger.schema import create_ledger
             create_ledger(self.path, self.timeout)
         except HotJournalError:
             pass  # The first read or append repairs it.
@@ -152,8 +151,7 @@ class EventLog:
         for hook in self._close_hooks:
             hook()
         self._reader.close()
-        if self._appender is not None:
-            self._appender.close()
+        self._appender.close()
         if self._source is not None:
             self._source.close()
 
@@ -182,8 +180,7 @@ class EventLog:
             SourceUnreachableError, UnknownOutcomeError, ReplicaLaggingError: on a replica; see their meanings.
             LedgerError: any other problem with the file. In all cases nothing was written.
         """
-        appender = self._appender or self._open_appender()
-        return self._append([appender.new_event(kind, content, meta)], expected_head, wait)[0]
+        return self._append([new_event(kind, content, meta)], expected_head, wait)[0]
 
     def append_many(
         self, events: Iterable[EventInput], *, expected_head: int | Positioned | None = None, wait: bool = True
@@ -193,26 +190,17 @@ class EventLog:
         Each event is `(kind, content, meta)` or a mapping with `kind` and optionally `content`, `meta` and `ts` (ISO
         8601). `expected_head` and `wait` are those of `append`, and so are the errors raised.
         """
-        batch = (self._appender or self._open_appender()).new_events(events)
+        batch = new_events(events)
         return self._append(batch, expected_head, wait) if batch or expected_head is not None else []
 
     def _append(self, batch: list[NewEvent], expected_head: int | Positioned | None, wait: bool) -> list[int]:
         head = None if expected_head is None else _checked_head(expected_head)
         if self._source is None or not self._source.is_current():
             try:
-                return (self._appender or self._open_appender()).append(batch, head)
+                return self._appender.append(batch, head)
             except ReplicaError:
                 self._source = self._open_source()
         return self._source.append(batch, head, wait=wait)
-
-    def _open_appender(self) -> Appender:
-        # One for all threads: the lock of late imports is held.
-        with late_imports:
-            from pmm_shm.ledger.append import Appender
-
-            if self._appender is None:
-                self._appender = Appender(self.path, self.timeout, self.durability, self._shape)
-            return self._appender
 
     def source(self) -> ReplicaAppender | None:
         """How to reach the log of record of a replica; None for any other ledger.
@@ -246,7 +234,7 @@ class EventLog:
             LedgerError: in one of its kinds.
         """
         try:
-            (self._appender or self._open_appender()).recover()
+            self._appender.recover()
         except LedgerUnwritableError as error:
             if all(os.access(place, os.W_OK, effective_ids=True) for place in (self.path, os.path.dirname(self.path))):
                 raise
@@ -272,8 +260,6 @@ class EventLog:
         Raises:
             ConfigError: `after_ts` is not ISO 8601.
         """
-        with late_imports:
-            from pmm_shm.ledger.instants import instant_us
         instant = instant_us(after_ts)
         if instant is None:
             raise ConfigError(f"after_ts: {after_ts!r:.80} is not an ISO 8601 time")
@@ -360,15 +346,13 @@ class EventLog:
 
     def verify_chain(self) -> ChainReport:
         """Verify the hash chain of the whole ledger; the report says what was checked, and the first bad id."""
-        with late_imports:
-            from pmm_shm.ledger.chain import verify_chain
         connection = Connection(self.path, "ro", self._reader.timeout_s, self._reader.shape)
         try:
             try:
-                return verify_chain(connection)
+                return chain.verify_chain(connection)
             except HotJournalError:
                 self.recover()
-                return verify_chain(connection)
+                return chain.verify_chain(connection)
         finally:
             connection.close()
 
@@ -426,9 +410,6 @@ class EventLog:
 
     def _first_id_since(self, instant: int) -> int:
         """An id below which no event is later than `instant`, found by the index on `ts`; the lowest id without it."""
-        with late_imports:
-            from pmm_shm.ledger.instants import first_date_text
-            from pmm_shm.ledger.schema import TS_INDEX
         sql = f"SELECT min(id) FROM events INDEXED BY {TS_INDEX} WHERE ts >= ? LIMIT ?"
         try:
             rows = fetch_batch(self._reader, sql, (first_date_text(instant),), 1).rows
@@ -448,7 +429,7 @@ class UnopenedLog(EventLog):
 
 def own_row(log: EventLog, event_id: int) -> RawRow | None:
     """The row of an event with its hashes, if it is the newest one that the log has appended and still knows."""
-    row = None if log._appender is None else log._appender.last_row
+    row = log._appender.last_row
     return row if row is not None and row[0] == event_id else None
 
 

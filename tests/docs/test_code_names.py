@@ -12,7 +12,7 @@ from tests.support.ledgers import PACKAGES, ROOT
 # Public in spite of their names.
 PUBLIC = {"_asdict", "_fields", "_make", "_replace", "os._exit", "sys._getframe"}
 # `RLock` has no other way to tell whether this thread holds it.
-OF_PYTHON = {"lock._is_owned"}
+OF_PYTHON = {"lock._is_owned", "logging._lock._is_owned"}
 OF_PMM = {
     "_append_listeners",
     "_assign_project_if_needed",

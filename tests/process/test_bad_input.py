@@ -403,7 +403,7 @@ def test_a_rebuild_that_fails_shows_in_the_stats(tmp_path: Path, start_daemon: S
         daemon = start_daemon(path, wait=False, forked=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    daemons.until(daemon._answers)
+    daemons.until(daemon.answers)
     numbers = daemons.until(lambda: (found := daemon.stats())["health"] == "degraded" and found)
     assert numbers["problem"].startswith("rebuild failed: ")
     assert not numbers["is_published"]

@@ -12,8 +12,9 @@ import pytest
 from bench import recall
 from pmm_shm import limits
 from pmm_shm_client import Cache, EventLog, connect
-from tests.support.fork_daemon import ForkedDaemon, wait_until
+from tests.support.fork_daemon import ForkedDaemon
 from tests.support.paraphrases import PAIRS
+from tests.support.polling import until
 
 IDENTIFIERS = [f"INV-{2200 + number}" for number in range(100)] + [f"TCK-{400 + 7 * number}" for number in range(60)]
 NAMES = (
@@ -136,7 +137,7 @@ def test_a_daemon_changes_no_answer(tmp_path: Path) -> None:
     with connect(path, embedder="wordllama") as cache:
         before = answers(cache)
     with ForkedDaemon(path, "--embedder", "wordllama"), connect(path, embedder="wordllama") as cache:
-        wait_until(lambda: cache.search("?", 1).embedded_here == 0, "the table to be filled")
+        until(lambda: cache.search("?", 1).embedded_here == 0, "the table to be filled")
         assert answers(cache) == before
 
 

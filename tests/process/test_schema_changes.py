@@ -185,7 +185,7 @@ def test_other_changes_of_the_schema_only_mean_look_again(make_site: Callable[..
 
 
 def test_the_table_is_replaced_by_one_without_integer_ids(make_site: Callable[..., Site]) -> None:
-    """The daemon says so, once, and goes on when the table is as it was."""
+    """The daemon says so, once, as does its indexer if it looks, and both go on when the table is as it was."""
     site = make_site()
     alter(
         site.path,
@@ -202,4 +202,5 @@ def test_the_table_is_replaced_by_one_without_integer_ids(make_site: Callable[..
     until(lambda: site.numbers()["problem"] is None, "the daemon goes on")
     assert site.cache.append("user", "after") == EVENTS + 1
     assert site.cache.wait_for(EVENTS + 1) == EVENTS + 1
-    assert len(site.lines("error")) == 1
+    said = [line["event"] for line in site.lines("error")]
+    assert said in (["degraded"], ["degraded", "indexing failed"])
