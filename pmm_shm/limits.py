@@ -33,6 +33,8 @@ TAIL_FETCH_ROWS = 64
 TAIL_FEW_ROWS = 32
 # So many events may wait until a fold of a reader is asked for.
 QUEUED_EVENTS_MAX = 256
+# The longest `content` and `meta` of an event that waits: as all of them can be in memory at once.
+QUEUED_CHARS_MAX = 16_384
 # Events of one replay after which `meta` is parsed by msgspec, if that is installed: its import takes 20 ms.
 FAST_JSON_EVENTS_MIN = 16_384
 # Rows that the follower folds between two signs of progress.

@@ -129,6 +129,8 @@ class Reader:
         self._head_marks_seen = 0
         self._head_marks_seen_by: tuple[int, FileId] | None = None
         self._is_inside = False
+        # Whether a call was refused within the read that is under way: its error may have ended that read anywhere.
+        self._was_entered = False
         self._is_closed = False
         self.replays = 0
 
@@ -184,11 +186,14 @@ class Reader:
         """
 
         def read() -> _T:
+            self._was_entered = False
             mark = self.freshness.take()
             with self.snapshots as snapshot:
                 try:
                     return make(self._at_head(snapshot, mark))
                 except (LedgerError, FoldError):
+                    if self._was_entered:
+                        self._drop_read_models()
                     raise
                 except BaseException:
                     # It may have struck between two steps that belong together.
@@ -269,6 +274,7 @@ class Reader:
                     if self._is_closed:
                         raise ClosedError(f"{self.connection.path}: the cache was closed")
                     if self._is_inside:
+                        self._was_entered = True
                         raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
                     try:
                         self._is_inside = True

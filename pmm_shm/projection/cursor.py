@@ -20,7 +20,7 @@ from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.rows import in_new_thread
+from pmm_shm.ledger.rows import RawRow, in_new_thread
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, WideTailReader
 from pmm_shm.store.snapshot import DETACHED, Attachment, Lineage, LmdbBase, Snapshot
 from pmm_shm.typed import Any, TypeVar
@@ -167,7 +167,10 @@ class Cursor:
 
         tail = read(self.position)
         while tail.is_anchored and not tail.is_complete:
-            next_tail = in_new_thread(functools.partial(read, tail.position))
+            next_tail: Callable[[], Tail] = functools.partial(read, tail.position)
+            # Where there is no thread to be had, the rows are read in turn.
+            with contextlib.suppress(RuntimeError):
+                next_tail = in_new_thread(next_tail)
             try:
                 yield self.advance(tail=tail)
             except BaseException:
@@ -346,7 +349,7 @@ class ReadModel(Cursor):
                 view = view_of(fold, state, as_of)
             else:
                 view = patched_view(fold, known[0], state, written, as_of) if written else known[0]
-        except FoldError:
+        except BaseException:
             # What was written since the known view is told only once.
             self._views.pop(name, None)
             raise
@@ -368,8 +371,9 @@ class ReadModel(Cursor):
         self._begin_history()
 
     def _queue(self, tail: Tail) -> None:
-        """As `_take`; of a few rows, each fold is given its events when it is asked for."""
-        if len(tail.rows) > limits.TAIL_FEW_ROWS or self._engine.queued > limits.QUEUED_EVENTS_MAX:
+        """As `_take`; of a few short rows, each fold is given its events when it is asked for."""
+        are_few = len(tail.rows) <= limits.TAIL_FEW_ROWS and self._engine.queued <= limits.QUEUED_EVENTS_MAX
+        if not are_few or not all(map(_may_wait, tail.rows)):
             self._take(tail, None)
             return
         self._has_overlay = True
@@ -424,6 +428,17 @@ class ReadModel(Cursor):
         """The position was not found in the log: go back to the base. Returns whether that is another position."""
         if self._snapshot is None or self.position == self._base_position:
             return False
-        self.stand_on(self._base_position)
+        # First: an exception from a signal handler may strike in between, and views of another history must not stay.
         self._begin_history()
+        self.stand_on(self._base_position)
         return True
+
+
+def _may_wait(row: RawRow) -> bool:
+    """Whether a row is so short that its event can be kept for a fold that nobody may ask for."""
+    content, meta = row[3], row[4]
+    return (
+        content.__class__ is str
+        and len(content) <= limits.QUEUED_CHARS_MAX
+        and (meta.__class__ is not str or len(meta) <= limits.QUEUED_CHARS_MAX)
+    )

@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["view", "patch"])
-@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt, MemoryError, LedgerBusyError])
 def test_a_view_that_is_interrupted_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: type[BaseException]
 ) -> None:
@@ -56,6 +56,33 @@ def test_a_view_that_is_interrupted_loses_nothing(
                 cache.commitments()
         cache.append("commitment_open", "", {"cid": "after", "text": "x"})
         assert list(cache.commitments().open) == ["before", "lost", "after"]
+        assert equals_replay(cache)
+
+
+def test_a_read_that_a_refused_call_ends_leaves_no_old_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler reads, is refused, and lets the error through, while the log is found to have changed."""
+    with connect(path) as cache:
+        cache.append("commitment_open", "", {"cid": "gone", "text": "x"})
+        assert "gone" in cache.commitments().open
+        with sqlite3.connect(path) as other:
+            other.execute("DELETE FROM events WHERE id = (SELECT max(id) FROM events)")
+
+        def struck() -> None:
+            # It strikes once.
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGUSR1)
+
+        def handler(*_: object) -> None:
+            cache.metrics()
+
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            monkeypatch.setattr(cache._reader, "_on_reset", struck)
+            with pytest.raises(LedgerBusyError, match="a read of this thread is under way"):
+                cache.commitments()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert "gone" not in cache.commitments().open
         assert equals_replay(cache)
 
 

@@ -36,11 +36,11 @@ def pressed(method):
 
 
 screen.TerminalScreen.note = pressed(screen.TerminalScreen.note)
-typing_lines.History.add = pressed(typing_lines.History.add)
+typing_lines.TypedTexts.add = pressed(typing_lines.TypedTexts.add)
 """
 
 
-@pytest.mark.parametrize("moment", ["TerminalScreen.note", "History.add"])
+@pytest.mark.parametrize("moment", ["TerminalScreen.note", "TypedTexts.add"])
 def test_ctrl_c_beside_an_answer_ends_no_chat(talk: Talk, ledger: str, tmp_path: Path, moment: str) -> None:
     site = tmp_path / "site"
     site.mkdir()
@@ -52,7 +52,7 @@ def test_ctrl_c_beside_an_answer_ends_no_chat(talk: Talk, ledger: str, tmp_path:
     child.say("hello")
     child.say("/undo")
     # A line that is dropped while it is remembered is not said.
-    assert [kind for kind, _, _ in events(ledger)].count("response") == (moment != "History.add")
+    assert [kind for kind, _, _ in events(ledger)].count("response") == (moment != "TypedTexts.add")
     assert "Traceback" not in child.raw()
     child.send("\x04")
     child.wait()

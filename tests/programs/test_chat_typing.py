@@ -15,7 +15,7 @@ import pexpect
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_chat.typing_lines import History, history_file
+from pmm_shm_chat.typing_lines import TypedTexts, history_file
 from pmm_shm_chat.waiting import FRAMES
 from tests.support import daemons
 from tests.support.chat import Endpoint, check_sound, delta, events
@@ -221,7 +221,7 @@ def test_a_user_without_a_home_has_no_history(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "home", fail)
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    history = History(history_file())
+    history = TypedTexts(history_file())
     history.add("hello")
     assert history.read() == []
 

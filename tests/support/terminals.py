@@ -47,7 +47,9 @@ class Terminal(pexpect.spawn):  # type: ignore[misc]
     """A Python program at a terminal of this size, which asks for input with a prompt."""
 
     def __init__(self, arguments: list[str], env: Mapping[str, str], rows: int, columns: int, prompt: str) -> None:
-        super().__init__(sys.executable, arguments, env=env, encoding="utf-8", dimensions=(rows, columns), timeout=20)
+        options = {"env": env, "encoding": "utf-8", "dimensions": (rows, columns), "timeout": 20}
+        # A process that has run many tests may have descriptors that select(2) does not take.
+        super().__init__(sys.executable, arguments, use_poll=True, **options)
         self.delaybeforesend = None
         self.screen = _Screen(self, rows, columns)
         self.logfile_read = self._shows = _Shows(self.screen)

@@ -174,6 +174,27 @@ def test_events_do_not_pile_up_for_a_fold_that_nobody_asks_for(
         assert everything(cache) == replayed(ledger)
 
 
+@pytest.mark.parametrize("column", ["content", "meta"])
+def test_a_long_event_does_not_wait_for_a_fold_that_nobody_asks_for(
+    ledger: str, publish: Callable[[str], Publisher], column: str
+) -> None:
+    fill(ledger, _FIRST)
+    publish(ledger)
+    text = "x" * limits.QUEUED_CHARS_MAX
+    with connect(ledger) as cache:
+        foreign(ledger, content=text)
+        cache.metrics()
+        engine = cache._reader._read_models["published"]._engine
+        assert engine.queued == 1
+        if column == "content":
+            foreign(ledger, content=text + "x")
+        else:
+            foreign(ledger, meta=json.dumps({"text": text}))
+        cache.metrics()
+        assert engine.queued == 0
+        assert everything(cache) == replayed(ledger)
+
+
 def test_a_second_read_under_the_same_mark_makes_no_statement(
     ledger: str, publish: Callable[[str], Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:

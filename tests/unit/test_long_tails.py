@@ -197,6 +197,18 @@ def test_reading_ahead_folds_the_same(path: str) -> None:
     connection.close()
 
 
+def test_without_a_thread_the_rows_are_read_in_turn(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    connection = Connection(path, "ro")
+    cursor = Cursor(built_in_folds(), connection)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert len(list(cursor.advance_reading_ahead())) > 5
+    assert cursor.events_folded == 300
+    connection.close()
+
+
 def test_nothing_is_read_behind_an_iterator_that_is_closed(path: str) -> None:
     connection, threads = Connection(path, "ro"), threading.active_count()
     cursor = Cursor(built_in_folds(), connection)
