@@ -188,9 +188,7 @@ class Engine:
         """
         try:
             applied = self.queue(rows, states, places)
-            for name, events in self._queues.items():
-                if events:
-                    apply_events(self.folds[name], events, states[name])
+            self._fold(states)
         finally:
             self.forget()
         # Only a long replay is worth the import.
@@ -253,6 +251,11 @@ class Engine:
         candidates = {kind for fold in self.folds.values() if isinstance(fold, BatchFold) for kind in fold.newest_max}
         waiting = {kind: (self._routes.get(kind) or self._route(kind)).newest for kind in candidates}
         return {kind: rows.maxlen for kind, rows in waiting.items() if rows is not None and rows.maxlen}
+
+    def _fold(self, states: States) -> None:
+        for name, events in self._queues.items():
+            if events:
+                apply_events(self.folds[name], events, states[name])
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""
