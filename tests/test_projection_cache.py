@@ -521,16 +521,15 @@ def folded_by_the_drop_in(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> int
     build_self_model_cached(log)
     log.append("identity_adopt", "last", {})
     folded = 0
-    apply = Engine.apply
+    queue = Engine.queue
 
     def counted(self: Engine, rows: Any, *others: Any) -> int:
         nonlocal folded
-        rows = list(rows)
         folded += len(rows)
-        return apply(self, rows, *others)
+        return queue(self, rows, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "apply", counted)
+        patch.setattr(Engine, "queue", counted)
         assert build_self_model_cached(log)["identity"]["name"] == "last"
     return folded
 

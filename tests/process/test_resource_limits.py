@@ -111,7 +111,8 @@ def test_a_worker_at_its_limit_reads_embeds_and_says_which_limit(served: str, wh
     for name, answer in {"wait": "DaemonTimeoutError", "stats": EVENTS, "verify": True}.items():
         is_answer = said[name] == answer or str(said[name]).startswith("DaemonTimeoutError")
         assert is_answer or (said[name].startswith("ResourceLimitError: ") and LIMITS[what] in said[name]), said
-    if what == "descriptors" and spare < 2:
+    # With one that is left, a socket may still fit.
+    if what == "descriptors" and spare < 2 and (spare == 0 or said["stats"] != EVENTS):
         assert said["stats"].endswith("this process is out of file descriptors; it may have 64 (ulimit -n)")
 
 
