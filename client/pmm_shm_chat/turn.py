@@ -186,7 +186,7 @@ class Chat:
         with progress.timed("context"):
             context, prompt = self._prompt(user_id, text, self._messages + 1)
             if prompt.left_out and self._recall:
-                # What there is no room for may be recalled, in fewer words.
+                # Messages that did not fit may be recalled, in fewer words.
                 context, prompt = self._prompt(user_id, text, len(context.messages) - prompt.left_out)
         answer = PartialAnswer()
         try:

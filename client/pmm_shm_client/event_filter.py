@@ -122,7 +122,7 @@ class Selection:
         chosen: list[int] = []
         seen: set[str] = set()
         left = iter(ranking)
-        # Where a filter may leave some out, more are looked at together.
+        # A filter may leave some out, so look at more of them at once.
         rows_of_each = 1 if self._wanted.admits_all else 2
         while len(chosen) < count:
             part = list(islice(left, min(_ROWS, rows_of_each * (count - len(chosen)))))

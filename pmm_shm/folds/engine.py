@@ -255,7 +255,7 @@ class Engine:
     def _fold(self, states: States) -> None:
         for name, events in self._queues.items():
             if events:
-                apply_events(self.folds[name], events, states[name])
+                self.fold(name, states[name])
 
     def _decode(self, rows: Iterable[RawRow], decode_state: State | None) -> int:
         """Queue the events of `rows` for the folds that need them; returns how many there are."""

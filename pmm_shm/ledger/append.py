@@ -101,7 +101,7 @@ class Appender:
     def _forget(self) -> None:
         self.last_row: RawRow | None = None
         self._formula: Formula | None = None
-        # SQLite's number of others' commits, as of the last own append. None where that is not known.
+        # `PRAGMA data_version` at the last own append: others' commits change it. None if it is not known.
         self._version: int | None = None
         self._prepared: _Prepared | None = None
         self._indexed = False

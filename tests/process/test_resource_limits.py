@@ -290,11 +290,7 @@ print(all(process_memory()) and all(first))
     assert done.stdout == "True\n", done.stderr
 
 
-APPENDING = """
-import os, resource, sys
-from pmm_shm.errors import LedgerError
-from pmm_shm_client import EventLog
-log = EventLog(sys.argv[1])
+USE_UP_DESCRIPTORS = """
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 held = []
 try:
@@ -302,7 +298,17 @@ try:
         held.append(os.open(os.devnull, os.O_RDONLY))
 except OSError:
     pass
-try:
+"""
+
+APPENDING = (
+    """
+import os, resource, sys
+from pmm_shm.errors import LedgerError
+from pmm_shm_client import EventLog
+log = EventLog(sys.argv[1])
+"""
+    + USE_UP_DESCRIPTORS
+    + """try:
     log.append("user", "x")
 except LedgerError as error:
     print(f"{type(error).__name__}: {error}")
@@ -310,6 +316,7 @@ for descriptor in held:
     os.close(descriptor)
 print(log.append("user", "y"))
 """
+)
 
 
 def test_an_append_without_descriptors_names_the_limit_and_writes_nothing(tmp_path: Path) -> None:
@@ -320,24 +327,21 @@ def test_an_append_without_descriptors_names_the_limit_and_writes_nothing(tmp_pa
     assert appended == "4"
 
 
-READING = """
+READING = (
+    """
 import os, resource, sys
 from pmm_shm_client import connect
 cache = connect(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-held = []
-try:
-    while True:
-        held.append(os.open(os.devnull, os.O_RDONLY))
-except OSError:
-    pass
-for descriptor in held[: int(sys.argv[2])]:
+"""
+    + USE_UP_DESCRIPTORS
+    + """for descriptor in held[: int(sys.argv[2])]:
     os.close(descriptor)
 print(len(cache.events()), cache.newest(cache.event(3).kind).id, cache.event(1).id)
 for descriptor in held[int(sys.argv[2]) :]:
     os.close(descriptor)
 print(cache.append("user", "y"), len(cache.events()))
 """
+)
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])
