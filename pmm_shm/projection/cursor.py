@@ -308,7 +308,8 @@ class ReadModel(Cursor):
             assert snapshot is not None
             self.attach(snapshot)
         if self._unproven is None:
-            if is_head and self.position == self._base_position:
+            # A replay in memory has no base: at the start it has read nothing.
+            if is_head and self.lineage is not None and self.position == self._base_position:
                 return True
             if mark is not None and mark == self._head_mark and self.position == before:
                 return True

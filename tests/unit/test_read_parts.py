@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -19,6 +20,7 @@ from pmm_shm.codec import pack, unpack
 from pmm_shm.errors import SnapshotUnavailableError, StoreError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
+from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.rows import InvalidText
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, position_of
 from pmm_shm.store.environment import close, open_reader
@@ -358,6 +360,45 @@ def test_an_overlay_of_another_history_is_found_under_the_mark(ledger: str, publ
         foreign(ledger)
         publisher.publish()
         assert cache.identity() == (None, cache.identity().traits, 69)
+        assert everything(cache) == replayed(ledger)
+
+
+def test_a_restore_between_the_mark_and_the_tail_is_read_from_its_first_event(
+    ledger: str, publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published stands at the head by the mark, but the overlay that it has passed is looked for."""
+    backup = ledgers.build(tmp_path / "backup.db", 0)
+    fill(backup, 24)
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        foreign(ledger)
+        assert cache.metrics().as_of == 68
+        foreign(ledger)
+        publisher.publish()
+        look = TailReader.read_holding
+
+        def restore_first(self: TailReader, *arguments: Any) -> Any:
+            monkeypatch.undo()
+            restore(backup, ledger, keep=False)
+            return look(self, *arguments)
+
+        monkeypatch.setattr(TailReader, "read_holding", restore_first)
+        assert cache.frame().as_of == 24
+        assert everything(cache) == replayed(ledger)
+
+
+def test_a_state_that_was_found_wrong_is_replayed_though_it_stands_at_the_head(
+    ledger: str, publisher: Publisher
+) -> None:
+    with connect(ledger) as cache:
+        followed(cache, ledger, publisher)
+        ledgers.execute(ledger, "UPDATE events SET content = 'edited' WHERE kind = 'user' AND id < 60")
+        foreign(ledger)
+        publisher.publish()
+        assert cache.metrics().as_of == 68
+        assert not cache.verify().ok
+        assert everything(cache) == replayed(ledger)
+        cache._reader.begin_anew()
         assert everything(cache) == replayed(ledger)
 
 
