@@ -78,9 +78,12 @@ MAP_SIZE_BYTES = 1 << 40
 MAP_SIZE_BYTES_MIN = 1 << 24
 READERS_MAX = 1_024
 """Processes and threads that can read the published state at the same time."""
+READER_SLOTS_KEPT_MAX = 4
+"""Of the reader slots that a client has needed at the same time, so many stay taken for its next reads."""
+DAEMON_READER_SLOTS = 16
+"""The daemon takes them when it opens the store: its threads never have more reads open at the same time."""
 LOCK_TABLE_BYTES = (READERS_MAX + 4) * 64
 DISK_FULL_BYTES = 1 << 16
-SPARE_TRANSACTIONS_MAX = 64
 STORE_MUTEX_S = 0.25
 KEY_BYTES_MAX = 480
 DELETE_KEYS_PER_TXN = 5_000

@@ -14,9 +14,9 @@ import os
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from sys import getrefcount
 
 import lmdb
 
@@ -36,7 +36,12 @@ _TABLE_LOCK = struct.Struct("=8xI")
 """Of the lock file, in LMDB 0.9 with glibc: the word of the table's lock, which has the thread that holds it."""
 _OWNER = (1 << 30) - 1
 _POLL_S = 0.01
+SPARE_TRANSACTIONS = 1
+"""Those that py-lmdb keeps in order to renew them: one or none, whatever the number says."""
 _TAKEN = os.strerror(errno.EAGAIN)
+_in_a_list = [object()]
+_HELD_ONCE = getrefcount(_in_a_list[0])
+"""What `getrefcount` gives for an element that nothing but its list refers to."""
 
 
 class _Meta(NamedTuple):
@@ -176,6 +181,7 @@ class Environment:
 
     Parameters:
         open_again: opens the same environment once more; None for the writer's.
+        slots_kept_max: how many reader slots it keeps for later reads.
     """
 
     def __init__(
@@ -185,6 +191,7 @@ class Environment:
         directory: StrPath,
         identity: FileId,
         open_again: Callable[[], tuple[lmdb.Environment, _ReaderTable]] | None = None,
+        slots_kept_max: int = limits.READER_SLOTS_KEPT_MAX,
     ) -> None:
         self.env = env
         self._table = table
@@ -193,8 +200,10 @@ class Environment:
         self.identity = identity
         self.users = 1
         self._reads = 0
-        self._slots = 0
-        self._ended: list[weakref.ref[lmdb.Transaction]] = []
+        self._slots_kept_max = slots_kept_max
+        # Each has a reader slot. py-lmdb renews the transaction whose object has gone last, and gives up the slots of
+        # all others: so the objects are kept here, and one of them goes right before it is renewed.
+        self._ended: list[lmdb.Transaction] = []
         self._reads_lock = threading.RLock()
         self._reads_ended = threading.Condition(self._reads_lock)
         self._is_resize_waiting = False
@@ -246,7 +255,7 @@ class Environment:
         transaction.abort()
         with self._reads_lock:
             self._reads -= 1
-            self._ended.append(weakref.ref(transaction))
+            self._keep_slot_of(transaction)
             if self._is_resize_waiting:
                 self._reads_ended.notify_all()
 
@@ -263,7 +272,7 @@ class Environment:
                     value: bytes | None = transaction.get(key)
                 finally:
                     transaction.abort()
-                    del transaction
+                    self._keep_slot_of(transaction)
                 return value
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
@@ -291,18 +300,19 @@ class Environment:
                 self._is_resize_waiting = True
                 self._reads_ended.wait()
             self._is_resize_waiting = False
+            # The new map ends them.
+            self._ended.clear()
             self.env.set_mapsize(size_bytes)
 
     def _begin_with_lock(self, buffers: bool = False) -> _AnyTransaction:
         is_resized = False
         while True:
             try:
-                # py-lmdb reuses a slot when its transaction's object is gone, and somebody may keep one that has ended.
-                for ended in tuple(self._ended):
-                    if ended() is None:
-                        self._ended.remove(ended)
-                while self._reads + len(self._ended) >= self._slots:
-                    self._take_slot()
+                ended = self._ended
+                if ended and getrefcount(ended[-1]) == _HELD_ONCE:
+                    del ended[-1]
+                else:
+                    self._free_slot()
                 return self.env.begin(buffers=True) if buffers else self.env.begin()
             except lmdb.MapResizedError:
                 if is_resized:
@@ -310,11 +320,34 @@ class Environment:
                 is_resized = True
                 self.resize()
 
-    def _take_slot(self) -> None:
-        """A new slot needs the lock of the table, which a stopped process may hold; one of this process's does not."""
+    def _free_slot(self) -> None:
+        """See to a slot for the next transaction. A new one needs the lock of the table; a stopped process may hold it."""
+        ended = self._ended
+        for number in range(len(ended) - 1, -1, -1):
+            # Somebody still has the others.
+            if getrefcount(ended[number]) == _HELD_ONCE:
+                del ended[number]
+                return
         self._table.wait_until_free(limits.STORE_MUTEX_S)
-        self.env.begin().abort()
-        self._slots += 1
+
+    def _keep_slot_of(self, ended: _AnyTransaction) -> None:
+        if len(self._ended) < self._slots_kept_max:
+            self._ended.append(ended)
+
+    def take_slots(self) -> None:
+        """Take all reader slots that are kept: as many reads at a time never need the lock of the table.
+
+        Raises:
+            HeldTableError: another process keeps the table of readers locked.
+            lmdb.Error: the table is full, for example.
+        """
+        with self._reads_lock:
+            self._table.wait_until_free(limits.STORE_MUTEX_S)
+            # All are open at once, so that each needs a slot.
+            taken = [self.env.begin() for _ in range(self._slots_kept_max - len(self._ended))]
+            for transaction in taken:
+                transaction.abort()
+            self._ended += taken
 
     def follow_copy_up(self) -> None:
         """Map the data file anew if this map is of another file, which stands still.
@@ -335,7 +368,6 @@ class Environment:
                 return
             if not self._reads:
                 self.close()
-                self._slots = 0
                 self._ended.clear()
                 self.env, self._table = self._open_again()
         finally:
@@ -350,9 +382,11 @@ class Environment:
 
     def check_readers(self) -> None:
         """Free the reader slots of processes that have died; without effect while the table of readers is locked."""
-        with self._reads_lock, suppress(HeldTableError):
+        with suppress(HeldTableError):
+            # Reads go on meanwhile.
             self._table.wait_until_free(limits.STORE_MUTEX_S)
-            self.env.reader_check()
+            with self._reads_lock:
+                self.env.reader_check()
 
     def close(self) -> None:
         """Close the environment, and then its lock file. `close` of this module gives back one use."""
@@ -412,7 +446,7 @@ def _map_to_read(directory: StrPath) -> tuple[lmdb.Environment, _ReaderTable]:
             readonly=True,
             create=False,
             max_readers=limits.READERS_MAX,
-            max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
+            max_spare_txns=SPARE_TRANSACTIONS,
         ),
         directory,
         limits.STORE_MUTEX_S,

@@ -12,11 +12,21 @@ from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import StoreError
 from pmm_shm.instance.making import DATA_MODE, LOCK_TABLE_MODE, make_file
 from pmm_shm.instance.paths import DATA_FILE, LOCK_TABLE_FILE
-from pmm_shm.store.environment import Environment, check_size, data_file_identity, open_map, open_once
+from pmm_shm.store.environment import (
+    SPARE_TRANSACTIONS,
+    Environment,
+    check_size,
+    data_file_identity,
+    open_map,
+    open_once,
+    store_error,
+)
 
 
 def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) -> Environment:
     """Open the environment in the directory for the daemon; it is made if it is missing.
+
+    It has all reader slots that the daemon's threads need: none of them ever waits for another process to get one.
 
     Raises:
         StoreError: it cannot be opened.
@@ -31,7 +41,7 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
                 str(directory),
                 map_size=size,
                 max_readers=limits.READERS_MAX,
-                max_spare_txns=limits.SPARE_TRANSACTIONS_MAX,
+                max_spare_txns=SPARE_TRANSACTIONS,
                 sync=False,
                 metasync=False,
                 readahead=False,
@@ -44,7 +54,18 @@ def open_writer(directory: Path, map_size_bytes: int = limits.MAP_SIZE_BYTES) ->
         crash_point("open_environment.opened")
         identity = data_file_identity(directory)
         assert identity is not None
-        return Environment(env, table, directory, identity)
+        environment = Environment(env, table, directory, identity, slots_kept_max=limits.DAEMON_READER_SLOTS)
+        try:
+            # First those of daemons that were killed, so that their number does not matter.
+            environment.check_readers()
+            environment.take_slots()
+        except lmdb.Error as error:
+            environment.close()
+            raise store_error(directory, error) from error
+        except BaseException:
+            environment.close()
+            raise
+        return environment
 
     return open_once(directory, opened)
 

@@ -96,12 +96,19 @@ class LmdbBase:
 class Snapshot:
     """The published state, as of one transaction; valid only within a `with` of `SnapshotReader`."""
 
-    __slots__ = ("header", "identity", "transaction")
+    __slots__ = ("_attachment", "header", "identity", "transaction")
 
     def __init__(self, transaction: Transaction, header: Header, identity: FileId) -> None:
         self.transaction = transaction
         self.header = header
         self.identity = identity
+        self._attachment: Attachment | None = None
+
+    def detach(self) -> None:
+        """Let go of the transaction: whoever keeps a state must not keep its reader slot."""
+        self.transaction = DETACHED
+        if self._attachment is not None:
+            self._attachment.transaction = DETACHED
 
     def lineage(self, folds: list[Fold]) -> Lineage | None:
         """The lineage of these folds' states; None where one of them is not published."""
@@ -126,7 +133,9 @@ class Snapshot:
         generation = self.header.generation_of(fold)
         if generation is None:
             raise StoreError(f"fold {fold.name!r} is not published in this version and with these parameters")
-        return LmdbBase(Attachment(self.transaction), generation)
+        if self._attachment is None:
+            self._attachment = Attachment(self.transaction)
+        return LmdbBase(self._attachment, generation)
 
     def state_sizes(self, entries_max: int) -> dict[str, tuple[int, int]]:
         """Fold name to (entries, bytes of keys and values) of its state; counting ends at `entries_max` of each."""

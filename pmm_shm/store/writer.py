@@ -6,9 +6,10 @@ Invariant: a rebuild writes into a generation that no header names, until one co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,9 +78,20 @@ class StoreWriter:
     def environment(self) -> Environment:
         return self._environment
 
-    def snapshot(self, transaction: Transaction) -> Snapshot:
-        """The published state within a transaction of `environment.read()`."""
-        return Snapshot(transaction, Header.unpack(transaction.get(HEADER_KEY) or b""), self._environment.identity)
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The published state, within a read transaction.
+
+        Raises:
+            StoreError: as `Environment.read`.
+        """
+        with self._environment.read() as transaction:
+            header = Header.unpack(transaction.get(HEADER_KEY) or b"")
+            snapshot = Snapshot(transaction, header, self._environment.identity)
+            try:
+                yield snapshot
+            finally:
+                snapshot.detach()
 
     def publish(self, position: Position, states: Mapping[Fold, State], head_mark: bytes = b"") -> None:
         """Write the overlays and move the position, in one commit.
@@ -310,6 +322,9 @@ class StoreWriter:
         except (lmdb.Error, OSError, MemoryError) as error:
             raise StoreFullError(f"{self._instance.directory}: the map cannot grow to {size} bytes: {error}") from error
         crash_point("grow.grown")
+        # Without them, each is taken when it is needed.
+        with contextlib.suppress(lmdb.Error, StoreError):
+            self._environment.take_slots()
         self.map_growths += 1
 
     def _open_or_remake(self) -> Environment:

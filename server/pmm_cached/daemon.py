@@ -210,8 +210,7 @@ class Daemon:
         slots = self._writer.reader_slots()
         readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
         oldest = min(readers, key=lambda reader: reader[1], default=None)
-        with self._writer.environment.read() as transaction:
-            snapshot = self._writer.snapshot(transaction)
+        with self._writer.snapshot() as snapshot:
             states = {fold.name: snapshot.state(fold) for fold in self._folds if snapshot.header.generation_of(fold)}
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
         numbers["quarantined"] = count

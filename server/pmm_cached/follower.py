@@ -151,8 +151,8 @@ class Follower:
         mark = self._take_mark()
         self._look_at_schema()
         try:
-            with self._writer.environment.read() as transaction:
-                step = self._fold_batch(self._writer.snapshot(transaction))
+            with self._writer.snapshot() as snapshot:
+                step = self._fold_batch(snapshot)
         except BaseException:
             # Half a batch is folded; the next step begins at the published position again.
             self._cursor.drop_overlay()

@@ -370,15 +370,15 @@ class Maintenance(BackgroundThread):
             live = [fold for fold in self._follower.live if job.fold is None or fold.name == job.fold]
         if not live:
             return None
-        with self._writer.environment.read() as transaction:
-            return copy_published(self._writer.snapshot(transaction), live)
+        with self._writer.snapshot() as snapshot:
+            return copy_published(snapshot, live)
 
     def _is_still_published(self, copy: PublishedCopy) -> bool:
         """Whether the verified state still is the followed one; with the follower at rest."""
         if not set(copy.folds) <= set(self._follower.live):
             return False
-        with self._writer.environment.read() as transaction:
-            return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
+        with self._writer.snapshot() as snapshot:
+            return snapshot.lineage(list(copy.folds)) == copy.lineage
 
     def _act_on(self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy) -> None:
         with self._standstill:

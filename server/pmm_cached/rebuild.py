@@ -16,7 +16,7 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Tail, oldest_of
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm.store.snapshot import Attachment, LmdbBase
+from pmm_shm.store.snapshot import DETACHED, Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
 
 
@@ -36,7 +36,7 @@ class Rebuild:
         self._check = check
         self._connection = Connection(path, "ro")
         self._cursor = Cursor(folds, self._connection)
-        self._is_flushed = False
+        self._attachment = Attachment()
         self.first_id: int | None = None
         self._generations: dict[Fold, int] = {}
 
@@ -89,13 +89,14 @@ class Rebuild:
         """Fold and flush one chunk. Returns whether the head was reached."""
         cursor, is_complete = self._cursor, False
         with self._writer.environment.read() as transaction:
-            if self._is_flushed:
-                within = Attachment(transaction)
-                cursor.rebase({fold.name: LmdbBase(within, number) for fold, number in self._generations.items()})
-            while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
-                is_complete = next(tails).is_complete
-                check()
+            self._attachment.transaction = transaction
+            try:
+                while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
+                    is_complete = next(tails).is_complete
+                    check()
+            finally:
+                self._attachment.transaction = DETACHED
         self._writer.flush_shadow({number: cursor.states[fold.name] for fold, number in self._generations.items()})
-        self._is_flushed = True
+        cursor.rebase({fold.name: LmdbBase(self._attachment, number) for fold, number in self._generations.items()})
         cursor.drop_overlay()
         return is_complete

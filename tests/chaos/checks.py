@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_cached.follower import all_folds
+from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.projection.verification import PublishedCopy, copy_published, verify
@@ -22,7 +23,7 @@ from pmm_shm_client.replaying import replayed
 from tests.support import answers, daemons, ledgers
 
 SLOTS_PER_CLIENT_MAX = 3
-SLOTS_OF_DAEMON_MAX = 8
+SLOTS_OF_DAEMON_MAX = limits.DAEMON_READER_SLOTS
 
 
 def difference_from_replay(cache: Cache, frame: Frame) -> str | None:

@@ -481,8 +481,8 @@ class Workshop:
 
     def seals(self) -> list[Any]:
         """The seals that are kept."""
-        with self.writer.environment.read() as transaction:
-            return list(self.writer.snapshot(transaction).seals())
+        with self.writer.snapshot() as snapshot:
+            return list(snapshot.seals())
 
     def verify(self) -> None:
         """Verify everything, and wait for it."""

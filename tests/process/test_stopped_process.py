@@ -6,13 +6,16 @@ deadline, as long as it is held.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pmm_shm.store.environment import HeldTableError, open_reader
+from pmm_shm import limits
+from pmm_shm.store.environment import HeldTableError, close, open_reader
+from pmm_shm.store.making import open_writer
 from pmm_shm_client import connect
 from tests.support.daemons import run_daemon
 from tests.support.fork_daemon import ForkedDaemon
@@ -52,6 +55,63 @@ def test_a_process_that_has_read_goes_on_with_the_snapshot(tmp_path: Path) -> No
             until(lambda: cache.metrics(consistency="snapshot").as_of == newest, "the daemon to publish")
             assert cache.stats()["daemon"] is not None
             assert time.monotonic() - started < 3.0
+
+
+def test_a_daemon_takes_its_slots_before_it_needs_them(tmp_path: Path) -> None:
+    """Not one more, whatever its threads do: so none of them ever waits for a stopped process."""
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    with ForkedDaemon(path) as daemon, connect(path) as cache:
+
+        def slots() -> int:
+            store = cache._reader.snapshots.locator.environment
+            assert store is not None
+            return sum(line.split()[:1] == [str(daemon.pid)] for line in store.env.readers().splitlines())
+
+        until(lambda: tables(path)["tables"], "the first flip")
+        cache.metrics(consistency="snapshot")
+        assert slots() == limits.DAEMON_READER_SLOTS
+        for number in range(20):
+            cache.append("user", f"message {number}")
+            cache.embed(f"text {number}")
+            cache.stats()
+        assert cache.verify().ok
+        cache.invalidate()
+        cache.wait_for(cache.append("autonomy_tick"))
+        assert cache.search("message", mode="hybrid").is_complete
+        assert slots() == limits.DAEMON_READER_SLOTS
+
+
+def test_as_many_reads_as_the_daemon_has_slots_need_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    environment = open_writer(Path(f"{path}-cache"))
+    try:
+        with table_of_readers_held(path):
+            kept = [environment.begin(buffers=number % 2 == 0) for number in range(limits.DAEMON_READER_SLOTS)]
+            with pytest.raises(HeldTableError):
+                environment.begin()
+            for transaction in kept:
+                environment.end(transaction)
+    finally:
+        close(environment)
+
+
+def test_a_daemon_that_finds_the_slots_of_killed_ones_clears_them(tmp_path: Path) -> None:
+    path = tmp_path / "pmm.db"
+    make_ledger(path)
+    pids = []
+    for _ in range(2):
+        daemon = ForkedDaemon(path)
+        pids.append(daemon.pid)
+        daemon.kill()
+    with ForkedDaemon(path) as daemon, connect(path) as cache:
+        until(lambda: tables(path)["tables"], "the first flip")
+        cache.metrics(consistency="snapshot")
+        store = cache._reader.snapshots.locator.environment
+        assert store is not None
+        found = {line.split()[0] for line in store.env.readers().splitlines()[1:]}
+        assert found == {str(daemon.pid), str(os.getpid())}
 
 
 def test_a_process_that_opens_the_store_meanwhile_reads_exactly_and_no_thread_of_it_stands(tmp_path: Path) -> None:

@@ -59,13 +59,12 @@ def reader_slots(facts: SystemFacts) -> Iterator[Verdict]:
 
 
 def dead_readers(facts: SystemFacts) -> Iterator[Verdict]:
-    for reader in _readers(facts):
-        if reader.state is None:
-            yield note(
-                f"process {reader.pid} died and left a reader slot",
-                f"the daemon clears it within {limits.DEAD_READERS_CHECK_S:g} s; until then it may keep old pages",
-                restart(facts),
-            )
+    for pid in sorted({reader.pid for reader in _readers(facts) if reader.state is None}):
+        yield note(
+            f"process {pid} died and left its reader slots",
+            f"the daemon clears them within {limits.DEAD_READERS_CHECK_S:g} s; until then they may keep old pages",
+            restart(facts),
+        )
 
 
 def same_pids(facts: SystemFacts) -> Iterator[Verdict]:
