@@ -321,7 +321,7 @@ class Environment:
                 self.resize()
 
     def _free_slot(self) -> None:
-        """See to a slot for the next transaction. A new one needs the lock of the table; a stopped process may hold it."""
+        """See to a slot for the next transaction: a new one needs the lock of the table, which may be held for long."""
         ended = self._ended
         for number in range(len(ended) - 1, -1, -1):
             # Somebody still has the others.
