@@ -49,12 +49,10 @@ def test_a_process_that_has_read_goes_on_with_the_snapshot(tmp_path: Path) -> No
         cache.wait_for(cache.append("autonomy_tick"))
         before = cache.metrics(consistency="snapshot")
         with table_of_readers_held(path):
-            started = time.monotonic()
             assert cache.metrics(consistency="snapshot") == before
             newest = cache.append("autonomy_tick")
             until(lambda: cache.metrics(consistency="snapshot").as_of == newest, "the daemon to publish")
             assert cache.stats()["daemon"] is not None
-            assert time.monotonic() - started < 3.0
 
 
 def test_a_daemon_takes_its_slots_before_it_needs_them(tmp_path: Path) -> None:

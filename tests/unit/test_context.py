@@ -30,7 +30,7 @@ from pmm_shm_client.context import (
 from pmm_shm_client.searching import Hits, Match
 from tests.support import ledgers
 from tests.support.context import DOCUMENTED, NAMES, QUERY, SAID, commit, context_of, log_of, texts
-from tests.support.context_rules import spec_commitment, spec_line
+from tests.support.context_rules import spec_commitment, spec_line, spec_number
 from tests.support.golden_cases import make_ledger
 from tests.support.profiles import examples
 
