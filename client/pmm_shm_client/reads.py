@@ -426,16 +426,17 @@ class Reads(ABC):
 
     def _read(self, name: str, consistency: Consistency | None) -> Any:
         self._check_open()
+        reader = self._reader
         source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
-        if source not in self._reader.folds:
+        if source not in reader.folds:
             self._know(source)
         mode = self._mode(source, consistency)
-        fold = self._reader.folds[source]
+        fold = reader.folds[source]
         if fold.columns and mode == "exact":
-            self._reader.with_ledger(lambda: require_columns((fold,), self._reader.connection))
+            reader.with_ledger(require_columns, (fold,), reader.connection)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         build = partial(self._build, name, source, mode, counter)
-        value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
+        value = reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return value

@@ -203,6 +203,7 @@ class MetricsFold(BatchFold):
     version = 2
     checks_values = False
     shares_events = True
+    has_small_view = True
     kinds: Mapping[str, tuple[Column, ...]] = {
         "identity_adopt": ("content", "meta"),
         "commitment_open": ("content",),

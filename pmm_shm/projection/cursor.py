@@ -336,24 +336,30 @@ class ReadModel(Cursor):
         Raises:
             FoldError: its `view` or `patch` fails.
         """
-        known = self._views.get(name)
-        if known is not None and known[1] is self.position:
+        known, position = self._views.get(name), self.position
+        if known is not None and known[1] is position:
             return known[0]
-        state, written = self.states[name], Touched()
+        fold, state = self.folds[name], self.states[name]
         if self._has_overlay:
             state = self.state(name)
             written = state.take_touched()
-        fold, as_of = self.folds[name], self.position.as_of
+        else:
+            written = Touched()
         try:
-            if known is None or not self._add_published(written, known[1], name):
-                view = view_of(fold, state, as_of)
+            if known is None:
+                view = view_of(fold, state, position.as_of)
+            elif fold.has_small_view:
+                view = view_of(fold, state, position.as_of)
+                view = known[0] if view == known[0] else view
+            elif not self._add_published(written, known[1], name):
+                view = view_of(fold, state, position.as_of)
             else:
-                view = patched_view(fold, known[0], state, written, as_of) if written else known[0]
+                view = patched_view(fold, known[0], state, written, position.as_of) if written else known[0]
         except BaseException:
             # What was written since the known view is told only once.
             self._views.pop(name, None)
             raise
-        self._views[name] = view, self.position
+        self._views[name] = view, position
         return view
 
     def copy(self: _M) -> _M:

@@ -84,15 +84,29 @@ def test_one_proof_counts_for_all_connections(path: str, clock: Clock, proofs: l
 def test_a_proof_of_another_connection_is_no_younger(path: str, clock: Clock) -> None:
     first, second = opened(path), opened(path)
     use(first)
-    clock.now_s += 0.9 * limits.TRUST_PERIOD_S
+    clock.now_s += 0.7 * limits.TRUST_PERIOD_S
     use(second)
     os.close(os.open(path + "-shm", os.O_RDWR))  # Drops every lock of this process on the file.
-    clock.now_s += 0.11 * limits.TRUST_PERIOD_S
+    clock.now_s += 0.31 * limits.TRUST_PERIOD_S
     for one in (second, first):
         with pytest.raises(LockLostError):
             use(one)
     first.close()
     second.close()
+
+
+def test_an_append_proves_the_lock_for_the_read_behind_it(path: str, clock: Clock, proofs: list[int]) -> None:
+    appending, reading = opened(path), opened(path)
+    use(appending)
+    clock.now_s += 0.8 * limits.TRUST_PERIOD_S
+    use(appending)
+    assert len(proofs) == 4
+    clock.now_s += 0.3 * limits.TRUST_PERIOD_S
+    # Of a read: it takes what is proved, to the last moment.
+    assert reading.lock_trusted_until() == pytest.approx(clock.now_s + 0.7 * limits.TRUST_PERIOD_S)
+    assert len(proofs) == 4
+    appending.close()
+    reading.close()
 
 
 def test_a_lost_lock_of_the_ledger_itself_is_noticed(path: str, clock: Clock) -> None:
