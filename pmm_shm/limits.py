@@ -65,6 +65,9 @@ RESTORE_BUSY_MS = 20
 
 # How long a client trusts the freshness mark and the ledger's inode before it checks them again.
 TRUST_PERIOD_S = 0.2
+# How long the look at the path behind an append counts for the look before the next one, which then has two of its own:
+# before its commit, and behind it. As long as an append takes.
+LOOK_BEHIND_APPEND_S = 0.00005
 REPLACEMENT_NOTICED_S = 1.0
 """Within this time, reads notice that another file is at the ledger's path; appends notice it at once."""
 REPLAYS_MAX = 5

@@ -19,6 +19,7 @@ from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
     ChainError,
@@ -101,6 +102,8 @@ class Appender:
     def _forget(self) -> None:
         self.last_row: RawRow | None = None
         self._formula: Formula | None = None
+        # The monotonic time until which the look at the path behind the last append counts for the next one.
+        self._looked_until_s = 0.0
         # `PRAGMA data_version` at the last own append: others' commits change it. None if it is not known.
         self._version: int | None = None
         self._prepared: _Prepared | None = None
@@ -119,6 +122,8 @@ class Appender:
 
     def recover(self) -> None:
         """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
+        # It has no other look at the path.
+        self._looked_until_s = 0.0
         self._run(self._recover)
 
     def close(self) -> None:
@@ -148,7 +153,8 @@ class Appender:
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
         # An old file is let go before it is used again: its index may be that of the new one by now.
-        connection.follow_replacement()
+        if time.monotonic() >= self._looked_until_s:
+            connection.follow_replacement()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
             if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
@@ -267,7 +273,7 @@ class Appender:
                     "appending them again"
                 )
             # Lately, or while this waited for the lock, the file may have been replaced, or switched to WAL mode.
-            if self._is_moved() or connection.is_switched():
+            if self._is_moved() or (not prepared.file.is_wal and connection.is_switched()):
                 raise LedgerMoved
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
@@ -295,8 +301,8 @@ class Appender:
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
         if self._is_moved():
             raise LedgerMoved
-        first_id: int = rows[0][0]
-        return list(range(first_id, first_id + len(rows)))
+        self._looked_until_s = time.monotonic() + limits.LOOK_BEHIND_APPEND_S
+        return [row[0] for row in rows]
 
     def _require_head(self, handle: sqlite3.Connection, expected: ExpectedHead) -> None:
         """Raise where the ledger's head is another one; within the transaction that appends."""
@@ -376,7 +382,10 @@ class Appender:
         else:
             rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
         changes = handle.total_changes
-        inserted = handle.executemany(prepared.insert_sql, rows).rowcount
+        if len(rows) == 1:
+            inserted = handle.execute(prepared.insert_sql, rows[0]).rowcount
+        else:
+            inserted = handle.executemany(prepared.insert_sql, rows).rowcount
         if inserted == handle.total_changes - changes == len(rows) and prepared.keeps_text:
             return rows, formula, version
         self._read_back(prepared, rows if newest is None else [newest, *rows], rows[-1][0])

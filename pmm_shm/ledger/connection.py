@@ -268,8 +268,8 @@ class Connection:
             LedgerReplacedError: the new file is beside the predecessor's non-empty `-wal`.
         """
         # Taken once: another thread may forget it meanwhile.
-        identity = self.identity
-        if identity is not None and file_identity(self.path) != identity:
+        file = self.file
+        if file is not None and file_identity(self.path) != file.identity:
             close_replaced(self.path)
 
     def retry(self, action: Callable[[], _T]) -> _T:
