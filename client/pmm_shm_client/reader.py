@@ -185,7 +185,8 @@ class Reader:
             LedgerError: the ledger cannot be read.
         """
 
-        return self.with_ledger(self._exact, make)
+        result: _T = self.with_ledger(self._exact, make)
+        return result
 
     def _exact(self, make: Callable[[Reading], _T]) -> _T:
         self._was_entered = False
@@ -344,8 +345,12 @@ class Reader:
             self._arrange(snapshot)
         # As long as a memo with this mark is believed, and no longer.
         period = self.connection.epoch, self.freshness.trusted_until, mark
-        may_be_head = snapshot is not None and snapshot.header.head_mark[-WAL_INDEX_HEADER_BYTES:] == mark
-        self._all_to_head(snapshot, period, may_be_head and self._is_of_head(snapshot, mark))
+        is_head = (
+            snapshot is not None
+            and snapshot.header.head_mark[-WAL_INDEX_HEADER_BYTES:] == mark
+            and self._is_of_head(snapshot, mark)
+        )
+        self._all_to_head(snapshot, period, is_head)
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():

@@ -58,6 +58,7 @@ _REPLAY = "replay"
 _FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
+_new_tuple = tuple.__new__
 
 
 class WarningsLog:
@@ -456,7 +457,7 @@ class Reads(ABC):
             is_other = before is None or before.view is not view
             counter.missed(is_published=reading.is_published(source), is_recomputed=is_other)
             value = RESULTS[name](view, as_of) if name in RESULTS else view
-        self._memos[key] = Memo(header, mark, view, as_of, value, counter)
+        self._memos[key] = _new_tuple(Memo, (header, mark, view, as_of, value, counter))
         return value
 
     def _memo_key(self, name: str, mode: str, reading: Reading | ReplayReading) -> tuple[Any, Any, Any]:

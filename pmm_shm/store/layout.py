@@ -173,7 +173,6 @@ class HeaderDecoder:
             is_position = type(anchor) is bytes and (type(event_id) is int or event_id is None)
             if is_position and type(sequence) is int and sequence >= 0 and type(head_mark) is bytes:
                 position = _new_tuple(Position, (event_id, anchor))
-                # `Header(...)` takes three times as long.
                 parts = known.uuid, position, sequence, known.folds, known.is_void, known.next_generation, head_mark
                 return _new_tuple(Header, parts)
         return self._unpack_whole(data)
