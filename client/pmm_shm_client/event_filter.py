@@ -128,7 +128,7 @@ class Selection:
             part = list(islice(left, min(_ROWS, rows_of_each * (count - len(chosen)))))
             if not part:
                 break
-            rows = self._reader.with_ledger(lambda part=part: self._rows(part))  # type: ignore[misc]
+            rows = self._reader.with_ledger(self._rows, part)
             for event_id in part:
                 row = rows.get(event_id)
                 if row is None or len(chosen) == count or not self._wanted.admits(row):
@@ -151,7 +151,7 @@ class Selection:
         last_id = self._wanted.first_id - 1 if self._wanted.first_id > ID_MIN else ID_MIN
         head = last_id
         while True:
-            rows = self._reader.with_ledger(lambda after=last_id: self._rows_after(after))  # type: ignore[misc]
+            rows = self._reader.with_ledger(self._rows_after, last_id)
             found += [row[0] for row in rows if self._wanted.admits(row)]
             if not rows:
                 return found, head
