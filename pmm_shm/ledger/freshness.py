@@ -23,7 +23,7 @@ import weakref
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
-from pmm_shm.ledger.files import LedgerMoved, file_identity
+from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.typed import Literal, NamedTuple
 
 Choice = Literal["auto", "data_version"]
@@ -166,7 +166,7 @@ class Freshness:
 
     def _check_guards(self) -> None:
         connection = self._connection
-        if connection.identity is not None and file_identity(connection.path) != connection.identity:
+        if connection.file is not None and not connection.is_at_path():
             raise LedgerMoved
         connection.close_if_switched()
         connection.handle()

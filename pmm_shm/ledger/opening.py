@@ -25,8 +25,8 @@ from pmm_shm.ledger.files import (
     MOUNTED_ALONE,
     beside_old_wal,
     check_file,
-    file_identity,
     has_wal,
+    ledger_file_id,
     old_users,
     why_wal_is_not_shared,
 )
@@ -206,7 +206,7 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
         try:
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             shm_inode = inode_of(path + "-shm") if is_wal else None
-            identity = file_identity(path)
+            identity = ledger_file_id(path)
             # Before the locks are checked: the first statement that reads takes them.
             version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
             if mode != "immutable":
