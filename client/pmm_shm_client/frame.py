@@ -8,7 +8,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ClosedError, FoldError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.engine import DECODE
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, warning_count_in, warnings_since
 from pmm_shm.frozen import json_text, plain
 from pmm_shm.ledger.tail import Position
 from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -28,6 +28,7 @@ from pmm_shm_client.results import (
 )
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.state import State
     from pmm_shm_client.reader import Reading
 
 OnWarn = Callable[[dict[str, Any]], object]
@@ -76,6 +77,37 @@ def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
         on_warn({"kind": "projection_warn", "content": content, "meta": meta})
     except Exception:
         pass
+
+
+class WarningsLog:
+    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
+
+    It keeps what it has seen, so that each read decodes only newer ones.
+    """
+
+    def __init__(self) -> None:
+        self._closes: list[CloseWithoutEvidence] = []
+        self._reported = 0
+
+    def of(self, state: State) -> Warnings:
+        """The closes without evidence in a state of the self-model, at any position."""
+        count = warning_count_in(state)
+        known = min(len(self._closes), count)
+        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
+            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
+            self._closes, self._reported = [], 0
+        if len(self._closes) < count:
+            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
+        return Warnings(self._closes, count)
+
+    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
+        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
+        if warnings.closes is not self._closes:
+            return
+        fresh = warnings.closes[self._reported : warnings.total]
+        self._reported += len(fresh)
+        for cid, event_id in fresh:
+            warn(cid, event_id, on_warn)
 
 
 def _no_replay(*_: object) -> NoReturn:

@@ -11,7 +11,7 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, is_same_fold, made_fold, name_of_type
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import ID_MIN
@@ -19,14 +19,13 @@ from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import require_columns
 from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 from pmm_shm_client.frame import (
-    CloseWithoutEvidence,
     Frame,
     KeptFrames,
     OnWarn,
     Replays,
     Warnings,
+    WarningsLog,
     views_of,
-    warn,
 )
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
@@ -48,7 +47,6 @@ from pmm_shm_client.results import (
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
     from pmm_shm.folds.directives import ActiveDirective, Directive
-    from pmm_shm.folds.state import State
     from pmm_shm.projection.replay import Progress
     from pmm_shm_client.replaying import ReplayReading
 
@@ -58,37 +56,6 @@ _REPLAY = "replay"
 _FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
-
-
-class WarningsLog:
-    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
-
-    It keeps what it has seen, so that each read decodes only newer ones.
-    """
-
-    def __init__(self) -> None:
-        self._closes: list[CloseWithoutEvidence] = []
-        self._reported = 0
-
-    def of(self, state: State) -> Warnings:
-        """The closes without evidence in a state of the self-model, at any position."""
-        count = warning_count_in(state)
-        known = min(len(self._closes), count)
-        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
-            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
-            self._closes, self._reported = [], 0
-        if len(self._closes) < count:
-            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
-        return Warnings(self._closes, count)
-
-    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
-        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
-        if warnings.closes is not self._closes:
-            return
-        fresh = warnings.closes[self._reported : warnings.total]
-        self._reported += len(fresh)
-        for cid, event_id in fresh:
-            warn(cid, event_id, on_warn)
 
 
 class _ReadNumbers(TypedDict):
@@ -239,7 +206,8 @@ class Reads(ABC):
         self._frames: dict[Any, tuple[Mapping[str, Any], Frame]] = {}
         self._added_folds: dict[str, Fold] = {}
         self._is_closed = False
-        self._reporter = Reporter(Instance.of(self.path), self._counted)
+        self._instance = Instance.of(self.path)
+        self._reporter = Reporter(self._instance, self._counted)
         reader.snapshots.locator.on_pid_collision = self._reporter.hurry
 
     @abstractmethod
