@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import ledger_file_id, not_reached, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -143,8 +143,8 @@ class Connection:
         return self._handle is not None
 
     @property
-    def identity(self) -> tuple[int, int] | None:
-        """(device, inode) of the file that was opened last; None before, and when a replacement was noticed."""
+    def identity(self) -> FileId | None:
+        """That of the file that was opened last; None before, and when a replacement was noticed."""
         return file.identity if (file := self.file) else None
 
     @property
@@ -391,8 +391,8 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     return read_shape(instance)
 
 
-def shm_files_in_use() -> set[tuple[int, int]]:
-    """(device, inode) of the `-shm` files that this process's open connections use."""
+def shm_files_in_use() -> set[FileId]:
+    """The identities of the `-shm` files that this process's open connections use."""
     return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
 
 

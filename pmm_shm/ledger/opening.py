@@ -20,6 +20,7 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.instance.paths import FileId
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     MOUNTED_ALONE,
@@ -73,14 +74,14 @@ class LedgerFile(NamedTuple):
     """The ledger's files as they were when a handle was opened.
 
     Attributes:
-        identity: (device, inode) of the main file.
+        identity: of the main file.
         schema: as it was then, or when it was looked at again.
         is_wal: whether the journal mode is WAL.
         shm_inode: inode of the `-shm` file; None outside WAL mode.
         wal_inode: inode of the `-wal` file; outside WAL mode, of one that was left there.
     """
 
-    identity: tuple[int, int]
+    identity: FileId
     schema: Schema
     is_wal: bool
     shm_inode: int | None
