@@ -242,12 +242,7 @@ class Cache(Recalls):
         with late_imports:
             from pmm_shm.ledger.replicas import is_replica
 
-        return self._log.source() if is_replica(self._reader.with_ledger(self._look_at_definition)) else None
-
-    def _look_at_definition(self) -> frozenset[bytes]:
-        self._freshness.take()
-        self._reader.connection.follow_schema()
-        return self._reader.connection.schema.definition
+        return self._log.source() if is_replica(self._schema().definition) else None
 
     @property
     def shape(self) -> Shape | None:

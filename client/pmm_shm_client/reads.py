@@ -47,6 +47,7 @@ from pmm_shm_client.results import (
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
     from pmm_shm.folds.directives import ActiveDirective, Directive
+    from pmm_shm.ledger.opening import Schema
     from pmm_shm.projection.replay import Progress
     from pmm_shm_client.replaying import ReplayReading
 
@@ -248,7 +249,7 @@ class Reads(ABC):
     def is_of_pmm2(self) -> bool:
         """Whether PMM 2 keeps the ledger: only the process that holds its writer lease can append."""
         self._check_open()
-        return self._reader.with_ledger(self._look_for_pmm2)
+        return self._schema().is_of_pmm2
 
     @property
     def not_applicable(self) -> tuple[str, ...]:
@@ -525,10 +526,15 @@ class Reads(ABC):
     def _not_applicable_here(self) -> tuple[str, ...]:
         return NOT_IN_PMM2 if self._reader.connection.schema.is_of_pmm2 else ()
 
-    def _look_for_pmm2(self) -> bool:
-        self._freshness.take()
-        self._reader.connection.follow_schema()
-        return self._reader.connection.schema.is_of_pmm2
+    def _schema(self) -> Schema:
+        """The table `events`, as it is now."""
+
+        def look() -> Schema:
+            self._freshness.take()
+            self._reader.connection.follow_schema()
+            return self._reader.connection.schema
+
+        return self._reader.with_ledger(look)
 
     def _past_frame(self, event_id: int, progress: Progress | None) -> Frame:
         names = tuple(self._reader.folds)
