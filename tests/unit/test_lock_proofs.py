@@ -132,7 +132,8 @@ def test_sleeps_begin_short_and_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert longest == pytest.approx([0.0003, 0.0006, 0.0012, 0.002, 0.002])
 
 
-def test_a_busy_ledger_is_waited_for(path: str) -> None:
+def test_a_busy_ledger_is_waited_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_errors, "sleep_between", lambda *_: None)
     attempts: list[None] = []
 
     def action() -> int:
@@ -152,7 +153,7 @@ def test_a_busy_ledger_is_waited_for(path: str) -> None:
 def test_a_connection_knows_whether_its_file_is_still_at_the_path(path: str) -> None:
     one = Connection(path, "ro")
     assert not one.is_at_path()
-    use(one)
+    one.handle()
     assert one.is_at_path()
     os.rename(path, path + ".old")
     with pytest.raises(LedgerNotFoundError):
