@@ -1,15 +1,24 @@
-"""A frame: every answer at one position."""
+"""A frame: every answer at one position; and the replays for answers that a frame was made without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from pmm_shm import limits
-from pmm_shm.errors import ClosedError, FoldError
+from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.engine import DECODE
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid, warning_count_in, warnings_since
+from pmm_shm.folds.registry import checked_fold_name
+from pmm_shm.folds.self_model import (
+    MAX_TRAIT_DELTA,
+    Cid,
+    SelfModel,
+    SelfModelFold,
+    warning_count_in,
+    warnings_since,
+)
 from pmm_shm.frozen import json_text, plain
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import Position
 from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pmm_shm_client.results import (
@@ -28,8 +37,11 @@ from pmm_shm_client.results import (
 )
 
 if TYPE_CHECKING:
+    from pmm_shm.folds.contract import Fold
     from pmm_shm.folds.state import State
-    from pmm_shm_client.reader import Reading
+    from pmm_shm.projection.replay import Progress
+    from pmm_shm_client.reader import Reader, Reading
+    from pmm_shm_client.replaying import ReplayReading
 
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
@@ -108,6 +120,54 @@ class WarningsLog:
         self._reported += len(fresh)
         for cid, event_id in fresh:
             warn(cid, event_id, on_warn)
+
+
+class Replayer:
+    """Answers by a full replay. Frames refer to it, and so it must not refer to the cache, which keeps frames: a cache
+    is freed with its last reference.
+    """
+
+    def __init__(self, reader: Reader, warnings: WarningsLog) -> None:
+        self._reader = reader
+        self._warnings = warnings
+
+    def replayed(
+        self, folds: list[Fold], until_id: int | None = None, progress: Progress | None = None
+    ) -> ReplayReading:
+        """The folds at the head of the log, or at event `until_id`."""
+        with late_imports:
+            from pmm_shm_client.replaying import replayed
+
+        self._reader.with_ledger(self._reader.freshness.take)
+        return replayed(self._reader.connection, folds, until_id, progress)
+
+    def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
+        """The strict self-model with another limit of trait deltas."""
+        fold = SelfModelFold(checked_trait_delta(limit))
+        model, closes = self.with_warnings(self.replayed([fold], until_id))
+        if on_warn is not None:
+            self._warnings.report(closes, on_warn)
+        return self_model_dict(model, strict=True)
+
+    def view(self, name: str, until_id: int) -> Any:
+        """The view of a fold."""
+        checked_fold_name(name)
+        return self.replayed([self._reader.find_fold(name)], until_id).view(name)
+
+    def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
+        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
+
+
+def checked_trait_delta(limit: float) -> float:
+    """`max_trait_delta` of a strict read.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    try:
+        return float(limit)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"max_trait_delta: {limit!r:.80} is not a number") from None
 
 
 def _no_replay(*_: object) -> NoReturn:

@@ -11,7 +11,7 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, is_same_fold, made_fold, name_of_type
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import ID_MIN
@@ -22,6 +22,7 @@ from pmm_shm_client.frame import (
     Frame,
     KeptFrames,
     OnWarn,
+    Replayer,
     Replays,
     Warnings,
     WarningsLog,
@@ -164,42 +165,6 @@ def _remembered(read: _ReadMethod) -> _ReadMethod:
         return read(self, consistency=consistency)
 
     return remembering  # type: ignore[return-value]
-
-
-class Replayer:
-    """Answers by a full replay. Frames refer to it, and so it must not refer to the cache, which keeps frames: a cache
-    is freed with its last reference.
-    """
-
-    def __init__(self, reader: Reader, warnings: WarningsLog) -> None:
-        self._reader = reader
-        self._warnings = warnings
-
-    def replayed(
-        self, folds: list[Fold], until_id: int | None = None, progress: Progress | None = None
-    ) -> ReplayReading:
-        """The folds at the head of the log, or at event `until_id`."""
-        with late_imports:
-            from pmm_shm_client.replaying import replayed
-
-        self._reader.with_ledger(self._reader.freshness.take)
-        return replayed(self._reader.connection, folds, until_id, progress)
-
-    def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
-        """The strict self-model with another limit of trait deltas."""
-        fold = SelfModelFold(checked_trait_delta(limit))
-        model, closes = self.with_warnings(self.replayed([fold], until_id))
-        if on_warn is not None:
-            self._warnings.report(closes, on_warn)
-        return self_model_dict(model, strict=True)
-
-    def view(self, name: str, until_id: int) -> Any:
-        """The view of a fold."""
-        checked_fold_name(name)
-        return self.replayed([self._reader.find_fold(name)], until_id).view(name)
-
-    def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
-        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
 
 
 class Reads(ABC):
@@ -591,15 +556,3 @@ def checked_consistency(consistency: Consistency) -> Consistency:
     if consistency not in _CONSISTENCIES:
         raise ConfigError(f"consistency: expected one of {', '.join(_CONSISTENCIES)}, got {consistency!r}")
     return consistency
-
-
-def checked_trait_delta(limit: float) -> float:
-    """`max_trait_delta` of a strict read.
-
-    Raises:
-        ConfigError: not a number.
-    """
-    try:
-        return float(limit)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"max_trait_delta: {limit!r:.80} is not a number") from None
