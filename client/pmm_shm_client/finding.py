@@ -29,8 +29,9 @@ from pmm_shm.vectors.crowding import uncrowded
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
 from pmm_shm_client.event_filter import EventFilter, Moment, Selection
+from pmm_shm_client.hits import FoundBy, Hit, Hits, Match
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.searching import FoundBy, Hit, Hits, Match, Query, Searching, checked_k, checked_scope
+from pmm_shm_client.searching import Query, Searching, checked_k, checked_scope
 from pmm_shm_client.word_search import WordSearching, WordsFound
 
 SearchMode = Literal["meaning", "words", "hybrid", "auto"]

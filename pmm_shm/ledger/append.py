@@ -15,7 +15,6 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -32,12 +31,11 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, detect_formula, fits, hash_of_parts
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, fits
 from pmm_shm.ledger.connection import Connection, Durability
 from pmm_shm.ledger.fetch import UNDECODABLE
-from pmm_shm.ledger.files import LedgerMoved, file_identity
-from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.new_events import Formula, NewEvent, hashed_rows, now_text
 from pmm_shm.ledger.opening import LedgerFile
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, REQUIRED_COLUMNS, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
@@ -138,7 +136,7 @@ class Appender:
             if connection.is_open and connection.is_wal:
                 try:
                     # Beside a new file the old -wal stays: it may hold events that are still needed.
-                    if file_identity(connection.path) == connection.identity:
+                    if connection.is_at_path():
                         connection.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 except (sqlite3.Error, LedgerError):
                     pass
@@ -169,7 +167,7 @@ class Appender:
                 raise LedgerBusyError(f"{error}{_NOTHING}") from None
             except LedgerError:
                 # What is found in a file that was moved away, or that its -shm is gone, says nothing of the ledger.
-                if not connection.is_open or not self._is_moved():
+                if not connection.is_open or connection.is_at_path():
                     raise
             finally:
                 self._inside = None
@@ -225,9 +223,9 @@ class Appender:
             if not is_busy(error):
                 raise
         # Nobody waits for a file that is no longer the ledger.
-        if self._is_moved():
-            raise LedgerMoved
         connection = self.connection
+        if not connection.is_at_path():
+            raise LedgerMoved
         try:
             retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), connection.path)
         except LedgerBusyError:
@@ -248,7 +246,7 @@ class Appender:
         if prepared is None or prepared.file is not connection.file or prepared.handle.in_transaction:
             prepared = self._prepare()
         if prepared.file.schema.is_of_pmm2:
-            if self._is_moved():
+            if not connection.is_at_path():
                 raise LedgerMoved
             with late_imports:
                 from pmm_shm.ledger.obstacles import NEEDS_LEASE
@@ -260,7 +258,7 @@ class Appender:
             if expected_head is not None:
                 self._require_head(handle, expected_head)
                 if not events:
-                    if self._is_moved():
+                    if not connection.is_at_path():
                         raise LedgerMoved
                     handle.execute("ROLLBACK")
                     return []
@@ -273,7 +271,7 @@ class Appender:
                     "appending them again"
                 )
             # Lately, or while this waited for the lock, the file may have been replaced, or switched to WAL mode.
-            if self._is_moved() or (not prepared.file.is_wal and connection.is_switched()):
+            if not connection.is_at_path() or (not prepared.file.is_wal and connection.is_switched()):
                 raise LedgerMoved
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
@@ -281,7 +279,7 @@ class Appender:
         except BaseException as error:
             self._roll_back(handle)
             is_refused = isinstance(error, (sqlite3.Error, PmmShmError)) and not isinstance(error, LedgerBusyError)
-            if is_refused and self._is_moved():
+            if is_refused and not connection.is_at_path():
                 # SQLite refuses to write a journal beside another file, and an old file may hold anything.
                 raise LedgerMoved from error
             if isinstance(error, (sqlite3.DataError, OverflowError)):
@@ -299,7 +297,7 @@ class Appender:
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
-        if self._is_moved():
+        if not connection.is_at_path():
             raise LedgerMoved
         self._looked_until_s = time.monotonic() + limits.LOOK_BEHIND_APPEND_S
         return [row[0] for row in rows]
@@ -339,12 +337,6 @@ class Appender:
             return made
         return LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
-    def _is_moved(self) -> bool:
-        """Whether another file is at the ledger's path. Raises `LedgerNotFoundError` where there is none."""
-        connection = self.connection
-        file = connection.file
-        return file is None or file_identity(connection.path) != file.identity
-
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:
             if handle.in_transaction:
@@ -378,7 +370,7 @@ class Appender:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
         now = now_text()
         if formula is not None:
-            rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
+            rows = hashed_rows(events, newest_id + 1, now, formula, last_hash)
         else:
             rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
         changes = handle.total_changes
@@ -435,21 +427,6 @@ def _keeps_text(declared: str) -> bool:
     if "INT" in kind:
         return False
     return not kind or any(word in kind for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
-
-
-def _hashed_rows(
-    events: Sequence[NewEvent], first_id: int, now: str, formula: Formula, last_hash: str | None
-) -> list[RawRow]:
-    """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
-    rows = []
-    now_json = encode_basestring_ascii(now)
-    for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
-        ts_json = now_json if ts is None else encode_basestring_ascii(ts)
-        # In hex digits.
-        previous, previous_json = last_hash, "null" if last_hash is None else f'"{last_hash}"'
-        last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
-        rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
-    return rows
 
 
 def _version(handle: sqlite3.Connection) -> int:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
+from pmm_shm.ledger.files import ledger_file_id, not_reached, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.opening import (
     HeldByOldUsersError,
@@ -34,7 +34,7 @@ from pmm_shm.ledger.opening import (
     reads_only,
     shaped_schema,
 )
-from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy, sleep_between, translated
 from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ class Connection:
         return self._handle is not None
 
     @property
-    def identity(self) -> tuple[int, int] | None:
-        """(device, inode) of the file that was opened last; None before, and when a replacement was noticed."""
+    def identity(self) -> FileId | None:
+        """That of the file that was opened last; None before, and when a replacement was noticed."""
         return file.identity if (file := self.file) else None
 
     @property
@@ -174,7 +174,7 @@ class Connection:
         alone, nor check the lock on the `-shm`.
         """
         file = self.file
-        if not self.is_open or file is None or file.is_wal:
+        if self._handle is None or file is None or file.is_wal:
             return False
         return (wal_inode := inode_of(self.path + "-wal")) is not None and wal_inode != file.wal_inode
 
@@ -267,14 +267,35 @@ class Connection:
             LedgerNotFoundError: there is no file.
             LedgerReplacedError: the new file is beside the predecessor's non-empty `-wal`.
         """
-        # Taken once: another thread may forget it meanwhile.
-        file = self.file
-        if file is not None and file_identity(self.path) != file.identity:
+        if self.file is not None and not self.is_at_path():
             close_replaced(self.path)
 
-    def retry(self, action: Callable[[], _T]) -> _T:
-        """`retry_busy` with this connection's path and timeout; SQLite's errors become ours."""
+    def is_at_path(self) -> bool:
+        """Whether the file that was opened last is still at the path, by one `stat`.
+
+        False before the first open, and when a replacement was noticed.
+
+        Raises:
+            LedgerNotFoundError: there is no file.
+        """
+        # Taken once: another thread may forget it meanwhile.
+        file = self.file
+        if file is None:
+            return False
         try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise not_reached(self.path, error) from None
+        return (status.st_dev, status.st_ino) == file.identity
+
+    def retry(self, action: Callable[[], _T]) -> _T:
+        """The result of `action`, which is repeated while the ledger is busy; SQLite's errors become ours."""
+        try:
+            try:
+                return action()
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
             return retry_busy(action, self.timeout_s, self.path)
         except sqlite3.Error as error:
             raise self.translate(error) from error
@@ -321,7 +342,7 @@ class Connection:
                 hook()
 
     def _open(self) -> None:
-        if self.file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
+        if self.file is not None and os.path.exists(self.path) and not self.is_at_path():
             self._refuse_foreign_wal()
         deadline_s = time.monotonic() + min(self.timeout_s, limits.REPLACED_HOLDER_S)
         while True:
@@ -373,8 +394,8 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     return read_shape(instance)
 
 
-def shm_files_in_use() -> set[tuple[int, int]]:
-    """(device, inode) of the `-shm` files that this process's open connections use."""
+def shm_files_in_use() -> set[FileId]:
+    """The identities of the `-shm` files that this process's open connections use."""
     return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
 
 
@@ -398,7 +419,7 @@ def close_replaced(path: str) -> None:
         LedgerNotFoundError: there is no file.
         LedgerReplacedError: the new file is beside the predecessor's non-empty `-wal`; nothing was closed.
     """
-    identity = file_identity(path)
+    identity = ledger_file_id(path)
     connections = [one for one in _connections() if one.path == path and one.identity is not None]
     stale = [one for one in connections if one.identity != identity]
     with contextlib.ExitStack() as locks:
@@ -421,7 +442,7 @@ def _close_old_users(path: str) -> None:
     """
     if not os.path.exists(path):
         return
-    identity = file_identity(path)
+    identity = ledger_file_id(path)
     for one in _connections():
         if one.path != path or not one.is_open or one.identity == identity:
             continue

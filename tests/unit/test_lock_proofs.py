@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmm_shm import limits
-from pmm_shm.errors import LockLostError
+from pmm_shm.errors import LedgerBusyError, LedgerNotFoundError, LockLostError
 from pmm_shm.ledger import connection as connections
 from pmm_shm.ledger import sqlite_errors
 from pmm_shm.ledger.connection import Connection
@@ -143,3 +144,34 @@ def test_sleeps_begin_short_and_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {least_s for least_s, _ in sleeps} == {limits.BUSY_SLEEP_S_MIN}
     longest = [most_s for _, most_s in sleeps]
     assert longest == pytest.approx([0.0003, 0.0006, 0.0012, 0.002, 0.002])
+
+
+def test_a_busy_ledger_is_waited_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_errors, "sleep_between", lambda *_: None)
+    attempts: list[None] = []
+
+    def action() -> int:
+        attempts.append(None)
+        if len(attempts) < 4:
+            raise sqlite3.OperationalError("database is locked")
+        return 7
+
+    one = Connection(path, "ro")
+    assert one.retry(action) == 7
+    one.timeout_s = 0.0
+    attempts.clear()
+    with pytest.raises(LedgerBusyError):
+        one.retry(action)
+
+
+def test_a_connection_knows_whether_its_file_is_still_at_the_path(path: str) -> None:
+    one = Connection(path, "ro")
+    assert not one.is_at_path()
+    one.handle()
+    assert one.is_at_path()
+    os.rename(path, path + ".old")
+    with pytest.raises(LedgerNotFoundError):
+        one.is_at_path()
+    shutil.copy(path + ".old", path)
+    assert not one.is_at_path()
+    one.close()
