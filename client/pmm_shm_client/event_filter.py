@@ -6,7 +6,7 @@ A filter is applied to a whole ranking, not to its best few: it goes down the ra
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import islice
@@ -128,7 +128,7 @@ class Selection:
             part = list(islice(left, min(_ROWS, rows_of_each * (count - len(chosen)))))
             if not part:
                 break
-            rows = self._reader.with_ledger(lambda part=part: self._rows(part))  # type: ignore[misc]
+            rows = self._rows(part, "content" if self._wanted.is_distinct else "NULL")
             for event_id in part:
                 row = rows.get(event_id)
                 if row is None or len(chosen) == count or not self._wanted.admits(row):
@@ -140,6 +140,15 @@ class Selection:
                     seen.add(text)
                 chosen.append(event_id)
         return chosen
+
+    def texts(self, ids: Sequence[int], chars_max: int) -> list[str]:
+        """The beginnings of the texts of some events; "" for one without a text.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        rows = self._rows(ids, f"substr(content, 1, {chars_max})")
+        return [parse_content(rows[one][3])[0] if one in rows else "" for one in ids]
 
     def all(self) -> tuple[list[int], int]:
         """All ids of the log that pass by themselves, ascending; and the newest id that was looked at.
@@ -157,8 +166,10 @@ class Selection:
                 return found, head
             head = last_id = rows[-1][0]
 
-    def _rows(self, ids: list[int]) -> dict[int, RawRow]:
-        content = "content" if self._wanted.is_distinct else "NULL"
+    def _rows(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
+        return self._reader.with_ledger(lambda: self._read(ids, content))
+
+    def _read(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
         found: dict[int, RawRow] = {}
         left = sorted(ids)
         while left:

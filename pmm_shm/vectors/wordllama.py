@@ -14,16 +14,18 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm_shm import limits
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.late import late_imports
 from pmm_shm.vectors.embedder import Embedder, encodable
 
 if TYPE_CHECKING:
-    from pmm_shm.vectors.embedder import Matrix
+    from pmm_shm.vectors.embedder import Matrix, Vector
 
 NAME = "wordllama"
 DIMENSION = 256
@@ -87,6 +89,33 @@ def question_text(text: str) -> str:
     words = plain.split()
     kept = [word for at, word in enumerate(words) if not _asks(word if at else word[:1].lower() + word[1:])]
     return " ".join([plain, *kept]) if 0 < len(kept) < len(words) else plain or text
+
+
+def asked_words(words: Sequence[str]) -> list[str]:
+    """Those of some words in lower case that are no question words; all of them if there are no others."""
+    return [word for word in words if not _asks(word)] or list(words)
+
+
+def word_vectors(words: Sequence[str]) -> Matrix:
+    """The vectors of some words, (n, 256) float32, each of length 1.
+
+    Raises:
+        EmbedderError: the package is not installed, or its files are not the expected ones.
+    """
+    import numpy as np
+
+    return np.concatenate([_word_vector(word) for word in words]).reshape(len(words), DIMENSION)
+
+
+@lru_cache(limits.MATCH_VECTORS_KEPT)
+def _word_vector(word: str) -> Vector:
+    import numpy as np
+
+    model = _loaded()
+    piece = model.tokenizer.encode(encodable(word), add_special_tokens=False)
+    row: Vector = model.embedding[piece.ids].sum(axis=0)
+    length = np.linalg.norm(row)
+    return row / length if length else row
 
 
 def _asks(word: str) -> bool:
