@@ -273,7 +273,7 @@ CROWD_SIZE = 10
 """the crowding of an event is its mean similarity to so many of the others, the nearest,"""
 CROWD_WEIGHT = 0.3
 """and counts with this weight."""
-MATCH_WEIGHT = 0.8
+MATCH_WEIGHT = 0.6
 """In a fused search with `wordllama` they are ranked by their match of words, too, with this weight, where"""
 MATCH_NEIGHBOURS = 10
 """so many words of all of them match a word of the query fully, those nearest to it,"""

@@ -92,12 +92,17 @@ class EventFilter(NamedTuple):
         """Whether every event is returned, equal texts included."""
         return self.is_open and not self.is_distinct
 
+    @property
+    def is_dated(self) -> bool:
+        """Whether a time bounds the events."""
+        return self.first_us is not None or self.last_us is not None
+
     def admits(self, row: RawRow) -> bool:
         """Whether an event passes by itself, from its id, ts and kind."""
         event_id, ts, kind = row[:3]
         if not self.first_id <= event_id <= self.last_id or (self.kinds is not None and kind not in self.kinds):
             return False
-        if self.first_us is None and self.last_us is None:
+        if not self.is_dated:
             return True
         instant = instant_us(text_or_empty(ts))
         return (

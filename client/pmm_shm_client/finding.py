@@ -159,7 +159,7 @@ class Finder:
         similar those are that were found by words and may be among the hits.
         """
         selection, scope, until = Selection(self._reader, request.wanted), request.scope, None
-        is_open = request.wanted.admits_all
+        is_open, is_dated = request.wanted.admits_all, request.wanted.is_dated
         if words is not None:
             is_open = is_open and not words.ranking.excluded
             if words.ranking.allowed is not None:
@@ -169,7 +169,9 @@ class Finder:
         others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
         known: dict[int, float] = {}
         while True:
-            found = self._searching.nearest(query, k, scope, request.model, others, is_question=words is not None)
+            found = self._searching.nearest(
+                query, k, scope, request.model, others, is_question=words is not None, is_dated=is_dated
+            )
             known.update(found.others)
             similarities, others = found.similarities, []
             if not is_open:
@@ -194,7 +196,7 @@ class Finder:
             scores = np.array(list(similarities.values()))
             if found.model == wordllama.NAME:
                 texts = selection.texts(ranking[: limits.CROWD_DEPTH], limits.MATCH_CHARS_MAX)
-                asked = wordllama.asked_words(words_of(str(query)))
+                asked = wordllama.telling_words(words_of(str(query)), is_dated=is_dated)
                 scores[: len(texts)] += limits.MATCH_WEIGHT * word_matches(asked, texts, wordllama.word_vectors)
             ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)

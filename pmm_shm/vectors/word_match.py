@@ -28,7 +28,7 @@ from pmm_shm.vectors.crowding import PRODUCT_NUMBERS
 
 WordVectors = Callable[[Sequence[str]], NDArray[np.float32]]
 """From n words to their vectors, (n, dimension), each of length 1."""
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+_WORD = re.compile(r"\w+")
 _RARITY_MIN = 0.01
 
 
