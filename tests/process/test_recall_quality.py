@@ -123,6 +123,18 @@ def test_both_searches_together_are_as_good_as_the_better_one(model: str, part: 
         assert gained >= 0.05
 
 
+def test_matching_words_and_days_are_found() -> None:
+    asked = recall.questions(recall.MORE)
+    with recall.told("wordllama", recall.MORE) as cache:
+        ranks = recall.ranks_of(cache, asked, ("hybrid", "meaning"))
+    found = {key: recall.Quality.of(row) for key, row in ranks.items()}
+    # By meaning 0.25, with hubs and question words 0.31.
+    assert found["hybrid", "paraphrase"].hit_5 >= 0.38
+    # With the dates of the questions 0.71.
+    assert found["hybrid", "time"].hit_1 >= 0.75
+    assert found["hybrid", "time"].hit_5 >= found["meaning", "time"].hit_5
+
+
 def test_a_daemon_changes_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "l.db"
     asked = [one for one in recall.questions("tuning") if one.kind == "paraphrase"][:12]
