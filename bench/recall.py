@@ -99,8 +99,10 @@ def told(model: str, part: str = "tuning") -> Iterator[Cache]:
         with EventLog(path) as log:
             log.append_many(events)
         # The answers are those of a ledger with a daemon: here, this process embeds all events.
-        known = {"SEARCH_TEXTS_MAX": len(events), "SEARCH_EVENTS_MAX": len(events)}
-        with patch.multiple(limits, **known), connect(path, embedder=model) as cache:
+        with (
+            patch.multiple(limits, SEARCH_TEXTS_MAX=len(events), SEARCH_EVENTS_MAX=len(events)),
+            connect(path, embedder=model) as cache,
+        ):
             yield cache
 
 
