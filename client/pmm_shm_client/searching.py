@@ -187,12 +187,14 @@ class Searching:
         others: Sequence[int] = (),
         *,
         is_question: bool = False,
+        is_dated: bool = False,
     ) -> Nearest:
         """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits.
 
         Parameters:
             ids, others: ascending, each once.
-            is_question: in a query that is a text, question words may count less.
+            is_question: in a query that is a text, question words may count less,
+            is_dated: and dates not at all.
         """
         if model is None and not self._embeddings.names_default:
             model = self._read(lambda _: self._served())
@@ -202,7 +204,7 @@ class Searching:
             self._is_advised = True
             logging.getLogger(__name__).info("%s", advice_on(name))
         if is_question and isinstance(query, str) and isinstance(embedder, WordLlama):
-            query = question_text(query)
+            query = question_text(query, is_dated=is_dated)
         request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids, others)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
