@@ -27,7 +27,7 @@ from pmm_shm_client.context import (
     one_line,
     shown_time,
 )
-from pmm_shm_client.searching import Hits, Match
+from pmm_shm_client.hits import Hits, Match
 from tests.support import ledgers
 from tests.support.context import DOCUMENTED, NAMES, QUERY, SAID, commit, context_of, log_of, texts
 from tests.support.context_rules import spec_commitment, spec_line, spec_number
