@@ -207,6 +207,7 @@ class EventTableView:
     def __init__(self, records: MappedTransaction, record: EventTableRecord) -> None:
         self._records = records
         self.record = record
+        self._tag = record.tag
 
     def blocks(self) -> Iterator[SearchRows]:
         """The sealed blocks in order, without copying.
@@ -229,7 +230,7 @@ class EventTableView:
         return SearchRows.of(rows.ids, rows.vectors)
 
     def _part(self, block: BlockEntry, part: bytes, count: int) -> NDArray[Any]:
-        data = self._records.get(block_key(self.record.tag, block.number, part))
+        data = self._records.get(block_key(self._tag, block.number, part))
         dtype = DTYPES[part]
         if data is None or len(data) != count * dtype.itemsize:
             raise StoreError(f"a block of the event table of model {self.record.name!r} is damaged")

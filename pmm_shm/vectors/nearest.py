@@ -152,7 +152,7 @@ class _Best:
         self._unit32 = unit.astype(np.float32)
         self._error = (len(query) + 8) * _UNIT * 1.01
         self._k = k
-        self._buffer = np.empty(0, np.float32)
+        self._buffer = np.empty((2, 0), np.float32)
         self._pool: list[tuple[SearchRows, NDArray[np.intp]]] = []
         self._pool_scores = np.empty(0, np.float32)
         self._least = _LEAST
@@ -183,14 +183,12 @@ class _Best:
 
     def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
-        if len(self._buffer) < len(rows):
-            self._buffer = np.empty(len(rows), np.float32)
-        scores = self._buffer[: len(rows)]
-        step = max(1, _PRODUCT_NUMBERS // rows.vectors.shape[1])
+        if self._buffer.shape[1] < len(rows):
+            self._buffer = np.empty((2, len(rows)), np.float32)
+        scores, spare = self._buffer[:, : len(rows)]
         # A vector with a norm beyond float32 may overflow; its inverse norm and its score are NaN.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(rows), step):
-                np.matmul(rows.vectors[start : start + step], self._unit32, out=scores[start : start + step])
+            _multiply(rows.vectors, self._unit32, scores, spare)
             np.multiply(scores, rows.inverse_norms, out=scores)
         if rows.dead is not None:
             scores[rows.dead] = -np.inf
@@ -238,6 +236,23 @@ class _Best:
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)
+
+
+def _multiply(
+    vectors: NDArray[np.float32], query: NDArray[np.float32], products: NDArray[np.float32], spare: NDArray[np.float32]
+) -> None:
+    """Put `vectors @ query` into `products`, in parts that lie together in memory; `spare` is overwritten."""
+    count, dimension = vectors.shape
+    if not vectors.flags.f_contiguous:
+        step = max(1, _PRODUCT_NUMBERS // dimension)
+        for start in range(0, count, step):
+            np.matmul(vectors[start : start + step], query, out=products[start : start + step])
+        return
+    step = max(1, _PRODUCT_NUMBERS // count)
+    np.matmul(vectors[:, :step], query[:step], out=products)
+    for start in range(step, dimension, step):
+        np.matmul(vectors[:, start : start + step], query[start : start + step], out=spare)
+        np.add(products, spare, out=products)
 
 
 def _kth_best(scores: NDArray[np.float32], k: int) -> float:
