@@ -158,12 +158,14 @@ class Selection:
             head = last_id = rows[-1][0]
 
     def _rows(self, ids: list[int]) -> dict[int, RawRow]:
-        content = "content" if self._wanted.is_distinct else "NULL"
+        columns = "id, ts, kind, content" if self._wanted.is_distinct else "id, ts, kind, NULL"
+        if self._wanted.admits_all:
+            columns = "id, NULL, NULL, NULL"
         found: dict[int, RawRow] = {}
         left = sorted(ids)
         while left:
             places = ", ".join("?" * len(left))
-            sql = f"SELECT id, ts, kind, {content} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
+            sql = f"SELECT {columns} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
             batch = fetch_batch(self._reader.connection, sql, tuple(left), len(left) + 1)
             found.update((row[0], row) for row in batch.rows)
             # Large contents may end a batch early.

@@ -8,8 +8,8 @@ later (`pmm_shm.vectors.crowding`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -165,9 +165,12 @@ class Finder:
                 scope = allowed if scope is None else np.intersect1d(scope, allowed)
         k = count if is_open else 2 * count
         others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
+        served = None if words is None else words.served
         known: dict[int, float] = {}
         while True:
-            found = self._searching.nearest(query, k, scope, request.model, others, is_question=words is not None)
+            found = self._searching.nearest(
+                query, k, scope, request.model, others, is_question=words is not None, served=served
+            )
             known.update(found.others)
             similarities, others = found.similarities, []
             if not is_open:
@@ -197,24 +200,27 @@ class Finder:
     ) -> Hits[Match]:
         assert request.words is not None
         by_meaning = meaning.similarities
+        ranking: Iterable[int]
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
-            ranking = [*by_words, *(event_id for event_id in by_meaning if event_id not in by_words)]
+            ranking = chain(by_words, (event_id for event_id in by_meaning if event_id not in by_words))
         else:
             leading = words.ranking.leading if request.mode == "auto" else set()
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
-        bests = dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids)
-        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
+        bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
+        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, bests), request.k)
+        others = [event_id for event_id in chosen if event_id not in by_words]
+        scores = by_words | dict(zip(others, words.ranking.scores(others), strict=True)) if others else by_words
         hits = []
-        for event_id, word_score in zip(chosen, words.ranking.scores(chosen), strict=True):
+        for event_id in chosen:
             found_by: FoundBy = "words" if event_id in by_words else "meaning"
             similarity = by_meaning.get(event_id)
             if similarity is None:
                 similarity = meaning.of_words.get(event_id)
             elif found_by == "words":
                 found_by = "both"
-            hits.append(Match(event_id, similarity, word_score, found_by))
+            hits.append(Match(event_id, similarity, scores[event_id], found_by))
         as_of = min(words.as_of, meaning.as_of)
         is_complete = words.is_complete and meaning.is_complete
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
@@ -259,16 +265,15 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
     return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 
 
-def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
+def _with_bests(ranking: Iterable[int], bests: list[int]) -> Iterator[int]:
     """The same ranking, in which the best of each search are among the first `limits.BESTS_WITHIN`."""
-    place = limits.BESTS_WITHIN
-    head, tail = ranking[:place], ranking[place:]
+    tail = iter(ranking)
+    head = list(islice(tail, limits.BESTS_WITHIN))
     late = [event_id for event_id in bests if event_id not in head]
-    if not late:
-        return ranking
     kept = [event_id for event_id in head if event_id in bests]
     others = [event_id for event_id in head if event_id not in bests]
-    room = place - len(late) - len(kept)
-    moved = others[room:]
-    head = [event_id for event_id in head if event_id not in moved] + late
-    return [*head, *moved, *(event_id for event_id in tail if event_id not in late)]
+    moved = others[limits.BESTS_WITHIN - len(late) - len(kept) :]
+    yield from (event_id for event_id in head if event_id not in moved)
+    yield from late
+    yield from moved
+    yield from (event_id for event_id in tail if event_id not in late)

@@ -170,6 +170,12 @@ def table_records(records: Transaction) -> list[EventTableRecord]:
     return [EventTableRecord.unpack(value) for _, value in records_under(records, EVENT_TABLE_PREFIX)]
 
 
+def served_model(records: Transaction | MappedTransaction) -> str | None:
+    """The embedder with which the daemon embeds events; None if it is unknown."""
+    data = records.get(SERVED_KEY)
+    return None if data is None else str(unpack(bytes(data)))
+
+
 class VectorRows(NamedTuple):
     """Rows of a table: (n,) int64 event ids without duplicates, (n,) uint8 sources, (n, dimension) float32 vectors."""
 

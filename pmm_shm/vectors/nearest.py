@@ -12,8 +12,9 @@ sum |x_i y_i| <= |x| |y|. Rounding query, inverse norm and product adds less tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class SearchRows:
 
     Attributes:
         ids: (n,) int64, ascending.
-        vectors: (n, dimension) float32, finite; fastest in Fortran order, with each dimension contiguous.
+        vectors: (n, dimension) float32, finite; in Fortran order, with each dimension contiguous.
         inverse_norms: (n,) float32; 0 for a zero vector, NaN if float32 is too imprecise and float64 has to decide.
         dead: numbers of the rows to skip, ascending; None for none.
     """
@@ -49,8 +50,8 @@ class SearchRows:
 
     @classmethod
     def of(cls, ids: EventIds, vectors: NDArray[np.float32]) -> SearchRows:
-        """Rows, with their norms computed here."""
-        return cls(ids, vectors, inverse_norms(vectors))
+        """Rows in any order of memory, with their norms computed here."""
+        return cls(ids, np.asfortranarray(vectors), inverse_norms(vectors))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,7 +78,27 @@ class SearchRows:
         numbers = numbers[is_wanted]
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
-            yield SearchRows(self.ids[part], self.vectors[part], self.inverse_norms[part])
+            yield SearchRows(self.ids[part], self.vectors_at(part), self.inverse_norms[part])
+
+    def vectors_at(self, numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        """A copy of some rows, (m, dimension)."""
+        # Twice as fast as `vectors[numbers]`: one dimension after the other, and no number is checked.
+        found: NDArray[np.float32] = self.vectors.T.take(numbers, axis=1, mode="clip").T
+        return found
+
+
+class NearestRows(NamedTuple):
+    """The result of a search.
+
+    Attributes:
+        similarities: id to similarity of the best, best first.
+        vectors: of the same rows, (n, dimension) float32.
+        others: id to similarity of other rows that were asked for, and exist.
+    """
+
+    similarities: dict[int, float]
+    vectors: NDArray[np.float32]
+    others: dict[int, float]
 
 
 def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,7 +114,7 @@ def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def nearest(
-    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
+    blocks: Sequence[SearchRows], query: Floats, k: int, scope: EventIds | None = None
 ) -> list[tuple[int, float]]:
     """The k rows most similar to `query`: (id, similarity), best first, ties by ascending id. Fewer if there are
     fewer rows.
@@ -104,32 +125,29 @@ def nearest(
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
-    return list(nearest_rows(blocks, query, k, scope)[0].items())
+    return list(nearest_rows(blocks, query, k, scope).similarities.items())
 
 
 def nearest_rows(
-    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
-) -> tuple[dict[int, float], NDArray[np.float32]]:
-    """The same, id to similarity, without an object for each; and their vectors, (n, dimension) float32."""
+    blocks: Sequence[SearchRows], query: Floats, k: int, scope: EventIds | None = None, others: Sequence[int] = ()
+) -> NearestRows:
+    """The same, with what else is known of the rows.
+
+    Parameters:
+        others: ascending, each once; whether they are in the scope does not matter.
+    """
     best = _Best(query, k)
-    blocks = (rows for rows in blocks if len(rows))
+    blocks = [rows for rows in blocks if len(rows)]
+    compared: Iterable[SearchRows] = blocks
     if scope is not None:
-        parts = (part for rows in blocks for part in rows.within(scope))
+        compared = (part for rows in blocks for part in rows.within(scope))
         # To compare a few rows takes less than to begin to.
-        blocks = _together(list(parts)) if len(scope) <= _CHUNK_ROWS else parts
-    for rows in blocks:
+        compared = _together(list(compared)) if len(scope) <= _CHUNK_ROWS else compared
+    for rows in compared:
         best.add(rows)
-    return best.result(), best.vectors
-
-
-def similarities(blocks: Iterable[SearchRows], query: Floats, ids: EventIds) -> dict[int, float]:
-    """Event id to similarity, of those of `ids` (ascending, each once) that have a row; otherwise as `nearest`."""
-    parts = [part for rows in blocks if len(rows) for part in rows.within(ids)]
-    if not parts:
-        return {}
-    found = np.concatenate([part.ids for part in parts])
-    exact = _Best(query, 1).exact(np.concatenate([part.vectors for part in parts]))
-    return dict(zip(found.tolist(), exact.tolist(), strict=True))
+    found = best.result()
+    left = [one for one in others if one not in found]
+    return NearestRows(found, best.vectors, best.similarities(blocks, np.array(left, np.int64)) if left else {})
 
 
 def _together(parts: list[SearchRows]) -> list[SearchRows]:
@@ -181,20 +199,28 @@ class _Best:
         self._decide()
         return dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
 
+    def similarities(self, blocks: Iterable[SearchRows], ids: EventIds) -> dict[int, float]:
+        """Id to similarity, of those of `ids` (ascending, each once) that have a row."""
+        parts = [part for rows in blocks for part in rows.within(ids)]
+        if not parts:
+            return {}
+        exact = self._exact(np.concatenate([part.vectors for part in parts])).tolist()
+        return dict(zip(np.concatenate([part.ids for part in parts]).tolist(), exact, strict=True))
+
     def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
         if self._buffer.shape[1] < len(rows):
             self._buffer = np.empty((2, len(rows)), np.float32)
-        scores, spare = self._buffer[:, : len(rows)]
+        scores: NDArray[np.float32] = self._buffer[0, : len(rows)]
         # A vector with a norm beyond float32 may overflow; its inverse norm and its score are NaN.
         with np.errstate(over="ignore", invalid="ignore"):
-            _multiply(rows.vectors, self._unit32, scores, spare)
+            _multiply(rows.vectors, self._unit32, scores, self._buffer[1, : len(rows)])
             np.multiply(scores, rows.inverse_norms, out=scores)
         if rows.dead is not None:
             scores[rows.dead] = -np.inf
         return scores
 
-    def exact(self, vectors: NDArray[np.float32]) -> Floats:
+    def _exact(self, vectors: NDArray[np.float32]) -> Floats:
         """The similarities of some rows in float64, (n,)."""
         wide = _wide(vectors)
         norms = _norms(wide) * self._query_norm
@@ -225,10 +251,10 @@ class _Best:
             # Copied here, of the last candidates alone: a row's numbers are far apart in its block.
             chosen = numbers[is_candidate[start : start + len(numbers)]]
             id_parts.append(rows.ids[chosen])
-            vector_parts.append(rows.vectors[chosen])
+            vector_parts.append(rows.vectors_at(chosen))
             start += len(numbers)
         vectors = np.concatenate(vector_parts)
-        similarities = np.concatenate((self._similarities, self.exact(vectors)))
+        similarities = np.concatenate((self._similarities, self._exact(vectors)))
         ids = np.concatenate(id_parts)
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
@@ -241,13 +267,8 @@ class _Best:
 def _multiply(
     vectors: NDArray[np.float32], query: NDArray[np.float32], products: NDArray[np.float32], spare: NDArray[np.float32]
 ) -> None:
-    """Put `vectors @ query` into `products`, in parts that lie together in memory; `spare` is overwritten."""
+    """Put `vectors @ query` into `products`, in parts that are contiguous in memory; `spare` is overwritten."""
     count, dimension = vectors.shape
-    if not vectors.flags.f_contiguous:
-        step = max(1, _PRODUCT_NUMBERS // dimension)
-        for start in range(0, count, step):
-            np.matmul(vectors[start : start + step], query, out=products[start : start + step])
-        return
     step = max(1, _PRODUCT_NUMBERS // count)
     np.matmul(vectors[:, :step], query[:step], out=products)
     for start in range(step, dimension, step):
