@@ -111,6 +111,10 @@ class Finder:
     def search(self, *arguments: Any, **options: Any) -> Hits[Any]:
         """The best `k` events; arguments as of `SearchRequest.of`, see `Cache.search`."""
         request = SearchRequest.of(*arguments, **options)
+        # Its steps take the lock one by one.
+        return self._reader.in_one_epoch(lambda: self._search(request))
+
+    def _search(self, request: SearchRequest) -> Hits[Any]:
         if request.mode == "meaning":
             found = self._meaning(request, request.query, request.k, None, {})
             hits = (Hit(*pair) for pair in found.similarities.items())

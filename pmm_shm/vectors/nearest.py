@@ -58,24 +58,29 @@ class SearchRows:
 
     def living(self, ids: EventIds) -> NDArray[np.bool_]:
         """Which of `ids` have a living row here, (m,) bool."""
+        return self._found(ids)[1]
+
+    def numbers_of(self, ids: EventIds) -> NDArray[np.intp]:
+        """The numbers of the living rows with one of `ids`, which ascend; in their order."""
+        if not len(ids) or not len(self.ids) or self.ids[-1] < ids[0] or self.ids[0] > ids[-1]:
+            return np.empty(0, np.intp)
+        ids = ids[ids.searchsorted(self.ids[0]) : ids.searchsorted(self.ids[-1], "right")]
+        numbers, is_found = self._found(ids)
+        return numbers[is_found]
+
+    def _found(self, ids: EventIds) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """A row for each of `ids`, and whether it is the living row with this id."""
         if not len(self.ids):
-            return np.zeros(len(ids), bool)
-        numbers = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        found: NDArray[np.bool_] = self.ids[numbers] == ids
+            return np.zeros(len(ids), np.intp), np.zeros(len(ids), bool)
+        numbers = np.minimum(self.ids.searchsorted(ids), len(self.ids) - 1)
+        is_found: NDArray[np.bool_] = self.ids[numbers] == ids
         if self.dead is not None:
-            found &= ~np.isin(numbers, self.dead)
-        return found
+            is_found &= ~np.isin(numbers, self.dead)
+        return numbers, is_found
 
     def within(self, scope: EventIds) -> Iterator[SearchRows]:
         """Copies of the living rows whose id is in `scope` (ascending), a bounded number at a time."""
-        if not len(scope) or self.ids[-1] < scope[0] or self.ids[0] > scope[-1]:
-            return
-        scope = scope[scope.searchsorted(self.ids[0]) : scope.searchsorted(self.ids[-1], "right")]
-        numbers = self.ids.searchsorted(scope)
-        is_wanted = self.ids[numbers] == scope
-        if self.dead is not None:
-            is_wanted &= ~np.isin(numbers, self.dead)
-        numbers = numbers[is_wanted]
+        numbers = self.numbers_of(scope)
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
             yield SearchRows(self.ids[part], self.vectors_at(part), self.inverse_norms[part])
@@ -134,7 +139,7 @@ def nearest_rows(
     """The same, with what else is known of the rows.
 
     Parameters:
-        others: ascending, each once; whether they are in the scope does not matter.
+        others: rows to compare besides, in the scope or not; ascending, each once.
     """
     best = _Best(query, k)
     blocks = [rows for rows in blocks if len(rows)]
@@ -145,9 +150,7 @@ def nearest_rows(
         compared = _together(list(compared)) if len(scope) <= _CHUNK_ROWS else compared
     for rows in compared:
         best.add(rows)
-    found = best.result()
-    left = [one for one in others if one not in found]
-    return NearestRows(found, best.vectors, best.similarities(blocks, np.array(left, np.int64)) if left else {})
+    return best.result(blocks, np.array(others, np.int64))
 
 
 def _together(parts: list[SearchRows]) -> list[SearchRows]:
@@ -194,18 +197,14 @@ class _Best:
             part = numbers[start : start + _CHUNK_ROWS]
             self._admit(rows, part, scores[part])
 
-    def result(self) -> dict[int, float]:
-        """The best k of all rows added."""
-        self._decide()
-        return dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
-
-    def similarities(self, blocks: Iterable[SearchRows], ids: EventIds) -> dict[int, float]:
-        """Id to similarity, of those of `ids` (ascending, each once) that have a row."""
-        parts = [part for rows in blocks for part in rows.within(ids)]
-        if not parts:
-            return {}
-        exact = self._exact(np.concatenate([part.vectors for part in parts])).tolist()
-        return dict(zip(np.concatenate([part.ids for part in parts]).tolist(), exact, strict=True))
+    def result(self, blocks: Sequence[SearchRows], others: EventIds) -> NearestRows:
+        """The best k of all rows added, and the similarities of those of `others` that have a row in `blocks`."""
+        parts = [(rows, mine) for rows in blocks if len(mine := rows.numbers_of(others))]
+        beside = self._decide([rows.vectors_at(mine) for rows, mine in parts])
+        found = dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
+        ids = [event_id for rows, mine in parts for event_id in rows.ids[mine].tolist()]
+        known = {one: value for one, value in zip(ids, beside.tolist(), strict=True) if one not in found}
+        return NearestRows(found, self.vectors, known)
 
     def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
@@ -241,27 +240,33 @@ class _Best:
         else:
             self._least = max(self._least, _kth_best(self._pool_scores, self._k) - 2 * self._error)
 
-    def _decide(self) -> None:
-        """Score the pool in float64, and keep the best k."""
-        if not self._pool:
-            return
+    def _decide(self, beside: Sequence[NDArray[np.float32]] = ()) -> Floats:
+        """Score the pool in float64, and keep the best k.
+
+        Returns:
+            The similarities of the vectors `beside`, which are in no pool.
+        """
         is_candidate = ~(self._pool_scores < self._least)
-        id_parts, vector_parts, start = [self._ids], [], 0
+        id_parts, vector_parts, start = [self._ids], [self.vectors[:0]], 0
         for rows, numbers in self._pool:
             # Copied here, of the last candidates alone: a row's numbers are far apart in its block.
             chosen = numbers[is_candidate[start : start + len(numbers)]]
-            id_parts.append(rows.ids[chosen])
-            vector_parts.append(rows.vectors_at(chosen))
             start += len(numbers)
-        vectors = np.concatenate(vector_parts)
-        similarities = np.concatenate((self._similarities, self._exact(vectors)))
+            if len(chosen):
+                id_parts.append(rows.ids[chosen])
+                vector_parts.append(rows.vectors_at(chosen))
+        vectors = np.concatenate((*vector_parts, *beside))
+        exact = self._exact(vectors)
         ids = np.concatenate(id_parts)
+        new = len(ids) - len(self._ids)
+        similarities = np.concatenate((self._similarities, exact[:new]))
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
-        self.vectors = np.concatenate((self.vectors, vectors))[order]
+        self.vectors = np.concatenate((self.vectors, vectors[:new]))[order]
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)
+        return exact[new:]
 
 
 def _multiply(
