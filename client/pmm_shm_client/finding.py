@@ -227,10 +227,12 @@ class Finder:
             leading = words.ranking.leading if request.mode == "auto" else set()
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
-        shares = ((event_id, words.ranking.share(score)) for event_id, score in islice(by_words.items(), 1))
-        bests = [event_id for event_id, share in shares if share >= limits.BEST_SHARE_MIN]
-        bests += [event_id for event_id in islice(by_meaning, 1) if event_id not in bests]
-        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, bests), request.k)
+        bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
+        ranking = _with_bests(ranking, bests, limits.BESTS_WITHIN)
+        if by_words and words.ranking.share(by_words[bests[0]]) < limits.LEADING_SHARE_MIN:
+            bests = list(islice(by_meaning, 1))
+        ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)
+        chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
         others = [event_id for event_id in chosen if event_id not in by_words]
         scores = by_words | dict(zip(others, words.ranking.scores(others), strict=True)) if others else by_words
         hits = []
@@ -286,14 +288,14 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
     return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 
 
-def _with_bests(ranking: Iterable[int], bests: list[int]) -> Iterator[int]:
-    """The same ranking, in which the bests are among the first `limits.BESTS_WITHIN`."""
+def _with_bests(ranking: Iterable[int], bests: list[int], place: int) -> Iterator[int]:
+    """The same ranking, in which the bests are among the first `place`."""
     tail = iter(ranking)
-    head = list(islice(tail, limits.BESTS_WITHIN))
+    head = list(islice(tail, place))
     late = [event_id for event_id in bests if event_id not in head]
     kept = [event_id for event_id in head if event_id in bests]
     others = [event_id for event_id in head if event_id not in bests]
-    moved = others[limits.BESTS_WITHIN - len(late) - len(kept) :]
+    moved = others[place - len(late) - len(kept) :]
     yield from (event_id for event_id in head if event_id not in moved)
     yield from late
     yield from moved
