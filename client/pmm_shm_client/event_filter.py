@@ -175,11 +175,13 @@ class Selection:
         return self._reader.with_ledger(self._read, ids, content)
 
     def _read(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
+        # Where all pass, only those that are there are asked for.
+        columns = "id, NULL, NULL" if self._wanted.admits_all else "id, ts, kind"
         found: dict[int, RawRow] = {}
         left = sorted(ids)
         while left:
             places = ", ".join("?" * len(left))
-            sql = f"SELECT id, ts, kind, {content} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
+            sql = f"SELECT {columns}, {content} FROM events WHERE id IN ({places}) ORDER BY id LIMIT ?"
             batch = fetch_batch(self._reader.connection, sql, tuple(left), len(left) + 1)
             found.update((row[0], row) for row in batch.rows)
             # Large contents may end a batch early.

@@ -9,8 +9,8 @@ later (`pmm_shm.vectors.crowding`), and with `wordllama` those come earlier whos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -114,6 +114,10 @@ class Finder:
     def search(self, *arguments: Any, **options: Any) -> Hits[Any]:
         """The best `k` events; arguments as of `SearchRequest.of`, see `Cache.search`."""
         request = SearchRequest.of(*arguments, **options)
+        # Its steps take the lock one by one.
+        return self._reader.in_one_epoch(lambda: self._search(request))
+
+    def _search(self, request: SearchRequest) -> Hits[Any]:
         if request.mode == "meaning":
             found = self._meaning(request, request.query, request.k, None, {})
             hits = (Hit(*pair) for pair in found.similarities.items())
@@ -168,10 +172,18 @@ class Finder:
                 scope = allowed if scope is None else np.intersect1d(scope, allowed)
         k = count if is_open else 2 * count
         others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
+        served = None if words is None else words.served
         known: dict[int, float] = {}
         while True:
             found = self._searching.nearest(
-                query, k, scope, request.model, others, is_question=words is not None, is_dated=is_dated
+                query,
+                k,
+                scope,
+                request.model,
+                others,
+                is_question=words is not None,
+                is_dated=is_dated,
+                served=served,
             )
             known.update(found.others)
             similarities, others = found.similarities, []
@@ -207,9 +219,10 @@ class Finder:
     ) -> Hits[Match]:
         assert request.words is not None
         by_meaning = meaning.similarities
+        ranking: Iterable[int]
         if meaning.model == local_bow.NAME:
             # It knows words only, and less well.
-            ranking = [*by_words, *(event_id for event_id in by_meaning if event_id not in by_words)]
+            ranking = chain(by_words, (event_id for event_id in by_meaning if event_id not in by_words))
         else:
             leading = words.ranking.leading if request.mode == "auto" else set()
             is_naming = any(item.is_named for item in request.words.items)
@@ -220,15 +233,17 @@ class Finder:
             bests = list(islice(by_meaning, 1))
         ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)
         chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
+        others = [event_id for event_id in chosen if event_id not in by_words]
+        scores = by_words | dict(zip(others, words.ranking.scores(others), strict=True)) if others else by_words
         hits = []
-        for event_id, word_score in zip(chosen, words.ranking.scores(chosen), strict=True):
+        for event_id in chosen:
             found_by: FoundBy = "words" if event_id in by_words else "meaning"
             similarity = by_meaning.get(event_id)
             if similarity is None:
                 similarity = meaning.of_words.get(event_id)
             elif found_by == "words":
                 found_by = "both"
-            hits.append(Match(event_id, similarity, word_score, found_by))
+            hits.append(Match(event_id, similarity, scores[event_id], found_by))
         as_of = min(words.as_of, meaning.as_of)
         is_complete = words.is_complete and meaning.is_complete
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
@@ -273,15 +288,15 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
     return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 
 
-def _with_bests(ranking: list[int], bests: list[int], place: int) -> list[int]:
+def _with_bests(ranking: Iterable[int], bests: list[int], place: int) -> Iterator[int]:
     """The same ranking, in which the bests are among the first `place`."""
-    head, tail = ranking[:place], ranking[place:]
+    tail = iter(ranking)
+    head = list(islice(tail, place))
     late = [event_id for event_id in bests if event_id not in head]
-    if not late:
-        return ranking
     kept = [event_id for event_id in head if event_id in bests]
     others = [event_id for event_id in head if event_id not in bests]
-    room = place - len(late) - len(kept)
-    moved = others[room:]
-    head = [event_id for event_id in head if event_id not in moved] + late
-    return [*head, *moved, *(event_id for event_id in tail if event_id not in late)]
+    moved = others[place - len(late) - len(kept) :]
+    yield from (event_id for event_id in head if event_id not in moved)
+    yield from late
+    yield from moved
+    yield from (event_id for event_id in tail if event_id not in late)

@@ -296,6 +296,22 @@ class Reader:
                 self._recover()
         raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
 
+    def in_one_epoch(self, action: Callable[[], _T]) -> _T:
+        """Run `action`, which reads the ledger more than once, without the lock; again if the ledger was opened anew
+        meanwhile, perhaps as another file.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        for _ in range(_ATTEMPTS_MAX):
+            if not self.connection.is_open:
+                self.with_ledger(self.connection.handle)
+            epoch = self.connection.epoch
+            result = action()
+            if self.connection.epoch == epoch:
+                return result
+        raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
+
     def with_snapshot(self, action: Callable[[Snapshot | None], _T]) -> _T:
         """Run `action` with the connection's lock, within a transaction on what is published now."""
 

@@ -227,10 +227,16 @@ class Recalls(Reads):
         distinct: bool = False,
     ) -> Hits[Any]:
         """As `search`, with the events themselves."""
-        hits = self.search(
-            query, k, scope, model, mode=mode, kinds=kinds, roles=roles, since=since, until=until, distinct=distinct
-        )
-        return hits.with_events(self._log.get_event)
+
+        def found() -> Hits[Any]:
+            hits = self.search(
+                query, k, scope, model, mode=mode, kinds=kinds, roles=roles, since=since, until=until, distinct=distinct
+            )
+            return hits.with_events(self._log.get_event)
+
+        self._check_open()
+        # A search may still be in a file that was replaced: the log, which looks at the path, then closes that.
+        return self._reader.in_one_epoch(found)
 
     def context(
         self,
@@ -261,7 +267,9 @@ class Recalls(Reads):
             from pmm_shm_client.context import ContextRequest
 
         request = ContextRequest.of(user_text, reflections, recall, messages, recall_mode)
-        return self._context_at(self.frame(), request)
+        if not recall:
+            return self._context_at(self.frame(), request)
+        return self._reader.in_one_epoch(lambda: self._context_at(self.frame(), request))
 
     def _context_at(self, frame: Frame, request: ContextRequest) -> Context:
         with late_imports:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_shm import limits
-from pmm_shm.codec import unpack
 from pmm_shm.errors import ConfigError, InvalidTextError, InvalidVectorError, LedgerBusyError, SnapshotUnavailableError
 from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.freshness import Mark
@@ -28,10 +27,10 @@ from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import HeldTableError, MappedTransaction
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.vectors.embedder import Embedder, checked_text, checked_vector, embedded
-from pmm_shm.vectors.event_table import SERVED_KEY, EventTableRecord, EventTableView, PositionRange, table_key
+from pmm_shm.vectors.event_table import EventTableRecord, EventTableView, PositionRange, served_model, table_key
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
-from pmm_shm.vectors.nearest import EventIds, SearchRows, nearest_rows, similarities
+from pmm_shm.vectors.nearest import EventIds, NearestRows, SearchRows, nearest_rows
 from pmm_shm.vectors.registry import advice_on
 from pmm_shm.vectors.wordllama import WordLlama, question_text
 from pmm_shm_client.hits import Hit, Hits
@@ -83,19 +82,15 @@ class _SearchPass(NamedTuple):
     Attributes:
         end: the last event that was read.
         as_of: every event up to this one was taken into account.
-        missing: texts whose vectors are needed first; without hits then.
-        hits, others: event id to similarity, of the nearest and of the other events that were asked for.
-        vectors: of the hits, (n, dimension) float32.
+        missing: texts whose vectors are needed first; nothing is found then.
     """
 
-    hits: dict[int, float]
-    vectors: NDArray[np.float32]
+    found: NearestRows | None
     end: Position
     as_of: int
     is_complete: bool
     embedded_here: int
     missing: list[str]
-    others: dict[int, float]
 
 
 class _NotContinuedError(Exception):
@@ -174,7 +169,8 @@ class Searching:
 
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
-        found = self.nearest(query, checked_k(k), checked_scope(scope), model)
+        k, ids = checked_k(k), checked_scope(scope)
+        found = self._reader.in_one_epoch(lambda: self.nearest(query, k, ids, model))
         hits = (Hit(*pair) for pair in found.similarities.items())
         return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
 
@@ -188,6 +184,7 @@ class Searching:
         *,
         is_question: bool = False,
         is_dated: bool = False,
+        served: str | None = None,
     ) -> Nearest:
         """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits.
 
@@ -195,9 +192,10 @@ class Searching:
             ids, others: ascending, each once.
             is_question: in a query that is a text, question words may count less,
             is_dated: and dates not at all.
+            served: the model with which the daemon embeds events, where that was just read.
         """
         if model is None and not self._embeddings.names_default:
-            model = self._read(lambda _: self._served())
+            model = served or self._read(lambda _: self._served())
         embedder = self._embeddings.embedder(model)
         name = embedder.name if embedder is not None else str(model)
         if isinstance(embedder, LocalBow) and not self._is_advised:
@@ -214,7 +212,8 @@ class Searching:
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
         is_complete = first.is_complete and last.is_complete
-        return Nearest(last.hits, last.vectors, last.others, as_of, is_complete, last.embedded_here, name)
+        assert last.found is not None
+        return Nearest(*last.found, as_of, is_complete, last.embedded_here, name)
 
     def _read(self, action: Callable[[bool], _T]) -> _T:
         """Run `action` with the reader's lock; again if its failure may be only of the moment.
@@ -243,8 +242,7 @@ class Searching:
         with self._reader.snapshots.begin_mapped() as found:
             if found is None:
                 self._check_held()
-            data = None if found is None else found[0].get(SERVED_KEY)
-            return None if data is None else str(unpack(bytes(data)))
+            return None if found is None else served_model(found[0])
 
     def _check_held(self) -> None:
         """Raise `_HeldError` if that is why the published state could not be read."""
@@ -340,17 +338,11 @@ class Searching:
             texts, new, is_complete = self._read_new(new, request, mark, parts, until_id)
         missing = {one.text for one in texts if one.vector is None} - vectors.keys()
         if missing:
-            none = np.empty((0, record.dimension), np.float32)
-            return _SearchPass({}, none, new.end, new.as_of, is_complete, 0, sorted(missing), {})
+            return _SearchPass(None, new.end, new.as_of, is_complete, 0, sorted(missing))
         new = self._new_events[request.model] = new.with_rows(texts, vectors)
-        rows = [*parts, new.rows]
-        hits, found = nearest_rows(rows, request.vector, request.k, request.scope)
-        others: dict[int, float] = {}
-        if request.others:
-            wanted = [event_id for event_id in request.others if event_id not in hits]
-            others = similarities(rows, request.vector, np.array(wanted, np.int64))
+        found = nearest_rows([*parts, new.rows], request.vector, request.k, request.scope, request.others)
         is_complete = is_complete and record.newer is None and record.is_filled
-        return _SearchPass(hits, found, new.end, new.as_of, is_complete, len(new.rows), [], others)
+        return _SearchPass(found, new.end, new.as_of, is_complete, len(new.rows), [])
 
     def _read_new(
         self, known: _NewEvents, request: _SearchRequest, mark: Mark, parts: list[SearchRows], until_id: int | None

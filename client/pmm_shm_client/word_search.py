@@ -23,6 +23,7 @@ from pmm_shm.ledger.tail import START, Position
 from pmm_shm.store.environment import HeldTableError
 from pmm_shm.store.layout import OTHER_HISTORY_KEY
 from pmm_shm.store.snapshot import Snapshot
+from pmm_shm.vectors.event_table import served_model
 from pmm_shm.words.file import WordIndexReader, WordIndexRecord
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking, ranked
@@ -38,12 +39,14 @@ class WordsFound(NamedTuple):
         as_of: every event of the indexed kinds up to this one was taken into account.
         is_complete: whether that was the head of the log.
         indexed_here: how many events were indexed in this process.
+        served: the model with which the daemon embeds events; None if it is unknown.
     """
 
     ranking: Ranking
     as_of: int
     is_complete: bool
     indexed_here: int
+    served: str | None
 
 
 class _IndexNotContinuedError(Exception):
@@ -131,7 +134,8 @@ class WordSearching:
             store = self._store(snapshot) if uses_index else None
             with nullcontext(None) if store is None else self._index.begin(store) as index:
                 try:
-                    return self._search(query, mark, index)
+                    served = None if snapshot is None else served_model(snapshot.transaction)
+                    return self._search(query, mark, index, served)
                 except sqlite3.Error as error:
                     if index is None:
                         raise
@@ -154,13 +158,16 @@ class WordSearching:
             return None
         return snapshot.header.uuid
 
-    def _search(self, query: WordQuery, mark: Mark, index: tuple[WordTable, WordIndexRecord] | None) -> WordsFound:
+    def _search(
+        self, query: WordQuery, mark: Mark, index: tuple[WordTable, WordIndexRecord] | None, served: str | None
+    ) -> WordsFound:
         after = START if index is None else index[1].position
         kinds = tuple(sorted(WORD_KINDS)) if index is None else index[1].kinds
         recent = self._read_on(after, kinds, mark)
         tables = [recent.table] if index is None else [index[0], recent.table]
         has_gap = recent.start != after
-        return WordsFound(ranked(tables, query), after.as_of if has_gap else recent.end.as_of, not has_gap, recent.rows)
+        as_of = after.as_of if has_gap else recent.end.as_of
+        return WordsFound(ranked(tables, query), as_of, not has_gap, recent.rows, served)
 
     def _read_on(self, after: Position, kinds: tuple[str, ...], mark: Mark) -> _Recent:
         """The events after `after`, or the newest of them if they are too many; up to the head of the log."""

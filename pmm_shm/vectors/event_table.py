@@ -170,6 +170,12 @@ def table_records(records: Transaction) -> list[EventTableRecord]:
     return [EventTableRecord.unpack(value) for _, value in records_under(records, EVENT_TABLE_PREFIX)]
 
 
+def served_model(records: Transaction | MappedTransaction) -> str | None:
+    """The embedder with which the daemon embeds events; None if it is unknown."""
+    data = records.get(SERVED_KEY)
+    return None if data is None else str(unpack(bytes(data)))
+
+
 class VectorRows(NamedTuple):
     """Rows of a table: (n,) int64 event ids without duplicates, (n,) uint8 sources, (n, dimension) float32 vectors."""
 
@@ -207,6 +213,7 @@ class EventTableView:
     def __init__(self, records: MappedTransaction, record: EventTableRecord) -> None:
         self._records = records
         self.record = record
+        self._tag = record.tag
 
     def blocks(self) -> Iterator[SearchRows]:
         """The sealed blocks in order, without copying.
@@ -229,7 +236,7 @@ class EventTableView:
         return SearchRows.of(rows.ids, rows.vectors)
 
     def _part(self, block: BlockEntry, part: bytes, count: int) -> NDArray[Any]:
-        data = self._records.get(block_key(self.record.tag, block.number, part))
+        data = self._records.get(block_key(self._tag, block.number, part))
         dtype = DTYPES[part]
         if data is None or len(data) != count * dtype.itemsize:
             raise StoreError(f"a block of the event table of model {self.record.name!r} is damaged")

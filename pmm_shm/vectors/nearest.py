@@ -12,8 +12,9 @@ sum |x_i y_i| <= |x| |y|. Rounding query, inverse norm and product adds less tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class SearchRows:
 
     Attributes:
         ids: (n,) int64, ascending.
-        vectors: (n, dimension) float32, finite; fastest in Fortran order, with each dimension contiguous.
+        vectors: (n, dimension) float32, finite; in Fortran order, with each dimension contiguous.
         inverse_norms: (n,) float32; 0 for a zero vector, NaN if float32 is too imprecise and float64 has to decide.
         dead: numbers of the rows to skip, ascending; None for none.
     """
@@ -49,35 +50,60 @@ class SearchRows:
 
     @classmethod
     def of(cls, ids: EventIds, vectors: NDArray[np.float32]) -> SearchRows:
-        """Rows, with their norms computed here."""
-        return cls(ids, vectors, inverse_norms(vectors))
+        """Rows in any order of memory, with their norms computed here."""
+        return cls(ids, np.asfortranarray(vectors), inverse_norms(vectors))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def living(self, ids: EventIds) -> NDArray[np.bool_]:
         """Which of `ids` have a living row here, (m,) bool."""
+        return self._found(ids)[1]
+
+    def numbers_of(self, ids: EventIds) -> NDArray[np.intp]:
+        """The numbers of the living rows with one of `ids`, which ascend; in their order."""
+        if not len(ids) or not len(self.ids) or self.ids[-1] < ids[0] or self.ids[0] > ids[-1]:
+            return np.empty(0, np.intp)
+        ids = ids[ids.searchsorted(self.ids[0]) : ids.searchsorted(self.ids[-1], "right")]
+        numbers, is_found = self._found(ids)
+        return numbers[is_found]
+
+    def _found(self, ids: EventIds) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """A row for each of `ids`, and whether it is the living row with this id."""
         if not len(self.ids):
-            return np.zeros(len(ids), bool)
-        numbers = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        found: NDArray[np.bool_] = self.ids[numbers] == ids
+            return np.zeros(len(ids), np.intp), np.zeros(len(ids), bool)
+        numbers = np.minimum(self.ids.searchsorted(ids), len(self.ids) - 1)
+        is_found: NDArray[np.bool_] = self.ids[numbers] == ids
         if self.dead is not None:
-            found &= ~np.isin(numbers, self.dead)
-        return found
+            is_found &= ~np.isin(numbers, self.dead)
+        return numbers, is_found
 
     def within(self, scope: EventIds) -> Iterator[SearchRows]:
         """Copies of the living rows whose id is in `scope` (ascending), a bounded number at a time."""
-        if not len(scope) or self.ids[-1] < scope[0] or self.ids[0] > scope[-1]:
-            return
-        scope = scope[scope.searchsorted(self.ids[0]) : scope.searchsorted(self.ids[-1], "right")]
-        numbers = self.ids.searchsorted(scope)
-        is_wanted = self.ids[numbers] == scope
-        if self.dead is not None:
-            is_wanted &= ~np.isin(numbers, self.dead)
-        numbers = numbers[is_wanted]
+        numbers = self.numbers_of(scope)
         for start in range(0, len(numbers), _CHUNK_ROWS):
             part = numbers[start : start + _CHUNK_ROWS]
-            yield SearchRows(self.ids[part], self.vectors[part], self.inverse_norms[part])
+            yield SearchRows(self.ids[part], self.vectors_at(part), self.inverse_norms[part])
+
+    def vectors_at(self, numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        """A copy of some rows, (m, dimension)."""
+        # Twice as fast as `vectors[numbers]`: one dimension after the other, and no number is checked.
+        found: NDArray[np.float32] = self.vectors.T.take(numbers, axis=1, mode="clip").T
+        return found
+
+
+class NearestRows(NamedTuple):
+    """The result of a search.
+
+    Attributes:
+        similarities: id to similarity of the best, best first.
+        vectors: of the same rows, (n, dimension) float32.
+        others: id to similarity of other rows that were asked for, and exist.
+    """
+
+    similarities: dict[int, float]
+    vectors: NDArray[np.float32]
+    others: dict[int, float]
 
 
 def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,7 +119,7 @@ def inverse_norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def nearest(
-    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
+    blocks: Sequence[SearchRows], query: Floats, k: int, scope: EventIds | None = None
 ) -> list[tuple[int, float]]:
     """The k rows most similar to `query`: (id, similarity), best first, ties by ascending id. Fewer if there are
     fewer rows.
@@ -104,32 +130,27 @@ def nearest(
         k: at least 1.
         scope: (m,) int64, ascending and without duplicates: only these ids; None for all.
     """
-    return list(nearest_rows(blocks, query, k, scope)[0].items())
+    return list(nearest_rows(blocks, query, k, scope).similarities.items())
 
 
 def nearest_rows(
-    blocks: Iterable[SearchRows], query: Floats, k: int, scope: EventIds | None = None
-) -> tuple[dict[int, float], NDArray[np.float32]]:
-    """The same, id to similarity, without an object for each; and their vectors, (n, dimension) float32."""
+    blocks: Sequence[SearchRows], query: Floats, k: int, scope: EventIds | None = None, others: Sequence[int] = ()
+) -> NearestRows:
+    """The same, with what else is known of the rows.
+
+    Parameters:
+        others: rows to compare besides, in the scope or not; ascending, each once.
+    """
     best = _Best(query, k)
-    blocks = (rows for rows in blocks if len(rows))
+    blocks = [rows for rows in blocks if len(rows)]
+    compared: Iterable[SearchRows] = blocks
     if scope is not None:
-        parts = (part for rows in blocks for part in rows.within(scope))
+        compared = (part for rows in blocks for part in rows.within(scope))
         # To compare a few rows takes less than to begin to.
-        blocks = _together(list(parts)) if len(scope) <= _CHUNK_ROWS else parts
-    for rows in blocks:
+        compared = _together(list(compared)) if len(scope) <= _CHUNK_ROWS else compared
+    for rows in compared:
         best.add(rows)
-    return best.result(), best.vectors
-
-
-def similarities(blocks: Iterable[SearchRows], query: Floats, ids: EventIds) -> dict[int, float]:
-    """Event id to similarity, of those of `ids` (ascending, each once) that have a row; otherwise as `nearest`."""
-    parts = [part for rows in blocks if len(rows) for part in rows.within(ids)]
-    if not parts:
-        return {}
-    found = np.concatenate([part.ids for part in parts])
-    exact = _Best(query, 1).exact(np.concatenate([part.vectors for part in parts]))
-    return dict(zip(found.tolist(), exact.tolist(), strict=True))
+    return best.result(blocks, np.array(others, np.int64))
 
 
 def _together(parts: list[SearchRows]) -> list[SearchRows]:
@@ -152,7 +173,7 @@ class _Best:
         self._unit32 = unit.astype(np.float32)
         self._error = (len(query) + 8) * _UNIT * 1.01
         self._k = k
-        self._buffer = np.empty(0, np.float32)
+        self._buffer = np.empty((2, 0), np.float32)
         self._pool: list[tuple[SearchRows, NDArray[np.intp]]] = []
         self._pool_scores = np.empty(0, np.float32)
         self._least = _LEAST
@@ -176,27 +197,29 @@ class _Best:
             part = numbers[start : start + _CHUNK_ROWS]
             self._admit(rows, part, scores[part])
 
-    def result(self) -> dict[int, float]:
-        """The best k of all rows added."""
-        self._decide()
-        return dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
+    def result(self, blocks: Sequence[SearchRows], others: EventIds) -> NearestRows:
+        """The best k of all rows added, and the similarities of those of `others` that have a row in `blocks`."""
+        parts = [(rows, mine) for rows in blocks if len(mine := rows.numbers_of(others))]
+        beside = self._decide([rows.vectors_at(mine) for rows, mine in parts])
+        found = dict(zip(self._ids.tolist(), self._similarities.tolist(), strict=True))
+        ids = [event_id for rows, mine in parts for event_id in rows.ids[mine].tolist()]
+        known = {one: value for one, value in zip(ids, beside.tolist(), strict=True) if one not in found}
+        return NearestRows(found, self.vectors, known)
 
     def _scored(self, rows: SearchRows) -> NDArray[np.float32]:
         """(n,) float32; minus infinity for the dead; valid until the next call."""
-        if len(self._buffer) < len(rows):
-            self._buffer = np.empty(len(rows), np.float32)
-        scores = self._buffer[: len(rows)]
-        step = max(1, _PRODUCT_NUMBERS // rows.vectors.shape[1])
+        if self._buffer.shape[1] < len(rows):
+            self._buffer = np.empty((2, len(rows)), np.float32)
+        scores: NDArray[np.float32] = self._buffer[0, : len(rows)]
         # A vector with a norm beyond float32 may overflow; its inverse norm and its score are NaN.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(rows), step):
-                np.matmul(rows.vectors[start : start + step], self._unit32, out=scores[start : start + step])
+            _multiply(rows.vectors, self._unit32, scores, self._buffer[1, : len(rows)])
             np.multiply(scores, rows.inverse_norms, out=scores)
         if rows.dead is not None:
             scores[rows.dead] = -np.inf
         return scores
 
-    def exact(self, vectors: NDArray[np.float32]) -> Floats:
+    def _exact(self, vectors: NDArray[np.float32]) -> Floats:
         """The similarities of some rows in float64, (n,)."""
         wide = _wide(vectors)
         norms = _norms(wide) * self._query_norm
@@ -217,27 +240,45 @@ class _Best:
         else:
             self._least = max(self._least, _kth_best(self._pool_scores, self._k) - 2 * self._error)
 
-    def _decide(self) -> None:
-        """Score the pool in float64, and keep the best k."""
-        if not self._pool:
-            return
+    def _decide(self, beside: Sequence[NDArray[np.float32]] = ()) -> Floats:
+        """Score the pool in float64, and keep the best k.
+
+        Returns:
+            The similarities of the vectors `beside`, which are in no pool.
+        """
         is_candidate = ~(self._pool_scores < self._least)
-        id_parts, vector_parts, start = [self._ids], [], 0
+        id_parts, vector_parts, start = [self._ids], [self.vectors[:0]], 0
         for rows, numbers in self._pool:
             # Copied here, of the last candidates alone: a row's numbers are far apart in its block.
             chosen = numbers[is_candidate[start : start + len(numbers)]]
-            id_parts.append(rows.ids[chosen])
-            vector_parts.append(rows.vectors[chosen])
             start += len(numbers)
-        vectors = np.concatenate(vector_parts)
-        similarities = np.concatenate((self._similarities, self.exact(vectors)))
+            if len(chosen):
+                id_parts.append(rows.ids[chosen])
+                vector_parts.append(rows.vectors_at(chosen))
+        vectors = np.concatenate((*vector_parts, *beside))
+        exact = self._exact(vectors)
         ids = np.concatenate(id_parts)
+        new = len(ids) - len(self._ids)
+        similarities = np.concatenate((self._similarities, exact[:new]))
         order = np.lexsort((ids, -similarities))[: self._k]
         self._ids, self._similarities = ids[order], similarities[order]
-        self.vectors = np.concatenate((self.vectors, vectors))[order]
+        self.vectors = np.concatenate((self.vectors, vectors[:new]))[order]
         self._pool, self._pool_scores = [], np.empty(0, np.float32)
         if len(order) == self._k:
             self._least = max(self._least, float(self._similarities[-1]) - self._error)
+        return exact[new:]
+
+
+def _multiply(
+    vectors: NDArray[np.float32], query: NDArray[np.float32], products: NDArray[np.float32], spare: NDArray[np.float32]
+) -> None:
+    """Put `vectors @ query` into `products`, in parts that are contiguous in memory; `spare` is overwritten."""
+    count, dimension = vectors.shape
+    step = max(1, _PRODUCT_NUMBERS // count)
+    np.matmul(vectors[:, :step], query[:step], out=products)
+    for start in range(step, dimension, step):
+        np.matmul(vectors[:, start : start + step], query[start : start + step], out=spare)
+        np.add(products, spare, out=products)
 
 
 def _kth_best(scores: NDArray[np.float32], k: int) -> float:

@@ -347,6 +347,10 @@ def test_each_hit_of_a_fused_search_says_how_near_it_is(
         by_words = [one.event_id for one in cache.search(query, 100, mode="words", distinct=distinct)]
         found = cache.search(query, k, mode=mode, distinct=distinct)
         assert [hit.similarity for hit in found] == [near.get(hit.event_id) for hit in found]
+        scores = {one.event_id: one.word_score for one in cache.search(query, 100, mode="words")}
+        assert [hit.word_score for hit in found] == [scores.get(hit.event_id) for hit in found]
+        if k >= limits.BESTS_WITHIN and not distinct:
+            assert {*list(near)[:1]} <= set(ids(found)[: limits.BESTS_WITHIN])
         first = set(by_words[: max(2, 2 * k)])
         assert {hit.event_id for hit in found if hit.found_by != "meaning"} <= first
         of_words = [hit.event_id for hit in found if hit.found_by == "words"]
@@ -366,6 +370,21 @@ def test_a_leading_hit_behind_better_ones_says_how_near_it_is(log: EventLog, mon
         assert ids(cache.search(query, 2, mode="words")) == [1, 3]
         (hit,) = cache.search(query, 1, mode="auto")
         assert (hit.event_id, hit.similarity, hit.found_by) == (3, 0.0, "words")
+
+
+def test_the_nearest_hit_has_its_score_by_words_however_late_it_is_there(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FUSED_DEPTH", 2)
+    texts = ["kiwi" + " and more" * number for number in range(1, 10)]
+    log.append_many([("user", text, None) for text in texts])
+    near = {"kiwi": [1.0, 0.0], texts[-1]: [1.0, 0.0]}
+    embedder = FunctionEmbedder("near-last", 2, lambda batch: [near.get(text, [0.0, 1.0]) for text in batch])
+    with connect(log.path, embedder=embedder) as cache:
+        by_words = cache.search("kiwi", 9, mode="words")
+        assert ids(by_words)[-1] == 9
+        hits = {hit.event_id: hit for hit in cache.search("kiwi", 3, mode="hybrid")}
+        assert (hits[9].word_score, hits[9].found_by) == (by_words[-1].word_score, "meaning")
 
 
 @pytest.mark.parametrize("mode", ["meaning", "auto"])

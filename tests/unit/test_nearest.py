@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, nearest_rows, similarities
+from pmm_shm.vectors.nearest import SearchRows, inverse_norms, nearest, nearest_rows
 from tests.support.nearest import check
 from tests.support.profiles import examples
 
@@ -22,7 +22,9 @@ def in_blocks(ids: list[int], vectors: NDArray[np.float32], sizes: list[int]) ->
     for block in range(max(1, len(sizes))):
         mine = np.flatnonzero(numbers == block)
         mine = mine[np.argsort(np.array(ids, np.int64)[mine], kind="stable")] if len(mine) else mine
-        blocks.append(SearchRows.of(np.array(ids, np.int64)[mine], vectors[mine]))
+        # As the table stores them, and as the tail is read.
+        order: Any = "F" if block % 2 else "C"
+        blocks.append(SearchRows.of(np.array(ids, np.int64)[mine], np.array(vectors[mine], order=order)))
     return blocks
 
 
@@ -46,8 +48,9 @@ def cases(draw: st.DrawFn) -> tuple[list[int], NDArray[np.float32], NDArray[np.f
 @given(cases())
 def test_equals_a_float64_brute_force(case: Any) -> None:
     ids, vectors, query, k, sizes = case
-    found, rows = nearest_rows(in_blocks(ids, vectors, sizes), query, k)
+    found, rows, others = nearest_rows(in_blocks(ids, vectors, sizes), query, k)
     check(list(found.items()), ids, vectors, query, k)
+    assert others == {}
     assert rows.tolist() == [vectors[ids.index(event_id)].tolist() for event_id in found]
     assert nearest(in_blocks(ids, vectors, sizes), query, k) == list(found.items())
 
@@ -62,7 +65,8 @@ def test_a_scope_is_the_same_search_over_fewer_rows(case: Any, data: st.DataObje
     found = nearest(in_blocks(ids, vectors, sizes), query, k, scope)
     whole = dict(nearest(in_blocks(ids, vectors, sizes), query, len(ids) or 1))
     expected = {one: whole[one] for one in scope.tolist() if one in whole}
-    assert similarities(in_blocks(ids, vectors, sizes), query, scope) == expected
+    beside = nearest_rows(in_blocks(ids, vectors, sizes), query, k, scope[:1], scope.tolist())
+    assert beside.similarities | beside.others == expected
     check(found, [ids[number] for number in chosen], vectors[chosen], query, k)
 
 
@@ -78,7 +82,8 @@ def test_dead_rows_are_not_found(case: Any, data: st.DataObject) -> None:
     alive = [number for number, event_id in enumerate(ids) if event_id not in dead_ids]
     for scope in (None, np.array(sorted(ids), np.int64)):
         check(nearest(blocks, query, k, scope), [ids[number] for number in alive], vectors[alive], query, k)
-    assert similarities(blocks, query, np.array(sorted(ids), np.int64)).keys() == set(ids) - dead_ids
+    beside = nearest_rows(blocks, query, 1, others=sorted(ids))
+    assert beside.others.keys() | beside.similarities.keys() == set(ids) - dead_ids
 
 
 @pytest.mark.parametrize("k", [1, 10, 3_000])
@@ -96,6 +101,15 @@ def test_many_rows_with_near_ties(k: int) -> None:
     check(nearest(in_blocks(ids, vectors, [0, 0, 0]), query, k), ids, vectors, query, k)
 
 
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_a_block_that_is_multiplied_in_several_parts(order: Any) -> None:
+    random = np.random.default_rng(6)
+    vectors = np.array(random.standard_normal((7_000, 100), dtype=np.float32), order=order)
+    query = random.standard_normal(100)
+    ids = list(range(7_000))
+    check(nearest([SearchRows.of(np.array(ids), vectors)], query, 20), ids, vectors, query, 20)
+
+
 def test_all_rows_equal_gives_the_smallest_ids() -> None:
     vectors = np.ones((30_000, 4), np.float32)
     ids = np.random.default_rng(1).permutation(30_000).tolist()
@@ -106,7 +120,7 @@ def test_the_vectors_of_the_best_are_theirs_however_many_candidates_there_are() 
     ids = np.random.default_rng(1).permutation(30_000)
     # Powers of two: all rows are equally similar, to the last bit.
     vectors = np.repeat(2.0 ** (ids % 5 - 2)[:, np.newaxis], 4, axis=1).astype(np.float32)
-    found, rows = nearest_rows(in_blocks(ids.tolist(), vectors, [0, 0]), np.ones(4), 7)
+    found, rows, _ = nearest_rows(in_blocks(ids.tolist(), vectors, [0, 0]), np.ones(4), 7)
     assert list(found) == list(range(7))
     assert rows[:, 0].tolist() == [2.0 ** (event_id % 5 - 2) for event_id in range(7)]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +13,7 @@ from pmm_shm import limits
 from pmm_shm.errors import SnapshotUnavailableError
 from pmm_shm.ledger.restore import restore
 from pmm_shm.vectors.function import FunctionEmbedder
-from pmm_shm_client import EventLog, connect
+from pmm_shm_client import Cache, EventLog, connect
 from tests.support import ledgers
 from tests.support.search_oracle import bow, check_hits, expected
 from tests.support.searching import check, fill
@@ -52,6 +56,26 @@ def test_of_a_long_log_the_newest_events_are_searched(ledger: str, monkeypatch: 
     # Another process begins with the newest ones at once.
     with connect(ledger) as other:
         check_hits(other.search("apple", 50), newest, "apple", 50)
+
+
+@pytest.mark.parametrize("mode", ["meaning", "words", "hybrid", "auto"])
+@pytest.mark.parametrize("call", ["recall", "context"])
+def test_recalled_events_are_of_the_file_that_was_searched(ledger: str, tmp_path: Path, call: str, mode: Any) -> None:
+    other = str(tmp_path / "other.db")
+    for path, fruits in ((ledger, "apple pear plum"), (other, "plum pear apple")):
+        with EventLog(path) as log:
+            log.append_many([("user", f"a {fruit} tree", {}) for fruit in fruits.split() * 5])
+
+    def recalled(cache: Cache) -> list[str]:
+        if call == "context":
+            return [one.content for one in cache.context("the apple", recall=1, recall_mode=mode).recalled]
+        return [hit.event["content"] for hit in cache.recall("apple", k=5, mode=mode)]
+
+    with connect(ledger) as cache:
+        assert set(recalled(cache)) == {"a apple tree"}
+        # A search looks at the path at most every 200 ms, the log at each event.
+        os.replace(other, ledger)
+        assert set(recalled(cache)) == {"a apple tree"}
 
 
 def test_a_restored_log_is_embedded_anew(ledger: str, tmp_path: object) -> None:
