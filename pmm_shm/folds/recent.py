@@ -80,14 +80,15 @@ class RecentFold(BatchFold):
     newest_max: ClassVar[Mapping[str, int]] = dict.fromkeys(MESSAGE_KINDS, MESSAGES_MAX)
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
-        ticks = [event for event in events if event.kind == "autonomy_tick"]
-        reflections = [event for event in events if event.kind == "reflection"]
+        # By number: the kind of an event by its name takes twice as long.
+        ticks = [event for event in events if event[2] == "autonomy_tick"]
+        reflections = [event for event in events if event[2] == "reflection"]
         if ticks:
             _note_telemetry(state, ticks)
         if reflections:
             _push(state, "reflections", reflections, REFLECTIONS_MAX)
         if len(ticks) + len(reflections) < len(events):
-            messages = [event for event in events if event.kind in _MESSAGE_KINDS]
+            messages = [event for event in events if event[2] in _MESSAGE_KINDS]
             _push(state, "messages", messages, MESSAGES_MAX)
 
     def view(self, state: State) -> RecentView:
