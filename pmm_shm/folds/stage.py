@@ -53,10 +53,15 @@ class Window:
 
     def note(self, event: Event) -> bool:
         """Add the telemetry of a tick or a reflection; returns whether it had any."""
-        pair = _pair(event[4])
+        pair = score_pair(event[4])
         if pair is None:
             return False
-        (self._ticks if event[2] == "autonomy_tick" else self._reflections).extend(pair)
+        ias, gas = pair
+        if ias.__class__ is not float or gas.__class__ is not float:
+            ias, gas = to_float(ias), to_float(gas)
+            if ias is None or gas is None:
+                return False
+        (self._ticks if event[2] == "autonomy_tick" else self._reflections).extend((ias, gas))
         self._is_changed = True
         return True
 
@@ -81,11 +86,11 @@ class StageFold(BatchFold):
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
-        window = Window(state)
+        window, other = Window(state), Window(State())
         for kind in self.kinds:
             # Older ones would leave the window again.
-            noted = (event for event in reversed(events) if event[2] == kind and _pair(event[4]) is not None)
-            for event in reversed(list(islice(noted, WINDOW))):
+            newest = islice((event for event in reversed(events) if event[2] == kind and other.note(event)), WINDOW)
+            for event in reversed(list(newest)):
                 window.note(event)
         window.store()
 
@@ -93,18 +98,6 @@ class StageFold(BatchFold):
         ias_mean, gas_mean, count = _means(*state.get(_CELL, _NONE))
         snapshot: Any = FrozenDict({"IAS_mean": ias_mean, "GAS_mean": gas_mean, "count": count, "window": WINDOW})
         return StageView(_stage(ias_mean, gas_mean), snapshot)
-
-
-def _pair(meta: dict[str, Any]) -> tuple[float, float] | None:
-    """(IAS, GAS) of the telemetry in `meta`, if both are numbers or read as such."""
-    pair = score_pair(meta)
-    if pair is None:
-        return None
-    ias, gas = pair
-    if ias.__class__ is float and gas.__class__ is float:
-        return pair
-    ias, gas = to_float(ias), to_float(gas)
-    return None if ias is None or gas is None else (ias, gas)
 
 
 def _means(ticks: Collection[float], reflections: Collection[float]) -> tuple[float, float, int]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _NO_PLACES: Mapping[str, int] = MappingProxyType({})
+_NO_ROWS: Sequence[RawRow] = ()
 
 
 class Positioned(Protocol):
@@ -72,7 +73,7 @@ class Tail(NamedTuple):
         places: where in the rows the other columns are that a `WideTailReader` was asked for.
     """
 
-    rows: list[RawRow]
+    rows: Sequence[RawRow]
     position: Position
     is_anchored: bool
     is_complete: bool
@@ -181,7 +182,7 @@ class TailReader:
             if after.event_id is not None and end_id <= after.event_id:
                 return Tail([], after, True, True)
             sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
-            sparse = None
+            sparse, rows = None, _NO_ROWS
             if self._sparse is not None and after.event_id is not None and rows_max >= limits.TAIL_ROWS_MAX:
                 sparse = self._sparse.read(lower_id, end_id)
             if sparse is None:
