@@ -127,7 +127,8 @@ class TailReader:
         """
         if self._whole_rows:
             return _cut(self._checked(self._whole_tail(after, rows_max)), after, until_id)
-        if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
+        is_long = self._sparse is not None
+        if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS and not is_long:
             # Usually few rows follow a position, or none, and one statement costs half of those below.
             short = self._short_tail(after)
             if short.is_complete or not short.is_anchored:
