@@ -1,8 +1,9 @@
 """Long tails, read in few steps: rows joined into texts by SQLite, and of some kinds only the newest rows.
 
 A row that comes by itself costs a step of SQLite and several objects. Thousands that come joined cost one step, and
-meanwhile other threads run Python. They stay columns until somebody asks for a row. Of some kinds only the newest rows of a batch make a difference: of the others it
-has to be known that their content is text, so it is joined, too, and thrown away.
+meanwhile other threads run Python. They stay columns until somebody asks for a row. Of some kinds only the newest rows
+of a batch make a difference: of the others it has to be known that their content is text, so it is joined, too, and
+thrown away.
 
 Invariant: the rows are those of a plain statement. Where other values could give the same texts, or a value is
 unusual, none is returned, and the caller fetches them one by one.
