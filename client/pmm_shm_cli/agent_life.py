@@ -125,7 +125,7 @@ class AgentLife:
             _, kind, content, meta = event
             if kind in METRICS_KINDS:
                 scoring = Scoring(self._state)
-                scoring.apply((Event(self._id, "", kind, content, meta),))
+                scoring.apply(Event(self._id, "", kind, content, meta))
                 scoring.store()
                 self._scores = scoring.read()
             yield event

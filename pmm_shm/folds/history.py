@@ -15,14 +15,11 @@ State, besides the cells and tables of these steps and of the name's (see `metri
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from math import inf
-from operator import itemgetter
 
 from pmm_shm import limits
 from pmm_shm.folds.contract import BatchFold, Column, Fold
-from pmm_shm.folds.metrics import MetricsFold, Scoring, read_scores
+from pmm_shm.folds.metrics import SCORING_STEPS, MetricsFold, Scoring, read_scores
 from pmm_shm.folds.self_model import IDENTITY_STEPS, name_in
 from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
@@ -135,15 +132,21 @@ class HistoryFold(BatchFold):
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         history, scoring, window = _HistoryWriter(state), Scoring(state), Window(state)
+        ias, gas = scoring.ias, scoring.gas
         for event in events:
-            kind = event[2]
-            if kind in _STAGE_KINDS:
-                if window.note(event):
-                    history.note_stage(event[0], window.stage())
-            elif kind in IDENTITY_STEPS:
-                IDENTITY_STEPS[kind](event, state)
-                history.note_name(event[0], name_in(state))
-        history.sample(scoring.apply(events))
+            event_id, _, kind, _, _ = event
+            identity_step, has_telemetry, scoring_step = _STEPS[kind]
+            if identity_step is not None:
+                identity_step(event, state)
+                history.note_name(event_id, name_in(state))
+            if has_telemetry and window.note(event):
+                history.note_stage(event_id, window.stage())
+            if scoring_step is not None:
+                # Last, because the sample records the stage.
+                scoring_step(scoring, event)
+                if scoring.gas != gas or scoring.ias != ias:
+                    ias, gas = scoring.ias, scoring.gas
+                    history.sample(event_id, *read_scores(ias, gas))
         for part in (history, scoring, window):
             part.store()
 
@@ -169,13 +172,16 @@ PARTS: Mapping[type[Fold], tuple[Collection[str], Collection[str]]] = {
 """Folds of which the history takes all events, by the same steps: the cells and the tables that it keeps as they do. An
 event in its quarantine may be the exception.
 """
-_STAGE_KINDS = frozenset(StageFold.kinds)
+_STEPS = {
+    kind: (IDENTITY_STEPS.get(kind), kind in StageFold.kinds, SCORING_STEPS.get(kind)) for kind in HistoryFold.kinds
+}
+"""Event kind to the step of the name, whether it may have telemetry, and the step of the scores."""
 
 
 class _HistoryWriter:
     """The history within a batch: the cell, unpacked, until `store` writes it back."""
 
-    __slots__ = ("_count", "_is_changed", "_names", "_newest", "_stage", "_stages", "_state", "_stride", "_turns")
+    __slots__ = ("_count", "_is_changed", "_names", "_newest", "_stage", "_stages", "_state", "_stride")
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -184,8 +190,6 @@ class _HistoryWriter:
         self._stride, self._count, self._stage, self._stages, self._names, newest = state.get(_CELL, _FIRST)
         # A copy, in which the newest point grows in place; empty before the first sample.
         self._newest = list(newest or ())
-        # The stage before this batch, and its changes within: the stage of a sample is that of the last one up to it.
-        self._turns: list[tuple[float, str]] = [(-inf, self._stage)]
 
     def note_name(self, event_id: int, name: Any) -> None:
         label = None if name is None else name[: limits.HISTORY_NAME_CHARS_MAX] if isinstance(name, str) else NOT_TEXT
@@ -197,30 +201,34 @@ class _HistoryWriter:
     def note_stage(self, event_id: int, stage: str) -> None:
         if stage != self._stage:
             self._stage = stage
-            self._turns.append((event_id, stage))
             self._push("stages", self._stages, [event_id, stage])
             self._stages += 1
 
-    def sample(self, raw: Sequence[tuple[int, float, float]]) -> None:
-        """Record the scores, given (event id, IAS, GAS) without feedback, where they have changed. Behind all stages of
-        the batch.
-        """
-        before = (self._newest[5], self._newest[9]) if self._newest else (0.0, 0.0)
-        ids: list[int] = []
-        scores: list[tuple[float, float]] = []
-        for event_id, ias, gas in raw:
-            now = read_scores(ias, gas)
-            if now != before:
-                ids.append(event_id)
-                scores.append(now)
-                before = now
-        first = 0
-        while first < len(ids):
-            # Not at once: each new point may double the stride.
-            block = ids[first] // self._stride
-            end = bisect_left(ids, (block + 1) * self._stride, first)
-            self._add(block, self._point(ids[first:end], scores[first:end]))
-            first = end
+    def sample(self, event_id: int, ias: float, gas: float) -> None:
+        """Record the scores after an event, if it changed them."""
+        newest = self._newest
+        if not newest:
+            if ias == 0.0 == gas:
+                return
+            self._newest = self._point(event_id, ias, gas)
+        elif ias == newest[5] and gas == newest[9]:
+            return
+        elif event_id // self._stride == newest[0] // self._stride:
+            # As `_grow`, in a third of the time: most events come here.
+            newest[1] = event_id
+            newest[2] += 1
+            newest[3], newest[5], newest[9] = self._stage, ias, gas
+            if ias < newest[6]:
+                newest[6] = ias
+            elif ias > newest[7]:
+                newest[7] = ias
+            if gas < newest[10]:
+                newest[10] = gas
+            elif gas > newest[11]:
+                newest[11] = gas
+        else:
+            self._begin_point(self._point(event_id, ias, gas))
+        self._is_changed = True
 
     def store(self) -> None:
         """Write the cell back, if an event has changed it."""
@@ -235,30 +243,17 @@ class _HistoryWriter:
             del table[count - limits.HISTORY_CHANGES_MAX]
         self._is_changed = True
 
-    def _point(self, ids: Sequence[int], scores: Sequence[tuple[float, float]]) -> list[Any]:
-        """The point of successive samples."""
-        ias, gas = zip(*scores, strict=True)
-        stage = self._turns[bisect_right(self._turns, ids[-1], key=itemgetter(0)) - 1][1]
-        ends = ids[0], ids[-1], len(ids), stage
-        return [*ends, ias[0], ias[-1], min(ias), max(ias), gas[0], gas[-1], min(gas), max(gas)]
+    def _point(self, event_id: int, ias: float, gas: float) -> list[Any]:
+        return [event_id, event_id, 1, self._stage, ias, ias, ias, ias, gas, gas, gas, gas]
 
-    def _add(self, block: int, point: list[Any]) -> None:
-        if not self._newest:
-            self._newest = point
-        elif block == self._newest[0] // self._stride:
-            _grow(self._newest, point)
-        else:
-            self._begin_point(point)
-        self._is_changed = True
-
-    def _begin_point(self, point: list[Any]) -> None:
+    def _begin_point(self, sample: list[Any]) -> None:
         """Add the newest point to the full ones, and merge points if there are too many."""
         table, count = self._state.table("points"), self._count
         if count + 1 < limits.HISTORY_POINTS_MAX:
             table[count] = self._newest
-            self._count, self._newest = count + 1, point
+            self._count, self._newest = count + 1, sample
             return
-        rows = [*(table[number] for number in range(count)), self._newest, point]
+        rows = [*(table[number] for number in range(count)), self._newest, sample]
         while len(rows) > limits.HISTORY_POINTS_MAX:
             # Ids may have gaps of any size, so this may take several steps; over the life of a log, at most 64.
             self._stride *= 2
@@ -276,22 +271,24 @@ def _merged(rows: list[list[Any]], stride: int) -> list[list[Any]]:
     merged: list[list[Any]] = []
     for row in rows:
         if merged and row[0] // stride == merged[-1][0] // stride:
-            _grow(merged[-1], row)
+            _grow(merged[-1], row[1], row[2], row[3], row[5:8], row[9:12])
         else:
             # A copy: values in the state are never changed in place.
             merged.append(list(row))
     return merged
 
 
-def _grow(point: list[Any], later: Sequence[Any]) -> None:
-    """Extend a point by the samples of a later one."""
-    point[1] = later[1]
-    point[2] += later[2]
-    point[3] = later[3]
-    for last in (5, 9):
-        point[last] = later[last]
-        point[last + 1] = min(point[last + 1], later[last + 1])
-        point[last + 2] = max(point[last + 2], later[last + 2])
+def _grow(point: list[Any], last_id: int, samples: int, stage: str, ias: Sequence[float], gas: Sequence[float]) -> None:
+    """Extend a point by later samples, given their last, lowest and highest IAS and GAS."""
+    point[1] = last_id
+    point[2] += samples
+    point[3] = stage
+    for index, (last, low, high) in ((5, ias), (9, gas)):
+        point[index] = last
+        if low < point[index + 1]:
+            point[index + 1] = low
+        if high > point[index + 2]:
+            point[index + 2] = high
 
 
 def _full_points(state: State) -> tuple[Point, ...]:

@@ -9,7 +9,7 @@ State:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import to_float
@@ -20,7 +20,6 @@ from pmm_shm.typed import Any, NamedTuple
 _NOVELTY_TICKS = 20
 _OPEN_MULTIPLIER = 1.0 + (0.5 - 0.5) * 0.2
 _CLOSE_MULTIPLIER = 1.0 + (0.5 - 0.5) * 0.3
-_CLOSED = 0.12 * _CLOSE_MULTIPLIER
 _CELL = "scores"
 _FIRST: tuple[Any, ...] = (0.0, 0.0, 0, None, "", None, 0, 0)
 
@@ -70,33 +69,9 @@ class Scoring:
         self.ias, self.gas, self._tick, *adoption, self._head, self._tail = state.get(_CELL, _FIRST)
         self._adopted_tick, self._adopted_name, self._confident_tick = adoption
 
-    def apply(self, events: Iterable[Event]) -> list[tuple[int, float, float]]:
-        """Apply events, in order; returns (event id, `ias`, `gas`) after each of a kind in `METRICS_KINDS`."""
-        samples = []
-        ias, gas, tick, confident = self.ias, self.gas, self._tick, self._confident_tick
-        for event in events:
-            kind = event[2]
-            # Most events are ticks and closes: a call for each takes longer than what it does.
-            if kind == "autonomy_tick":
-                ias *= 0.9995
-                gas *= 0.9995
-                tick += 1
-                if confident is not None and tick > confident and (tick - confident) % 5 == 0:
-                    ias += 0.03
-                self._is_changed = True
-            elif kind == "commitment_close":
-                gas += _CLOSED
-                self._is_changed = True
-            else:
-                step = _STEPS.get(kind)
-                if step is None:
-                    continue
-                self.ias, self.gas, self._tick = ias, gas, tick
-                step(self, event)
-                ias, gas, confident = self.ias, self.gas, self._confident_tick
-            samples.append((event[0], ias, gas))
-        self.ias, self.gas, self._tick = ias, gas, tick
-        return samples
+    def apply(self, event: Event) -> None:
+        """Apply one event, of a kind in `METRICS_KINDS`."""
+        SCORING_STEPS[event.kind](self, event)
 
     def read(self) -> tuple[float, float]:
         """(IAS, GAS) with feedback, clamped."""
@@ -176,6 +151,10 @@ class Scoring:
         for ordinal in range(max(self._head, first), self._tail):
             queue[ordinal] = self._queue[ordinal - first]
 
+    def _commitment_close(self, event: Event) -> None:
+        self.gas += 0.12 * _CLOSE_MULTIPLIER
+        self._is_changed = True
+
     def _reflection(self, event: Event) -> None:
         text = event.content.strip().lower()
         if ("identity" in text and len(text) > 20) or "my name" in text:
@@ -193,14 +172,28 @@ class Scoring:
             self.gas -= 0.005
             self._is_changed = True
 
+    def _autonomy_tick(self, event: Event) -> None:
+        self.ias *= 0.9995
+        self.gas *= 0.9995
+        self._tick += 1
+        confident = self._confident_tick
+        if confident is not None:
+            distance = self._tick - confident
+            if distance > 0 and distance % 5 == 0:
+                self.ias += 0.03
+        self._is_changed = True
 
-_STEPS = {
+
+SCORING_STEPS: Mapping[str, Callable[[Scoring, Event], None]] = {
     "identity_adopt": Scoring._identity_adopt,
     "commitment_open": Scoring._commitment_open,
+    "commitment_close": Scoring._commitment_close,
     "reflection": Scoring._reflection,
     "invariant_violation": Scoring._invariant_violation,
+    "autonomy_tick": Scoring._autonomy_tick,
 }
-METRICS_KINDS = frozenset({*_STEPS, "autonomy_tick", "commitment_close"})
+"""Event kind to the function that applies such an event."""
+METRICS_KINDS = frozenset(SCORING_STEPS)
 
 
 class MetricsFold(BatchFold):
@@ -221,7 +214,8 @@ class MetricsFold(BatchFold):
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         scoring = Scoring(state)
-        scoring.apply(events)
+        for event in events:
+            SCORING_STEPS[event.kind](scoring, event)
         scoring.store()
 
     def view(self, state: State) -> Scores:

@@ -198,7 +198,7 @@ class SelfModelFold(BatchFold):
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
         handlers = self._handlers
         for event in events:
-            handlers[event[2]](event, state)
+            handlers[event.kind](event, state)
 
     def view(self, state: State) -> SelfModel:
         return _view(state, Entries.load(state.table("open")), Entries.load(state.table("expired")))
@@ -211,15 +211,16 @@ class SelfModelFold(BatchFold):
 
     def _trait_update(self, event: Event, state: State) -> None:
         limit = self._max_trait_delta
-        deltas = trait_deltas(event.meta)
-        if not deltas:
-            return
-        loose, strict = map(list, state.get("traits", _NEUTRAL_TRAITS))
-        for index, delta in deltas:
+        for index, delta in trait_deltas(event.meta):
             limited = (limit if delta > 0 else -limit) if abs(delta) > limit else delta
-            loose[index] = max(0.0, min(1.0, loose[index] + delta))
-            strict[index] = max(0.0, min(1.0, strict[index] + limited))
-        state["traits"] = [loose, strict]
+            loose, strict = state.get("traits", _NEUTRAL_TRAITS)
+            state["traits"] = [_moved(loose, index, delta), _moved(strict, index, limited)]
+
+
+def _moved(traits: list[float], index: int, delta: float) -> list[float]:
+    moved = list(traits)
+    moved[index] = max(0.0, min(1.0, moved[index] + delta))
+    return moved
 
 
 def trait_deltas(meta: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -312,10 +313,10 @@ IDENTITY_STEPS: Mapping[str, Callable[[Event, State], None]] = {
 
 
 def _cid(event: Event, state: State) -> Cid | None:
-    cid = event[4].get("cid")
+    cid = event.meta.get("cid")
     if not cid:
         return None
-    if cid.__class__ is not str and not is_cid(cid):
+    if not is_cid(cid):
         state.quarantine("cid is neither text nor an integer", event.id)
         return None
     return cid  # type: ignore[no-any-return]
@@ -354,7 +355,7 @@ def _evidence_candidate(event: Event, state: State) -> None:
 def _commitment_close(event: Event, state: State) -> None:
     cid = _cid(event, state)
     table = state.table("open")
-    if cid is None or table.get(cid) is None:
+    if cid is None or cid not in table:
         return
     del table[cid]
     if cid not in state.table("evidence"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
 
 from pmm_shm.folds.contract import BatchFold, Column
 from pmm_shm.folds.fields import score_pair, to_float
@@ -53,7 +52,7 @@ class Window:
 
     def note(self, event: Event) -> bool:
         """Add the telemetry of a tick or a reflection; returns whether it had any."""
-        pair = score_pair(event[4])
+        pair = score_pair(event.meta)
         if pair is None:
             return False
         ias, gas = pair
@@ -61,7 +60,7 @@ class Window:
             ias, gas = to_float(ias), to_float(gas)
             if ias is None or gas is None:
                 return False
-        (self._ticks if event[2] == "autonomy_tick" else self._reflections).extend((ias, gas))
+        (self._ticks if event.kind == "autonomy_tick" else self._reflections).extend((ias, gas))
         self._is_changed = True
         return True
 
@@ -86,12 +85,9 @@ class StageFold(BatchFold):
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:
-        window, other = Window(state), Window(State())
-        for kind in self.kinds:
-            # Older ones would leave the window again.
-            newest = islice((event for event in reversed(events) if event[2] == kind and other.note(event)), WINDOW)
-            for event in reversed(list(newest)):
-                window.note(event)
+        window = Window(state)
+        for event in events:
+            window.note(event)
         window.store()
 
     def view(self, state: State) -> StageView:
