@@ -13,7 +13,7 @@ from typing import Any
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.rows import Event, RawRow
-from pmm_shm.ledger.sparse import TextRows
+from pmm_shm.ledger.text_rows import TextRows
 
 _ONLY_TEXT, _ONLY_OBJECTS = {str}, {dict}
 _event_of = partial(tuple.__new__, Event)

@@ -70,8 +70,11 @@ class Rebuild:
         Raises:
             LogChanged, LedgerError, StoreError: as `run`.
         """
-        follower.align(lambda: self._flip(follower))
-        follower.adopt_published()
+        try:
+            follower.align(lambda: self._flip(follower))
+        finally:
+            # It may be flipped even if something failed behind it.
+            follower.adopt_published()
         crash_point("flip.adopted")
 
     def _begin(self, parts: Mapping[type[Fold], tuple[Collection[str], Collection[str]]]) -> None:
