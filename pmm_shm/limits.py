@@ -260,10 +260,11 @@ FILTER_DEPTH = 100
 """A filter looks through so many hits for each one wanted, before it looks through the whole log."""
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
-BESTS_WITHIN = 3
+BESTS_WITHIN = 5
 """The best hit by words and the best by meaning are among so many first hits of a fused search,"""
-BEST_SHARE_MIN = 1 / 3
-"""that by words only if it holds this share of the query's weight."""
+LEADING_BESTS_WITHIN = 3
+"""and among so many, that by words if it holds at least the share below of the query's weight."""
+LEADING_SHARE_MIN = 1 / 3
 WORDS_WEIGHT = 4.0
 """Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
 WORDS_POWER = 5

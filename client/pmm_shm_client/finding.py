@@ -214,10 +214,12 @@ class Finder:
             leading = words.ranking.leading if request.mode == "auto" else set()
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
-        shares = ((event_id, words.ranking.share(score)) for event_id, score in islice(by_words.items(), 1))
-        bests = [event_id for event_id, share in shares if share >= limits.BEST_SHARE_MIN]
-        bests += [event_id for event_id in islice(by_meaning, 1) if event_id not in bests]
-        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, bests), request.k)
+        bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
+        ranking = _with_bests(ranking, bests, limits.BESTS_WITHIN)
+        if by_words and words.ranking.share(by_words[bests[0]]) < limits.LEADING_SHARE_MIN:
+            bests = list(islice(by_meaning, 1))
+        ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)
+        chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
         hits = []
         for event_id, word_score in zip(chosen, words.ranking.scores(chosen), strict=True):
             found_by: FoundBy = "words" if event_id in by_words else "meaning"
@@ -271,9 +273,8 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
     return {*islice(by_words, request.k), *islice(leading if request.mode == "auto" else (), request.k)}
 
 
-def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
-    """The same ranking, in which the bests are among the first `limits.BESTS_WITHIN`."""
-    place = limits.BESTS_WITHIN
+def _with_bests(ranking: list[int], bests: list[int], place: int) -> list[int]:
+    """The same ranking, in which the bests are among the first `place`."""
     head, tail = ranking[:place], ranking[place:]
     late = [event_id for event_id in bests if event_id not in head]
     if not late:

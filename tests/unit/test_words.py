@@ -301,7 +301,7 @@ def test_equal_texts_collapse(told: Cache, mode: str) -> None:
 
 
 @settings(max_examples=examples(40), deadline=None)
-@given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), st.integers(3, 6))
+@given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), st.integers(5, 8))
 def test_a_fused_search_has_the_best_of_both(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], query: str, k: int
 ) -> None:
