@@ -24,7 +24,7 @@ TAIL_BYTES_MAX = 16 << 20
 # One statement joins the rows of so many ids, more where they are short: about so many characters.
 JOINED_IDS_MIN = 256
 JOINED_IDS_MAX = 65_536
-JOINED_CHARS = 1 << 20
+JOINED_CHARS = 2 << 20
 JOINED_BYTES_MAX = 32 << 20
 # With more rows that all become events, folding them takes longer: they no longer fit into the processor's cache.
 FOLD_ROWS_MAX = 768

@@ -21,6 +21,7 @@ from pmm_cached.main import GC_OBJECTS
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine, States, apply_events
+from pmm_shm.folds.history import PARTS
 from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
@@ -141,8 +142,9 @@ class _TimedEngine(Engine):
 
 
 def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold], spent: dict[str, float]) -> None:
-    engine = _TimedEngine(folds, spent)
-    states = {fold.name: State() for fold in folds}
+    # As a rebuild does it, parts of the history are copied when they are written.
+    engine = _TimedEngine([fold for fold in folds if type(fold) not in PARTS], spent)
+    states = {name: State() for name in engine.folds}
     generations = {fold: writer.begin_generation(fold) for fold in folds}
     clock = time.perf_counter
     spent[_AHEAD] = spent[_DECODE] = 0.0
@@ -154,7 +156,8 @@ def _fold_in_steps(connection: Connection, writer: StoreWriter, folds: list[Fold
         spent[_DECODE] += clock() - began - (sum(spent.values()) - folded)
         began = clock()
     began = clock()
-    writer.flush_shadow({generation: states[fold.name] for fold, generation in generations.items()})
+    parts = {fold.name: states["history"].part(*PARTS[type(fold)]) for fold in folds if type(fold) in PARTS}
+    writer.flush_shadow({generation: {**states, **parts}[fold.name] for fold, generation in generations.items()})
     spent["LMDB write"] += clock() - began
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, compress
+from operator import not_
 from typing import Any
 
 from pmm_shm.folds.contract import Fold
 from pmm_shm.ledger.rows import Event, RawRow
+from pmm_shm.ledger.text_rows import TextRows
 
 _ONLY_TEXT, _ONLY_OBJECTS = {str}, {dict}
 _event_of = partial(tuple.__new__, Event)
@@ -38,11 +40,16 @@ class BulkDecoder:
 
     def take(self, rows: Sequence[RawRow]) -> Sequence[RawRow]:
         """Queue what can be queued, and return the other rows."""
-        usual = [row for row in rows if row[2] in self._kinds]
-        if not usual:
+        columns = rows.columns if isinstance(rows, TextRows) else list(zip(*rows, strict=True))[:5]
+        wanted = list(map(self._kinds.__contains__, columns[2]))
+        rest: Sequence[RawRow] = ()
+        if not all(wanted):
+            rest = list(compress(rows, map(not_, wanted)))
+            columns = [list(compress(column, wanted)) for column in columns]
+        ids, times, kinds, contents, metas = columns
+        if not ids:
             return rows
-        ids, times, kinds, contents, metas, *_ = zip(*usual, strict=True)
-        if set(map(type, chain(times, contents, metas))) != _ONLY_TEXT:
+        if not isinstance(rows, TextRows) and set(map(type, chain(times, contents, metas))) != _ONLY_TEXT:
             return rows
         try:
             parsed = self._parse(metas)
@@ -53,4 +60,4 @@ class BulkDecoder:
         events = list(map(_event_of, zip(ids, times, kinds, contents, parsed, strict=True)))
         for taken, queue in self._takers:
             queue += compress(events, map(taken.__contains__, kinds))
-        return [row for row in rows if row[2] not in self._kinds] if len(usual) < len(rows) else ()
+        return rest

@@ -15,11 +15,11 @@ State, besides the cells and tables of these steps and of the name's (see `metri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pmm_shm import limits
-from pmm_shm.folds.contract import BatchFold, Column
-from pmm_shm.folds.metrics import SCORING_STEPS, Scoring, read_scores
+from pmm_shm.folds.contract import BatchFold, Column, Fold
+from pmm_shm.folds.metrics import SCORING_STEPS, MetricsFold, Scoring, read_scores
 from pmm_shm.folds.self_model import IDENTITY_STEPS, name_in
 from pmm_shm.folds.stage import StageFold, Window
 from pmm_shm.folds.state import State, Touched
@@ -165,6 +165,13 @@ class HistoryFold(BatchFold):
         return _view(state, full, view.stages, view.stage_count, view.names, view.name_count)
 
 
+PARTS: Mapping[type[Fold], tuple[Collection[str], Collection[str]]] = {
+    MetricsFold: (("scores",), ("penalties", "opened", "opened_queue")),
+    StageFold: (("pairs",), ()),
+}
+"""Folds of which the history takes all events, by the same steps: the cells and the tables that it keeps as they do. An
+event in its quarantine may be the exception.
+"""
 _STEPS = {
     kind: (IDENTITY_STEPS.get(kind), kind in StageFold.kinds, SCORING_STEPS.get(kind)) for kind in HistoryFold.kinds
 }

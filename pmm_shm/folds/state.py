@@ -10,7 +10,7 @@ Invariant: an event that a fold fails at leaves no trace but its entry in the qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pmm_shm import limits
 from pmm_shm.codec import SIMPLE_KEYS, Key, check_key, pack, pack_key, unpack
@@ -260,6 +260,13 @@ class State:
             theirs = other.table(name)
             theirs._dirty, theirs._clean = table._dirty.copy(), table._clean.copy()
             theirs._touched = table._touched.copy()
+        return other
+
+    def part(self, cells: Collection[str], tables: Collection[str]) -> State:
+        """The overlay of these cells and tables alone, for `changes`; it shares their values."""
+        other = State()
+        other._dirty = {name: value for name, value in self._dirty.items() if name in cells}
+        other._tables = {name: table for name, table in self._tables.items() if name in tables}
         return other
 
     def changes(self) -> Iterator[tuple[bytes, bytes | None]]:

@@ -1,8 +1,9 @@
 """Long tails, read in few steps: rows joined into texts by SQLite, and of some kinds only the newest rows.
 
 A row that comes by itself costs a step of SQLite and several objects. Thousands that come joined cost one step, and
-meanwhile other threads run Python. Of some kinds only the newest rows of a batch make a difference: of the others it
-has to be known that their content is text, so it is joined, too, and thrown away.
+meanwhile other threads run Python. They stay columns until somebody asks for a row. Of some kinds only the newest rows
+of a batch make a difference: of the others it has to be known that their content is text, so it is joined, too, and
+thrown away.
 
 Invariant: the rows are those of a plain statement. Where other values could give the same texts, or a value is
 unusual, none is returned, and the caller fetches them one by one.
@@ -12,13 +13,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.rows import RawRow
+from pmm_shm.ledger.text_rows import TextRows
 
 _SEPARATOR = "\x1f"
 _TS_BYTES_MAX = 64
@@ -53,7 +53,7 @@ _JOINED_ROWS = ", ".join(
 class SparseBatch(NamedTuple):
     """The rows up to `last_id`, in the order of their ids; whether the range ends there; how many were left out."""
 
-    rows: list[RawRow]
+    rows: TextRows
     last_id: int
     complete: bool
     left_out: int
@@ -109,7 +109,7 @@ class SparseReader:
         # Counted from the first row, so that a gap of any size is one step.
         first_id = fetch_batch(self._connection, _FIRST_ID_SQL, (lower_id, upper_id), 1).rows[0][0]
         if first_id is None:
-            return SparseBatch([], upper_id, True, 0)
+            return SparseBatch(_rows(0, ()), upper_id, True, 0)
         last_id = min(first_id + span - 1, upper_id)
         ids = (first_id - 1, last_id)
         bytes_max = limits.JOINED_BYTES_MAX // span
@@ -119,7 +119,7 @@ class SparseReader:
         if left_out:
             wanted = [value for kind, number in self._newest.items() for value in (*ids, kind, number)]
             count, *newest = self._run(self._newest_sql, (bytes_max, *wanted))
-            rows = sorted(rows + _rows(count, newest), key=itemgetter(0))
+            rows.merge(_rows(count, newest))
             left_out -= count
         chars = sum(len(text) for text in (*columns, *texts) if text is not None)
         if chars > limits.JOINED_CHARS:
@@ -144,14 +144,15 @@ class SparseReader:
         return self._is_exact
 
 
-def _rows(count: int, columns: Sequence[str | None]) -> list[RawRow]:
+def _rows(count: int, columns: Sequence[str | None]) -> TextRows:
     """`count` rows, given each column as one text."""
     if not count:
-        return []
-    ids, *texts = [(column or "").split(_SEPARATOR) for column in columns]
-    if any(len(values) != count for values in texts):
+        return TextRows([[], [], [], [], []])
+    found: list[list[Any]] = [(column or "").split(_SEPARATOR) for column in columns]
+    if any(len(values) != count for values in found):
         raise _SeparatorError
-    return list(zip(map(int, ids), *texts, strict=True))
+    found[0] = list(map(int, found[0]))
+    return TextRows(found)
 
 
 def _of_kinds(kinds: Collection[str]) -> str:

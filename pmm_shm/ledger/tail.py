@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _NO_PLACES: Mapping[str, int] = MappingProxyType({})
+_NO_ROWS: Sequence[RawRow] = ()
 # The class of a named tuple takes three times as long, and code that a process which has slept has to fetch.
 _new_tuple = tuple.__new__
 
@@ -74,7 +75,7 @@ class Tail(NamedTuple):
         places: where in the rows the other columns are that a `WideTailReader` was asked for.
     """
 
-    rows: list[RawRow]
+    rows: Sequence[RawRow]
     position: Position
     is_anchored: bool
     is_complete: bool
@@ -129,7 +130,8 @@ class TailReader:
         """
         if self._whole_rows:
             return _cut(self._checked(self._whole_tail(after, rows_max)), after, until_id)
-        if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS:
+        is_long = self._sparse is not None
+        if after.event_id is not None and until_id is None and rows_max >= limits.TAIL_FEW_ROWS and not is_long:
             # Usually few rows follow a position, or none, and one statement costs half of those below.
             short = self._short_tail(after)
             if short.is_complete or not short.is_anchored:
@@ -185,7 +187,7 @@ class TailReader:
             if after.event_id is not None and end_id <= after.event_id:
                 return Tail([], after, True, True)
             sql, lower_id = (self._first_sql, _ID_MIN) if after.event_id is None else (self._next_sql, after.event_id)
-            sparse = None
+            sparse, rows = None, _NO_ROWS
             if self._sparse is not None and after.event_id is not None and rows_max >= limits.TAIL_ROWS_MAX:
                 sparse = self._sparse.read(lower_id, end_id)
             if sparse is None:

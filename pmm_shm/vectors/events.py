@@ -8,7 +8,7 @@ the embedding of the event's content, for events of some kinds.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pmm_shm import limits
@@ -92,7 +92,7 @@ class EventTextReader:
         """
         return position_before_newest(self._connection, self._tail, self._kinds, count)
 
-    def _texts(self, rows: list[RawRow]) -> list[EventText]:
+    def _texts(self, rows: Sequence[RawRow]) -> list[EventText]:
         found = {one.event_id: one for one in self._indexed(rows)} if self._reads_digests else {}
         for row in rows:
             if row[_KIND] in self._kinds and row[_ID] not in found:
@@ -101,7 +101,7 @@ class EventTextReader:
                     found[row[_ID]] = EventText(row[_ID], VectorSource.EMBEDDED, text)
         return [found[event_id] for event_id in sorted(found)]
 
-    def _indexed(self, rows: list[RawRow]) -> Iterable[EventText]:
+    def _indexed(self, rows: Sequence[RawRow]) -> Iterable[EventText]:
         """The events that `embedding_indexed` events among the rows name with the right digest."""
         digests: dict[int, set[str]] = {}
         for row in rows:

@@ -7,17 +7,23 @@ last flip, because the pages that it pins cannot be reused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from pmm_cached.follower import Follower
 from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.folds.contract import Fold
+from pmm_shm.folds.history import PARTS, HistoryFold
+from pmm_shm.folds.state import QUARANTINE, State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.tail import Tail, oldest_of
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm.store.snapshot import DETACHED, Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
+
+
+class _HistoryFailed(LogChanged):
+    """An event is in the quarantine of the history: the folds that are parts of it may not have failed at it."""
 
 
 class Rebuild:
@@ -35,10 +41,10 @@ class Rebuild:
         self._folds = folds
         self._check = check
         self._connection = Connection(path, "ro")
-        self._cursor = Cursor(folds, self._connection)
-        self._attachment = Attachment()
-        self.first_id: int | None = None
         self._generations: dict[Fold, int] = {}
+        self.first_id: int | None = None
+        self._history = next((fold.name for fold in folds if type(fold) is HistoryFold), None)
+        self._begin({} if self._history is None else PARTS)
 
     def run(self) -> None:
         """Replay to the head, in chunks that are flushed into the shadow generations.
@@ -50,10 +56,11 @@ class Rebuild:
         try:
             if self._connection.shape is not None:
                 self.first_id = oldest_of(self._connection)
-            self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
-            with contextlib.closing(self._cursor.advance_reading_ahead()) as tails:
-                while not self._advance(tails, self._check):
-                    pass
+            try:
+                self._replay()
+            except _HistoryFailed:
+                self._begin({})
+                self._replay()
         finally:
             self._connection.close()
 
@@ -69,6 +76,18 @@ class Rebuild:
             # It may be flipped even if something failed behind it.
             follower.adopt_published()
         crash_point("flip.adopted")
+
+    def _begin(self, parts: Mapping[type[Fold], tuple[Collection[str], Collection[str]]]) -> None:
+        """Stand at the start of the log; folds in `parts` are copied out of the history."""
+        self._parts = {fold: parts[type(fold)] for fold in self._folds if type(fold) in parts}
+        self._cursor = Cursor([fold for fold in self._folds if fold not in self._parts], self._connection)
+        self._attachment = Attachment()
+
+    def _replay(self) -> None:
+        self._generations = {fold: self._writer.begin_generation(fold) for fold in self._folds}
+        with contextlib.closing(self._cursor.advance_reading_ahead()) as tails:
+            while not self._advance(tails, self._check):
+                pass
 
     def _flip(self, follower: Follower) -> None:
         def check() -> None:
@@ -97,9 +116,20 @@ class Rebuild:
                 while cursor.key_count() < limits.REBUILD_KEYS_PER_FLUSH and not is_complete:
                     is_complete = next(tails).is_complete
                     check()
+                states = {number: self._state_of(fold) for fold, number in self._generations.items()}
             finally:
                 self._attachment.transaction = DETACHED
-        self._writer.flush_shadow({number: cursor.states[fold.name] for fold, number in self._generations.items()})
-        cursor.rebase({fold.name: LmdbBase(self._attachment, number) for fold, number in self._generations.items()})
+        self._writer.flush_shadow(states)
+        numbers = {fold.name: number for fold, number in self._generations.items() if fold not in self._parts}
+        cursor.rebase({name: LmdbBase(self._attachment, number) for name, number in numbers.items()})
         cursor.drop_overlay()
         return is_complete
+
+    def _state_of(self, fold: Fold) -> State:
+        if fold not in self._parts:
+            return self._cursor.states[fold.name]
+        assert self._history is not None
+        history = self._cursor.states[self._history]
+        if history.get(QUARANTINE):
+            raise _HistoryFailed
+        return history.part(*self._parts[fold])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -14,18 +14,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pmm_cached.follower import all_folds
+from pmm_cached.rebuild import Rebuild
 from pmm_shm import limits
 from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import DecodeFold, Engine
+from pmm_shm.folds.history import HistoryFold
+from pmm_shm.folds.metrics import MetricsFold
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.folds.registry import built_in_folds
-from pmm_shm.folds.state import State
+from pmm_shm.folds.state import QUARANTINE, State, cell_key
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fast_json import fast_meta_parser
 from pmm_shm.ledger.rows import MalformedMeta, parse_meta
 from pmm_shm.ledger.tail import START, Tail, TailReader
+from pmm_shm.projection.cursor import LogChanged
 from pmm_shm_cli.synthetic import synthetic_rows
+from pmm_shm_client import EventLog
 from tests.support import ledgers
+from tests.support.publishing import Publisher
 
 # JSON.
 
@@ -298,3 +305,66 @@ def make(path: str, encoding: str, collation: str) -> None:
             "prev_hash, hash)"
         )
         connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, NULL, NULL)", rows)
+
+
+# Folds that are parts of the history.
+
+
+def published(publisher: Publisher) -> dict[str, dict[bytes, bytes]]:
+    with publisher.writer.environment.read() as transaction:
+        snapshot = publisher.writer.snapshot(transaction)
+        return {fold.name: dict(snapshot.base(fold).scan(b"")) for fold in publisher.follower.live}
+
+
+def replayed(path: str) -> dict[str, dict[bytes, Any]]:
+    rows = ledgers.execute(path, "SELECT id, ts, kind, content, meta FROM events ORDER BY id")
+    return state_of(all_folds(), [Tail(rows, START, True, True)])
+
+
+@pytest.fixture
+def long_path(tmp_path: Path) -> str:
+    path = str(tmp_path / "ledger.db")
+    with EventLog(path) as log:
+        rows = islice(synthetic_rows(4), EVENTS)
+        log.append_many([(row[2], row[3], json.loads(row[4])) for row in rows])
+    return path
+
+
+@pytest.mark.parametrize("keys_per_flush", [limits.REBUILD_KEYS_PER_FLUSH, 50])
+def test_folds_copied_out_of_the_history_equal_a_replay(
+    long_path: str, monkeypatch: pytest.MonkeyPatch, publish: Callable[[str], Publisher], keys_per_flush: int
+) -> None:
+    monkeypatch.setattr(limits, "REBUILD_KEYS_PER_FLUSH", keys_per_flush)
+    monkeypatch.setattr(limits, "TAIL_ROWS_MAX", FIRST_LONG)
+    folded = []
+    apply_batch = MetricsFold.apply_batch
+    monkeypatch.setattr(MetricsFold, "apply_batch", lambda *arguments: folded.append(1) or apply_batch(*arguments))
+    publisher = publish(long_path)
+    assert not folded
+    assert published(publisher) == replayed(long_path)
+
+
+def test_only_the_history_fails_at_an_event(
+    long_path: str, monkeypatch: pytest.MonkeyPatch, publish: Callable[[str], Publisher]
+) -> None:
+    apply_batch = HistoryFold.apply_batch
+
+    def failing(fold: HistoryFold, events: Any, state: State) -> None:
+        if any(event.content == "fail" for event in events):
+            raise ValueError("fails here")
+        apply_batch(fold, events, state)
+
+    monkeypatch.setattr(HistoryFold, "apply_batch", failing)
+    publisher = publish(long_path)
+    with EventLog(long_path) as log:
+        # The rebuild has read everything, and finds this at its end: it has to begin again.
+        rebuild = Rebuild(long_path, publisher.writer, publisher.follower.live, lambda: None)
+        rebuild.run()
+        log.append("commitment_open", "fail", {"cid": "c", "text": "fail"})
+        with pytest.raises(LogChanged):
+            rebuild.finish(publisher.follower)
+    publisher.rebuild()
+    found = published(publisher)
+    assert found == replayed(long_path)
+    assert cell_key(QUARANTINE) in found["history"]
+    assert cell_key(QUARANTINE) not in found["metrics"]

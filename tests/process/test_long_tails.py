@@ -22,6 +22,7 @@ from pmm_shm.folds.registry import built_in_folds
 from pmm_shm.folds.state import State
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import InvalidText, RawRow
+from pmm_shm.ledger.text_rows import TextRows
 from pmm_shm.projection.cursor import Cursor, LogChanged
 from pmm_shm_client import EventLog
 from tests.support import ledgers
@@ -126,6 +127,14 @@ def test_opens_of_a_batch_count_as_single_ones(steps: list[str | int], parts: li
     assert stored == stored_scores(rows, [1], [False])
     state = State(stored)
     assert state.get("scores", [0.0, 0.0, 0])[1:3] == [gas, tick]
+
+
+def test_rows_in_columns_are_a_sequence_of_rows() -> None:
+    rows = TextRows([[1, 3, 9], ["a", "b", "c"], ["k", "k", "l"], ["", "x", ""], ["{}", "", "{}"]])
+    assert list(rows) == [(1, "a", "k", "", "{}"), (3, "b", "k", "x", ""), (9, "c", "l", "", "{}")]
+    assert (len(rows), rows[1], list(rows[1:])) == (3, (3, "b", "k", "x", ""), list(rows)[1:])
+    rows.merge(TextRows([[8, 2, 10], *[["m", "n", "o"]] * 4]))
+    assert [row[:2] for row in rows] == [(1, "a"), (2, "n"), (3, "b"), (8, "m"), (9, "c"), (10, "o")]
 
 
 class Stored:
