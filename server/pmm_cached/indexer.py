@@ -68,6 +68,7 @@ class Indexer(BackgroundThread):
         embedder, found_as, kinds: as for `EventTables`.
         word_kinds: of the events in the index of words.
         standstill: the follower's lock; while it is held, this thread pauses.
+        is_follower_behind: whether a commit awaits the follower; this thread pauses then, too.
         server: has the leases on texts, which are shared with the workers: each new text is computed once.
         on_death: as for `BackgroundThread`.
     """
@@ -86,19 +87,20 @@ class Indexer(BackgroundThread):
         word_status: WordStatus,
         log: Logger,
         standstill: threading.Lock,
+        is_follower_behind: Callable[[], bool],
         server: CommandServer,
         on_death: Callable[[str], None],
     ) -> None:
         super().__init__("indexer", log, on_death)
         self._store = writer
         self._status = status
-        self._standstill = standstill
+        self._standstill, self._is_follower_behind = standstill, is_follower_behind
         self._connection = Connection(instance.ledger, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
         self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
         self._server, self._log = server, log
-        self._words = WordIndexer(instance, writer, self._connection, word_kinds, self._pause, word_status, log)
+        self._words = WordIndexer(instance, writer, self._connection, word_kinds, self._give_way, self._pause, word_status, log)
         self._has_vectors = embedder is not None
         # The events up to this one index none.
         self._looked_until = ID_MIN
@@ -318,10 +320,27 @@ class Indexer(BackgroundThread):
 
     # Pauses.
 
+    def _give_way(self) -> None:
+        """Let the follower go first: while it works, and from a commit until it has begun to work.
+
+        The scheduler would not: the daemon pre-empts nobody when it is woken up, not even this thread. Nor is a core
+        enough, because the follower needs the interpreter's lock.
+        """
+        deadline = 0.0
+        while not self._is_stopping:
+            if not self._standstill.locked():
+                if not self._is_follower_behind():
+                    return
+                # Writers without a pause would stop this thread altogether.
+                now = time.monotonic()
+                deadline = deadline or now + limits.INDEX_YIELD_S
+                if now >= deadline:
+                    return
+            time.sleep(limits.BACKOFF_S_MIN)
+
     def _pause(self) -> None:
         """Let the follower go first. Raises `Stopped`."""
-        while self._standstill.locked() and not self._is_stopping:
-            time.sleep(limits.BACKOFF_S_MIN)
+        self._give_way()
         if self._is_stopping:
             raise Stopped
 
