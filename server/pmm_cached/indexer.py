@@ -100,7 +100,9 @@ class Indexer(BackgroundThread):
         self._heads = TailReader(self._connection, ())
         self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
         self._server, self._log = server, log
-        self._words = WordIndexer(instance, writer, self._connection, word_kinds, self._give_way, self._pause, word_status, log)
+        self._words = WordIndexer(
+            instance, writer, self._connection, word_kinds, self._give_way, self._pause, word_status, log
+        )
         self._has_vectors = embedder is not None
         # The events up to this one index none.
         self._looked_until = ID_MIN
