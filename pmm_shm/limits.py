@@ -277,6 +277,7 @@ INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_EVENTS_PER_READ = 128
 INDEX_SLICE_S = 0.001
 INDEX_YIELD_S = 0.01
+INDEX_CALM_S = 0.1
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25

@@ -110,6 +110,7 @@ class Indexer(BackgroundThread):
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
         self._has_news = True
+        self._calm_at = self._rested_at = 0.0
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_IndexRequest] = []
@@ -118,6 +119,7 @@ class Indexer(BackgroundThread):
         """Report that the ledger has changed, and that the follower has published the change."""
         with self._changed:
             self._has_news = True
+            self._calm_at = time.monotonic() + limits.INDEX_CALM_S
             self._changed.notify_all()
 
     def reset(self) -> None:
@@ -271,7 +273,7 @@ class Indexer(BackgroundThread):
         if are_tables_done and (self._words.is_done or self._words.retry_at is not None):
             self._caught_up_at = began
         else:
-            self.ledger_changed()
+            self._has_news = True
 
     def _requests_to_import(self, published: Position) -> list[_IndexRequest]:
         """The requests for which the ledger's table is compared now."""
@@ -332,13 +334,17 @@ class Indexer(BackgroundThread):
         while not self._is_stopping:
             if not self._standstill.locked():
                 if not self._is_follower_behind():
-                    return
+                    break
                 # Writers without a pause would stop this thread altogether.
                 now = time.monotonic()
                 deadline = deadline or now + limits.INDEX_YIELD_S
                 if now >= deadline:
-                    return
+                    break
             time.sleep(limits.BACKOFF_S_MIN)
+        if time.monotonic() - self._rested_at > limits.INDEX_SLICE_S:
+            if self._rested_at < self._calm_at:
+                time.sleep(limits.INDEX_SLICE_S)
+            self._rested_at = time.monotonic()
 
     def _pause(self) -> None:
         """Let the follower go first. Raises `Stopped`."""
