@@ -333,28 +333,28 @@ class _Changes:
             least, most = most, most * _MERGE_BLOCKS
 
     def _merge(self, blocks: Sequence[BlockEntry]) -> None:
-        parts, dead, first = [], [np.empty(0, np.int64)], 0
+        parts, is_alive = [], []
         for block in blocks:
             parts.append(self._block_rows(block.number))
-            dead.append(self._dead(block) + np.int64(first))
-            first += block.rows
+            is_alive.append(np.ones(block.rows, bool))
+            is_alive[-1][self._dead(block)] = False
         for block in blocks:
             # A block that was sealed just now is never written.
             if self._new_blocks.pop(block.number, None) is None:
                 self._writes.update((block_key(self._tag, block.number, part), None) for part in PARTS)
             del self._blocks[block.number]
             self.block_ids.pop(block.number, None)
-        self._seal(parts, np.concatenate(dead))
+        self._seal(parts, np.concatenate(is_alive))
 
-    def _seal(self, parts: Sequence[VectorRows], dead: NDArray[np.int64] | None = None) -> None:
-        """Write rows as new blocks; `dead` are the numbers of rows to leave out, counted through all parts."""
+    def _seal(self, parts: Sequence[VectorRows], is_alive: NDArray[np.bool_] | None = None) -> None:
+        """Write rows as new blocks, all of them or those that are alive."""
         self._pause()
         all_ids = np.concatenate([part.ids for part in parts])
         sources = np.concatenate([part.sources for part in parts])
-        # Parts in ascending order are merged, which takes a tenth of the time.
+        # Stable, because that merges sorted parts instead of sorting them again.
         order = all_ids.argsort(kind="stable")
-        if dead is not None:
-            order = order[~np.isin(order, dead)]
+        if is_alive is not None:
+            order = order[is_alive[order]]
         for start in range(0, len(order), self._rows_max):
             rows = order[start : start + self._rows_max]
             number, self._next_block = self._next_block, self._next_block + 1

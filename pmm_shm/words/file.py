@@ -171,6 +171,8 @@ class WordIndexWriter:
 def _prepare(handle: sqlite3.Connection) -> None:
     handle.execute("PRAGMA journal_mode = TRUNCATE")
     handle.execute("PRAGMA synchronous = OFF")
+    # A spill of pages within a transaction would lock readers out until its end, and it may pause.
+    handle.execute("PRAGMA cache_spill = OFF")
 
 
 def remove_index(path: Path) -> None:

@@ -110,7 +110,8 @@ class Indexer(BackgroundThread):
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
         self._has_news = True
-        self._calm_at = self._rested_at = 0.0
+        # On the monotonic clock, as all of these.
+        self._calm_at = self._rested_at = self._insists_until = 0.0
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_IndexRequest] = []
@@ -325,25 +326,25 @@ class Indexer(BackgroundThread):
     # Pauses.
 
     def _give_way(self) -> None:
-        """Let the follower go first: while it works, and from a commit until it has begun to work.
+        """Let the follower go first: while it works, and from a commit on until it has begun to work. And as long as
+        somebody commits, rest after each slice.
 
-        The scheduler would not: the daemon pre-empts nobody when it is woken up, not even this thread. Nor is a core
-        enough, because the follower needs the interpreter's lock.
+        The scheduler would not do it: the daemon pre-empts nobody when it is woken up, not even this thread. And on
+        busy cores this thread may have to stop while it has the interpreter's lock, the less often the more it rests.
         """
-        deadline = 0.0
+        began = 0.0
         while not self._is_stopping:
-            if not self._standstill.locked():
-                if not self._is_follower_behind():
-                    break
+            now = time.monotonic()
+            began = began or now
+            is_in_the_way = self._standstill.locked()
+            if not is_in_the_way and now >= self._insists_until and self._is_follower_behind():
                 # Writers without a pause would stop this thread altogether.
-                now = time.monotonic()
-                deadline = deadline or now + limits.INDEX_YIELD_S
-                if now >= deadline:
-                    break
-            time.sleep(limits.BACKOFF_S_MIN)
-        if time.monotonic() - self._rested_at > limits.INDEX_SLICE_S:
-            if self._rested_at < self._calm_at:
-                time.sleep(limits.INDEX_SLICE_S)
+                is_in_the_way = now - began < limits.INDEX_YIELD_S
+                self._insists_until = 0.0 if is_in_the_way else now + limits.INDEX_SLICE_S
+            is_rested = now >= self._calm_at or now - self._rested_at < limits.INDEX_SLICE_S
+            if is_rested and not is_in_the_way:
+                return
+            time.sleep(limits.INDEX_SLICE_S)
             self._rested_at = time.monotonic()
 
     def _pause(self) -> None:
