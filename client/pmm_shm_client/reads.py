@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from time import monotonic
 
 from pmm_shm import flags, limits
@@ -58,6 +58,7 @@ _REPLAY = "replay"
 _FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
+_ReadMethod = TypeVar("_ReadMethod", bound=Callable[..., Any])
 
 
 class WarningsLog:
@@ -170,6 +171,31 @@ class Memos(dict[str | tuple[str, str], Memo]):
         """The marks count for nothing any more."""
         for name, memo in list(self.items()):
             self[name] = memo._replace(header=None, mark=None)
+
+
+def _remembered(read: _ReadMethod) -> _ReadMethod:
+    """The read method of one answer, which gives what it gave last while nothing is new.
+
+    It does what `_get` does, in one call: a second one would take a fifth of the time.
+    """
+    name = read.__name__
+
+    @wraps(read)
+    def remembering(self: Reads, *, consistency: Consistency | None = None) -> Any:
+        memo = self._memos.get(name)
+        if memo is not None and consistency is None:
+            # Unpacked at once: an attribute of a named tuple costs as much as the look-up.
+            header, mark, _, _, value, counter = memo
+            if (
+                (monotonic() < self._freshness.trusted_until and header.raw == mark)
+                if header is not None
+                else mark is not None and self._reader.is_unchanged(mark)
+            ):
+                counter.hits += 1
+                return value
+        return read(self, consistency=consistency)
+
+    return remembering  # type: ignore[return-value]
 
 
 class Replayer:
@@ -300,25 +326,30 @@ class Reads(ABC):
             self._warnings.report(closes, on_warn)
         return self_model_dict(model, strict=strict)
 
+    @_remembered
     def model(self, *, consistency: Consistency | None = None) -> Model:
         """The self-model, read-only at every depth and without a copy, whatever its size."""
-        return self._get("model", consistency)  # type: ignore[no-any-return]
+        return self._read("model", consistency)  # type: ignore[no-any-return]
 
+    @_remembered
     def identity(self, *, consistency: Consistency | None = None) -> Identity:
         """The adopted name and the five traits."""
-        return self._get("identity", consistency)  # type: ignore[no-any-return]
+        return self._read("identity", consistency)  # type: ignore[no-any-return]
 
+    @_remembered
     def commitments(self, *, consistency: Consistency | None = None) -> Commitments:
         """Open and expired commitments, read-only and in order."""
-        return self._get("commitments", consistency)  # type: ignore[no-any-return]
+        return self._read("commitments", consistency)  # type: ignore[no-any-return]
 
+    @_remembered
     def metrics(self, *, consistency: Consistency | None = None) -> Metrics:
         """IAS and GAS."""
-        return self._get("metrics", consistency)  # type: ignore[no-any-return]
+        return self._read("metrics", consistency)  # type: ignore[no-any-return]
 
+    @_remembered
     def stage(self, *, consistency: Consistency | None = None) -> Stage:
         """The developmental stage and its snapshot."""
-        return self._get("stage", consistency)  # type: ignore[no-any-return]
+        return self._read("stage", consistency)  # type: ignore[no-any-return]
 
     def directives(self, *, consistency: Consistency | None = None) -> list[Directive]:
         """All directives, as fresh dicts."""
@@ -328,13 +359,15 @@ class Reads(ABC):
         """The active set of directives, best first, as fresh dicts."""
         return self._get("directives", consistency).active()  # type: ignore[no-any-return]
 
+    @_remembered
     def recent(self, *, consistency: Consistency | None = None) -> Recent:
         """The newest reflections, messages and telemetry."""
-        return self._get("recent", consistency)  # type: ignore[no-any-return]
+        return self._read("recent", consistency)  # type: ignore[no-any-return]
 
+    @_remembered
     def history(self, *, consistency: Consistency | None = None) -> History:
         """IAS and GAS over the life of the ledger, and the changes of stage and name, in bounded space."""
-        return self._get("history", consistency)  # type: ignore[no-any-return]
+        return self._read("history", consistency)  # type: ignore[no-any-return]
 
     def fold(self, name: str, *, consistency: Consistency | None = None) -> Any:
         """The view of any fold, built in or registered.
@@ -411,17 +444,16 @@ class Reads(ABC):
 
     def _get(self, name: str, consistency: Consistency | None) -> Any:
         memo = self._memos.get(name)
-        if (
-            memo is not None
-            and consistency is None
-            and (
-                (monotonic() < self._freshness.trusted_until and memo.header.raw == memo.mark)
-                if memo.header is not None
-                else memo.mark is not None and self._reader.is_unchanged(memo.mark)
-            )
-        ):
-            memo.counter.hits += 1
-            return memo.value
+        if memo is not None and consistency is None:
+            # As in `_remembered`.
+            header, mark, _, _, value, counter = memo
+            if (
+                (monotonic() < self._freshness.trusted_until and header.raw == mark)
+                if header is not None
+                else mark is not None and self._reader.is_unchanged(mark)
+            ):
+                counter.hits += 1
+                return value
         return self._read(name, consistency)
 
     def _read(self, name: str, consistency: Consistency | None) -> Any:

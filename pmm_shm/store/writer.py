@@ -90,11 +90,12 @@ class StoreWriter:
             head_mark: the shared mark before the position was found to be the head of the log.
         """
         folds = {fold.name: self._header.folds[fold.name] for fold in states}
-        touched = {fold.name: _bounded(state.take_touched()) for fold, state in states.items()}
+        used = {fold.name: state for fold, state in states.items() if state.is_used}
+        touched = {name: written for name, state in used.items() if (written := state.take_touched())}
         record = TouchedRecord(
-            self._header.position.event_id, {name: t for name, t in touched.items() if t != Touched()}
+            self._header.position.event_id, {name: _bounded(written) for name, written in touched.items()}
         )
-        changes = [(self._generation(fold), list(state.changes())) for fold, state in states.items()]
+        changes = [(folds[name][2], list(state.changes())) for name, state in used.items()]
 
         def write(transaction: Transaction) -> Header:
             for generation, pairs in changes:
@@ -242,11 +243,6 @@ class StoreWriter:
         if is_clean and not self._is_damaged:
             boot.mark(self._instance.boot_file, is_clean=True)
             crash_point("close.marked")
-
-    def _generation(self, fold: Fold) -> int:
-        generation = self._header.generation_of(fold)
-        assert generation is not None, f"{fold.name} is not published"
-        return generation
 
     def _next(
         self,

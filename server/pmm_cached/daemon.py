@@ -301,15 +301,21 @@ class Daemon:
         return min(self._settings.slow_poll_s, self._notifier.feeding_s)
 
     def _step(self) -> bool:
-        """Follow to the head. Returns whether there was anything new."""
-        found = False
+        """Follow to the head. Returns whether the ledger has changed."""
         with self._standstill:
             looked = time.monotonic()
             self._follower.progressed()
             if not self._follower.has_news():
                 self._status.caught_up_monotonic = looked
                 return False
-        self._watch.refresh()
+        try:
+            self._follow_to_head()
+        finally:
+            # Behind the steps, for which somebody may wait: what is missed until now, the next looks find.
+            self._watch.refresh()
+        return True
+
+    def _follow_to_head(self) -> None:
         while not self._is_stopping:
             with self._standstill:
                 looked = time.monotonic()
@@ -317,9 +323,8 @@ class Daemon:
                     step = self._follower.step()
                 except LogChanged:
                     self._maintenance.end_history()
-                    return True
+                    return
             if step.has_moved:
-                found = True
                 self._status.events_folded += step.rows
                 self._announce()
                 self._maintenance.events_published()
@@ -328,7 +333,6 @@ class Daemon:
                 break
         # Rows of `event_embeddings` change without an event, too.
         self._indexer.ledger_changed()
-        return found
 
     def _rebuild_missing(self) -> None:
         if self._writer.header.is_void:

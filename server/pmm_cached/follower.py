@@ -7,7 +7,7 @@ Invariant: the published state is always that of one position of the log, with i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_cached.status import Status
@@ -20,7 +20,7 @@ from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.ledger.freshness import Freshness, Mark
 from pmm_shm.ledger.opening import Schema
 from pmm_shm.projection.cursor import Cursor, LogChanged
-from pmm_shm.store.snapshot import Snapshot
+from pmm_shm.store.snapshot import DETACHED, Attachment, LmdbBase
 from pmm_shm.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Follower:
         """Follow on from the published state: at the start, and after every flip."""
         header = self._writer.header
         self.has_lost_columns = False
-        self._follow([fold for fold in self._folds if header.generation_of(fold) is not None])
+        generations = {fold: header.generation_of(fold) for fold in self._folds}
+        self._follow({fold: generation for fold, generation in generations.items() if generation is not None})
         self._mark = None
         if self.connection.is_open:
             self._look_at_schema()
@@ -157,13 +158,17 @@ class Follower:
             return FollowStep(0, False, True)
         mark = self._take_mark()
         self._look_at_schema()
+        environment = self._writer.environment
+        self._attachment.transaction = transaction = environment.begin()
         try:
-            with self._writer.environment.read() as transaction:
-                step = self._fold_batch(self._writer.snapshot(transaction))
+            step = self._fold_batch()
         except BaseException:
             # Half a batch is folded; the next step begins at the published position again.
             self._cursor.drop_overlay()
             raise
+        finally:
+            self._attachment.transaction = DETACHED
+            environment.end(transaction)
         self.has_lost_columns = False
         if step.has_moved:
             self._publish(self._freshness.shared(mark) if step.is_complete else b"")
@@ -200,15 +205,19 @@ class Follower:
         """
         self._writer.end_history()
         self._status.sealed_blocks = self._status.verified_as_of = 0
-        self._follow([])
+        self._follow({})
         self._publish_status()
 
     def close(self) -> None:
         self.connection.close()
 
-    def _follow(self, folds: list[Fold]) -> None:
-        self._live = folds
-        self._cursor = Cursor(folds, self.connection)
+    def _follow(self, generations: Mapping[Fold, int]) -> None:
+        self._live = list(generations)
+        self._cursor = Cursor(self._live, self.connection)
+        # One for all bases: a step attaches them at once.
+        self._attachment = Attachment()
+        self._cursor.rebase({fold.name: LmdbBase(self._attachment, number) for fold, number in generations.items()})
+        self._status.folds = [fold.name for fold in self._live if fold.name != DECODE]
 
     def _to_head(self) -> None:
         while not self.step().is_complete:
@@ -247,9 +256,9 @@ class Follower:
         ]
         self._on_redefined("; ".join(changes) or "its triggers or constraints changed")
 
-    def _fold_batch(self, snapshot: Snapshot) -> FollowStep:
-        cursor, start = self._cursor, snapshot.header.position
-        cursor.rebase({fold.name: snapshot.base(fold) for fold in self._live})
+    def _fold_batch(self) -> FollowStep:
+        # Nobody else moves it: what the header says is what the transaction sees.
+        cursor, start = self._cursor, self._writer.header.position
         cursor.stand_on(start)
         rows, deadline = 0, time.monotonic() + _BATCH_S
         while True:
@@ -275,5 +284,4 @@ class Follower:
         header = self._writer.header
         self._status.as_of = header.position.as_of
         self._status.is_published = bool(self._live) and not header.is_void
-        self._status.folds = [fold.name for fold in self._live if fold.name != DECODE]
         self._status.map_growths = self._writer.map_growths

@@ -380,13 +380,17 @@ class Maintenance(BackgroundThread):
         with self._writer.environment.read() as transaction:
             return self._writer.snapshot(transaction).lineage(list(copy.folds)) == copy.lineage
 
+    def _count_verification(self, copy: PublishedCopy) -> None:
+        """One of all folds, asked for or not, puts off the next periodic one."""
+        if len(copy.folds) == len(self._follower.live):
+            self._events_at_verification = self._status.events_folded
+
     def _act_on(self, report: VerifyReport, new_seals: Mapping[int, Seal], copy: PublishedCopy) -> None:
         with self._standstill:
             # Seals of a history that has ended meanwhile would be compared with the next one.
             if not self._is_still_published(copy):
                 return
-            if self._is_periodic:
-                self._events_at_verification = self._status.events_folded
+            self._count_verification(copy)
             if report.ok:
                 self._writer.put_seals(new_seals)
             else:
@@ -414,8 +418,7 @@ class Maintenance(BackgroundThread):
         with self._standstill:
             if not self._is_still_published(copy):
                 return
-            if self._is_periodic:
-                self._events_at_verification = self._status.events_folded
+            self._count_verification(copy)
             self._writer.end_history()
             self._status.sealed_blocks = self._status.verified_as_of = 0
         self._log.warning("the log was purged", as_of=report.as_of, reason=report.difference)

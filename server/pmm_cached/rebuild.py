@@ -63,8 +63,11 @@ class Rebuild:
         Raises:
             LogChanged, LedgerError, StoreError: as `run`.
         """
-        follower.align(lambda: self._flip(follower))
-        follower.adopt_published()
+        try:
+            follower.align(lambda: self._flip(follower))
+        finally:
+            # It may be flipped even if something failed behind it.
+            follower.adopt_published()
         crash_point("flip.adopted")
 
     def _flip(self, follower: Follower) -> None:

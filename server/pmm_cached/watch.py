@@ -14,6 +14,7 @@ from typing import Any
 
 from inotify_simple import INotify, flags
 
+_EVENTS_BYTES = 1 << 16
 _EVENTS = flags.MODIFY | flags.MOVE_SELF | flags.DELETE_SELF | flags.ATTRIB
 
 
@@ -54,7 +55,8 @@ class LedgerWatch:
             os.eventfd_read(self._wake)
         if inotify is None or inotify.fileno() not in ready:
             return False
-        inotify.read(timeout=0)
+        # What happened does not matter, and `INotify.read` would decode it.
+        os.read(inotify.fileno(), _EVENTS_BYTES)
         return True
 
     def wake(self) -> None:
