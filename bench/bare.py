@@ -12,7 +12,7 @@ from typing import Any
 
 import lmdb
 
-from pmm_shm.ledger.instants import now_text
+from pmm_shm.ledger.new_events import now_text
 
 NEWEST = "SELECT id, hash FROM events ORDER BY id DESC LIMIT 1"
 INSERT = "INSERT INTO events (ts, kind, content, meta, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?)"

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pmm_shm.ledger.chain import canonical_json, hash_of_parts
+from pmm_shm.ledger.new_events import canonical_json, hash_of_parts
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.vectors.local_bow import digest
 

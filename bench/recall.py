@@ -9,7 +9,9 @@ turn that answers it: 50 each of four kinds.
 - time: half of the answers name a date, and so do the questions. The other half do not: the question names a day, and
   `since` and `until` bound it, as a program has to give them. A search reads no dates out of a question.
 
-Half of each kind is in `tuning.jsonl`, for whoever changes the ranking; `hold-out.jsonl` is only for reports.
+Half of each kind is in `tuning.jsonl`, for whoever changes the ranking; `hold-out.jsonl` is only for reports. 25 of a
+kind are few, so there are more for tuning in `more.jsonl`: 110 paraphrases about messages in `more-turns.jsonl`, which
+follow the dialogue, and 48 questions about a day of it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from pmm_shm_client import Cache, EventLog, connect
 
 DATA = Path(__file__).with_name("dialogue")
 PARTS = ("tuning", "hold-out")
+MORE = "more"
 KINDS = ("paraphrase", "name", "identifier", "time")
 MODES = ("meaning", "words", "hybrid", "auto")
 ALONE = ("FTS5 alone", "vectors alone")
@@ -75,25 +78,31 @@ Ranks = dict[tuple[str, str], list[int]]
 
 
 def questions(part: str) -> list[Question]:
-    """The questions of `tuning` or `hold-out`."""
+    """The questions of `tuning`, `hold-out` or `more`."""
     lines = (DATA / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
     return [Question(**json.loads(line)) for line in lines]
 
 
-def turns() -> list[dict[str, Any]]:
-    """The dialogue; a turn's event id is its place, from 1."""
-    return [json.loads(line) for line in (DATA / "turns.jsonl").read_text(encoding="utf-8").splitlines()]
+def turns(part: str = "tuning") -> list[dict[str, Any]]:
+    """The dialogue that a part asks about; a turn's event id is its place, from 1."""
+    names = ("turns.jsonl", "more-turns.jsonl") if part == MORE else ("turns.jsonl",)
+    lines = [line for name in names for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 @contextmanager
-def told(model: str) -> Iterator[Cache]:
-    """A cache whose ledger holds the dialogue, with this embedder."""
+def told(model: str, part: str = "tuning") -> Iterator[Cache]:
+    """A cache whose ledger holds the dialogue of a part, with this embedder."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "agent.db"
+        events = turns(part)
         with EventLog(path) as log:
-            log.append_many(turns())
+            log.append_many(events)
         # The answers are those of a ledger with a daemon: here, this process embeds all events.
-        with patch.object(limits, "SEARCH_TEXTS_MAX", limits.SEARCH_EVENTS_MAX), connect(path, embedder=model) as cache:
+        with (
+            patch.multiple(limits, SEARCH_TEXTS_MAX=len(events), SEARCH_EVENTS_MAX=len(events)),
+            connect(path, embedder=model) as cache,
+        ):
             yield cache
 
 
@@ -112,9 +121,9 @@ def ranks_of(cache: Cache, asked: Sequence[Question], modes: Sequence[str] = MOD
     return _ranks(asked, {mode: searched(mode) for mode in modes})
 
 
-def ranks_alone(model: str, asked: Sequence[Question]) -> Ranks:
+def ranks_alone(model: str, asked: Sequence[Question], part: str = "tuning") -> Ranks:
     """The same by the plain parts, without this project: SQLite's FTS5, and a matrix of vectors."""
-    words, vectors = _Words(turns()), _Vectors(turns(), find_embedder(model))
+    words, vectors = _Words(turns(part)), _Vectors(turns(part), find_embedder(model))
     return _ranks(asked, dict(zip(ALONE, (words.search, vectors.search), strict=True)))
 
 
@@ -192,14 +201,15 @@ def verdict(ranks: Ranks, mode: str, kind: str) -> Verdict:
 
 def shown(console: Console, model: str, part: str, ranks: Ranks) -> None:
     """Print the tables of one embedder and one half of the questions."""
-    table = Table("search", *KINDS, "all", title=f"{model}, {part}: hit@1 / hit@5 / MRR")
+    kinds = [kind for kind in KINDS if ("hybrid", kind) in ranks]
+    table = Table("search", *kinds, "all", title=f"{model}, {part}: hit@1 / hit@5 / MRR")
     for mode in (*MODES, *ALONE):
-        rows = [ranks[mode, kind] for kind in KINDS]
+        rows = [ranks[mode, kind] for kind in kinds]
         cells = [Quality.of(one) for one in (*rows, [rank for row in rows for rank in row])]
         table.add_row(mode, *(f"{one.hit_1:.2f} {one.hit_5:.2f} {one.mrr:.2f}" for one in cells))
     console.print(table)
     for mode in ("hybrid", "auto"):
-        for kind in KINDS:
+        for kind in kinds:
             one = verdict(ranks, mode, kind)
             console.print(
                 f"{mode}, {kind}: {one.share:.2f} of the {one.findable} that a part finds in 20, "
@@ -211,17 +221,17 @@ def shown(console: Console, model: str, part: str, ranks: Ranks) -> None:
 def main() -> None:
     """Measure each embedder that is here."""
     parser = argparse.ArgumentParser(prog="bench.recall", description=__doc__)
-    parser.add_argument("--part", choices=PARTS, action="append", help="one half of the questions only")
+    parser.add_argument("--part", choices=(*PARTS, MORE), action="append", help="some of the questions only")
     parser.add_argument("--embedder", action="append", help="default: local-bow, and wordllama where it is installed")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     models = options.embedder or ["local-bow", "wordllama"]
     report: dict[str, Any] = {}
     for model in models:
-        for part in options.part or PARTS:
+        for part in options.part or (*PARTS, MORE):
             asked = questions(part)
-            with told(model) as cache:
-                ranks = {**ranks_of(cache, asked), **ranks_alone(model, asked)}
+            with told(model, part) as cache:
+                ranks = {**ranks_of(cache, asked), **ranks_alone(model, asked, part)}
             if options.json:
                 key = f"{model}, {part}"
                 report[key] = {f"{mode}, {kind}": Quality.of(row)._asdict() for (mode, kind), row in ranks.items()}

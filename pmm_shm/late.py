@@ -5,6 +5,8 @@ So our own late imports hold one lock, and a fork waits for it.
 
 A module is read from a file. A process that has run out of descriptors when it needs one would fail, and a package of C
 modules that was imported in part cannot be imported again. So one descriptor is kept, and lent to each import.
+
+A signal handler may need a module that its thread is about to import. It gets an error that says so: a retry is safe.
 """
 
 from __future__ import annotations
@@ -72,11 +74,18 @@ class _LateImports:
             except OSError:
                 self._lend()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._depth -= 1
         if self._depth == 0 and self._kept is None:
             self._keep()
         self._lock.release()
+        if isinstance(error, ImportError) and error.name is not None and _is_begun(sys.modules.get(error.name)):
+            from pmm_shm.errors import LedgerBusyError
+
+            raise LedgerBusyError(
+                f"{error.name} is being imported by this thread, and this call came in between (from a signal handler "
+                "or a finalizer); nothing was written"
+            ) from None
 
     def _lend(self) -> None:
         kept, self._kept = self._kept, None
@@ -99,9 +108,14 @@ class _LateImports:
 def _lock_of_logging() -> Any:
     """The lock of logging; None before that is imported."""
     logging = sys.modules.get("logging")
-    if logging is None or getattr(logging.__spec__, "_initializing", False):
+    if logging is None or _is_begun(logging):
         return None
     return logging._lock
+
+
+def _is_begun(module: Any) -> bool:
+    """Whether a module's import has begun and not ended."""
+    return getattr(getattr(module, "__spec__", None), "_initializing", False) is True
 
 
 def _above_standard_streams(descriptor: int) -> int:

@@ -65,6 +65,9 @@ RESTORE_BUSY_MS = 20
 
 # How long a client trusts the freshness mark and the ledger's inode before it checks them again.
 TRUST_PERIOD_S = 0.2
+# How long the look at the path behind an append counts for the look before the next one, which then has two of its own:
+# before its commit, and behind it. As long as an append takes.
+LOOK_BEHIND_APPEND_S = 0.00005
 REPLACEMENT_NOTICED_S = 1.0
 """Within this time, reads notice that another file is at the ledger's path; appends notice it at once."""
 REPLAYS_MAX = 5
@@ -258,7 +261,9 @@ FILTER_DEPTH = 100
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 BESTS_WITHIN = 3
-"""The best hit by words and the best by meaning are among so many first hits of a fused search."""
+"""The best hit by words and the best by meaning are among so many first hits of a fused search,"""
+BEST_SHARE_MIN = 1 / 3
+"""that by words only if it holds this share of the query's weight."""
 WORDS_WEIGHT = 4.0
 """Of an event that holds all words of a query, in a fused search; of one found by meaning it is 1."""
 WORDS_POWER = 5
@@ -271,6 +276,16 @@ CROWD_SIZE = 10
 """the crowding of an event is its mean similarity to so many of the others, the nearest,"""
 CROWD_WEIGHT = 0.3
 """and counts with this weight."""
+MATCH_WEIGHT = 0.6
+"""In a fused search with `wordllama` they are ranked by their match of words, too, with this weight, where"""
+MATCH_NEIGHBOURS = 10
+"""so many words of all of them match a word of the query fully, those nearest to it,"""
+MATCH_FALL = 0.15
+"""others less, by the factor e for each such step of similarity behind them;"""
+MATCH_CHARS_MAX = 1_000
+"""of each event so many characters are compared, the first ones."""
+MATCH_VECTORS_KEPT = 8_192
+"""Vectors of words that a process keeps, 1 kB each."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

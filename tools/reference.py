@@ -53,7 +53,7 @@ _API: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...] | None], ...]], ...
             ("pmm_shm.folds.history", ("Point", "StageChange", "NameChange")),
             ("pmm_shm_client", ("Context",)),
             ("pmm_shm_client.context", ("Reflection", "Recalled")),
-            ("pmm_shm_client.searching", ("Hits", "Hit", "Recollection")),
+            ("pmm_shm_client.hits", ("Hits", "Hit", "Recollection")),
             ("pmm_shm.projection.verification", ("VerifyReport",)),
             ("pmm_shm_client.stats", None),
             ("pmm_shm.wire.protocol", ("Announcement",)),

@@ -10,7 +10,7 @@ from pmm_shm import flags
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
-    from pmm_shm_client.searching import Hits
+    from pmm_shm_client.hits import Hits
 
 
 def say_what_it_lacks(found: Hits[Any], ledger: str, timeout_s: float, model: str | None) -> None:

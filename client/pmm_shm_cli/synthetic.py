@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from pmm_shm.errors import ConfigError, LedgerUnwritableError
-from pmm_shm.ledger.chain import canonical_json, hash_of_parts
+from pmm_shm.ledger.new_events import canonical_json, hash_of_parts
 from pmm_shm.ledger.new_file import new_path, staged
 from pmm_shm.ledger.schema import TABLE_SQL, create_indexes
 from pmm_shm.vectors.local_bow import digest as embedding_digest

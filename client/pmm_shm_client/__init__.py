@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventDict, EventLog
     from pmm_shm.ledger.rows import Event
     from pmm_shm_client.aio import AsyncCache, connect_async
-    from pmm_shm_client.cache import Cache
-    from pmm_shm_client.connecting import connect
+    from pmm_shm_client.cache import Cache, connect
     from pmm_shm_client.context import Context
     from pmm_shm_client.drop_in import build_self_model_cached, get_or_compute_ias_gas
     from pmm_shm_client.frame import Frame
+    from pmm_shm_client.hits import Hit, Hits, Recollection
     from pmm_shm_client.results import Commitments, History, Identity, Metrics, Model, Recent, SelfModelDict, Stage
-    from pmm_shm_client.searching import Hit, Hits, Recollection
     from pmm_shm_client.stats import Stats
 
 __all__ = [
@@ -67,18 +66,18 @@ _HOMES = {
     "EventLog": "pmm_shm.ledger.eventlog",
     "Frame": "pmm_shm_client.frame",
     "History": "pmm_shm_client.results",
-    "Hit": "pmm_shm_client.searching",
-    "Hits": "pmm_shm_client.searching",
+    "Hit": "pmm_shm_client.hits",
+    "Hits": "pmm_shm_client.hits",
     "Identity": "pmm_shm_client.results",
     "Metrics": "pmm_shm_client.results",
     "Model": "pmm_shm_client.results",
     "Recent": "pmm_shm_client.results",
-    "Recollection": "pmm_shm_client.searching",
+    "Recollection": "pmm_shm_client.hits",
     "SelfModelDict": "pmm_shm_client.results",
     "Stage": "pmm_shm_client.results",
     "Stats": "pmm_shm_client.stats",
     "build_self_model_cached": "pmm_shm_client.drop_in",
-    "connect": "pmm_shm_client.connecting",
+    "connect": "pmm_shm_client.cache",
     "connect_async": "pmm_shm_client.aio",
     "get_or_compute_ias_gas": "pmm_shm_client.drop_in",
 }

@@ -23,9 +23,8 @@ from pmm_shm.vectors.embedder import Embedder
 from pmm_shm.wire.endpoints import address_of, find_endpoints
 from pmm_shm.wire.protocol import Announcement, ProtocolError, unpack_announcement
 from pmm_shm_client import commands
-from pmm_shm_client.cache import Cache
+from pmm_shm_client.cache import Cache, open_cache
 from pmm_shm_client.commands import CommandConnection, DaemonCommand, invalidate_command, verify_command, wait_command
-from pmm_shm_client.connecting import open_cache
 from pmm_shm_client.reads import Consistency
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from pmm_shm_client.event_filter import Moment
     from pmm_shm_client.finding import SearchMode, WordMode
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection
+    from pmm_shm_client.hits import Hit, Hits, Match, MatchedEvent, Recollection
+    from pmm_shm_client.searching import Query
     from pmm_shm_client.stats import Stats
 
 _T = TypeVar("_T")

@@ -1,14 +1,13 @@
-"""`Cache`: one ledger's shared state, as a chat worker sees it.
+"""`connect` and `Cache`: one ledger's shared state, as a chat worker sees it.
 
-Reads are exact unless asked otherwise, with or without a daemon (module `reads`). This module appends, embeds texts
-(`embeddings`), and sends commands to the daemon.
+Reads are exact unless asked otherwise, with or without a daemon (`reads`); `recalls` embeds and searches. This module
+opens the ledger, appends, and sends commands to the daemon.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from time import monotonic
 
 from pmm_shm import flags, limits
@@ -18,9 +17,9 @@ from pmm_shm.errors import (
     DaemonError,
     FoldError,
     HeadMovedError,
+    LedgerNotFoundError,
     ResourceLimitError,
 )
-from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import importable_name
 from pmm_shm.instance.paths import Instance, real_path
 from pmm_shm.late import late_imports
@@ -29,9 +28,10 @@ from pmm_shm.ledger.files import checked_name
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.rows import Event, RawRow
 from pmm_shm.ledger.sqlite_errors import check_timeout, sleep_between
-from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
+from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.reads import Consistency, Memos, Reads, checked_consistency
+from pmm_shm_client.reads import Consistency, Memos, checked_consistency
+from pmm_shm_client.recalls import Recalls, checked_default
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
@@ -43,19 +43,14 @@ if TYPE_CHECKING:
     from pmm_shm.ledger.source.roles import SourceRole
     from pmm_shm.projection.verification import PublishedCopy, VerifyReport
     from pmm_shm.store.snapshot import Lineage, Snapshot
-    from pmm_shm.vectors.embedder import Embedder, Matrix, Vector
-    from pmm_shm.vectors.text_table_reader import TextTableReader
+    from pmm_shm.vectors.embedder import Embedder
     from pmm_shm_client.commands import DaemonCommand
-    from pmm_shm_client.context import Context, ContextRequest
-    from pmm_shm_client.embeddings import Embeddings
-    from pmm_shm_client.event_filter import Moment
-    from pmm_shm_client.finding import Finder, SearchMode, WordMode
     from pmm_shm_client.frame import Frame
     from pmm_shm_client.roles import Role
-    from pmm_shm_client.searching import Hit, Hits, Match, MatchedEvent, Query, Recollection, Searching
-    from pmm_shm_client.stats import DaemonEmbeddingStats, DaemonStats, EmbeddingStats, Stats
+    from pmm_shm_client.stats import DaemonStats, Stats
 
 ReadMark = tuple[int, Any]
+_C = TypeVar("_C", bound="Cache")
 _T = TypeVar("_T")
 
 
@@ -92,7 +87,67 @@ class _OwnLog:
             self.made.close()
 
 
-class Cache(Reads):
+def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    autostart: bool = False,
+    consistency: Consistency = "exact",
+    timeout: float = limits.LEDGER_TIMEOUT_S,
+    freshness: Choice = "auto",
+    embedder: Embedder | str | None = None,
+    create: bool = False,
+    durability: Durability = "default",
+    folds: Iterable[Fold | type[Fold]] = (),
+    shape: Shape | str | os.PathLike[str] | None = None,
+) -> Cache:
+    """The shared state of a ledger; works with or without a daemon.
+
+    Parameters:
+        path: the ledger; None for the one in `PMM_DB`.
+        autostart: start a daemon where none runs, now and whenever a command or a new embedding needs one. It ends
+            by itself after `limits.AUTOSTART_IDLE_EXIT_S` seconds without appends, commands and workers' reports.
+        consistency, timeout, freshness, embedder, durability, folds, shape: see `Cache`.
+        create: make a new ledger if there is none.
+
+    Raises:
+        LedgerNotFoundError: no file at `path`, and `create` is false.
+        LedgerError: no usable ledger there.
+        ConfigError: an argument or an environment variable has no meaning; `shape` is not the recorded one.
+        FoldError: one of `folds` breaks the contract, or has the name of another fold.
+        DaemonError: `autostart`, and the daemon does not start.
+    """
+    options = {
+        "consistency": consistency,
+        "timeout": timeout,
+        "freshness": freshness,
+        "embedder": embedder,
+        "create": create,
+        "durability": durability,
+        "folds": folds,
+        "shape": shape,
+    }
+    return open_cache(Cache, path, autostart, options)
+
+
+def open_cache(kind: type[_C], path: str | os.PathLike[str] | None, autostart: bool, options: Mapping[str, Any]) -> _C:
+    """`connect` for any kind of `Cache`."""
+    ledger = path if path is not None else flags.default_ledger()
+    if ledger is None:
+        raise ConfigError("no ledger: name one, or set PMM_DB")
+    try:
+        cache = kind(ledger, **options)
+    except LedgerNotFoundError as error:
+        raise LedgerNotFoundError(f"{error}; create=True makes a new ledger") from None
+    if autostart:
+        try:
+            cache.start_daemon()
+        except BaseException:
+            cache.close()
+            raise
+    return cache
+
+
+class Cache(Recalls):
     """The shared state of one ledger. Made by `connect`; thread-safe; usable on both sides of a fork.
 
     Parameters:
@@ -118,12 +173,6 @@ class Cache(Reads):
     Every read raises `LedgerError` in one of its kinds where the ledger cannot be read.
     """
 
-    # An attribute of the instance once a text was embedded.
-    _texts: TextTableReader | None = None
-    _embeddings: Embeddings | None = None
-    _searching: Searching | None = None
-    _finding: Finder | None = None
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -142,11 +191,10 @@ class Cache(Reads):
         if freshness not in ("auto", "data_version"):
             raise ConfigError(f"freshness: expected auto or data_version, got {freshness!r}")
         checked_consistency(consistency)
-        self._embedder = _checked_default(embedder)
+        default = checked_default(embedder)
         # Read first: a flag that means nothing must not leave a connection behind.
         if heeds_flags:
-            flags.projection_cache(), flags.metrics_cache()
-        self._embeds_shared = not heeds_flags or flags.embedding_cache() is Flag.ON
+            flags.projection_cache(), flags.metrics_cache(), flags.embedding_cache()
         agreed = None if shape is None else _agreed_shape(path, shape)
         # Once for all connections: one that is made later must not follow a link that points elsewhere by then.
         name = real_path(checked_name(path))
@@ -160,8 +208,7 @@ class Cache(Reads):
         memos = Memos()
         reader = Reader(name, timeout, freshness, self._own_log.recover, memos.expire, late_folds, shape_in_use)
         self._own_log.opened = reader.connection
-        super().__init__(reader, memos, consistency, timeout, heeds_flags)
-        self._instance = Instance.of(self.path)
+        super().__init__(reader, memos, consistency, timeout, heeds_flags, default)
         self._autostarts = False
         self._verifications = {True: 0, False: 0}
         self._appends = 0
@@ -195,12 +242,7 @@ class Cache(Reads):
         with late_imports:
             from pmm_shm.ledger.replicas import is_replica
 
-        return self._log.source() if is_replica(self._reader.with_ledger(self._look_at_definition)) else None
-
-    def _look_at_definition(self) -> frozenset[bytes]:
-        self._freshness.take()
-        self._reader.connection.follow_schema()
-        return self._reader.connection.schema.definition
+        return self._log.source() if is_replica(self._schema().definition) else None
 
     @property
     def shape(self) -> Shape | None:
@@ -238,258 +280,6 @@ class Cache(Reads):
         if self._texts is not None:
             self._texts.close()
         self._own_log.close()
-
-    # Embeddings.
-
-    def embed(self, text: str | None, model: str | None = None) -> Vector:
-        """The vector of a text, (dimension,) float32, the caller's own; computed once for all workers of this ledger.
-
-        Parameters:
-            text: up to 2^20 characters; None reads as "".
-            model: the name of an embedder; None for this cache's.
-
-        Raises:
-            InvalidTextError: no text, too long, or empty where the embedder has no vector for that.
-            UnknownModelError: no embedder has this name.
-            EmbedderError: the embedder failed; trying again later may help.
-        """
-        self._check_open()
-        return (self._embeddings or self._open_embeddings()).embed(text, model)
-
-    def embed_many(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
-        """The vectors of texts, (n, dimension) float32, as `embed` has them; a text that comes twice is computed once.
-
-        Raises:
-            InvalidTextError, UnknownModelError, EmbedderError: as `embed`, and no text's vector is returned.
-        """
-        self._check_open()
-        return (self._embeddings or self._open_embeddings()).embed_many(texts, model)
-
-    @overload
-    def search(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: Literal["meaning"] = "meaning",
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[Hit]: ...
-
-    @overload
-    def search(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: WordMode,
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[Match]: ...
-
-    def search(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: SearchMode = "meaning",
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[Any]:
-        """The `k` events nearest to a query, best first, ties by ascending id.
-
-        By meaning: the events nearest to a text or a vector, by cosine similarity: (event id, similarity). Exact over
-        all events that have a vector, as a float64 search over the stored vectors; events that the daemon has not taken
-        in yet are embedded here, up to a number that the result reports.
-
-        By words: the events that hold words, identifiers or phrases of a text, by BM25. Exact over the published index
-        and the events after it. Any text is a query: `"..."` is a phrase that each hit must hold, and `-` right before
-        a word or a phrase excludes it.
-
-        Parameters:
-            query: a text that is not empty, or, by meaning, (dimension,) numbers.
-            k: 1 to `limits.SEARCH_K_MAX`.
-            scope: only these event ids; None for all.
-            model: whose vectors are searched; None for this cache's embedder where one was named (in `connect` or
-                `PMM_EMBEDDER`), otherwise for that with which the daemon embeds events. `imported-<dimension>` takes
-                vectors only.
-            mode: `"meaning"`; `"words"`; `"hybrid"`: both, fused by rank; `"auto"`: as `"hybrid"`, with more weight on
-                the words where the query has a phrase, a digit or a rare word, or where the model is `local-bow`, and
-                by words alone where nothing can be embedded and no model is named (`problem` of the result says why).
-                In all modes but `"meaning"` a hit is a `Match`.
-            kinds: only events of these kinds.
-            roles: only messages of these roles: `"user"`, `"assistant"`.
-            since: only events after this event id, or from this time on; times are compared with `ts`.
-            until: only events up to this event id or time, included; of a date, the whole day.
-            distinct: return only the best of events whose texts differ in case, white space and punctuation alone.
-
-        Raises:
-            ConfigError: an argument means nothing, or this SQLite has no FTS5.
-            InvalidTextError, InvalidVectorError: the query cannot be used, or has another dimension than the table.
-            UnknownModelError: the query is a text, and no embedder has this name.
-            EmbedderError: the embedder failed.
-            SnapshotUnavailableError: no vectors of this model are published.
-        """
-        self._check_open()
-        if mode == "meaning" and kinds is roles is since is until is None and not distinct:
-            return (self._searching or self._open_searching()).search(query, k, scope, model)
-        finding = self._finding or self._open_finding()
-        return finding.search(query, k, scope, model, mode, kinds, roles, since, until, distinct)
-
-    @overload
-    def recall(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: Literal["meaning"] = "meaning",
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[Recollection]: ...
-
-    @overload
-    def recall(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: WordMode,
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[MatchedEvent]: ...
-
-    def recall(
-        self,
-        query: Query,
-        k: int = 5,
-        scope: Iterable[int] | None = None,
-        model: str | None = None,
-        *,
-        mode: SearchMode = "meaning",
-        kinds: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        since: Moment | None = None,
-        until: Moment | None = None,
-        distinct: bool = False,
-    ) -> Hits[Any]:
-        """As `search`, with the events themselves."""
-        hits = self.search(
-            query, k, scope, model, mode=mode, kinds=kinds, roles=roles, since=since, until=until, distinct=distinct
-        )
-        return hits.with_events(self._log.get_event)
-
-    def context(
-        self,
-        user_text: str | None = None,
-        reflections: int = 3,
-        recall: int = 0,
-        messages: int = 0,
-        *,
-        recall_mode: SearchMode = "meaning",
-    ) -> Context:
-        """The context for answering a user, all at one position; `str()` of it is a block for a system prompt.
-
-        Parameters:
-            user_text: the message to answer; without it, nothing is recalled.
-            reflections: how many of the newest, 0 to 32.
-            recall: how many past messages similar to `user_text`, 0 to 100. Where they cannot be had (nothing is
-                published, the embedder fails), `recall_problem` of the context says so.
-            messages: how many of the last of the conversation, 0 to 64.
-            recall_mode: as `mode` of `search`; `"auto"` also finds names and identifiers. Quotes and `-` mean nothing
-                here.
-
-        Raises:
-            ConfigError: one of the numbers is none or out of its range, or there is no such mode.
-            InvalidTextError: `user_text` is no text, or longer than any that is embedded.
-            UnknownModelError: `recall` is used, and this cache's embedder does not exist.
-        """
-        with late_imports:
-            from pmm_shm_client.context import ContextRequest
-
-        request = ContextRequest.of(user_text, reflections, recall, messages, recall_mode)
-        return self._context_at(self.frame(), request)
-
-    def _context_at(self, frame: Frame, request: ContextRequest) -> Context:
-        with late_imports:
-            from pmm_shm_client.context import make_context
-
-        return make_context(frame, request, partial(self._messages_like, request.recall_mode), self._log.get_event)
-
-    def _messages_like(self, mode: str, text: str, k: int, until_id: int) -> Hits[Any]:
-        """The `k` messages most similar to another one, up to an event."""
-        finding = self._finding or self._open_finding()
-        roles = ("user", "assistant")
-        return finding.search(text, k, None, None, mode, roles=roles, until=until_id, is_message=True)
-
-    def _open_searching(self) -> Searching:
-        with late_imports:
-            from pmm_shm_client.searching import Searching
-
-        made = Searching(self._reader, self._embeddings or self._open_embeddings())
-        result: Searching = vars(self).setdefault("_searching", made)
-        return result
-
-    def _open_finding(self) -> Finder:
-        with late_imports:
-            from pmm_shm_client.finding import Finder
-            from pmm_shm_client.word_search import WordSearching
-
-        searching = self._searching or self._open_searching()
-        made = Finder(self._reader, searching, WordSearching(self._reader, self._instance))
-        result: Finder = vars(self).setdefault("_finding", made)
-        return result
-
-    def _open_texts(self) -> TextTableReader:
-        with late_imports:
-            from pmm_shm.vectors.text_table_reader import TextTableReader
-
-        with self._reader.connection.lock:
-            if self._texts is None:
-                self._texts = TextTableReader(self._instance, self._reader.connection)
-            return self._texts
-
-    def _open_embeddings(self) -> Embeddings:
-        with late_imports:
-            from pmm_shm_client.embeddings import Embeddings
-
-        shared = self._open_texts() if self._embeds_shared else None
-        counter = self._counters["embedding"]
-        made = Embeddings(
-            self._instance, self._embedder, shared, self._reporter, counter, self._timeout_s, self._restarted_daemon
-        )
-        source = self._source() if self._embeds_shared else None
-        if source is not None:
-            with late_imports:
-                from pmm_shm_client.source_vectors import SourceEmbedder
-            made.wrap = lambda embedder: SourceEmbedder(embedder, source.new_server())
-        # In one step: another thread may make one, too.
-        result: Embeddings = vars(self).setdefault("_embeddings", made)
-        return result
 
     # The events themselves.
 
@@ -771,20 +561,6 @@ class Cache(Reads):
             "pid_collisions": self._reader.snapshots.locator.pid_collisions,
         }
 
-    def _embedding_numbers(self, daemon: DaemonEmbeddingStats | None) -> EmbeddingStats:
-        own, counter = self._embeddings, self._counters["embedding"]
-        here = len(own.local) if own is not None else 0
-        return {
-            "hits": counter.hits,
-            "misses": counter.misses,
-            "hit_rate": counter.hit_rate,
-            "maxsize": limits.LOCAL_TEXT_VECTORS_MAX if daemon is None else daemon["text_vectors_max"],
-            "currsize": here if daemon is None else daemon["text_vectors"],
-            "leases_granted": 0 if daemon is None else daemon["leases_granted"],
-            "lease_waits": 0 if daemon is None else daemon["lease_waits"],
-            "leases_expired": 0 if daemon is None else daemon["leases_expired"],
-        }
-
     def _look_at_ledger(self) -> None:
         """Raise where no ledger is at the path any more, whatever the daemon and this process still have open."""
         self._reader.connection.follow_replacement()
@@ -866,14 +642,3 @@ def _agreed_shape(path: str | os.PathLike[str], shape: Shape | str | os.PathLike
         from pmm_shm.ledger.shape_record import agreed_shape
 
     return agreed_shape(Instance.of(path), load_shape(shape))
-
-
-def _checked_default(embedder: object) -> Embedder | str | None:
-    """The default model of a cache. Raises `ConfigError`."""
-    if embedder is None:
-        return None
-    with late_imports:
-        from pmm_shm.names import checked_model_name
-        from pmm_shm.vectors.embedder import Embedder, checked_embedder
-
-    return checked_embedder(embedder) if isinstance(embedder, Embedder) else checked_model_name(embedder)

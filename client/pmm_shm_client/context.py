@@ -26,7 +26,7 @@ from pmm_shm_client.thinking import without_thinking
 if TYPE_CHECKING:
     from pmm_shm.ledger.eventlog import EventDict
     from pmm_shm_client.frame import Frame
-    from pmm_shm_client.searching import Hits
+    from pmm_shm_client.hits import Hits
 
 LAYOUT = 1
 """Version of the block, incremented when the same facts give other bytes."""

@@ -14,8 +14,7 @@ from pmm_shm.late import late_imports
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.typed import TYPE_CHECKING
 from pmm_shm_client.cache import Cache
-from pmm_shm_client.frame import OnWarn, warn
-from pmm_shm_client.reads import checked_trait_delta
+from pmm_shm_client.frame import OnWarn, checked_trait_delta, warn
 from pmm_shm_client.results import SelfModelDict, self_model_dict
 
 if TYPE_CHECKING:

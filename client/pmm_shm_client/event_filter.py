@@ -6,7 +6,7 @@ A filter is applied to a whole ranking, not to its best few: it goes down the ra
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import islice
@@ -92,12 +92,17 @@ class EventFilter(NamedTuple):
         """Whether every event is returned, equal texts included."""
         return self.is_open and not self.is_distinct
 
+    @property
+    def is_dated(self) -> bool:
+        """Whether a time bounds the events."""
+        return self.first_us is not None or self.last_us is not None
+
     def admits(self, row: RawRow) -> bool:
         """Whether an event passes by itself, from its id, ts and kind."""
         event_id, ts, kind = row[:3]
         if not self.first_id <= event_id <= self.last_id or (self.kinds is not None and kind not in self.kinds):
             return False
-        if self.first_us is None and self.last_us is None:
+        if not self.is_dated:
             return True
         instant = instant_us(text_or_empty(ts))
         return (
@@ -128,7 +133,7 @@ class Selection:
             part = list(islice(left, min(_ROWS, rows_of_each * (count - len(chosen)))))
             if not part:
                 break
-            rows = self._reader.with_ledger(lambda part=part: self._rows(part))  # type: ignore[misc]
+            rows = self._rows(part, "content" if self._wanted.is_distinct else "NULL")
             for event_id in part:
                 row = rows.get(event_id)
                 if row is None or len(chosen) == count or not self._wanted.admits(row):
@@ -141,6 +146,15 @@ class Selection:
                 chosen.append(event_id)
         return chosen
 
+    def texts(self, ids: Sequence[int], chars_max: int) -> list[str]:
+        """The beginnings of the texts of some events; "" for one without a text.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
+        rows = self._rows(ids, f"substr(content, 1, {chars_max})")
+        return [parse_content(rows[one][3])[0] if one in rows else "" for one in ids]
+
     def all(self) -> tuple[list[int], int]:
         """All ids of the log that pass by themselves, ascending; and the newest id that was looked at.
 
@@ -151,14 +165,16 @@ class Selection:
         last_id = self._wanted.first_id - 1 if self._wanted.first_id > ID_MIN else ID_MIN
         head = last_id
         while True:
-            rows = self._reader.with_ledger(lambda after=last_id: self._rows_after(after))  # type: ignore[misc]
+            rows = self._reader.with_ledger(self._rows_after, last_id)
             found += [row[0] for row in rows if self._wanted.admits(row)]
             if not rows:
                 return found, head
             head = last_id = rows[-1][0]
 
-    def _rows(self, ids: list[int]) -> dict[int, RawRow]:
-        content = "content" if self._wanted.is_distinct else "NULL"
+    def _rows(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
+        return self._reader.with_ledger(self._read, ids, content)
+
+    def _read(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
         found: dict[int, RawRow] = {}
         left = sorted(ids)
         while left:

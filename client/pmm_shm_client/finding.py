@@ -3,7 +3,8 @@
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
 that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
 words depends on how much of the query it holds. In the ranking by meaning, events that are close to many others come
-later (`pmm_shm.vectors.crowding`).
+later (`pmm_shm.vectors.crowding`), and with `wordllama` those come earlier whose words match those of the query
+(`pmm_shm.vectors.word_match`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from pmm_shm.errors import (
     UnknownModelError,
 )
 from pmm_shm.names import checked_search_mode
-from pmm_shm.vectors import local_bow
+from pmm_shm.vectors import local_bow, wordllama
 from pmm_shm.vectors.crowding import uncrowded
+from pmm_shm.vectors.word_match import word_matches, words_of
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
 from pmm_shm_client.event_filter import EventFilter, Moment, Selection
+from pmm_shm_client.hits import FoundBy, Hit, Hits, Match
 from pmm_shm_client.reader import Reader
-from pmm_shm_client.searching import FoundBy, Hit, Hits, Match, Query, Searching, checked_k, checked_scope
+from pmm_shm_client.searching import Query, Searching, checked_k, checked_scope
 from pmm_shm_client.word_search import WordSearching, WordsFound
 
 SearchMode = Literal["meaning", "words", "hybrid", "auto"]
@@ -90,7 +93,7 @@ class _Meaning(NamedTuple):
     """The events nearest to a query, the best first; `of_words` has the similarities of those found by words.
 
     Attributes:
-        ranking: the same events, those that are close to many others later.
+        ranking: the same events, those that are close to many others later, and those with matching words earlier.
     """
 
     similarities: dict[int, float]
@@ -157,7 +160,7 @@ class Finder:
         similar those are that were found by words and may be among the hits.
         """
         selection, scope, until = Selection(self._reader, request.wanted), request.scope, None
-        is_open = request.wanted.admits_all
+        is_open, is_dated = request.wanted.admits_all, request.wanted.is_dated
         if words is not None:
             is_open = is_open and not words.ranking.excluded
             if words.ranking.allowed is not None:
@@ -167,7 +170,9 @@ class Finder:
         others = [] if words is None else sorted(_shown_at_most(request, by_words, words.ranking))
         known: dict[int, float] = {}
         while True:
-            found = self._searching.nearest(query, k, scope, request.model, others, is_question=words is not None)
+            found = self._searching.nearest(
+                query, k, scope, request.model, others, is_question=words is not None, is_dated=is_dated
+            )
             known.update(found.others)
             similarities, others = found.similarities, []
             if not is_open:
@@ -189,7 +194,12 @@ class Finder:
             vectors = found.vectors
             if len(ranking) < len(vectors):
                 vectors = vectors[[event_id in similarities for event_id in found.similarities]]
-            ranking = [ranking[at] for at in uncrowded(list(similarities.values()), vectors)]
+            scores = np.array(list(similarities.values()))
+            if found.model == wordllama.NAME:
+                texts = selection.texts(ranking[: limits.CROWD_DEPTH], limits.MATCH_CHARS_MAX)
+                asked = wordllama.telling_words(words_of(str(query)), is_dated=is_dated)
+                scores[: len(texts)] += limits.MATCH_WEIGHT * word_matches(asked, texts, wordllama.word_vectors)
+            ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
     def _fused(
@@ -204,8 +214,10 @@ class Finder:
             leading = words.ranking.leading if request.mode == "auto" else set()
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
-        bests = dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids)
-        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, list(bests)), request.k)
+        shares = ((event_id, words.ranking.share(score)) for event_id, score in islice(by_words.items(), 1))
+        bests = [event_id for event_id, share in shares if share >= limits.BEST_SHARE_MIN]
+        bests += [event_id for event_id in islice(by_meaning, 1) if event_id not in bests]
+        chosen = Selection(self._reader, request.wanted).first(_with_bests(ranking, bests), request.k)
         hits = []
         for event_id, word_score in zip(chosen, words.ranking.scores(chosen), strict=True):
             found_by: FoundBy = "words" if event_id in by_words else "meaning"
@@ -260,7 +272,7 @@ def _shown_at_most(request: SearchRequest, by_words: Collection[int], ranking: R
 
 
 def _with_bests(ranking: list[int], bests: list[int]) -> list[int]:
-    """The same ranking, in which the best of each search are among the first `limits.BESTS_WITHIN`."""
+    """The same ranking, in which the bests are among the first `limits.BESTS_WITHIN`."""
     place = limits.BESTS_WITHIN
     head, tail = ranking[:place], ranking[place:]
     late = [event_id for event_id in bests if event_id not in head]

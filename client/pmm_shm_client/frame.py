@@ -1,15 +1,24 @@
-"""A frame: every answer at one position."""
+"""A frame: every answer at one position; and the replays for answers that a frame was made without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from pmm_shm import limits
-from pmm_shm.errors import ClosedError, FoldError
+from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.folds.directives import ActiveDirective, Directive, Directives
 from pmm_shm.folds.engine import DECODE
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, Cid
+from pmm_shm.folds.registry import checked_fold_name
+from pmm_shm.folds.self_model import (
+    MAX_TRAIT_DELTA,
+    Cid,
+    SelfModel,
+    SelfModelFold,
+    warning_count_in,
+    warnings_since,
+)
 from pmm_shm.frozen import json_text, plain
+from pmm_shm.late import late_imports
 from pmm_shm.ledger.tail import Position
 from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pmm_shm_client.results import (
@@ -28,7 +37,11 @@ from pmm_shm_client.results import (
 )
 
 if TYPE_CHECKING:
-    from pmm_shm_client.reader import Reading
+    from pmm_shm.folds.contract import Fold
+    from pmm_shm.folds.state import State
+    from pmm_shm.projection.replay import Progress
+    from pmm_shm_client.reader import Reader, Reading
+    from pmm_shm_client.replaying import ReplayReading
 
 OnWarn = Callable[[dict[str, Any]], object]
 CloseWithoutEvidence = tuple[Cid, int]
@@ -76,6 +89,85 @@ def warn(cid: Cid, event_id: int, on_warn: OnWarn) -> None:
         on_warn({"kind": "projection_warn", "content": content, "meta": meta})
     except Exception:
         pass
+
+
+class WarningsLog:
+    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
+
+    It keeps what it has seen, so that each read decodes only newer ones.
+    """
+
+    def __init__(self) -> None:
+        self._closes: list[CloseWithoutEvidence] = []
+        self._reported = 0
+
+    def of(self, state: State) -> Warnings:
+        """The closes without evidence in a state of the self-model, at any position."""
+        count = warning_count_in(state)
+        known = min(len(self._closes), count)
+        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
+            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
+            self._closes, self._reported = [], 0
+        if len(self._closes) < count:
+            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
+        return Warnings(self._closes, count)
+
+    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
+        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
+        if warnings.closes is not self._closes:
+            return
+        fresh = warnings.closes[self._reported : warnings.total]
+        self._reported += len(fresh)
+        for cid, event_id in fresh:
+            warn(cid, event_id, on_warn)
+
+
+class Replayer:
+    """Answers by a full replay. Frames refer to it, and so it must not refer to the cache, which keeps frames: a cache
+    is freed with its last reference.
+    """
+
+    def __init__(self, reader: Reader, warnings: WarningsLog) -> None:
+        self._reader = reader
+        self._warnings = warnings
+
+    def replayed(
+        self, folds: list[Fold], until_id: int | None = None, progress: Progress | None = None
+    ) -> ReplayReading:
+        """The folds at the head of the log, or at event `until_id`."""
+        with late_imports:
+            from pmm_shm_client.replaying import replayed
+
+        self._reader.with_ledger(self._reader.freshness.take)
+        return replayed(self._reader.connection, folds, until_id, progress)
+
+    def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
+        """The strict self-model with another limit of trait deltas."""
+        fold = SelfModelFold(checked_trait_delta(limit))
+        model, closes = self.with_warnings(self.replayed([fold], until_id))
+        if on_warn is not None:
+            self._warnings.report(closes, on_warn)
+        return self_model_dict(model, strict=True)
+
+    def view(self, name: str, until_id: int) -> Any:
+        """The view of a fold."""
+        checked_fold_name(name)
+        return self.replayed([self._reader.find_fold(name)], until_id).view(name)
+
+    def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
+        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
+
+
+def checked_trait_delta(limit: float) -> float:
+    """`max_trait_delta` of a strict read.
+
+    Raises:
+        ConfigError: not a number.
+    """
+    try:
+        return float(limit)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"max_trait_delta: {limit!r:.80} is not a number") from None
 
 
 def _no_replay(*_: object) -> NoReturn:

@@ -34,7 +34,7 @@ def pmm_daemon(pmm_ledger: str) -> Iterator[str]:
 @pytest.fixture
 def pmm_cache(pmm_ledger: str) -> Iterator[Cache]:
     """A cache of `pmm_ledger`, as `connect` makes it; with `pmm_daemon` beside it, it reads what that publishes."""
-    from pmm_shm_client.connecting import connect
+    from pmm_shm_client.cache import connect
 
     with connect(pmm_ledger) as cache:
         yield cache

@@ -29,7 +29,7 @@ from pmm_shm.folds.state import State
 from pmm_shm.instance.paths import FileId, Instance
 from pmm_shm.ledger.connection import Connection, close_replaced
 from pmm_shm.ledger.files import LedgerMoved
-from pmm_shm.ledger.freshness import Choice, Freshness, Mark
+from pmm_shm.ledger.freshness import WAL_INDEX_HEADER_BYTES, Choice, Freshness, Mark
 from pmm_shm.ledger.sqlite_errors import HotJournalError
 from pmm_shm.ledger.tail import Position
 from pmm_shm.projection.cursor import ReadModel
@@ -185,25 +185,26 @@ class Reader:
             LedgerError: the ledger cannot be read.
         """
 
-        def read() -> _T:
-            self._was_entered = False
-            mark = self.freshness.take()
-            with self.snapshots as snapshot:
-                try:
-                    return make(self._at_head(snapshot, mark))
-                except (LedgerError, FoldError):
-                    if self._was_entered:
-                        self._drop_read_models()
-                    raise
-                except BaseException:
-                    # It may have struck between two steps that belong together.
-                    self._drop_read_models()
-                    raise
-                finally:
-                    for read_model in self._read_models.values():
-                        read_model.detach()
+        result: _T = self.with_ledger(self._exact, make)
+        return result
 
-        return self.with_ledger(read)
+    def _exact(self, make: Callable[[Reading], _T]) -> _T:
+        self._was_entered = False
+        mark = self.freshness.take()
+        with self.snapshots as snapshot:
+            try:
+                return make(self._at_head(snapshot, mark))
+            except (LedgerError, FoldError):
+                if self._was_entered:
+                    self._drop_read_models()
+                raise
+            except BaseException:
+                # It may have struck between two steps that belong together.
+                self._drop_read_models()
+                raise
+            finally:
+                for read_model in self._read_models.values():
+                    read_model.detach()
 
     def is_unchanged(self, mark: Mark) -> bool:
         """Whether the ledger surely still has this mark; for marks that cannot be read without the lock."""
@@ -260,8 +261,8 @@ class Reader:
                 self._rejected = None
                 self._drop_read_models()
 
-    def with_ledger(self, action: Callable[[], _T]) -> _T:
-        """Run `action` with the connection's lock; again after the ledger was replaced or repaired.
+    def with_ledger(self, action: Callable[..., _T], *arguments: Any) -> _T:
+        """Run `action` with these arguments and the connection's lock; again after the ledger was replaced or repaired.
 
         Raises:
             LedgerError: the ledger cannot be read.
@@ -278,7 +279,7 @@ class Reader:
                         raise LedgerBusyError(f"{self.connection.path}: a read of this thread is under way")
                     try:
                         self._is_inside = True
-                        return action()
+                        return action(*arguments)
                     finally:
                         self._is_inside = False
             except LedgerMoved:
@@ -344,7 +345,12 @@ class Reader:
             self._arrange(snapshot)
         # As long as a memo with this mark is believed, and no longer.
         period = self.connection.epoch, self.freshness.trusted_until, mark
-        self._all_to_head(snapshot, period, snapshot is not None and self._is_of_head(snapshot, mark))
+        is_head = (
+            snapshot is not None
+            and snapshot.header.head_mark[-WAL_INDEX_HEADER_BYTES:] == mark
+            and self._is_of_head(snapshot, mark)
+        )
+        self._all_to_head(snapshot, period, is_head)
         if len(self._read_models) > 1 and len({one.position for one in self._read_models.values()}) > 1:
             # They came to different heads: let all of them see the same one.
             with self.connection.one_snapshot():
@@ -355,8 +361,8 @@ class Reader:
         """Whether nobody has committed to the ledger since the daemon found nothing behind the published position.
 
         Then it had this mark. A mark proves something only between two moments at which its file was locked all along.
-        So of those that this connection has seen, the first two do not count: the daemon has taken the third after it
-        had published the second, and that was after this connection had seen the first.
+        So of those that this connection was asked about, the first two do not count: the daemon has taken the third
+        after it had published the second, and that was after this connection had seen the first.
         """
         head_mark, seen_by = snapshot.header.head_mark, (self.connection.epoch, snapshot.identity)
         if seen_by != self._head_marks_seen_by:

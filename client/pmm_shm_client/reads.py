@@ -11,7 +11,7 @@ from pmm_shm import flags, limits
 from pmm_shm.errors import ClosedError, ConfigError, FoldError
 from pmm_shm.flags import Flag
 from pmm_shm.folds.registry import checked_fold_name, is_same_fold, made_fold, name_of_type
-from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel, SelfModelFold, warning_count_in, warnings_since
+from pmm_shm.folds.self_model import MAX_TRAIT_DELTA, SelfModel
 from pmm_shm.instance.paths import Instance
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.rows import ID_MIN
@@ -19,14 +19,14 @@ from pmm_shm.ledger.tail import head_of
 from pmm_shm.projection.cursor import require_columns
 from pmm_shm.typed import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeVar
 from pmm_shm_client.frame import (
-    CloseWithoutEvidence,
     Frame,
     KeptFrames,
     OnWarn,
+    Replayer,
     Replays,
     Warnings,
+    WarningsLog,
     views_of,
-    warn,
 )
 from pmm_shm_client.reader import Reader, Reading
 from pmm_shm_client.reporting import Reporter
@@ -48,7 +48,7 @@ from pmm_shm_client.results import (
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
     from pmm_shm.folds.directives import ActiveDirective, Directive
-    from pmm_shm.folds.state import State
+    from pmm_shm.ledger.opening import Schema
     from pmm_shm.projection.replay import Progress
     from pmm_shm_client.replaying import ReplayReading
 
@@ -59,37 +59,7 @@ _FRAME = "frame"
 _METRICS_GROUP = frozenset({"metrics", "stage", "history"})
 _T = TypeVar("_T")
 _ReadMethod = TypeVar("_ReadMethod", bound=Callable[..., Any])
-
-
-class WarningsLog:
-    """The closes without evidence that were seen and reported; starts again when the ledger is replaced.
-
-    It keeps what it has seen, so that each read decodes only newer ones.
-    """
-
-    def __init__(self) -> None:
-        self._closes: list[CloseWithoutEvidence] = []
-        self._reported = 0
-
-    def of(self, state: State) -> Warnings:
-        """The closes without evidence in a state of the self-model, at any position."""
-        count = warning_count_in(state)
-        known = min(len(self._closes), count)
-        if known and tuple(state.table("warnings")[known - 1]) != self._closes[known - 1]:
-            # Another history. (A state with fewer closes is only an older one.) Holders of the old list keep it.
-            self._closes, self._reported = [], 0
-        if len(self._closes) < count:
-            self._closes += [(cid, event_id) for cid, event_id in warnings_since(state, len(self._closes))]
-        return Warnings(self._closes, count)
-
-    def report(self, warnings: Warnings, on_warn: OnWarn) -> None:
-        """Pass each new warning to `on_warn`; its exceptions never reach the reader."""
-        if warnings.closes is not self._closes:
-            return
-        fresh = warnings.closes[self._reported : warnings.total]
-        self._reported += len(fresh)
-        for cid, event_id in fresh:
-            warn(cid, event_id, on_warn)
+_new_tuple = tuple.__new__
 
 
 class _ReadNumbers(TypedDict):
@@ -198,42 +168,6 @@ def _remembered(read: _ReadMethod) -> _ReadMethod:
     return remembering  # type: ignore[return-value]
 
 
-class Replayer:
-    """Answers by a full replay. Frames refer to it, and so it must not refer to the cache, which keeps frames: a cache
-    is freed with its last reference.
-    """
-
-    def __init__(self, reader: Reader, warnings: WarningsLog) -> None:
-        self._reader = reader
-        self._warnings = warnings
-
-    def replayed(
-        self, folds: list[Fold], until_id: int | None = None, progress: Progress | None = None
-    ) -> ReplayReading:
-        """The folds at the head of the log, or at event `until_id`."""
-        with late_imports:
-            from pmm_shm_client.replaying import replayed
-
-        self._reader.with_ledger(self._reader.freshness.take)
-        return replayed(self._reader.connection, folds, until_id, progress)
-
-    def model(self, limit: float, on_warn: OnWarn | None, until_id: int | None = None) -> SelfModelDict:
-        """The strict self-model with another limit of trait deltas."""
-        fold = SelfModelFold(checked_trait_delta(limit))
-        model, closes = self.with_warnings(self.replayed([fold], until_id))
-        if on_warn is not None:
-            self._warnings.report(closes, on_warn)
-        return self_model_dict(model, strict=True)
-
-    def view(self, name: str, until_id: int) -> Any:
-        """The view of a fold."""
-        checked_fold_name(name)
-        return self.replayed([self._reader.find_fold(name)], until_id).view(name)
-
-    def with_warnings(self, reading: Reading | ReplayReading) -> tuple[SelfModel, Warnings]:
-        return reading.view("self_model"), self._warnings.of(reading.state("self_model"))
-
-
 class Reads(ABC):
     """The read methods of `Cache`, over a `Reader`.
 
@@ -265,7 +199,8 @@ class Reads(ABC):
         self._frames: dict[Any, tuple[Mapping[str, Any], Frame]] = {}
         self._added_folds: dict[str, Fold] = {}
         self._is_closed = False
-        self._reporter = Reporter(Instance.of(self.path), self._counted)
+        self._instance = Instance.of(self.path)
+        self._reporter = Reporter(self._instance, self._counted)
         reader.snapshots.locator.on_pid_collision = self._reporter.hurry
 
     @abstractmethod
@@ -280,7 +215,7 @@ class Reads(ABC):
     def is_of_pmm2(self) -> bool:
         """Whether PMM 2 keeps the ledger: only the process that holds its writer lease can append."""
         self._check_open()
-        return self._reader.with_ledger(self._look_for_pmm2)
+        return self._schema().is_of_pmm2
 
     @property
     def not_applicable(self) -> tuple[str, ...]:
@@ -458,16 +393,17 @@ class Reads(ABC):
 
     def _read(self, name: str, consistency: Consistency | None) -> Any:
         self._check_open()
+        reader = self._reader
         source = name[5:] if name.startswith("fold:") else FOLD_BEHIND.get(name, name)
-        if source not in self._reader.folds:
+        if source not in reader.folds:
             self._know(source)
         mode = self._mode(source, consistency)
-        fold = self._reader.folds[source]
+        fold = reader.folds[source]
         if fold.columns and mode == "exact":
-            self._reader.with_ledger(lambda: require_columns((fold,), self._reader.connection))
+            reader.with_ledger(require_columns, (fold,), reader.connection)
         counter = self._counters["metrics" if source in _METRICS_GROUP else "projection"]
         build = partial(self._build, name, source, mode, counter)
-        value = self._reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
+        value = reader.exact(build) if mode == "exact" else self._run(mode, build, (source,))
         if monotonic() >= self._reporter.due:
             self._reporter.report()
         return value
@@ -487,7 +423,7 @@ class Reads(ABC):
             is_other = before is None or before.view is not view
             counter.missed(is_published=reading.is_published(source), is_recomputed=is_other)
             value = RESULTS[name](view, as_of) if name in RESULTS else view
-        self._memos[key] = Memo(header, mark, view, as_of, value, counter)
+        self._memos[key] = _new_tuple(Memo, (header, mark, view, as_of, value, counter))
         return value
 
     def _memo_key(self, name: str, mode: str, reading: Reading | ReplayReading) -> tuple[Any, Any, Any]:
@@ -557,10 +493,15 @@ class Reads(ABC):
     def _not_applicable_here(self) -> tuple[str, ...]:
         return NOT_IN_PMM2 if self._reader.connection.schema.is_of_pmm2 else ()
 
-    def _look_for_pmm2(self) -> bool:
-        self._freshness.take()
-        self._reader.connection.follow_schema()
-        return self._reader.connection.schema.is_of_pmm2
+    def _schema(self) -> Schema:
+        """The table `events`, as it is now."""
+
+        def look() -> Schema:
+            self._freshness.take()
+            self._reader.connection.follow_schema()
+            return self._reader.connection.schema
+
+        return self._reader.with_ledger(look)
 
     def _past_frame(self, event_id: int, progress: Progress | None) -> Frame:
         names = tuple(self._reader.folds)
@@ -617,15 +558,3 @@ def checked_consistency(consistency: Consistency) -> Consistency:
     if consistency not in _CONSISTENCIES:
         raise ConfigError(f"consistency: expected one of {', '.join(_CONSISTENCIES)}, got {consistency!r}")
     return consistency
-
-
-def checked_trait_delta(limit: float) -> float:
-    """`max_trait_delta` of a strict read.
-
-    Raises:
-        ConfigError: not a number.
-    """
-    try:
-        return float(limit)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"max_trait_delta: {limit!r:.80} is not a number") from None

@@ -205,7 +205,7 @@ RESULTS: Mapping[str, Callable[[Any, int], Any]] = {
     "identity": lambda view, as_of: Identity(view.name, view.traits, as_of),
     "commitments": lambda view, as_of: Commitments(view.open, view.expired, as_of),
     "model": Model,
-    "metrics": lambda view, as_of: Metrics(view.ias, view.gas, as_of),
+    "metrics": lambda view, as_of: tuple.__new__(Metrics, (*view, as_of)),
     "stage": lambda view, as_of: Stage(view.stage, view.snapshot, as_of),
     "recent": lambda view, as_of: Recent(view.reflections, view.messages, view.telemetry, as_of),
     "history": lambda view, as_of: History._make((*view, as_of)),

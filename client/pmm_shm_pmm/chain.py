@@ -12,8 +12,8 @@ import weakref
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pmm_shm.ledger.chain import event_hash
 from pmm_shm.ledger.freshness import commit_count
+from pmm_shm.ledger.new_events import event_hash
 from pmm_shm_pmm.fallback import Fallback, passing_errors
 from pmm_shm_pmm.shared_log import SharedLog, log_of
 

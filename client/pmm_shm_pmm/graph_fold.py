@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from pmm_shm.folds.fields import to_int
 from pmm_shm.folds.state import State, Touched
 from pmm_shm.frozen import frozen
-from pmm_shm.ledger.chain import canonical_json
+from pmm_shm.ledger.new_events import canonical_json
 from pmm_shm.ledger.rows import Event
 from pmm_shm_pmm.handler_fold import META, Columns, Handler, HandlerFold, loaded, next_ordinal, patched_rows
 

@@ -32,7 +32,7 @@ from pmm_shm.projection.replay import Progress
 from pmm_shm_client.aio import AsyncCache
 from pmm_shm_client.context import Context, ContextRequest
 from pmm_shm_client.frame import Frame
-from pmm_shm_client.searching import Hits
+from pmm_shm_client.hits import Hits
 from pmm_shm_terminal.spectator import SpectatorCache
 from pmm_shm_web.folds import UserFolds
 from pmm_shm_web.jobs import Job, Jobs

@@ -51,6 +51,8 @@ class Fold(ABC):
             that event's failure. The built-in folds do without: their tests check it.
         shares_events: whether an event may have columns that the fold has not declared, because another fold needs
             them: one shared object is faster than one for each fold. The built-in folds ignore such columns.
+        has_small_view: whether `view` takes only microseconds. A reader then makes it anew behind every event, and does
+            not look up first whether the events in between have touched the fold.
     """
 
     name: ClassVar[str]
@@ -60,6 +62,7 @@ class Fold(ABC):
     parameters: Mapping[str, Any] = {}
     checks_values: ClassVar[bool] = True
     shares_events: ClassVar[bool] = False
+    has_small_view: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, event: Event, state: State) -> None:

@@ -26,7 +26,7 @@ from pmm_shm.ledger.rows import (
     parse_meta,
     text_or_empty,
 )
-from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple
+from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from pmm_shm.folds.bulk import BulkDecoder
@@ -175,6 +175,8 @@ class Engine:
         self._bulk: BulkDecoder | None = None
         # The quarantine of decoding is written while events are decoded, and takes none.
         self._queues: dict[str, _Queue] = {name: [] for name in self.folds if name != DECODE}
+        # To ask a class of an abstract one whether it is its subclass takes longer than to fold an event.
+        self._batched = frozenset(name for name, fold in self.folds.items() if _takes_batches(fold))
 
     def apply(self, rows: Sequence[RawRow], states: States, places: Mapping[str, int] = _NO_PLACES) -> int:
         """Fold `rows` into `states`, in order; returns how many events went to a fold.
@@ -222,7 +224,7 @@ class Engine:
         """Fold the events that wait for one fold into its state."""
         events = self._queues.get(name)
         if events:
-            apply_events(self.folds[name], events, state)
+            apply_events(self.folds[name], events, state, name in self._batched)
             events.clear()
 
     def skip(self, event_id: int, states: States) -> None:
@@ -378,15 +380,21 @@ def _newest(kind: str, takers: Sequence[Fold]) -> deque[RawRow] | None:
     return deque(maxlen=max(counts)) if counts and all(counts) else None
 
 
-def apply_events(fold: Fold, events: Sequence[Event], state: State) -> None:
-    """Fold events into the state of one fold, as a batch where it takes batches."""
-    if not (isinstance(fold, BatchFold) and fold.takes_batches):
+def _takes_batches(fold: Fold) -> bool:
+    return isinstance(fold, BatchFold) and fold.takes_batches
+
+
+def apply_events(fold: Fold, events: Sequence[Event], state: State, in_batches: bool | None = None) -> None:
+    """Fold events into the state of one fold, as a batch where it takes batches; `in_batches` says so, if known."""
+    if not (_takes_batches(fold) if in_batches is None else in_batches):
         for event in events:
             _apply_one(fold, event, state)
         return
     state.begin_event(events[0].id)
     try:
-        _run(fold, fold.apply_batch, events, state)
+        cast(BatchFold, fold).apply_batch(events, state)
+        if fold.checks_values:
+            state.check_values()
     except (MemoryError, StoreError):
         raise
     except BaseException as error:

@@ -82,6 +82,7 @@ class StageFold(BatchFold):
     version = 2
     checks_values = False
     shares_events = True
+    has_small_view = True
     kinds: Mapping[str, tuple[Column, ...]] = {"autonomy_tick": ("meta",), "reflection": ("meta",)}
 
     def apply_batch(self, events: Sequence[Event], state: State) -> None:

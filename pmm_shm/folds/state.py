@@ -278,10 +278,8 @@ class State:
         self._undo.clear()
         self._dirty.clear()
         self._clean.clear()
-        for table in self._tables.values():
-            table._dirty.clear()
-            table._clean.clear()
-            table._touched.clear()
+        # Those that are used again are made anew: most events use none of them.
+        self._tables.clear()
         self.is_used = self._touched = False
 
 

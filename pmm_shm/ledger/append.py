@@ -15,10 +15,10 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from json.encoder import encode_basestring_ascii
 from threading import TIMEOUT_MAX, get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pmm_shm import limits
 from pmm_shm.crash_points import crash_point
 from pmm_shm.errors import (
     ChainError,
@@ -31,12 +31,11 @@ from pmm_shm.errors import (
     ReplicaError,
 )
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.chain import HASHED_ROW_SQL, Formula, HashedRow, detect_formula, fits, hash_of_parts
+from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, fits
 from pmm_shm.ledger.connection import Connection, Durability
 from pmm_shm.ledger.fetch import UNDECODABLE
-from pmm_shm.ledger.files import LedgerMoved, file_identity
-from pmm_shm.ledger.instants import now_text
-from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.files import LedgerMoved
+from pmm_shm.ledger.new_events import Formula, NewEvent, hashed_rows, now_text
 from pmm_shm.ledger.opening import LedgerFile
 from pmm_shm.ledger.rows import HASH_COLUMNS, ID_MAX, REQUIRED_COLUMNS, RawRow, decode_text
 from pmm_shm.ledger.schema import create_indexes
@@ -101,6 +100,8 @@ class Appender:
     def _forget(self) -> None:
         self.last_row: RawRow | None = None
         self._formula: Formula | None = None
+        # The monotonic time until which the look at the path behind the last append counts for the next one.
+        self._looked_until_s = 0.0
         # `PRAGMA data_version` at the last own append: others' commits change it. None if it is not known.
         self._version: int | None = None
         self._prepared: _Prepared | None = None
@@ -119,6 +120,8 @@ class Appender:
 
     def recover(self) -> None:
         """Take and release the write lock: SQLite then rolls back the transaction of a dead writer."""
+        # It has no other look at the path.
+        self._looked_until_s = 0.0
         self._run(self._recover)
 
     def close(self) -> None:
@@ -133,7 +136,7 @@ class Appender:
             if connection.is_open and connection.is_wal:
                 try:
                     # Beside a new file the old -wal stays: it may hold events that are still needed.
-                    if file_identity(connection.path) == connection.identity:
+                    if connection.is_at_path():
                         connection.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 except (sqlite3.Error, LedgerError):
                     pass
@@ -148,7 +151,8 @@ class Appender:
         connection = self.connection
         lock, timeout_s = connection.lock, connection.timeout_s
         # An old file is let go before it is used again: its index may be that of the new one by now.
-        connection.follow_replacement()
+        if time.monotonic() >= self._looked_until_s:
+            connection.follow_replacement()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
             if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
@@ -163,7 +167,7 @@ class Appender:
                 raise LedgerBusyError(f"{error}{_NOTHING}") from None
             except LedgerError:
                 # What is found in a file that was moved away, or that its -shm is gone, says nothing of the ledger.
-                if not connection.is_open or not self._is_moved():
+                if not connection.is_open or connection.is_at_path():
                     raise
             finally:
                 self._inside = None
@@ -219,9 +223,9 @@ class Appender:
             if not is_busy(error):
                 raise
         # Nobody waits for a file that is no longer the ledger.
-        if self._is_moved():
-            raise LedgerMoved
         connection = self.connection
+        if not connection.is_at_path():
+            raise LedgerMoved
         try:
             retry_busy(lambda: handle.execute(sql), deadline_s - time.monotonic(), connection.path)
         except LedgerBusyError:
@@ -242,7 +246,7 @@ class Appender:
         if prepared is None or prepared.file is not connection.file or prepared.handle.in_transaction:
             prepared = self._prepare()
         if prepared.file.schema.is_of_pmm2:
-            if self._is_moved():
+            if not connection.is_at_path():
                 raise LedgerMoved
             with late_imports:
                 from pmm_shm.ledger.obstacles import NEEDS_LEASE
@@ -254,7 +258,7 @@ class Appender:
             if expected_head is not None:
                 self._require_head(handle, expected_head)
                 if not events:
-                    if self._is_moved():
+                    if not connection.is_at_path():
                         raise LedgerMoved
                     handle.execute("ROLLBACK")
                     return []
@@ -267,7 +271,7 @@ class Appender:
                     "appending them again"
                 )
             # Lately, or while this waited for the lock, the file may have been replaced, or switched to WAL mode.
-            if self._is_moved() or connection.is_switched():
+            if not connection.is_at_path() or (not prepared.file.is_wal and connection.is_switched()):
                 raise LedgerMoved
             crash_point("append.inside")
             self._execute(handle, "COMMIT", deadline_s)
@@ -275,7 +279,7 @@ class Appender:
         except BaseException as error:
             self._roll_back(handle)
             is_refused = isinstance(error, (sqlite3.Error, PmmShmError)) and not isinstance(error, LedgerBusyError)
-            if is_refused and self._is_moved():
+            if is_refused and not connection.is_at_path():
                 # SQLite refuses to write a journal beside another file, and an old file may hold anything.
                 raise LedgerMoved from error
             if isinstance(error, (sqlite3.DataError, OverflowError)):
@@ -293,10 +297,10 @@ class Appender:
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
-        if self._is_moved():
+        if not connection.is_at_path():
             raise LedgerMoved
-        first_id: int = rows[0][0]
-        return list(range(first_id, first_id + len(rows)))
+        self._looked_until_s = time.monotonic() + limits.LOOK_BEHIND_APPEND_S
+        return [row[0] for row in rows]
 
     def _require_head(self, handle: sqlite3.Connection, expected: ExpectedHead) -> None:
         """Raise where the ledger's head is another one; within the transaction that appends."""
@@ -333,12 +337,6 @@ class Appender:
             return made
         return LedgerUnwritableError(f"{self.connection.path}: {reason}; nothing was written")
 
-    def _is_moved(self) -> bool:
-        """Whether another file is at the ledger's path. Raises `LedgerNotFoundError` where there is none."""
-        connection = self.connection
-        file = connection.file
-        return file is None or file_identity(connection.path) != file.identity
-
     def _roll_back(self, handle: sqlite3.Connection) -> None:
         try:
             if handle.in_transaction:
@@ -372,11 +370,14 @@ class Appender:
             raise LedgerUnwritableError(f"{self.connection.path}: its ids are used up; nothing was written")
         now = now_text()
         if formula is not None:
-            rows = _hashed_rows(events, newest_id + 1, now, formula, last_hash)
+            rows = hashed_rows(events, newest_id + 1, now, formula, last_hash)
         else:
             rows = [(event_id, event[0] or now, *event[1:4]) for event_id, event in enumerate(events, newest_id + 1)]
         changes = handle.total_changes
-        inserted = handle.executemany(prepared.insert_sql, rows).rowcount
+        if len(rows) == 1:
+            inserted = handle.execute(prepared.insert_sql, rows[0]).rowcount
+        else:
+            inserted = handle.executemany(prepared.insert_sql, rows).rowcount
         if inserted == handle.total_changes - changes == len(rows) and prepared.keeps_text:
             return rows, formula, version
         self._read_back(prepared, rows if newest is None else [newest, *rows], rows[-1][0])
@@ -426,21 +427,6 @@ def _keeps_text(declared: str) -> bool:
     if "INT" in kind:
         return False
     return not kind or any(word in kind for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
-
-
-def _hashed_rows(
-    events: Sequence[NewEvent], first_id: int, now: str, formula: Formula, last_hash: str | None
-) -> list[RawRow]:
-    """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
-    rows = []
-    now_json = encode_basestring_ascii(now)
-    for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
-        ts_json = now_json if ts is None else encode_basestring_ascii(ts)
-        # In hex digits.
-        previous, previous_json = last_hash, "null" if last_hash is None else f'"{last_hash}"'
-        last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
-        rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
-    return rows
 
 
 def _version(handle: sqlite3.Connection) -> int:

@@ -1,47 +1,18 @@
-"""The hash chain: its two formulas, and the verification of a whole ledger.
-
-The hash covers the parsed `meta`, not its text, and the formula `content` leaves `id` and `ts` unprotected. The cache's
-own anchor and seals cover the rest.
-"""
+"""The verification of the hash chain. `new_events` has its two formulas."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from hashlib import sha256
-from json.encoder import encode_basestring_ascii
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError
 from pmm_shm.frozen import json_text, plain, result
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
+from pmm_shm.ledger.new_events import FORMULAS, Formula, event_hash
 from pmm_shm.ledger.rows import HASH_COLUMNS, RawRow, parse_meta
 
-Formula = Literal["full", "content"]
-FORMULAS: tuple[Formula, ...] = ("full", "content")
-
 HASHED_ROW_SQL = "SELECT id, ts, kind, content, meta, prev_hash, hash FROM events"
-
-
-def json_encoder(*, sort_keys: bool = False, separators: tuple[str, str] = (", ", ": ")) -> Callable[[object], str]:
-    """A function that returns the text of `json.dumps`. A value that contains itself raises `RecursionError`.
-
-    `JSONEncoder.encode` creates its encoder in C anew for every value, which is half the cost of a small one.
-    """
-    own = json.JSONEncoder(sort_keys=sort_keys, separators=separators)
-    item, key = separators
-    try:
-        make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
-        encode = make(None, own.default, encode_basestring_ascii, None, key, item, sort_keys, False, True)
-    except (AttributeError, TypeError):
-        # Not a documented part of Python: an interpreter may lack it.
-        return own.encode
-    return lambda value: "".join(encode(value, 0))
-
-
-_canonical = json_encoder(sort_keys=True, separators=(",", ":"))
 
 
 class HashedRow(NamedTuple):
@@ -121,47 +92,6 @@ FORKED_BY = "Several processes of PMM appended at once, or another program read 
 FORKS_ARE_HARMLESS = (
     "no event is lost or changed, reads and appends go on at the newest row, and nothing needs to be repaired"
 )
-
-
-def canonical_json(value: object) -> str:
-    """JSON as the hash covers it: sorted keys, no spaces, non-ASCII escaped."""
-    if type(value) is str:
-        return encode_basestring_ascii(value)
-    return _canonical(value)
-
-
-def hash_of_parts(
-    formula: Formula, event_id: int, ts_json: str, kind_json: str, content_json: str, meta_json: str, prev_json: str
-) -> str:
-    """SHA-256 in hex of an event, given its values as canonical JSON."""
-    # The sorted keys are written by hand: with one JSON text per part, a writer prepares most of them before it locks.
-    if formula == "full":
-        text = (
-            f'{{"content":{content_json},"id":{event_id},"kind":{kind_json},"meta":{meta_json},'
-            f'"prev_hash":{prev_json},"ts":{ts_json}}}'
-        )
-    else:
-        text = f'{{"content":{content_json},"kind":{kind_json},"meta":{meta_json},"prev_hash":{prev_json}}}'
-    return sha256(text.encode()).hexdigest()
-
-
-def event_hash(
-    formula: Formula, event_id: int, ts: str, kind: str, content: str, meta: dict[str, Any], prev_hash: str | None
-) -> str:
-    """SHA-256 in hex of one event; `meta` is the parsed object, `prev_hash` None for the first event of the chain.
-
-    Raises:
-        TypeError, ValueError, RecursionError: a value cannot be written as JSON.
-    """
-    return hash_of_parts(
-        formula,
-        event_id,
-        canonical_json(ts),
-        canonical_json(kind),
-        canonical_json(content),
-        canonical_json(meta),
-        canonical_json(prev_hash),
-    )
 
 
 def fits(formula: Formula, row: RawRow) -> bool:

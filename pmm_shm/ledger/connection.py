@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import SHAPE_FILE, Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, real_path
 from pmm_shm.late import late_imports
-from pmm_shm.ledger.files import file_identity, refuse_foreign_wal
+from pmm_shm.ledger.files import ledger_file_id, not_reached, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
 from pmm_shm.ledger.opening import (
     HeldByOldUsersError,
@@ -34,7 +34,7 @@ from pmm_shm.ledger.opening import (
     reads_only,
     shaped_schema,
 )
-from pmm_shm.ledger.sqlite_errors import retry_busy, sleep_between, translated
+from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy, sleep_between, translated
 from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ class Connection:
         return self._handle is not None
 
     @property
-    def identity(self) -> tuple[int, int] | None:
-        """(device, inode) of the file that was opened last; None before, and when a replacement was noticed."""
+    def identity(self) -> FileId | None:
+        """That of the file that was opened last; None before, and when a replacement was noticed."""
         return file.identity if (file := self.file) else None
 
     @property
@@ -174,7 +174,7 @@ class Connection:
         alone, nor check the lock on the `-shm`.
         """
         file = self.file
-        if not self.is_open or file is None or file.is_wal:
+        if self._handle is None or file is None or file.is_wal:
             return False
         return (wal_inode := inode_of(self.path + "-wal")) is not None and wal_inode != file.wal_inode
 
@@ -210,18 +210,18 @@ class Connection:
             return read_schema(handle, self.path, version, may_be_blank=self.mode == "rwc")
         return shaped_schema(handle, self.path, version, self._shape)
 
-    def lock_trusted_until(self) -> float | None:
+    def lock_trusted_until(self, left_s: float = 0.0) -> float | None:
         """The monotonic time until which SQLite's locks of this connection count as held; None if they are not held.
 
         Locks belong to the process: what was proved for one connection within `limits.TRUST_PERIOD_S` counts for all.
-        Where the system does not tell, they count as held.
+        It is proved again where less than `left_s` is left. Where the system does not tell, they count as held.
         """
         file, now_s = self.file, time.monotonic()
         if file is None or not file.is_wal:
             return now_s + limits.TRUST_PERIOD_S
         files = file.identity[1], file.shm_inode
         trusted_until_s = _locks_trusted_until_s.get(files, 0.0)
-        if now_s < trusted_until_s:
+        if now_s < trusted_until_s - left_s:
             return trusted_until_s
         if not self._is_lock_held(*files):
             return None
@@ -237,7 +237,9 @@ class Connection:
         return inode_of(self.path + "-shm") == shm_inode and holds_lock(shm_inode, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
-        """Check the lock, at most every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
+        """Check the lock, at least every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
+
+        Ahead of time, when a quarter of that is left: so an exact read right behind an append finds it proved.
 
         Raises:
             LockLostError: SQLite's lock is gone.
@@ -246,14 +248,15 @@ class Connection:
         if now_s < self.next_lock_check_s or self._handle is None:
             return
         self.close_if_switched()
-        trusted_until_s = self.lock_trusted_until()
+        left_s = limits.TRUST_PERIOD_S / 4
+        trusted_until_s = self.lock_trusted_until(left_s)
         if trusted_until_s is None:
             raise LockLostError(
                 f"{self.path}: SQLite's lock is no longer held by this process (the host program kept a connection "
                 "open across a fork, or uses another SQLite library): nothing was written; restart this process"
             )
         self.follow_schema()
-        self.next_lock_check_s = trusted_until_s
+        self.next_lock_check_s = trusted_until_s - left_s
 
     def follow_replacement(self) -> None:
         """Where another file is at the ledger's path, close this process's connections to the old one. One `stat`.
@@ -264,14 +267,35 @@ class Connection:
             LedgerNotFoundError: there is no file.
             LedgerReplacedError: the new file is beside the predecessor's non-empty `-wal`.
         """
-        # Taken once: another thread may forget it meanwhile.
-        identity = self.identity
-        if identity is not None and file_identity(self.path) != identity:
+        if self.file is not None and not self.is_at_path():
             close_replaced(self.path)
 
-    def retry(self, action: Callable[[], _T]) -> _T:
-        """`retry_busy` with this connection's path and timeout; SQLite's errors become ours."""
+    def is_at_path(self) -> bool:
+        """Whether the file that was opened last is still at the path, by one `stat`.
+
+        False before the first open, and when a replacement was noticed.
+
+        Raises:
+            LedgerNotFoundError: there is no file.
+        """
+        # Taken once: another thread may forget it meanwhile.
+        file = self.file
+        if file is None:
+            return False
         try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise not_reached(self.path, error) from None
+        return (status.st_dev, status.st_ino) == file.identity
+
+    def retry(self, action: Callable[[], _T]) -> _T:
+        """The result of `action`, which is repeated while the ledger is busy; SQLite's errors become ours."""
+        try:
+            try:
+                return action()
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
             return retry_busy(action, self.timeout_s, self.path)
         except sqlite3.Error as error:
             raise self.translate(error) from error
@@ -318,7 +342,7 @@ class Connection:
                 hook()
 
     def _open(self) -> None:
-        if self.file is not None and os.path.exists(self.path) and file_identity(self.path) != self.identity:
+        if self.file is not None and os.path.exists(self.path) and not self.is_at_path():
             self._refuse_foreign_wal()
         deadline_s = time.monotonic() + min(self.timeout_s, limits.REPLACED_HOLDER_S)
         while True:
@@ -370,8 +394,8 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
     return read_shape(instance)
 
 
-def shm_files_in_use() -> set[tuple[int, int]]:
-    """(device, inode) of the `-shm` files that this process's open connections use."""
+def shm_files_in_use() -> set[FileId]:
+    """The identities of the `-shm` files that this process's open connections use."""
     return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
 
 
@@ -395,7 +419,7 @@ def close_replaced(path: str) -> None:
         LedgerNotFoundError: there is no file.
         LedgerReplacedError: the new file is beside the predecessor's non-empty `-wal`; nothing was closed.
     """
-    identity = file_identity(path)
+    identity = ledger_file_id(path)
     connections = [one for one in _connections() if one.path == path and one.identity is not None]
     stale = [one for one in connections if one.identity != identity]
     with contextlib.ExitStack() as locks:
@@ -418,7 +442,7 @@ def _close_old_users(path: str) -> None:
     """
     if not os.path.exists(path):
         return
-    identity = file_identity(path)
+    identity = ledger_file_id(path)
     for one in _connections():
         if one.path != path or not one.is_open or one.identity == identity:
             continue

@@ -52,7 +52,7 @@ class EventDict(TypedDict):
 
 
 _T = TypeVar("_T")
-_COLUMNS = "SELECT id, ts, kind, content, meta FROM events"
+_ONE = "SELECT id, ts, kind, content, meta FROM events WHERE id = ? LIMIT ?"
 
 
 class EventLog:
@@ -99,7 +99,7 @@ class EventLog:
         # Where appends of a replica go; made when the first one is refused here.
         self._source: ReplicaAppender | None = None
         self._close_hooks: list[Callable[[], None]] = []
-        self._ranges: RangeReader | None = None
+        self._range_reader: RangeReader | None = None
         self._open(create)
 
     def _open(self, create: bool) -> None:
@@ -250,8 +250,7 @@ class EventLog:
 
     def read_after_id(self, after_id: int, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events with an id above `after_id`, ascending; None means all."""
-        condition, start = ("id > ?", min(after_id, ID_MAX)) if after_id >= ID_MIN else ("id >= ?", ID_MIN)
-        return self._events(lambda: self._ascending(condition, start, limit))
+        return self._range(limit, after=after_id)
 
     def read_after_ts(self, after_ts: str, limit: int | None = None) -> list[EventDict]:
         """The first `limit` events, by id, whose `ts` is a later instant than `after_ts`; None means all.
@@ -265,11 +264,24 @@ class EventLog:
         if instant is None:
             raise ConfigError(f"after_ts: {after_ts!r:.80} is not an ISO 8601 time")
 
-        def later(row: RawRow) -> bool:
-            own = instant_us(row[1]) if isinstance(row[1], str) else None
+        ranges = self._ranges()
+
+        def is_later(row: RawRow) -> bool:
+            own = instant_us(text_or_empty(row[1]))
             return own is not None and own > instant
 
-        return self._events(lambda: self._ascending("id >= ?", self._first_id_since(instant), limit, later))
+        def later() -> list[RawRow]:
+            found: list[RawRow] = []
+            after_id = self._first_id_since(instant) - 1
+            while limit is None or len(found) < limit:
+                rows = ranges.read(None, after_id, None, limits.TAIL_ROWS_MAX, False)
+                found += filter(is_later, rows)
+                if len(rows) < limits.TAIL_ROWS_MAX:
+                    break
+                after_id = rows[-1][0]
+            return found if limit is None else found[: max(0, limit)]
+
+        return [_event(row) for row in self._read(later)]
 
     def first_id_since(self, instant: int) -> int:
         """An id below which no event is of this instant (microseconds since 1970, UTC) or later.
@@ -280,14 +292,14 @@ class EventLog:
 
     def read_tail(self, limit: int = 1_000) -> list[EventDict]:
         """The newest `limit` events, ascending."""
-        return self._events(lambda: self._descending("id <= ?", (), limit))[::-1]
+        return self._range(limit, newest_first=True)[::-1]
 
     def get_event(self, event_id: int) -> EventDict | None:
         """The event with this id; None if there is none."""
         if not ID_MIN <= event_id <= ID_MAX:
             return None
-        found = self._events(lambda: fetch_batch(self._reader, f"{_COLUMNS} WHERE id = ? LIMIT ?", (event_id,), 1).rows)
-        return found[0] if found else None
+        rows = self._read(lambda: fetch_batch(self._reader, _ONE, (event_id,), 1).rows)
+        return _event(rows[0]) if rows else None
 
     def events(
         self,
@@ -312,7 +324,7 @@ class EventLog:
             ConfigError: an argument has no meaning.
             LedgerError: the ledger cannot be read.
         """
-        ranges = self._ranges or self._open_ranges()
+        ranges = self._ranges()
         rows = self._read(lambda: ranges.read(kind, after, before, limit, newest_first))
         return [Event(**_event(row)) for row in rows]
 
@@ -328,22 +340,9 @@ class EventLog:
         found = self.events(kind, limit=1, newest_first=True)
         return found[0] if found else None
 
-    def _open_ranges(self) -> RangeReader:
-        with late_imports:
-            from pmm_shm.ledger.event_range import RangeReader
-
-        self._ranges = RangeReader(self._reader)
-        return self._ranges
-
     def query(self, kind: str | None = None, limit: int | None = None) -> list[EventDict]:
         """The newest `limit` events of one kind (None: any kind), newest first."""
-        if kind is None:
-            return self._events(lambda: self._descending("id <= ?", (), limit))
-        try:
-            kind.encode()
-        except UnicodeEncodeError:
-            return []
-        return self._events(lambda: self._descending("kind = ? AND id <= ?", (kind,), limit))
+        return self._range(limit, kind, newest_first=True)
 
     def verify_chain(self) -> ChainReport:
         """Verify the hash chain of the whole ledger; the report says what was checked, and the first bad id."""
@@ -357,8 +356,18 @@ class EventLog:
         finally:
             connection.close()
 
-    def _events(self, fetch: Callable[[], list[RawRow]]) -> list[EventDict]:
-        return [_event(row) for row in self._read(fetch)]
+    def _range(
+        self, limit: int | None, kind: str | None = None, after: int | None = None, newest_first: bool = False
+    ) -> list[EventDict]:
+        ranges, rows_max = self._ranges(), limit if limit is None else max(0, limit)
+        return [_event(row) for row in self._read(lambda: ranges.read(kind, after, None, rows_max, newest_first))]
+
+    def _ranges(self) -> RangeReader:
+        if self._range_reader is None:
+            with late_imports:
+                from pmm_shm.ledger.event_range import RangeReader
+            self._range_reader = RangeReader(self._reader)
+        return self._range_reader
 
     def _read(self, fetch: Callable[[], _T]) -> _T:
         self._reader.follow_replacement()
@@ -376,38 +385,6 @@ class EventLog:
         with self._reader.lock:
             self._reader.require_lock()
             return fetch()
-
-    def _ascending(
-        self, condition: str, start: int, limit: int | None, wanted: Callable[[RawRow], bool] | None = None
-    ) -> list[RawRow]:
-        """Rows by ascending id; the first batch has the condition `condition`, with `start` as its parameter."""
-        result: list[RawRow] = []
-        while True:
-            count = _remaining(limit, len(result), wanted is None)
-            if not count:
-                return result
-            sql = f"{_COLUMNS} WHERE {condition} ORDER BY id LIMIT ?"
-            rows, complete = fetch_batch(self._reader, sql, (start,), count)
-            matching = rows if wanted is None else [row for row in rows if wanted(row)]
-            result.extend(matching if limit is None else matching[: limit - len(result)])
-            if complete:
-                return result
-            start, condition = rows[-1][0], "id > ?"
-
-    def _descending(self, condition: str, parameters: tuple[Any, ...], limit: int | None) -> list[RawRow]:
-        """Rows by descending id; `condition` ends in a comparison with the highest wanted id."""
-        result: list[RawRow] = []
-        highest = ID_MAX
-        while True:
-            count = _remaining(limit, len(result), True)
-            if not count:
-                return result
-            sql = f"{_COLUMNS} WHERE {condition} ORDER BY id DESC LIMIT ?"
-            rows, complete = fetch_batch(self._reader, sql, (*parameters, highest), count)
-            result.extend(rows)
-            if complete or rows[-1][0] == ID_MIN:
-                return result
-            highest = rows[-1][0] - 1
 
     def _first_id_since(self, instant: int) -> int:
         """An id below which no event is later than `instant`, found by the index on `ts`; the lowest id without it."""
@@ -460,13 +437,6 @@ def _checked_head(expected: object) -> ExpectedHead:
     if type(head) is not int and not isinstance(head, Position):
         raise ConfigError(f"expected_head: expected an event id or a frame, got {expected!r:.80}")
     return head
-
-
-def _remaining(limit: int | None, have: int, every_row_counts: bool) -> int:
-    if limit is None:
-        return limits.TAIL_ROWS_MAX
-    left = max(0, limit - have)
-    return left if every_row_counts or not left else limits.TAIL_ROWS_MAX
 
 
 def _event(row: RawRow) -> EventDict:

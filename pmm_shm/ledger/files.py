@@ -13,6 +13,7 @@ import time
 
 from pmm_shm.errors import ConfigError, LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
 from pmm_shm.instance.file_systems import is_mounted_alone
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, why_not_reached
 
@@ -43,14 +44,19 @@ def checked_name(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def file_identity(path: str) -> tuple[int, int]:
-    """(device, inode) of the ledger's path. Raises `LedgerNotFoundError`."""
+def not_reached(path: str, error: OSError) -> LedgerNotFoundError | LedgerUnreadableError:
+    """The error for a `stat` of the ledger's path that failed."""
+    if isinstance(error, FileNotFoundError):
+        return LedgerNotFoundError(f"{path}: no such file")
+    return LedgerUnreadableError(f"{path}: {why_not_reached(path, error)}")
+
+
+def ledger_file_id(path: str) -> FileId:
+    """The identity of the file at the ledger's path. Raises `LedgerNotFoundError`, `LedgerUnreadableError`."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
-        raise LedgerNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {why_not_reached(path, error)}") from None
+        raise not_reached(path, error) from None
     return status.st_dev, status.st_ino
 
 
@@ -62,12 +68,10 @@ def check_file(path: str, *, may_be_made: bool) -> None:
     """
     try:
         status = os.stat(path)
-    except FileNotFoundError:
-        if may_be_made:
-            return
-        raise LedgerNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise LedgerUnreadableError(f"{path}: {why_not_reached(path, error)}") from None
+        if may_be_made and isinstance(error, FileNotFoundError):
+            return
+        raise not_reached(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         raise NotALedgerError(f"{path}: not a regular file")
     if status.st_size == 0 and not may_be_made:
@@ -92,7 +96,7 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
     if status.st_ino != wal_inode or status.st_size == 0:
         return
     # If others have the new file open already, the -wal is theirs by now.
-    if not pids_with_lock(file_identity(path)[1], PENDING_BYTE) - {os.getpid()}:
+    if not pids_with_lock(ledger_file_id(path)[1], PENDING_BYTE) - {os.getpid()}:
         raise beside_old_wal(path)
 
 

@@ -22,8 +22,9 @@ import weakref
 
 from pmm_shm import limits
 from pmm_shm.errors import LockLostError
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger.connection import Connection, shm_files_in_use
-from pmm_shm.ledger.files import LedgerMoved, file_identity
+from pmm_shm.ledger.files import LedgerMoved
 from pmm_shm.typed import Literal, NamedTuple
 
 Choice = Literal["auto", "data_version"]
@@ -44,7 +45,7 @@ class _Mapped(NamedTuple):
     descriptor: int
 
 
-_mapped: dict[tuple[int, int], _Mapped] = {}
+_mapped: dict[FileId, _Mapped] = {}
 _mapped_lock = threading.Lock()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -59,8 +60,8 @@ _libc.mmap.argtypes = (
 )
 
 
-def _map_header(shm_path: str, identity: tuple[int, int]) -> ctypes.Array[ctypes.c_char] | None:
-    """The live header of the `-shm` file with this (device, inode); None where it cannot be mapped.
+def _map_header(shm_path: str, identity: FileId) -> ctypes.Array[ctypes.c_char] | None:
+    """The live header of the `-shm` file with this identity; None where it cannot be mapped.
 
     `mmap.mmap` is unusable here: it closes a duplicate of the descriptor when it is deleted.
     """
@@ -89,7 +90,7 @@ def _map(descriptor: int, size_bytes: int) -> ctypes.Array[ctypes.c_char] | None
     return header
 
 
-def _forget_deleted(wanted: tuple[int, int]) -> None:
+def _forget_deleted(wanted: FileId) -> None:
     """Close the descriptors of `-shm` files that are deleted and that no connection of this process uses.
 
     SQLite deletes the file with the ledger's last connection and makes a new one for the next. Nobody can open a
@@ -166,7 +167,7 @@ class Freshness:
 
     def _check_guards(self) -> None:
         connection = self._connection
-        if connection.identity is not None and file_identity(connection.path) != connection.identity:
+        if connection.file is not None and not connection.is_at_path():
             raise LedgerMoved
         connection.close_if_switched()
         connection.handle()

@@ -1,16 +1,22 @@
-"""Events before they have an id: validated and serialised, outside the ledger's lock."""
+"""Events on their way into the log: validated and serialised before the ledger is locked, hashed when it is.
+
+The hash covers the parsed `meta`, not its text, and the formula `content` leaves `id` and `ts` unprotected. The cache's
+own anchor and seals cover the rest. `chain` verifies the hashes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from hashlib import sha256
 from json.encoder import encode_basestring_ascii
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pmm_shm.errors import InvalidEventError
 from pmm_shm.frozen import FrozenDict, FrozenList
-from pmm_shm.ledger.chain import canonical_json, json_encoder
 from pmm_shm.ledger.instants import instant_us
-from pmm_shm.ledger.rows import MalformedMeta, parse_meta
+from pmm_shm.ledger.rows import MalformedMeta, RawRow, parse_meta
 
 EventInput: TypeAlias = Mapping[str, Any] | tuple[str, str, Mapping[str, Any] | None]
 """`(kind, content, meta)`, or a mapping with `kind` and optionally `content`, `meta` and `ts`."""
@@ -19,8 +25,29 @@ _KEYS = frozenset(("kind", "content", "meta", "ts"))
 _SAFE_INTEGER = 1 << 63
 _PLAIN_DEPTH_MAX = 8
 _PLAIN = frozenset((str, float, bool, type(None)))
-_json = json_encoder()
+Formula = Literal["full", "content"]
+FORMULAS: tuple[Formula, ...] = ("full", "content")
+"""The values that a hash covers: all, or neither `id` nor `ts`."""
 
+
+def _json_encoder(*, sort_keys: bool = False, separators: tuple[str, str] = (", ", ": ")) -> Callable[[object], str]:
+    """A function that returns the text of `json.dumps`. A value that contains itself raises `RecursionError`.
+
+    `JSONEncoder.encode` creates its encoder in C anew for every value, which is half the cost of a small one.
+    """
+    own = json.JSONEncoder(sort_keys=sort_keys, separators=separators)
+    item, key = separators
+    try:
+        make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+        encode = make(None, own.default, encode_basestring_ascii, None, key, item, sort_keys, False, True)
+    except (AttributeError, TypeError):
+        # Not a documented part of Python: an interpreter may lack it.
+        return own.encode
+    return lambda value: "".join(encode(value, 0))
+
+
+_json = _json_encoder()
+_canonical = _json_encoder(sort_keys=True, separators=(",", ":"))
 
 # A plain tuple: the garbage collector stops tracking these, but scans every NamedTuple of a large batch repeatedly.
 NewEvent: TypeAlias = tuple[str | None, str, str, str, str, str, str]
@@ -96,9 +123,9 @@ def _serialise(meta: object) -> tuple[str, str]:
     except RecursionError:
         raise InvalidEventError("meta: nested too deep") from None
     if _reads_back_equal(meta, _PLAIN_DEPTH_MAX):
-        return text, canonical_json(meta)
+        return text, _canonical(meta)
     try:
-        return text, canonical_json(parse_meta(text))
+        return text, _canonical(parse_meta(text))
     except MalformedMeta as error:
         raise InvalidEventError(f"meta: {error}") from None
 
@@ -126,3 +153,64 @@ def _reads_back_equal(value: Any, depth_max: int) -> bool:
         elif not depth_max or not _reads_back_equal(one, depth_max - 1):
             return False
     return True
+
+
+def now_text() -> str:
+    """The current time in the format of new events: UTC, microseconds, `+00:00`."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def hashed_rows(
+    events: Sequence[NewEvent], first_id: int, now: str, formula: Formula, last_hash: str | None
+) -> list[RawRow]:
+    """The rows of events that follow the row with `last_hash`; those without a time get `now`."""
+    rows: list[RawRow] = []
+    now_json = encode_basestring_ascii(now)
+    for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, first_id):
+        ts_json = now_json if ts is None else encode_basestring_ascii(ts)
+        # In hex digits.
+        previous, previous_json = last_hash, "null" if last_hash is None else f'"{last_hash}"'
+        last_hash = hash_of_parts(formula, event_id, ts_json, kind_json, content_json, meta_json, previous_json)
+        rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
+    return rows
+
+
+def canonical_json(value: object) -> str:
+    """JSON as the hash covers it: sorted keys, no spaces, non-ASCII escaped."""
+    if type(value) is str:
+        return encode_basestring_ascii(value)
+    return _canonical(value)
+
+
+def hash_of_parts(
+    formula: Formula, event_id: int, ts_json: str, kind_json: str, content_json: str, meta_json: str, prev_json: str
+) -> str:
+    """SHA-256 in hex of an event, given its values as canonical JSON."""
+    # The sorted keys are written by hand: with one JSON text per part, a writer prepares most of them before it locks.
+    if formula == "full":
+        text = (
+            f'{{"content":{content_json},"id":{event_id},"kind":{kind_json},"meta":{meta_json},'
+            f'"prev_hash":{prev_json},"ts":{ts_json}}}'
+        )
+    else:
+        text = f'{{"content":{content_json},"kind":{kind_json},"meta":{meta_json},"prev_hash":{prev_json}}}'
+    return sha256(text.encode()).hexdigest()
+
+
+def event_hash(
+    formula: Formula, event_id: int, ts: str, kind: str, content: str, meta: dict[str, Any], prev_hash: str | None
+) -> str:
+    """SHA-256 in hex of one event; `meta` is the parsed object, `prev_hash` None for the first event of the chain.
+
+    Raises:
+        TypeError, ValueError, RecursionError: a value cannot be written as JSON.
+    """
+    return hash_of_parts(
+        formula,
+        event_id,
+        canonical_json(ts),
+        canonical_json(kind),
+        canonical_json(content),
+        canonical_json(meta),
+        canonical_json(prev_hash),
+    )

@@ -20,13 +20,14 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
+from pmm_shm.instance.paths import FileId
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     MOUNTED_ALONE,
     beside_old_wal,
     check_file,
-    file_identity,
     has_wal,
+    ledger_file_id,
     old_users,
     why_wal_is_not_shared,
 )
@@ -73,14 +74,14 @@ class LedgerFile(NamedTuple):
     """The ledger's files as they were when a handle was opened.
 
     Attributes:
-        identity: (device, inode) of the main file.
+        identity: of the main file.
         schema: as it was then, or when it was looked at again.
         is_wal: whether the journal mode is WAL.
         shm_inode: inode of the `-shm` file; None outside WAL mode.
         wal_inode: inode of the `-wal` file; outside WAL mode, of one that was left there.
     """
 
-    identity: tuple[int, int]
+    identity: FileId
     schema: Schema
     is_wal: bool
     shm_inode: int | None
@@ -206,7 +207,7 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
         try:
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             shm_inode = inode_of(path + "-shm") if is_wal else None
-            identity = file_identity(path)
+            identity = ledger_file_id(path)
             # Before the locks are checked: the first statement that reads takes them.
             version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
             if mode != "immutable":

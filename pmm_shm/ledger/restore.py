@@ -39,7 +39,7 @@ from pmm_shm.errors import (
 from pmm_shm.instance.paths import real_path
 from pmm_shm.ledger.chain import broken_at, verify_chain
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.files import bytes_of, file_identity, has_wal
+from pmm_shm.ledger.files import bytes_of, has_wal
 from pmm_shm.ledger.new_file import SIDE_FILES, put_in_place
 from pmm_shm.ledger.opening import Mode
 from pmm_shm.ledger.replicas import is_replica
@@ -350,7 +350,7 @@ class _Attempt:
     def _under_lock(self, connection: Connection) -> None:
         """Make the safety copy; called while nobody else can commit."""
         path = self._writer.path
-        if file_identity(path) != self._writer.identity:
+        if not self._writer.is_at_path():
             raise LedgerBusyError(f"{path}: another file took its place meanwhile; nothing was changed")
         if self._keep:
             self.safety_copy = _safety_copy(connection.handle(), path)
@@ -375,7 +375,7 @@ def _close(writer: Connection) -> None:
     """Close, after emptying the WAL if nobody is in the way: it holds the whole ledger once more."""
     if writer.is_open and writer.is_wal:
         with contextlib.suppress(sqlite3.Error):
-            if file_identity(writer.path) == writer.identity:
+            if writer.is_at_path():
                 writer.handle().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     writer.close()
 

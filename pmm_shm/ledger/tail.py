@@ -16,7 +16,7 @@ from pmm_shm.errors import NotALedgerError
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import Batch, fetch_batch
-from pmm_shm.ledger.opening import Schema
+from pmm_shm.ledger.opening import LedgerFile
 from pmm_shm.ledger.rows import REQUIRED_COLUMNS, RawRow, not_integers, row_digest
 from pmm_shm.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _ID_MIN, _ID_MAX = -(1 << 63), (1 << 63) - 1
 _NO_PLACES: Mapping[str, int] = MappingProxyType({})
+# The class of a named tuple takes three times as long, and code that a process which has slept has to fetch.
+_new_tuple = tuple.__new__
 
 
 class Positioned(Protocol):
@@ -110,7 +112,8 @@ class TailReader:
         self._whole_rows = whole_rows
         self._newest = newest
         self._sparse: SparseReader | None = None
-        self._schema: Schema | None = None
+        # Of the connection, when its columns were looked at last.
+        self._file: LedgerFile | None = None
         self._select = self._behind_sql = self._two_sql = ""
         self._first_sql = self._needed_sql(_FIRST_CONDITION)
         self._next_sql = self._needed_sql(_NEXT_CONDITION)
@@ -141,7 +144,8 @@ class TailReader:
         """
         try:
             handle = self._connection.handle()
-            self._follow_columns()
+            if self._file is not self._connection.file:
+                self._look_at_columns()
             parameters = earlier.event_id, after.event_id, limits.TAIL_FEW_ROWS + 3
             rows = handle.execute(self._two_sql, parameters).fetchall()
         except sqlite3.Error:
@@ -211,7 +215,8 @@ class TailReader:
         # No retry and no decoding here: the whole tail has both, for a busy ledger and for text that is not UTF-8.
         try:
             handle = self._connection.handle()
-            self._follow_columns()
+            if self._file is not self._connection.file:
+                self._look_at_columns()
             # One statement, one moment: the anchor's row, the tail, and one row more where the tail is longer.
             rows = handle.execute(self._behind_sql, (after.event_id, limits.TAIL_FEW_ROWS + 2)).fetchall()
         except sqlite3.Error:
@@ -225,7 +230,10 @@ class TailReader:
         if len(rows) == 1:
             return Tail([], after, True, True)
         few = rows[1 : limits.TAIL_FEW_ROWS + 1]
-        return self._checked(Tail(few, position_of(few[-1]), True, len(few) == len(rows) - 1))
+        tail = _new_tuple(Tail, (few, position_of(few[-1]), True, len(few) == len(rows) - 1, 0, _NO_PLACES))
+        # As `_checked`, which few ledgers need.
+        may_mix_ids = self._file is None or self._file.schema.may_mix_ids
+        return self._checked(tail) if may_mix_ids or type(few[-1][0]) is not int else tail
 
     def _whole_tail(self, after: Position, rows_max: int) -> Tail:
         """Up to `rows_max` whole rows of any kind."""
@@ -279,15 +287,12 @@ class TailReader:
         return _events_sql(condition, self._kinds)
 
     def _sql(self, sql: str) -> str:
-        self._follow_columns()
+        if self._file is not self._connection.file:
+            self._look_at_columns()
         return self._select + sql
 
-    def _follow_columns(self) -> None:
-        if self._schema is not self._connection.schema:
-            self._look_at_columns()
-
     def _look_at_columns(self) -> None:
-        self._schema = self._connection.schema
+        self._file = self._connection.file
         columns = ", ".join(map(_quoted, ordered_columns(self._connection.columns)))
         self._select = f"SELECT {columns} FROM events "
         self._behind_sql = self._select + _BEHIND_SQL
@@ -365,7 +370,7 @@ def oldest_of(connection: Connection) -> int | None:
 
 def position_of(row: RawRow) -> Position:
     """The position at a row with all its columns."""
-    return Position(row[0], row_digest(row))
+    return _new_tuple(Position, (row[0], row_digest(row)))
 
 
 def _is_at(row: RawRow, position: Position) -> bool:

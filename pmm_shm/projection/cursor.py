@@ -282,7 +282,8 @@ class ReadModel(Cursor):
                 # It may have been of another history. Without an overlay, our position was published, and what is
                 # published in one lineage is one history.
                 self._unproven = before
-            self.stand_on(published)
+            self.drop_overlay()
+            self.position = published
         elif self._follows_log and published != self._base_position:
             # The overlay would stand on a base that may be of another history.
             self._unproven = published
@@ -336,16 +337,22 @@ class ReadModel(Cursor):
         Raises:
             FoldError: its `view` or `patch` fails.
         """
-        known = self._views.get(name)
-        if known is not None and known[1] is self.position:
+        known, position = self._views.get(name), self.position
+        if known is not None and known[1] is position:
             return known[0]
-        state, written = self.states[name], Touched()
+        fold, state, as_of = self.folds[name], self.states[name], position.event_id or 0
         if self._has_overlay:
             state = self.state(name)
             written = state.take_touched()
-        fold, as_of = self.folds[name], self.position.as_of
+        else:
+            written = Touched()
         try:
-            if known is None or not self._add_published(written, known[1], name):
+            if known is None:
+                view = view_of(fold, state, as_of)
+            elif fold.has_small_view:
+                view = view_of(fold, state, as_of)
+                view = known[0] if view == known[0] else view
+            elif not self._add_published(written, known[1], name):
                 view = view_of(fold, state, as_of)
             else:
                 view = patched_view(fold, known[0], state, written, as_of) if written else known[0]
@@ -353,7 +360,7 @@ class ReadModel(Cursor):
             # What was written since the known view is told only once.
             self._views.pop(name, None)
             raise
-        self._views[name] = view, self.position
+        self._views[name] = view, position
         return view
 
     def copy(self: _M) -> _M:
@@ -377,7 +384,7 @@ class ReadModel(Cursor):
             self._take(tail, None)
             return
         self._has_overlay = True
-        self.events_folded += tail.event_count
+        self.events_folded += len(tail.rows) + tail.left_out
         try:
             self._engine.queue(tail.rows, self.states, tail.places)
         except BaseException:

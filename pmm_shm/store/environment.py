@@ -198,6 +198,9 @@ class Environment:
         self._reads_lock = threading.RLock()
         self._reads_ended = threading.Condition(self._reads_lock)
         self._is_resize_waiting = False
+        # The newest commit in the map when it was first compared with the file, and whether a later one has come.
+        self._first_seen_id: int | None = None
+        self._is_written = False
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -321,22 +324,28 @@ class Environment:
 
         On an overlay, the file of a lower layer is copied to the upper one when the daemon opens it to write. Path and
         inode stay, and so does a map of the lower file. Compares the newest commit in the map with that in the file, as
-        a new descriptor reads it. Does nothing while another thread reads: the next call will.
+        a new descriptor reads it. Does nothing while another thread reads: the next call will. Once a commit has come
+        into the map, it is of the file that the daemon writes, and nothing is compared any more.
 
         Raises:
             StoreError: the file cannot be mapped any more.
         """
-        if self._open_again is None or not self._reads_lock.acquire(blocking=False):
+        if self._is_written or self._open_again is None or not self._reads_lock.acquire(blocking=False):
             return
         try:
             # In this order: a commit in between is in the map, unless the map is of another file.
             newest = _newest_meta(self.directory)[0]
-            if newest is None or newest.transaction_id <= self._mapped_transaction_id():
+            mapped_id = self._mapped_transaction_id()
+            if newest is None or newest.transaction_id <= mapped_id:
+                if self._first_seen_id is None:
+                    self._first_seen_id = mapped_id
+                self._is_written = mapped_id > self._first_seen_id
                 return
             if not self._reads:
                 self.close()
                 self._slots = 0
                 self._ended.clear()
+                self._first_seen_id = None
                 self.env, self._table = self._open_again()
         finally:
             self._reads_lock.release()

@@ -30,6 +30,7 @@ SEAL_PREFIX = b"b"
 OTHER_HISTORY_KEY = b"z"
 EVENT_TABLE_PREFIX = b"v"
 _MAP_OF_4 = b"\x84"
+_new_tuple = tuple.__new__
 
 
 def state_prefix(generation: int) -> bytes:
@@ -171,10 +172,9 @@ class HeaderDecoder:
             # As `_checked`.
             is_position = type(anchor) is bytes and (type(event_id) is int or event_id is None)
             if is_position and type(sequence) is int and sequence >= 0 and type(head_mark) is bytes:
-                position = Position(event_id, anchor)
-                return Header(
-                    known.uuid, position, sequence, known.folds, known.is_void, known.next_generation, head_mark
-                )
+                position = _new_tuple(Position, (event_id, anchor))
+                parts = known.uuid, position, sequence, known.folds, known.is_void, known.next_generation, head_mark
+                return _new_tuple(Header, parts)
         return self._unpack_whole(data)
 
     def _unpack_whole(self, data: bytes) -> Header:

@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 
-_PRODUCT_NUMBERS = 1 << 18
+PRODUCT_NUMBERS = 1 << 18
 """Multiplications in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 _DIGITS = 9
 """Decimals that count. The last bits of a product depend on where a row is in it, and equal texts keep their order."""
 
 
-def uncrowded(similarities: Sequence[float], vectors: NDArray[np.float32]) -> list[int]:
+def uncrowded(similarities: Sequence[float] | NDArray[np.float64], vectors: NDArray[np.float32]) -> list[int]:
     """The order of some events by their similarity less their crowding: numbers from 0, the best first.
 
     Only the first `limits.CROWD_DEPTH` are put in order; all others keep their place.
 
     Parameters:
-        similarities: to the query, descending.
+        similarities: to the query, or scores from them.
         vectors: (n, dimension), of the same events.
     """
     count = min(len(similarities), limits.CROWD_DEPTH)
@@ -45,7 +45,7 @@ def _crowding(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64, order="C")
     norms = np.sqrt((wide * wide).sum(axis=1))
     units = np.divide(wide, norms[:, np.newaxis], out=np.zeros_like(wide), where=norms[:, np.newaxis] != 0.0)
-    step = max(1, _PRODUCT_NUMBERS // units.size)
+    step = max(1, PRODUCT_NUMBERS // units.size)
     products = np.concatenate([units[start : start + step] @ units.T for start in range(0, len(units), step)])
     np.fill_diagonal(products, -np.inf)
     nearest = np.partition(products, len(products) - count, axis=1)[:, -count:]

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm_shm import limits
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.late import late_imports
 from pmm_shm.vectors.embedder import Embedder, encodable
 
 if TYPE_CHECKING:
-    from pmm_shm.vectors.embedder import Matrix
+    from pmm_shm.vectors.embedder import Matrix, Vector
 
 NAME = "wordllama"
 DIMENSION = 256
@@ -34,6 +37,11 @@ _QUESTION_WORDS = frozenset(
         *("do", "does", "did", "is", "are", "am", "was", "were", "be", "been", "has", "have", "had"),
         *("would", "could", "should"),
     )
+)
+_DATE_WORD = re.compile(
+    r"(\d{1,2}(st|nd|rd|th)?|\d{4}|\d{4}-\d\d-\d\d|(mon|tues|wednes|thurs|fri|satur|sun)day|january|february|march|april"
+    r"|may|june|july|august|september|october|november|december)[,.]?",
+    re.IGNORECASE,
 )
 _QUESTION_CHARS_MAX = 1_000
 _WEIGHTS = "l2_supercat"
@@ -75,18 +83,56 @@ class WordLlama(Embedder):
         return matrix
 
 
-def question_text(text: str) -> str:
+def question_text(text: str, *, is_dated: bool = False) -> str:
     """The text to embed for a question: without `?`, and its other words twice, so that question words count half.
 
     A mean of word vectors takes in `what`, `did` and `?` like any other word, and so moves towards other questions. A
     word in capitals may be a name, so a capital is allowed only at the beginning.
+
+    Parameters:
+        is_dated: the search is bounded by times, so the dates in the question say nothing more.
     """
     if len(text) > _QUESTION_CHARS_MAX:
         return text
     plain = text.rstrip("? ")
     words = plain.split()
+    if is_dated:
+        words = _undated(words) or words
+        plain = " ".join(words)
     kept = [word for at, word in enumerate(words) if not _asks(word if at else word[:1].lower() + word[1:])]
     return " ".join([plain, *kept]) if 0 < len(kept) < len(words) else plain or text
+
+
+def telling_words(words: Sequence[str], *, is_dated: bool = False) -> list[str]:
+    """Of the words of a question, in lower case: those that `question_text` counts in full."""
+    words = (_undated(words) if is_dated else words) or words
+    return [word for word in words if not _asks(word)] or list(words)
+
+
+def _undated(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not _DATE_WORD.fullmatch(word)]
+
+
+def word_vectors(words: Sequence[str]) -> Matrix:
+    """The vectors of some words, (n, 256) float32, each of length 1.
+
+    Raises:
+        EmbedderError: the package is not installed, or its files are not the expected ones.
+    """
+    import numpy as np
+
+    return np.concatenate([_word_vector(word) for word in words]).reshape(len(words), DIMENSION)
+
+
+@lru_cache(limits.MATCH_VECTORS_KEPT)
+def _word_vector(word: str) -> Vector:
+    import numpy as np
+
+    model = _loaded()
+    piece = model.tokenizer.encode(encodable(word), add_special_tokens=False)
+    row: Vector = model.embedding[piece.ids].sum(axis=0)
+    length = np.linalg.norm(row)
+    return row / length if length else row
 
 
 def _asks(word: str) -> bool:

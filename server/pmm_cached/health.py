@@ -12,7 +12,6 @@ from pmm_cached import replication
 from pmm_shm import limits
 from pmm_shm.errors import LedgerError
 from pmm_shm.ledger.connection import Connection
-from pmm_shm.ledger.files import file_identity
 from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm.ledger.tail import Position
 
@@ -38,7 +37,7 @@ class HeadProbe:
         connection = self._connection
         try:
             with connection.lock:
-                if connection.identity is not None and file_identity(connection.path) != connection.identity:
+                if not connection.is_at_path():
                     connection.close()
                 handle = connection.handle()
                 parameters = (position.event_id, limits.LAG_EVENTS_MAX)

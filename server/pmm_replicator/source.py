@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm import limits
 from pmm_shm.errors import ChainError
-from pmm_shm.ledger.chain import Formula, HashedRow, fits
+from pmm_shm.ledger.chain import HashedRow, fits
+from pmm_shm.ledger.new_events import Formula
 from pmm_shm.ledger.rows import RawRow
 from pmm_shm.ledger.source.tables import EVENT_COLUMNS
 

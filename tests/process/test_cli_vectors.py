@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm.ledger.instants import now_text
+from pmm_shm.ledger.new_events import now_text
 from pmm_shm.vectors import local_bow
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate

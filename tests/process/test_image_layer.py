@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.store import environment as environments
 from pmm_shm_client import EventLog, connect
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.mounts import in_mount_namespace
@@ -85,6 +86,28 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cache.wait_for(EVENTS, 20.0)
         assert daemon.stop() == 0
     return folder
+
+
+def test_a_map_that_has_shown_a_commit_is_not_compared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of the file that the daemon writes, and no other will take its place."""
+    looks: list[Any] = []
+    newest = environments._newest_meta
+    monkeypatch.setattr(environments, "_newest_meta", lambda directory: looks.append(directory) or newest(directory))
+    path = tmp_path / "a.db"
+    with EventLog(path) as log, ForkedDaemon(path), connect(path) as cache:
+        cache.wait_for(log.append("user"), 20.0)
+        cache.metrics()
+        environment = cache._reader.snapshots.locator.environment
+        assert environment is not None
+        for publishes in (False, False, True, False):
+            looks.clear()
+            environment.follow_copy_up()
+            assert len(looks) == 1
+            if publishes:
+                cache.wait_for(log.append("user"), 20.0)
+        looks.clear()
+        environment.follow_copy_up()
+        assert looks == []
 
 
 @pytest.mark.parametrize("stays", ["idle", "busy"])

@@ -174,3 +174,41 @@ assert not logged.is_alive(), "the lock of logging is held"
 def test_a_fork_waits_for_an_import_that_makes_a_logger() -> None:
     done = run_python(WAITS, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WITHIN_IMPORTS = """
+import json, sys
+from pmm_shm_client import connect
+
+cache, found = connect(sys.argv[1]), []
+
+class Interrupting:
+    "Calls as a signal handler does, before each module of ours that the module of the event log imports."
+
+    is_inside = False
+
+    def find_spec(self, name, path=None, target=None):
+        if "pmm_shm.ledger.eventlog" in sys.modules and name.startswith("pmm_shm.") and not self.is_inside:
+            self.is_inside = True
+            try:
+                found.append(cache.append("nested"))
+            except Exception as error:
+                found.append(f"{type(error).__name__}: {error}")
+            self.is_inside = False
+
+sys.meta_path.insert(0, Interrupting())
+outer = cache.append("outer")
+print(json.dumps([found, outer, cache.append("after"), [event.id for event in cache.events()]]))
+"""
+
+
+def test_a_call_while_its_thread_imports_what_an_append_needs_is_refused(ledger: str) -> None:
+    EventLog(ledger).close()
+    done = run_python(WITHIN_IMPORTS, ledger, forked=False)
+    assert done.returncode == 0, done.stderr
+    found, outer, after, ids = json.loads(done.stdout)
+    written = [one for one in found if isinstance(one, int)]
+    refused = [one for one in found if not isinstance(one, int)]
+    assert refused
+    assert all(one.startswith("LedgerBusyError: pmm_shm.ledger.") and "\n" not in one for one in refused), refused
+    assert ids == sorted([*written, outer, after])

@@ -113,14 +113,26 @@ def test_both_searches_together_are_as_good_as_the_better_one(model: str, part: 
             assert one.behind <= 1, (mode, kind)
             if model == "wordllama":
                 # Of a paraphrase, words know nothing: what meaning has as the twentieth is not among the first five.
-                assert one.share >= (0.75 if kind == "paraphrase" else 0.95), (mode, kind)
+                assert one.share >= (0.85 if kind == "paraphrase" else 0.95), (mode, kind)
     assert min(found["hybrid", kind].hit_1 for kind in ("name", "identifier")) >= 0.8
     if model == "wordllama":
-        assert found["hybrid", "paraphrase"].hit_5 >= 0.55
-        assert found["hybrid", "time"].hit_1 >= 0.85
+        assert found["hybrid", "paraphrase"].hit_5 >= 0.7
+        assert found["hybrid", "time"].hit_1 >= 0.9
         # What words cannot find, they do not push back either.
         gained = found["hybrid", "paraphrase"].mrr - found["meaning", "paraphrase"].mrr
-        assert gained >= 0.05
+        assert gained >= 0.1
+
+
+def test_matching_words_and_days_are_found() -> None:
+    asked = recall.questions(recall.MORE)
+    with recall.told("wordllama", recall.MORE) as cache:
+        ranks = recall.ranks_of(cache, asked, ("hybrid", "meaning"))
+    found = {key: recall.Quality.of(row) for key, row in ranks.items()}
+    # By meaning 0.25, with hubs and question words 0.31.
+    assert found["hybrid", "paraphrase"].hit_5 >= 0.38
+    # With the dates of the questions 0.71.
+    assert found["hybrid", "time"].hit_1 >= 0.75
+    assert found["hybrid", "time"].hit_5 >= found["meaning", "time"].hit_5
 
 
 def test_a_daemon_changes_no_answer(tmp_path: Path) -> None:

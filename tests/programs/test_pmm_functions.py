@@ -16,7 +16,7 @@ import pytest
 
 from pmm_shm.errors import HeadMovedError, LedgerError
 from pmm_shm.folds.state import State
-from pmm_shm.ledger.chain import event_hash
+from pmm_shm.ledger.new_events import event_hash
 from pmm_shm_pmm import chain, projects
 from pmm_shm_pmm.evidence import Texts, find_evidence
 from pmm_shm_pmm.folds import FOLDS

@@ -11,7 +11,7 @@ import pytest
 from pmm_shm.errors import (
     PmmShmError,
 )
-from pmm_shm.ledger import append
+from pmm_shm.ledger import new_events
 from pmm_shm.ledger.eventlog import EventLog
 
 
@@ -27,7 +27,7 @@ def within(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], lis
 
     def arrange(action: Callable[[], Any]) -> list[Exception | None]:
         outcome: list[Exception | None] = []
-        original = append.hash_of_parts
+        original = new_events.hash_of_parts
 
         def interrupted(*parts: Any) -> str:
             if not outcome:
@@ -38,7 +38,7 @@ def within(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], lis
                     outcome[0] = error
             return original(*parts)
 
-        monkeypatch.setattr(append, "hash_of_parts", interrupted)
+        monkeypatch.setattr(new_events, "hash_of_parts", interrupted)
         return outcome
 
     return arrange

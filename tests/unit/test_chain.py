@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pmm_shm import limits
 from pmm_shm.errors import ChainError
-from pmm_shm.ledger.chain import ChainReport, event_hash
+from pmm_shm.ledger.chain import ChainReport
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.new_events import event_hash
 from tests.support import ledgers
 
 FORMULAS = ("full", "content")

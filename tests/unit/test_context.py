@@ -33,7 +33,7 @@ from pmm_shm_client.context import (
     one_line,
     shown_time,
 )
-from pmm_shm_client.searching import Hits, Match
+from pmm_shm_client.hits import Hits, Match
 from tests.support import answers, ledgers
 from tests.support.context import DOCUMENTED, NAMES, QUERY, SAID, commit, context_of, log_of, texts
 from tests.support.golden_cases import Case, cases, make_ledger, write_events

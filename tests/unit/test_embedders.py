@@ -144,6 +144,20 @@ def test_the_words_of_a_question_that_only_ask_count_half(text: str, wanted: str
     assert question_text(text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("What did I book on 13 April?", "What did I book on I book on"),
+        ("The ferry on Friday, 2026-02-13", "The ferry on"),
+        ("INV-2291 of March 3rd", "INV-2291 of"),
+        ("Tuesday, 4 May", "Tuesday, 4 May"),
+    ],
+)
+def test_dates_are_left_out_where_times_bound_the_search(text: str, wanted: str) -> None:
+    assert question_text(text, is_dated=True) == wanted
+    assert question_text(text).startswith(text.rstrip("?"))
+
+
 def test_wordllama_and_texts_without_tokens_or_with_many() -> None:
     with pytest.raises(InvalidTextError, match="empty"):
         checked_text("", WordLlama())

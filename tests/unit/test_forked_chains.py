@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pmm_shm import errors, limits
-from pmm_shm.ledger.chain import FORMULAS
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.forks import Forks, find_forks
+from pmm_shm.ledger.new_events import FORMULAS
 from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.rows import ID_MIN
 from pmm_shm_cli.doctor.gathering import NEWEST_ROWS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmm_shm import limits
-from pmm_shm.errors import LockLostError
+from pmm_shm.errors import LedgerBusyError, LedgerNotFoundError, LockLostError
 from pmm_shm.ledger import connection as connections
 from pmm_shm.ledger import sqlite_errors
 from pmm_shm.ledger.connection import Connection
@@ -84,15 +85,29 @@ def test_one_proof_counts_for_all_connections(path: str, clock: Clock, proofs: l
 def test_a_proof_of_another_connection_is_no_younger(path: str, clock: Clock) -> None:
     first, second = opened(path), opened(path)
     use(first)
-    clock.now_s += 0.9 * limits.TRUST_PERIOD_S
+    clock.now_s += 0.7 * limits.TRUST_PERIOD_S
     use(second)
     os.close(os.open(path + "-shm", os.O_RDWR))  # Drops every lock of this process on the file.
-    clock.now_s += 0.11 * limits.TRUST_PERIOD_S
+    clock.now_s += 0.31 * limits.TRUST_PERIOD_S
     for one in (second, first):
         with pytest.raises(LockLostError):
             use(one)
     first.close()
     second.close()
+
+
+def test_an_append_proves_the_lock_for_the_read_behind_it(path: str, clock: Clock, proofs: list[int]) -> None:
+    appending, reading = opened(path), opened(path)
+    use(appending)
+    clock.now_s += 0.8 * limits.TRUST_PERIOD_S
+    use(appending)
+    assert len(proofs) == 4
+    clock.now_s += 0.3 * limits.TRUST_PERIOD_S
+    # Of a read: it takes what is proved, to the last moment.
+    assert reading.lock_trusted_until() == pytest.approx(clock.now_s + 0.7 * limits.TRUST_PERIOD_S)
+    assert len(proofs) == 4
+    appending.close()
+    reading.close()
 
 
 def test_a_lost_lock_of_the_ledger_itself_is_noticed(path: str, clock: Clock) -> None:
@@ -129,3 +144,34 @@ def test_sleeps_begin_short_and_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {least_s for least_s, _ in sleeps} == {limits.BUSY_SLEEP_S_MIN}
     longest = [most_s for _, most_s in sleeps]
     assert longest == pytest.approx([0.0003, 0.0006, 0.0012, 0.002, 0.002])
+
+
+def test_a_busy_ledger_is_waited_for(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_errors, "sleep_between", lambda *_: None)
+    attempts: list[None] = []
+
+    def action() -> int:
+        attempts.append(None)
+        if len(attempts) < 4:
+            raise sqlite3.OperationalError("database is locked")
+        return 7
+
+    one = Connection(path, "ro")
+    assert one.retry(action) == 7
+    one.timeout_s = 0.0
+    attempts.clear()
+    with pytest.raises(LedgerBusyError):
+        one.retry(action)
+
+
+def test_a_connection_knows_whether_its_file_is_still_at_the_path(path: str) -> None:
+    one = Connection(path, "ro")
+    assert not one.is_at_path()
+    one.handle()
+    assert one.is_at_path()
+    os.rename(path, path + ".old")
+    with pytest.raises(LedgerNotFoundError):
+        one.is_at_path()
+    shutil.copy(path + ".old", path)
+    assert not one.is_at_path()
+    one.close()

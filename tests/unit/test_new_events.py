@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from pmm_shm.errors import InvalidEventError
 from pmm_shm.frozen import frozen
-from pmm_shm.ledger.chain import canonical_json
-from pmm_shm.ledger.new_events import new_event
+from pmm_shm.ledger.new_events import canonical_json, new_event
 from pmm_shm.ledger.rows import parse_meta
 
 KEYS = st.one_of(st.text(max_size=4), st.integers(), st.booleans(), st.none())

@@ -23,6 +23,7 @@ from pmm_shm.ledger.rows import InvalidText
 from pmm_shm.ledger.tail import START, Position, Tail, TailReader, position_of
 from pmm_shm.store.environment import close, open_reader
 from pmm_shm.store.layout import Header, HeaderDecoder
+from pmm_shm.store.snapshot import Snapshot
 from pmm_shm_client import EventLog, connect
 from tests.support import ledgers
 from tests.support.answers import everything, replayed
@@ -165,6 +166,23 @@ def test_an_environment_that_is_gone_is_exact_until_it_is_missed(
         assert cache._reader.snapshots.locator.environment is not environment
         foreign(ledger)
         assert cache.metrics().as_of == before + 5
+        assert everything(cache) == replayed(ledger)
+
+
+def test_a_small_view_is_made_anew_and_kept_where_it_is_equal(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(ledger) as cache:
+        views = cache.fold("metrics"), cache.fold("stage")
+        monkeypatch.setattr(Snapshot, "add_touched", lambda *_: pytest.fail("the lists of touched keys are not needed"))
+        foreign(ledger, kind="note")
+        publisher.publish()
+        assert (cache.fold("metrics") is views[0], cache.fold("stage") is views[1]) == (True, True)
+        for kind, meta in (("commitment_open", "{}"), ("reflection", '{"IAS": 0.9, "GAS": 0.9}')):
+            foreign(ledger, kind, "something that nobody has promised before", meta)
+            publisher.publish()
+        assert cache.fold("metrics") != views[0]
+        monkeypatch.undo()
         assert everything(cache) == replayed(ledger)
 
 

@@ -21,7 +21,7 @@ from pmm_shm.errors import (
     UnknownFoldError,
 )
 from pmm_shm.folds.fields import to_int
-from pmm_shm.ledger import append
+from pmm_shm.ledger import new_events
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm_client import Cache, build_self_model_cached, connect
 from tests.support import ledgers
@@ -58,7 +58,7 @@ def test_an_append_whose_handler_raises_writes_nothing(log: EventLog, monkeypatc
         raise AssertionError("not reached")
 
     with monkeypatch.context() as patched:
-        patched.setattr(append, "hash_of_parts", fail)
+        patched.setattr(new_events, "hash_of_parts", fail)
         with pytest.raises(LedgerBusyError):
             log.append_many([("outer", "", {})] * 3)
     assert log.read_all() == []

@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pmm_shm import crash_points
+from pmm_shm import crash_points, limits
 from pmm_shm.errors import HeadMovedError, LedgerNotFoundError
 from pmm_shm.ledger.eventlog import EventLog
 from tests.support import ledgers
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[EventLog]:
-    """A log with three events, in a file without a WAL, that has appended before."""
+@pytest.fixture(params=[0.0, 600.0], ids=["looks-first", "looked-just-now"])
+def log(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[EventLog]:
+    """A log with three events, in a file without a WAL, that has appended before.
+
+    Each time also as if the next append began right behind that one.
+    """
+    monkeypatch.setattr(limits, "LOOK_BEHIND_APPEND_S", request.param)
     path = ledgers.build(tmp_path / "l.db", 2)
     ledgers.execute(path, "PRAGMA journal_mode = delete")
     with EventLog(path) as opened:

@@ -26,7 +26,7 @@ from pmm_shm_terminal.options import (
 from pmm_shm_terminal.output import json_value, print_json, printable, styled
 
 if TYPE_CHECKING:
-    from pmm_shm_client.searching import Hits
+    from pmm_shm_client.hits import Hits
 
 # The limits of `Cache.context`, which would have to be imported for them; a test compares them.
 _RECALL_MAX, _REFLECTIONS_MAX, _MESSAGES_MAX = 100, 32, 64

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pmm_shm.instance.paths import Instance
-    from pmm_shm_client.searching import Hits
+    from pmm_shm_client.hits import Hits
 
 DaemonNumbers = Mapping[str, Any]
 """What the daemon answers to stats."""

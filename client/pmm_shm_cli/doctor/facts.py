@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pmm_shm.errors import DaemonError, LedgerError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.instance.run_reports import RunReport
-from pmm_shm.ledger.chain import Formula
 from pmm_shm.ledger.forks import Forks
+from pmm_shm.ledger.new_events import Formula
 
 FileKind = Literal["file", "directory", "link", "socket", "other"]
 SocketState = Literal["listening", "silent", "forbidden", "absent"]

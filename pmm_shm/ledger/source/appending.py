@@ -23,8 +23,7 @@ from pmm_shm.errors import (
     UnknownOutcomeError,
 )
 from pmm_shm.ledger.append import ExpectedHead
-from pmm_shm.ledger.chain import canonical_json, hash_of_parts
-from pmm_shm.ledger.new_events import NewEvent
+from pmm_shm.ledger.new_events import NewEvent, hashed_rows
 from pmm_shm.ledger.rows import ID_MAX, RawRow, row_digest
 from pmm_shm.ledger.source.dsn import psycopg
 from pmm_shm.ledger.source.server import Server, first_line
@@ -251,12 +250,4 @@ def _rows(events: Sequence[NewEvent], newest: Any, now: str, formula: Any, name:
     last_id, last_hash = (0, None) if newest is None else (newest[0], newest[-1])
     if last_id + len(events) > ID_MAX:
         raise LedgerUnwritableError(f"the ledger {name!r}: its ids are used up{_NOTHING}")
-    now_json = canonical_json(now)
-    rows: list[RawRow] = []
-    for event_id, (ts, kind, content, meta, kind_json, content_json, meta_json) in enumerate(events, last_id + 1):
-        previous, ts_json = last_hash, now_json if ts is None else canonical_json(ts)
-        last_hash = hash_of_parts(
-            formula, event_id, ts_json, kind_json, content_json, meta_json, canonical_json(previous)
-        )
-        rows.append((event_id, now if ts is None else ts, kind, content, meta, previous, last_hash))
-    return rows
+    return hashed_rows(events, last_id + 1, now, formula, last_hash)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmm_shm.errors import ChainError, NotALedgerError
-from pmm_shm.ledger.chain import Formula, HashedRow, detect_formula, fits
+from pmm_shm.ledger.chain import HashedRow, detect_formula, fits
 from pmm_shm.ledger.connection import Connection as Ledger
+from pmm_shm.ledger.new_events import Formula
 from pmm_shm.ledger.rows import HASH_COLUMNS, InvalidText, RawRow
 from pmm_shm.ledger.source.tables import EVENT_COLUMNS, SourceLedger, create_ledger, create_tables
 from pmm_shm.ledger.tail import START, Position, TailReader, head_of, ordered_columns

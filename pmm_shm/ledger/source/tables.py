@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pmm_shm.errors import ConfigError, NotALedgerError
-from pmm_shm.ledger.chain import FORMULAS, Formula
+from pmm_shm.ledger.new_events import FORMULAS, Formula
 
 if TYPE_CHECKING:
     from psycopg import Connection

@@ -1,0 +1,124 @@
+"""The match of words in a fused search, and which bests lead it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pmm_shm import limits
+from pmm_shm.vectors.function import FunctionEmbedder
+from pmm_shm.vectors.word_match import word_matches, words_of
+from pmm_shm.vectors.wordllama import telling_words, word_vectors
+from pmm_shm_client import EventLog, connect
+from tests.support.profiles import examples
+
+WORDS = [f"word{number}" for number in range(16)]
+Words = st.lists(st.sampled_from(WORDS), max_size=8)
+
+
+def made(words: Sequence[str]) -> NDArray[np.float32]:
+    """A vector of length 1 for each word, always the same."""
+    rows = [np.random.default_rng(int(word[4:])).normal(size=6) for word in words]
+    return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def expected(asked: list[str], texts: list[list[str]]) -> list[float]:
+    """By the definition in the module, word by word."""
+    vectors = dict(zip(WORDS, made(WORDS).astype(np.float64), strict=True))
+    every = {word for text in texts for word in text}
+
+    def rarity(word: str) -> float:
+        count = sum(word in text for text in texts)
+        return max(0.01, math.log((len(texts) + 1) / (count + 0.5)) / math.log((len(texts) + 1) / 0.5))
+
+    def match(word: str, other: str) -> float:
+        near = sorted((vectors[word] @ vectors[one] for one in every), reverse=True)[: limits.MATCH_NEIGHBOURS]
+        return rarity(other) * min(1.0, math.exp((vectors[word] @ vectors[other] - near[-1]) / limits.MATCH_FALL))
+
+    total = sum(rarity(word) for word in asked)
+    return [
+        sum(rarity(word) * max((match(word, other) for other in text), default=0.0) for word in asked) / total
+        for text in texts
+    ]
+
+
+@settings(max_examples=examples(150), deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4, unique=True), st.lists(Words, max_size=12))
+def test_the_match_is_that_of_the_definition(asked: list[str], texts: list[list[str]]) -> None:
+    found = word_matches(asked, [" ".join(text) for text in texts], made)
+    assert found.tolist() == pytest.approx(expected(asked, texts), abs=1e-9)
+    for one, text in enumerate(texts):
+        # Exactly, because equal texts keep their order.
+        assert all(found[one] == found[other] for other, same in enumerate(texts) if same == text)
+
+
+def test_texts_without_words_match_nothing_and_long_ones_by_their_beginning() -> None:
+    assert word_matches([], ["word1"], made).tolist() == [0.0]
+    assert word_matches(["word1"], [], made).tolist() == []
+    assert word_matches(["word1"], ["", "...", "word1"], made).tolist()[:2] == [0.0, 0.0]
+    assert words_of("Don't say: DON'T") == ["don", "t", "say"]
+    assert words_of("x" * limits.MATCH_CHARS_MAX + " word1") == ["x" * limits.MATCH_CHARS_MAX]
+
+
+def test_the_words_of_a_question_that_tell_something() -> None:
+    words = words_of("What did I book on 13 April, may 2291, 7th or Tuesday?")
+    assert telling_words(words) == ["i", "book", "on", "13", "april", "may", "2291", "7th", "or", "tuesday"]
+    assert telling_words(words, is_dated=True) == ["i", "book", "on", "or"]
+    assert telling_words(["13", "april"], is_dated=True) == ["13", "april"]
+    assert telling_words(["who", "is"]) == ["who", "is"]
+
+
+def test_the_vectors_of_words_have_length_one_and_know_their_like() -> None:
+    lift, elevator, boss, strange = word_vectors(["lift", "elevator", "boss", "\ud800"])
+    assert [float(row @ row) for row in (lift, strange)] == pytest.approx([1.0, 1.0])
+    assert lift @ elevator > 0.4 > boss @ elevator
+
+
+Noted = st.lists(st.lists(st.sampled_from(["oak", "elm", "ash", "yew", "fir"]), max_size=4).map(" ".join), min_size=3)
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(Noted, st.lists(st.sampled_from(["oak", "elm", "ash", "pine", "box"]), min_size=1, max_size=4, unique=True))
+def test_the_bests_are_among_the_first_three(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], asked: list[str]
+) -> None:
+    query = " ".join(asked)
+
+    def apart(given_texts: list[str]) -> list[list[float]]:
+        return [np.random.default_rng([*map(ord, text)]).normal(size=4).tolist() for text in given_texts]
+
+    with EventLog(tmp_path_factory.mktemp("bests") / "l.db") as log:
+        log.append_many([("user", text, None) for text in [*texts, "cedar"]])
+    with connect(log.path, embedder=FunctionEmbedder("apart", 4, apart)) as cache:
+        found = [hit.event_id for hit in cache.search(query, 3, mode="hybrid")]
+        assert found == [hit.event_id for hit in cache.search(query, 3, mode="hybrid")]
+        assert cache.search(query, 1)[0].event_id in found
+        by_words = cache.search(query, 1, mode="words")
+        if by_words and len(asked) == 1:
+            assert by_words[0].event_id in found
+
+
+def test_a_best_by_words_with_little_of_the_query_does_not_lead(tmp_path: Path) -> None:
+    texts = [f"note{number}" for number in range(40)]
+
+    def by_number(asked: list[str]) -> list[tuple[float, ...]]:
+        numbers = [int(text[4:]) if text in texts else 0 if text.startswith("note") else 60 for text in asked]
+        return [(math.cos(number / 40), math.sin(number / 40)) for number in numbers]
+
+    with EventLog(tmp_path / "l.db") as log:
+        log.append_many([("user", text, None) for text in [*texts, "garden"]])
+    with connect(log.path, embedder=FunctionEmbedder("by-number", 2, by_number)) as cache:
+
+        def place(query: str) -> int:
+            return [hit.event_id for hit in cache.search(query, 41, mode="hybrid")].index(41)
+
+        # The only event with a word of the query holds half of it, or a fifth.
+        assert place("note garden") < limits.BESTS_WITHIN
+        assert place("note garden lawn rake hoe") > limits.BESTS_WITHIN
