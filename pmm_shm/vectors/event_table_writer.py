@@ -47,6 +47,8 @@ from pmm_shm.vectors.nearest import EventIds, inverse_norms
 from pmm_shm.vectors.text_table import put_model
 
 _MERGE_BLOCKS = 4
+_PIECE_NUMBERS = 1 << 16
+"""Numbers between two pauses, which takes some 0.2 ms."""
 
 
 def joined(parts: Sequence[VectorRows]) -> VectorRows:
@@ -135,6 +137,7 @@ class EventTableWriter:
         for number in changes.new_blocks:
             # Nobody reads it yet: no record names it. If this process dies before one does, the next block has its
             # number, and takes its place.
+            self._pause()
             self._writer.transact("event_vectors.block", partial(changes.write_block, number))
         self._writer.transact("event_vectors.apply", changes.write)
         self.record, self._block_ids = changes.record, changes.block_ids
@@ -280,10 +283,9 @@ class _Changes:
         rows = rows.at(np.argsort(rows.ids))
         if self._tail_count + len(rows.ids) > limits.VECTOR_TAIL_ROWS:
             tail = self._tail()
-            rows = joined([tail, rows])
             self._writes.update(dict.fromkeys(tail_key(self._tag, event_id) for event_id in tail.ids.tolist()))
             self._tail_count = 0
-            self._seal(rows)
+            self._seal([tail, rows])
             return
         for event_id, source, vector in zip(rows.ids.tolist(), rows.sources.tolist(), rows.vectors, strict=True):
             self._writes[tail_key(self._tag, event_id)] = vector.astype("<f4").tobytes() + bytes((source,))
@@ -331,38 +333,55 @@ class _Changes:
             least, most = most, most * _MERGE_BLOCKS
 
     def _merge(self, blocks: Sequence[BlockEntry]) -> None:
-        parts = []
+        parts, is_alive = [], []
         for block in blocks:
-            self._pause()
-            is_alive = np.ones(block.rows, bool)
-            is_alive[self._dead(block)] = False
-            parts.append(self._block_rows(block.number).at(is_alive))
+            parts.append(self._block_rows(block.number))
+            is_alive.append(np.ones(block.rows, bool))
+            is_alive[-1][self._dead(block)] = False
         for block in blocks:
             # A block that was sealed just now is never written.
             if self._new_blocks.pop(block.number, None) is None:
                 self._writes.update((block_key(self._tag, block.number, part), None) for part in PARTS)
             del self._blocks[block.number]
             self.block_ids.pop(block.number, None)
-        self._seal(joined(parts))
+        self._seal(parts, np.concatenate(is_alive))
 
-    def _seal(self, rows: VectorRows) -> None:
-        """Write rows as new blocks."""
-        order = np.argsort(rows.ids)
+    def _seal(self, parts: Sequence[VectorRows], is_alive: NDArray[np.bool_] | None = None) -> None:
+        """Write rows as new blocks, all of them or those that are alive."""
+        self._pause()
+        all_ids = np.concatenate([part.ids for part in parts])
+        sources = np.concatenate([part.sources for part in parts])
+        # Stable, because that merges sorted parts instead of sorting them again.
+        order = all_ids.argsort(kind="stable")
+        if is_alive is not None:
+            order = order[is_alive[order]]
         for start in range(0, len(order), self._rows_max):
-            self._pause()
-            part = rows.at(order[start : start + self._rows_max])
+            rows = order[start : start + self._rows_max]
             number, self._next_block = self._next_block, self._next_block + 1
-            columns = {
-                IDS: part.ids,
-                VECTORS: part.vectors.T,
-                NORMS: inverse_norms(part.vectors),
-                SOURCES: part.sources,
-            }
+            vectors = self._by_dimension([part.vectors for part in parts], rows)
+            ids = all_ids[rows]
+            columns = {IDS: ids, VECTORS: vectors, NORMS: self._inverse_norms(vectors.T), SOURCES: sources[rows]}
             self._new_blocks[number] = {
                 block_key(self._tag, number, name): _packed(name, array) for name, array in columns.items()
             }
-            self._blocks[number] = BlockEntry(number, len(part.ids), 0)
-            self.block_ids[number] = part.ids
+            self._blocks[number] = BlockEntry(number, len(ids), 0)
+            self.block_ids[number] = ids
+
+    def _by_dimension(self, parts: Sequence[NDArray[np.float32]], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Some rows of several arrays, (dimension, n): one dimension after the other, as blocks store them."""
+        result = np.empty((self.record.dimension, len(rows)), np.float32)
+        for number, values in enumerate(result):
+            self._pause()
+            np.concatenate([part[:, number] for part in parts]).take(rows, out=values)
+        return result
+
+    def _inverse_norms(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `inverse_norms`, a few rows at a time."""
+        result, step = np.empty(len(vectors), np.float32), max(1, _PIECE_NUMBERS // self.record.dimension)
+        for start in range(0, len(vectors), step):
+            self._pause()
+            result[start : start + step] = inverse_norms(vectors[start : start + step])
+        return result
 
     # Parts.
 

@@ -119,6 +119,8 @@ class Daemon:
             self._status.words,
             log,
             self._standstill,
+            # Looked up when it is called: the follower is made below.
+            lambda: self._follower.is_behind(),
             self._commands,
             self._die,
         )

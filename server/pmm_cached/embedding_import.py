@@ -241,9 +241,9 @@ class EmbeddingImport:
         for model, dimension in models.items():
             table = self._table_for(model, dimension)
             left = found.get(model, (dimension, []))[1]
-            gone = np.setdiff1d(
-                table.ids_of(VectorSource.IMPORTED), np.concatenate(left) if left else np.empty(0, np.int64)
-            )
+            imported = table.ids_of(VectorSource.IMPORTED)
+            # `setdiff1d` loads another part of numpy, which most daemons do without.
+            gone = np.setdiff1d(imported, np.concatenate(left)) if left and len(imported) else imported
             if len(gone):
                 table.apply(VectorRows.none(dimension), gone)
                 self._on_removed(model)

@@ -138,6 +138,13 @@ class Follower:
         self._look_at_schema()
         return mark != self._mark
 
+    def is_behind(self) -> bool:
+        """Whether somebody has committed since the last `step`; for any thread, and without asking SQLite. Where only
+        SQLite knows, in a rollback journal, the answer is no.
+        """
+        header = self._freshness.header
+        return header is not None and header.raw != self._mark
+
     def step(self) -> FollowStep:
         """Fold and publish one batch.
 

@@ -68,6 +68,7 @@ class Indexer(BackgroundThread):
         embedder, found_as, kinds: as for `EventTables`.
         word_kinds: of the events in the index of words.
         standstill: the follower's lock; while it is held, this thread pauses.
+        is_follower_behind: whether a commit awaits the follower; this thread pauses then, too.
         server: has the leases on texts, which are shared with the workers: each new text is computed once.
         on_death: as for `BackgroundThread`.
     """
@@ -86,19 +87,22 @@ class Indexer(BackgroundThread):
         word_status: WordStatus,
         log: Logger,
         standstill: threading.Lock,
+        is_follower_behind: Callable[[], bool],
         server: CommandServer,
         on_death: Callable[[str], None],
     ) -> None:
         super().__init__("indexer", log, on_death)
         self._store = writer
         self._status = status
-        self._standstill = standstill
+        self._standstill, self._is_follower_behind = standstill, is_follower_behind
         self._connection = Connection(instance.ledger, "ro")
         self._freshness = Freshness(self._connection)
         self._heads = TailReader(self._connection, ())
         self._embedder, self._found_as, self._kinds = embedder, found_as, kinds
         self._server, self._log = server, log
-        self._words = WordIndexer(instance, writer, self._connection, word_kinds, self._pause, word_status, log)
+        self._words = WordIndexer(
+            instance, writer, self._connection, word_kinds, self._give_way, self._pause, word_status, log
+        )
         self._has_vectors = embedder is not None
         # The events up to this one index none.
         self._looked_until = ID_MIN
@@ -106,6 +110,8 @@ class Indexer(BackgroundThread):
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
         self._has_news = True
+        # On the monotonic clock, as all of these.
+        self._calm_at = self._rested_at = self._insists_until = 0.0
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_IndexRequest] = []
@@ -114,6 +120,7 @@ class Indexer(BackgroundThread):
         """Report that the ledger has changed, and that the follower has published the change."""
         with self._changed:
             self._has_news = True
+            self._calm_at = time.monotonic() + limits.INDEX_CALM_S
             self._changed.notify_all()
 
     def reset(self) -> None:
@@ -267,7 +274,7 @@ class Indexer(BackgroundThread):
         if are_tables_done and (self._words.is_done or self._words.retry_at is not None):
             self._caught_up_at = began
         else:
-            self.ledger_changed()
+            self._has_news = True
 
     def _requests_to_import(self, published: Position) -> list[_IndexRequest]:
         """The requests for which the ledger's table is compared now."""
@@ -318,10 +325,31 @@ class Indexer(BackgroundThread):
 
     # Pauses.
 
+    def _give_way(self) -> None:
+        """Let the follower go first: while it works, and from a commit on until it has begun to work. And as long as
+        somebody commits, rest after each slice.
+
+        The scheduler would not do it: the daemon pre-empts nobody when it is woken up, not even this thread. And on
+        busy cores this thread may have to stop while it has the interpreter's lock, the less often the more it rests.
+        """
+        began = 0.0
+        while not self._is_stopping:
+            now = time.monotonic()
+            began = began or now
+            is_in_the_way = self._standstill.locked()
+            if not is_in_the_way and now >= self._insists_until and self._is_follower_behind():
+                # Writers without a pause would stop this thread altogether.
+                is_in_the_way = now - began < limits.INDEX_YIELD_S
+                self._insists_until = 0.0 if is_in_the_way else now + limits.INDEX_SLICE_S
+            is_rested = now >= self._calm_at or now - self._rested_at < limits.INDEX_SLICE_S
+            if is_rested and not is_in_the_way:
+                return
+            time.sleep(limits.INDEX_SLICE_S)
+            self._rested_at = time.monotonic()
+
     def _pause(self) -> None:
         """Let the follower go first. Raises `Stopped`."""
-        while self._standstill.locked() and not self._is_stopping:
-            time.sleep(limits.BACKOFF_S_MIN)
+        self._give_way()
         if self._is_stopping:
             raise Stopped
 

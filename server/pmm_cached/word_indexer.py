@@ -32,7 +32,8 @@ class WordIndexer:
         store: the index belongs to it.
         connection: a read-only connection of that thread.
         kinds: of the events to index; none: no index is kept, and an existing one is removed.
-        pause: called between small pieces of work: lets the follower go first; raises to give up.
+        give_way: called between small pieces of SQLite's work: lets the follower go first; never raises.
+        pause: the same between pieces of other work; raises to give up.
 
     Attributes:
         is_done: whether the index has all published events.
@@ -45,13 +46,14 @@ class WordIndexer:
         store: StoreWriter,
         connection: Connection,
         kinds: tuple[str, ...],
+        give_way: Callable[[], None],
         pause: Callable[[], None],
         status: WordStatus,
         log: Logger,
     ) -> None:
         self._instance, self._store, self._connection = instance, store, connection
         self._kinds = kinds
-        self._pause, self._status, self._log = pause, status, log
+        self._give_way, self._pause, self._status, self._log = give_way, pause, status, log
         self._reader = WordTextReader(connection, kinds)
         self._index: WordIndexWriter | None = None
         self._retry_s = limits.INDEX_RETRY_S
@@ -109,7 +111,7 @@ class WordIndexer:
             remove_index(self._instance.words_file)
             return True
         if self._index is None:
-            self._index = WordIndexWriter(self._instance, self._store.header.uuid, self._kinds)
+            self._index = WordIndexWriter(self._instance, self._store.header.uuid, self._kinds, self._give_way)
             self._report(self._index)
         deadline = time.monotonic() + limits.INDEX_REQUEST_S
         while True:
