@@ -311,8 +311,7 @@ def make(path: str, encoding: str, collation: str) -> None:
 
 
 def published(publisher: Publisher) -> dict[str, dict[bytes, bytes]]:
-    with publisher.writer.environment.read() as transaction:
-        snapshot = publisher.writer.snapshot(transaction)
+    with publisher.writer.snapshot() as snapshot:
         return {fold.name: dict(snapshot.base(fold).scan(b"")) for fold in publisher.follower.live}
 
 
