@@ -175,7 +175,7 @@ class Selection:
         return self._reader.with_ledger(self._read, ids, content)
 
     def _read(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
-        # Where all pass, only those that are there are asked for.
+        # Where every event passes, only whether it exists counts.
         columns = "id, NULL, NULL" if self._wanted.admits_all else "id, ts, kind"
         found: dict[int, RawRow] = {}
         left = sorted(ids)

@@ -115,7 +115,7 @@ class Finder:
         """The best `k` events; arguments as of `SearchRequest.of`, see `Cache.search`."""
         request = SearchRequest.of(*arguments, **options)
         # Its steps take the lock one by one.
-        return self._reader.in_one_epoch(lambda: self._search(request))
+        return self._reader.in_one_file(lambda: self._search(request))
 
     def _search(self, request: SearchRequest) -> Hits[Any]:
         if request.mode == "meaning":
@@ -229,6 +229,7 @@ class Finder:
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
         bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
         ranking = _with_bests(ranking, bests, limits.BESTS_WITHIN)
+        # If anything was found by words, the first of the bests is theirs.
         if by_words and words.ranking.share(by_words[bests[0]]) < limits.LEADING_SHARE_MIN:
             bests = list(islice(by_meaning, 1))
         ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)

@@ -296,19 +296,20 @@ class Reader:
                 self._recover()
         raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
 
-    def in_one_epoch(self, action: Callable[[], _T]) -> _T:
-        """Run `action`, which reads the ledger more than once, without the lock; again if the ledger was opened anew
-        meanwhile, perhaps as another file.
+    def in_one_file(self, action: Callable[[], _T]) -> _T:
+        """Run `action`, which reads the ledger more than once, without the lock; again if it may have read two files.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
+        connection = self.connection
         for _ in range(_ATTEMPTS_MAX):
-            if not self.connection.is_open:
-                self.with_ledger(self.connection.handle)
-            epoch = self.connection.epoch
+            if not connection.is_open:
+                self.with_ledger(connection.handle)
+            epoch, replacements = connection.epoch, connection.replacements
             result = action()
-            if self.connection.epoch == epoch:
+            # A fork in another thread closes the file, too: then only a replacement counts, noticed or not.
+            if connection.epoch == epoch or (connection.replacements == replacements and connection.is_at_path()):
                 return result
         raise LedgerBusyError(f"{self.connection.path}: replaced again and again while it was read")
 

@@ -236,7 +236,7 @@ class Recalls(Reads):
 
         self._check_open()
         # A search may still be in a file that was replaced: the log, which looks at the path, then closes that.
-        return self._reader.in_one_epoch(found)
+        return self._reader.in_one_file(found)
 
     def context(
         self,
@@ -269,7 +269,7 @@ class Recalls(Reads):
         request = ContextRequest.of(user_text, reflections, recall, messages, recall_mode)
         if not recall:
             return self._context_at(self.frame(), request)
-        return self._reader.in_one_epoch(lambda: self._context_at(self.frame(), request))
+        return self._reader.in_one_file(lambda: self._context_at(self.frame(), request))
 
     def _context_at(self, frame: Frame, request: ContextRequest) -> Context:
         with late_imports:

@@ -170,7 +170,7 @@ class Searching:
     def search(self, query: Query, k: int, scope: Iterable[int] | None, model: str | None) -> Hits[Hit]:
         """The `k` events nearest to `query`; see `Cache.search`."""
         k, ids = checked_k(k), checked_scope(scope)
-        found = self._reader.in_one_epoch(lambda: self.nearest(query, k, ids, model))
+        found = self._reader.in_one_file(lambda: self.nearest(query, k, ids, model))
         hits = (Hit(*pair) for pair in found.similarities.items())
         return Hits(hits, found.as_of, found.is_complete, found.embedded_here, found.model)
 

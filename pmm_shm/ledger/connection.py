@@ -85,6 +85,8 @@ class Connection:
         self._knows_shape = shape is not None
         self.lock = threading.RLock()
         self.epoch = 0
+        self.replacements = 0
+        """How often another file was found at the path."""
         self._handle: sqlite3.Connection | None = None
         self.file: LedgerFile | None = None
         """The files as of the open, with the schema as of the last look; another object after either of the two.
@@ -350,7 +352,9 @@ class Connection:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
                 known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
-                self._handle, self.file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
+                self._handle, file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
+                self.replacements += self.file is not None and self.file.identity != file.identity
+                self.file = file
                 self.epoch += 1
                 return
             except HeldByOldUsersError as error:
@@ -366,6 +370,7 @@ class Connection:
     def _forget_file(self) -> None:
         """Close, after `_refuse_foreign_wal`: from now on, the `-wal` at the path may be the new ledger's."""
         self.close()
+        self.replacements += 1
         self.file = None
 
 

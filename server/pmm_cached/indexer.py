@@ -110,7 +110,8 @@ class Indexer(BackgroundThread):
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
         self._has_news = True
-        # On the monotonic clock, as all of these.
+        # On the monotonic clock: when it need not rest any more, when it last did, and until when it works although the
+        # follower is behind.
         self._calm_at = self._rested_at = self._insists_until = 0.0
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void

@@ -32,6 +32,7 @@ from pmm_shm.errors import (
 )
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm_client import connect, connect_async
 from pmm_shm_client.cache import Cache
 from tests.support import ledgers
@@ -573,3 +574,77 @@ def test_a_first_search_while_another_process_holds_the_table_of_readers(
             with pytest.raises(SnapshotUnavailableError, match="holds the lock of the reader table"):
                 cache.search("red apple")
             assert time.monotonic() - began < 2.0
+
+
+# Forks and replacements between the steps of a search.
+
+
+def fork_once() -> None:
+    """A child that ends at once. Before a fork, all connections to the ledger are closed."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("mode", ["meaning", "hybrid"])
+def test_forks_of_another_thread_end_no_search(ledger: str, mode: Any) -> None:
+    forks: list[str] = []
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        forks.extend(texts)
+        thread = threading.Thread(target=fork_once)
+        thread.start()
+        thread.join()
+        return [[1.0, float(len(text))] for text in texts]
+
+    # Nothing is remembered: every embedding of a query is one fork within the search.
+    with connect(ledger, create=True, embedder=FunctionEmbedder("forking", 2, embed)) as cache:
+        cache.append("user", "a pear tree", {})
+        searching = cache._searching or cache._open_searching()
+        searching._embeddings.embed = lambda text, _: np.array(embed([text])[0])  # type: ignore[method-assign]
+        assert [hit.event_id for hit in cache.search("pear", 1, mode=mode)] == [1]
+        assert [hit.event["id"] for hit in cache.recall("tree", 1, mode=mode)] == [1]
+        assert {"pear", "tree"} <= set(forks)
+
+
+def test_a_file_that_is_replaced_behind_a_fork_is_noticed(ledger: str, tmp_path: Path) -> None:
+    """The log opens the new file; the connection of the searches, which the fork has closed, has not looked yet."""
+    other = str(tmp_path / "other.db")
+    for path, fruits in ((ledger, "apple pear"), (other, "pear apple")):
+        with EventLog(path) as log:
+            log.append_many([("user", f"a {fruit} tree", {}) for fruit in fruits.split()])
+    with connect(ledger) as cache:
+        cache.search("apple")
+        whole, replaced = cache._searching.search, []  # type: ignore[union-attr]
+
+        def search(*arguments: Any) -> Any:
+            hits = whole(*arguments)
+            if os.path.exists(other):
+                fork_once()
+                os.replace(other, ledger)
+                replaced.append(True)
+            return hits
+
+        cache._searching.search = search  # type: ignore[union-attr, method-assign]
+        assert cache.recall("apple", 1)[0].event["content"] == "a apple tree"
+        assert replaced
+
+
+def test_a_search_whose_steps_read_two_files_is_made_again(ledger: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other.db")
+    for path, fruits in ((ledger, "apple pear"), (other, "pear apple")):
+        with EventLog(path) as log:
+            log.append_many([("user", f"a {fruit} tree", {}) for fruit in fruits.split()])
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        if "apple" in texts and os.path.exists(other):
+            # The words are searched; the vectors will be those of the new file.
+            os.replace(other, ledger)
+            time.sleep(limits.TRUST_PERIOD_S)
+        return [[1.0, float(len(text))] for text in texts]
+
+    with connect(ledger, embedder=FunctionEmbedder("replacing", 2, embed)) as cache:
+        hits = cache.search("apple", 2, mode="hybrid")
+        assert not os.path.exists(other)
+        assert [(hit.event_id, hit.found_by) for hit in hits] == [(2, "both"), (1, "meaning")]
