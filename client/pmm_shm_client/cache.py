@@ -586,8 +586,9 @@ class Cache(Recalls):
             report = verify_unpublished(self._reader.connection)
             # Reads ignore it by now, but answers may have come from it.
             failure = self._reader.snapshots.locator.failure
-            is_damaged = report.ok and isinstance(failure, DamagedStoreError)
-            return report._replace(ok=False, difference=str(failure)) if is_damaged else report
+            if report.ok and isinstance(failure, DamagedStoreError):
+                return report._replace(ok=False, difference=f"what is published is damaged: {failure}")
+            return report
         copy, everything = found
         report = verify(self._reader.connection, copy).report
         if not report.ok:
