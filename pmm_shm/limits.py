@@ -88,6 +88,8 @@ DAEMON_READER_SLOTS = 16
 LOCK_TABLE_BYTES = (READERS_MAX + 4) * 64
 DISK_FULL_BYTES = 1 << 16
 STORE_MUTEX_S = 0.25
+READ_LOST_S = 1.0
+"""After so long, the reads that a resize of the map waits for are looked for in the table of readers."""
 KEY_BYTES_MAX = 480
 DELETE_KEYS_PER_TXN = 5_000
 TOUCHED_COMMITS_MAX = 256

@@ -28,6 +28,7 @@ from pmm_shm.ledger.files import checked_name
 from pmm_shm.ledger.freshness import Choice
 from pmm_shm.ledger.rows import Event, RawRow
 from pmm_shm.ledger.sqlite_errors import check_timeout, sleep_between
+from pmm_shm.store.environment import DamagedStoreError
 from pmm_shm.typed import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.reads import Consistency, Memos, checked_consistency
@@ -459,7 +460,8 @@ class Cache(Recalls):
 
         The daemon compares, and rebuilds folds that are wrong. Without a daemon this process compares, and ignores
         wrong state until a daemon has rebuilt it. The next read folds anew what this process has folded by itself. If
-        nothing is published, the whole ledger is read all the same, and the report is true, with no `folds`.
+        nothing is published, the whole ledger is read all the same, and the report is true, with no `folds`. If what is
+        published is damaged, the report is false, with no `folds`.
 
         Raises:
             LedgerError: the ledger is gone or cannot be read, whatever the daemon still has open.
@@ -581,7 +583,12 @@ class Cache(Recalls):
 
         found = self._reader.with_snapshot(copied)
         if found is None:
-            return verify_unpublished(self._reader.connection)
+            report = verify_unpublished(self._reader.connection)
+            # Reads ignore it by now, but answers may have come from it.
+            failure = self._reader.snapshots.locator.failure
+            if report.ok and isinstance(failure, DamagedStoreError):
+                return report._replace(ok=False, difference=f"what is published is damaged: {failure}")
+            return report
         copy, everything = found
         report = verify(self._reader.connection, copy).report
         if not report.ok:

@@ -50,7 +50,7 @@ class Checked(NamedTuple):
         if links is not None and links.rows_without_hash:
             rows["rows without hash"] = links.rows_without_hash
         if not report.folds and not report.ok:
-            rows["published state"] = f"nothing is published; {report.difference}"
+            rows["published state"] = f"not compared: {report.difference}"
         elif not report.ok:
             rows["published state"] = f"wrong: {report.difference}"
         elif not report.folds:

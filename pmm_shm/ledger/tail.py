@@ -99,6 +99,9 @@ class TailReader:
             is text. Of a long tail the others are left out.
     """
 
+    # Whether it fetches other columns, too: long tails are not joined then, since their values may be no text.
+    _is_wide = False
+
     def __init__(
         self,
         connection: Connection,
@@ -205,7 +208,7 @@ class TailReader:
             is_complete = is_all or self._is_head(position)
             if is_complete:
                 self._sparse = None
-            elif self._sparse is None and self._kinds is not None:
+            elif self._sparse is None and self._kinds is not None and not self._is_wide:
                 # More rows follow.
                 with late_imports:
                     from pmm_shm.ledger.sparse import SparseReader
@@ -307,6 +310,8 @@ class WideTailReader(TailReader):
     Parameters:
         columns: their names; one that the table lacks has no place in whole rows, and is NULL in others.
     """
+
+    _is_wide = True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
-from pmm_shm.folds.contract import Fold, patched_view, view_of
+from pmm_shm.folds.contract import Fold, patched_view, small_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.late import late_imports
@@ -351,8 +351,7 @@ class ReadModel(Cursor):
             if known is None:
                 view = view_of(fold, state, as_of)
             elif fold.has_small_view:
-                view = view_of(fold, state, as_of)
-                view = known[0] if view == known[0] else view
+                view = small_view(fold, known[0], state, as_of)
             elif not self._add_published(written, known[1], name):
                 view = view_of(fold, state, as_of)
             else:

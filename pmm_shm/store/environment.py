@@ -301,7 +301,11 @@ class Environment:
         with self._reads_lock:
             while self._reads:
                 self._is_resize_waiting = True
-                self._reads_ended.wait()
+                # Who has ended a read counts it down as soon as this waits.
+                has_news = self._reads_ended.wait(limits.READ_LOST_S)
+                if not has_news and not self._has_open_read():
+                    # An exception out of a signal handler has struck between a read's end and its count.
+                    self._reads = 0
             self._is_resize_waiting = False
             # The new map ends them.
             self._ended.clear()
@@ -374,13 +378,27 @@ class Environment:
                     self._first_seen_id = mapped_id
                 self._is_written = mapped_id > self._first_seen_id
                 return
-            if not self._reads:
+            if not self._reads or not self._has_open_read():
                 self.close()
                 self._ended.clear()
                 self._first_seen_id = None
                 self.env, self._table = self._open_again()
         finally:
             self._reads_lock.release()
+
+    def _has_open_read(self) -> bool:
+        """Whether this process has a transaction open."""
+        return any(pid == os.getpid() and transaction is not None for pid, transaction in self.reader_slots())
+
+    def reader_slots(self) -> list[tuple[int, int | None]]:
+        """(pid, transaction id) of every place that is taken in the table of readers; None where nobody reads now."""
+        # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
+        lines = (line.split() for line in self.env.readers().splitlines())
+        return [
+            (int(fields[0]), int(fields[2]) if fields[2].isdigit() else None)
+            for fields in lines
+            if len(fields) == 3 and fields[0].isdigit()
+        ]
 
     def _mapped_transaction_id(self) -> int:
         try:

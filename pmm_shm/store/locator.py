@@ -63,6 +63,8 @@ class EnvironmentLocator:
         if environment is not None and environment.identity != identity:
             self.close()
             environment = None
+            # It was that of the other one.
+            self.failure = None
         if monotonic() >= self._next_copy_check_s and environment is not None:
             self._follow_copy_up(environment)
         if environment is None and identity is not None:

@@ -218,13 +218,7 @@ class StoreWriter:
         read now; dead ones are cleared first.
         """
         self.clear_dead_readers()
-        slots = []
-        # One line each: "  1234 7f0123456789 42"; "-" where no transaction is open.
-        for line in self._environment.env.readers().splitlines():
-            fields = line.split()
-            if len(fields) == 3 and fields[0].isdigit() and int(fields[0]) != os.getpid():
-                slots.append((int(fields[0]), int(fields[2]) if fields[2].isdigit() else None))
-        return slots
+        return [slot for slot in self._environment.reader_slots() if slot[0] != os.getpid()]
 
     def used_bytes(self) -> int:
         """The size of all records, without free pages."""

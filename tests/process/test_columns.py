@@ -102,6 +102,19 @@ def test_every_route_of_reads_gives_the_columns(ledger: str) -> None:
         assert Rooms().view(replay(connection, [Rooms()])[1]["rooms"]) == expected(ledger)
 
 
+def test_a_log_of_many_batches_gives_the_columns(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pmm_shm.limits.TAIL_ROWS_MAX", 64)
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute(
+            """WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 300)
+            INSERT INTO events (room, ts, kind, content, meta) SELECT 'hall ' || n, '', 'said', '', '{}' FROM numbers"""
+        )
+    with connect(ledger, folds=[Rooms]) as cache:
+        found = cache.fold("rooms")
+        assert found == expected(ledger)
+        assert len(found) == 300
+
+
 def test_a_daemon_keeps_verifies_and_quarantines_them(ledger: str, start_daemon: StartDaemon) -> None:
     said(ledger, *HOSTILE)
     said(ledger, b"\xff\xfe", invalid=True)

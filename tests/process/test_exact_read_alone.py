@@ -433,6 +433,24 @@ def test_an_environment_made_anew_drops_what_was_made_of_the_old_one(
         assert everything(cache) == replayed(ledger)
 
 
+def test_damage_is_no_state_that_nobody_has_published(ledger: str, publish: Callable[[str], Publisher]) -> None:
+    fill(ledger, 64)
+    publish(ledger).close()
+    data = Instance.of(ledger).directory / "data.mdb"
+    with data.open("r+b") as file:
+        # All but the two meta pages.
+        file.seek(2 * 4096)
+        file.write(bytes(data.stat().st_size - file.tell()))
+    with connect(ledger) as cache:
+        for _ in range(2):
+            report = cache.verify()
+            assert (report.ok, report.folds) == (False, ())
+            assert str(report.difference).startswith(f"what is published is damaged: {data.parent}: ")
+            assert everything(cache) == replayed(ledger)
+        data.unlink()
+        assert cache.verify() == (True, 0, (), 64, 0, None)
+
+
 # Frames and folds of one's own.
 
 

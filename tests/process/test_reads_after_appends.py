@@ -480,6 +480,28 @@ def test_a_map_is_resized_when_the_last_transaction_has_ended(ledger: str, publi
     close(environment)
 
 
+def test_a_read_whose_end_was_not_counted_keeps_no_map_from_growing(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_LOST_S", 0.05)
+    publisher.close()
+    environment = open_reader(Instance.of(ledger).directory)
+    assert environment is not None
+    # As after an exception between the two steps of its end, out of a signal handler.
+    environment.begin().abort()
+    kept = environment.begin()
+    thread = threading.Thread(target=environment.resize, daemon=True)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    environment.end(kept)
+    thread.join(_TIMEOUT_S)
+    assert not thread.is_alive()
+    with environment.read() as records:
+        assert records.get(b"h") is not None
+    close(environment)
+
+
 def test_a_transaction_ends_whatever_comes_in_its_middle(ledger: str, publisher: Publisher) -> None:
     with connect(ledger) as cache:
         for error in (KeyboardInterrupt, StoreError("x"), TimeoutError):
