@@ -1,7 +1,8 @@
 """`MemeGraphProjection`, made when it is needed: a few questions are answered without it, any other makes it.
 
 A graph is an instance of `_Lazy`, which reads and registers nothing, until something else is asked of it. Then it
-runs PMM's own constructor and becomes an instance of the class that stands for PMM's.
+runs PMM's own constructor and becomes an instance of the class that stands for PMM's. It answers the same few questions
+after its listener has heard what others have appended.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import wraps
 from types import MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -247,7 +250,20 @@ def lazy_class(original: type, counts_of: Callable[[str], Counts], *, strict: bo
         from_graph.__doc__ = theirs.__doc__
         return with_fallback(from_graph, answer, counts_of(name), strict=strict)
 
+    def hearing(name: str) -> Callable[..., Any]:
+        theirs = getattr(original, name)
+
+        @wraps(theirs)
+        def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # A log that cannot be read has nothing to tell.
+            with suppress(Exception):
+                log_of(_own(self, "eventlog")).read(lambda _: None, lambda: None)
+            return theirs(self, *args, **kwargs)
+
+        return answer
+
     for name, answer in _ANSWERS.items():
+        setattr(MemeGraph, name, hearing(name))
         setattr(_Lazy, name, answering(name, answer))
     for kind in (_Lazy, MemeGraph):
         kind.__module__, kind.__name__, kind.__qualname__ = (

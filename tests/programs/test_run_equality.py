@@ -94,6 +94,13 @@ def crew() -> Iterator[Crew]:
         yield workers
 
 
+def test_a_graph_that_was_made_answers_with_what_others_have_appended(crew: Crew) -> None:
+    asked = ("call", "memegraph.graph_slice", ("identity",), {"limit": 0, "min_confidence": 0.4})
+    turns: list[Any] = [(0, ("message", "hello", "", [])), (1, asked), (0, ("tick",)), (0, ("message", "hi", "", []))]
+    with run_golden.folder() as folder:
+        crew.live(folder, [], [*turns, (1, ("call", "memegraph.latest_stage", (), {}))])
+
+
 @settings(max_examples=examples(60))
 @given(name=st.sampled_from(BEGINNINGS), turns=st.lists(TURNS, min_size=5, max_size=25))
 def test_three_launched_workers_are_as_three_in_one_process(crew: Crew, name: str, turns: Any) -> None:
