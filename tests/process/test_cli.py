@@ -20,11 +20,14 @@ from click.testing import CliRunner
 
 from pmm_shm.folds.registry import BUILT_IN_NAMES
 from pmm_shm.folds.self_model import MAX_TRAIT_DELTA
+from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.wire import protocol
 from pmm_shm_cli.commands import reads
 from pmm_shm_cli.main import cli
 from pmm_shm_cli.synthetic import generate
 from pmm_shm_client.autostart import daemon_command, is_running
+from pmm_shm_client.commands import call
 from pmm_shm_terminal.answer_names import NAMES
 from tests.conftest import StartDaemon
 from tests.support.command import COMMAND, is_one_line, run
@@ -47,8 +50,6 @@ def ledger(folder: Path) -> str:
 
 @pytest.fixture
 def daemon(ledger: str) -> Iterator[subprocess.Popen[bytes]]:
-    from pmm_shm.instance.paths import Instance
-
     process = subprocess.Popen(
         [*daemon_command(), "--verify-every", "0", ledger], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -307,6 +308,8 @@ def test_with_a_daemon(ledger: str, daemon: subprocess.Popen[bytes]) -> None:
 
 
 def test_stopped_daemon_is_4(ledger: str, daemon: subprocess.Popen[bytes]) -> None:
+    # In rollback-journal mode, a daemon that is stopped in a read of the ledger keeps all writers out.
+    call(Instance.of(ledger), protocol.INDEX, {}, 60.0)
     daemon.send_signal(signal.SIGSTOP)
     code, out, err = run("status", ledger, "--json", "--timeout", "0.3")
     assert code == 4

@@ -6,6 +6,7 @@ Versions, file systems and the like are facts that no test can bring about: ther
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 import os
@@ -149,12 +150,17 @@ def test_the_wal_reset_bug(path: str, version: str, has_bug: bool) -> None:
 
 def test_inotify_instances_that_are_exhausted(path: str) -> None:
     assert worst(examined(path), "inotify").severity == "ok"
-    taken = []
+    taken: list[inotify_simple.INotify] = []
+
+    def found_without_one() -> Finding:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(inotify_simple.INotify())
+        return worst(examined(path), "inotify")
+
     try:
-        while True:
-            taken.append(inotify_simple.INotify())
-    except OSError:
-        finding = worst(examined(path), "inotify")
+        # Again where another program has given one back meanwhile.
+        finding = next(found for _ in range(20) if (found := found_without_one()).severity != "ok")
     finally:
         for one in taken:
             one.close()
