@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 
-PRODUCT_NUMBERS = 1 << 18
+_PRODUCT_NUMBERS = 1 << 18
 """Multiplications in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 _DIGITS = 9
 """Decimals that count. The last bits of a product depend on where a row is in it, and equal texts keep their order."""
@@ -45,10 +45,15 @@ def _crowding(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64, order="C")
     norms = np.sqrt((wide * wide).sum(axis=1))
     units = np.divide(wide, norms[:, np.newaxis], out=np.zeros_like(wide), where=norms[:, np.newaxis] != 0.0)
-    step = max(1, PRODUCT_NUMBERS // units.size)
-    products = np.concatenate([units[start : start + step] @ units.T for start in range(0, len(units), step)])
+    products = product(units, units.T)
     np.fill_diagonal(products, -np.inf)
     nearest = np.partition(products, len(products) - count, axis=1)[:, -count:]
     # Summed in one order, whatever the partition has left.
     mean: NDArray[np.float64] = np.sort(nearest, axis=1).mean(axis=1)
     return mean
+
+
+def product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`left @ right`, some rows at a time, so that numpy's BLAS keeps to one thread."""
+    step = max(1, _PRODUCT_NUMBERS // right.size)
+    return np.concatenate([left[start : start + step] @ right for start in range(0, len(left), step)])

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_shm import limits
-from pmm_shm.vectors.crowding import PRODUCT_NUMBERS
+from pmm_shm.vectors.crowding import product
 
 WordVectors = Callable[[Sequence[str]], NDArray[np.float32]]
 """From n words to their vectors, (n, dimension), each of length 1."""
@@ -53,7 +53,8 @@ def word_matches(asked: Sequence[str], texts: Sequence[str], vectors_of: WordVec
     found = np.bincount(flat)
     rarities = _rarities(found, len(texts))
     weights = _rarities(np.array([found[numbers[word]] if word in numbers else 0 for word in asked]), len(texts))
-    similarities = _similarities(vectors_of(list(numbers)), vectors_of(asked))
+    # (words, words of the question)
+    similarities = product(vectors_of(list(numbers)).astype(np.float64), vectors_of(asked).astype(np.float64).T)
     near = min(limits.MATCH_NEIGHBOURS, len(numbers))
     bounds = np.partition(similarities, len(numbers) - near, axis=0)[len(numbers) - near]
     soft = np.exp(np.minimum(0.0, similarities - bounds) / limits.MATCH_FALL) * rarities[:, np.newaxis]
@@ -66,10 +67,3 @@ def word_matches(asked: Sequence[str], texts: Sequence[str], vectors_of: WordVec
 def _rarities(events_with: NDArray[np.int64], events: int) -> NDArray[np.float64]:
     rarities: NDArray[np.float64] = np.log((events + 1) / (events_with + 0.5)) / log((events + 1) / 0.5)
     return np.maximum(rarities, _RARITY_MIN)
-
-
-def _similarities(rows: NDArray[np.float32], asked: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(words, words of the question)"""
-    left, right = rows.astype(np.float64), asked.astype(np.float64).T
-    step = max(1, PRODUCT_NUMBERS // right.size)
-    return np.concatenate([left[start : start + step] @ right for start in range(0, len(left), step)])
