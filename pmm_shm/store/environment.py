@@ -301,7 +301,7 @@ class Environment:
         with self._reads_lock:
             while self._reads:
                 self._is_resize_waiting = True
-                # Who has ended a read counts it down as soon as this waits.
+                # A thread that has ended its read counts it down as soon as this one waits.
                 has_news = self._reads_ended.wait(limits.READ_LOST_S)
                 if not has_news and not self._has_open_read():
                     # An exception out of a signal handler has struck between a read's end and its count.

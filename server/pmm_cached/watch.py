@@ -55,7 +55,7 @@ class LedgerWatch:
             os.eventfd_read(self._wake)
         if inotify is None or inotify.fileno() not in ready:
             return False
-        # What happened does not matter, and `INotify.read` would decode it.
+        # The events themselves do not matter; `INotify.read` would decode them.
         os.read(inotify.fileno(), _EVENTS_BYTES)
         return True
 

@@ -384,7 +384,7 @@ def test_an_overlay_of_another_history_is_found_under_the_mark(ledger: str, publ
 def test_a_restore_between_the_mark_and_the_tail_is_read_from_its_first_event(
     ledger: str, publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is published stands at the head by the mark, but the overlay that it has passed is looked for."""
+    """By its mark, the published state is that of the head, but the overlay that it passed is looked for."""
     backup = ledgers.build(tmp_path / "backup.db", 0)
     fill(backup, 24)
     with connect(ledger) as cache:
