@@ -292,6 +292,8 @@ MATCH_CHARS_MAX = 1_000
 """of each event so many characters are compared, the first ones."""
 MATCH_VECTORS_KEPT = 8_192
 """Vectors of words that a process keeps, 1 kB each."""
+ASKER_WEIGHT = 0.1
+"""With `wordllama`, too: so much more counts a message of the user if the question is about who asks it."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

@@ -146,14 +146,16 @@ class Selection:
                 chosen.append(event_id)
         return chosen
 
-    def texts(self, ids: Sequence[int], chars_max: int) -> list[str]:
-        """The beginnings of the texts of some events; "" for one without a text.
+    def texts(self, ids: Sequence[int], chars_max: int) -> list[tuple[str, str]]:
+        """Kind and beginning of the text of some events; "" for what an event does not have.
 
         Raises:
             LedgerError: the ledger cannot be read.
         """
         rows = self._rows(ids, f"substr(content, 1, {chars_max})")
-        return [parse_content(rows[one][3])[0] if one in rows else "" for one in ids]
+        none = (0, "", "", "")
+        found = (rows.get(one, none) for one in ids)
+        return [(text_or_empty(row[2]), parse_content(row[3])[0]) for row in found]
 
     def all(self) -> tuple[list[int], int]:
         """All ids of the log that pass by themselves, ascending; and the newest id that was looked at.
@@ -176,7 +178,7 @@ class Selection:
 
     def _read(self, ids: Sequence[int], content: str) -> dict[int, RawRow]:
         # Where every event passes, only whether it exists counts.
-        columns = "id, NULL, NULL" if self._wanted.admits_all else "id, ts, kind"
+        columns = "id, NULL, NULL" if self._wanted.admits_all and content == "NULL" else "id, ts, kind"
         found: dict[int, RawRow] = {}
         left = sorted(ids)
         while left:

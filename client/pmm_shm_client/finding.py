@@ -3,17 +3,18 @@
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
 that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
 words depends on how much of the query it holds. In the ranking by meaning, events that are close to many others come
-later (`pmm_shm.vectors.crowding`), and with `wordllama` those come earlier whose words match those of the query
-(`pmm_shm.vectors.word_match`).
+later (`pmm_shm.vectors.crowding`). With `wordllama` those come earlier whose words match those of the query
+(`pmm_shm.vectors.word_match`), and the user's own messages if the query says `I` or `my`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.errors import (
@@ -27,10 +28,11 @@ from pmm_shm.errors import (
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow, wordllama
 from pmm_shm.vectors.crowding import uncrowded
+from pmm_shm.vectors.question import is_about_asker, telling_words
 from pmm_shm.vectors.word_match import word_matches, words_of
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
-from pmm_shm_client.event_filter import EventFilter, Moment, Selection
+from pmm_shm_client.event_filter import KINDS_OF_ROLE, EventFilter, Moment, Selection
 from pmm_shm_client.hits import FoundBy, Hit, Hits, Match
 from pmm_shm_client.reader import Reader
 from pmm_shm_client.searching import Query, Searching, checked_k, checked_scope
@@ -93,7 +95,7 @@ class _Meaning(NamedTuple):
     """The events nearest to a query, the best first; `of_words` has the similarities of those found by words.
 
     Attributes:
-        ranking: the same events, those that are close to many others later, and those with matching words earlier.
+        ranking: the same events, those that are close to many others later, and those that answer the words earlier.
     """
 
     similarities: dict[int, float]
@@ -209,8 +211,7 @@ class Finder:
             scores = np.array(list(similarities.values()))
             if found.model == wordllama.NAME:
                 texts = selection.texts(ranking[: limits.CROWD_DEPTH], limits.MATCH_CHARS_MAX)
-                asked = wordllama.telling_words(words_of(str(query)), is_dated=is_dated)
-                scores[: len(texts)] += limits.MATCH_WEIGHT * word_matches(asked, texts, wordllama.word_vectors)
+                scores[: len(texts)] += _answering(words_of(str(query)), texts, is_dated=is_dated)
             ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
@@ -248,6 +249,20 @@ class Finder:
         as_of = min(words.as_of, meaning.as_of)
         is_complete = words.is_complete and meaning.is_complete
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
+
+
+def _answering(words: list[str], texts: Sequence[tuple[str, str]], *, is_dated: bool) -> NDArray[np.float64]:
+    """What the similarity of each event to a question does not say, (n,): whether its words match those of the
+    question, and whether it is by the person that the question is about.
+
+    Parameters:
+        texts: kind and text of each event.
+    """
+    asked = telling_words(words, is_dated=is_dated)
+    scores = limits.MATCH_WEIGHT * word_matches(asked, [text for _, text in texts], wordllama.word_vectors)
+    if is_about_asker(words):
+        scores += limits.ASKER_WEIGHT * np.array([kind in KINDS_OF_ROLE["user"] for kind, _ in texts])
+    return scores
 
 
 def _fused_ranking(

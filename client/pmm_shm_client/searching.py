@@ -31,8 +31,9 @@ from pmm_shm.vectors.event_table import EventTableRecord, EventTableView, Positi
 from pmm_shm.vectors.events import DEFAULT_KINDS, EventText, EventTextReader, has_event_embeddings
 from pmm_shm.vectors.local_bow import LocalBow
 from pmm_shm.vectors.nearest import EventIds, NearestRows, SearchRows, nearest_rows
+from pmm_shm.vectors.question import question_text
 from pmm_shm.vectors.registry import advice_on
-from pmm_shm.vectors.wordllama import WordLlama, question_text
+from pmm_shm.vectors.wordllama import WordLlama
 from pmm_shm_client.hits import Hit, Hits
 from pmm_shm_client.reader import Reader
 

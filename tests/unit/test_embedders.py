@@ -26,8 +26,9 @@ from pmm_shm.vectors import wordllama as wordllama_module
 from pmm_shm.vectors.embedder import Embedder, checked_text, embedded
 from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm.vectors.local_bow import LocalBow
+from pmm_shm.vectors.question import question_text
 from pmm_shm.vectors.registry import find_embedder
-from pmm_shm.vectors.wordllama import WordLlama, question_text
+from pmm_shm.vectors.wordllama import WordLlama
 from tests.support.own_embedders import run_all
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 from pmm_shm.vectors.function import FunctionEmbedder
+from pmm_shm.vectors.question import is_about_asker, telling_words
 from pmm_shm.vectors.word_match import word_matches, words_of
-from pmm_shm.vectors.wordllama import telling_words, word_vectors
+from pmm_shm.vectors.wordllama import word_vectors
 from pmm_shm_client import EventLog, connect
 from tests.support.profiles import examples
 
@@ -73,6 +74,22 @@ def test_the_words_of_a_question_that_tell_something() -> None:
     assert telling_words(words, is_dated=True) == ["i", "book", "on", "or"]
     assert telling_words(["13", "april"], is_dated=True) == ["13", "april"]
     assert telling_words(["who", "is"]) == ["who", "is"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Where did I put my keys?", True),
+        ("Is our cat ill", True),
+        ("I'm looking for the ferry", True),
+        ("What did you tell me about the ferry?", False),
+        ("Who teaches at the school?", False),
+        ("Mine, WE, us!", True),
+        ("", False),
+    ],
+)
+def test_a_question_about_who_asks_it(text: str, wanted: bool) -> None:
+    assert is_about_asker(words_of(text)) is wanted
 
 
 def test_the_vectors_of_words_have_length_one_and_know_their_like() -> None:
