@@ -286,8 +286,9 @@ def test_a_refused_event_holds_up_no_other(ledger: str, provider: Provider, bad:
         numbers = tables(ledger)
         assert (numbers["problem"], numbers["tables"][model]["refused"]) == (None, 1)
         assert numbers["tables"][model]["last_refusal"].startswith("event 2: embedder 'openai:m/3': ")
-        shown = " ".join(run("status", "-v", ledger).out.split())
-        assert "1 skipped: the embedder refuses them; event 2: embedder 'openai:m/3': " in shown
+        for options in ([], ["-v"]):
+            shown = " ".join(run("status", *options, ledger).out.split())
+            assert "1 skipped: the embedder refuses them; event 2: embedder 'openai:m/3': " in shown
         hits = cache.search("after 7", 1)
         assert (hits[0].event_id, hits.as_of, hits.is_complete, hits.embedded_here) == (10, len(texts), True, 0)
         # A new one, too.
