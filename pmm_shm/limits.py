@@ -215,6 +215,8 @@ LOCAL_TEXT_VECTORS_MAX = 1_000
 """Text vectors that a worker keeps in its own memory when no daemon runs."""
 PROVIDER_DEADLINE_S = 60.0
 """How long one call to an embedder on the network may take."""
+PROVIDER_REFUSED_S = 2.0
+"""The same from the first connection that is refused, because nothing listens there."""
 
 # Event vectors: a tail of single rows, moved into blocks that grow to about this size.
 VECTOR_TAIL_ROWS = 256
