@@ -8,7 +8,7 @@ import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
 from tests.conftest import StartDaemon
-from tests.support.daemons import run_python
+from tests.support.daemons import environment, run_python
 
 NEEDLESS = {
     "_hashlib",
@@ -172,7 +172,9 @@ assert not logged.is_alive(), "the lock of logging is held"
 
 
 def test_a_fork_waits_for_an_import_that_makes_a_logger() -> None:
-    done = run_python(WAITS, forked=False)
+    # From Python 3.12 on, a fork beside threads says so on stderr.
+    quiet = environment(PYTHONWARNINGS="ignore::DeprecationWarning")
+    done = run_python(WAITS, env=quiet, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
