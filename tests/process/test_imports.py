@@ -71,6 +71,9 @@ cache.self_model(), cache.directives(), cache.active_directives(), cache.frame()
 print(json.dumps([sorted(first - before), sorted(set(sys.modules) - first)]))
 """
 
+# From Python 3.12 on, a fork beside threads says so on stderr.
+QUIET = environment(PYTHONWARNINGS="ignore::DeprecationWarning")
+
 
 def test_reads_import_only_what_they_need(ledger: str, start_daemon: StartDaemon) -> None:
     with EventLog(ledger) as log:
@@ -133,7 +136,7 @@ for _ in range(2):
 
 @pytest.mark.parametrize("loaded", ["before the hooks", "after the hooks", "while a fork waits"])
 def test_a_fork_leaves_the_lock_of_logging_free_whenever_that_was_imported(loaded: str) -> None:
-    done = run_python(FORKS, loaded, forked=False)
+    done = run_python(FORKS, loaded, env=QUIET, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("free") == 4
 
@@ -172,9 +175,7 @@ assert not logged.is_alive(), "the lock of logging is held"
 
 
 def test_a_fork_waits_for_an_import_that_makes_a_logger() -> None:
-    # From Python 3.12 on, a fork beside threads says so on stderr.
-    quiet = environment(PYTHONWARNINGS="ignore::DeprecationWarning")
-    done = run_python(WAITS, env=quiet, forked=False)
+    done = run_python(WAITS, env=QUIET, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
