@@ -383,6 +383,8 @@ class OpenAIClient:
             self.fail(reason, "check the account's credit")
         default = "try again later" if status >= 500 else "the endpoint does not accept this request"
         remedy = _REMEDIES.get(status, default)
+        if asked_s := _seconds(problem.response.headers.get("retry-after", "")):
+            remedy = remedy.replace("try again later", f"try again in {math.ceil(asked_s)} s")
         if self._proxy is not None:
             if status == 407:
                 self.fail(reason, f"check the user and password in {self._proxy}")

@@ -114,7 +114,12 @@ class _Conversation:
     def _edit(self) -> None:
         if not self._screen.is_terminal:
             raise ConfigError("/edit needs a terminal")
-        text = (click.edit("", extension=".md") or "").strip()
+        # Ctrl-C is the editor's.
+        self._in_turn = True
+        try:
+            text = _edited().strip()
+        finally:
+            self._in_turn = False
         if not text:
             self._screen.note("nothing was written")
             return
@@ -201,6 +206,21 @@ class _Conversation:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _edited() -> str:
+    """What the user's editor leaves in a new file; "" if it saved nothing, or removed the file.
+
+    Raises:
+        ConfigError: the editor's command cannot be split into words.
+        click.ClickException: the editor failed.
+    """
+    try:
+        return (click.edit(b"", extension=".md") or b"").decode(errors="replace").replace("\r\n", "\n")
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        raise ConfigError(f"VISUAL or EDITOR: {error}") from None
 
 
 def _is_importing(frame: FrameType | None) -> bool:
