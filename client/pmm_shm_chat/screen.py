@@ -32,6 +32,8 @@ _MARKS = {
 }
 _CID_CHARS_MAX = 40
 _MARGIN = "  "
+_HEAD_SHARE = 3
+"""A name that takes more than this part of a line stands above its answer."""
 
 
 class PlainScreen:
@@ -159,10 +161,15 @@ class TerminalScreen:
         from rich.cells import cell_len
 
         self._stop_spinner()
-        self._print(self._head, "bold cyan")
-        self._indent = cell_len(self._head)
         self._width, self._is_moved = self._console.width, False
+        self._indent = cell_len(self._head)
+        is_below = self._indent > self._width // _HEAD_SHARE
+        if is_below:
+            # A long name, or a narrow terminal.
+            self._head, self._indent = f"{self._head.rstrip()}\n{_MARGIN}", len(_MARGIN)
+        self._print(self._head, "bold cyan")
         self._flow = LineWrapper(self._print, self._width, self._indent)
+        self._flow.rows = int(is_below)
         self._blocks = Blocks()
         self._is_first_block = True
 

@@ -127,7 +127,7 @@ def _status(session: Session, argument: str) -> None:
     """Two lines: the agent, and who answers."""
     cache = session.cache
     frame = cache.frame()
-    parts = [f"event {frame.as_of:,}", f"{len(frame.commitments().open)} open commitments"]
+    parts = [f"event {frame.as_of:,}", open_commitments(len(frame.commitments().open))]
     if not frame.not_applicable:
         metrics = frame.metrics()
         parts[:0] = [_named(frame.identity().name), f"stage {frame.stage().stage}"]
@@ -147,6 +147,11 @@ def _echo_wrapped(line: str, indent: int) -> None:
     wrapper.add(line[indent:])
     wrapper.end()
     click.echo("")
+
+
+def open_commitments(count: int) -> str:
+    """How many there are, in words."""
+    return f"{count} open commitment{'' if count == 1 else 's'}"
 
 
 def _named(name: object) -> str:

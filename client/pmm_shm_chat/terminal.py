@@ -23,7 +23,7 @@ from pmm_shm_chat.line_editor import reader
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
-from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
+from pmm_shm_chat.slash import COMMANDS, Session, is_command, open_commitments, run_command
 from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
 from pmm_shm_chat.typing_lines import TypedTexts, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
@@ -177,7 +177,7 @@ class _Conversation:
         name = str(identity.name)[:_NAME_CHARS_MAX] if identity.name else "an agent without a name"
         self._screen.welcome(
             [
-                f"{name}, {len(commitments.open)} open commitments, event {identity.as_of:,}",
+                f"{name}, {open_commitments(len(commitments.open))}, event {identity.as_of:,}",
                 f"answers: {self._chat.responder.name}. /help lists the commands, Ctrl-D ends.",
             ]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pmm_shm import openai_client
 from pmm_shm_chat import provider
 from pmm_shm_chat.provider import OpenAIResponder
 from pmm_shm_chat.responder import Message, ResponderError, Usage
@@ -330,6 +332,24 @@ def test_a_bytewise_stream_with_crlf(endpoint: Endpoint) -> None:
 
     endpoint.answer = answer
     assert heard(OpenAIResponder("m")) == ["Grüße 東京 👩‍💻"]
+
+
+def test_a_connection_is_awaited_for_less_time_than_an_answer(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that loads a model is silent for minutes; one that is away need not be waited for as long."""
+    monkeypatch.setattr(openai_client, "_CONNECT_S", 0.2)
+    with socket.socket() as full:
+        # Nobody accepts, and its queue is full.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with (
+            socket.create_connection(full.getsockname()),
+            pytest.raises(ResponderError, match=r"no connection within 0\.2 s"),
+        ):
+            heard(OpenAIResponder("m", silence_s=30))
 
 
 def test_an_answer_that_is_not_streamed(endpoint: Endpoint) -> None:

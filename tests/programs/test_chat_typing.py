@@ -495,3 +495,21 @@ def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
     assert "The tomatoes want" in shown
     assert "commitments" in child.say("/status")
     assert re.search(r"\n +the published state\n", child.say("/help"))
+
+
+def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
+    name = "Maximilian Alexander von Hohenzollern"
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", name, {"name": name})
+    endpoint.answer = lambda own, handler: own.events(handler, *"Some **bold** words that wrap at forty.\n\nThe end.")
+    child = talk("--responder", "openai", "--model", "m", rows=12, columns=40)
+    child.sendline("Go")
+    lines = child.until_prompt().splitlines()
+    begin = lines.index(f"{name} ›")  # noqa: RUF001
+    assert lines[begin : begin + 5] == [
+        lines[begin],
+        "  Some bold words that wrap at forty.",
+        "",
+        "  The end.",
+        lines[begin + 4],
+    ]
