@@ -117,6 +117,7 @@ def markdown(text: str) -> str:
         ("**b** ![a cat](https://e.org/c.png)", "b !a cat (https://e.org/c.png)"),
         ("**b** [a][1]\n\n[1]: https://e.org", "b [a][1]\n\n[1]: https://e.org"),
         ("<https://e.org/a> [https://e.org](https://e.org) [b](c)", "https://e.org/a https://e.org b (c)"),
+        ("**b** <ana@e.org>", "b ana@e.org"),
         ("**Roses**\nare red", "Roses\nare red"),
         ("> **two**\n> lines", "▌ two\n▌ lines"),
     ],
