@@ -60,6 +60,9 @@ class PlainScreen:
     def show_typed(self, text: str) -> None:
         """Shows nothing."""
 
+    def moved(self) -> None:
+        """Nothing has to be found again."""
+
     def end(self, is_interrupted: bool) -> None:
         text = "".join(self._pieces)
         self._pieces.clear()
@@ -192,6 +195,10 @@ class TerminalScreen:
         self._console.print(formatted(block, self._console, self._indent), end="")
         if not is_last:
             self._print("\n\n" + " " * self._indent)
+
+    def moved(self) -> None:
+        """Something else wrote to the terminal: the text of this block stays as it came."""
+        self._is_moved = True
 
     def _notice_resize(self) -> None:
         width = self._console.width

@@ -202,10 +202,13 @@ class _Conversation:
             yield
             return
         before = signal.signal(signal.SIGINT, interrupt)
+        # After Ctrl-Z, a shell has written in between.
+        before_continue = signal.signal(signal.SIGCONT, lambda *_: self._screen.moved())
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGCONT, before_continue)
 
 
 def _edited() -> str:

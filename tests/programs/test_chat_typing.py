@@ -487,6 +487,27 @@ def test_a_terminal_that_becomes_narrower_during_an_answer(talk: Talk, endpoint:
     assert "Another strong one." in " ".join(text.split())
 
 
+def test_a_chat_that_was_suspended_erases_nothing_of_the_shell(talk: Talk, endpoint: Endpoint) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("Some **bold** words. "))
+        go_on.wait(20)
+        own.send(handler, delta("\n\nAnother **strong** one."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("bold")
+    child.kill(signal.SIGSTOP)
+    child.kill(signal.SIGCONT)
+    go_on.set()
+    text = child.until_prompt()
+    assert "Some **bold** words." in text
+    assert "Another strong one." in text
+
+
 def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
     child = talk(rows=12, columns=40)
     assert "commitments, event 0\n" in child.welcome
