@@ -15,7 +15,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.results import applicable
-from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, cut_text, with_items
+from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, chars_shown, cut_text, with_items
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
@@ -105,17 +105,31 @@ class Memory:
         return "\n".join(lines)
 
     def events(
-        self, kind: str | None, after: int | None, before: int | None, limit: int, newest_first: bool
+        self,
+        kind: str | None,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        newest_first: bool,
+        text_from: int = 0,
     ) -> dict[str, Any]:
-        """Events of a range of ids, and whether there are more of them."""
+        """Events of a range of ids, and how to go on if there are more of them, or more of a text.
+
+        Parameters:
+            text_from: leave out so many characters of each text.
+        """
         newest = self._cache.events(limit=1, newest_first=True)
         as_of = newest[0].id if newest else 0
         # What is appended between the two reads is not in this answer.
         before = as_of + 1 if before is None else min(before, as_of + 1)
         found = self._cache.events(kind, after, before, limit + 1, newest_first)
         shown = found[:limit]
-        answer = with_items({"as_of": as_of}, "events", (_event(one) for one in shown))
+        answer = with_items({"as_of": as_of}, "events", (_event(one, text_from) for one in shown))
         listed = len(answer["events"])
+        if listed and (chars := chars_shown(answer["events"][0]["content"])) is not None:
+            one = shown[0].id
+            whole = f"after={one - 1}, before={one + 1}, text_from={text_from + chars}"
+            answer["text_goes_on"] = f"the text of event {one} goes on: call again with {whole}"
         if len(found) > listed:
             bound = "before" if newest_first else "after"
             answer["more"] = f"there are more: call again with {bound}={shown[listed - 1].id}"
@@ -246,7 +260,8 @@ def _is_json(meta: Mapping[str, Any]) -> bool:
 
 
 def _rounded(score: float | None) -> float | None:
-    return None if score is None else round(score, 3)
+    """To three digits: the score of a word that most texts hold is tiny, and never 0."""
+    return None if score is None else float(f"{score:.3g}")
 
 
 def _steps_of(answer: Explanation) -> dict[str, Any]:
@@ -267,8 +282,9 @@ def _steps_of(answer: Explanation) -> dict[str, Any]:
     return with_items(head, "steps", steps)
 
 
-def _event(event: Event) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": event.id, "ts": event.ts, "kind": event.kind, "content": event.content}
+def _event(event: Event, text_from: int) -> dict[str, Any]:
+    content = event.content[text_from:]
+    found: dict[str, Any] = {"id": event.id, "ts": event.ts, "kind": event.kind, "content": content}
     return {**found, "meta": event.meta} if event.meta else found
 
 

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, BinaryIO
 
@@ -74,14 +75,29 @@ def serve_streams(memory: Memory) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, _leave, memory, number)
-        await server(memory).run_stdio_async()
+        try:
+            await server(memory).run_stdio_async()
+        except Exception as error:
+            if not _is_broken_pipe(error):
+                raise
+            # The client is gone, without having closed stdin.
+            raise BrokenPipeError from None
 
     asyncio.run(serve())
 
 
+def _is_broken_pipe(error: Exception) -> bool:
+    """Whether it is that alone; task groups wrap it."""
+    inner: tuple[Exception, ...] = getattr(error, "exceptions", ())
+    return all(map(_is_broken_pipe, inner)) if inner else isinstance(error, BrokenPipeError)
+
+
 def _leave(memory: Memory, number: int) -> None:
     """End at once: an orderly end would wait for the thread that reads stdin, until the client writes something."""
-    memory.close()
+    # An append that waits for a busy ledger holds the cache. It has written nothing yet.
+    closing = threading.Thread(target=memory.close, daemon=True)
+    closing.start()
+    closing.join(_STOP_S)
     os._exit(128 + number)
 
 

@@ -134,13 +134,16 @@ def _add_log(made: CallServer, memory: Memory) -> None:
         before: Annotated[int | None, Field(description="Only events with a lower id than this.")] = None,
         limit: Limit = 20,
         newest_first: Annotated[bool, Field(description="Begin with the newest event; false for the oldest.")] = True,
+        text_from: Annotated[
+            int, Field(ge=0, description="Leave out so many characters of each text, to read on in a long one.")
+        ] = 0,
     ) -> CallToolResult:
         """Read events as they were written, by kind and range of ids.
 
-        Without arguments these are the newest. To read around event 120, use after=115 and before=126; to read one long
-        text whole, use after=119 and before=121. `more` says how to go on.
+        Without arguments these are the newest. To read around event 120, use after=115 and before=126; to see more of
+        one long text, use after=119 and before=121. `more` and `text_goes_on` say how to go on.
         """
-        return await made.answer(lambda: memory.events(kind, after, before, limit, newest_first))
+        return await made.answer(lambda: memory.events(kind, after, before, limit, newest_first, text_from))
 
 
 def _add_folds(made: CallServer, memory: Memory) -> None:
