@@ -276,6 +276,20 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
         assert not log.events()
 
 
+def test_half_an_emoji_over_http(address: tuple[str, str], ledger: str) -> None:
+    url, token = address
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"append","arguments":{"kind":"user",'
+    body += b'"content":"half \\ud83d, \\ud83d\\ude00"}}}'
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    with httpx2.Client(headers={**headers, "Authorization": f"Bearer {token}"}) as client:
+        # An escape in two parts.
+        cut = body.index(b"ud83d") + 2
+        assert client.post(url, content=iter([body[:cut], body[cut:]])).status_code == 200
+        assert client.post(url, content=b" " * 5_000_000).status_code == 413
+    with EventLog(ledger, create=False) as log:
+        assert [event.content for event in log.events()] == ["half \ufffd, \U0001f600"]
+
+
 def test_a_port_that_is_taken(address: tuple[str, str], ledger: str) -> None:
     port = address[0].rpartition(":")[2].removesuffix("/mcp")
     ran = command.run("mcp", ledger, "--no-autostart", "--http", port)
