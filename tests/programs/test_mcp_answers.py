@@ -91,6 +91,27 @@ def test_a_model_can_tell_what_each_tool_and_parameter_is(cache: Cache) -> None:
         assert one.description
 
 
+def test_a_model_can_tell_what_a_kind_needs_to_have_an_effect(cache: Cache) -> None:
+    """Each kind that the folds know is described; with the meta that is described, it has its effect."""
+    kinds = sorted(protected_kinds())
+    memory = Memory(cache, [*kinds, "note"])
+    (append,) = (tool for tool in asked(memory, lambda client: client.list_tools()).tools if tool.name == "append")
+    said = append.input_schema["properties"]["kind"]["description"]
+    for kind in kinds:
+        assert f"{kind} is " in said
+    assert "note is" not in said
+    answer(memory, "append", kind="commitment_open", content="call Ada", meta={"cid": "a", "text": "call Ada"})
+    answer(memory, "append", kind="identity_adopt", content="Echo", meta={"name": "Echo"})
+    answer(memory, "append", kind="trait_update", content="", meta={"trait": "openness", "delta": 0.05})
+    assert list(cache.commitments().open) == ["a"]
+    assert cache.identity().name == "Echo"
+    assert cache.identity().traits["openness"] == 0.55
+    answer(memory, "append", kind="evidence_candidate", content="", meta={"cid": "a"})
+    answer(memory, "append", kind="commitment_close", content="", meta={"cid": "a"})
+    assert not cache.commitments().open
+    assert cache.self_model(strict=True)
+
+
 # Reads.
 
 
