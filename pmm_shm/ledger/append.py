@@ -26,6 +26,7 @@ from pmm_shm.errors import (
     InvalidEventError,
     LedgerBusyError,
     LedgerError,
+    LedgerUnreadableError,
     LedgerUnwritableError,
     PmmShmError,
     ReplicaError,
@@ -297,7 +298,12 @@ class Appender:
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
-        if not connection.is_at_path():
+        try:
+            is_at_path = connection.is_at_path()
+        except LedgerUnreadableError:
+            # Nobody can look there now, and it was there a moment ago. An error would say that nothing was written.
+            is_at_path = True
+        if not is_at_path:
             raise LedgerMoved
         self._looked_until_s = time.monotonic() + limits.LOOK_BEHIND_APPEND_S
         return [row[0] for row in rows]
