@@ -31,6 +31,8 @@ class _Handler:
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename != self._file:
             return None
+        # Python 3.13 asks for a function of the frame's own first.
+        frame.f_trace = self._trace_opcodes
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._trace_opcodes
 
@@ -56,6 +58,8 @@ def strikes(module: str, action: Callable[[], object]) -> Iterator[str]:
     point = 0
     while True:
         handler, before = _Handler(module, point), sys.gettrace()
+        # From Python 3.12 on, opcodes are traced only if a frame has asked for them before.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(handler.trace)
         try:
             action()
