@@ -28,7 +28,7 @@ from pmm_shm.errors import (
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow, wordllama
 from pmm_shm.vectors.crowding import uncrowded
-from pmm_shm.vectors.question import is_about_asker, telling_words
+from pmm_shm.vectors.question import is_about_asker, telling_words, undated
 from pmm_shm.vectors.word_match import word_matches, words_of
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
@@ -211,7 +211,7 @@ class Finder:
             scores = np.array(list(similarities.values()))
             if found.model == wordllama.NAME:
                 texts = selection.texts(ranking[: limits.CROWD_DEPTH], limits.MATCH_CHARS_MAX)
-                scores[: len(texts)] += _answering(words_of(str(query)), texts, is_dated=is_dated)
+                scores[: len(texts)] += _answering(str(query), texts, is_dated=is_dated)
             ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
@@ -251,14 +251,16 @@ class Finder:
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
 
 
-def _answering(words: list[str], texts: Sequence[tuple[str, str]], *, is_dated: bool) -> NDArray[np.float64]:
+def _answering(question: str, texts: Sequence[tuple[str, str]], *, is_dated: bool) -> NDArray[np.float64]:
     """What the similarity of each event to a question does not say, (n,): whether its words match those of the
     question, and whether it is by the person that the question is about.
 
     Parameters:
         texts: kind and text of each event.
     """
-    asked = telling_words(words, is_dated=is_dated)
+    question = question[: limits.MATCH_CHARS_MAX]
+    words = words_of(question)
+    asked = telling_words(words_of(undated(question)) if is_dated else words)
     scores = limits.MATCH_WEIGHT * word_matches(asked, [text for _, text in texts], wordllama.word_vectors)
     if is_about_asker(words):
         scores += limits.ASKER_WEIGHT * np.array([kind in KINDS_OF_ROLE["user"] for kind, _ in texts])
