@@ -99,7 +99,7 @@ def test_the_vectors_of_words_have_length_one_and_know_their_like() -> None:
 
 @given(
     st.lists(
-        st.text(min_size=1, max_size=12).flatmap(lambda text: st.sampled_from(words_of(text) or ["a"])), min_size=1
+        st.text(min_size=1, max_size=40).flatmap(lambda text: st.sampled_from(words_of(text) or ["a"])), min_size=1
     )
 )
 @settings(max_examples=examples(40), deadline=None)
