@@ -226,7 +226,7 @@ VECTOR_BLOCK_BYTES = 4 << 20
 SEARCH_K_MAX = 10_000
 """Events that one search may return."""
 SEARCH_EVENTS_MAX = 1_000
-"""New events that one search embeds itself with the default embedder."""
+"""New events that one search embeds itself with `local-bow` or `wordllama`."""
 SEARCH_TEXTS_MAX = 64
 """The same with any other embedder."""
 SEARCH_WAIT_S = 5.0
