@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bench import recall
-from pmm_shm import limits
 from pmm_shm_client import Cache, EventLog, connect
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.paraphrases import PAIRS
