@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,16 @@ def test_an_index_with_damaged_records_is_made_anew(ledger: str, cache: Cache) -
     with ForkedDaemon(Path(ledger)):
         check_indexed(cache)
         assert checked_record(file_of(ledger)) is not None
+
+
+def test_an_index_is_opened_beside_a_reader(ledger: str, cache: Cache) -> None:
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+    with closing(sqlite3.connect(file_of(ledger), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM words").fetchone() == (200,)
+        with ForkedDaemon(Path(ledger)):
+            check_indexed(cache)
 
 
 def test_other_kinds_and_none(ledger: str, cache: Cache) -> None:
