@@ -1,16 +1,14 @@
 """Named points at which a test kills its process: before and after every commit, flip, growth and creation of a file.
 
-Owns the list of their names. A point is an audit event of Python, which costs nothing while nobody hears it. Outside of
-tests nobody does: only a call of `install` within the process sets a hook; no variable, file, option or message does.
+Owns the list of their names. Outside of tests a point does nothing: only a call of `install` within the process sets a
+hook; no variable, file, option, message or audit hook does.
 
-Invariant: nothing from outside of a process makes it die at a crash point.
+Invariant: nothing from outside of a process makes it die, or raise, at a crash point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from sys import addaudithook, audit
 
 COMMITS = {
     "open": "the header of a store that was opened or created",
@@ -93,27 +91,19 @@ POINTS = {
 
 Hook = Callable[[str], None]
 
-_EVENT = "pmm_shm.crash_point"
 _hook: Hook | None = None
-_is_hearing = False
 
-crash_point: Callable[[str], None] = partial(audit, _EVENT)
-"""Announce that this process is at a point of `POINTS`."""
+
+def crash_point(point: str) -> None:
+    """Announce that this process is at a point of `POINTS`."""
+    if _hook is not None:
+        _hook(point)
 
 
 def install(hook: Hook | None) -> None:
     """Call `hook` with the name of each point that this process reaches; for tests."""
-    global _hook, _is_hearing
+    global _hook
     _hook = hook
-    if not _is_hearing:
-        # Python takes none away again.
-        addaudithook(_hear)
-        _is_hearing = True
-
-
-def _hear(event: str, arguments: tuple[str, ...]) -> None:
-    if event == _EVENT and _hook is not None:
-        _hook(*arguments)
 
 
 assert len(POINTS) == len(_SINGLE) + 2 * len(COMMITS)

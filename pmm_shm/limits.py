@@ -278,6 +278,8 @@ WORDS_POWER = 5
 """An event that holds a share of the query's weight has this power of it as its share of `WORDS_WEIGHT`,"""
 NAMING_WORDS_POWER = 3
 """or this one, if the query has an identifier, a number or a phrase."""
+BLAS_PRODUCT_NUMBERS_MAX = 1 << 18
+"""Multiplications in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 CROWD_DEPTH = 100
 """In a fused search so many of the nearest events are ranked by their similarity less their crowding, where"""
 CROWD_SIZE = 10

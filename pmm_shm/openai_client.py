@@ -35,6 +35,8 @@ _IN_HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _REASON_CHARS_MAX = 200
 _SECRET_CHARS_MIN = 8
+_CONNECT_S = 30.0
+"""How long an attempt waits for a connection, at most."""
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
 REFUSALS = frozenset({400, 403, 413, 422, 451})
@@ -307,7 +309,9 @@ class OpenAIClient:
             raise _DeadlineReached
         request.attempts += 1
         timeout_s = min(left_s, request.timeout_s)
-        attempt.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
+        # A server may need long for an answer, never for a connection.
+        attempt.extensions["timeout"] = {**timeouts, "connect": min(timeout_s, _CONNECT_S)}
 
     def _after_answer(self, response: Any) -> None:
         """Tell the SDK whether to retry: only after a temporary failure, and only if the wait ends in time."""
@@ -371,6 +375,8 @@ class OpenAIClient:
         if problem is None:
             self.give_up(request, f"no answer within {request.deadline_s:g} s")
         # By name, because the SDK's version decides which HTTP library it is.
+        if type(problem).__name__ == "ConnectTimeout" and request.timeout_s > _CONNECT_S:
+            self.give_up(request, f"no connection within {_CONNECT_S:g} s", "is it running? check OPENAI_BASE_URL")
         if any(one.__name__ == "TimeoutException" for one in type(problem).__mro__):
             self.give_up(request, f"no answer within {request.timeout_s:g} s")
         if _is_untrusted(problem):
@@ -390,6 +396,8 @@ class OpenAIClient:
             self.fail(reason, "check the account's credit")
         default = "try again later" if status >= 500 else "the endpoint does not accept this request"
         remedy = _REMEDIES.get(status, default)
+        if asked_s := _seconds(problem.response.headers.get("retry-after", "")):
+            remedy = remedy.replace("try again later", f"try again in {math.ceil(asked_s)} s")
         if self._proxy is not None:
             if status == 407:
                 self.fail(reason, f"check the user and password in {self._proxy}")

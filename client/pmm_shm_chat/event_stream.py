@@ -23,7 +23,7 @@ def events_in(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[dict[st
     Parameters:
         client: raises the error if an event is one, if there are none, or if the answer breaks off.
     """
-    has_events, has_ended, other = False, False, b""
+    has_events, has_ended, is_alive, other = False, False, False, b""
     for line in _lines(chunks, client):
         name, _, value = line.partition(b":")
         text = value.decode("utf-8", "replace").strip()
@@ -37,8 +37,12 @@ def events_in(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[dict[st
             event = _event(text, client)
             has_ended = has_ended or _has_ended(event)
             yield event
+        elif line.startswith(b":"):
+            is_alive = True
         elif not has_events and len(other) < _LINE_BYTES_MAX:
             other += line
+    if is_alive and not has_events and not other.strip():
+        client.fail("the answer broke off before its first word")
     if not has_events:
         if not other.lstrip().startswith((b"{", b"[")):
             client.fail("the answer is not a stream of events", "check OPENAI_BASE_URL: it often ends in /v1")

@@ -52,6 +52,9 @@ def reader(
         # Only a command reserves lines for the menu.
         complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
         enable_suspend=True,
+        # Ctrl-X Ctrl-E, as in a shell.
+        enable_open_in_editor=True,
+        tempfile_suffix=".md",
     )
     return session.prompt
 

@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, ClassVar
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
+    from markdown_it.token import Token
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.segment import Segment, Segments
 
-_FENCE = re.compile(r" {0,3}(```|~~~)")
-_PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "softbreak"})
+_FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
+_PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "hardbreak"})
+_LOST = ("html_block", "html_inline", "image", "reference")
+"""The rules whose words rich does not show."""
+_CONTINUES = 2
+"""A line with so many spaces before it may belong to the list above the blank line."""
 _BLOCK_CHARS_MAX = 50_000
 
 
@@ -30,7 +35,7 @@ def readable(text: str) -> str:
 
 
 class Blocks:
-    """Splits a text that arrives in pieces at the blank lines outside of code."""
+    """Splits a text that arrives in pieces at the blank lines before lines without an indent, outside of code."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -38,24 +43,32 @@ class Blocks:
         self._fence: str | None = None
 
     def add(self, text: str) -> Iterator[tuple[str, str | None]]:
-        """Each part of the text, up to a line break or the end, and the block that ends with it, or None."""
+        """Each part of the text, up to a line break or the end, and the block that ended before it, or None."""
         first, *rest = text.split("\n")
-        self._line += first
-        yield first, None
+        yield from self._add_part(first)
         for part in rest:
-            yield "\n", self._end_line()
-            self._line = part
-            yield part, None
+            self._end_line()
+            yield "\n", None
+            yield from self._add_part(part)
 
-    def _end_line(self) -> str | None:
+    def _add_part(self, part: str) -> Iterator[tuple[str, str | None]]:
+        if not part:
+            return
+        is_first_word = part.strip() != "" and not self._line.strip()
+        self._line += part
+        is_indented = self._line.startswith(" " * _CONTINUES)
+        is_after_blank = self._fence is None and self._lines and not self._lines[-1].strip()
+        yield part, self._take() if is_first_word and is_after_blank and not is_indented else None
+
+    def _end_line(self) -> None:
         line, self._line = self._line, ""
-        fence = _FENCE.match(line)
-        if fence is not None:
-            self._fence = None if self._fence == fence[1] else self._fence or fence[1]
-        if line.strip() or self._fence is not None:
-            self._lines.append(line)
-            return None
-        return self._take()
+        if (fence := _FENCE.match(line)) is not None:
+            mark, rest = fence.groups()
+            if self._fence is None:
+                self._fence = mark
+            elif mark.startswith(self._fence) and not rest.strip():
+                self._fence = None
+        self._lines.append(line)
 
     def end(self) -> str | None:
         """The last block, if there is one."""
@@ -65,19 +78,47 @@ class Blocks:
         return self._take()
 
     def _take(self) -> str | None:
-        block, self._lines = "\n".join(self._lines), []
-        return block or None
+        lines, self._lines = self._lines, []
+        while lines and not lines[0].strip():
+            lines.pop(0)
+        return "\n".join(lines).rstrip() or None
 
 
 def is_markdown(block: str) -> bool:
     """Whether a block is more than plain words."""
     if len(block) > _BLOCK_CHARS_MAX:
         return False
+    return any(one.type not in _PLAIN for token in _parsed(block) for one in (token, *(token.children or ())))
+
+
+def _parsed(block: str) -> list[Token]:
+    """The tokens of a block, without losing a word of it: tags, images and references are text.
+
+    Line breaks within a paragraph stay: models do not wrap their lines.
+    """
     from markdown_it import MarkdownIt
 
-    # As rich reads it.
-    tokens = MarkdownIt().enable(["strikethrough", "table"]).parse(block)
-    return any(one.type not in _PLAIN for token in tokens for one in (token, *(token.children or ())))
+    parser = MarkdownIt().enable(["strikethrough", "table"]).disable(list(_LOST))
+    tokens = parser.parse(block)
+    for token in tokens:
+        if token.children:
+            token.children = _inlines(token.children)
+    return tokens
+
+
+def _inlines(tokens: list[Token]) -> list[Token]:
+    """With line breaks that stay, and without a link around an address that is its own text."""
+    kept: list[Token] = []
+    is_bare = False
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        if token.type == "softbreak":
+            token.type = "hardbreak"
+        if token.type == "link_open":
+            text = following.content if following is not None else ""
+            is_bare = token.markup == "autolink" or token.attrs.get("href") == text
+        if not (is_bare and token.type in ("link_open", "link_close")):
+            kept.append(token)
+    return kept
 
 
 def formatted(block: str, console: Console, indent: int) -> Segments:
@@ -101,7 +142,9 @@ def formatted(block: str, console: Console, indent: int) -> Segments:
         elements: ClassVar = {**Markdown.elements, "table_open": WholeTable}
 
     # A link is its text and its address: one that can be clicked might hide where it leads.
-    shown = Padding(Whole(block, hyperlinks=False), (0, 0, 0, indent))
+    whole = Whole(block, hyperlinks=False)
+    whole.parsed = _parsed(block)
+    shown = Padding(whole, (0, 0, 0, indent))
     lines = [[one for one in line if not one.control] for line in console.render_lines(shown, pad=False)]
     while lines and _is_blank(lines[-1]):
         lines.pop()

@@ -18,10 +18,10 @@ from pmm_shm.vectors.embedder import encodable
 from pmm_shm_chat.event_stream import events_in
 from pmm_shm_chat.responder import Message, ResponderError, Usage
 
-DEADLINE_S = 300.0
-"""For a whole answer."""
-SILENCE_S = 60.0
-"""For each wait for more of an answer."""
+DEADLINE_S = 3_600.0
+"""For a whole answer: a large model on a small machine takes long, and Ctrl-C ends it earlier."""
+SILENCE_S = 300.0
+"""For each wait for more of an answer; before the first word, a server may have to load the model."""
 
 _USAGE_S = 2.0
 """How long the usage is awaited after an answer."""
@@ -161,7 +161,8 @@ def _piece(event: Mapping[str, Any]) -> tuple[str, str | None]:
     if ending is not None and any(delta.get(name) for name in _THINKING):
         # Some end with each piece of the thinking.
         ending = None
-    return _text(delta.get("content")), None if ending is None else str(ending)
+    # OpenAI's models refuse in a field of its own.
+    return _text(delta.get("content") or delta.get("refusal")), None if ending is None else str(ending)
 
 
 def _usage(event: Mapping[str, Any]) -> Usage | None:

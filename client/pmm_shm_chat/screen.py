@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +15,7 @@ import click
 from pmm_shm_chat.line_editor import quiet
 from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
 from pmm_shm_chat.waiting import Spinner
+from pmm_shm_chat.wrapping import WIDTH_MIN, LineWrapper
 from pmm_shm_terminal.output import console, printable
 
 if TYPE_CHECKING:
@@ -30,61 +31,9 @@ _MARKS = {
     "autonomy_directive": "!",
 }
 _CID_CHARS_MAX = 40
-_WIDTH_MIN = 20
 _MARGIN = "  "
-
-
-class LineWrapper:
-    """Wraps a text that arrives in pieces at its spaces, into lines of at most `width` cells.
-
-    Parameters:
-        write: called with the output.
-        indent: cells before the text of the first line; all other lines are indented by as many.
-    """
-
-    def __init__(self, write: Callable[[str], None], width: int, indent: int) -> None:
-        from rich.cells import cell_len
-
-        self._write = write
-        self._cells = cell_len
-        self._width = max(_WIDTH_MIN, width - indent)
-        self._margin = " " * indent
-        self._column = 0
-        self._word = ""
-        self._spaces = ""
-        self.rows = 0
-        """Line breaks so far."""
-
-    def add(self, text: str) -> None:
-        for char in text:
-            if char == "\n":
-                self.end()
-                self._break()
-            elif char == " ":
-                self.end()
-                self._spaces += char
-            else:
-                self._word += char
-                if self._cells(self._word) >= self._width or self._cells(char) > 1:
-                    # Longer than a line, or of a script without spaces.
-                    self.end()
-
-    def end(self) -> None:
-        """Write the last word."""
-        if not self._word:
-            return
-        if self._column and self._column + len(self._spaces) + self._cells(self._word) > self._width:
-            self._break()
-        shown = self._spaces + self._word
-        self._write(shown)
-        self._column += self._cells(shown)
-        self._word = self._spaces = ""
-
-    def _break(self) -> None:
-        self._write("\n" + self._margin)
-        self.rows += 1
-        self._column = 0
-        self._spaces = ""
+_HEAD_SHARE = 3
+"""A name that takes more than this part of a line stands above its answer."""
 
 
 class PlainScreen:
@@ -110,6 +59,9 @@ class PlainScreen:
 
     def show_typed(self, text: str) -> None:
         """Shows nothing."""
+
+    def moved(self) -> None:
+        """Nothing has to be found again."""
 
     def end(self, is_interrupted: bool) -> None:
         text = "".join(self._pieces)
@@ -143,6 +95,8 @@ class TerminalScreen:
         self._is_first_block = True
         self._spinner: Spinner | None = None
         self._flow: LineWrapper | None = None
+        self._width = 0
+        self._is_moved = False
         self._has_text = False
         self._answering = contextlib.ExitStack()
 
@@ -172,7 +126,7 @@ class TerminalScreen:
     def welcome(self, lines: Sequence[str]) -> None:
         """Show lines above the first prompt."""
         for number, line in enumerate(lines):
-            self._print(printable(line) + "\n", "bold" if number == 0 else "dim")
+            self._wrapped(line, "", "bold" if number == 0 else "dim")
 
     def begin(self, name: str) -> None:
         """Begin an answer, with the name of the speaker; until its first piece a spinner turns."""
@@ -190,10 +144,11 @@ class TerminalScreen:
             self._begin_text()
         assert self._flow is not None
         self._has_text = self._has_text or not text.isspace()
+        self._notice_resize()
         for part, block in self._blocks.add(readable(text)):
-            self._flow.add(part)
             if block is not None:
                 self._format(block, is_last=False)
+            self._flow.add(part)
 
     def retract(self) -> None:
         """Say that the text so far was thinking."""
@@ -201,26 +156,38 @@ class TerminalScreen:
             self._flow.end()
             self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
             self._has_text = False
-            self._flow = LineWrapper(self._print, self._console.width, 0)
+            self._width, self._is_moved = self._console.width, False
+            self._flow = LineWrapper(self._print, self._width, 0)
             self._blocks, self._is_first_block, self._indent = Blocks(), False, 0
 
     def _begin_text(self) -> None:
         from rich.cells import cell_len
 
         self._stop_spinner()
-        self._print(self._head, "bold cyan")
+        self._width, self._is_moved = self._console.width, False
         self._indent = cell_len(self._head)
-        self._flow = LineWrapper(self._print, self._console.width, self._indent)
+        is_below = self._indent > self._width // _HEAD_SHARE
+        if is_below:
+            # A long name, or a narrow terminal.
+            self._head, self._indent = f"{self._head.rstrip()}\n{_MARGIN}", len(_MARGIN)
+        self._print(self._head, "bold cyan")
+        self._flow = LineWrapper(self._print, self._width, self._indent)
+        self._flow.rows = int(is_below)
         self._blocks = Blocks()
         self._is_first_block = True
 
     def _format(self, block: str, is_last: bool) -> None:
-        """Put the formatted block in the place of its plain text, if it is Markdown and still on the screen."""
+        """Put the formatted block in the place of its plain text, if it is Markdown and still on the screen.
+
+        After a change of the terminal's width, nobody knows where the text began.
+        """
         assert self._flow is not None
         self._flow.end()
+        self._notice_resize()
+        is_moved, self._is_moved = self._is_moved, False
         rows, is_first, self._is_first_block = self._flow.rows, self._is_first_block, False
         self._flow.rows = 0
-        if not self._formats or rows + 1 >= self._console.height or not is_markdown(block):
+        if not self._formats or is_moved or rows + 1 >= self._console.height or not is_markdown(block):
             return
         self._write("\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J")
         if is_first:
@@ -228,6 +195,16 @@ class TerminalScreen:
         self._console.print(formatted(block, self._console, self._indent), end="")
         if not is_last:
             self._print("\n\n" + " " * self._indent)
+
+    def moved(self) -> None:
+        """Something else wrote to the terminal: the text of this block stays as it came."""
+        self._is_moved = True
+
+    def _notice_resize(self) -> None:
+        width = self._console.width
+        if width != self._width and self._flow is not None:
+            self._width, self._is_moved = width, True
+            self._flow.resize(width)
 
     def _stop_spinner(self) -> None:
         if self._spinner is not None:
@@ -263,17 +240,20 @@ class TerminalScreen:
         self._print(f"{_MARGIN}({seconds:.1f} s, {tokens})\n", "dim")
 
     def note(self, text: str) -> None:
-        wrapped = LineWrapper(lambda part: self._print(part, "yellow"), self._console.width, len(_MARGIN))
-        self._print(_MARGIN)
-        wrapped.add(printable(" ".join(text.split())))
-        wrapped.end()
+        self._wrapped(" ".join(text.split()), _MARGIN, "yellow")
+
+    def _wrapped(self, line: str, margin: str, style: str) -> None:
+        wrapper = LineWrapper(lambda part: self._print(part, style), self._console.width, len(margin))
+        self._print(margin)
+        wrapper.add(printable(line))
+        wrapper.end()
         self._print("\n")
 
     def _cut(self, line: str) -> str:
         """One printable line that fits."""
         from rich.cells import cell_len, set_cell_size
 
-        line, width = printable(line), max(_WIDTH_MIN, self._console.width)
+        line, width = printable(line), max(WIDTH_MIN, self._console.width)
         return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
     def _print(self, text: str, style: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +14,16 @@ from pmm_shm_terminal.answer_views import shown
 from pmm_shm_terminal.answers import answer_of_cache
 from pmm_shm_terminal.exits import INTEGRITY, CommandFailed
 from pmm_shm_terminal.options import Deadline
-from pmm_shm_terminal.output import cell, json_value, pairs, printable, show, table, titled
+from pmm_shm_terminal.output import cell, console, json_value, pairs, printable, show, table, titled
 from pmm_shm_terminal.verification import check
 
 if TYPE_CHECKING:
     from pmm_shm_chat.progress import Timings
     from pmm_shm_client.cache import Cache
 
+_COMMAND = re.compile(r"/(?:[a-z]*|\?)(?:\s.*)?", re.IGNORECASE | re.DOTALL)
+_ALIASES = {"?": "help", "bye": "quit", "exit": "quit"}
+"""Of other chats."""
 _RECALLED = 5
 _CONTENT_SHOWN = 500
 _NAME_CHARS_MAX = 40
@@ -50,8 +54,8 @@ class _Command(NamedTuple):
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is a command, known or unknown, rather than a message."""
-    return line.startswith("/")
+    """Whether a text is a command, known or unknown, rather than a message: a path and a comment in code are none."""
+    return _COMMAND.fullmatch(line) is not None
 
 
 def run_command(line: str, session: Session) -> None:
@@ -62,8 +66,8 @@ def run_command(line: str, session: Session) -> None:
         ConfigError: unknown command, or a missing or superfluous argument.
         PmmShmError: the command failed.
     """
-    word, _, argument = line[1:].strip().partition(" ")
-    name, argument = word.lower(), argument.strip()
+    word, *rest = line[1:].split(maxsplit=1) or [""]
+    name, argument = _ALIASES.get(word.lower(), word.lower()), "".join(rest).strip()
     command = COMMANDS.get(name)
     if command is None:
         raise ConfigError(f"unknown command /{word[:40]}; /help lists them")
@@ -110,9 +114,9 @@ def _similarity(value: float | None) -> str:
 
 def _show_texts(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table whose last column is a text of any length, cut to the room that is left."""
-    made = table(*columns)
+    made = table(*columns, optional=columns[:-1])
     for row in rows:
-        cells = [cell(value[:_CONTENT_SHOWN] if isinstance(value, str) else value) for value in row]
+        cells = [cell(" ".join(value[:_CONTENT_SHOWN].split()) if isinstance(value, str) else value) for value in row]
         # Set on the cells, because a column with this setting would shrink like the others.
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         made.add_row(*cells)
@@ -123,15 +127,31 @@ def _status(session: Session, argument: str) -> None:
     """Two lines: the agent, and who answers."""
     cache = session.cache
     frame = cache.frame()
-    parts = [f"event {frame.as_of:,}", f"{len(frame.commitments().open)} open commitments"]
+    parts = [f"event {frame.as_of:,}", open_commitments(len(frame.commitments().open))]
     if not frame.not_applicable:
         metrics = frame.metrics()
         parts[:0] = [_named(frame.identity().name), f"stage {frame.stage().stage}"]
         parts.append(f"IAS {metrics.ias:.2f}, GAS {metrics.gas:.2f}")
-    click.echo(f"  {', '.join(parts)}")
+    _echo_wrapped(f"  {', '.join(parts)}", 2)
     daemon = cache.stats()["daemon"]
     served = "no daemon" if daemon is None else f"daemon {daemon['pid']}, lag {daemon['lag_events']:,}"
-    click.echo(f"  answers: {printable(session.model)}; {served}")
+    _echo_wrapped(f"  answers: {printable(session.model)}; {served}", 2)
+
+
+def _echo_wrapped(line: str, indent: int) -> None:
+    """Show a line; what does not fit is below it, behind so many spaces."""
+    from pmm_shm_chat.wrapping import LineWrapper
+
+    wrapper = LineWrapper(lambda part: click.echo(part, nl=False), console().width, indent)
+    click.echo(line[:indent], nl=False)
+    wrapper.add(line[indent:])
+    wrapper.end()
+    click.echo("")
+
+
+def open_commitments(count: int) -> str:
+    """How many there are, in words."""
+    return f"{count} open commitment{'' if count == 1 else 's'}"
 
 
 def _named(name: object) -> str:
@@ -170,8 +190,8 @@ def _verify(session: Session, argument: str) -> None:
 def _help(session: Session, argument: str) -> None:
     width = max(len(_usage(name, command)) for name, command in COMMANDS.items())
     for name, command in COMMANDS.items():
-        click.echo(f"  {_usage(name, command):{width}}  {command.help}")
-    click.echo('  A paste of several lines is one message, and so are the lines between two """.')
+        _echo_wrapped(f"  {_usage(name, command):{width}}  {command.help}", width + 4)
+    _echo_wrapped('  A paste of several lines is one message, and so are the lines between two """.', 2)
 
 
 def _quit(session: Session, argument: str) -> None:

@@ -23,7 +23,7 @@ from pmm_shm_chat.line_editor import reader
 from pmm_shm_chat.offline import OfflineResponder
 from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
-from pmm_shm_chat.slash import COMMANDS, Session, is_command, run_command
+from pmm_shm_chat.slash import COMMANDS, Session, is_command, open_commitments, run_command
 from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
 from pmm_shm_chat.typing_lines import TypedTexts, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
@@ -114,7 +114,12 @@ class _Conversation:
     def _edit(self) -> None:
         if not self._screen.is_terminal:
             raise ConfigError("/edit needs a terminal")
-        text = (click.edit("", extension=".md") or "").strip()
+        # Ctrl-C is the editor's.
+        self._in_turn = True
+        try:
+            text = _edited().strip()
+        finally:
+            self._in_turn = False
         if not text:
             self._screen.note("nothing was written")
             return
@@ -172,7 +177,7 @@ class _Conversation:
         name = str(identity.name)[:_NAME_CHARS_MAX] if identity.name else "an agent without a name"
         self._screen.welcome(
             [
-                f"{name}, {len(commitments.open)} open commitments, event {identity.as_of:,}",
+                f"{name}, {open_commitments(len(commitments.open))}, event {identity.as_of:,}",
                 f"answers: {self._chat.responder.name}. /help lists the commands, Ctrl-D ends.",
             ]
         )
@@ -197,10 +202,28 @@ class _Conversation:
             yield
             return
         before = signal.signal(signal.SIGINT, interrupt)
+        # After Ctrl-Z, a shell has written in between.
+        before_continue = signal.signal(signal.SIGCONT, lambda *_: self._screen.moved())
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGCONT, before_continue)
+
+
+def _edited() -> str:
+    """What the user's editor leaves in a new file; "" if it saved nothing, or removed the file.
+
+    Raises:
+        ConfigError: the editor's command cannot be split into words.
+        click.ClickException: the editor failed.
+    """
+    try:
+        return (click.edit(b"", extension=".md") or b"").decode(errors="replace").replace("\r\n", "\n")
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        raise ConfigError(f"VISUAL or EDITOR: {error}") from None
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -16,6 +16,7 @@ Invariant: the thinking of a model is neither appended, nor read for statements,
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 MESSAGES_MAX = 63
 """Of the 64 newest messages, one is the user's current one."""
 
+_TURNS_MAX = 100
+"""How many turns can be undone, one after the other."""
 _KINDS: Mapping[Speaker, str] = {"user": "user", "assistant": "response"}
 OnText = Callable[[str], None]
 """Called with each piece of an answer as it arrives."""
@@ -74,7 +77,7 @@ class TurnResult:
 
 
 class Chat:
-    """A conversation on a ledger, for one thread. Of its last turn it remembers the ids alone, to undo it.
+    """A conversation on a ledger, for one thread. Of its last turns it remembers the messages, to undo them.
 
     Parameters:
         cache: of the ledger; the caller closes it.
@@ -105,6 +108,7 @@ class Chat:
         self._clock_ns = clock_ns
         self._undone = Undone(cache)
         self._last: _LastTurn | None = None
+        self._earlier: deque[_LastTurn] = deque(maxlen=_TURNS_MAX)
         self._newest_id: int | None = None
         self._is_answering = False
         self._is_stopped = False
@@ -127,14 +131,18 @@ class Chat:
             raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are accepted")
         self._is_stopped = False
         # An append that fails must not let `retry` answer an earlier message again.
+        if self._last is not None:
+            self._earlier.append(self._last)
         self._last = None
         progress = TurnProgress(self._clock_ns)
         with progress.timed("append"):
             user_id = self._say(progress, "user", text, {"channel": "chat"})
-        return self._answer(progress, user_id, text, False, on_text, on_retract)
+        return self._answer(progress, _LastTurn(user_id, None, text, False), on_text, on_retract)
 
     def retry(self, on_text: OnText = lambda piece: None, on_retract: OnRetract = lambda: None) -> TurnResult:
         """Answer the last message of this conversation again; its earlier answer is undone, and so is its failure.
+
+        Without a word of a new answer, the earlier one stays.
 
         Raises:
             NothingToUndoError: there is no last message.
@@ -146,7 +154,7 @@ class Chat:
         if last.response_id is not None:
             with progress.timed("append"):
                 self._mark(progress, [last.response_id], True, "retried")
-        return self._answer(progress, last.user_id, last.text, last.is_undone, on_text, on_retract)
+        return self._answer(progress, last, on_text, on_retract)
 
     @property
     def can_retry(self) -> bool:
@@ -155,6 +163,8 @@ class Chat:
 
     def undo(self) -> str:
         """Leave the last message of this conversation and its answer out of later prompts. Returns the message.
+
+        Then the message before it is the last one.
 
         What followed from statements in them stays: an event cannot be taken back.
 
@@ -165,7 +175,7 @@ class Chat:
         ids = [last.user_id] if last.response_id is None else [last.user_id, last.response_id]
         if not last.is_undone:
             self._mark(TurnProgress(self._clock_ns), ids, True, "undone")
-        self._last = None
+        self._last = self._earlier.pop() if self._earlier else None
         return last.text
 
     def _the_last(self) -> _LastTurn:
@@ -173,32 +183,29 @@ class Chat:
             raise NothingToUndoError("nothing was said here yet, or it is undone already")
         return self._last
 
-    def _answer(
-        self,
-        progress: TurnProgress,
-        user_id: int,
-        text: str,
-        is_undone: bool,
-        on_text: OnText,
-        on_retract: OnRetract,
-    ) -> TurnResult:
-        self._last = _LastTurn(user_id, None, text, is_undone)
-        with progress.timed("context"):
-            context, prompt = self._prompt(user_id, text, self._messages + 1)
-            if prompt.left_out and self._recall:
-                # Messages that did not fit may be recalled, in fewer words.
-                context, prompt = self._prompt(user_id, text, len(context.messages) - prompt.left_out)
+    def _answer(self, progress: TurnProgress, asked: _LastTurn, on_text: OnText, on_retract: OnRetract) -> TurnResult:
+        """Answer a message, which may have been answered before."""
+        self._last = asked
+        user_id, replaced, text, is_undone = asked
         answer = PartialAnswer()
         try:
+            with progress.timed("context"):
+                context, prompt = self._prompt(user_id, text, self._messages + 1)
+                if prompt.left_out and self._recall:
+                    # Messages that did not fit may be recalled, in fewer words.
+                    context, prompt = self._prompt(user_id, text, len(context.messages) - prompt.left_out)
             with progress.timed("model"):
                 self._stream(answer, self.responder.stream(prompt.block, prompt.history, text), on_text, on_retract)
         finally:
             # Also after an error: the ledger must contain everything that the user has read.
             with progress.timed("append"):
                 response_id = self._append_response(progress, answer)
-                if (response_id is None) != is_undone:
+                if response_id is None and replaced is not None:
+                    self._mark(progress, [replaced], False, "unanswered")
+                elif (response_id is None) != is_undone:
                     self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
-                self._last = _LastTurn(user_id, response_id, text, response_id is None)
+                kept = replaced if response_id is None else response_id
+                self._last = _LastTurn(user_id, kept, text, kept is None)
         usage = self.responder.usage
         return TurnResult(
             user_id=user_id,

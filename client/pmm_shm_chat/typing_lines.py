@@ -21,19 +21,24 @@ _FILE_BYTES_MAX = 4 << 20
 
 
 def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[str]:
-    """Each text that is typed, until Ctrl-D. Ctrl-C drops what was begun.
+    """Each text that is typed, until Ctrl-D. Ctrl-C drops what was begun; a second one says how to end.
 
     Parameters:
         read: reads a line or a whole block.
         remember: called with each text.
     """
+    drops = 0
     while True:
         try:
             click.echo("")
             text = without_marks(read())
+            drops = 0
             if text.strip():
                 remember(text)
         except KeyboardInterrupt:
+            drops += 1
+            if drops == 2:
+                click.echo("  (Ctrl-D or /quit ends the chat)")
             continue
         except EOFError:
             click.echo("")

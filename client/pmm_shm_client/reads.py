@@ -420,7 +420,7 @@ class Reads(ABC):
             counter.hits += 1
             value = before.value
         else:
-            is_other = before is None or before.view is not view
+            is_other = before is None or not _is_same(source, before.view, view)
             counter.missed(is_published=reading.is_published(source), is_recomputed=is_other)
             value = RESULTS[name](view, as_of) if name in RESULTS else view
         self._memos[key] = _new_tuple(Memo, (header, mark, view, as_of, value, counter))
@@ -470,7 +470,7 @@ class Reads(ABC):
         is_same = (
             before is not None
             and before.view.keys() == views.keys()
-            and all(before.view[name] is view for name, view in views.items())
+            and all(_is_same(name, before.view[name], view) for name, view in views.items())
         )
         counter.last_id = reading.as_of
         if before is not None and is_same and before.value == reading.position:
@@ -552,6 +552,11 @@ class Reads(ABC):
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClosedError(f"{self.path}: the cache was closed")
+
+
+def _is_same(fold: str, before: Any, view: Any) -> bool:
+    """Whether a view counts as the one before. Those of `metrics` and `stage` are new objects behind every event."""
+    return before is view or (fold in ("metrics", "stage") and bool(before == view))
 
 
 def checked_consistency(consistency: Consistency) -> Consistency:

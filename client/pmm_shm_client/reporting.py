@@ -94,9 +94,9 @@ def _is_sent(instance: Instance, report: dict[str, Any]) -> bool:
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
             sender.sendto(Request(0, REPORT, report, file_id(instance.ledger)).pack(), path)
-    except (DaemonError, OSError, ValueError, ImportError):
+    except (DaemonError, OSError, ValueError, ImportError, RuntimeError):
         # No daemon, a stopped one, an untrusted directory, a damaged record: the next report may arrive. Or the
-        # interpreter is ending, and imports fail.
+        # interpreter is ending, and imports fail. Or the host's program forbids sockets, by an audit hook, for example.
         return False
     return True
 

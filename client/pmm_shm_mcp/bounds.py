@@ -77,12 +77,18 @@ def cut(value: Any, chars_max: int) -> Any:
 
 
 def cut_text(text: str, chars_max: int) -> str:
-    """The text, or its beginning with a mark that says how long it is; always encodable."""
+    """The text, or its beginning with a mark that says how many characters are missing; always encodable."""
     head = _SURROGATES.sub("\ufffd", text[:chars_max])
-    return head if len(text) <= chars_max else f"{head}… [{len(text):,}{_MARK}"
+    return head if len(text) <= chars_max else f"{head}{_CUT}{len(text) - chars_max:,}{_MARK}"
 
 
-_MARK = " characters in all]"
+def chars_shown(text: str) -> int | None:
+    """How many characters `cut_text` has left of a text; None if it has cut nothing."""
+    return text.rindex(_CUT) if text.endswith(_MARK) and _CUT in text else None
+
+
+_CUT = "… ["
+_MARK = " more characters]"
 
 
 def _clean(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from pmm_shm.errors import ConfigError, MissingExtraError
@@ -56,12 +58,16 @@ def mcp(
     if token_file is not None and port is None:
         raise click.UsageError("--token-file is for --http only")
     path = the_ledger(ledger)
+    # The SDK makes a hundred thousand objects that stay: to search them for garbage is an eighth of the start.
+    gc.disable()
     try:
         from pmm_shm_mcp import serving
     except ImportError as error:
         from pmm_shm.installation import extra_command
 
         raise MissingExtraError(f"pmm-shm mcp needs the package mcp: {extra_command('mcp')} ({error})") from error
+    finally:
+        gc.enable()
     from pmm_shm_client.cache import Cache
     from pmm_shm_mcp.memory import Memory
     from pmm_shm_terminal.starting import start_daemon_or_say

@@ -6,8 +6,8 @@ Invariant: every answer is exact for its `as_of`, of the time of the call, and b
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +15,13 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 from pmm_shm_client.cache import Cache
 from pmm_shm_client.results import applicable
-from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, cut_text, with_items
+from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, chars_of, chars_shown, cut_text, with_items
 
 if TYPE_CHECKING:
     from pmm_shm.folds.contract import Fold
     from pmm_shm.ledger.rows import Event
     from pmm_shm.projection.explaining import Explanation, Subject
+    from pmm_shm.projection.replay import Progress
 
 VIA = "mcp"
 """`meta["via"]` of every event that the tool `append` has written."""
@@ -43,8 +44,6 @@ class Memory:
         self.writable = tuple(dict.fromkeys(writable))
         self.path = cache.path
         self._timeout_s = timeout_s
-        # A replay keeps a core busy: one at a time, however many are asked for.
-        self._replaying = threading.Lock()
 
     def close(self) -> None:
         """Close the cache."""
@@ -89,6 +88,8 @@ class Memory:
                 "ts": hit.event["ts"],
                 "kind": hit.event["kind"],
                 "found_by": hit.found_by,
+                "similarity": _rounded(hit.similarity),
+                "word_score": _rounded(hit.word_score),
                 "content": hit.event["content"],
             }
             for hit in found
@@ -104,20 +105,43 @@ class Memory:
         return "\n".join(lines)
 
     def events(
-        self, kind: str | None, after: int | None, before: int | None, limit: int, newest_first: bool
+        self,
+        kind: str | None,
+        after: int | None,
+        before: int | None,
+        limit: int,
+        newest_first: bool,
+        text_from: int = 0,
     ) -> dict[str, Any]:
-        """Events of a range of ids, and whether there are more of them."""
+        """Events of a range of ids, and how to go on if there are more of them, or more of a text.
+
+        Parameters:
+            text_from: leave out so many characters of each text.
+        """
+        newest = self._cache.events(limit=1, newest_first=True)
+        as_of = newest[0].id if newest else 0
+        # What is appended between the two reads is not in this answer.
+        before = as_of + 1 if before is None else min(before, as_of + 1)
         found = self._cache.events(kind, after, before, limit + 1, newest_first)
         shown = found[:limit]
-        answer = with_items({}, "events", (_event(one) for one in shown))
+        answer = with_items({"as_of": as_of}, "events", (_event(one, text_from) for one in shown))
         listed = len(answer["events"])
+        if listed and (chars := chars_shown(answer["events"][0]["content"])) is not None:
+            one = shown[0].id
+            whole = f"after={one - 1}, before={one + 1}, text_from={text_from + chars}"
+            answer["text_goes_on"] = f"the text of event {one} goes on: call again with {whole}"
         if len(found) > listed:
             bound = "before" if newest_first else "after"
             answer["more"] = f"there are more: call again with {bound}={shown[listed - 1].id}"
         return answer
 
-    def explain(self, subject: SubjectName, which: str, until: int | None, limit: int) -> dict[str, Any]:
+    def explain(
+        self, subject: SubjectName, which: str, until: int | None, limit: int, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """The events that led to a value, the newest first, each with its effect.
+
+        Parameters:
+            progress: called with the position of the replay; an exception out of it ends the call.
 
         Raises:
             ConfigError: there is no such subject, or it does not apply to this ledger.
@@ -127,18 +151,20 @@ class Memory:
 
         if subject != "commitment" and self._cache.is_of_pmm2:
             raise ConfigError(f"{subject}: does not apply: {WHY_NOT_APPLICABLE}")
-        answer = self._explained(_subjects(subject, which), until, limit)
+        answer = self._explained(_subjects(subject, which), until, limit, progress)
         if subject == "commitment" and not answer.events:
             raise ConfigError(f"commitment: no event speaks of {which!r:.80}")
         return _steps_of(answer)
 
-    def _explained(self, candidates: Iterable[Subject], until: int | None, limit: int) -> Explanation:
+    def _explained(
+        self, candidates: Iterable[Subject], until: int | None, limit: int, progress: Progress | None
+    ) -> Explanation:
         from pmm_shm.ledger.recovery import open_recovered
         from pmm_shm.projection.explaining import explain
 
-        with self._replaying, contextlib.closing(open_recovered(self.path, self._timeout_s)) as connection:
+        with contextlib.closing(open_recovered(self.path, self._timeout_s)) as connection:
             for candidate in candidates:
-                answer = explain(connection, candidate, limit, until)
+                answer = explain(connection, candidate, limit, until, progress)
                 if answer.events:
                     break
             return answer
@@ -156,7 +182,9 @@ class Memory:
         found = ({"fold": name, "values": description(fold, frame.fold(name))} for name, fold in self._folds().items())
         return with_items({"as_of": frame.as_of}, "folds", found)
 
-    def explain_fold(self, fold: str, key: str, until: int | None, limit: int) -> dict[str, Any]:
+    def explain_fold(
+        self, fold: str, key: str, until: int | None, limit: int, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """As `explain`, of a key of a fold.
 
         Raises:
@@ -168,7 +196,7 @@ class Memory:
         folds = self._folds()
         if fold not in folds:
             raise ConfigError(f"fold: expected one of {', '.join(folds) or 'none'}, got {fold!r:.80}")
-        answer = self._explained([FoldValue(folds[fold], key)], until, limit)
+        answer = self._explained([FoldValue(folds[fold], key)], until, limit, progress)
         if not answer.events:
             raise ConfigError(f"key: no event has changed {key!r:.80}; the tool folds lists the keys")
         return _steps_of(answer)
@@ -195,11 +223,13 @@ class Memory:
         """Append an event of one of the writable kinds. Returns its id.
 
         Raises:
-            ConfigError: this kind is not one of them, or `meta` is too large.
+            ConfigError: this kind is not one of them, or `meta` is too large or no JSON.
             PmmShmError: as `Cache.append`.
         """
         if kind not in self.writable:
             raise ConfigError(f"kind: expected one of {', '.join(self.writable)}, got {kind!r:.80}")
+        if meta and not _is_json(meta):
+            raise ConfigError("meta: a number is not finite, which JSON does not have")
         if meta and (size := chars_of(meta)) > META_CHARS_MAX:
             raise ConfigError(f"meta: {size:,} characters as JSON, at most {META_CHARS_MAX:,} are accepted")
         return self._cache.append(kind, content, {**(meta or {}), "via": VIA}, expected_head=expected_head)
@@ -221,6 +251,19 @@ def _id_or_time(moment: int | str | None) -> int | str | None:
     return int(moment) if isinstance(moment, str) and re.fullmatch("[0-9]{1,19}", moment) else moment
 
 
+def _is_json(meta: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(meta, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _rounded(score: float | None) -> float | None:
+    """To three digits: the score of a word that most texts hold is tiny, and never 0."""
+    return None if score is None else float(f"{score:.3g}")
+
+
 def _steps_of(answer: Explanation) -> dict[str, Any]:
     head = {"subject": answer.subject, "value": answer.value, "as_of": answer.as_of, "events": answer.events}
     if answer.totals:
@@ -239,8 +282,9 @@ def _steps_of(answer: Explanation) -> dict[str, Any]:
     return with_items(head, "steps", steps)
 
 
-def _event(event: Event) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": event.id, "ts": event.ts, "kind": event.kind, "content": event.content}
+def _event(event: Event, text_from: int) -> dict[str, Any]:
+    content = event.content[text_from:]
+    found: dict[str, Any] = {"id": event.id, "ts": event.ts, "kind": event.kind, "content": content}
     return {**found, "meta": event.meta} if event.meta else found
 
 

@@ -11,13 +11,16 @@ import hmac
 import io
 import os
 import re
+import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import uvicorn
+from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE
 
 from pmm_shm.errors import ConfigError
 from pmm_shm_mcp.memory import Memory
@@ -27,6 +30,7 @@ from pmm_shm_terminal import exits
 HOST = "127.0.0.1"
 PATH = "/mcp"
 _STOP_S = 1
+_BODY_BYTES_MAX = DEFAULT_MAX_REQUEST_BODY_SIZE
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -66,23 +70,58 @@ def _repaired(escape: re.Match[bytes]) -> bytes:
 
 
 def serve_streams(memory: Memory) -> None:
-    """Serve the one client at stdin and stdout, until it closes them or a signal ends the process."""
+    """Serve the one client at stdin and stdout, until it closes one of them or a signal ends the process.
+
+    Raises:
+        ConfigError: this process has no stdin or no stdout.
+    """
+    if None in (sys.stdin, sys.stdout):
+        raise ConfigError("no stdin or stdout: an assistant starts this command, and talks to it there")
+    if sys.stdin.isatty():
+        print(
+            "pmm-shm: waits for the messages of an assistant, which starts this command; Ctrl-D ends", file=sys.stderr
+        )
     sys.stdin = io.TextIOWrapper(io.BufferedReader(RepairedLines(sys.stdin.buffer)), encoding="utf-8")
+    # The SDK diverts descriptor 1 while it serves.
+    answers = os.dup(1)
+    threading.Thread(target=_leave_without_reader, args=(memory, answers), daemon=True).start()
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, _leave, memory, number)
-        await server(memory).run_stdio_async()
+                loop.add_signal_handler(number, _leave, memory, 128 + number)
+        try:
+            await server(memory).run_stdio_async()
+        except Exception as error:
+            if not _is_broken_pipe(error):
+                raise
+            _leave(memory, exits.FAILURE)
 
     asyncio.run(serve())
 
 
-def _leave(memory: Memory, number: int) -> None:
+def _leave_without_reader(memory: Memory, answers: int) -> None:
+    """End when nobody can read the answers any more: a dead client's end of stdin may live on in a child of it."""
+    poll = select.poll()
+    poll.register(answers, 0)
+    poll.poll()
+    _leave(memory, exits.FAILURE)
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    """Whether it is that alone; task groups wrap it."""
+    inner: tuple[Exception, ...] = getattr(error, "exceptions", ())
+    return all(map(_is_broken_pipe, inner)) if inner else isinstance(error, BrokenPipeError)
+
+
+def _leave(memory: Memory, code: int) -> NoReturn:
     """End at once: an orderly end would wait for the thread that reads stdin, until the client writes something."""
-    memory.close()
-    os._exit(128 + number)
+    # An append that waits for a busy ledger holds the cache. It has written nothing yet.
+    closing = threading.Thread(target=memory.close, daemon=True)
+    closing.start()
+    closing.join(_STOP_S)
+    os._exit(code)
 
 
 def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None]) -> None:
@@ -135,7 +174,7 @@ async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
 
 
 class TokenGuard:
-    """ASGI middleware that answers 401 without the token."""
+    """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines."""
 
     def __init__(self, app: _App, token: str) -> None:
         self._app = app
@@ -148,7 +187,7 @@ class TokenGuard:
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _repaired_body(receive), send)
 
     def _is_allowed(self, scope: _Scope) -> bool:
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
@@ -156,3 +195,25 @@ class TokenGuard:
             return False
         scheme, _, token = given[0].partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+
+
+def _repaired_body(receive: _Receive) -> _Receive:
+    """`receive` with the whole body in its first message: an escape may lie across two."""
+    begun = False
+
+    async def received() -> MutableMapping[str, Any]:
+        nonlocal begun
+        message = await receive()
+        if begun or message["type"] != "http.request":
+            return message
+        begun = True
+        body = bytearray(message.get("body", b""))
+        # The SDK refuses a longer one.
+        while message.get("more_body") and len(body) <= _BODY_BYTES_MAX:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            body += message.get("body", b"")
+        return {**message, "body": _ESCAPE.sub(_repaired, bytes(body))}
+
+    return received

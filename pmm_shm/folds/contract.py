@@ -52,8 +52,7 @@ class Fold(ABC):
         shares_events: whether an event may have columns that the fold has not declared, because another fold needs
             them: one shared object is faster than one for each fold. The built-in folds ignore such columns.
         has_small_view: whether `view` takes only microseconds. A reader then makes it anew behind every event, and does
-            not look up first whether the events in between have touched the fold. It keeps the view before if the two
-            are equal. So no value may turn into an equal one of another type, as 1 into 1.0 or True.
+            not look up first whether the events in between have touched the fold.
     """
 
     name: ClassVar[str]
@@ -155,19 +154,6 @@ def view_of(fold: Fold, state: State, as_of: int) -> Any:
         return fold.view(state)
     except Exception as error:
         raise_failure(fold, "view", as_of, error, lambda: fold.view(state))
-
-
-def small_view(fold: Fold, before: Any, state: State, as_of: int) -> Any:
-    """The small view of a fold at event `as_of`; an earlier one if the two are equal.
-
-    Raises:
-        FoldError: `view` fails, or its results cannot be compared.
-    """
-    made = view_of(fold, state, as_of)
-    try:
-        return before if made == before else made
-    except Exception as error:
-        raise_failure(fold, "view", as_of, error, lambda: bool(made == before))
 
 
 def patched_view(fold: Fold, view: Any, state: State, touched: Touched, as_of: int) -> Any:

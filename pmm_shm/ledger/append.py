@@ -26,6 +26,7 @@ from pmm_shm.errors import (
     InvalidEventError,
     LedgerBusyError,
     LedgerError,
+    LedgerUnreadableError,
     LedgerUnwritableError,
     PmmShmError,
     ReplicaError,
@@ -153,13 +154,14 @@ class Appender:
         # An old file is let go before it is used again: its index may be that of the new one by now.
         if time.monotonic() >= self._looked_until_s:
             connection.follow_replacement()
+        thread = get_ident()
         for _ in range(_REPLACEMENTS_MAX):
             deadline_s = time.monotonic() + timeout_s
-            if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
-                raise LedgerBusyError(busy_for(connection.path, timeout_s, "another thread of this process") + _NOTHING)
             try:
+                if not lock.acquire(False) and not lock.acquire(timeout=min(max(0.0, timeout_s), TIMEOUT_MAX)):
+                    raise LedgerBusyError(busy_for(connection.path, timeout_s, "another thread of this process"))
+                self._inside = thread
                 connection.require_lock()
-                self._inside = get_ident()
                 return action(deadline_s, *arguments)
             except LedgerMoved:
                 pass
@@ -170,8 +172,14 @@ class Appender:
                 if not connection.is_open or connection.is_at_path():
                     raise
             finally:
-                self._inside = None
-                lock.release()
+                if self._inside == thread:
+                    self._inside = None
+                # An exception of a signal handler may strike right behind `acquire`, or while it waits.
+                try:
+                    lock.release()
+                except RuntimeError:
+                    # Another thread has it.
+                    pass
             connection.close_if_switched()
             connection.follow_replacement()
         raise LedgerBusyError(
@@ -297,7 +305,12 @@ class Appender:
         self.last_row, self._formula = (rows[-1], formula) if formula else (None, None)
         self._version = version
         # An id that is returned is in the ledger: an event that went into the old file is appended again.
-        if not connection.is_at_path():
+        try:
+            is_at_path = connection.is_at_path()
+        except LedgerUnreadableError:
+            # Nobody can look there now, and it was there a moment ago. An error would say that nothing was written.
+            is_at_path = True
+        if not is_at_path:
             raise LedgerMoved
         self._looked_until_s = time.monotonic() + limits.LOOK_BEHIND_APPEND_S
         return [row[0] for row in rows]

@@ -407,11 +407,17 @@ def shm_files_in_use() -> set[FileId]:
 def close_idle(path: str) -> None:
     """Close this process's connections to a ledger that no thread uses now; the next use reopens them."""
     for one in _connections():
-        if one.path == path and one.is_open and one.lock.acquire(blocking=False):
+        if one.path == path and one.is_open:
             try:
-                one.close()
+                if one.lock.acquire(blocking=False):
+                    one.close()
             finally:
-                one.lock.release()
+                # An exception of a signal handler may strike right behind `acquire`, where nobody knows that it has it.
+                try:
+                    one.lock.release()
+                except RuntimeError:
+                    # Another thread has it.
+                    pass
 
 
 def close_replaced(path: str) -> None:
@@ -451,14 +457,18 @@ def _close_old_users(path: str) -> None:
     for one in _connections():
         if one.path != path or not one.is_open or one.identity == identity:
             continue
-        if not one.lock.acquire(blocking=False):
-            raise HeldByOldUsersError([os.getpid()])
         try:
+            if not one.lock.acquire(blocking=False):
+                raise HeldByOldUsersError([os.getpid()])
             if one.identity != identity:
                 one._refuse_foreign_wal()
                 one._forget_file()
         finally:
-            one.lock.release()
+            # As in `close_idle`.
+            try:
+                one.lock.release()
+            except RuntimeError:
+                pass
 
 
 def _open_files() -> list[LedgerFile]:

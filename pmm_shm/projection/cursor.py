@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 
 from pmm_shm import limits
 from pmm_shm.errors import FoldError
-from pmm_shm.folds.contract import Fold, patched_view, small_view, view_of
+from pmm_shm.folds.contract import Fold, patched_view, view_of
 from pmm_shm.folds.engine import Engine, lacking_columns
 from pmm_shm.folds.state import Base, State, Touched
 from pmm_shm.late import late_imports
@@ -333,7 +333,8 @@ class ReadModel(Cursor):
         return self.states[name]
 
     def view(self, name: str) -> Any:
-        """The view of a fold at `position`; rebuilt only where its state has changed, and patched where it can be.
+        """The view of a fold at `position`. Unless it is small, it is rebuilt only where the state has changed, and
+        patched where it can be.
 
         Raises:
             FoldError: its `view` or `patch` fails.
@@ -348,11 +349,7 @@ class ReadModel(Cursor):
         else:
             written = Touched()
         try:
-            if known is None:
-                view = view_of(fold, state, as_of)
-            elif fold.has_small_view:
-                view = small_view(fold, known[0], state, as_of)
-            elif not self._add_published(written, known[1], name):
+            if known is None or fold.has_small_view or not self._add_published(written, known[1], name):
                 view = view_of(fold, state, as_of)
             else:
                 view = patched_view(fold, known[0], state, written, as_of) if written else known[0]

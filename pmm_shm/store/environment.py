@@ -283,12 +283,15 @@ class Environment:
     @contextmanager
     def keeping_out_reads(self, timeout_s: float) -> Iterator[bool]:
         """Keep other threads out of `get` and `begin`; False where one was within for all of `timeout_s`."""
-        is_alone = self._reads_lock.acquire(timeout=timeout_s)
         try:
-            yield is_alone
+            yield self._reads_lock.acquire(timeout=timeout_s)
         finally:
-            if is_alone:
+            # An exception of a signal handler may strike right behind `acquire`, where nobody knows yet that it has it.
+            try:
                 self._reads_lock.release()
+            except RuntimeError:
+                # Another thread has it.
+                pass
 
     def resize(self, size_bytes: int = 0) -> None:
         """Resize the map; 0 takes over the size that another process has set.
@@ -367,9 +370,11 @@ class Environment:
         Raises:
             StoreError: the file cannot be mapped any more.
         """
-        if self._is_written or self._open_again is None or not self._reads_lock.acquire(blocking=False):
+        if self._is_written or self._open_again is None:
             return
         try:
+            if not self._reads_lock.acquire(blocking=False):
+                return
             # In this order: a commit in between is in the map, unless the map is of another file.
             newest = _newest_meta(self.directory)[0]
             mapped_id = self._mapped_transaction_id()
@@ -384,7 +389,11 @@ class Environment:
                 self._first_seen_id = None
                 self.env, self._table = self._open_again()
         finally:
-            self._reads_lock.release()
+            # As in `keeping_out_reads`.
+            try:
+                self._reads_lock.release()
+            except RuntimeError:
+                pass
 
     def _has_open_read(self) -> bool:
         """Whether this process has a transaction open."""
@@ -428,7 +437,8 @@ class Environment:
 
 
 _environments: dict[FileId, Environment] = {}
-_lock = threading.Lock()
+# Re-entrant: a signal handler may open or close a cache while its thread opens one.
+_lock = threading.RLock()
 _left_to_parent: list[Environment] = []
 
 
@@ -584,7 +594,7 @@ def _newest_meta(directory: StrPath) -> tuple[_Meta | None, int]:
 
 def _forget_after_fork() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     # Kept, so that no destructor runs on the parent's environments.
     _left_to_parent.extend(_environments.values())
     _environments.clear()

@@ -223,7 +223,9 @@ class SnapshotReader:
             transaction = self._transaction = environment.begin()
             raw = transaction.get(HEADER_KEY)
             if raw != self._raw_header:
+                # In this order: an exception of a signal handler must not leave the header before under the new bytes.
                 self._header = self._decoded(raw)
+                self._raw_header = raw
         except (StoreError, lmdb.Error) as error:
             locator.fail(environment, error)
             return None
@@ -250,7 +252,6 @@ class SnapshotReader:
             header, failure = None, error
         if raw is not None:
             self.locator.failure = failure
-        self._raw_header = raw
         return header
 
     @contextmanager

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from pmm_shm import limits
 
-_PRODUCT_NUMBERS = 1 << 18
-"""Multiplications in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 _DIGITS = 9
 """Decimals that count. The last bits of a product depend on where a row is in it, and equal texts keep their order."""
 
@@ -55,5 +53,5 @@ def _crowding(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
     """`left @ right`, some rows at a time, so that numpy's BLAS keeps to one thread."""
-    step = max(1, _PRODUCT_NUMBERS // right.size)
+    step = max(1, limits.BLAS_PRODUCT_NUMBERS_MAX // right.size)
     return np.concatenate([left[start : start + step] @ right for start in range(0, len(left), step)])

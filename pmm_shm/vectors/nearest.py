@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pmm_shm import limits
+
 _CHUNK_ROWS = 8_192
 _SAMPLE_ROWS = 2_048
 _POOL_ROWS = 16_384
 _LEAST = -2.0
-_PRODUCT_NUMBERS = 1 << 18
-"""Numbers in one product. Beyond it numpy's BLAS uses more threads, which wait for each other on busy cores."""
 _NORM_MAX = 2.0**40
 _UNIT = 2.0**-24
 
@@ -274,7 +274,7 @@ def _multiply(
 ) -> None:
     """Put `vectors @ query` into `products`, in parts that are contiguous in memory; `spare` is overwritten."""
     count, dimension = vectors.shape
-    step = max(1, _PRODUCT_NUMBERS // count)
+    step = max(1, limits.BLAS_PRODUCT_NUMBERS_MAX // count)
     np.matmul(vectors[:, :step], query[:step], out=products)
     for start in range(step, dimension, step):
         np.matmul(vectors[:, start : start + step], query[start : start + step], out=spare)

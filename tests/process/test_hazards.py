@@ -406,6 +406,7 @@ THIRD_PARTY = {
     "wordllama",
     "zmq",
     # The log in PostgreSQL, the page, and the tools for assistants.
+    "anyio",
     "jinja2",
     "markdown_it",
     "markupsafe",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pmm_shm import openai_client
 from pmm_shm_chat import provider
 from pmm_shm_chat.provider import OpenAIResponder
 from pmm_shm_chat.responder import Message, ResponderError, Usage
@@ -273,6 +275,81 @@ def test_ctrl_c_after_the_last_word_interrupts_nothing(endpoint: Endpoint, cache
         signal.signal(signal.SIGINT, before)
     assert not turn.is_interrupted
     assert [one.kind for one in turn.follow_ups] == ["commitment_open"]
+
+
+def test_a_refusal_in_a_field_of_its_own_is_the_answer(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda own, handler: (
+        own.begin(handler),
+        own.send(handler, chunk({"role": "assistant", "refusal": None}), chunk({"refusal": "I cannot."}), "[DONE]"),
+    )[0]
+    assert "".join(heard(OpenAIResponder("m"))) == "I cannot."
+
+
+def test_a_stream_that_ends_before_its_first_word_has_broken_off(endpoint: Endpoint) -> None:
+    """Of OpenRouter, while a provider is awaited. The URL is right, so no message blames it."""
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        handler.wfile.write(b": OPENROUTER PROCESSING\n\n" * 2)
+
+    endpoint.answer = answer
+    with pytest.raises(ResponderError, match="broke off before its first word") as caught:
+        heard(OpenAIResponder("m"))
+    assert "OPENAI_BASE_URL" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "remedy"),
+    [("20", "try again in 20 s"), ("0.2", "in 1 s"), ("Wed, 21 Oct 2015 07:28:00 GMT", "later"), (None, "later")],
+)
+def test_too_many_requests_say_when_to_try_again(endpoint: Endpoint, header: str | None, remedy: str) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(429)
+        if header is not None:
+            handler.send_header("retry-after", header)
+        handler.end_headers()
+        handler.wfile.write(b'{"error": {"message": "slow down"}}')
+
+    endpoint.answer = answer
+    with pytest.raises(ResponderError, match=f"slow down: .*{remedy}$"):
+        heard(OpenAIResponder("m"))
+    assert len(endpoint.requests) == 1
+
+
+def test_a_bytewise_stream_with_crlf(endpoint: Endpoint) -> None:
+    lines = [
+        ": comment",
+        "event: message",
+        "data:" + json.dumps(chunk({"content": "Grüße 東京 👩‍💻"}), ensure_ascii=False),
+    ]
+    whole = "\r\n".join([*lines, "", "data: [DONE]", "", ""]).encode()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        for number in range(len(whole)):
+            handler.wfile.write(whole[number : number + 1])
+            handler.wfile.flush()
+
+    endpoint.answer = answer
+    assert heard(OpenAIResponder("m")) == ["Grüße 東京 👩‍💻"]
+
+
+def test_a_connection_is_awaited_for_less_time_than_an_answer(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that loads a model is silent for minutes; one that is away need not be waited for as long."""
+    monkeypatch.setattr(openai_client, "_CONNECT_S", 0.2)
+    with socket.socket() as full:
+        # Nobody accepts, and its queue is full.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with (
+            socket.create_connection(full.getsockname()),
+            pytest.raises(ResponderError, match=r"no connection within 0\.2 s"),
+        ):
+            heard(OpenAIResponder("m", silence_s=30))
 
 
 def test_an_answer_that_is_not_streamed(endpoint: Endpoint) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
-from pmm_shm_chat.screen import LineWrapper
+from pmm_shm_chat.wrapping import LineWrapper
 
 # What is shown.
 
@@ -86,6 +86,49 @@ def test_blocks_end_at_blank_lines_outside_of_code() -> None:
     assert split(text) == split(*text) == (text, blocks)
     assert split("```\nnever closed\n\nmore") == ("```\nnever closed\n\nmore", ["```\nnever closed\n\nmore"])
     assert split("", "\n\n") == ("\n\n", [])
+
+
+def test_what_is_indented_below_a_list_belongs_to_it() -> None:
+    listed = "1. one\n\n   - a\n\n    ```py\n    x\n\n    y\n    ```"
+    text = f"{listed}\n\n\n2. two\n\nend"
+    assert split(text) == split(*text) == (text, [listed, "2. two", "end"])
+    # A model that begins its lines with a space.
+    assert split(*"- a\n\n b")[1] == ["- a", " b"]
+
+
+def test_a_fence_ends_at_one_that_is_as_long() -> None:
+    text = "````md\n```py\n\n```\n````\n\n~~~\n~~~ no end\n\n~~~\n\nend"
+    blocks = ["````md\n```py\n\n```\n````", "~~~\n~~~ no end\n\n~~~", "end"]
+    assert split(text) == split(*text) == (text, blocks)
+
+
+def markdown(text: str) -> str:
+    console = Console(file=io.StringIO(), width=70, force_terminal=True, color_system=None)
+    console.print(formatted(text, console, 0))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("A **Vec**<String> of <b>", "A Vec<String> of <b>"),
+        ("<details>\nwords **b**\n</details>", "<details>\nwords b\n</details>"),
+        ("a <!-- note --> **b**", "a <!-- note --> b"),
+        ("**b** ![a cat](https://e.org/c.png)", "b !a cat (https://e.org/c.png)"),
+        ("**b** [a][1]\n\n[1]: https://e.org", "b [a][1]\n\n[1]: https://e.org"),
+        ("<https://e.org/a> [https://e.org](https://e.org) [b](c)", "https://e.org/a https://e.org b (c)"),
+        ("**b** <ana@e.org>", "b ana@e.org"),
+        ("**Roses**\nare red", "Roses\nare red"),
+        ("> **two**\n> lines", "▌ two\n▌ lines"),
+    ],
+)
+def test_no_word_of_an_answer_is_lost(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+    assert is_markdown(text)
+
+
+def test_tags_alone_are_plain_words() -> None:
+    assert not any(map(is_markdown, ["List<String>", "<div>\nwords\n</div>", "[1]: https://e.org/x"]))
 
 
 def test_plain_words_are_no_markdown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm_chat.prompting import TOKENS_MAX, tokens_of
 from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.turn import Chat, NothingToUndoError
@@ -96,12 +97,58 @@ def test_undo_leaves_a_turn_out_and_the_log_keeps_it(cache: Cache) -> None:
     chat.turn("first")
     chat.turn("second")
     assert chat.undo() == "second"
-    with pytest.raises(NothingToUndoError):
-        chat.undo()
-    with pytest.raises(NothingToUndoError):
-        chat.retry()
     assert history(cache) == [Message("user", "first"), Message("assistant", "One.")]
     assert [content for kind, content, _ in events(cache.path) if kind == "user"] == ["first", "second", "and now?"]
+
+
+def test_undo_goes_back_turn_by_turn(cache: Cache) -> None:
+    chat = Chat(cache, Says("One."))
+    for text in ("first", "second", "third"):
+        chat.turn(text)
+    assert [chat.undo(), chat.undo()] == ["third", "second"]
+    # The last one is now the first.
+    chat.responder = Says("Two.")
+    chat.retry()
+    assert history(cache) == [Message("user", "first"), Message("assistant", "Two.")]
+    assert chat.undo() == "first"
+    for nothing in (chat.undo, chat.retry):
+        with pytest.raises(NothingToUndoError):
+            nothing()
+
+
+@pytest.mark.parametrize("error", [DOWN, KeyboardInterrupt()])
+def test_a_retry_without_an_answer_keeps_the_earlier_one(cache: Cache, error: BaseException) -> None:
+    chat = Chat(cache, Says("Good."))
+    chat.turn("Tell me")
+    chat.responder = Says(error=error)
+    for _ in range(2):
+        if error is DOWN:
+            with pytest.raises(ResponderError):
+                chat.retry()
+        else:
+            assert chat.retry().response_id is None
+    assert history(cache) == [Message("user", "Tell me"), Message("assistant", "Good.")]
+    chat.responder = Says("Better.")
+    chat.retry()
+    contents = [one.content for one in history(cache)]
+    assert "Better." in contents
+    assert "Good." not in contents
+    assert chat.undo() == "Tell me"
+    assert not {"Tell me", "Better."} & {one.content for one in history(cache)}
+
+
+def test_a_message_whose_context_could_not_be_read_is_not_sent_again(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise LedgerBusyError("busy")
+
+    chat = Chat(cache, Says("Yes."))
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "context", busy)
+        with pytest.raises(LedgerBusyError):
+            chat.turn("What is lost?")
+    assert history(cache) == []
 
 
 def test_undo_of_a_failure_and_of_nothing(cache: Cache) -> None:

@@ -77,7 +77,7 @@ def test_every_command(talk: Talk) -> None:
         "identity": ("Echo", "openness"),
         "directives": ("I must ask first", "score"),
         "stats": ("hit rate", "none serves this ledger", "last turn", "append"),
-        "status": ("Echo, stage S0, event ", "1 open commitments", "answers: offline; no daemon"),
+        "status": ("Echo, stage S0, event ", "1 open commitment,", "answers: offline; no daemon"),
         "verify": ("hash chain", "ok,", "nothing is published"),
         "help": ("/recall TEXT", "/quit"),
     }

@@ -187,6 +187,81 @@ def test_edit_takes_what_the_editor_wrote(talk: Talk, ledger: str, tmp_path: Pat
     assert len(said(ledger)) == 1
 
 
+@pytest.mark.parametrize(
+    ("editor", "shown"),
+    [
+        ("printf 'caf\\351' > \"$2\"", "caf"),
+        ('echo "with $1" > "$2"', "with a word"),
+        ('rm "$2"', "nothing was written"),
+        ("exit 3", "Editing failed"),
+    ],
+)
+def test_edit_with_any_editor(talk: Talk, tmp_path: Path, editor: str, shown: str) -> None:
+    path = tmp_path / "an editor"
+    path.write_text(f"#!/bin/sh\n{editor}\n", encoding="utf-8")
+    path.chmod(0o755)
+    child = talk(EDITOR=f"'{path}' 'a word'", VISUAL=None)
+    child.sendline("/edit")
+    assert shown in child.until_prompt()
+    # The conversation goes on.
+    child.sendline("Hello")
+    assert "Hello. I have no name yet" in child.until_prompt()
+    assert "Traceback" not in child.raw()
+
+
+def test_an_editor_that_cannot_be_run(talk: Talk) -> None:
+    child = talk(EDITOR="vi 'unclosed", VISUAL=None)
+    child.sendline("/edit")
+    assert "VISUAL or EDITOR: No closing quotation" in child.until_prompt()
+
+
+def test_ctrl_c_in_the_editor_is_the_editor_s(talk: Talk, ledger: str, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    editor = tmp_path / "editor"
+    wait = f"while [ ! -e '{go_on}' ]; do sleep 0.05; done"
+    editor.write_text(f"#!/bin/sh\ntrap '' INT\necho editing\n{wait}\necho typed > \"$1\"\n", encoding="utf-8")
+    editor.chmod(0o755)
+    child = talk(EDITOR=str(editor), VISUAL=None)
+    child.sendline("/edit")
+    child.until("editing")
+    child.send("\x03")
+    child.until(r"\^C")
+    go_on.touch()
+    assert "interrupted" not in child.until_prompt()
+    assert said(ledger) == ["typed"]
+
+
+def test_ctrl_x_ctrl_e_edits_the_line(talk: Talk, ledger: str, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf ' and more' >> \"$1\"\n", encoding="utf-8")
+    editor.chmod(0o755)
+    child = talk(EDITOR=str(editor), VISUAL=None)
+    child.send("a draft\x18\x05")
+    child.until("a draft and more")
+    child.say("")
+    assert said(ledger) == ["a draft and more"]
+
+
+def test_a_second_ctrl_c_says_how_to_end(talk: Talk) -> None:
+    child = talk()
+    child.send("half a line\x03")
+    assert "Ctrl-D" not in child.until_prompt()
+    child.send("\x03")
+    assert "(Ctrl-D or /quit ends the chat)" in child.until_prompt()
+
+
+def test_paths_and_comments_are_messages(talk: Talk, ledger: str) -> None:
+    child = talk()
+    texts = ["/usr/bin is full", "// a comment", "/* one\n two */"]
+    for text in texts:
+        child.send(f"{PASTE_BEGINS}{text}{PASTE_ENDS}")
+        child.say("")
+    assert said(ledger) == texts
+    assert "/recall TEXT" in child.say("/?")
+    child.sendline("/bye")
+    child.expect(pexpect.EOF)
+
+
 # The history.
 
 
@@ -383,3 +458,79 @@ def test_markdown_brings_no_control_characters(talk: Talk, endpoint: Endpoint) -
     text = "\n".join(answered(talk, endpoint, evil))
     assert "\\x1b" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), ascii(text)
+
+
+# Other sizes.
+
+
+def test_a_terminal_that_becomes_narrower_during_an_answer(talk: Talk, endpoint: Endpoint) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("Some **bold** words. "))
+        go_on.wait(20)
+        own.send(handler, *(delta(f"word{number} ") for number in range(30)))
+        own.send(handler, delta("\n\nAnother **strong** one."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("bold")
+    child.setwinsize(24, 40)
+    child.screen.resize(24, 40)
+    go_on.set()
+    text = child.until_prompt()
+    assert re.findall(r"word\d+", text) == [f"word{number}" for number in range(30)]
+    # Nobody knows where this block begins now; the next one is formatted.
+    assert "**bold**" in text
+    assert "Another strong one." in " ".join(text.split())
+
+
+def test_a_chat_that_was_suspended_erases_nothing_of_the_shell(talk: Talk, endpoint: Endpoint) -> None:
+    go_on = threading.Event()
+
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("Some **bold** words. "))
+        go_on.wait(20)
+        own.send(handler, delta("\n\nAnother **strong** one."), "[DONE]")
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m", "--recall", "0")
+    child.sendline("Go")
+    child.until("bold")
+    child.kill(signal.SIGSTOP)
+    child.kill(signal.SIGCONT)
+    go_on.set()
+    text = child.until_prompt()
+    assert "Some **bold** words." in text
+    assert "Another strong one." in text
+
+
+def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
+    child = talk(rows=12, columns=40)
+    assert "commitments, event 0\n" in child.welcome
+    child.say("The tomatoes want water")
+    shown = child.say("/recall tomatoes want water")
+    assert "The tomatoes want" in shown
+    assert "commitments" in child.say("/status")
+    assert re.search(r"\n +the published state\n", child.say("/help"))
+
+
+def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
+    name = "Maximilian Alexander von Hohenzollern"
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", name, {"name": name})
+    endpoint.answer = lambda own, handler: own.events(handler, *"Some **bold** words that wrap at forty.\n\nThe end.")
+    child = talk("--responder", "openai", "--model", "m", rows=12, columns=40)
+    child.sendline("Go")
+    lines = child.until_prompt().splitlines()
+    begin = lines.index(f"{name} ›")  # noqa: RUF001
+    assert lines[begin : begin + 5] == [
+        lines[begin],
+        "  Some bold words that wrap at forty.",
+        "",
+        "  The end.",
+        lines[begin + 4],
+    ]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -116,6 +117,33 @@ def test_a_signal_ends_a_server_whose_client_is_silent(ledger: str, number: sign
         assert process.wait(10) == 128 + number
 
 
+def test_a_signal_ends_a_server_whose_append_waits_for_the_ledger(ledger: str) -> None:
+    with started(ledger, "--write", "note", "--timeout", "60") as process, sqlite3.connect(ledger) as other:
+        other.execute("BEGIN IMMEDIATE")
+        send(process, 0, "initialize", HELLO)
+        send(process, 1, "tools/call", {"name": "append", "arguments": {"kind": "note", "content": "never"}}, False)
+        # Answered after the append has begun to wait.
+        send(process, 2, "tools/call", {"name": "events", "arguments": {}})
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+        other.rollback()
+    with EventLog(ledger, create=False) as log:
+        assert not log.events()
+
+
+def test_a_client_that_is_gone_is_no_error(ledger: str) -> None:
+    with started(ledger) as process:
+        send(process, 0, "initialize", HELLO)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        send(process, 1, "ping", None, False)
+        send(process, 2, "ping", None, False)
+        # Its end of stdin is still open in a process that it has started.
+        assert process.wait(20) == 1
+        assert process.stderr.read() == b""
+
+
 def test_it_ends_with_its_client_and_says_nothing_of_its_own(ledger: str) -> None:
     with started(ledger) as process:
         out, err = process.communicate(b"this is no message\n", timeout=30)
@@ -144,6 +172,20 @@ def test_half_an_emoji_is_answered(ledger: str) -> None:
             assert not found["result"].get("isError")
     with EventLog(ledger, create=False) as log:
         assert log.read_after_id(after_id=0)[0]["content"] == "\\ud83d \U0001f600 half \ufffd, low \ufffd"
+
+
+HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+
+
+def send(process: subprocess.Popen[bytes], request_id: int, method: str, params: Any, is_answered: bool = True) -> None:
+    """Send a request, and read the answer to it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    request = {"jsonrpc": "2.0", "id": request_id, "method": method, **({"params": params} if params else {})}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    if is_answered:
+        assert json.loads(process.stdout.readline())["id"] == request_id
 
 
 @contextlib.contextmanager
@@ -232,6 +274,20 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
         assert client.post(url, headers={**allowed, "Host": "evil.example"}, json=call).status_code == 421
     with EventLog(ledger, create=False) as log:
         assert not log.events()
+
+
+def test_half_an_emoji_over_http(address: tuple[str, str], ledger: str) -> None:
+    url, token = address
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"append","arguments":{"kind":"user",'
+    body += b'"content":"half \\ud83d, \\ud83d\\ude00"}}}'
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    with httpx2.Client(headers={**headers, "Authorization": f"Bearer {token}"}) as client:
+        # An escape in two parts.
+        cut = body.index(b"ud83d") + 2
+        assert client.post(url, content=iter([body[:cut], body[cut:]])).status_code == 200
+        assert client.post(url, content=b" " * 5_000_000).status_code == 413
+    with EventLog(ledger, create=False) as log:
+        assert [event.content for event in log.events()] == ["half \ufffd, \U0001f600"]
 
 
 def test_a_port_that_is_taken(address: tuple[str, str], ledger: str) -> None:

@@ -124,15 +124,17 @@ Talk = Callable[..., Terminal]
 
 @pytest.fixture
 def talk(ledger: str, tmp_path: Path) -> Iterator[Talk]:
-    """Start a chat at a terminal of 80 columns and 24 rows, and wait for its first prompt."""
+    """Start a chat at a terminal, by default of 80 columns and 24 rows, and wait for its first prompt."""
     children: list[Terminal] = []
 
-    def start(*options: str, prompt: str = PROMPT, **changes: str | None) -> Terminal:
+    def start(
+        *options: str, prompt: str = PROMPT, rows: int = 24, columns: int = 80, **changes: str | None
+    ) -> Terminal:
         # What the tests themselves run in must not say what the terminal is like.
         own: dict[str, str | None] = {"COLUMNS": None, "LINES": None, "NO_COLOR": None, "INPUTRC": "/dev/null"}
         terminal = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "XDG_STATE_HOME": str(tmp_path / "state")}
         variables = daemons.environment(**{**own, **terminal, **changes})
-        child = Terminal([*COMMAND, ledger, "--no-autostart", *options], variables, 24, 80, prompt)
+        child = Terminal([*COMMAND, ledger, "--no-autostart", *options], variables, rows, columns, prompt)
         children.append(child)
         child.welcome = child.until_prompt()
         return child

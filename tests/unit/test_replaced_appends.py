@@ -75,6 +75,26 @@ def test_an_event_committed_to_the_old_file_is_appended_again(log: EventLog) -> 
     assert log.verify_chain().ok
 
 
+def test_an_event_is_committed_when_its_path_cannot_be_reached_any_more(log: EventLog) -> None:
+    directory = os.path.dirname(log.path)
+
+    def hide(point: str) -> None:
+        if point == "append.committed":
+            os.rename(directory, directory + ".hidden")
+            os.symlink(directory, directory)  # A loop.
+
+    crash_points.install(hide)
+    try:
+        assert log.append("own", "hidden") == 4
+    finally:
+        crash_points.install(None)
+        os.unlink(directory)
+        os.rename(directory + ".hidden", directory)
+    assert ledgers.raw_rows(log.path)[-1][3] == b"hidden"
+    assert log.append("own") == 5
+    assert log.verify_chain().ok
+
+
 def test_the_head_is_that_of_the_new_file(log: EventLog) -> None:
     replace(log.path, 7)
     with pytest.raises(HeadMovedError):
