@@ -301,9 +301,7 @@ INDEX_EVENTS_PER_READ = 128
 INDEX_SLICE_S = 0.0005
 """How long the indexer works before it offers its core to other programs."""
 INDEX_WAIT_S = 0.004
-"""How long the indexer waits for a follower that works or has to, before it works all the same."""
-INDEX_INSIST_S = 0.002
-"""For how long it then works."""
+"""How long the indexer waits for a follower that works or has to; then it works for as long all the same."""
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25

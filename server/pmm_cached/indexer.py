@@ -342,11 +342,10 @@ class Indexer(BackgroundThread):
             self._yields_at = time.monotonic() + limits.INDEX_SLICE_S
         while not self._is_stopping and (self._standstill.locked() or self._is_follower_behind()):
             now = time.monotonic()
-            if now < self._insists_until:
-                return
             if now - began >= limits.INDEX_WAIT_S:
-                # Writers without a pause would stop this thread altogether.
-                self._insists_until = now + limits.INDEX_INSIST_S
+                # Writers without a pause would stop this thread: it works for as long as it waited.
+                self._insists_until = now + limits.INDEX_WAIT_S
+            if now < self._insists_until:
                 return
             time.sleep(limits.INDEX_SLICE_S)
 

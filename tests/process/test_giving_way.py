@@ -151,7 +151,7 @@ def test_it_stands_still_while_the_follower_works(
 
 
 @pytest.mark.parametrize("follower", ["waits", "works"])
-def test_writers_without_a_pause_leave_it_a_third_of_the_time(
+def test_writers_without_a_pause_leave_it_half_of_the_time(
     ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, follower: str
 ) -> None:
     clock = Clock()
@@ -166,7 +166,7 @@ def test_writers_without_a_pause_leave_it_a_third_of_the_time(
     finally:
         assert work.indexer.stop(10)
     assert clock.now_s > LOOKS * limits.INDEX_WAIT_S
-    assert 0.5 < clock.slept_s / clock.now_s < 0.67
+    assert 0.25 < clock.slept_s / clock.now_s <= 0.5
 
 
 def test_it_offers_its_core_and_never_sleeps_beside_an_idle_follower(
