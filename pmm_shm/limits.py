@@ -215,6 +215,8 @@ LOCAL_TEXT_VECTORS_MAX = 1_000
 """Text vectors that a worker keeps in its own memory when no daemon runs."""
 PROVIDER_DEADLINE_S = 60.0
 """How long one call to an embedder on the network may take."""
+PROVIDER_REFUSED_S = 2.0
+"""The same from the first connection that is refused, because nothing listens there."""
 
 # Event vectors: a tail of single rows, moved into blocks that grow to about this size.
 VECTOR_TAIL_ROWS = 256
@@ -282,6 +284,8 @@ CROWD_SIZE = 10
 """the crowding of an event is its mean similarity to so many of the others, the nearest,"""
 CROWD_WEIGHT = 0.3
 """and counts with this weight."""
+ASKER_WEIGHT = 0.1
+"""So much more counts a message of the user there, if the question is about who asks it."""
 MATCH_WEIGHT = 0.6
 """In a fused search with `wordllama` they are ranked by their match of words, too, with this weight, where"""
 MATCH_NEIGHBOURS = 10
@@ -292,8 +296,6 @@ MATCH_CHARS_MAX = 1_000
 """of each event so many characters are compared, the first ones."""
 MATCH_VECTORS_KEPT = 8_192
 """Vectors of words that a process keeps, 1 kB each."""
-ASKER_WEIGHT = 0.1
-"""With `wordllama`, too: so much more counts a message of the user if the question is about who asks it."""
 
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024

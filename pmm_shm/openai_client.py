@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from pmm_shm import network_settings
+from pmm_shm import limits, network_settings
 from pmm_shm.errors import PmmShmError
 from pmm_shm.late import late_imports
 
@@ -329,8 +329,15 @@ class OpenAIClient:
         headers["x-should-retry"] = "true" if is_temporary and self._can_wait(asked_s) else "false"
 
     def _after_failure(self, problem: Exception) -> None:
-        """End the request if the SDK's wait after a failed connection could reach the deadline."""
+        """End the request if the SDK's wait after a failed connection could reach the deadline.
+
+        Where nothing listens, that is soon: a search falls back to words then, and somebody waits for it.
+        """
         request = _current.get()
+        if _is_nobody_there(problem):
+            deadline = self._clock() + limits.PROVIDER_REFUSED_S
+            if deadline < request.deadline:
+                request.deadline, request.deadline_s = deadline, limits.PROVIDER_REFUSED_S
         if request.in_flight is not None:
             request.in_flight.overloaded(request.began)
         if self._retries and (_is_untrusted(problem) or not self._can_wait()):
@@ -410,6 +417,15 @@ def _room() -> Iterator[None]:
         yield
     finally:
         request.in_flight.leave()
+
+
+def _is_nobody_there(problem: BaseException | None) -> bool:
+    """Whether a connection failed because no program listens at its address."""
+    while problem is not None:
+        if isinstance(problem, ConnectionRefusedError):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def _is_untrusted(problem: BaseException | None) -> bool:

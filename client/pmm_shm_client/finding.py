@@ -3,8 +3,8 @@
 Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): an event scores weight / (60 + rank) in each ranking
 that has it among its first ones. So the two kinds of scores need not be comparable. The weight of an event found by
 words depends on how much of the query it holds. In the ranking by meaning, events that are close to many others come
-later (`pmm_shm.vectors.crowding`). With `wordllama` those come earlier whose words match those of the query
-(`pmm_shm.vectors.word_match`), and the user's own messages if the query says `I` or `my`.
+later (`pmm_shm.vectors.crowding`), and the user's messages come earlier if the query says `I` or `my`. With `wordllama`
+those come earlier, too, whose words match those of the query (`pmm_shm.vectors.word_match`).
 """
 
 from __future__ import annotations
@@ -209,9 +209,8 @@ class Finder:
             if len(ranking) < len(vectors):
                 vectors = vectors[[event_id in similarities for event_id in found.similarities]]
             scores = np.array(list(similarities.values()))
-            if found.model == wordllama.NAME:
-                texts = selection.texts(ranking[: limits.CROWD_DEPTH], limits.MATCH_CHARS_MAX)
-                scores[: len(texts)] += _answering(words_of(str(query)), texts, is_dated=is_dated)
+            compared = ranking[: limits.CROWD_DEPTH]
+            scores[: len(compared)] += _answering(selection, compared, words_of(str(query)), found.model, is_dated)
             ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
@@ -251,17 +250,22 @@ class Finder:
         return Hits(hits, as_of, is_complete, meaning.embedded_here, meaning.model, request.mode, words.indexed_here)
 
 
-def _answering(words: list[str], texts: Sequence[tuple[str, str]], *, is_dated: bool) -> NDArray[np.float64]:
-    """What the similarity of each event to a question does not say, (n,): whether its words match those of the
-    question, and whether it is by the person that the question is about.
-
-    Parameters:
-        texts: kind and text of each event.
+def _answering(
+    selection: Selection, ids: Sequence[int], words: list[str], model: str, is_dated: bool
+) -> NDArray[np.float64]:
+    """What similarity does not say of some events, (n,): whether their words match those of a question, and whether
+    they are by the person that it is about.
     """
-    asked = telling_words(words, is_dated=is_dated)
-    scores = limits.MATCH_WEIGHT * word_matches(asked, [text for _, text in texts], wordllama.word_vectors)
-    if is_about_asker(words):
-        scores += limits.ASKER_WEIGHT * np.array([kind in KINDS_OF_ROLE["user"] for kind, _ in texts])
+    scores = np.zeros(len(ids))
+    is_matched, is_personal = model == wordllama.NAME, is_about_asker(words)
+    if not (is_matched or is_personal):
+        return scores
+    found = selection.texts(ids, limits.MATCH_CHARS_MAX if is_matched else 0)
+    if is_matched:
+        asked, texts = telling_words(words, is_dated=is_dated), [text for _, text in found]
+        scores += limits.MATCH_WEIGHT * word_matches(asked, texts, wordllama.word_vectors)
+    if is_personal:
+        scores += limits.ASKER_WEIGHT * np.array([kind in KINDS_OF_ROLE["user"] for kind, _ in found])
     return scores
 
 

@@ -1,4 +1,4 @@
-"""What the words of a question in English tell a search by word vectors, and what they only ask.
+"""What the words of a question in English tell a search, and what they only ask.
 
 A mean of word vectors takes in `what`, `did` and `?` like any other word, and so moves towards other questions.
 """

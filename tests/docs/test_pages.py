@@ -48,6 +48,10 @@ SHOWN_ONLY = (
     'pmm-cached "$(llm logs path)" --shape llm --folds llm_tokens:Tokens --word-kinds turn',
     'pmm-shm read "$(llm logs path)" llm_tokens',
     'pmm-shm search "$(llm logs path)" "flat tyre"',
+    # Of a page whose server is not beside it.
+    "pmm-cached agent.db",
+    "pmm-shm embed agent.db",
+    'pmm-shm search agent.db "Why is my wife angry with me?"',
     "pmm-shm cluster forks agent.db",
     "pmm-shm cluster forks agent.db --append-again agent.db.lost-TIME.jsonl",
 )

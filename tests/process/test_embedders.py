@@ -5,6 +5,7 @@ No test goes to the network: what speaks HTTP speaks to a server of this process
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -235,20 +236,37 @@ def test_openai_waits_for_no_connection_beyond_its_deadline(
 ) -> None:
     """Failed attempts take time, too, and leave less of it for the waits between them."""
     began = clock.now
-    connect = socket.create_connection
 
     def slow_connect(*args: Any, **options: Any) -> Any:
         clock.now += 2.4
-        return connect(*args, **options)
+        raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
 
     monkeypatch.setattr(socket, "create_connection", slow_connect)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}/v1")
-        text = failure(embedder(clock, deadline_s=20.0))
+    text = failure(embedder(clock, deadline_s=20.0), provider=provider)
     assert "no connection: " in text
     assert "given up after 5 attempts within 20 s" in text
     assert clock.now - began < 20.0
+
+
+def test_openai_soon_gives_up_where_nothing_listens(
+    provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at once: an endpoint may just start again."""
+    began = clock.now
+    connect, refusals = socket.create_connection, [2]
+
+    def refused_at_first(*args: Any, **options: Any) -> Any:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return connect(*args, **options)
+
+    monkeypatch.setattr(socket, "create_connection", refused_at_first)
+    assert embedded(embedder(clock), ["a"]).tolist() == [provider.vector("a")]
+    refusals[0] = 100
+    text = failure(embedder(clock), provider=provider)
+    assert "Connection refused: given up after 3 attempts within 2 s; is it running?" in text
+    assert clock.now - began < 4.0
 
 
 @pytest.mark.parametrize(
