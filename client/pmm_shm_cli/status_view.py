@@ -46,7 +46,7 @@ def source_line(replica: StatusNumbers) -> str:
 
 
 def glance(found: StatusNumbers) -> list[RenderableType]:
-    """The answer of `status` below its headline: two lines where all is well, and the problems."""
+    """The answer of `status` below its headline: two lines where all is well, and what is not."""
     rows = [(name, lines) for name, lines in _problem_rows(found) if name != _PAST or found["health"] != "healthy"]
     rows += _owner_rows(found)
     if found["daemon"] is not None:
@@ -55,6 +55,10 @@ def glance(found: StatusNumbers) -> list[RenderableType]:
             rows.append(("source", [_cut(source_line(found["daemon"]["replica"]))]))
         if found["daemon"]["quarantined"]:
             rows.append(("quarantine", _quarantine_lines(found["daemon"])))
+        tables = sorted(found["daemon"]["embeddings"]["tables"].items())
+        skipped = [f"{model}: {_skipped(table)}" for model, table in tables if table["refused"]]
+        if skipped:
+            rows.append(("embeddings", skipped))
     rows += [(name, [_cut(line) for line in lines]) for name, lines in _fold_rows(found, _ENTRIES_AT_A_GLANCE)]
     return [_grid(rows)] if rows else []
 
@@ -243,13 +247,17 @@ def _embedding_lines(embeddings: StatusNumbers) -> list[str]:
             f"{model}: {found['rows']:,} events of {found['dimension']} numbers, up to event {found['as_of']:,}"
         )
         if found["refused"]:
-            lines.append(f"  {found['refused']:,} skipped: the embedder refuses them; {found['last_refusal']}")
+            lines.append(f"  {_skipped(found)}")
     served = [model for model, found in embeddings["tables"].items() if found["is_served"]]
     if len(served) == 1 and (advice := _advice_on(served[0])) is not None:
         lines.append(f"  {advice}")
     if embeddings["importing"] is not None:
         lines.append("importing {:,} of {:,} rows of event_embeddings".format(*embeddings["importing"]))
     return lines
+
+
+def _skipped(table: StatusNumbers) -> str:
+    return f"{table['refused']:,} skipped: the embedder refuses them; {table['last_refusal']}"
 
 
 def _advice_on(model: str) -> str | None:

@@ -53,6 +53,13 @@ class _IndexNotContinuedError(Exception):
     """The log does not continue the index, or what was read after it."""
 
 
+class _InMemory(sqlite3.Connection):
+    """Closes when its last user is done, without the warning that Python 3.13 has for that."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @dataclass
 class _Recent:
     """Events indexed in memory.
@@ -73,7 +80,7 @@ class _Recent:
     @classmethod
     def behind(cls, start: Position, kinds: tuple[str, ...]) -> _Recent:
         """Nothing read yet."""
-        table = WordTable(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+        table = WordTable(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_InMemory))
         table.make()
         return cls(kinds, start, start, None, table)
 

@@ -64,13 +64,17 @@ def with_remedies(
     Parameters:
         shape: as `with_shape`.
     """
-    from pmm_shm.remedies import remedy_for
+    from pmm_shm.instance.file_systems import existing_part, plain_file_system
+    from pmm_shm.remedies import remedy, remedy_for
 
     pid = recorded_pid(instance)
     found = []
     for problem in problems:
-        remedy = remedy_for(problem, ledger=instance.ledger, directory=instance.directory, daemon=pid)
-        command = with_shape(remedy.command, shape) if remedy and remedy.command else None
+        known = remedy_for(problem, ledger=instance.ledger, directory=instance.directory, daemon=pid)
+        if isinstance(problem, DaemonAbsentError) and plain_file_system(existing_part(instance.directory)):
+            # A daemon would not start there.
+            known = remedy("move-state")
+        command = with_shape(known.command, shape) if known and known.command else None
         found.append({"problem": str(problem), "command": command})
     return found
 

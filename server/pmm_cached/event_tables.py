@@ -195,7 +195,8 @@ class EventTableIndexer:
             return self._reader.read(after, rows_max, until_id)
 
     def _note_refused(self, refused: list[tuple[int, str]]) -> None:
-        """Count events that get no vector, and log them."""
+        """Count events that get no vector, and log them; a batch that was cut off brings the same ones again."""
+        refused = [one for one in refused if one[0] not in self._refused]
         if not refused:
             return
         self._refused.update(event_id for event_id, _ in refused)

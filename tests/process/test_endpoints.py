@@ -274,11 +274,11 @@ def test_an_endpoint_that_has_zeros_for_all_texts_has_failed(provider: Provider,
 def test_a_refused_event_holds_up_no_other(ledger: str, provider: Provider, bad: str) -> None:
     provider.answers = [refuses(provider, batch_max=4, chars_max=4_000)]
     texts = ["before", BAD_TEXTS[bad], *(f"after {number}" for number in range(30))]
-    with EventLog(ledger) as log:
-        log.append_many([{"kind": "user", "content": text, "meta": {}} for text in texts])
-    model = "openai:m/3"
+    with EventLog(ledger) as events:
+        events.append_many([{"kind": "user", "content": text, "meta": {}} for text in texts])
+    model, log = "openai:m/3", Path(f"{ledger}.log")
     with (
-        ForkedDaemon(Path(ledger), *NEVER, "--embedder", model),
+        ForkedDaemon(Path(ledger), *NEVER, "--embedder", model, log=log),
         connect(ledger, embedder=OpenAIEmbedder(model)) as cache,
     ):
         assert index(ledger)["as_of"] == len(texts)
@@ -286,8 +286,10 @@ def test_a_refused_event_holds_up_no_other(ledger: str, provider: Provider, bad:
         numbers = tables(ledger)
         assert (numbers["problem"], numbers["tables"][model]["refused"]) == (None, 1)
         assert numbers["tables"][model]["last_refusal"].startswith("event 2: embedder 'openai:m/3': ")
-        shown = " ".join(run("status", "-v", ledger).out.split())
-        assert "1 skipped: the embedder refuses them; event 2: embedder 'openai:m/3': " in shown
+        for options in ([], ["-v"]):
+            shown = " ".join(run("status", *options, ledger).out.split())
+            assert "1 skipped: the embedder refuses them; event 2: embedder 'openai:m/3': " in shown
+        assert log.read_text(encoding="utf-8").count("events skipped") == 1
         hits = cache.search("after 7", 1)
         assert (hits[0].event_id, hits.as_of, hits.is_complete, hits.embedded_here) == (10, len(texts), True, 0)
         # A new one, too.

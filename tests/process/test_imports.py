@@ -8,7 +8,7 @@ import pytest
 
 from pmm_shm.ledger.eventlog import EventLog
 from tests.conftest import StartDaemon
-from tests.support.daemons import run_python
+from tests.support.daemons import environment, run_python
 
 NEEDLESS = {
     "_hashlib",
@@ -70,6 +70,9 @@ cache.identity(), cache.commitments(), cache.stage(), cache.recent(), cache.hist
 cache.self_model(), cache.directives(), cache.active_directives(), cache.frame()
 print(json.dumps([sorted(first - before), sorted(set(sys.modules) - first)]))
 """
+
+# From Python 3.12 on, a fork beside threads says so on stderr.
+QUIET = environment(PYTHONWARNINGS="ignore::DeprecationWarning")
 
 
 def test_reads_import_only_what_they_need(ledger: str, start_daemon: StartDaemon) -> None:
@@ -133,7 +136,7 @@ for _ in range(2):
 
 @pytest.mark.parametrize("loaded", ["before the hooks", "after the hooks", "while a fork waits"])
 def test_a_fork_leaves_the_lock_of_logging_free_whenever_that_was_imported(loaded: str) -> None:
-    done = run_python(FORKS, loaded, forked=False)
+    done = run_python(FORKS, loaded, env=QUIET, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("free") == 4
 
@@ -172,7 +175,7 @@ assert not logged.is_alive(), "the lock of logging is held"
 
 
 def test_a_fork_waits_for_an_import_that_makes_a_logger() -> None:
-    done = run_python(WAITS, forked=False)
+    done = run_python(WAITS, env=QUIET, forked=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

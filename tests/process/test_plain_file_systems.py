@@ -14,6 +14,7 @@ from typing import Any
 
 import lmdb
 import pytest
+from click.testing import CliRunner
 
 from pmm_cached.instance_lock import InstanceLock
 from pmm_shm.errors import DaemonError, StoreError
@@ -24,6 +25,7 @@ from pmm_shm.ledger.restore import restore
 from pmm_shm.ledger.sqlite_errors import translated
 from pmm_shm.store.environment import store_error
 from pmm_shm_cli.doctor import diagnose, gather
+from pmm_shm_cli.main import cli
 from pmm_shm_client import connect
 from tests.support.daemons import environment, run_python
 from tests.support.hazards import fill
@@ -96,6 +98,8 @@ def test_what_another_program_left_there_is_not_trusted_and_the_remedy_helps(
         assert cache.metrics().as_of == 3
         with pytest.raises(DaemonError, match="it is on FAT, a file system without permissions; set PMM_SHM_DIR"):
             cache.wait_for(4, 0.1)
+    status = json.loads(CliRunner().invoke(cli, ["status", ledger, "--json"]).stdout)
+    assert [one["command"] for one in status["remedies"]] == ["export PMM_SHM_DIR=/var/cache/pmm"]
     findings = [one for one in diagnose(gather(ledger, 1.0)) if one.severity != "ok"]
     by_check = {one.check: one for one in findings}
     assert by_check["state-file-system"].severity == "error"

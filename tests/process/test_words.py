@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import pickle
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
@@ -470,3 +472,17 @@ def test_results_go_elsewhere(told: Cache) -> None:
     assert pickle.loads(pickle.dumps(found)) == found
     assert pickle.loads(pickle.dumps(found)).mode == "auto"
     assert json.loads(found.to_json())["hits"][0]["found_by"] == "both"
+
+
+def test_a_closed_cache_leaves_no_database_open(log: EventLog) -> None:
+    """From Python 3.13 on, a database that nobody has closed is warned of."""
+    log.append("user", "alpha")
+    gc.collect()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with connect(log.path) as cache:
+            assert [hit.event_id for hit in cache.search("alpha", mode="words")] == [1]
+            log.append("user", "alpha again")
+            assert len(cache.search("alpha", mode="words")) == 2
+        gc.collect()
+    assert not [str(one.message) for one in told if issubclass(one.category, ResourceWarning)]

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -92,7 +93,9 @@ class Postgres:
         self._run_as([self._bin / program, *arguments], check=check)
 
     def _run_as(self, command: list[object], text: str | None = None, *, check: bool = True) -> None:
-        is_root = os.geteuid() == 0
+        account: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            account = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         done = subprocess.run(
             [str(part) for part in command],
             input=text,
@@ -100,7 +103,7 @@ class Postgres:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
-            **({"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []} if is_root else {}),
+            **account,
         )
         if check and done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
