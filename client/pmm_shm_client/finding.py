@@ -28,7 +28,7 @@ from pmm_shm.errors import (
 from pmm_shm.names import checked_search_mode
 from pmm_shm.vectors import local_bow, wordllama
 from pmm_shm.vectors.crowding import uncrowded
-from pmm_shm.vectors.question import is_about_asker, telling_words
+from pmm_shm.vectors.question import is_about_asker, telling_words, undated
 from pmm_shm.vectors.word_match import word_matches, words_of
 from pmm_shm.words.query import WordQuery
 from pmm_shm.words.ranking import Ranking
@@ -210,7 +210,7 @@ class Finder:
                 vectors = vectors[[event_id in similarities for event_id in found.similarities]]
             scores = np.array(list(similarities.values()))
             compared = ranking[: limits.CROWD_DEPTH]
-            scores[: len(compared)] += _answering(selection, compared, words_of(str(query)), found.model, is_dated)
+            scores[: len(compared)] += _answering(selection, compared, str(query), found.model, is_dated)
             ranking = [ranking[at] for at in uncrowded(scores, vectors)]
         return _Meaning(similarities, ranking, as_of, found.is_complete, found.embedded_here, found.model, known)
 
@@ -251,19 +251,20 @@ class Finder:
 
 
 def _answering(
-    selection: Selection, ids: Sequence[int], words: list[str], model: str, is_dated: bool
+    selection: Selection, ids: Sequence[int], question: str, model: str, is_dated: bool
 ) -> NDArray[np.float64]:
     """What similarity does not say of some events, (n,): whether their words match those of a question, and whether
     they are by the person that it is about.
     """
-    scores = np.zeros(len(ids))
+    question = question[: limits.MATCH_CHARS_MAX]
+    scores, words = np.zeros(len(ids)), words_of(question)
     is_matched, is_personal = model == wordllama.NAME, is_about_asker(words)
     if not (is_matched or is_personal):
         return scores
     found = selection.texts(ids, limits.MATCH_CHARS_MAX if is_matched else 0)
     if is_matched:
-        asked, texts = telling_words(words, is_dated=is_dated), [text for _, text in found]
-        scores += limits.MATCH_WEIGHT * word_matches(asked, texts, wordllama.word_vectors)
+        asked, texts = words_of(undated(question)) if is_dated else words, [text for _, text in found]
+        scores += limits.MATCH_WEIGHT * word_matches(telling_words(asked), texts, wordllama.word_vectors)
     if is_personal:
         scores += limits.ASKER_WEIGHT * np.array([kind in KINDS_OF_ROLE["user"] for kind, _ in found])
     return scores

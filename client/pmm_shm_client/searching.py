@@ -360,10 +360,7 @@ class Searching:
             _NotContinuedError: the log does not continue the table.
         """
         embedder, record = request.embedder, known.record
-        rows_max = limits.SEARCH_EVENTS_MAX - len(known.rows)
-        if not isinstance(embedder, LocalBow):
-            # Each text may cost money, and time on the network.
-            rows_max = min(rows_max, limits.SEARCH_TEXTS_MAX)
+        rows_max = min(limits.SEARCH_EVENTS_MAX - len(known.rows), _rows_max(embedder))
         connection = self._reader.connection
         reader = EventTextReader(connection, record.kinds, record.name)
         found: dict[int, EventText] = {}
@@ -422,9 +419,9 @@ def _local_vectors(embedder: LocalBow, texts: list[str]) -> _Vectors:
     return dict(zip(texts, embedded(embedder, texts), strict=True))
 
 
-def _rows_max(embedder: Embedder) -> int:
-    """How many events of its own one search embeds."""
-    return limits.SEARCH_EVENTS_MAX if isinstance(embedder, LocalBow) else limits.SEARCH_TEXTS_MAX
+def _rows_max(embedder: Embedder | None) -> int:
+    """How many events of its own one search embeds: with other embedders each text may cost money and time."""
+    return limits.SEARCH_EVENTS_MAX if isinstance(embedder, (LocalBow, WordLlama)) else limits.SEARCH_TEXTS_MAX
 
 
 def checked_k(k: object) -> int:

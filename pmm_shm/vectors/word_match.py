@@ -29,12 +29,15 @@ from pmm_shm.vectors.crowding import product
 WordVectors = Callable[[Sequence[str]], NDArray[np.float32]]
 """From n words to their vectors, (n, dimension), each of length 1."""
 _WORD = re.compile(r"\w+")
+_ASCII_WORDS = "".join(char if _WORD.match(char) else " " for char in map(chr, range(128)))
 _RARITY_MIN = 0.01
 
 
 def words_of(text: str) -> list[str]:
     """The different words of a text, in order, in lower case."""
-    return list(dict.fromkeys(_WORD.findall(text[: limits.MATCH_CHARS_MAX].lower())))
+    text = text[: limits.MATCH_CHARS_MAX].lower()
+    # The same words; for ASCII twice as fast.
+    return list(dict.fromkeys(text.translate(_ASCII_WORDS).split() if text.isascii() else _WORD.findall(text)))
 
 
 def word_matches(asked: Sequence[str], texts: Sequence[str], vectors_of: WordVectors) -> NDArray[np.float64]:
@@ -48,15 +51,17 @@ def word_matches(asked: Sequence[str], texts: Sequence[str], vectors_of: WordVec
     matches = np.zeros(len(texts))
     if not asked or not counts.any():
         return matches
-    numbers: dict[str, int] = {}
+    numbers = {word: number for number, word in enumerate(asked)}
     flat = np.array([numbers.setdefault(word, len(numbers)) for word in chain(*words)], np.int64)
-    found = np.bincount(flat)
+    found = np.bincount(flat, minlength=len(numbers))
     rarities = _rarities(found, len(texts))
-    weights = _rarities(np.array([found[numbers[word]] if word in numbers else 0 for word in asked]), len(texts))
+    weights = rarities[: len(asked)]
+    vectors = vectors_of(list(numbers)).astype(np.float64)
     # (words, words of the question)
-    similarities = product(vectors_of(list(numbers)).astype(np.float64), vectors_of(asked).astype(np.float64).T)
-    near = min(limits.MATCH_NEIGHBOURS, len(numbers))
-    bounds = np.partition(similarities, len(numbers) - near, axis=0)[len(numbers) - near]
+    similarities = product(vectors, vectors[: len(asked)].T)
+    others = similarities[found > 0]
+    near = min(limits.MATCH_NEIGHBOURS, len(others))
+    bounds = np.partition(others, len(others) - near, axis=0)[len(others) - near]
     soft = np.exp(np.minimum(0.0, similarities - bounds) / limits.MATCH_FALL) * rarities[:, np.newaxis]
     starts = (np.cumsum(counts) - counts)[counts > 0]
     best = np.maximum.reduceat(soft[flat], starts, axis=0)

@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,21 @@ from pmm_shm.late import late_imports
 from pmm_shm.vectors.embedder import Embedder, encodable
 
 if TYPE_CHECKING:
-    from pmm_shm.vectors.embedder import Matrix, Vector
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pmm_shm.vectors.embedder import Matrix
 
 NAME = "wordllama"
 DIMENSION = 256
 
 _WEIGHTS = "l2_supercat"
 _PIECE_CHARS = 16_384
+_WORDS_AT_ONCE = 1_024
+_WORD_TOKENS = 16
+"""Few words have more."""
+_SPACE = "\u2581"
+"""Begins the tokens in front of which there is a space."""
 
 
 class WordLlama(Embedder):
@@ -72,23 +79,76 @@ class WordLlama(Embedder):
 def word_vectors(words: Sequence[str]) -> Matrix:
     """The vectors of some words, (n, 256) float32, each of length 1.
 
+    Parameters:
+        words: letters and digits, as `pmm_shm.vectors.word_match.words_of` finds them.
+
     Raises:
         EmbedderError: the package is not installed, or its files are not the expected ones.
     """
-    import numpy as np
+    with _keeping:
+        return _kept_words.of(words)
 
-    return np.concatenate([_word_vector(word) for word in words]).reshape(len(words), DIMENSION)
+
+class _KeptWords:
+    """The vectors of words asked for before. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._vectors: Matrix | None = None
+        self._used = 0
+
+    def of(self, words: Sequence[str]) -> Matrix:
+        """The vectors of these words."""
+        import numpy as np
+
+        if self._vectors is None:
+            # The system gives memory only to rows that are written.
+            self._vectors = np.empty((limits.MATCH_VECTORS_KEPT, DIMENSION), np.float32)
+        rows = np.array([self._rows.get(word, -1) for word in words], np.intp)
+        vectors: Matrix = self._vectors[rows]
+        new = np.flatnonzero(rows < 0)
+        if len(new):
+            vectors[new] = _made_vectors([words[at] for at in new.tolist()])
+            if self._used + len(new) > len(self._vectors):
+                # Those of this request are the likeliest to be asked for again.
+                self._rows, self._used, new = {}, 0, np.arange(min(len(words), len(self._vectors)))
+            start, self._used = self._used, self._used + len(new)
+            self._vectors[start : self._used] = vectors[new]
+            self._rows.update(zip((words[at] for at in new.tolist()), range(start, self._used), strict=True))
+        return vectors
 
 
-@lru_cache(limits.MATCH_VECTORS_KEPT)
-def _word_vector(word: str) -> Vector:
+def _made_vectors(words: Sequence[str]) -> Matrix:
     import numpy as np
 
     model = _loaded()
-    piece = model.tokenizer.encode(encodable(word), add_special_tokens=False)
-    row: Vector = model.embedding[piece.ids].sum(axis=0)
-    length = np.linalg.norm(row)
-    return row / length if length else row
+    parts = []
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[start : start + _WORDS_AT_ONCE]
+        # In one text, which takes less time. No token has a letter in front of the space that begins the next word.
+        tokens = model.tokenizer.encode(encodable(" ".join(part)), add_special_tokens=False)
+        starts = np.array([at for at, token in enumerate(tokens.tokens) if token[0] == _SPACE], np.intp)
+        if len(starts) != len(part):
+            raise EmbedderError(f"embedder {NAME!r}: an unknown tokenizer; install it anew: {_remedy()}")
+        parts.append(_sums(model.embedding, np.array(tokens.ids, np.intp), starts))
+    rows: Matrix = np.concatenate(parts)
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    rows /= np.where(lengths == 0.0, 1.0, lengths)[:, np.newaxis]
+    return rows
+
+
+def _sums(embedding: Matrix, ids: NDArray[np.intp], starts: NDArray[np.intp]) -> Matrix:
+    """The sum of the vectors of each word, token by token: three times as fast as `np.add.reduceat`."""
+    import numpy as np
+
+    counts = np.diff(starts, append=len(ids))
+    rows: Matrix = embedding[ids[starts]]
+    for at in range(1, min(counts.max(), _WORD_TOKENS)):
+        longer = np.flatnonzero(counts > at)
+        rows[longer] += embedding[ids[starts[longer] + at]]
+    for word in np.flatnonzero(counts > _WORD_TOKENS).tolist():
+        rows[word] = embedding[ids[starts[word] : starts[word] + counts[word]]].sum(axis=0)
+    return rows
 
 
 def is_installed() -> bool:
@@ -98,6 +158,8 @@ def is_installed() -> bool:
 
 _model: Any = None
 _loading = threading.Lock()
+_kept_words = _KeptWords()
+_keeping = threading.Lock()
 
 
 def _loaded() -> Any:
@@ -146,10 +208,13 @@ def _imported() -> Any:
     return wordllama
 
 
-def _renew_lock() -> None:
-    """In a forked child, which does not have the thread that may hold the lock."""
-    global _loading
-    _loading = threading.Lock()
+def _renew_locks() -> None:
+    """In a forked child, which does not have the thread that may hold a lock."""
+    global _loading, _keeping, _kept_words
+    if _keeping.locked():
+        # Halfway through a change.
+        _kept_words = _KeptWords()
+    _loading, _keeping = threading.Lock(), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_renew_locks)

@@ -5,6 +5,9 @@ excludes it. An identifier such as `INV-2291` is one item: its parts, `inv` and 
 
 FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japanese and Korean are split here: into
 pairs of characters, and the last character alone. A run is then found wherever it occurs within another.
+
+They fold the accents of Latin letters only, and neither full-width letters nor all ways to spell one character. So
+that is done here, too.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import re
 from typing import NamedTuple
 
 from pmm_shm import limits
+from pmm_shm.late import late_imports
 
 _CJK = "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
 _CJK += "\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _RUN = re.compile(f"[{_CJK}]+")
 _RUN_AT_END = re.compile(f"[{_CJK}]+\\Z")
 _ITEM = re.compile(r'(?<!\S)(?P<minus>-(?=["\w]))?(?:"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+))|"(?P<late>[^"]*)"|[^\s"]+')
+_ACCENTS = re.compile("[\u0300-\u036f]+")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _TOKEN = re.compile(r"[^\W_]")
 _PUNCTUATION_AT_END = re.compile(r"[\W_]+\Z")
@@ -75,8 +80,20 @@ class WordQuery(NamedTuple):
 
 
 def prepared(text: str) -> str:
-    """A text as it is put into the index: with runs of Chinese, Japanese and Korean split."""
-    return _RUN.sub(_pairs_and_last, _UNUSABLE.sub(" ", text))
+    """A text as it is put into the index: folded, and with runs of Chinese, Japanese and Korean split."""
+    return _RUN.sub(_pairs_and_last, _folded(text))
+
+
+def _folded(text: str) -> str:
+    """Without accents, in one case, and one spelling of each character; ASCII letters stay, FTS5 folds them."""
+    text = _UNUSABLE.sub(" ", text)
+    if text.isascii():
+        return text
+    # Not before it is needed: it maps a megabyte.
+    with late_imports:
+        from unicodedata import normalize
+
+    return normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text.casefold())))
 
 
 def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
@@ -92,7 +109,8 @@ def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
 
 
 def _item(part: str, is_phrase: bool) -> Item:
-    part = _PUNCTUATION_AT_END.sub("", _UNUSABLE.sub(" ", part).replace('"', " "))
+    has_digit = any(map(str.isdigit, part))
+    part = _PUNCTUATION_AT_END.sub("", _folded(part).replace('"', " "))
     end = _RUN_AT_END.search(part)
     head = part if end is None else part[: end.start()]
     run = "" if end is None else end[0]
@@ -100,7 +118,7 @@ def _item(part: str, is_phrase: bool) -> Item:
     words = f"{prepared(head)} {_pairs(run) or run}".strip()
     # Written in one way, so that each is looked up once.
     words = words.lower() if words.isascii() else words
-    return Item(f'"{words}"' + ("*" if len(run) == 1 else ""), is_phrase, any(map(str.isdigit, part)))
+    return Item(f'"{words}"' + ("*" if len(run) == 1 else ""), is_phrase, has_digit)
 
 
 def _pairs(run: str) -> str:

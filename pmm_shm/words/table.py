@@ -32,9 +32,9 @@ _COUNT = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)
 _IDS = "SELECT rowid FROM words WHERE words MATCH ?"
 _FOUND = (
     "SELECT words.rowid, bm25(words), sz FROM words JOIN words_docsize ON words_docsize.id = words.rowid "
-    "WHERE words MATCH ? AND words.rowid > ? ORDER BY words.rowid DESC LIMIT ?"
+    "WHERE words MATCH ? AND words.rowid >= ? ORDER BY words.rowid DESC LIMIT ?"
 )
-_ANY = "SELECT 1 FROM words WHERE words MATCH ? AND rowid > ? LIMIT 1"
+_ANY = "SELECT 1 FROM words WHERE words MATCH ? AND rowid >= ? LIMIT 1"
 
 
 class Totals(NamedTuple):
@@ -173,23 +173,23 @@ class WordTable:
         if known.newest is not None and (newest is None or newest > known.newest):
             # Only the newest are known, and more are asked for.
             known = _Found(0, 0, Occurrences.none())
-        after = int(known.found.ids[0]) if len(known.found.ids) else ID_MIN
-        new = self._read(expression, after, newest, totals)
+        first_id = int(known.found.ids[0]) + 1 if len(known.found.ids) else ID_MIN
+        new = self._read(expression, first_id, newest, totals)
         found = Occurrences.together([new, known.found], newest)
         self._known.note_occurrences(expression, _Found(totals.events, newest, found))
         return found
 
-    def _read(self, expression: str, after: int, newest: int | None, totals: Totals) -> Occurrences:
-        """Those of events behind `after`."""
+    def _read(self, expression: str, first_id: int, newest: int | None, totals: Totals) -> Occurrences:
+        """Those of events from `first_id` on."""
         import numpy as np
 
         # FTS5 counts all events with the item for a score, even if no new event has it.
-        if after != ID_MIN and not self.handle.execute(_ANY, (expression, after)).fetchall():
+        if first_id != ID_MIN and not self.handle.execute(_ANY, (expression, first_id)).fetchall():
             return Occurrences.none()
-        rows = self.handle.execute(_FOUND, (expression, after, -1 if newest is None else newest)).fetchall()
+        rows = self.handle.execute(_FOUND, (expression, first_id, -1 if newest is None else newest)).fetchall()
         if not rows:
             return Occurrences.none()
-        is_all = after == ID_MIN and len(rows) != newest
+        is_all = first_id == ID_MIN and len(rows) != newest
         weight = weight_of(totals.events, len(rows) if is_all else self.count(expression, totals.events + 1))
         ids, scores, sizes = zip(*rows, strict=True)
         packed = b"".join(sizes)

@@ -14,6 +14,7 @@ from pmm_shm.instance.paths import Instance
 from pmm_shm.vectors import wordllama
 from pmm_shm_cli.doctor import Finding, gather
 from pmm_shm_client import EventLog
+from tests.support import words
 from tests.support.doctor import TIMEOUT_S, by_check, examined, worst
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.search_oracle import index
@@ -56,13 +57,17 @@ def test_an_index_that_is_well_behind_or_missing(ledger: str) -> None:
         assert (found(ledger).severity, found(ledger).found) == ("ok", "the daemon keeps none")
 
 
-@pytest.mark.parametrize("what", ["pages", "nonsense", "version"])
+@pytest.mark.parametrize("what", ["pages", "words", "nonsense", "version"])
 def test_the_remedy_of_an_index_that_cannot_be_read(ledger: str, what: str) -> None:
     indexed(ledger)
     file = Instance.of(ledger).words_file
     if what == "version":
         with sqlite3.connect(file) as handle:
             handle.execute("UPDATE state SET format = format + 1")
+    elif what == "words":
+        with sqlite3.connect(file) as handle:
+            # Each page is sound.
+            handle.execute(words.DAMAGE)
     elif what == "nonsense":
         file.write_bytes(b"nonsense" * 2_000)
     else:
@@ -83,8 +88,8 @@ def test_an_index_that_the_daemon_cannot_write(ledger: str) -> None:
         facts = gather(ledger, TIMEOUT_S)
     assert facts.state is not None
     assert facts.state.daemon is not None
-    words = {**facts.state.daemon["words"], "problem": "database is\nlocked"}
-    ill = dataclasses.replace(facts.state, daemon={**facts.state.daemon, "words": words})
+    counts = {**facts.state.daemon["words"], "problem": "database is\nlocked"}
+    ill = dataclasses.replace(facts.state, daemon={**facts.state.daemon, "words": counts})
     assert worst(by_check(dataclasses.replace(facts, state=ill)), "words").found == (
         "it cannot be written: database is locked"
     )

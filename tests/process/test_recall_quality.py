@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bench import recall
-from pmm_shm import limits
 from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm_client import Cache, EventLog, connect
 from tests.support.fork_daemon import ForkedDaemon
@@ -38,9 +37,8 @@ NAMES = (
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
     path = tmp_path_factory.mktemp("quality") / "l.db"
-    with pytest.MonkeyPatch.context() as patch, connect(path, create=True, embedder="wordllama") as opened:
+    with connect(path, create=True, embedder="wordllama") as opened:
         # All of them are embedded here, without a daemon.
-        patch.setattr(limits, "SEARCH_TEXTS_MAX", 1_000)
         texts = [
             f"Invoice {name} of {17 * number % 900} euros is due next week."
             if name.startswith("INV")

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.store import boot
+from pmm_shm.words.file import checked_record
 from pmm_shm_client import Cache, EventLog, connect
 from tests.support import daemons, ledgers, words
 from tests.support.fork_daemon import ForkedDaemon
@@ -194,6 +196,29 @@ def test_a_file_that_is_no_index_is_made_anew(ledger: str, cache: Cache, content
             index(ledger)
             with connect(ledger) as later:
                 check_indexed(later)
+
+
+def test_an_index_with_damaged_records_is_made_anew(ledger: str, cache: Cache) -> None:
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+    with sqlite3.connect(file_of(ledger)) as handle:
+        handle.execute(words.DAMAGE)
+        assert handle.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        checked_record(file_of(ledger))
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+        assert checked_record(file_of(ledger)) is not None
+
+
+def test_an_index_is_opened_beside_a_reader(ledger: str, cache: Cache) -> None:
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+    with closing(sqlite3.connect(file_of(ledger), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM words").fetchone() == (200,)
+        with ForkedDaemon(Path(ledger)):
+            check_indexed(cache)
 
 
 def test_other_kinds_and_none(ledger: str, cache: Cache) -> None:

@@ -152,6 +152,33 @@ def test_the_query_language(query: str, found: list[int]) -> None:
     assert sorted(ranked([table], WordQuery.of(query)).best()) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "queries"),
+    [
+        ("Αθήνα", ["ΑΘΗΝΑ", "αθηνα", "Αθη\u0301να"]),  # noqa: RUF001
+        ("ὁδός", ["ΟΔΌΣ", "οδοσ"]),
+        ("Ёлка, Йод", ["елка", "ёлка", "И\u0306ОД"]),  # noqa: RUF001
+        ("Straße am See", ["STRASSE", "strasse", '"straße am"']),
+        ("ﬁsh № ５", ["FISH", "5", "fish"]),  # noqa: RUF001
+        ("ＡＢＣ株式会社", ["ABC株式会社", "abc株式", "株式会社"]),
+        ("ﾊﾞﾅﾅ", ["バナナ", "ハ\u3099ナ", "ナナ"]),
+        ("한글", ["\u1112\u1161\u11ab\u1100\u1173\u11af", "글"]),
+        ("İstanbul", ["istanbul", "ISTANBUL"]),
+        ("＂quoted＂", ["quoted", '"＂quoted＂"']),  # noqa: RUF001
+    ],
+)
+def test_the_spelling_of_a_character_does_not_count(text: str, queries: list[str]) -> None:
+    for query in [text, *queries]:
+        assert set(ranked([table_of([(1, text), (2, "other")])], WordQuery.of(query)).best()) == {1}, query
+
+
+def test_the_lowest_and_the_highest_id() -> None:
+    rows = [(-(1 << 63), "alpha"), (0, "alpha beta"), ((1 << 63) - 1, "beta")]
+    table = table_of(rows)
+    for query, found in (("alpha", rows[:2]), ("beta", rows[1:])) * 2:
+        assert set(ranked([table], WordQuery.of(query)).best()) == {event_id for event_id, _ in found}
+
+
 def test_a_message_is_no_query() -> None:
     query = WordQuery.of('- "buy milk" -5', is_message=True)
     assert (query.excluded, [item.is_phrase for item in query.items]) == ([], [False] * 3)

@@ -15,6 +15,11 @@ from pmm_shm import limits
 from pmm_shm.words.texts import WORD_KINDS
 from pmm_shm_client import Cache, EventLog
 
+DAMAGE = (
+    "UPDATE words_data SET block = CAST(substr(block, 1, length(block) / 2) || zeroblob(length(block) / 4) "
+    "|| substr(block, length(block) / 2 + length(block) / 4 + 1) AS BLOB) WHERE id > 10"
+)
+"""Damages the records of FTS5 in an index, so that searches find less without an error."""
 _RUN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]+")
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pmm_shm import limits
+from pmm_shm.vectors import wordllama
 from pmm_shm.vectors.function import FunctionEmbedder
 from pmm_shm.vectors.question import is_about_asker, telling_words
 from pmm_shm.vectors.word_match import word_matches, words_of
-from pmm_shm.vectors.wordllama import word_vectors
+from pmm_shm.vectors.wordllama import WordLlama, _KeptWords, word_vectors
 from pmm_shm_client import EventLog, connect
 from tests.support.profiles import examples
 
@@ -69,10 +70,8 @@ def test_texts_without_words_match_nothing_and_long_ones_by_their_beginning() ->
 
 
 def test_the_words_of_a_question_that_tell_something() -> None:
-    words = words_of("What did I book on 13 April, may 2291, 7th or Tuesday?")
-    assert telling_words(words) == ["i", "book", "on", "13", "april", "may", "2291", "7th", "or", "tuesday"]
-    assert telling_words(words, is_dated=True) == ["i", "book", "on", "or"]
-    assert telling_words(["13", "april"], is_dated=True) == ["13", "april"]
+    words = words_of("What did I book on 13 April?")
+    assert telling_words(words) == ["i", "book", "on", "13", "april"]
     assert telling_words(["who", "is"]) == ["who", "is"]
 
 
@@ -96,6 +95,48 @@ def test_the_vectors_of_words_have_length_one_and_know_their_like() -> None:
     lift, elevator, boss, strange = word_vectors(["lift", "elevator", "boss", "\ud800"])
     assert [float(row @ row) for row in (lift, strange)] == pytest.approx([1.0, 1.0])
     assert lift @ elevator > 0.4 > boss @ elevator
+
+
+@given(
+    st.lists(
+        st.text(min_size=1, max_size=40).flatmap(lambda text: st.sampled_from(words_of(text) or ["a"])), min_size=1
+    )
+)
+@settings(max_examples=examples(40), deadline=None)
+def test_the_vector_of_a_word_depends_on_nothing_else(words: list[str]) -> None:
+    together = word_vectors([*words, *(f"{word}{number}" for number, word in enumerate(words))])
+    for word, vector in zip(words, together, strict=False):
+        (alone,) = _KeptWords().of([word])
+        assert np.array_equal(vector, alone)
+        mean = WordLlama().embed([word])[0]
+        assert np.allclose(alone, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_the_vectors_of_more_words_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MATCH_VECTORS_KEPT", 4)
+    kept = _KeptWords()
+    names = ["lift", "elevator", "boss", "oak", "elm", "ash", "yew"]
+    wanted = dict(zip(names, word_vectors(names), strict=True))
+    for asked in (names[:3], names[2:5], names, names[5:], names[::-1], ["yew", "yew", "lift"], names[3:]):
+        assert np.array_equal(kept.of(asked), np.array([wanted[name] for name in asked]))
+
+
+def test_the_words_kept_are_those_asked_for_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    make = wordllama._made_vectors
+    monkeypatch.setattr(wordllama, "_made_vectors", lambda words: made.extend(words) or make(words))
+    monkeypatch.setattr(limits, "MATCH_VECTORS_KEPT", 4)
+    kept = _KeptWords()
+    for asked in (
+        ["a", "b", "c"],
+        ["b", "c", "d"],
+        ["c", "e", "f"],
+        ["f", "e", "c"],
+        ["a", "b", "c", "d", "e"],
+        ["a", "d"],
+    ):
+        kept.of(asked)
+    assert made == ["a", "b", "c", "d", "e", "f", "a", "b", "d"]
 
 
 Noted = st.lists(st.lists(st.sampled_from(["oak", "elm", "ash", "yew", "fir"]), max_size=4).map(" ".join), min_size=3)
