@@ -302,10 +302,11 @@ MATCH_VECTORS_KEPT = 8_192
 # How the daemon fills the tables of event vectors.
 INDEX_EVENTS_PER_COMMIT = 1_024
 INDEX_EVENTS_PER_READ = 128
-INDEX_SLICE_S = 0.0005
-"""How long the indexer works before it offers its core to other programs."""
-INDEX_WAIT_S = 0.004
-"""How long the indexer waits for a follower that works or has to; then it works for as long all the same."""
+INDEX_SLICE_S = 0.001
+INDEX_YIELD_S = 0.01
+"""How long the indexer waits for the follower to publish a commit, before it works for a slice all the same."""
+INDEX_CALM_S = 0.1
+"""How long after a commit the indexer rests after each slice, for as long as a slice."""
 # Of the daemon's own work for one request to an endpoint, and of the request beyond its latency.
 INDEX_REQUEST_CPU_S = 0.02
 INDEX_REQUEST_S = 0.25

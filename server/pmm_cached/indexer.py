@@ -7,7 +7,6 @@ the store there is nothing to do, and numpy, a fifth of the memory of such a dae
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from pmm_cached.embedding_import import EmbeddingImport
     from pmm_cached.event_tables import EventTableIndexer, EventTables
 
-# Not `os.sched_yield`: before Python 3.12 it keeps the interpreter's lock.
-_libc = ctypes.CDLL(None)
 _HEAD_SQL = "SELECT coalesce(max(id), 0) FROM events LIMIT ?"
 _IMPORTED_SQL = (
     "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'event_embeddings') "
@@ -70,8 +67,8 @@ class Indexer(BackgroundThread):
     Parameters:
         embedder, found_as, kinds: as for `EventTables`.
         word_kinds: of the events in the index of words.
-        standstill: the follower's lock; while it is held, this thread waits, up to `INDEX_WAIT_S`.
-        is_follower_behind: whether a commit awaits the follower; this thread waits then, too.
+        standstill: the follower's lock; while it is held, this thread pauses.
+        is_follower_behind: whether a commit awaits the follower; this thread pauses then, too.
         server: has the leases on texts, which are shared with the workers: each new text is computed once.
         on_death: as for `BackgroundThread`.
     """
@@ -113,9 +110,9 @@ class Indexer(BackgroundThread):
         # The beginning of the round that indexed all published events; None if the last round left some.
         self._caught_up_at: float | None = None
         self._has_news = True
-        # On the monotonic clock: when to offer the core to others, and until when it works although the follower is
-        # behind.
-        self._yields_at = self._insists_until = 0.0
+        # On the monotonic clock: when it need not rest any more, when it last did, and until when it works although the
+        # follower is behind.
+        self._calm_at = self._rested_at = self._insists_until = 0.0
         # A daemon that was killed may have found that the log has another history.
         self._is_reset = writer.environment.get(OTHER_HISTORY_KEY) is not None or writer.header.is_void
         self._requests: list[_IndexRequest] = []
@@ -124,6 +121,7 @@ class Indexer(BackgroundThread):
         """Report that the ledger has changed, and that the follower has published the change."""
         with self._changed:
             self._has_news = True
+            self._calm_at = time.monotonic() + limits.INDEX_CALM_S
             self._changed.notify_all()
 
     def reset(self) -> None:
@@ -329,25 +327,26 @@ class Indexer(BackgroundThread):
     # Pauses.
 
     def _give_way(self) -> None:
-        """Let the follower go first: while it works, and from a commit on until it has begun to work. And let other
-        programs have this core, before the scheduler takes it.
+        """Let the follower go first: while it works, and from a commit on until it has begun to work. And as long as
+        somebody commits, rest after each slice.
 
-        The scheduler would not let the follower go first: the daemon pre-empts nobody when it is woken up, not even
-        this thread. And if the scheduler took the core, this thread might have the interpreter's lock, for which the
-        follower would wait.
+        The scheduler would not do it: the daemon pre-empts nobody when it is woken up, not even this thread. And on
+        busy cores this thread may have to stop while it has the interpreter's lock, the less often the more it rests.
         """
-        began = time.monotonic()
-        if began >= self._yields_at:
-            _libc.sched_yield()
-            self._yields_at = time.monotonic() + limits.INDEX_SLICE_S
-        while not self._is_stopping and (self._standstill.locked() or self._is_follower_behind()):
+        began = 0.0
+        while not self._is_stopping:
             now = time.monotonic()
-            if now - began >= limits.INDEX_WAIT_S:
-                # Writers without a pause would stop this thread: it works for as long as it waited.
-                self._insists_until = now + limits.INDEX_WAIT_S
-            if now < self._insists_until:
+            began = began or now
+            is_in_the_way = self._standstill.locked()
+            if not is_in_the_way and now >= self._insists_until and self._is_follower_behind():
+                # Writers without a pause would stop this thread altogether.
+                is_in_the_way = now - began < limits.INDEX_YIELD_S
+                self._insists_until = 0.0 if is_in_the_way else now + limits.INDEX_SLICE_S
+            is_rested = now >= self._calm_at or now - self._rested_at < limits.INDEX_SLICE_S
+            if is_rested and not is_in_the_way:
                 return
             time.sleep(limits.INDEX_SLICE_S)
+            self._rested_at = time.monotonic()
 
     def _pause(self) -> None:
         """Let the follower go first. Raises `Stopped`."""

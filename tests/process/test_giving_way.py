@@ -46,20 +46,17 @@ def publisher(ledger: str) -> Iterator[Publisher]:
     opened.close()
 
 
-class Clock:
-    """The clock of the indexer: goes on a little with each look at it, and its sleeps take no time."""
+class Sleeps:
+    """The clock of the indexer: counts its sleeps, which take no time."""
+
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
-        self.now_s = self.slept_s = 0.0
+        self.count = 0
 
-    def monotonic(self) -> float:
-        self.now_s += 0.0001
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-        self.slept_s += seconds
-        time.sleep(0.00001)
+    def sleep(self, _: float) -> None:
+        self.count += 1
+        time.sleep(0.0001)
 
 
 class Work:
@@ -114,7 +111,7 @@ def test_it_stands_still_until_the_follower_has_gone_on(
     ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look that finds a commit comes within the second transaction, and nothing is taken in after it."""
-    monkeypatch.setattr(limits, "INDEX_WAIT_S", 3_600.0)
+    monkeypatch.setattr(limits, "INDEX_YIELD_S", 3_600.0)
     goes_on = threading.Event()
     with working(ledger, publisher, lambda words: words.rows > 0 and not goes_on.is_set()) as work:
         until(lambda: work.words.rows, "the first transaction")
@@ -125,10 +122,7 @@ def test_it_stands_still_until_the_follower_has_gone_on(
         until(work.is_done, "the rest")
 
 
-def test_it_stands_still_while_the_follower_works(
-    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "INDEX_WAIT_S", 3_600.0)
+def test_it_stands_still_while_the_follower_works(ledger: str, publisher: Publisher) -> None:
     begins = threading.Event()
 
     def is_behind(words: WordStatus) -> bool:
@@ -150,52 +144,30 @@ def test_it_stands_still_while_the_follower_works(
         assert work.indexer.stop(10)
 
 
-@pytest.mark.parametrize("follower", ["waits", "works"])
-def test_writers_without_a_pause_leave_it_half_of_the_time(
-    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, follower: str
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(indexer, "time", clock)
-    monkeypatch.setattr(limits, "INDEX_GATHER_S", 0.0)
-    work = Work(ledger, publisher, lambda _: follower == "waits")
-    if follower == "works":
-        work.standstill.acquire()
-    work.indexer.start()
-    try:
-        until(work.is_done, "all of it")
-    finally:
-        assert work.indexer.stop(10)
-    assert clock.now_s > LOOKS * limits.INDEX_WAIT_S
-    assert 0.25 < clock.slept_s / clock.now_s <= 0.5
-
-
-def test_it_offers_its_core_and_never_sleeps_beside_an_idle_follower(
+def test_writers_without_a_pause_do_not_stop_it(
     ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offers = 0
+    monkeypatch.setattr(limits, "INDEX_YIELD_S", 0.002)
+    with working(ledger, publisher, lambda _: True) as work:
+        until(work.is_done, "all of it")
 
-    class Library:
-        """The C library."""
 
-        @staticmethod
-        def sched_yield() -> None:
-            nonlocal offers
-            offers += 1
-
-    clock = Clock()
-    monkeypatch.setattr(indexer, "time", clock)
-    monkeypatch.setattr(indexer, "_libc", Library)
-    monkeypatch.setattr(limits, "INDEX_GATHER_S", 0.0)
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_it_rests_only_while_somebody_commits(
+    ledger: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    sleeps = Sleeps()
+    monkeypatch.setattr(indexer, "time", sleeps)
+    monkeypatch.setattr(limits, "INDEX_CALM_S", 3_600.0)
+    monkeypatch.setattr(limits, "INDEX_SLICE_S", 0.0001)
     work = Work(ledger, publisher, lambda _: False)
-    for _ in range(LOOKS):
-        # Commits that are published do not slow it down.
+    if is_busy:
         work.indexer.ledger_changed()
     work.indexer.start()
     try:
         until(work.is_done, "all of it")
-        assert clock.slept_s == 0.0
-        assert offers > LOOKS
-        assert offers <= clock.now_s / limits.INDEX_SLICE_S + 1
+        # One of them gathers the commits for the next round.
+        assert sleeps.count > LOOKS if is_busy else sleeps.count <= 1
     finally:
         assert work.indexer.stop(10)
 
