@@ -93,12 +93,23 @@ class _KeptWords:
     """The vectors of words asked for before. Not thread-safe."""
 
     def __init__(self) -> None:
+        self.is_in_use = False
         self._rows: dict[str, int] = {}
         self._vectors: Matrix | None = None
         self._used = 0
 
     def of(self, words: Sequence[str]) -> Matrix:
         """The vectors of these words."""
+        if self.is_in_use:
+            # In a signal handler, halfway through a change by its own thread.
+            return _made_vectors(words)
+        self.is_in_use = True
+        try:
+            return self._of(words)
+        finally:
+            self.is_in_use = False
+
+    def _of(self, words: Sequence[str]) -> Matrix:
         import numpy as np
 
         if self._vectors is None:
@@ -157,9 +168,10 @@ def is_installed() -> bool:
 
 
 _model: Any = None
-_loading = threading.Lock()
+# Re-entrant: a signal handler may search while its thread does.
+_loading = threading.RLock()
 _kept_words = _KeptWords()
-_keeping = threading.Lock()
+_keeping = threading.RLock()
 
 
 def _loaded() -> Any:
@@ -211,10 +223,10 @@ def _imported() -> Any:
 def _renew_locks() -> None:
     """In a forked child, which does not have the thread that may hold a lock."""
     global _loading, _keeping, _kept_words
-    if _keeping.locked():
+    if _kept_words.is_in_use:
         # Halfway through a change.
         _kept_words = _KeptWords()
-    _loading, _keeping = threading.Lock(), threading.Lock()
+    _loading, _keeping = threading.RLock(), threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)

@@ -7,7 +7,7 @@ FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japan
 pairs of characters, and the last character alone. A run is then found wherever it occurs within another.
 
 They fold the accents of Latin letters only, and neither full-width letters nor all ways to spell one character. So
-that is done here, too.
+that is done here, too. They take emoji and signs that are newer than their tables for letters: here these are spaces.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _RUN = re.compile(f"[{_CJK}]+")
 _RUN_AT_END = re.compile(f"[{_CJK}]+\\Z")
 _ITEM = re.compile(r'(?<!\S)(?P<minus>-(?=["\w]))?(?:"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+))|"(?P<late>[^"]*)"|[^\s"]+')
 _ACCENTS = re.compile("[\u0300-\u036f]+")
+# Of marks and symbols. Python has no class of marks alone; those that are sorted by Unicode are all in this one.
+_MARK = "(?:[^\\w\\s\0-\x7f\ue000-\uf8ff\U00020000-\U0010ffff]|[\uff9e\uff9f])"
+_LONG_RUN = re.compile(f"({_MARK}{{30}}){_MARK}+")
+_SYMBOLS = re.compile("(?:(?!\\w)[\u061c\u2000-\u2bff\u2e00-\u2e7f\U0001f000-\U0001fbff])+")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _TOKEN = re.compile(r"[^\W_]")
 _PUNCTUATION_AT_END = re.compile(r"[\W_]+\Z")
@@ -85,7 +89,7 @@ def prepared(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Without accents, in one case, and one spelling of each character; ASCII letters stay, FTS5 folds them."""
+    """Without accents and symbols, in one case and one spelling of each character; FTS5 folds ASCII letters."""
     text = _UNUSABLE.sub(" ", text)
     if text.isascii():
         return text
@@ -93,7 +97,9 @@ def _folded(text: str) -> str:
     with late_imports:
         from unicodedata import normalize
 
-    return normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text.casefold())))
+    # To sort a run of marks takes a time that grows with the square of its length: hours for a megabyte.
+    text = _LONG_RUN.sub(r"\1", text.casefold())
+    return _SYMBOLS.sub(" ", normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text))))
 
 
 def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,7 +24,7 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, UnknownModelError
 from pmm_shm.ledger.rows import Event
 from pmm_shm.vectors.function import FunctionEmbedder
-from pmm_shm.words.query import WordQuery
+from pmm_shm.words.query import WordQuery, prepared
 from pmm_shm.words.ranking import Ranking, ranked
 from pmm_shm.words.table import WordTable
 from pmm_shm_client import Cache, EventLog, connect
@@ -165,11 +166,22 @@ def test_the_query_language(query: str, found: list[int]) -> None:
         ("한글", ["\u1112\u1161\u11ab\u1100\u1173\u11af", "글"]),
         ("İstanbul", ["istanbul", "ISTANBUL"]),
         ("＂quoted＂", ["quoted", '"＂quoted＂"']),  # noqa: RUF001
+        ("all done🥳now", ["done", "done🥳", "now", '"done now"', "done🫡"]),
+        ("it cost 500₽ by \u2068Eve\u2069", ["500", "500₽", "eve", '"by eve"']),
+        ("❶②\u2b50", ["❶2", "❶②🫡"]),
+        ("e" + "\u05b4\u0591" * 50 + "nd", ["e", "nd", "e" + "\u0591\u05b4" * 60 + "nd"]),
     ],
 )
 def test_the_spelling_of_a_character_does_not_count(text: str, queries: list[str]) -> None:
     for query in [text, *queries]:
         assert set(ranked([table_of([(1, text), (2, "other")])], WordQuery.of(query)).best()) == {1}, query
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u05b4\u0591", "\uff9e\u064e"])
+def test_a_long_run_of_marks_takes_no_time(marks: str) -> None:
+    began = time.process_time()
+    prepared("e" + marks * 100_000)
+    assert time.process_time() - began < 5.0
 
 
 def test_the_lowest_and_the_highest_id() -> None:

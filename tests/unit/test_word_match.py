@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,6 +120,27 @@ def test_the_vectors_of_more_words_than_are_kept(monkeypatch: pytest.MonkeyPatch
     wanted = dict(zip(names, word_vectors(names), strict=True))
     for asked in (names[:3], names[2:5], names, names[5:], names[::-1], ["yew", "yew", "lift"], names[3:]):
         assert np.array_equal(kept.of(asked), np.array([wanted[name] for name in asked]))
+
+
+def test_a_signal_handler_searches_in_the_midst_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = wordllama._made_vectors
+    asked: list[list[str]] = [["lift", "elevator", "elm"], ["boss", "lift"]]
+    answers: list[NDArray[np.float32]] = []
+
+    def interrupted(words: Sequence[str]) -> NDArray[np.float32]:
+        monkeypatch.setattr(wordllama, "_made_vectors", make)
+        answers.append(word_vectors(asked[0]))
+        return make(words)
+
+    monkeypatch.setattr(wordllama, "_kept_words", _KeptWords())
+    monkeypatch.setattr(wordllama, "_made_vectors", interrupted)
+    search = threading.Thread(target=lambda: answers.append(word_vectors(asked[1])), daemon=True)
+    search.start()
+    search.join(20.0)
+    assert not search.is_alive(), "it waits for itself"
+    for words, found in zip(asked, answers, strict=True):
+        assert np.array_equal(found, _KeptWords().of(words))
+        assert np.array_equal(found, word_vectors(words))
 
 
 def test_the_words_kept_are_those_asked_for_last(monkeypatch: pytest.MonkeyPatch) -> None:
