@@ -437,6 +437,11 @@ def test_a_table_is_formatted_and_blank_lines_do_not_pile_up(talk: Talk, endpoin
     assert re.search(r"Tag +Ort\n─+\nMo +東京都\n\n▌ quoted\n\nx = 1\n\n• last$", shown), shown
 
 
+def test_a_line_break_of_two_characters_may_come_in_two_pieces(talk: Talk, endpoint: Endpoint) -> None:
+    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree")
+    assert [line.strip() for line in lines] == ["assistant › One", "Two", "", "Three"]  # noqa: RUF001
+
+
 def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:
     lines = answered(talk, endpoint, "One paragraph.\n", "Its second line.\n\n", "Another one: 2 * 3 < 7.")
     assert [line.strip() for line in lines] == [
@@ -516,6 +521,19 @@ def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
     assert "The tomatoes want" in shown
     assert "commitments" in child.say("/status")
     assert re.search(r"\n +the published state\n", child.say("/help"))
+
+
+@pytest.mark.parametrize(("columns", "is_formatted"), [(24, True), (16, False)])
+def test_a_terminal_for_which_lines_are_too_long(
+    talk: Talk, ledger: str, endpoint: Endpoint, columns: int, is_formatted: bool
+) -> None:
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", "Aria", {"name": "Aria"})
+    endpoint.answer = lambda own, handler: own.events(handler, *"Some **bold** words that go on and on.\n\nThe end.")
+    child = talk("--responder", "openai", "--model", "m", rows=30, columns=columns)
+    shown = child.say("Go")
+    assert ("**" not in shown) == is_formatted, shown
+    assert [shown.count(word) for word in ("Aria", "Some", "bold", "words", "end")] == [1] * 5, shown
 
 
 def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
