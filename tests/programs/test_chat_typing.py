@@ -242,6 +242,43 @@ def test_ctrl_x_ctrl_e_edits_the_line(talk: Talk, ledger: str, tmp_path: Path) -
     assert said(ledger) == ["a draft and more"]
 
 
+@pytest.mark.parametrize(
+    ("editor", "shown"),
+    [('rm "$1"', ""), ("exit 3", r"Editing\s+failed"), ("'", "No closing quotation"), ("true", "")],
+)
+def test_a_draft_outlives_an_editor_that_saves_nothing(
+    talk: Talk, ledger: str, tmp_path: Path, editor: str, shown: str
+) -> None:
+    path = tmp_path / "editor"
+    path.write_text(f"#!/bin/sh\n{editor}\necho done > '{tmp_path}/done'\n", encoding="utf-8")
+    path.chmod(0o755)
+    child = talk(EDITOR="vi '" if editor == "'" else str(path), VISUAL=None)
+    child.send("a draft\x18\x05")
+    child.until(f"{shown}(.|\n)*a draft" if shown else "a draft")
+    if not shown:
+        daemons.until((tmp_path / "done").exists, "the editor's end")
+    child.say("")
+    assert said(ledger) == ["a draft"]
+    assert "xception" not in child.raw()
+
+
+def test_ctrl_x_ctrl_e_takes_any_bytes_and_leaves_ctrl_c_to_the_editor(talk: Talk, ledger: str, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    editor = tmp_path / "editor"
+    wait = f"while [ ! -e '{go_on}' ]; do sleep 0.05; done"
+    script = f"#!/bin/sh\ntrap '' INT\necho editing\n{wait}\nprintf 'caf\\351\\r\\nend' > \"$1\"\n"
+    editor.write_text(script, encoding="utf-8")
+    editor.chmod(0o755)
+    child = talk(EDITOR=str(editor), VISUAL=None)
+    child.send("a draft\x18\x05")
+    child.until("editing")
+    child.send("\x03")
+    child.until(r"\^C")
+    go_on.touch()
+    child.until_prompt()
+    assert said(ledger) == ["caf\ufffd\nend"]
+
+
 def test_a_second_ctrl_c_says_how_to_end(talk: Talk) -> None:
     child = talk()
     child.send("half a line\x03")
