@@ -7,12 +7,19 @@ before it is sent, also if it came while an answer was shown; commands are compl
 from __future__ import annotations
 
 import contextlib
+import shutil
+import signal
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pmm_shm_chat.typing_lines import is_open_block
+import click
+
+from pmm_shm.errors import PmmShmError
+from pmm_shm_chat.typing_lines import edited, is_open_block
+from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -52,9 +59,6 @@ def reader(
         # Only a command reserves lines for the menu.
         complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
         enable_suspend=True,
-        # Ctrl-X Ctrl-E, as in a shell.
-        enable_open_in_editor=True,
-        tempfile_suffix=".md",
     )
     return session.prompt
 
@@ -98,7 +102,43 @@ def _keys() -> KeyBindings:
     def break_line(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
+    @keys.add("c-x", "c-e")
+    async def edit(event: KeyPressEvent) -> None:
+        """As in a shell. Not prompt_toolkit's own: it shows the traceback of an editor that fails."""
+        from prompt_toolkit.application import run_in_terminal
+
+        buffer = event.current_buffer
+        text = await run_in_terminal(lambda: _edited_or_said(buffer.text))
+        if text is not None:
+            buffer.text = text
+            buffer.validate_and_handle()
+
     return keys
+
+
+def _edited_or_said(text: str) -> str | None:
+    """What the user's editor saved; None if it saved nothing, or failed, which is shown."""
+    # Ctrl-C is the editor's: the loop of the prompt hears of signals through this descriptor.
+    wakeup = signal.set_wakeup_fd(-1) if threading.current_thread() is threading.main_thread() else None
+    try:
+        return edited(text)
+    except (PmmShmError, click.ClickException, OSError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _show_wrapped(printable(" ".join(message.split())))
+        return None
+    finally:
+        if wakeup is not None:
+            signal.set_wakeup_fd(wakeup)
+
+
+def _show_wrapped(text: str) -> None:
+    from pmm_shm_chat.wrapping import LineWrapper
+
+    wrapper = LineWrapper(_write, shutil.get_terminal_size().columns, 2)
+    _write("  ")
+    wrapper.add(text)
+    wrapper.end()
+    _write("\n")
 
 
 def _completer(commands: Mapping[str, str]) -> Completer:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.segment import Segment, Segments
 
-_FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
+# A block of code may begin right behind the mark of a list; code within one line, as in ```x```, begins none.
+_FENCE = re.compile(r"((?: *(?:[-*+]|\d{1,9}[.)]) )* *)(`{3,}(?!.*`)|~{3,})(.*)")
 _PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "hardbreak"})
 _LOST = ("html_block", "html_inline", "image", "reference")
 """The rules whose words rich does not show."""
@@ -63,10 +64,10 @@ class Blocks:
     def _end_line(self) -> None:
         line, self._line = self._line, ""
         if (fence := _FENCE.match(line)) is not None:
-            mark, rest = fence.groups()
+            before, mark, rest = fence.groups()
             if self._fence is None:
                 self._fence = mark
-            elif mark.startswith(self._fence) and not rest.strip():
+            elif mark.startswith(self._fence) and not before.strip() and not rest.strip():
                 self._fence = None
         self._lines.append(line)
 

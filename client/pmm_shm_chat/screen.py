@@ -98,6 +98,7 @@ class TerminalScreen:
         self._width = 0
         self._is_moved = False
         self._has_text = False
+        self._held = ""
         self._answering = contextlib.ExitStack()
 
     @property
@@ -133,11 +134,16 @@ class TerminalScreen:
         self._head = f"{printable(name)} {self._mark} "
         self._flow = None
         self._has_text = False
+        self._held = ""
         self._answering.enter_context(quiet(self.is_dumb))
         if self._is_utf8 and not self.is_dumb:
             self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
+        # The second half of a line break, \r\n, may be in the next piece.
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        text = text.removesuffix("\r")
         if not text:
             return
         if self._flow is None:
@@ -166,7 +172,7 @@ class TerminalScreen:
         self._stop_spinner()
         self._width, self._is_moved = self._console.width, False
         self._indent = cell_len(self._head)
-        is_below = self._indent > self._width // _HEAD_SHARE
+        is_below = self._indent > min(self._width // _HEAD_SHARE, self._width - WIDTH_MIN)
         if is_below:
             # A long name, or a narrow terminal.
             self._head, self._indent = f"{self._head.rstrip()}\n{_MARGIN}", len(_MARGIN)
@@ -187,7 +193,9 @@ class TerminalScreen:
         is_moved, self._is_moved = self._is_moved, False
         rows, is_first, self._is_first_block = self._flow.rows, self._is_first_block, False
         self._flow.rows = 0
-        if not self._formats or is_moved or rows + 1 >= self._console.height or not is_markdown(block):
+        # Lines of `WIDTH_MIN` cells on a narrower terminal take more rows than were counted.
+        is_countable = not is_moved and self._width >= self._indent + WIDTH_MIN
+        if not self._formats or not is_countable or rows + 1 >= self._console.height or not is_markdown(block):
             return
         self._write("\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J")
         if is_first:

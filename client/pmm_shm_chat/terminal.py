@@ -25,7 +25,7 @@ from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, open_commitments, run_command
 from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
-from pmm_shm_chat.typing_lines import TypedTexts, history_file, typed
+from pmm_shm_chat.typing_lines import TypedTexts, edited, history_file, typed
 from pmm_shm_terminal.exits import CommandFailed
 
 UNNAMED = "assistant"
@@ -117,7 +117,7 @@ class _Conversation:
         # Ctrl-C is the editor's.
         self._in_turn = True
         try:
-            text = _edited().strip()
+            text = (edited() or "").strip()
         finally:
             self._in_turn = False
         if not text:
@@ -209,21 +209,6 @@ class _Conversation:
         finally:
             signal.signal(signal.SIGINT, before)
             signal.signal(signal.SIGCONT, before_continue)
-
-
-def _edited() -> str:
-    """What the user's editor leaves in a new file; "" if it saved nothing, or removed the file.
-
-    Raises:
-        ConfigError: the editor's command cannot be split into words.
-        click.ClickException: the editor failed.
-    """
-    try:
-        return (click.edit(b"", extension=".md") or b"").decode(errors="replace").replace("\r\n", "\n")
-    except FileNotFoundError:
-        return ""
-    except ValueError as error:
-        raise ConfigError(f"VISUAL or EDITOR: {error}") from None
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from pmm_shm.errors import ConfigError
+
 BLOCK = '"""'
 """Begins and ends a text of several lines."""
 _ENTRIES_MAX = 1_000
@@ -57,6 +59,22 @@ def without_marks(text: str) -> str:
     if text.count(BLOCK) == 2 and inside.startswith(BLOCK) and inside.endswith(BLOCK):
         return inside[len(BLOCK) : -len(BLOCK)].strip("\n")
     return text
+
+
+def edited(text: str = "") -> str | None:
+    """What the user's editor leaves in a new file with this text; None if it saved nothing, or removed the file.
+
+    Raises:
+        ConfigError: the editor's command cannot be split into words.
+        click.ClickException: the editor failed.
+    """
+    try:
+        saved = click.edit(text.encode(errors="replace"), extension=".md")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"VISUAL or EDITOR: {error}") from None
+    return None if saved is None else saved.decode(errors="replace").replace("\r\n", "\n").removesuffix("\n")
 
 
 def history_file() -> Path | None:

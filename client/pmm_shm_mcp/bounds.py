@@ -39,7 +39,8 @@ def with_items(answer: Mapping[str, Any], name: str, items: Iterable[Mapping[str
         chars_max = max(VALUE_CHARS_MIN, chars_max * 2 // 3)
     kept = _fitting(shown, room)
     notes: dict[str, Any] = {"left_out": len(shown) - kept} if kept < len(shown) else {}
-    if any(_is_cut(item) for item in shown[:kept]):
+    pairs = zip(shown[:kept], whole[:kept], strict=True)
+    if any(_is_cut(value, item[key]) for part, item in pairs for key, value in part.items()):
         notes["cut"] = "long texts are cut; ask for fewer to see more of each"
     return {**head, name: shown[:kept], **notes}
 
@@ -53,8 +54,9 @@ def _fitting(items: Sequence[Mapping[str, Any]], room: int) -> int:
     return len(items)
 
 
-def _is_cut(item: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, str) and value.endswith(_MARK) for value in item.values())
+def _is_cut(shown: Any, whole: Any) -> bool:
+    """Whether `cut` has left a part of a value. A copy of an answer may end with the mark and be whole."""
+    return isinstance(shown, str) and (not isinstance(whole, str) or shown != cut_text(whole, len(whole)))
 
 
 def _prepared(value: Any) -> Any:
@@ -82,9 +84,9 @@ def cut_text(text: str, chars_max: int) -> str:
     return head if len(text) <= chars_max else f"{head}{_CUT}{len(text) - chars_max:,}{_MARK}"
 
 
-def chars_shown(text: str) -> int | None:
+def chars_shown(shown: str, whole: str) -> int | None:
     """How many characters `cut_text` has left of a text; None if it has cut nothing."""
-    return text.rindex(_CUT) if text.endswith(_MARK) and _CUT in text else None
+    return shown.rindex(_CUT) if _is_cut(shown, whole) else None
 
 
 _CUT = "… ["

@@ -126,7 +126,8 @@ class Memory:
         shown = found[:limit]
         answer = with_items({"as_of": as_of}, "events", (_event(one, text_from) for one in shown))
         listed = len(answer["events"])
-        if listed and (chars := chars_shown(answer["events"][0]["content"])) is not None:
+        first = answer["events"][0]["content"] if listed else ""
+        if listed and (chars := chars_shown(first, shown[0].content[text_from:])) is not None:
             one = shown[0].id
             whole = f"after={one - 1}, before={one + 1}, text_from={text_from + chars}"
             answer["text_goes_on"] = f"the text of event {one} goes on: call again with {whole}"

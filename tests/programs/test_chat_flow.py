@@ -102,6 +102,16 @@ def test_a_fence_ends_at_one_that_is_as_long() -> None:
     assert split(text) == split(*text) == (text, blocks)
 
 
+def test_code_behind_the_mark_of_a_list_ends_where_it_ends() -> None:
+    listed = "1. ```sh\n   ls\n\n- ```\n\n   ```"
+    text = f"{listed}\n\n- - ~~~\n    x\n    ~~~\n\nend\n\nmore"
+    assert split(text) == split(*text) == (text, [listed, "- - ~~~\n    x\n    ~~~", "end", "more"])
+
+
+def test_code_within_a_line_begins_no_block() -> None:
+    assert split(*"```x``` is code\n\nend")[1] == ["```x``` is code", "end"]
+
+
 def markdown(text: str) -> str:
     console = Console(file=io.StringIO(), width=70, force_terminal=True, color_system=None)
     console.print(formatted(text, console, 0))

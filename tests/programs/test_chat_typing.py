@@ -242,6 +242,43 @@ def test_ctrl_x_ctrl_e_edits_the_line(talk: Talk, ledger: str, tmp_path: Path) -
     assert said(ledger) == ["a draft and more"]
 
 
+@pytest.mark.parametrize(
+    ("editor", "shown"),
+    [('rm "$1"', ""), ("exit 3", r"Editing\s+failed"), ("'", "No closing quotation"), ("true", "")],
+)
+def test_a_draft_outlives_an_editor_that_saves_nothing(
+    talk: Talk, ledger: str, tmp_path: Path, editor: str, shown: str
+) -> None:
+    path = tmp_path / "editor"
+    path.write_text(f"#!/bin/sh\n{editor}\necho done > '{tmp_path}/done'\n", encoding="utf-8")
+    path.chmod(0o755)
+    child = talk(EDITOR="vi '" if editor == "'" else str(path), VISUAL=None)
+    child.send("a draft\x18\x05")
+    child.until(f"{shown}(.|\n)*a draft" if shown else "a draft")
+    if not shown:
+        daemons.until((tmp_path / "done").exists, "the editor's end")
+    child.say("")
+    assert said(ledger) == ["a draft"]
+    assert "xception" not in child.raw()
+
+
+def test_ctrl_x_ctrl_e_takes_any_bytes_and_leaves_ctrl_c_to_the_editor(talk: Talk, ledger: str, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    editor = tmp_path / "editor"
+    wait = f"while [ ! -e '{go_on}' ]; do sleep 0.05; done"
+    script = f"#!/bin/sh\ntrap '' INT\necho editing\n{wait}\nprintf 'caf\\351\\r\\nend' > \"$1\"\n"
+    editor.write_text(script, encoding="utf-8")
+    editor.chmod(0o755)
+    child = talk(EDITOR=str(editor), VISUAL=None)
+    child.send("a draft\x18\x05")
+    child.until("editing")
+    child.send("\x03")
+    child.until(r"\^C")
+    go_on.touch()
+    child.until_prompt()
+    assert said(ledger) == ["caf\ufffd\nend"]
+
+
 def test_a_second_ctrl_c_says_how_to_end(talk: Talk) -> None:
     child = talk()
     child.send("half a line\x03")
@@ -437,6 +474,11 @@ def test_a_table_is_formatted_and_blank_lines_do_not_pile_up(talk: Talk, endpoin
     assert re.search(r"Tag +Ort\n─+\nMo +東京都\n\n▌ quoted\n\nx = 1\n\n• last$", shown), shown
 
 
+def test_a_line_break_of_two_characters_may_come_in_two_pieces(talk: Talk, endpoint: Endpoint) -> None:
+    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree")
+    assert [line.strip() for line in lines] == ["assistant › One", "Two", "", "Three"]  # noqa: RUF001
+
+
 def test_plain_paragraphs_stay_as_they_came(talk: Talk, endpoint: Endpoint) -> None:
     lines = answered(talk, endpoint, "One paragraph.\n", "Its second line.\n\n", "Another one: 2 * 3 < 7.")
     assert [line.strip() for line in lines] == [
@@ -516,6 +558,19 @@ def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
     assert "The tomatoes want" in shown
     assert "commitments" in child.say("/status")
     assert re.search(r"\n +the published state\n", child.say("/help"))
+
+
+@pytest.mark.parametrize(("columns", "is_formatted"), [(24, True), (16, False)])
+def test_a_terminal_for_which_lines_are_too_long(
+    talk: Talk, ledger: str, endpoint: Endpoint, columns: int, is_formatted: bool
+) -> None:
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", "Aria", {"name": "Aria"})
+    endpoint.answer = lambda own, handler: own.events(handler, *"Some **bold** words that go on and on.\n\nThe end.")
+    child = talk("--responder", "openai", "--model", "m", rows=30, columns=columns)
+    shown = child.say("Go")
+    assert ("**" not in shown) == is_formatted, shown
+    assert [shown.count(word) for word in ("Aria", "Some", "bold", "words", "end")] == [1] * 5, shown
 
 
 def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:

@@ -451,6 +451,18 @@ def test_a_long_text_can_be_read_to_its_end(cache: Cache) -> None:
     assert "".join([*parts, event["content"]]) == text
 
 
+def test_a_text_that_ends_like_a_cut_one_is_whole(cache: Cache) -> None:
+    # Copied from an answer.
+    text = cut_text("x" * 300, 20)
+    cache.append("user", text, {"copy": text})
+    found = answer(Memory(cache), "events")
+    assert found["events"][0]["content"] == text
+    assert not {"cut", "text_goes_on"} & found.keys()
+    answers = [{"a": text, "b": "\ud800", "c": [1]}]
+    assert "cut" not in with_items({}, "items", answers)
+    assert "cut" in with_items({}, "items", [*answers, {"c": list(range(20_000))}])
+
+
 @pytest.mark.parametrize("text", ["long " * 100_000, "\x00" * 50_000, "東京" * 60_000, '"' * 40_000])
 def test_answers_are_bounded(cache: Cache, text: str) -> None:
     for number in range(12):
