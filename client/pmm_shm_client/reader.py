@@ -280,6 +280,10 @@ class Reader:
                     try:
                         self._is_inside = True
                         return action(*arguments)
+                    except BaseException:
+                        # A signal handler's may strike where `one_snapshot` has begun, and its block has not.
+                        self.connection.end_snapshot()
+                        raise
                     finally:
                         self._is_inside = False
             except LedgerMoved:

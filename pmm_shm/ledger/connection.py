@@ -315,16 +315,24 @@ class Connection:
         if handle.in_transaction:
             yield
             return
-        self.retry(lambda: handle.execute("BEGIN"))
         try:
+            # In here, because an exception of a signal handler may strike right behind it. One that stays open would
+            # show later reads this moment.
+            self.retry(lambda: handle.execute("BEGIN"))
             yield
+            if handle.in_transaction:
+                self.retry(lambda: handle.execute("COMMIT"))
         except BaseException:
+            self.end_snapshot()
+            raise
+
+    def end_snapshot(self) -> None:
+        """Roll back the transaction of a read that failed, wherever that was; with the lock held."""
+        handle = self._handle
+        if handle is not None and handle.in_transaction:
             # The first error counts: a damaged file cannot even end a transaction that has written nothing.
             with contextlib.suppress(sqlite3.Error):
                 handle.execute("ROLLBACK")
-            raise
-        if handle.in_transaction:
-            self.retry(lambda: handle.execute("COMMIT"))
 
     def translate(self, error: sqlite3.Error) -> LedgerError:
         """Our error for one of SQLite's."""

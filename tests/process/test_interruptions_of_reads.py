@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from pmm_shm.folds.contract import Fold
 from pmm_shm.folds.engine import Engine, quarantine_of
 from pmm_shm.folds.self_model import SelfModelFold
 from pmm_shm.folds.state import State
+from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.rows import Event
 from pmm_shm_client import EventLog, connect
 from tests.support.golden_cases import make_ledger
 from tests.support.interruptions import equals_replay
+
+_COUNT = "SELECT count(*) FROM events"
 
 
 @pytest.fixture
@@ -56,6 +60,56 @@ def test_a_view_that_is_interrupted_loses_nothing(
                 cache.commitments()
         cache.append("commitment_open", "", {"cid": "after", "text": "x"})
         assert list(cache.commitments().open) == ["before", "lost", "after"]
+        assert equals_replay(cache)
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
+def test_a_read_that_is_struck_beside_its_transaction_leaves_none_open(path: Path, statement: str) -> None:
+    """It would show all later reads an old moment."""
+
+    class Struck(sqlite3.Connection):
+        is_armed = True
+
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            is_struck, Struck.is_armed = Struck.is_armed and sql == statement, Struck.is_armed and sql != statement
+            if is_struck and sql == "COMMIT":
+                raise TimeoutError
+            found = super().execute(sql, *arguments)
+            if is_struck:
+                raise TimeoutError
+            return found
+
+    connection = Connection(path, "ro")
+    with closing(connection), connection.lock:
+        handle = connection.handle()
+        connection._handle = sqlite3.connect(path, isolation_level=None, factory=Struck)
+        handle.close()
+        with pytest.raises(TimeoutError), connection.one_snapshot():
+            connection.handle().execute(_COUNT)
+        before = connection.handle().execute(_COUNT).fetchone()[0]
+        with EventLog(path) as log:
+            log.append("user_message", "later")
+        with connection.one_snapshot():
+            assert connection.handle().execute(_COUNT).fetchone()[0] == before + 1
+
+
+def test_a_read_that_is_struck_where_its_transaction_has_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(path) as cache:
+        cache.metrics()
+        cache.append("user_message", "one")
+
+        def struck(*_: object) -> Any:
+            monkeypatch.undo()
+            cache._reader.connection.handle().execute("BEGIN")
+            raise TimeoutError
+
+        monkeypatch.setattr(cache._reader, "_at_head", struck)
+        with pytest.raises(TimeoutError) as caught:
+            cache.metrics()
+        assert caught.value is not None
+        cache.metrics()
+        newest = cache.append("user_message", "two")
+        assert cache.metrics().as_of == newest
         assert equals_replay(cache)
 
 
