@@ -335,7 +335,7 @@ class OpenAIClient:
     def _after_failure(self, problem: Exception) -> None:
         """End the request if the SDK's wait after a failed connection could reach the deadline.
 
-        Where nothing listens, that is soon: a search falls back to words then, and somebody waits for it.
+        If nothing listens at the address, the request ends soon: a user waits for a search, which can do with words.
         """
         request = _current.get()
         if _is_nobody_there(problem):

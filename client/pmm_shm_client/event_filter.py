@@ -146,7 +146,7 @@ class Selection:
                 chosen.append(event_id)
         return chosen
 
-    def texts(self, ids: Sequence[int], chars_max: int) -> list[tuple[str, str]]:
+    def kinds_and_texts(self, ids: Sequence[int], chars_max: int) -> list[tuple[str, str]]:
         """Kind and beginning of the text of some events; "" for what an event does not have.
 
         Raises:

@@ -253,15 +253,15 @@ class Finder:
 def _answering(
     selection: Selection, ids: Sequence[int], question: str, model: str, is_dated: bool
 ) -> NDArray[np.float64]:
-    """What similarity does not say of some events, (n,): whether their words match those of a question, and whether
-    they are by the person that it is about.
+    """What is added to the similarities of some events, (n,): for words that match those of a question, and for being
+    by the person that it is about.
     """
     question = question[: limits.MATCH_CHARS_MAX]
     scores, words = np.zeros(len(ids)), words_of(question)
     is_matched, is_personal = model == wordllama.NAME, is_about_asker(words)
     if not (is_matched or is_personal):
         return scores
-    found = selection.texts(ids, limits.MATCH_CHARS_MAX if is_matched else 0)
+    found = selection.kinds_and_texts(ids, limits.MATCH_CHARS_MAX if is_matched else 0)
     if is_matched:
         asked, texts = words_of(undated(question)) if is_dated else words, [text for _, text in found]
         scores += limits.MATCH_WEIGHT * word_matches(telling_words(asked), texts, wordllama.word_vectors)
