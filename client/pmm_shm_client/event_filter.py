@@ -5,7 +5,7 @@ A filter is applied to a whole ranking, not to its best few: it goes down the ra
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -25,7 +25,6 @@ moment, as the end of a range its last.
 """
 
 KINDS_OF_ROLE = {"user": ("user", "user_message"), "assistant": ("response", "assistant_message")}
-_NO_LETTERS = re.compile(r"[\W_]+")
 _ROWS = 256
 _DATE_CHARS = len("2026-01-31")
 _DAY_US = 86_400_000_000
@@ -196,10 +195,27 @@ class Selection:
 
 
 def spelled_alike(text: str) -> str:
-    """A key for a text that ignores case, white space and punctuation."""
-    letters = _NO_LETTERS.sub("", text.casefold())
-    # Of texts without letters and digits, only equal ones are alike.
-    return letters or text
+    """A key for a text that ignores case, white space and punctuation.
+
+    Symbols and marks count: a thumb up is not a thumb down, nor is `की` the word `का`.
+    """
+    kept = unicodedata.normalize("NFC", text.casefold()).translate(_WITHOUT_PUNCTUATION)
+    # Of texts of punctuation alone, only equal ones are alike.
+    return kept or text
+
+
+class _WithoutPunctuation(dict[int, int | None]):
+    """A table for `str.translate` that drops white space and punctuation; it grows as it is used."""
+
+    def __missing__(self, point: int) -> int | None:
+        category = unicodedata.category(chr(point))
+        # Line breaks are control characters, and a backtick is a modifier.
+        kept = None if category[0] in "PZ" or category in ("Cc", "Cf", "Sk") else point
+        self[point] = kept
+        return kept
+
+
+_WITHOUT_PUNCTUATION = _WithoutPunctuation()
 
 
 def _texts(name: str, values: object) -> Iterator[str]:

@@ -341,6 +341,26 @@ def test_equal_texts_collapse(told: Cache, mode: str) -> None:
     assert len(told.search("garden", k=50, mode=mode)) == 50  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "are_alike"),
+    [
+        ("Dinner at eight.", "dinner, at  EIGHT!", True),
+        ("`dinner` at_eight", "Dinner at eight", True),
+        ("dinner at the caf\u00e9", "dinner at the cafe\u0301", True),
+        ("dinner \U0001f44d", "dinner \U0001f44e", False),
+        ("dinner \u0915\u0940", "dinner \u0915\u093e", False),
+        ("dinner in C", "dinner in C++", False),
+    ],
+)
+def test_texts_that_differ_in_more_than_case_and_punctuation_stay(
+    ledger: str, one: str, other: str, are_alike: bool
+) -> None:
+    with EventLog(ledger) as log:
+        log.append_many([("user", one, None), ("user", other, None)])
+    with connect(ledger) as cache:
+        assert len(cache.search("dinner", mode="words", distinct=True)) == (1 if are_alike else 2)
+
+
 @settings(max_examples=examples(40), deadline=None)
 @given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), st.integers(5, 8))
 def test_a_fused_search_has_the_best_of_both(
