@@ -54,7 +54,8 @@ function show(at) {
   // A replay that nobody waits for any more would only slow down the next one.
   const left = document.querySelector("#mind > .waiting form");
   if (left) fetch(left.action, { method: "POST", credentials: "same-origin" });
-  htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
+  // One that fails is reported by its events; one that is given up for the next is no failure.
+  htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" }).catch(() => {});
 }
 
 // An answer for a position that was left meanwhile is late.
@@ -302,7 +303,7 @@ document.addEventListener("htmx:afterSettle", () => {
   if (shown.some((id) => id && Number(id) < Number(seen))) tell();
   // A page that is open for days begins its list anew, unless somebody reads in it.
   const isLong = document.querySelectorAll("#stream .event").length > TAIL_ROWS_MAX;
-  if (mark && isLong && !document.querySelector("#stream details[open]")) htmx.ajax("GET", mark.dataset.list, "#stream");
+  if (mark && isLong && !document.querySelector("#stream details[open]")) htmx.ajax("GET", mark.dataset.list, "#stream").catch(() => {});
 });
 // A daemon may end, or come, without an append.
 setInterval(() => document.hidden || document.body.dispatchEvent(new CustomEvent("looked")), LOOK_AGAIN_MS);
