@@ -54,7 +54,8 @@ function show(at) {
   // A replay that nobody waits for any more would only slow down the next one.
   const left = document.querySelector("#mind > .waiting form");
   if (left) fetch(left.action, { method: "POST", credentials: "same-origin" });
-  htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" });
+  // Its promise is also rejected when a newer position takes its place.
+  htmx.ajax("GET", `/mind${query}`, { source: "#mind", target: "#mind", swap: "innerHTML" }).catch(() => {});
 }
 
 // An answer for a position that was left meanwhile is late.
