@@ -25,6 +25,7 @@ from pmm_shm_client import EventLog, connect
 from tests.support import postgres
 from tests.support.clusters import needs_postgresql
 from tests.support.daemons import environment, until
+from tests.support.ports import HeldPort
 from tests.support.postgres import Postgres
 from tests.support.replicas import Host, Writer, make_source, source_rows
 
@@ -120,22 +121,23 @@ def test_a_server_that_is_killed_under_eight_writers(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def _pooler(server: Postgres, folder: Path) -> Iterator[str]:
     """A DSN that leads through pgbouncer in transaction mode, with few connections."""
-    port = postgres.free_port()
+    port = HeldPort()
     user = pwd.getpwnam("postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
     folder.mkdir()
     (folder / "users").write_text('"owner" ""\n')
     (folder / "pgbouncer.ini").write_text(
         f"[databases]\npostgres = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nauth_type = trust\nauth_file = {folder}/users\npool_mode = transaction\n"
+        f"listen_port = {port.number}\nauth_type = trust\nauth_file = {folder}/users\npool_mode = transaction\n"
         "default_pool_size = 4\nunix_socket_dir =\n"
     )
     command = [str(_POOLER), "-q", str(folder / "pgbouncer.ini")]
     identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **identity) as process:  # type: ignore[call-overload]
         try:
-            yield f"host=127.0.0.1 port={port} user=owner dbname=postgres"
+            yield f"host=127.0.0.1 port={port.number} user=owner dbname=postgres"
         finally:
             process.terminate()
+            port.close()
 
 
 @pytest.mark.skipif(_POOLER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")

@@ -27,10 +27,10 @@ from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.source.report import read_status
 from pmm_shm.projection.replay import replay
 from pmm_shm_client import EventLog, connect
-from tests.support import postgres
 from tests.support.clusters import needs_postgresql
 from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon
+from tests.support.ports import HeldPort
 from tests.support.postgres import Postgres
 from tests.support.replicas import Host, execute, make_source, source_rows
 
@@ -46,13 +46,13 @@ class ClusterMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="pmm-cluster-"))
         self.folder.chmod(0o755)
-        self.servers = [Postgres(self.folder / "server0")]
-        self.ports = [self.servers[0].port, *(postgres.free_port() for _ in range(_SERVERS - 1))]
+        self.ports = [HeldPort() for _ in range(_SERVERS)]
+        self.servers = [Postgres(self.folder / "server0", port=self.ports[0])]
         self.is_old_back = False
         make_source(self.primary.dsn, _NAME)
         self._add_standby()
         hosts = ",".join(["127.0.0.1"] * _SERVERS)
-        dsn = f"host={hosts} port={','.join(map(str, self.ports))} user=owner dbname=postgres"
+        dsn = f"host={hosts} port={','.join(str(port.number) for port in self.ports)} user=owner dbname=postgres"
         self.hosts = [Host(self.folder / f"host{number}", dsn, _NAME) for number in range(2)]
         self.daemons: list[Any] = [None, None]
         for number in range(2):
@@ -158,6 +158,8 @@ class ClusterMachine(RuleBasedStateMachine):
                 daemon.__exit__(None, None, None)
         for server in self.servers:
             server.close()
+        for port in self.ports:
+            port.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

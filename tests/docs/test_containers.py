@@ -170,7 +170,7 @@ def test_the_daemon_ends_and_starts_again_beside_the_workers(project: Project) -
     assert (found["health"], found["reasons"]) == ("healthy", [])
     project.running["cached"].kill(signal.SIGTERM)
     assert not any("Traceback" in one.log.read_text(encoding="utf-8") for one in project.running.values())
-    project.start("cached")
+    daemons.until(project.start("cached").is_healthy, "the daemon is back")
 
 
 def test_the_hosts_of_a_log_in_postgresql_fit_the_image() -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import ledgers
 
 FOLDER = ledgers.ROOT / "systemd"
 UNITS = {"system": FOLDER / "pmm-cached@.service", "user": FOLDER / "user" / "pmm-cached@.service"}
-INSTALL_S = 110
+INSTALL_S = 240
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -45,6 +47,7 @@ def make(*arguments: str) -> None:
     assert made.returncode == 0, made.stdout
 
 
+@pytest.mark.timeout(2 * INSTALL_S)
 def test_install_and_uninstall(tmp_path: Path) -> None:
     root = tmp_path / "root"
     others = ("opt/pmm/bin/other", "opt/pmm/lib/other", "opt/pmm/share/doc/other", "etc/other")

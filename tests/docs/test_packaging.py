@@ -22,6 +22,8 @@ from tests.support import daemons, ledgers
 
 PACKAGES = ledgers.PACKAGES
 PIP_S = 240
+# Each fixture runs it, and a test may be the first to need several of them.
+pytestmark = pytest.mark.timeout(3 * PIP_S)
 # In the environment of the wheel nothing may come from the checkout.
 OUTSIDE = {"PYTHONPATH": None, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 

@@ -87,6 +87,8 @@ def run_page(text: str, place: Workplace) -> None:
         place.run(block)
 
 
+# A page runs dozens of programs, one after the other.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_blocks_run_and_print_what_they_show(page: Path, workplace: Workplace) -> None:
     text = page.read_text(encoding="utf-8")

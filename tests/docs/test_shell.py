@@ -229,6 +229,8 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
         daemons.end(find_endpoints(Instance.of(directory / "agent.db")).pid)
 
 
+# Some fifty programs, one after the other.
+@pytest.mark.timeout(300)
 def test_the_examples_run(workplace: Path, programs: dict[str, str]) -> None:
     """In their order, with a daemon from the first one on that needs one.
 

@@ -29,7 +29,7 @@ from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm_client import AsyncCache, Cache, EventLog, connect, connect_async
 from tests.conftest import StartDaemon
 from tests.support import answers, daemons, ledgers
-from tests.support.waiting import SHORT_S, SLACK_S, raises_within
+from tests.support.waiting import SHORT_S, at_most, raises_within
 
 
 def name_of(cache: Cache, **options: Any) -> Any:
@@ -216,9 +216,8 @@ def test_commands_to_a_stopped_daemon_raise_within_their_deadline(cache: Cache, 
         raises_within(DaemonTimeoutError, action)
         event_id = cache.append("identity_adopt", f"name {number}", {})
         assert (name_of(cache), cache.frame().as_of) == (f"name {number}", event_id)
-    started = time.monotonic()
-    assert cache.stats()["daemon"] is None
-    assert time.monotonic() - started < 1.0 + SLACK_S
+    with at_most(1.0):
+        assert cache.stats()["daemon"] is None
     daemon.thaw()
     assert cache.wait_for(event_id, 30.0) == event_id
     assert cache.stats()["daemon"]["pid"] == daemon.pid
@@ -228,12 +227,11 @@ def test_reads_do_not_wait_for_a_stopped_daemon(cache: Cache, start_daemon: Star
     daemon = start_daemon(cache.path)
     cache.frame()
     daemon.freeze()
-    started = time.monotonic()
-    for number in range(50):
-        cache.append("identity_adopt", f"name {number}", {})
-        assert name_of(cache) == f"name {number}"
-        cache.frame()
-    assert time.monotonic() - started < 2.0
+    with at_most(2.0):
+        for number in range(50):
+            cache.append("identity_adopt", f"name {number}", {})
+            assert name_of(cache) == f"name {number}"
+            cache.frame()
     assert answers.everything(cache) == answers.replayed(cache.path)
 
 
@@ -678,9 +676,8 @@ def test_a_process_exits_within_a_second_whatever_the_daemon_does(
     assert child.stdout is not None
     try:
         assert child.stdout.readline() == "done\n"
-        started = time.monotonic()
-        assert child.wait(30) == 0
-        assert time.monotonic() - started < 1.0
+        with at_most(1.0):
+            assert child.wait(30) == 0
     finally:
         child.kill()
         child.communicate()
@@ -698,13 +695,12 @@ def test_a_daemon_stops_within_two_seconds_while_clients_read(ledger: str, start
     daemon = start_daemon(ledger)
     with connect(ledger) as cache:
         before = daemon.stats()["commands"]
-        waiter = threading.Thread(target=lambda: raises_within(DaemonAbsentError, lambda: cache.wait_for(10**6, 3.0)))
+        waiter = threading.Thread(target=lambda: raises_within(DaemonAbsentError, lambda: cache.wait_for(10**6, 30.0)))
         waiter.start()
         # Each look at the stats is a command too, and counts itself.
         looks = itertools.count(2)
         daemons.until(lambda: daemon.stats()["commands"] >= before + next(looks), "the daemon knows of the waiter")
         cache.frame()
-        started = time.monotonic()
-        assert daemon.stop() == 0
-        assert time.monotonic() - started < limits.STOP_S
+        with at_most(limits.STOP_S):
+            assert daemon.stop() == 0
         waiter.join(30)

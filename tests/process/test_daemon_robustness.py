@@ -71,7 +71,7 @@ def test_daemon_ends_when_its_directory_is_gone(ledger: Path) -> None:
         # Out of the way first: the daemon may be making a file in it.
         shutil.rmtree(instance.directory.rename(instance.directory.with_name("removed")))
         assert len(cache.commitments().open) == 300
-        until(lambda: not first.is_alive, "the daemon to end", 3)
+        until(lambda: not first.is_alive, "the daemon to end")
         assert first.stop() == 1
         assert not instance.directory.exists()
 
@@ -83,7 +83,7 @@ def test_daemon_leaves_what_is_its_successors(ledger: Path) -> None:
         instance.directory.rename(instance.directory.with_name("old"))
         with ForkedDaemon(ledger) as second:
             first.thaw()
-            until(lambda: not first.is_alive, "the first daemon to end", 3)
+            until(lambda: not first.is_alive, "the first daemon to end")
             assert first.stop() == 1
             assert json.loads(instance.boot_file.read_text())["clean"] is False
             assert call(instance, protocol.PING, {}, 2.0)["pid"] == second.pid

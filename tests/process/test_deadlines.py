@@ -5,6 +5,7 @@ ledger for itself says what it waits for, and goes on when that program ends.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.support import ledgers
 from tests.support.command import run
 from tests.support.daemons import until
 from tests.support.fork_daemon import ForkedDaemon
+from tests.support.waiting import at_most
 
 HOLD = """
 import sqlite3, sys
@@ -136,18 +138,16 @@ def test_a_daemon_beside_an_exclusive_holder_says_so_and_serves_when_it_leaves(h
     log = Path(f"{ledger}.log")
     log.touch()
     with ForkedDaemon(Path(ledger), log=log, waits=False) as daemon:
-        until(lambda: "degraded" in log.read_text(encoding="utf-8"), "the daemon says what it waits for", 5)
+        until(lambda: "degraded" in log.read_text(encoding="utf-8"), "the daemon says what it waits for")
         assert f"process {holder.process.pid} (python" in log.read_text(encoding="utf-8")
         assert daemon.is_alive
         holder.process.kill()
         holder.process.wait()
-        until(lambda: run("status", ledger)[0] == 0, "the daemon serves", 5)
+        until(lambda: run("status", ledger)[0] == 0, "the daemon serves")
         with connect(ledger) as cache:
             assert cache.metrics(consistency="snapshot").as_of == 5
-        with Holder(ledger, "transaction"):
-            began = time.monotonic()
+        with Holder(ledger, "transaction"), at_most(2.0):
             assert daemon.stop() == 0
-            assert time.monotonic() - began < 2.5
 
 
 def test_a_read_that_waits_for_the_daemon_has_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +164,10 @@ def test_a_read_that_waits_for_the_daemon_has_one_deadline(tmp_path: Path, monke
             return before()
 
         monkeypatch.setattr(cache, "_head", busy_head)
-        began = time.monotonic()
-        with pytest.raises(DaemonTimeoutError):
+        with pytest.raises(DaemonTimeoutError) as caught:
             cache.metrics()
-        assert time.monotonic() - began < 1.6
+        (waited_s,) = re.findall(r"within ([\d.]+) s$", str(caught.value))
+        assert float(waited_s) <= 0.3
 
 
 def test_a_busy_ledger_names_its_holder(tmp_path: Path, journal: str) -> None:

@@ -29,6 +29,7 @@ from tests.support.fork_daemon import ForkedDaemon
 from tests.support.provider import Clock, Provider, embedder, failure, refusal
 from tests.support.search_oracle import index, stored, tables
 from tests.support.searching import NEVER
+from tests.support.waiting import SLACK_S
 
 
 @pytest.mark.parametrize(
@@ -370,13 +371,15 @@ def test_a_backlog_takes_several_requests_at_a_time(
         log.append_many([{"kind": "user", "content": f"text {number}", "meta": {}} for number in range(150)])
     with ForkedDaemon(Path(ledger), *NEVER, "--embedder", "openai:m/3"):
         index(ledger)
-        assert time.monotonic() - watched.began[0] < 3.0
+        took_s = time.monotonic() - watched.began[0]
         assert len(stored(ledger)["openai:m/3"]) == 150
     assert watched.in_flight[:2] == [1, 1]
     assert 2 <= max(watched.in_flight) <= 8
     sizes = [len(request["input"]) for request in provider.requests]
     assert sum(sizes) == 150
     assert max(sizes) > 1
+    one_by_one_s = sum(per_request_s + per_text_s * size for size in sizes)
+    assert took_s < one_by_one_s / 2 + SLACK_S
 
 
 def test_a_backlog_for_an_endpoint_with_a_long_latency_takes_few_requests(ledger: str, provider: Provider) -> None:
@@ -401,7 +404,8 @@ def test_an_overloaded_endpoint_gets_fewer_requests_and_its_time(ledger: str, pr
         assert len(stored(ledger)["openai:m/3"]) == 150
     assert 1 <= len(watched.refused_at) <= len(watched.began) / 3
     first = watched.refused_at[0]
-    assert not [began for began in watched.began if first + 0.1 < began < first + 0.45]
+    # Those that were on their way; without a pause there would be dozens.
+    assert len([began for began in watched.began if first + 0.1 < began < first + 0.45]) <= 3
 
 
 def test_in_flight_grows_with_answers_and_is_halved_by_overloads() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -16,6 +15,7 @@ from pmm_shm import errors, limits
 from pmm_shm.ledger.eventlog import EventLog
 from tests.support import ledgers
 from tests.support.eventlog import INDEXES, indexes
+from tests.support.waiting import at_most
 
 JOURNALS = ("wal", "delete")
 
@@ -99,9 +99,9 @@ def test_a_busy_ledger_is_given_up_at_the_deadline_with_nothing_written(path: st
         holder = ledgers.connect(path)
         holder.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
-        with pytest.raises(errors.LedgerBusyError):
+        with at_most(0.3), pytest.raises(errors.LedgerBusyError):
             log.append("k")
-        assert 0.25 < time.monotonic() - began < 1.0
+        assert time.monotonic() - began > 0.25
         assert len(log.read_all()) == 3
         holder.execute("ROLLBACK")
         holder.close()
@@ -122,44 +122,44 @@ def test_a_commit_that_a_reader_blocks_is_given_up_too(path: str) -> None:
 
 
 def test_a_busy_thread_counts_as_waiting(path: str) -> None:
+    """Threads wait together: one after the other, they would take twelve seconds."""
     with EventLog(path, timeout=0.3) as log:
         log.append("k")
         holder = ledgers.connect(path)
         holder.execute("BEGIN IMMEDIATE")
-        waits: list[float] = []
+        refused: list[errors.LedgerBusyError] = []
 
         def wait() -> None:
-            began = time.monotonic()
-            with pytest.raises(errors.LedgerBusyError):
+            try:
                 log.append("k")
-            waits.append(time.monotonic() - began)
+            except errors.LedgerBusyError as error:
+                refused.append(error)
 
-        threads = [threading.Thread(target=wait) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        threads = [threading.Thread(target=wait) for _ in range(40)]
+        with at_most(0.3):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         holder.close()
-        assert len(waits) == 4
-        assert max(waits) < 1.0
+        assert len(refused) == 40
 
 
 # Several writers.
 
 
 WRITER = """
-import json, time
+import time
 from pmm_shm.ledger.eventlog import EventLog
 log = EventLog(sys.argv[1])
 log.read_tail(limit=1)
 print("ready", flush=True)
 sys.stdin.readline()
-waits, end = [], time.perf_counter() + float(sys.argv[2])
-while time.perf_counter() < end:
-    began = time.perf_counter()
-    log.append("k", "from " + sys.argv[3], {"n": len(waits)})
-    waits.append(time.perf_counter() - began)
-print(json.dumps([len(waits), max(waits)]))
+count, end = 0, time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    log.append("k", "from " + sys.argv[3], {"n": count})
+    count += 1
+print(count)
 """
 
 
@@ -174,8 +174,7 @@ def test_four_processes_append_one_linear_chain_and_none_starves(path: str, jour
         assert writer.stdin is not None
         writer.stdin.write("\n")
         writer.stdin.flush()
-    results = [json.loads(writer.communicate()[0]) for writer in writers]
-    counts, waits = [count for count, _ in results], [wait for _, wait in results]
+    counts = [int(writer.communicate()[0]) for writer in writers]
     with EventLog(path) as log:
         report = log.verify_chain()
         events = log.read_all()
@@ -184,9 +183,8 @@ def test_four_processes_append_one_linear_chain_and_none_starves(path: str, jour
     for number, count in enumerate(counts):
         own = [event["meta"]["n"] for event in events if event["content"] == f"from {number}"]
         assert own == list(range(count))
-    # Generous: the measured values are 0.8 and 0.2 s, on a quiet machine.
-    assert min(counts) >= 0.25 * max(counts)
-    assert max(waits) < 1.5
+    # One that starves ends with an error. How even the counts are depends on who else has the processors.
+    assert min(counts) > 0
 
 
 @pytest.mark.parametrize("journal", JOURNALS)

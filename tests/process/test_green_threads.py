@@ -52,17 +52,19 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cache]:
         for call in AT_ONCE.values():
             call(cache)
         daemon.freeze()
+        cache.append("user", "not published")
         yield cache
 
 
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_calls_that_stop_no_green_thread(stopped: Cache, name: str) -> None:
-    best_s = float("inf")
-    for _ in range(3):
+    def is_at_once() -> bool:
         began = time.monotonic()
         AT_ONCE[name](stopped)
-        best_s = min(best_s, time.monotonic() - began)
-    assert best_s < AT_ONCE_S
+        return time.monotonic() - began < AT_ONCE_S
+
+    # A busy machine may hold up some of them, the daemon all of them.
+    assert any(is_at_once() for _ in range(20))
 
 
 @pytest.mark.parametrize("name", BLOCKING)

@@ -286,15 +286,14 @@ def test_a_writer_commits_while_a_client_replays(
         ledger,
     )
     assert line(reader) == "begin"
+    # A commit that waits for the end of the reader's statement fails.
     connection = sqlite3.connect(ledger, timeout=0.5, isolation_level=None)
-    commits, longest_s, answer = 0, 0.0, ""
+    commits = 0
     waiting = threading.Thread(target=lambda: answers.append(line(reader)))
     answers: list[str] = []
     waiting.start()
     while waiting.is_alive():
-        began = time.monotonic()
         connection.execute(INSERT)
-        longest_s = max(longest_s, time.monotonic() - began)
         commits += 1
         waiting.join(0.01)
     connection.close()
@@ -302,7 +301,6 @@ def test_a_writer_commits_while_a_client_replays(
     # It really was in the middle: several commits came while it folded, and it reached one of them.
     assert commits > 5
     assert int(answer) > 50_000
-    assert longest_s < 0.5
 
 
 def test_the_wal_stays_small_while_daemon_and_clients_read(
@@ -455,9 +453,7 @@ def test_a_replaced_ledger_is_followed(ledger: str, tmp_path: Path, journal: str
             ledgers.execute(other, f"PRAGMA journal_mode = {journal}")
             rebuilds = daemon.stats()["rebuilds"]
             os.replace(other, ledger)
-            replaced_at = time.monotonic()
-            while cache.metrics().as_of != count:
-                assert time.monotonic() - replaced_at < limits.REPLACEMENT_NOTICED_S
+            until(lambda wanted=count: cache.metrics().as_of == wanted, deadline_s=limits.REPLACEMENT_NOTICED_S)
             assert everything(cache) == replayed(ledger)
             until(lambda n=rebuilds: daemon.stats()["rebuilds"] > n, "the daemon rebuilds")
             daemon.wait_published(count)

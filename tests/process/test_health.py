@@ -16,6 +16,7 @@ from tests.conftest import StartDaemon
 from tests.support import answers, command, daemons, ledgers
 from tests.support.sites import Site
 from tests.support.user_folds import FREEZING
+from tests.support.waiting import at_most
 
 FROZEN_WITHIN_S = limits.HEARTBEAT_MS_MAX / 1_000 + 5
 
@@ -52,8 +53,8 @@ def test_a_follower_that_stands_still_is_never_healthy(
         last = [cache.append("user", str(number), {}) for number in range(5)][-1]
         seen = []
         while not seen or seen[-1] != "degraded":
-            found = daemon.stats()
             waited_ms = (time.monotonic() - appended) * 1_000
+            found = daemon.stats()
             assert (found["head_id"], found["as_of"], found["lag_events"]) == (last, 0, last)
             # The daemon may have been at the head a slow poll ago; healthy is only what has just come.
             assert found["health"] != "healthy" or waited_ms < limits.LAG_MS_MAX + 500
@@ -67,9 +68,8 @@ def test_a_follower_that_stands_still_is_never_healthy(
         assert "restart the daemon" in complaint
         assert answers.everything(cache) == answers.replayed(ledger)
     # Neither does it keep the daemon from stopping.
-    began = time.monotonic()
-    daemon.stop()
-    assert time.monotonic() - began < 2.0 + 0.5
+    with at_most(2.0):
+        daemon.stop()
     assert daemon.process.returncode != 0
 
 

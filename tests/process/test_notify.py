@@ -238,8 +238,8 @@ def test_the_watchdog_is_fed_while_nothing_happens(ledger: str, manager: Manager
     daemons.until(lambda: len(manager.of("WATCHDOG")) >= 5, "five signs of life")
     times = [message.at for message in manager.of("WATCHDOG")]
     gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
-    # Twice a second; a busy machine delays, and nothing makes it more often.
-    assert (times[4] - times[0]) / 4 > 0.45
+    # Twice a second; a busy machine delays, the first one too, and nothing makes it more often.
+    assert (times[4] - times[0]) / 4 > 0.3
     assert sorted(gaps)[len(gaps) // 2] < 0.9
 
 
@@ -253,10 +253,9 @@ def test_the_watchdog_starves_when_a_fold_hangs(
     manager.wait_for("WATCHDOG")
     with connect(ledger) as cache:
         cache.append("freeze", how, {})
-        appended = time.monotonic()
-        # What a person sees does not stay as it was.
-        manager.wait_for("STATUS", "has not moved")
-        assert [one for one in manager.of("WATCHDOG") if one.at > appended + 1.0] == []
+        # What a person sees does not stay as it was; it changes three seconds after the fold has hung.
+        seen_at = manager.wait_for("STATUS", "has not moved").at
+        assert [one for one in manager.of("WATCHDOG") if one.at > seen_at - 1.0] == []
         # The manager's answer: the log says where it hung, and readers go on.
         os.kill(daemon.pid, signal.SIGABRT)
         assert daemon.process.wait(daemons.DEADLINE_S) == -signal.SIGABRT
@@ -272,12 +271,13 @@ def test_a_stopped_process_does_not_feed_the_watchdog(ledger: str, manager: Mana
     daemon = start_daemon(ledger, env=manager.environment(0.4))
     manager.wait_for("WATCHDOG")
     daemon.freeze()
-    time.sleep(0.1)
-    count = len(manager.messages)
+    manager.settle()
+    count = len(manager.of("WATCHDOG"))
     time.sleep(1.0)
-    assert len(manager.messages) == count
+    manager.settle()
+    assert len(manager.of("WATCHDOG")) == count
     daemon.thaw()
-    daemons.until(lambda: len(manager.messages) > count, "it goes on")
+    daemons.until(lambda: len(manager.of("WATCHDOG")) > count, "it goes on")
 
 
 def test_rebuild_verification_and_trouble_do_not_starve_the_watchdog(

@@ -81,7 +81,7 @@ def test_one_of_many_workers_ticks(ledger: str, workers: Callable[[], list[subpr
     assert ticks(ledger) == []
     with ForkedDaemon(Path(ledger)):
         until(lambda: len(ticks(ledger)) >= 5, "ticks")
-        (leader,) = elected(running, states)
+        (leader,) = until(lambda: elected(running, states), "it knows")
         began, before = time.monotonic(), len(ticks(ledger))
         time.sleep(1.0)
         rate = (len(ticks(ledger)) - before) / (time.monotonic() - began)
@@ -91,7 +91,7 @@ def test_one_of_many_workers_ticks(ledger: str, workers: Callable[[], list[subpr
         seen = len(ticks(ledger))
         until(lambda: len(ticks(ledger)) > seen + 2, "another worker's ticks")
         states.pop(leader)
-        (second,) = elected(running, states)
+        (second,) = until(lambda: elected(running, states), "it knows")
         running[leader].send_signal(signal.SIGCONT)
         until(lambda: elected(running, states) == [second], "the first one knows")
         # Killed, too.
@@ -102,8 +102,8 @@ def test_one_of_many_workers_ticks(ledger: str, workers: Callable[[], list[subpr
     # Without a daemon the ticks end within a lease time.
     time.sleep(LEASE + 0.3)
     seen = len(ticks(ledger))
+    started = time.monotonic()
     with ForkedDaemon(Path(ledger)):
-        started = time.monotonic()
         until(lambda: len(ticks(ledger)) > seen, "ticks go on")
         assert time.monotonic() - started > LEASE * 0.9
     with EventLog(ledger) as log:

@@ -23,6 +23,7 @@ from pmm_shm.wire.endpoints import find_endpoints
 from pmm_shm_client.commands import CommandConnection, call
 from tests.support import daemons
 from tests.support.fork_daemon import ForkedDaemon
+from tests.support.waiting import at_most
 
 MODEL = "model"
 ONE = struct.pack("<2f", 1.0, 2.0)
@@ -88,21 +89,20 @@ def test_lease_put_ready(served: Instance) -> None:
 def test_who_waits_is_answered_at_once_when_it_is_stored(served: Instance) -> None:
     ((_, token),) = lease(served, 10)["granted"]
     answers: list[Any] = []
-    waiting = threading.Thread(target=lambda: answers.append(lease(served, 10, wait_ms=5_000)))
+    waiting = threading.Thread(target=lambda: answers.append(lease(served, 10, wait_ms=20_000)))
     waiting.start()
     daemons.until(lambda: numbers(served)["lease_waits"] > 0)
-    started = time.monotonic()
-    put(served, (10, token, ONE))
-    waiting.join()
+    with at_most(1.0):
+        put(served, (10, token, ONE))
+        waiting.join()
     assert answers == [{"granted": [], "ready": [0], "held": [], "failed": []}]
-    assert time.monotonic() - started < 1.0
 
 
 def test_waiting_ends(served: Instance) -> None:
     lease(served, 11)
     started = time.monotonic()
     assert lease(served, 11, wait_ms=100) == {"granted": [], "ready": [], "held": [0], "failed": []}
-    assert 0.09 < time.monotonic() - started < 1.0
+    assert time.monotonic() - started > 0.09
 
 
 def test_another_dimension_is_refused_and_the_leases_end(served: Instance) -> None:
@@ -269,14 +269,13 @@ def test_a_stopping_daemon_answers_who_waits(tmp_path: Path) -> None:
     answers: list[Any] = []
     with ForkedDaemon(path) as daemon:
         lease(instance, 1)
-        waiting = threading.Thread(target=lambda: answers.append(lease(instance, 1, wait_ms=1_500)))
+        waiting = threading.Thread(target=lambda: answers.append(lease(instance, 1, wait_ms=20_000)))
         waiting.start()
         daemons.until(lambda: numbers(instance)["lease_waits"] == 1)
-        started = time.monotonic()
-        assert daemon.stop() == 0
-        waiting.join()
+        with at_most(1.0):
+            assert daemon.stop() == 0
+            waiting.join()
     assert answers == [{"granted": [], "ready": [], "held": [0], "failed": []}]
-    assert time.monotonic() - started < 1.0
 
 
 def test_the_bound_must_be_at_least_one(path: Path) -> None:

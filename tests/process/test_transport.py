@@ -10,7 +10,6 @@ import re
 import socket as sockets
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.conftest import StartDaemon
 from tests.support import answers
 from tests.support.addresses import WRONG
 from tests.support.sources import sources
+from tests.support.waiting import at_most
 
 KINDS = ["commands", "admin", "announcements", "reports"]
 
@@ -180,19 +180,15 @@ FLOODS: dict[str, list[bytes]] = {
 @pytest.mark.parametrize("case", FLOODS)
 def test_a_client_gives_up_at_its_deadline_under_a_flood(near: str, case: str) -> None:
     with flooding(near, FLOODS[case]) as instance:
-        started = time.monotonic()
-        with pytest.raises(DaemonTimeoutError, match=r"did not answer ping within 0\.5 s"):
+        with at_most(0.5), pytest.raises(DaemonTimeoutError, match=r"did not answer ping within 0\.5 s"):
             call(instance, protocol.PING, {}, 0.5)
-        assert time.monotonic() - started < 2.0
 
         async def wait() -> None:
             async with await connect_async(near) as cache:
                 await cache.wait_for_async(10**6, 0.5)
 
-        started = time.monotonic()
-        with pytest.raises(DaemonTimeoutError):
+        with at_most(0.5), pytest.raises(DaemonTimeoutError):
             asyncio.run(wait())
-        assert time.monotonic() - started < 3.0
 
 
 def test_a_line_to_a_daemon_that_stands_still_never_blocks(ledger: str, start_daemon: StartDaemon) -> None:
@@ -202,10 +198,8 @@ def test_a_line_to_a_daemon_that_stands_still_never_blocks(ledger: str, start_da
         daemon.freeze()
         try:
             for _ in range(40):
-                started = time.monotonic()
                 args = {"model": "m", "vectors": [[bytes(32), 1, bytes(4 * 8_000)]]}
-                with pytest.raises(DaemonTimeoutError):
+                with at_most(0.02), pytest.raises(DaemonTimeoutError):
                     connection.ask(protocol.PUT, args, 0.02)
-                assert time.monotonic() - started < 2.0
         finally:
             daemon.thaw()

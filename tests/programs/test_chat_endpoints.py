@@ -7,6 +7,7 @@ comments that keep a connection alive, and errors in the stream.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -251,26 +252,30 @@ def test_roles_alternate_as_chat_templates_demand(endpoint: Endpoint) -> None:
     ]
 
 
-def test_ctrl_c_after_the_last_word_interrupts_nothing(endpoint: Endpoint, cache: Cache) -> None:
+def test_ctrl_c_after_the_last_word_interrupts_nothing(
+    endpoint: Endpoint, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider, "_USAGE_S", 20.0)
+
     def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
         own.begin(handler)
         own.send(handler, chunk({"content": "I will look."}), chunk({}, "stop"))
-        own.has_begun.set()
         own.done.wait(20)
 
     endpoint.answer = answer
     chat = Chat(cache, OpenAIResponder("m"))
 
-    def press(piece: str) -> None:
-        def later() -> None:
-            time.sleep(0.3)
-            signal.raise_signal(signal.SIGINT)
+    end_within = openai_client.Answer.end_within
 
-        threading.Thread(target=later, daemon=True).start()
+    def press(own: openai_client.Answer, seconds: float) -> None:
+        """From now on the usage is awaited."""
+        end_within(own, seconds)
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
 
+    monkeypatch.setattr(openai_client.Answer, "end_within", press)
     before = signal.signal(signal.SIGINT, lambda *_: chat.interrupt())
     try:
-        turn = chat.turn("Look", on_text=press)
+        turn = chat.turn("Look")
     finally:
         signal.signal(signal.SIGINT, before)
     assert not turn.is_interrupted

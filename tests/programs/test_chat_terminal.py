@@ -442,17 +442,42 @@ def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:
     assert [content for kind, content, _ in events(ledger) if kind == "user"] == ["a"]
 
 
+TELLS = """\
+from pathlib import Path
+
+from pmm_shm_chat.screen import PlainScreen
+
+piece = PlainScreen.piece
+
+
+def told(screen, text):
+    piece(screen, text)
+    with open(Path(__file__).with_name("pieces"), "a") as pieces:
+        pieces.write(text)
+
+
+PlainScreen.piece = told
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_within_an_answer(
     ledger: str,
     endpoint: Endpoint,
+    tmp_path: Path,
     number: int,
     code: int,
 ) -> None:
+    """In a pipe an answer appears when it is complete: a file says how much of it has arrived."""
     endpoint.answer = trickle
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(TELLS, encoding="utf-8")
+    pieces = site / "pieces"
+    pieces.touch()
     process = subprocess.Popen(
         [sys.executable, *COMMAND, ledger, "--no-autostart", "--recall", "0", "--responder", "openai", "--model", "m"],
-        env=daemons.environment(),
+        env=daemons.with_path(site),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -461,9 +486,7 @@ def test_a_signal_within_an_answer(
     assert process.stdout is not None
     process.stdin.write(b"Tell me\nmore\n")
     process.stdin.flush()
-    assert endpoint.has_begun.wait(20)
-    # In a pipe an answer appears when it is complete, so nothing shows when its beginning has arrived.
-    time.sleep(0.5)
+    daemons.until(lambda: "then" in pieces.read_text(encoding="utf-8"), "the beginning of an answer")
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, b"")

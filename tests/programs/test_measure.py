@@ -23,17 +23,21 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def measured(ledger: str, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def measured(
+    ledger: str, *options: str, cwd: Path | None = None, temporary: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     folder = standin_package.ROOT if cwd is None else cwd
     environment = daemons.environment(COLUMNS="100", PMM_SHM_DIR=str(Path(ledger).with_name("state")))
+    if temporary is not None:
+        environment["TMPDIR"] = str(temporary)
     return subprocess.run(
         [*MEASURE, ledger, *options], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
-def test_it_times_copies_and_compares_the_answers(ledger: str) -> None:
+def test_it_times_copies_and_compares_the_answers(ledger: str, folder: Path) -> None:
     before, beside = ledgers.raw_rows(ledger), sorted(os.listdir(Path(ledger).parent))
-    ended = measured(ledger, "--calls", "1", "--messages", "1", "--json")
+    ended = measured(ledger, "--calls", "1", "--messages", "1", "--json", temporary=folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
     assert found["events"] == 300
@@ -45,7 +49,8 @@ def test_it_times_copies_and_compares_the_answers(ledger: str) -> None:
     assert ledgers.raw_rows(ledger) == before
     assert sorted(os.listdir(Path(ledger).parent)) == beside
     # The daemon of the copy is gone with it.
-    assert not [pid for pid in _running() if "pmm-measure-" in pid]
+    assert not [words for words in _running() if str(folder) in words]
+    assert not list(folder.iterdir())
 
 
 def _running() -> list[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.obstacles import NEEDS_LEASE
 from tests.support import daemons, ledgers, small_pmm
+from tests.support.ports import HeldPort
 from tests.support.small_pmm import BY_PMM, REPLACED
 
 RUN = [sys.executable, "-m", "pmm_shm_cli", "run"]
@@ -444,9 +444,8 @@ class Server:
     """A server under `pmm-shm run`, and what its workers answer."""
 
     def __init__(self, place: Place, *words: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._port = HeldPort()
+        self.port = self._port.number
         self._log = place.folder / "server.log"
         with self._log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -477,6 +476,7 @@ class Server:
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
+            self._port.close()
         return self.log()
 
 

@@ -56,10 +56,19 @@ class Manager:
             f"{name}={text}: {self.messages[-3:]}",
         )
 
+    def settle(self) -> None:
+        """Wait until everything that has been sent so far is in `messages`."""
+        number = str(next(_numbers))
+        self._send(f"SETTLED={number}".encode())
+        self.wait_for("SETTLED", number)
+
     def close(self) -> None:
         """Stop listening."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as farewell:
-            farewell.settimeout(daemons.DEADLINE_S)
-            farewell.sendto(_FAREWELL, self._socket.getsockname())
+        self._send(_FAREWELL)
         self._thread.join(daemons.DEADLINE_S)
         self._socket.close()
+
+    def _send(self, data: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(daemons.DEADLINE_S)
+            sender.sendto(data, self._socket.getsockname())

@@ -11,13 +11,14 @@ _T = TypeVar("_T")
 
 
 def until(condition: Callable[[], _T], what: str = "", deadline_s: float = DEADLINE_S) -> _T:
-    """The first true value of `condition`; fails where none comes within the deadline."""
+    """The first true value of `condition`; fails where a look that began after the deadline found none."""
     began = time.monotonic()
     while True:
+        # Before the look: one that a busy machine held up says nothing about the deadline.
+        waited_s = time.monotonic() - began
         value = condition()
         if value:
             return value
-        waited_s = time.monotonic() - began
         if waited_s >= deadline_s:
             raise AssertionError(f"not within {deadline_s:g} s: {what or condition}")
         pause(waited_s)

@@ -7,12 +7,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.support.ports import HeldPort
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -43,14 +44,18 @@ class Postgres:
         folder: where its data is; the server's user owns it.
         standby_of: the server to follow; None for one of its own.
         fsync: wait for the disk, as a server in use does.
+        port: where it listens, one of its own by default; `close` closes it.
     """
 
-    def __init__(self, folder: Path, standby_of: Postgres | None = None, *, fsync: bool = False, port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, standby_of: Postgres | None = None, *, fsync: bool = False, port: HeldPort | None = None
+    ) -> None:
         self._bin = programs()
         assert self._bin is not None, "PostgreSQL is not installed: apt-get install postgresql"
         self.folder = folder
         self.data = folder / "data"
-        self.port = port or free_port()
+        self._held_port = port or HeldPort()
+        self.port = self._held_port.number
         self._user = pwd.getpwnam("postgres" if _exists("postgres") else "nobody")
         folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
@@ -87,6 +92,7 @@ class Postgres:
     def close(self) -> None:
         self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop", check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._held_port.close()
 
     def _run(self, program: str, *arguments: object, check: bool = True) -> None:
         assert self._bin is not None
@@ -120,14 +126,6 @@ def running(*, fsync: bool = False) -> Iterator[Postgres]:
     finally:
         server.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def _exists(user: str) -> bool:
