@@ -233,6 +233,8 @@ SEARCH_TEXTS_MAX = 64
 """The same with any other embedder."""
 SEARCH_WAIT_S = 5.0
 """How long a search waits while another process holds the lock of the reader table."""
+SEARCH_EMBEDDER_S = 5.0
+"""How long a search in the mode `auto` waits for an embedder on the network before it searches by words alone."""
 SEARCH_POLL_S = 0.02
 
 # Searches by words.
