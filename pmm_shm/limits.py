@@ -233,6 +233,8 @@ SEARCH_TEXTS_MAX = 64
 """The same with any other embedder."""
 SEARCH_WAIT_S = 5.0
 """How long a search waits while another process holds the lock of the reader table."""
+SEARCH_EMBEDDER_S = 5.0
+"""How long a search in the mode `auto` waits for an embedder on the network before it searches by words alone."""
 SEARCH_POLL_S = 0.02
 
 # Searches by words.
@@ -268,7 +270,8 @@ FILTER_DEPTH = 100
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 BESTS_WITHIN = 5
-"""The best hit by words and the best by meaning are among so many first hits of a fused search,"""
+"""The best hit by words and the best by meaning are among so many first hits of a fused search (or among its two or
+more hits, if those are fewer),"""
 LEADING_BESTS_WITHIN = 3
 """and among so many, that by words if it holds at least the share below of the query's weight."""
 LEADING_SHARE_MIN = 1 / 3

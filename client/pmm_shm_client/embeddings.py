@@ -5,15 +5,17 @@ Imported with the first text that is embedded, because numpy is slow to import.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pmm_shm import flags, limits
-from pmm_shm.errors import InvalidTextError, UnknownModelError
+from pmm_shm.errors import EmbedderError, InvalidTextError, UnknownModelError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.names import checked_model_name
 from pmm_shm.vectors import local_bow
@@ -26,6 +28,8 @@ from pmm_shm_client.reporting import Reporter
 
 if TYPE_CHECKING:
     from pmm_shm.vectors.embedder import Matrix, Vector
+
+_REMEDY = "the mode hybrid waits longer, and says what is wrong"
 
 
 class Embeddings:
@@ -61,17 +65,22 @@ class Embeddings:
         self.wrap: Callable[[Embedder], Embedder] | None = None
         """Makes the embedder that computes of the one that was found."""
         self.local = LocalVectors()
+        self._overdue = _Overdue()
 
-    def embed(self, text: str | None, model: str | None = None) -> Vector:
+    def embed(self, text: str | None, model: str | None = None, deadline: float | None = None) -> Vector:
         """The vector of a text, (dimension,) float32; the caller may change it.
+
+        Parameters:
+            deadline: until when an embedder on the network is waited for, on the monotonic clock; None: as long as it
+                takes.
 
         Raises:
             InvalidTextError: not a text, too long, or empty and the embedder has no vector for it.
             UnknownModelError: no embedder has this name.
-            EmbedderError: the embedder failed.
+            EmbedderError: the embedder failed, or the deadline has passed.
         """
         vector = self.known(text, model)
-        return self.embed_many((text,), model)[0] if vector is None else vector
+        return self.embed_many((text,), model, deadline)[0] if vector is None else vector
 
     def known(self, text: str | None, model: str | None = None) -> Vector | None:
         """The vector if it is known already; None if it would have to be computed. Raises as `embed`."""
@@ -94,7 +103,9 @@ class Embeddings:
         # An array over bytes would be read-only, and copying the array costs more.
         return np.frombuffer(bytearray(data), FLOAT)
 
-    def embed_many(self, texts: Iterable[str | None], model: str | None = None) -> Matrix:
+    def embed_many(
+        self, texts: Iterable[str | None], model: str | None = None, deadline: float | None = None
+    ) -> Matrix:
         """The vectors of texts, (n, dimension) float32, each different text looked up and computed once.
 
         Raises:
@@ -102,23 +113,25 @@ class Embeddings:
         """
         found = self._found(model)
         checked = [checked_text(text, found.embedder) for text in _checked_texts(texts)]
-        keys, vectors, refused = self._vectors(found, checked)
+        keys, vectors, refused = self._vectors(found, checked, deadline)
         if refused:
             raise next(refused[key] for key in keys if key in refused)
         rows = bytearray().join([vectors[key] for key in keys])
         return np.frombuffer(rows, FLOAT).reshape(len(keys), found.embedder.dimension)
 
-    def embed_each(self, texts: Iterable[str], model: str | None = None) -> list[Vector | None]:
+    def embed_each(
+        self, texts: Iterable[str], model: str | None = None, deadline: float | None = None
+    ) -> list[Vector | None]:
         """The vector of each text, (dimension,) float32; None for a text that has none.
 
         Raises:
             UnknownModelError, EmbedderError: as `embed`.
         """
-        keys, vectors, _ = self._vectors(self._found(model), list(texts))
+        keys, vectors, _ = self._vectors(self._found(model), list(texts), deadline)
         return [np.frombuffer(vectors[key], FLOAT) if key in vectors else None for key in keys]
 
     def _vectors(
-        self, model: LeasedModel, texts: list[str]
+        self, model: LeasedModel, texts: list[str], deadline: float | None
     ) -> tuple[list[bytes], dict[bytes, bytes], dict[bytes, InvalidTextError]]:
         """The keys of checked texts in order, the vectors by key, and why the others have none."""
         keys = [text_key(text) for text in texts]
@@ -129,7 +142,7 @@ class Embeddings:
         self._counter.misses += len(missing)
         refused: dict[bytes, InvalidTextError] = {}
         if missing:
-            for key, outcome in self._computed(model, missing).items():
+            for key, outcome in self._computed(model, missing, deadline).items():
                 if isinstance(outcome, InvalidTextError):
                     refused[key] = outcome
                 else:
@@ -148,7 +161,13 @@ class Embeddings:
                     break
         return vectors
 
-    def _computed(self, model: LeasedModel, texts: dict[bytes, str]) -> Outcomes:
+    def _computed(self, model: LeasedModel, texts: dict[bytes, str], deadline: float | None) -> Outcomes:
+        # Only those on the network may be called in another thread, and may take long.
+        if deadline is None or model.embedder.requests_max == 1:
+            return self._outcomes(model, texts)
+        return self._overdue.outcomes(model.embedder.name, partial(self._outcomes, model, texts), deadline)
+
+    def _outcomes(self, model: LeasedModel, texts: dict[bytes, str]) -> Outcomes:
         if self._leasing is None:
             return computed(model, texts)
         outcomes = self._leasing.outcomes(model, texts)
@@ -191,6 +210,48 @@ class Embeddings:
             if default.name != name:
                 raise
             return default
+
+
+class _Overdue:
+    """Computations that took longer than their callers could wait; each goes on in its own thread. Thread-safe.
+
+    An endpoint that still loads its model would begin again if its request were broken off. The vectors are stored when
+    they arrive, for a later search.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[str, threading.Thread] = {}
+
+    def outcomes(self, name: str, compute: Callable[[], Outcomes], deadline: float) -> Outcomes:
+        """The result of `compute`, unless one of the same name is overdue.
+
+        Raises:
+            EmbedderError: the embedder failed, or one was or is overdue.
+        """
+        overdue = self._threads.get(name)
+        if overdue is not None and overdue.is_alive():
+            raise EmbedderError(f"embedder {name!r}: still no answer to an earlier search; {_REMEDY}")
+        results: list[Outcomes | BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(compute())
+            except BaseException as error:
+                results.append(error)
+
+        thread = threading.Thread(target=run, name="embedder", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No more threads.
+            return compute()
+        thread.join(max(0.0, deadline - monotonic()))
+        if not results:
+            self._threads[name] = thread
+            raise EmbedderError(f"embedder {name!r}: no answer within {limits.SEARCH_EMBEDDER_S:g} s; {_REMEDY}")
+        if isinstance(results[0], BaseException):
+            raise results[0]
+        return results[0]
 
 
 class LocalVectors:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
+from time import monotonic
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -130,12 +131,15 @@ class Finder:
         by_words = self._by_words(request, words, depth)
         if request.mode == "words":
             return self._of_words(by_words, words, None)
+        # Only where words can do instead, an embedder is not waited for as long as it takes.
+        is_patient = request.mode == "hybrid" or request.model is not None
+        deadline = None if is_patient else monotonic() + limits.SEARCH_EMBEDDER_S
         try:
             # Without words there is only what is excluded.
             text = request.words.text.strip() or str(request.query)
-            meaning = self._meaning(request, text, depth, words, by_words)
+            meaning = self._meaning(request, text, depth, words, by_words, deadline)
         except _NO_MEANING as error:
-            if request.mode == "hybrid" or request.model is not None or self._is_mistaken(error):
+            if is_patient or self._is_mistaken(error):
                 raise
             return self._of_words(dict(islice(by_words.items(), request.k)), words, str(error))
         return self._fused(request, by_words, words, meaning)
@@ -160,7 +164,13 @@ class Finder:
         return Hits(hits, words.as_of, words.is_complete, 0, "", "words", words.indexed_here, problem)
 
     def _meaning(
-        self, request: SearchRequest, query: Query, count: int, words: WordsFound | None, by_words: Collection[int]
+        self,
+        request: SearchRequest,
+        query: Query,
+        count: int,
+        words: WordsFound | None,
+        by_words: Collection[int],
+        deadline: float | None = None,
     ) -> _Meaning:
         """The `count` events nearest to the query that pass all filters: exactly those, however rare they are; and how
         similar those are that were found by words and may be among the hits.
@@ -186,6 +196,7 @@ class Finder:
                 is_question=words is not None,
                 is_dated=is_dated,
                 served=served,
+                deadline=deadline,
             )
             known.update(found.others)
             similarities, others = found.similarities, []
@@ -228,11 +239,13 @@ class Finder:
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
         bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
-        ranking = _with_bests(ranking, bests, limits.BESTS_WITHIN)
+        # One hit has no room for both: it is the first of the ranking.
+        room = request.k if request.k > 1 else limits.BESTS_WITHIN
+        ranking = _with_bests(ranking, bests, min(limits.BESTS_WITHIN, room))
         # If anything was found by words, the first of the bests is theirs.
         if by_words and words.ranking.share(by_words[bests[0]]) < limits.LEADING_SHARE_MIN:
             bests = list(islice(by_meaning, 1))
-        ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)
+        ranking = _with_bests(ranking, bests, min(limits.LEADING_BESTS_WITHIN, room))
         chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
         others = [event_id for event_id in chosen if event_id not in by_words]
         scores = by_words | dict(zip(others, words.ranking.scores(others), strict=True)) if others else by_words

@@ -186,6 +186,7 @@ class Searching:
         is_question: bool = False,
         is_dated: bool = False,
         served: str | None = None,
+        deadline: float | None = None,
     ) -> Nearest:
         """The same for any number `k`, and the similarities of `others` that have a vector and are not among the hits.
 
@@ -194,6 +195,7 @@ class Searching:
             is_question: in a query that is a text, question words may count less,
             is_dated: and dates not at all.
             served: the model with which the daemon embeds events, where that was just read.
+            deadline: until when an embedder on the network is waited for, on the monotonic clock.
         """
         if model is None and not self._embeddings.names_default:
             model = served or self._read(lambda _: self._served())
@@ -204,11 +206,11 @@ class Searching:
             logging.getLogger(__name__).info("%s", advice_on(name))
         if is_question and isinstance(query, str) and isinstance(embedder, WordLlama):
             query = question_text(query, is_dated=is_dated)
-        request = _SearchRequest(name, embedder, self._vector(query, embedder, model), k, ids, others)
+        request = _SearchRequest(name, embedder, self._vector(query, embedder, model, deadline), k, ids, others)
         vectors: _Vectors = {}
         first = last = self._read(lambda has_looked: self._pass(request, vectors, None, has_looked))
         while last.missing:
-            vectors.update(self._vectors(last.missing, embedder, model))
+            vectors.update(self._vectors(last.missing, embedder, model, deadline))
             last = self._read(lambda has_looked: self._pass(request, vectors, first.end.event_id, has_looked))
         # The first pass may end with an event without a vector, which the last one did not need to read.
         as_of = max(first.as_of, last.as_of) if last.is_complete else last.as_of
@@ -251,20 +253,24 @@ class Searching:
         if isinstance(failure, HeldTableError):
             raise _HeldError(str(failure))
 
-    def _vector(self, query: Query, embedder: Embedder | None, model: str | None) -> NDArray[np.float64]:
+    def _vector(
+        self, query: Query, embedder: Embedder | None, model: str | None, deadline: float | None
+    ) -> NDArray[np.float64]:
         if not isinstance(query, str):
             return checked_vector(query)
         if not query:
             raise InvalidTextError("text: empty; there is nothing to search for")
         if isinstance(embedder, LocalBow):
             return checked_vector(_local_vectors(embedder, [checked_text(query)])[query])
-        return checked_vector(self._embeddings.embed(query, model))
+        return checked_vector(self._embeddings.embed(query, model, deadline))
 
-    def _vectors(self, texts: list[str], embedder: Embedder | None, model: str | None) -> _Vectors:
+    def _vectors(
+        self, texts: list[str], embedder: Embedder | None, model: str | None, deadline: float | None
+    ) -> _Vectors:
         """The vector of each text; None for a text that has none, neither in the table."""
         if isinstance(embedder, LocalBow):
             return _local_vectors(embedder, texts)
-        return dict(zip(texts, self._embeddings.embed_each(texts, model), strict=True))
+        return dict(zip(texts, self._embeddings.embed_each(texts, model, deadline), strict=True))
 
     def _pass(self, request: _SearchRequest, vectors: _Vectors, until_id: int | None, has_looked: bool) -> _SearchPass:
         """Search the published table and the new events, up to `until_id` if given; with the reader's lock held.

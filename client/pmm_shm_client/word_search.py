@@ -68,6 +68,7 @@ class _Recent:
         start: the events after it are in the table.
         end: the last event that was read.
         mark: of the ledger, when `end` was the head of the log; None if it was not yet.
+        is_cut: whether it starts there because the events before are too many.
     """
 
     kinds: tuple[str, ...]
@@ -75,14 +76,21 @@ class _Recent:
     end: Position
     mark: Mark | None
     table: WordTable
+    is_cut: bool
     rows: int = 0
 
     @classmethod
-    def behind(cls, start: Position, kinds: tuple[str, ...]) -> _Recent:
+    def behind(cls, start: Position, kinds: tuple[str, ...], *, is_cut: bool = False) -> _Recent:
         """Nothing read yet."""
         table = WordTable(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_InMemory))
         table.make()
-        return cls(kinds, start, start, None, table)
+        return cls(kinds, start, start, None, table, is_cut)
+
+    def continues(self, after: Position) -> bool:
+        """Whether it has the events after this position, or those of them that are not too many."""
+        if self.rows > 2 * limits.WORD_EVENTS_MAX:
+            return False
+        return self.start == after or (self.is_cut and after.is_before(self.start))
 
     def add(self, texts: list[tuple[int, str]]) -> None:
         """Add (event id, text) of later events."""
@@ -181,8 +189,7 @@ class WordSearching:
         if kinds not in self._texts:
             self._texts = {kinds: WordTextReader(self._reader.connection, kinds)}
         texts, recent = self._texts[kinds], self._recent
-        is_usable = recent is not None and recent.kinds == kinds and recent.rows <= 2 * limits.WORD_EVENTS_MAX
-        if recent is None or not is_usable or (recent.start != after and not after.is_before(recent.start)):
+        if recent is None or recent.kinds != kinds or not recent.continues(after):
             recent = _Recent.behind(after, kinds)
         if recent.mark != mark:
             self._recent = None
@@ -209,7 +216,7 @@ class WordSearching:
             if recent.rows > limits.WORD_EVENTS_MAX:
                 start = texts.position_before_newest(limits.WORD_EVENTS_MAX)
                 if recent.start.is_before(start):
-                    recent = _Recent.behind(start, recent.kinds)
+                    recent = _Recent.behind(start, recent.kinds, is_cut=True)
 
     def _close(self) -> None:
         # A mark is valid for one connection only.

@@ -35,7 +35,8 @@ class Embedder(ABC):
         batch_max: the most texts that one call of `embed` accepts. It is lowered for the life of the process when a
             batch is refused and its halves are not.
         requests_max: how many calls of `embed` the daemon may make at the same time: more than 1 for an embedder on the
-            network.
+            network. A search that can do without such an embedder calls it in a thread, and waits for it only
+            `limits.SEARCH_EMBEDDER_S`.
         in_flight: set by a daemon that makes several; the embedder may tell it of an overload.
         takes_empty: whether the empty text has a vector.
     """

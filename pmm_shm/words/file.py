@@ -85,10 +85,9 @@ class WordIndexWriter:
     def __init__(
         self, instance: Instance, store: bytes, kinds: tuple[str, ...], give_way: Callable[[], None] = lambda: None
     ) -> None:
-        self._path = instance.words_file
+        self._path, self._give_way = instance.words_file, give_way
         found = self._existing(store, kinds)
         self._handle, self.record = self._made(store, kinds) if found is None else found
-        self._handle.set_progress_handler(give_way, _STEPS)
         self._table = WordTable(self._handle)
 
     @property
@@ -140,7 +139,7 @@ class WordIndexWriter:
             # Rolls back what a killed daemon left.
             record = _record(handle)
             if record is not None and record[:2] == (store, kinds):
-                _prepare(handle)
+                self._prepare(handle)
                 # SQLite reads damaged records of FTS5 without a word. This takes 0.05 s per 100,000 events, and writes
                 # nothing; a commit would wait for readers all the same.
                 handle.execute("BEGIN")
@@ -162,7 +161,7 @@ class WordIndexWriter:
         crash_point("words.made")
         handle = _opened(self._path, "rw", limits.WORD_COMMIT_WAIT_S)
         try:
-            _prepare(handle)
+            self._prepare(handle)
             handle.execute("BEGIN IMMEDIATE")
             WordTable(handle).make()
             handle.execute(_STATE)
@@ -173,12 +172,12 @@ class WordIndexWriter:
             raise
         return handle, WordIndexRecord(store, kinds, START)
 
-
-def _prepare(handle: sqlite3.Connection) -> None:
-    handle.execute("PRAGMA journal_mode = TRUNCATE")
-    handle.execute("PRAGMA synchronous = OFF")
-    # A spill of pages within a transaction would lock readers out until its end, and it may pause.
-    handle.execute("PRAGMA cache_spill = OFF")
+    def _prepare(self, handle: sqlite3.Connection) -> None:
+        handle.execute("PRAGMA journal_mode = TRUNCATE")
+        handle.execute("PRAGMA synchronous = OFF")
+        # A spill of pages within a transaction would lock readers out until its end, and it may pause.
+        handle.execute("PRAGMA cache_spill = OFF")
+        handle.set_progress_handler(self._give_way, _STEPS)
 
 
 def remove_index(path: Path) -> None:

@@ -142,10 +142,14 @@ class WordTable:
         self.handle.executemany(_ADD, ((event_id, prepared(text)) for event_id, text in texts))
 
     def totals(self) -> Totals:
-        """Of the last commit."""
-        row = self.handle.execute(_TOTALS).fetchone()
-        numbers = [] if row is None else _varints(row[0])
-        return Totals(numbers[0], numbers[1]) if len(numbers) > 1 else Totals(0, 0)
+        """Of the last commit. Raises `sqlite3.DatabaseError` if they are damaged: without them nothing is found."""
+        rows = self.handle.execute(_TOTALS).fetchall()
+        numbers = [_varints(row[0]) for row in rows]
+        if numbers == [[]]:
+            return Totals(0, 0)
+        if len(numbers) != 1 or len(numbers[0]) != 2:
+            raise sqlite3.DatabaseError("the totals of the index are damaged")
+        return Totals(*numbers[0])
 
     def count(self, expression: str, most: int) -> int:
         """In how many events it is; counting ends at `most`."""

@@ -147,6 +147,7 @@ class Daemon:
             self._standstill,
             self._announce,
             self._indexer.reset,
+            self._indexer.check_words,
             self._die,
         )
 

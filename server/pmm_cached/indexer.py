@@ -130,6 +130,12 @@ class Indexer(BackgroundThread):
             self._is_reset = self._has_news = True
             self._changed.notify_all()
 
+    def check_words(self) -> None:
+        """Let the index of words be checked: what has damaged its file may not have been noticed."""
+        with self._changed:
+            self._words.is_check_due = self._has_news = True
+            self._changed.notify_all()
+
     def index(self, done: JobDone) -> None:
         """Compare the ledger's `event_embeddings`, index the log up to its present head, and then call `done`."""
         with self._changed:

@@ -71,6 +71,7 @@ class Maintenance(BackgroundThread):
         standstill: the lock under which the follower steps; held for the flip.
         on_flip: called after each flip.
         on_other_log: called when the log turns out not to be the published one: it was replaced or edited.
+        on_verified: called after each verification that found no difference.
         on_death: as for `BackgroundThread`.
     """
 
@@ -88,6 +89,7 @@ class Maintenance(BackgroundThread):
         standstill: threading.Lock,
         on_flip: Callable[[], None],
         on_other_log: Callable[[], None],
+        on_verified: Callable[[], None],
         on_death: Callable[[str], None],
     ) -> None:
         super().__init__("maintenance", log, on_death)
@@ -100,6 +102,7 @@ class Maintenance(BackgroundThread):
         self._standstill = standstill
         self._on_flip = on_flip
         self._on_other_log = on_other_log
+        self._on_verified = on_verified
         self._jobs: deque[_Job] = deque()
         # Whether the running job gives way to requested ones, and this thread's CPU time when its slice began.
         self._is_periodic = False
@@ -402,6 +405,7 @@ class Maintenance(BackgroundThread):
             self._status.verified_as_of = report.as_of
             self._status.sealed_blocks = len(dict(enumerate(copy.seals)) | dict(new_seals))
             self._log.info("verified", as_of=report.as_of, events=report.events, sealed_blocks=report.sealed_blocks)
+            self._on_verified()
             return
         self._status.verifications_failed += 1
         self._status.last_difference = report.difference

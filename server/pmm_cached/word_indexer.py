@@ -38,6 +38,7 @@ class WordIndexer:
     Attributes:
         is_done: whether the index has all published events.
         not_before: when to try again after a failure, on the monotonic clock.
+        is_check_due: whether the file is to be checked, and made anew if it is damaged. Any thread may set it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WordIndexer:
         self._retry_s = limits.INDEX_RETRY_S
         self.is_done = False
         self.not_before = 0.0
+        self.is_check_due = False
         status.kinds = list(kinds)
 
     @property
@@ -110,8 +112,15 @@ class WordIndexer:
         if not self._kinds:
             remove_index(self._instance.words_file)
             return True
+        if self.is_check_due and self._index is not None:
+            # It is checked when it is opened: SQLite then reads the file, and not the pages that it remembers.
+            checked, self._index = self._index, None
+            checked.give_up()
+        self.is_check_due = False
         if self._index is None:
             self._index = WordIndexWriter(self._instance, self._store.header.uuid, self._kinds, self._give_way)
+            if self._index.record.position.as_of < self._status.as_of:
+                self._log.warning("the index of words was damaged: it is made anew")
             self._report(self._index)
         deadline = time.monotonic() + limits.INDEX_REQUEST_S
         while True:

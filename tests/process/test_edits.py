@@ -467,7 +467,7 @@ class Workshop:
         self.maintenance = maintenance.Maintenance(
             path, self.writer, self.follower, self.follower.missing(), self.status,
             Settings(verify_every_events=verify_every_events),
-            configure("json", "error"), self.standstill, self._flipped, self._reset, lambda reason: None,
+            configure("json", "error"), self.standstill, self._flipped, self._reset, lambda: None, lambda reason: None,
         )  # fmt: skip
         self.maintenance.start()
         self.maintenance.rebuild(None, "nothing is published")

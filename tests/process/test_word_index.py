@@ -211,6 +211,47 @@ def test_an_index_with_damaged_records_is_made_anew(ledger: str, cache: Cache) -
         assert checked_record(file_of(ledger)) is not None
 
 
+@pytest.mark.parametrize("what", ["removed", "damaged"])
+def test_an_index_that_is_lost_while_it_is_searched(ledger: str, cache: Cache, what: str) -> None:
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+    if what == "removed":
+        file_of(ledger).unlink()
+    else:
+        with closing(sqlite3.connect(file_of(ledger))) as handle, handle:
+            handle.execute("UPDATE words_data SET block = x'00'")
+    found = words.check(cache, QUERIES)
+    assert (found.is_complete, found.indexed_here) == (True, 200)
+
+
+def numbered(cache: Cache) -> list[int]:
+    """The events that are found by their own number."""
+    return [number for number in range(1, 201) if number in event_ids(cache.search(f"n{number}", mode="words"))]
+
+
+def event_ids(found: Any) -> list[int]:
+    return [hit.event_id for hit in found]
+
+
+def test_damage_under_a_running_daemon_ends_with_the_next_verification(ledger: str, cache: Cache) -> None:
+    with ForkedDaemon(Path(ledger)):
+        check_indexed(cache)
+        with closing(sqlite3.connect(file_of(ledger))) as handle, handle:
+            handle.execute(words.DAMAGE)
+        with connect(ledger) as other:
+            # An error would be noticed at once.
+            assert len(numbered(other)) < 200
+            assert cache.verify().ok
+            until(lambda: len(numbered(other)) == 200, "it is made anew")
+        # `other` may have met the file while it was made, and leaves it alone for a while.
+        check_indexed(cache)
+        # What is sound stays.
+        sound = file_of(ledger).stat().st_ino
+        assert cache.verify().ok
+        check_indexed(cache)
+        assert file_of(ledger).stat().st_ino == sound
+
+
 def test_an_index_is_opened_beside_a_reader(ledger: str, cache: Cache) -> None:
     with ForkedDaemon(Path(ledger)):
         check_indexed(cache)

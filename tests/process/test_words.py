@@ -24,10 +24,12 @@ from pmm_shm import limits
 from pmm_shm.errors import ConfigError, EmbedderError, InvalidTextError, UnknownModelError
 from pmm_shm.ledger.rows import Event
 from pmm_shm.vectors.function import FunctionEmbedder
+from pmm_shm.vectors.question import question_text
 from pmm_shm.words.query import WordQuery, prepared
 from pmm_shm.words.ranking import Ranking, ranked
 from pmm_shm.words.table import WordTable
 from pmm_shm_client import Cache, EventLog, connect
+from pmm_shm_client.event_filter import spelled_alike
 from tests.support import words
 from tests.support.profiles import examples
 
@@ -361,24 +363,66 @@ def test_texts_that_differ_in_more_than_case_and_punctuation_stay(
         assert len(cache.search("dinner", mode="words", distinct=True)) == (1 if are_alike else 2)
 
 
-@settings(max_examples=examples(40), deadline=None)
-@given(Texts, st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), st.integers(5, 8))
+def apart(texts: list[str]) -> list[list[float]]:
+    """Vectors that have nothing to do with the words of a text."""
+    return [np.random.default_rng([*map(ord, text)]).normal(size=4).tolist() for text in texts]
+
+
+@pytest.mark.parametrize(
+    "embedder", ["local-bow", "wordllama", FunctionEmbedder("apart", 4, apart)], ids=["local-bow", "wordllama", "apart"]
+)
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    Texts,
+    st.lists(st.sampled_from((*WORDS, '"alpha"', "-café")), min_size=1, max_size=3),
+    # A hit by words that holds little of the query comes late in the fused ranking.
+    st.integers(0, 9),
+    st.integers(1, 6),
+    st.sampled_from([{}, {"kinds": ["user"]}, {"roles": ["user"], "since": 2}, {"until": 9}, {"scope": [1, 2, 4, 8]}]),
+    st.booleans(),
+)
 def test_a_fused_search_has_the_best_of_both(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], query: str, k: int
+    tmp_path_factory: pytest.TempPathFactory,
+    embedder: Any,
+    texts: list[str],
+    items: list[str],
+    unknown: int,
+    k: int,
+    options: dict[str, Any],
+    distinct: bool,
 ) -> None:
+    query = " ".join([*items, *(f"unknown{'x' * number}" for number in range(unknown))])
     path = str(tmp_path_factory.mktemp("fused") / "l.db")
     with EventLog(path) as log:
-        log.append_many([("user", text, None) for text in texts])
-    with connect(path) as cache:
-        by_words, by_meaning = cache.search(query, 100, mode="words"), cache.search(query, 100)
-        word_scores = {one.event_id: one.word_score for one in by_words}
-        similarities = {one.event_id: one.similarity for one in by_meaning}
+        log.append_many([(("user", "response")[at % 2], text, None) for at, text in enumerate(texts)])
+    asked = WordQuery.of(query)
+    text = asked.text.strip() or query
+    if embedder == "wordllama":
+        text = question_text(text, is_dated=False)
+    phrases, excluded = ('"alpha"' in query, "-café" in query)
+
+    def is_admitted(event_id: int) -> bool:
+        content = texts[event_id - 1]
+        return not (excluded and words.times_in("café", content)) and (words.times_in("alpha", content) or not phrases)
+
+    with connect(path, embedder=embedder) as cache:
+        by_words = cache.search(query, 100, mode="words", **options)
+        by_meaning = [one for one in cache.search(text, 100, **options) if is_admitted(one.event_id)]
+        word_scores = {one.event_id: one.word_score for one in cache.search(query, 100, mode="words")}
+        similarities = {one.event_id: one.similarity for one in cache.search(text, 100)}
+        bests = {hits[0].event_id for hits in (by_words, by_meaning) if hits}
         for mode in ("hybrid", "auto"):
-            found = cache.search(query, k, mode=mode)  # type: ignore[call-overload]
-            bests = {hits[0].event_id for hits in (by_words, by_meaning) if hits}
-            assert bests <= set(ids(found)[: limits.BESTS_WITHIN])
-            assert set(ids(found)) <= word_scores.keys() | similarities.keys()
-            assert ids(found) == ids(cache.search(query, 50, mode=mode))[:k]  # type: ignore[call-overload]
+            found = cache.search(query, k, mode=mode, distinct=distinct, **options)  # type: ignore[call-overload]
+            whole = cache.search(query, 50, mode=mode, distinct=distinct, **options)  # type: ignore[call-overload]
+            assert set(ids(whole)) <= {one.event_id for one in (*by_words, *by_meaning)}
+            first = found[: limits.BESTS_WITHIN]
+            if k > 1 and distinct:
+                shown = {spelled_alike(texts[one.event_id - 1]) for one in first}
+                assert {spelled_alike(texts[one - 1]) for one in bests} <= shown
+            elif k > 1:
+                assert bests <= {one.event_id for one in first}
+            if k == 1 or k >= limits.BESTS_WITHIN:
+                assert ids(found) == ids(whole)[:k]
             for hit in found:
                 assert hit.word_score == word_scores.get(hit.event_id)
                 assert hit.similarity == similarities.get(hit.event_id)
@@ -410,8 +454,8 @@ def test_each_hit_of_a_fused_search_says_how_near_it_is(
         assert [hit.similarity for hit in found] == [near.get(hit.event_id) for hit in found]
         scores = {one.event_id: one.word_score for one in cache.search(query, 100, mode="words")}
         assert [hit.word_score for hit in found] == [scores.get(hit.event_id) for hit in found]
-        if k >= limits.BESTS_WITHIN and not distinct:
-            assert {*list(near)[:1]} <= set(ids(found)[: limits.BESTS_WITHIN])
+        if k > 1 and not distinct:
+            assert {*list(near)[:1]} <= set(ids(found))
         first = set(by_words[: max(2, 2 * k)])
         assert {hit.event_id for hit in found if hit.found_by != "meaning"} <= first
         of_words = [hit.event_id for hit in found if hit.found_by == "words"]
