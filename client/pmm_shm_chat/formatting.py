@@ -29,6 +29,8 @@ _COLOURS = ANSISyntaxTheme(
         ("Literal", "Number"): Style(color="cyan"),
         ("Name", "Class"): Style(bold=True),
         ("Name", "Function"): Style(bold=True),
+        ("Generic", "Deleted"): Style(color="red"),
+        ("Generic", "Inserted"): Style(color="green"),
     }
 )
 """The terminal's own, on a light background or a dark one."""
@@ -45,7 +47,7 @@ def formatted(block: str, console: Console) -> Segments:
     whole.parsed = parsed(block)
     lines: list[_Line] = []
     for line in console.render_lines(whole, pad=False):
-        codes = [code for one in line if (code := _code_of(one)) is not None]
+        codes = [found for one in line if (found := _code_of(one)) is not None]
         # The mark of a list may stand beside the code.
         _add(lines, [one for one in line if not one.control and _code_of(one) is None])
         for language, code in codes:

@@ -20,6 +20,8 @@ _FENCE = re.compile(r"((?: *(?:[-*+]|\d{1,9}[.)]) )* *)(`{3,}(?!.*`)|~{3,})(.*)"
 _PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "hardbreak"})
 _LOST = ("html_block", "html_inline", "image", "reference")
 """The rules whose words rich does not show."""
+_ESCAPED = frozenset("*_`~#>|+-.!<&")
+"""The characters before which a backslash is Markdown's, not one of a formula."""
 _CONTINUES = 2
 """A line with so many spaces before it may belong to the list above the blank line."""
 _BLOCK_CHARS_MAX = 50_000
@@ -94,13 +96,15 @@ def is_markdown(block: str) -> bool:
 
 
 def parsed(block: str) -> list[Token]:
-    """The tokens of a block, without losing a word of it: tags, images and references are text.
+    """The tokens of a block, without losing a word of it: tags, images, references and formulas are text.
 
     Line breaks within a paragraph stay: models do not wrap their lines.
     """
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt().enable(["strikethrough", "table"]).disable(list(_LOST))
+    # It would join what a backslash stands before with the text around it.
+    parser.disable("text_join", ignoreInvalid=True)
     tokens = parser.parse(block)
     for token in tokens:
         if token.children:
@@ -109,12 +113,16 @@ def parsed(block: str) -> list[Token]:
 
 
 def _inlines(tokens: list[Token]) -> list[Token]:
-    """With line breaks that stay, and without a link around an address that is its own text."""
+    """With line breaks and the backslashes of formulas, and without a link around an address that is its own text."""
     kept: list[Token] = []
     is_bare = False
     for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "softbreak":
             token.type = "hardbreak"
+        if token.type == "text_special":
+            token.type = "text"
+            if token.info == "escape" and token.content not in _ESCAPED:
+                token.content = token.markup
         if token.type == "link_open":
             text = following.content if following is not None else ""
             is_bare = token.markup == "autolink" or token.attrs.get("href") == text

@@ -139,10 +139,10 @@ class TerminalScreen:
             self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
-        # The second half of a line break, \r\n, may be in the next piece.
-        text = self._held + text
-        self._held = "\r" if text.endswith("\r") else ""
-        text = text.removesuffix("\r")
+        # Line breaks wait: for the second half of \r\n, and at the end of an answer for ever.
+        held = self._held + text
+        text = held.rstrip("\r\n")
+        self._held = held[len(text) :]
         if not text:
             return
         if self._flow is None:
@@ -163,7 +163,7 @@ class TerminalScreen:
         if self._flow is not None:
             self._flow.end()
             self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
-            self._has_text = False
+            self._has_text, self._held = False, ""
             self._width, self._is_moved = self._console.width, False
             self._flow = LineWrapper(self._print, self._width)
             self._blocks, self._is_first_block = Blocks(), False

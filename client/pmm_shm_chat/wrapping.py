@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 
 WIDTH_MIN = 10
 """Narrower terminals get lines of so many cells."""
+_SURE = "LNPZ"
+"""Letters, numbers, punctuation and spaces: all terminals give them the same width."""
 
 
 class LineWrapper:
     """Wraps a text that arrives in pieces at its spaces, into lines of at most `width` cells.
 
-    A word longer than a line is left to the terminal, which breaks it where the line ends: so it is copied whole.
+    A word longer than a line is left to the terminal, which breaks it at the line's end: so it is copied whole. A line
+    with emoji or combining characters is broken here: terminals differ in their widths, and the rows are counted.
 
     Parameters:
         write: called with the output.
@@ -30,6 +34,7 @@ class LineWrapper:
         self._column = indent if column is None else column
         self._has_text = False
         self._is_long = False
+        self._is_sure = True
         self._word = ""
         self._spaces = ""
         self.rows = 0
@@ -76,18 +81,29 @@ class LineWrapper:
         self._word = self._spaces = ""
 
     def _put(self, text: str) -> None:
-        self._write(text)
-        self._has_text = True
-        for char in text:
+        written = 0
+        for place, char in enumerate(text):
             cells = self._cells(char)
             if self._column + cells > self._width:
+                if not self._is_sure:
+                    self._write(text[written:place] + "\n")
+                    written = place
                 self.rows += 1
                 self._column = 0
+                self._is_sure = True
             self._column += cells
+            self._is_sure = self._is_sure and _is_sure(char)
+        self._write(text[written:])
+        self._has_text = True
 
     def _break(self) -> None:
         self._write("\n" + " " * self._indent)
         self.rows += 1
         self._column = self._indent
+        self._is_sure = True
         self._has_text = False
         self._spaces = ""
+
+
+def _is_sure(char: str) -> bool:
+    return char.isascii() or unicodedata.category(char)[0] in _SURE

@@ -135,6 +135,7 @@ def markdown(text: str) -> str:
         ("**b** <ana@e.org>", "b ana@e.org"),
         ("**Roses**\nare red", "Roses\nare red"),
         ("> **two**\n> lines", "▌ two\n▌ lines"),
+        (r"**b** \(a_1\), \[ x\,dx \], $\{a\}$, \*no\* &amp; \&amp;", r"b \(a_1\), \[ x\,dx \], $\{a\}$, *no* & &amp;"),
     ],
 )
 def test_no_word_of_an_answer_is_lost(text: str, shown: str) -> None:
@@ -172,6 +173,15 @@ def test_code_can_be_copied(text: str, shown: str) -> None:
 
 def test_headings_and_numbers_stay_as_they_were_written() -> None:
     assert markdown("# One\n\n3. three\n4. four") == "One\n\n3. three\n4. four"
+
+
+def test_lines_of_which_terminals_differ_are_broken() -> None:
+    """One cell or two, for a heart; one pair of cells or four, for a family."""
+    assert flowed("I \u2764\ufe0f" + "x" * 30) == ["I", "  \u2764\ufe0f" + "x" * 27, "xxx"]
+    shown: list[str] = []
+    flow = LineWrapper(shown.append, 24)
+    flow.add_verbatim("\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466" * 5)
+    assert flow.rows == "".join(shown).count("\n") == 1
 
 
 @pytest.mark.parametrize("word", ["x" * 10, "x" * 100, "東京" * 20, "a " * 30])

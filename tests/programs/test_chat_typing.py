@@ -529,7 +529,7 @@ def test_code_is_copied_as_it_is(talk: Talk, endpoint: Endpoint, rows: int) -> N
 
 
 def test_a_line_break_of_two_characters_may_come_in_two_pieces(talk: Talk, endpoint: Endpoint) -> None:
-    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree")
+    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree", "\n", "\n\n")
     assert [line.strip() for line in lines] == ["assistant › One", "Two", "", "Three"]  # noqa: RUF001
 
 
