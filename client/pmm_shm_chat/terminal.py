@@ -8,6 +8,7 @@ ends the conversation.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, open_commitments, run_command
 from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
 from pmm_shm_chat.typing_lines import TypedTexts, edited, history_file, message_in, trimmed, typed
-from pmm_shm_terminal.exits import CommandFailed
+from pmm_shm_terminal.exits import HUNG_UP, CommandFailed
 
 UNNAMED = "assistant"
 """The agent's name before it has one."""
@@ -73,6 +74,11 @@ class _Conversation:
                             raise
             except EOFError:
                 pass
+            except OSError as error:
+                if not self._screen.is_terminal or error.errno != errno.EIO:
+                    raise
+                # The terminal was closed, and with it what would have been said.
+                raise SystemExit(HUNG_UP) from None
             except KeyboardInterrupt:
                 if not self._screen.is_terminal:
                     raise click.Abort from None

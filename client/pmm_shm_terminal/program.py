@@ -75,7 +75,8 @@ def _reason(error: OSError) -> str:
 def _complain(message: str, code: int) -> int:
     from pmm_shm_terminal.output import printable
 
-    with contextlib.suppress(BrokenPipeError):
+    # Nobody may read it, or there is no room for it: the exit code says the rest.
+    with contextlib.suppress(OSError):
         click.echo(f"pmm-shm: {printable(' '.join(message.split()))}", err=True)
     return code
 

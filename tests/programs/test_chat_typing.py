@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import stat
@@ -160,6 +161,25 @@ def test_a_signal_gives_the_terminal_back(talk: Talk) -> None:
     modes = termios.tcgetattr(child.child_fd)[3]
     assert modes & termios.ECHO
     assert modes & termios.ICANON
+
+
+def test_a_terminal_that_is_closed_in_an_answer_ends_the_chat(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("The beginning "))
+        own.done.wait(20)
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Go")
+    child.until("The beginning")
+    # The descriptor itself is closed with the others.
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), child.child_fd)
+    child.kill(signal.SIGHUP)
+    child.wait()
+    assert child.exitstatus == 128 + signal.SIGHUP
+    assert [content for kind, content, _ in events(ledger) if kind == "response"] == ["The beginning"]
 
 
 def test_ctrl_c_drops_a_block(talk: Talk, ledger: str) -> None:
