@@ -66,7 +66,9 @@ class PlainScreen:
     def end(self, is_interrupted: bool) -> None:
         text = "".join(self._pieces)
         self._pieces.clear()
-        click.echo(readable(text))
+        if text:
+            # With its tabs, which code may need.
+            click.echo("\t".join(map(readable, text.split("\t"))))
 
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""

@@ -442,10 +442,26 @@ def test_autostart(ledger: str) -> None:
 def test_a_failing_endpoint_ends_it(ledger: str, endpoint: Endpoint) -> None:
     endpoint.refuse(500, "down")
     ran = piped(ledger, "--responder", "openai", "--model", "m", text="a\nb\n")
-    assert ran.returncode == 1
+    assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("pmm-shm: responder openai (m): http://127.0.0.1:")
     assert len(ran.stderr.splitlines()) == 1
     assert [content for kind, content, _ in events(ledger) if kind == "user"] == ["a"]
+
+
+def test_tabs_go_through_a_pipe(ledger: str, endpoint: Endpoint) -> None:
+    endpoint.answer = lambda own, handler: own.events(handler, "all:\n", "\techo \x1b[2J\n")
+    ran = piped(ledger, "--responder", "openai", "--model", "m", text="a")
+    assert (ran.stdout, ran.stderr) == ("all:\n\techo \\x1b[2J\n\n", "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_an_empty_one(ledger: str, closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, *COMMAND, ledger, "--no-autostart"]
+    options: Any = {"env": daemons.environment(), "capture_output": True, "text": True, "timeout": 30, "check": False}
+    ran = subprocess.run(command, input="hello\n", **options)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert bool(ran.stdout) == (closed == "2>&-")
+    assert bool(events(ledger)) == (closed != "<&-")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -72,6 +72,14 @@ def test_alt_enter_breaks_the_line(talk: Talk, ledger: str) -> None:
     assert said(ledger) == ["one\ntwo"]
 
 
+def test_a_typed_line_is_broken_without_a_mark(talk: Talk, ledger: str) -> None:
+    child = talk()
+    line = "".join(f"{number:04d}" for number in range(60))
+    child.say(line)
+    assert line in child.text().replace("\n", "")
+    assert said(ledger) == [line]
+
+
 def test_what_is_typed_during_an_answer_is_not_lost_and_not_shown_within_it(
     talk: Talk, ledger: str, endpoint: Endpoint
 ) -> None:
