@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -39,6 +40,8 @@ _CONNECT_S = 30.0
 """How long an attempt waits for a connection, at most."""
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
+_TITLE = re.compile(r"<title[^>]*>\s*([^<]*[^<\s])", re.IGNORECASE)
+_TAG = re.compile(r"<(style|script)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 REFUSALS = frozenset({400, 403, 413, 422, 451})
 """Statuses with which endpoints, or a firewall before them, refuse a text or a batch, among other things."""
 _PROXY_STATUSES = frozenset({403, 502, 503, 504})
@@ -391,7 +394,8 @@ class OpenAIClient:
     def _refused(self, request: OpenAIRequest, problem: Any) -> NoReturn:
         """Raise the error of an answer with an error status."""
         status = problem.status_code
-        reason = f"status {status}: {message_of(problem.body) or problem.message}"
+        said = message_of(problem.body) or problem.response.reason_phrase
+        reason = f"status {status}: {said}" if said else f"status {status}"
         if status == 429 and problem.code == "insufficient_quota":
             self.fail(reason, "check the account's credit")
         default = "try again later" if status >= 500 else "the endpoint does not accept this request"
@@ -450,7 +454,17 @@ def message_of(body: Any) -> str:
         body = body["error"]
     if isinstance(body, dict):
         return str(body.get("message") or body.get("error") or body)
-    return str(body or "")
+    return _words_of(str(body or ""))
+
+
+def _words_of(text: str) -> str:
+    """The text; of a page, as proxies and servers send them, its title or else its words."""
+    if not text.lstrip().startswith("<"):
+        return text
+    import html
+
+    title = _TITLE.search(text)
+    return html.unescape(title[1] if title is not None else _TAG.sub(" ", text)).strip()
 
 
 def _seconds(value: str) -> float:

@@ -23,31 +23,29 @@ def events_in(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[dict[st
     Parameters:
         client: raises the error if an event is one, if there are none, or if the answer breaks off.
     """
-    has_events, has_ended, is_alive, other = False, False, False, b""
-    for line in _lines(chunks, client):
+    has_events, has_ended, other = False, False, b""
+    for line, is_whole in _lines(chunks, client):
         name, _, value = line.partition(b":")
         text = value.decode("utf-8", "replace").strip()
         if name == b"error":
             # Of llama.cpp: the error is the value of a field of its own.
-            _event(f'{{"error": {text}}}', client)
+            _event(f'{{"error": {text}}}', client, is_whole)
         elif name == b"data":
             has_events = True
             if text == _END:
                 return
-            event = _event(text, client)
+            event = _event(text, client, is_whole)
             has_ended = has_ended or _has_ended(event)
             yield event
-        elif line.startswith(b":"):
-            is_alive = True
-        elif not has_events and len(other) < _LINE_BYTES_MAX:
+        elif not (line.startswith(b":") or has_events) and len(other) < _LINE_BYTES_MAX:
             other += line
-    if is_alive and not has_events and not other.strip():
+    if not has_events and not other.strip():
         client.fail("the answer broke off before its first word")
     if not has_events:
         if not other.lstrip().startswith((b"{", b"[")):
             client.fail("the answer is not a stream of events", "check OPENAI_BASE_URL: it often ends in /v1")
         # Of endpoints that do not stream, and of errors with status 200.
-        event = _event(other.decode("utf-8", "replace"), client)
+        event = _event(other.decode("utf-8", "replace"), client, True)
         if not _has_ended(event):
             client.fail("the answer is not a stream of events", "check OPENAI_BASE_URL: it often ends in /v1")
         yield event
@@ -55,21 +53,24 @@ def events_in(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[dict[st
         client.fail("the answer broke off")
 
 
-def _lines(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[bytes]:
+def _lines(chunks: Iterable[bytes], client: OpenAIClient) -> Iterator[tuple[bytes, bool]]:
+    """Each line, and whether it has an end: of the last one, the rest may be missing."""
     buffer = b""
     for chunk in chunks:
         *lines, buffer = (buffer + chunk).split(b"\n")
         if len(buffer) > _LINE_BYTES_MAX:
             client.fail(f"a line of more than {_LINE_BYTES_MAX} bytes")
-        yield from lines
-    yield buffer
+        yield from ((line, True) for line in lines)
+    yield buffer, False
 
 
-def _event(text: str, client: OpenAIClient) -> dict[str, Any]:
+def _event(text: str, client: OpenAIClient, is_whole: bool) -> dict[str, Any]:
     """The event in this text, which is no error."""
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
+        if not is_whole:
+            client.fail("the answer broke off")
         client.fail("an event that is not JSON", "check OPENAI_BASE_URL: it often ends in /v1")
     if isinstance(event, list) and len(event) == 1:
         # Of Gemini: an error comes in a list.

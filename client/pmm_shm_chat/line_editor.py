@@ -52,7 +52,8 @@ def reader(
         [("bold ansigreen" if has_colours else "", prompt)],
         # A prompt for several lines takes the rest of the screen.
         multiline=Condition(lambda: "\n" in session.default_buffer.text),
-        prompt_continuation=more,
+        # Not before a row that the terminal's width begins: it is copied with the row above.
+        prompt_continuation=lambda width, line, is_soft_wrap: "" if is_soft_wrap else more,
         key_bindings=_keys(),
         history=InMemoryHistory(list(earlier)),
         completer=_completer(commands),

@@ -2,28 +2,26 @@
 
 A block is shown as plain text while it comes, and formatted in its place when it is complete. So nothing waits for the
 end of an answer.
-
-Invariant: what is formatted has no control characters either, not even those that Markdown's entities stand for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pmm_shm_terminal.output import printable
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.segment import Segment, Segments
 
 # A block of code may begin right behind the mark of a list; code within one line, as in ```x```, begins none.
 _FENCE = re.compile(r"((?: *(?:[-*+]|\d{1,9}[.)]) )* *)(`{3,}(?!.*`)|~{3,})(.*)")
 _PLAIN = frozenset({"paragraph_open", "paragraph_close", "inline", "text", "hardbreak"})
 _LOST = ("html_block", "html_inline", "image", "reference")
 """The rules whose words rich does not show."""
+_ESCAPED = frozenset("*_`~#>|+-.!<&")
+"""The characters before which a backslash is Markdown's, not one of a formula."""
 _CONTINUES = 2
 """A line with so many spaces before it may belong to the list above the blank line."""
 _BLOCK_CHARS_MAX = 50_000
@@ -42,6 +40,11 @@ class Blocks:
         self._lines: list[str] = []
         self._line = ""
         self._fence: str | None = None
+
+    @property
+    def is_in_code(self) -> bool:
+        """Whether the line so far is within code, or ends it."""
+        return self._fence is not None
 
     def add(self, text: str) -> Iterator[tuple[str, str | None]]:
         """Each part of the text, up to a line break or the end, and the block that ended before it, or None."""
@@ -89,17 +92,19 @@ def is_markdown(block: str) -> bool:
     """Whether a block is more than plain words."""
     if len(block) > _BLOCK_CHARS_MAX:
         return False
-    return any(one.type not in _PLAIN for token in _parsed(block) for one in (token, *(token.children or ())))
+    return any(one.type not in _PLAIN for token in parsed(block) for one in (token, *(token.children or ())))
 
 
-def _parsed(block: str) -> list[Token]:
-    """The tokens of a block, without losing a word of it: tags, images and references are text.
+def parsed(block: str) -> list[Token]:
+    """The tokens of a block, without losing a word of it: tags, images, references and formulas are text.
 
     Line breaks within a paragraph stay: models do not wrap their lines.
     """
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt().enable(["strikethrough", "table"]).disable(list(_LOST))
+    # It would join what a backslash stands before with the text around it.
+    parser.disable("text_join", ignoreInvalid=True)
     tokens = parser.parse(block)
     for token in tokens:
         if token.children:
@@ -108,52 +113,19 @@ def _parsed(block: str) -> list[Token]:
 
 
 def _inlines(tokens: list[Token]) -> list[Token]:
-    """With line breaks that stay, and without a link around an address that is its own text."""
+    """With line breaks and the backslashes of formulas, and without a link around an address that is its own text."""
     kept: list[Token] = []
     is_bare = False
     for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type == "softbreak":
             token.type = "hardbreak"
+        if token.type == "text_special":
+            token.type = "text"
+            if token.info == "escape" and token.content not in _ESCAPED:
+                token.content = token.markup
         if token.type == "link_open":
             text = following.content if following is not None else ""
             is_bare = token.markup == "autolink" or token.attrs.get("href") == text
         if not (is_bare and token.type in ("link_open", "link_close")):
             kept.append(token)
     return kept
-
-
-def formatted(block: str, console: Console, indent: int) -> Segments:
-    """A block of Markdown, formatted for a terminal; without blank lines around it, and no line break at its end."""
-    from rich.markdown import Markdown, TableElement
-    from rich.padding import Padding
-    from rich.segment import Segment, Segments
-    from rich.table import Table
-
-    class WholeTable(TableElement):
-        """Breaks a long word, or a text without spaces, where rich would cut it."""
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            for made in super().__rich_console__(console, options):
-                if isinstance(made, Table):
-                    for column in made.columns:
-                        column.overflow = "fold"
-                yield made
-
-    class Whole(Markdown):
-        elements: ClassVar = {**Markdown.elements, "table_open": WholeTable}
-
-    # A link is its text and its address: one that can be clicked might hide where it leads.
-    whole = Whole(block, hyperlinks=False)
-    whole.parsed = _parsed(block)
-    shown = Padding(whole, (0, 0, 0, indent))
-    lines = [[one for one in line if not one.control] for line in console.render_lines(shown, pad=False)]
-    while lines and _is_blank(lines[-1]):
-        lines.pop()
-    while lines and _is_blank(lines[0]):
-        lines.pop(0)
-    parts = [Segment(readable(one.text), one.style) for line in lines for one in (Segment.line(), *line)]
-    return Segments(parts[1:])
-
-
-def _is_blank(line: Iterable[Segment]) -> bool:
-    return not any(one.text.strip() for one in line)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pmm_shm_chat.line_editor import quiet
-from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
+from pmm_shm_chat.markdown import Blocks, is_markdown, readable
 from pmm_shm_chat.waiting import Spinner
 from pmm_shm_chat.wrapping import WIDTH_MIN, LineWrapper
 from pmm_shm_terminal.output import console, printable
@@ -66,7 +66,9 @@ class PlainScreen:
     def end(self, is_interrupted: bool) -> None:
         text = "".join(self._pieces)
         self._pieces.clear()
-        click.echo(readable(text))
+        if text:
+            # With its tabs, which code may need.
+            click.echo("\t".join(map(readable, text.split("\t"))))
 
     def follow_ups(self, events: Sequence[FollowUp]) -> None:
         """Shows nothing."""
@@ -90,7 +92,6 @@ class TerminalScreen:
         self._mark = "›" if self._is_utf8 else ">"  # noqa: RUF001
         self._formats = self._is_utf8 and self.has_colours
         self._head = ""
-        self._indent = 0
         self._blocks = Blocks()
         self._is_first_block = True
         self._spinner: Spinner | None = None
@@ -140,10 +141,10 @@ class TerminalScreen:
             self._spinner = Spinner(self._write)
 
     def piece(self, text: str) -> None:
-        # The second half of a line break, \r\n, may be in the next piece.
-        text = self._held + text
-        self._held = "\r" if text.endswith("\r") else ""
-        text = text.removesuffix("\r")
+        # Line breaks wait: for the second half of \r\n, and at the end of an answer for ever.
+        held = self._held + text
+        text = held.rstrip("\r\n")
+        self._held = held[len(text) :]
         if not text:
             return
         if self._flow is None:
@@ -154,30 +155,33 @@ class TerminalScreen:
         for part, block in self._blocks.add(readable(text)):
             if block is not None:
                 self._format(block, is_last=False)
-            self._flow.add(part)
+            if self._blocks.is_in_code and part != "\n":
+                self._flow.add_verbatim(part)
+            else:
+                self._flow.add(part)
 
     def retract(self) -> None:
         """Say that the text so far was thinking."""
         if self._flow is not None:
             self._flow.end()
             self._print("\n  (the text above was thinking; it is not kept)\n", "dim")
-            self._has_text = False
+            self._has_text, self._held = False, ""
             self._width, self._is_moved = self._console.width, False
-            self._flow = LineWrapper(self._print, self._width, 0)
-            self._blocks, self._is_first_block, self._indent = Blocks(), False, 0
+            self._flow = LineWrapper(self._print, self._width)
+            self._blocks, self._is_first_block = Blocks(), False
 
     def _begin_text(self) -> None:
         from rich.cells import cell_len
 
         self._stop_spinner()
         self._width, self._is_moved = self._console.width, False
-        self._indent = cell_len(self._head)
-        is_below = self._indent > min(self._width // _HEAD_SHARE, self._width - WIDTH_MIN)
+        column = cell_len(self._head)
+        is_below = column > min(self._width // _HEAD_SHARE, self._width - WIDTH_MIN)
         if is_below:
             # A long name, or a narrow terminal.
-            self._head, self._indent = f"{self._head.rstrip()}\n{_MARGIN}", len(_MARGIN)
+            self._head, column = f"{self._head.rstrip()}\n", 0
         self._print(self._head, "bold cyan")
-        self._flow = LineWrapper(self._print, self._width, self._indent)
+        self._flow = LineWrapper(self._print, self._width, column=column)
         self._flow.rows = int(is_below)
         self._blocks = Blocks()
         self._is_first_block = True
@@ -194,15 +198,18 @@ class TerminalScreen:
         rows, is_first, self._is_first_block = self._flow.rows, self._is_first_block, False
         self._flow.rows = 0
         # Lines of `WIDTH_MIN` cells on a narrower terminal take more rows than were counted.
-        is_countable = not is_moved and self._width >= self._indent + WIDTH_MIN
+        is_countable = not is_moved and self._width >= WIDTH_MIN
         if not self._formats or not is_countable or rows + 1 >= self._console.height or not is_markdown(block):
             return
+        from pmm_shm_chat.formatting import formatted
+
         self._write("\r" + (f"\x1b[{rows}A" if rows else "") + "\x1b[J")
         if is_first:
             self._print(self._head.rstrip() + "\n", "bold cyan")
-        self._console.print(formatted(block, self._console, self._indent), end="")
+        # Not wrapped a second time: the terminal breaks long lines of code.
+        self._console.print(formatted(block, self._console), end="", soft_wrap=True)
         if not is_last:
-            self._print("\n\n" + " " * self._indent)
+            self._print("\n\n")
 
     def moved(self) -> None:
         """Something else wrote to the terminal: the text of this block stays as it came."""

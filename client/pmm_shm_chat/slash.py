@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pmm_shm_chat.progress import Timings
     from pmm_shm_client.cache import Cache
 
-_COMMAND = re.compile(r"/(?:[a-z]*|\?)(?:\s.*)?", re.IGNORECASE | re.DOTALL)
+_COMMAND = re.compile(r"/(?:[a-z]*|\?)(?:[^\S\n].*)?", re.IGNORECASE)
 _ALIASES = {"?": "help", "bye": "quit", "exit": "quit"}
 """Of other chats."""
 _RECALLED = 5
@@ -54,7 +54,10 @@ class _Command(NamedTuple):
 
 
 def is_command(line: str) -> bool:
-    """Whether a text is a command, known or unknown, rather than a message: a path and a comment in code are none."""
+    """Whether a text is a command, known or unknown, rather than a message.
+
+    A command is one line. A path and a comment in code are messages.
+    """
     return _COMMAND.fullmatch(line) is not None
 
 
@@ -70,7 +73,7 @@ def run_command(line: str, session: Session) -> None:
     name, argument = _ALIASES.get(word.lower(), word.lower()), "".join(rest).strip()
     command = COMMANDS.get(name)
     if command is None:
-        raise ConfigError(f"unknown command /{word[:40]}; /help lists them")
+        raise ConfigError(f'unknown command /{word[:40]}; /help lists them, and """ begins a message')
     if bool(argument) != bool(command.argument):
         raise ConfigError(f"/{name}: usage: {_usage(name, command)}")
     command.run(session, argument)

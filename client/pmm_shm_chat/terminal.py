@@ -8,6 +8,7 @@ ends the conversation.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -25,8 +26,8 @@ from pmm_shm_chat.progress import Timings
 from pmm_shm_chat.screen import PlainScreen, Screen, TerminalScreen
 from pmm_shm_chat.slash import COMMANDS, Session, is_command, open_commitments, run_command
 from pmm_shm_chat.turn import Chat, NothingToUndoError, TurnResult
-from pmm_shm_chat.typing_lines import TypedTexts, edited, history_file, typed
-from pmm_shm_terminal.exits import CommandFailed
+from pmm_shm_chat.typing_lines import TypedTexts, edited, history_file, message_in, trimmed, typed
+from pmm_shm_terminal.exits import HUNG_UP, CommandFailed
 
 UNNAMED = "assistant"
 """The agent's name before it has one."""
@@ -73,18 +74,23 @@ class _Conversation:
                             raise
             except EOFError:
                 pass
+            except OSError as error:
+                if not self._screen.is_terminal or error.errno != errno.EIO:
+                    raise
+                # The terminal was closed, and with it what would have been said.
+                raise SystemExit(HUNG_UP) from None
             except KeyboardInterrupt:
                 if not self._screen.is_terminal:
                     raise click.Abort from None
                 click.echo("")
 
     def _line(self, line: str) -> None:
-        text = line.strip()
+        command, text = line.strip(), message_in(line)
         if not text:
             return
         try:
-            if is_command(text):
-                run_command(text, self._session())
+            if is_command(command):
+                run_command(command, self._session())
             else:
                 self._turn(lambda: self._chat.turn(text, self._screen.piece, self._screen.retract))
         except (PmmShmError, CommandFailed, click.ClickException, OSError) as error:
@@ -117,7 +123,7 @@ class _Conversation:
         # Ctrl-C is the editor's.
         self._in_turn = True
         try:
-            text = (edited() or "").strip()
+            text = trimmed(edited() or "")
         finally:
             self._in_turn = False
         if not text:

@@ -32,6 +32,7 @@ from pmm_shm_chat.rules import EventDraft, Speaker, events_of
 from pmm_shm_client.context import Context
 
 if TYPE_CHECKING:
+    from pmm_shm.ledger.rows import Event
     from pmm_shm_client.cache import Cache
 
 MESSAGES_MAX = 63
@@ -110,6 +111,7 @@ class Chat:
         self._last: _LastTurn | None = None
         self._earlier: deque[_LastTurn] = deque(maxlen=_TURNS_MAX)
         self._newest_id: int | None = None
+        self._anchor: Event | None = None
         self._is_answering = False
         self._is_stopped = False
 
@@ -130,6 +132,7 @@ class Chat:
         if len(text) > limits.TEXT_CHARS_MAX:
             raise InvalidTextError(f"text: {len(text)} characters; at most {limits.TEXT_CHARS_MAX} are accepted")
         self._is_stopped = False
+        self._notice_restore()
         # An append that fails must not let `retry` answer an earlier message again.
         if self._last is not None:
             self._earlier.append(self._last)
@@ -175,13 +178,28 @@ class Chat:
         ids = [last.user_id] if last.response_id is None else [last.user_id, last.response_id]
         if not last.is_undone:
             self._mark(TurnProgress(self._clock_ns), ids, True, "undone")
+            self._anchor = self._newest_event()
         self._last = self._earlier.pop() if self._earlier else None
         return last.text
 
     def _the_last(self) -> _LastTurn:
+        self._notice_restore()
         if self._last is None:
             raise NothingToUndoError("nothing was said here yet, or it is undone already")
         return self._last
+
+    def _notice_restore(self) -> None:
+        """Forget the turns so far if the ledger has another history now: its ids name other events."""
+        anchor = self._anchor
+        if anchor is None or self.cache.event(anchor.id) == anchor:
+            return
+        self._last = self._newest_id = self._anchor = None
+        self._earlier.clear()
+        self._undone = Undone(self.cache)
+
+    def _newest_event(self) -> Event | None:
+        """The newest event that this conversation appended."""
+        return None if self._newest_id is None else self.cache.event(self._newest_id)
 
     def _answer(self, progress: TurnProgress, asked: _LastTurn, on_text: OnText, on_retract: OnRetract) -> TurnResult:
         """Answer a message, which may have been answered before."""
@@ -206,6 +224,7 @@ class Chat:
                     self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
                 kept = replaced if response_id is None else response_id
                 self._last = _LastTurn(user_id, kept, text, kept is None)
+                self._anchor = self._newest_event()
         usage = self.responder.usage
         return TurnResult(
             user_id=user_id,

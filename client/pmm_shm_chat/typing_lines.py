@@ -23,7 +23,7 @@ _FILE_BYTES_MAX = 4 << 20
 
 
 def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[str]:
-    """Each text that is typed, until Ctrl-D. Ctrl-C drops what was begun; a second one says how to end.
+    """Each text as it is typed, until Ctrl-D. Ctrl-C drops what was begun; a second one says how to end.
 
     Parameters:
         read: reads a line or a whole block.
@@ -33,7 +33,7 @@ def typed(read: Callable[[], str], remember: Callable[[str], None]) -> Iterator[
     while True:
         try:
             click.echo("")
-            text = without_marks(read())
+            text = read()
             drops = 0
             if text.strip():
                 remember(text)
@@ -53,12 +53,18 @@ def is_open_block(text: str) -> bool:
     return text.lstrip().startswith(BLOCK) and text.count(BLOCK) % 2 == 1
 
 
-def without_marks(text: str) -> str:
-    """The inside of a block; any other text as it is."""
+def message_in(text: str) -> str:
+    """The inside of a block, or the whole of any other text; without blank lines around it."""
     inside = text.strip()
     if text.count(BLOCK) == 2 and inside.startswith(BLOCK) and inside.endswith(BLOCK):
-        return inside[len(BLOCK) : -len(BLOCK)].strip("\n")
-    return text
+        text = inside[len(BLOCK) : -len(BLOCK)]
+    return trimmed(text)
+
+
+def trimmed(text: str) -> str:
+    """The text without blank lines around it. Its first line keeps its indent, which may be that of code."""
+    blank = len(text) - len(text.lstrip())
+    return text[text.rfind("\n", 0, blank) + 1 :].rstrip()
 
 
 def edited(text: str = "") -> str | None:

@@ -23,6 +23,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         name: of the program, as a user types it.
     """
     _end_in_order()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows escapes instead of ending the command.
         with contextlib.suppress(AttributeError, ValueError):
@@ -75,7 +76,8 @@ def _reason(error: OSError) -> str:
 def _complain(message: str, code: int) -> int:
     from pmm_shm_terminal.output import printable
 
-    with contextlib.suppress(BrokenPipeError):
+    # Nobody may read it, or there is no room for it: the exit code says the rest.
+    with contextlib.suppress(OSError):
         click.echo(f"pmm-shm: {printable(' '.join(message.split()))}", err=True)
     return code
 
@@ -91,6 +93,14 @@ def _leave_pipe() -> int:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exits.FAILURE
+
+
+def _replace_closed_streams() -> None:
+    """Let a standard stream that the caller closed, as `<&-` does, be empty or take everything."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It stays open as long as the process runs.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _end_in_order() -> None:

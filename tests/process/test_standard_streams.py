@@ -102,3 +102,9 @@ def test_a_path_that_lmdb_cannot_open_is_one_line(tmp_path: Path) -> None:
     assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1), ended.stderr
     assert "set PMM_SHM_DIR" in ended.stderr
     assert not Path(path + "-cache").exists()
+
+
+@pytest.mark.parametrize("spoil", [close_stderr, full_disk, reader_gone])
+def test_the_exit_code_is_right_without_a_place_for_the_message(tmp_path: Path, spoil: Callable[[], None]) -> None:
+    command = [sys.executable, "-m", "pmm_shm_cli", "read", "nonsense", str(tmp_path / "a.db")]
+    assert subprocess.run(command, env=environment(), preexec_fn=spoil, check=False).returncode == 2

@@ -23,7 +23,7 @@ from pmm_shm_chat.provider import OpenAIResponder
 from pmm_shm_chat.responder import Message, ResponderError, Usage
 from pmm_shm_chat.turn import Chat
 from pmm_shm_client.cache import Cache
-from tests.support.chat import Endpoint, events, heard
+from tests.support.chat import Endpoint, delta, events, heard
 
 
 def chunk(delta: dict[str, Any], ending: str | None = None, **more: Any) -> dict[str, Any]:
@@ -290,15 +290,24 @@ def test_a_refusal_in_a_field_of_its_own_is_the_answer(endpoint: Endpoint) -> No
     assert "".join(heard(OpenAIResponder("m"))) == "I cannot."
 
 
-def test_a_stream_that_ends_before_its_first_word_has_broken_off(endpoint: Endpoint) -> None:
-    """Of OpenRouter, while a provider is awaited. The URL is right, so no message blames it."""
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        # Of OpenRouter, while a provider is awaited.
+        (": OPENROUTER PROCESSING\n\n" * 2, "the answer broke off before its first word"),
+        ("", "the answer broke off before its first word"),
+        (f"data: {json.dumps(delta('Half'))}\n\n" + 'data: {"choices":[{"del', "the answer broke off"),
+    ],
+)
+def test_a_stream_that_breaks_off_is_said_to_do_so(endpoint: Endpoint, sent: str, message: str) -> None:
+    """The URL is right, so no message blames it."""
 
     def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
         own.begin(handler)
-        handler.wfile.write(b": OPENROUTER PROCESSING\n\n" * 2)
+        handler.wfile.write(sent.encode())
 
     endpoint.answer = answer
-    with pytest.raises(ResponderError, match="broke off before its first word") as caught:
+    with pytest.raises(ResponderError, match=f"{message}$") as caught:
         heard(OpenAIResponder("m"))
     assert "OPENAI_BASE_URL" not in str(caught.value)
 
@@ -455,3 +464,27 @@ def test_refusals_say_why(endpoint: Endpoint, body: Any) -> None:
     endpoint.answer = answer
     with pytest.raises(ResponderError, match="status 404: no such model: "):
         heard(OpenAIResponder("m"))
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "shown"),
+    [
+        (
+            502,
+            "<html>\n<head><title>502 Bad Gateway</title></head><hr>nginx</html>",
+            "status 502: 502 Bad Gateway: try",
+        ),
+        (503, "<style>p {}</style><p>Down for <b>maintenance</b>&hellip;", "status 503: Down for maintenance …: try"),
+        (500, "", "status 500: Internal Server Error: try"),
+        (529, "", "status 529: try"),
+    ],
+)
+def test_of_a_page_that_refuses_the_words_are_shown(endpoint: Endpoint, status: int, page: str, shown: str) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler, "text/html", status)
+        handler.wfile.write(page.encode())
+
+    endpoint.answer = answer
+    with pytest.raises(ResponderError) as caught:
+        heard(OpenAIResponder("m"))
+    assert shown in str(caught.value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import time
 
+import pyte
 import pytest
 from rich.console import Console
 
-from pmm_shm_chat.markdown import Blocks, formatted, is_markdown, readable
+from pmm_shm_chat.formatting import formatted
+from pmm_shm_chat.markdown import Blocks, is_markdown, readable
 from pmm_shm_chat.wrapping import LineWrapper
 
 # What is shown.
@@ -37,6 +39,9 @@ def test_lines_of_the_text_stay() -> None:
 
 def test_words_longer_than_a_line_and_scripts_without_spaces() -> None:
     assert "".join(line.strip() for line in flowed("x" * 100)) == "x" * 100
+    # The terminal breaks it: so it is copied whole, and what follows it is not torn.
+    address = "https://example.org/" + "x" * 60
+    assert flowed(*f"See {address} it is good") == ["See", f"  {address} it is", "  good"]
     lines = flowed("今日はとても良い天気ですから散歩に行きましょう")
     assert all(len(line.strip()) <= 14 for line in lines)
     assert "".join(line.strip() for line in lines).startswith("今日は")
@@ -54,7 +59,7 @@ def test_readable() -> None:
 @pytest.mark.parametrize("word", ["長い" * 40, "https://example.org/" + "x" * 80])
 def test_no_cell_of_a_table_is_cut(word: str) -> None:
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
-    console.print(formatted(f"| a | b |\n|---|---|\n| 1 | {word} |", console, 4))
+    console.print(formatted(f"| a | b |\n|---|---|\n| 1 | {word} |", console))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
     assert "".join(shown.split()).endswith(word)
@@ -114,8 +119,8 @@ def test_code_within_a_line_begins_no_block() -> None:
 
 def markdown(text: str) -> str:
     console = Console(file=io.StringIO(), width=70, force_terminal=True, color_system=None)
-    console.print(formatted(text, console, 0))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n"))  # type: ignore[attr-defined]
+    console.print(formatted(text, console), soft_wrap=True)
+    return console.file.getvalue().removesuffix("\n")  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +135,7 @@ def markdown(text: str) -> str:
         ("**b** <ana@e.org>", "b ana@e.org"),
         ("**Roses**\nare red", "Roses\nare red"),
         ("> **two**\n> lines", "▌ two\n▌ lines"),
+        (r"**b** \(a_1\), \[ x\,dx \], $\{a\}$, \*no\* &amp; \&amp;", r"b \(a_1\), \[ x\,dx \], $\{a\}$, *no* & &amp;"),
     ],
 )
 def test_no_word_of_an_answer_is_lost(text: str, shown: str) -> None:
@@ -144,3 +150,49 @@ def test_tags_alone_are_plain_words() -> None:
 def test_plain_words_are_no_markdown() -> None:
     assert not any(map(is_markdown, ["words", "two\nlines", "2 * 3 < 7, a_b_c", "“quoted” – 東京"]))
     assert all(map(is_markdown, ["# a", "- a", "1. a", "a **b**", "`a`", "> a", "[a](b)", "```\na\n```", "    code"]))
+
+
+LONG = 'print("' + "a long line of code, " * 6 + '")'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"```python\ndef f():\n\n\n    {LONG}\n```", f"def f():\n\n\n    {LONG}"),
+        (f"1. Run:\n   ```sh\n   {LONG}\n   ```\n2. Look.", f"1. Run:\n\n{LONG}\n\n2. Look."),
+        (f"- ```\n  {LONG}\n    x\n  ```\n- two", f" •\n\n{LONG}\n  x\n\n • two"),
+        (f"> ```\n> {LONG}\n> ```", f"▌\n\n{LONG}"),
+        ("words\n\n    x = 1\n      y = 2", "words\n\nx = 1\n  y = 2"),
+        ("```nonsense\n x\n\n```\n```\n```", " x"),
+        ("```\nnever closed\n", "never closed"),
+    ],
+)
+def test_code_can_be_copied(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
+def test_headings_and_numbers_stay_as_they_were_written() -> None:
+    assert markdown("# One\n\n3. three\n4. four") == "One\n\n3. three\n4. four"
+
+
+def test_lines_of_which_terminals_differ_are_broken() -> None:
+    """One cell or two, for a heart; one pair of cells or four, for a family."""
+    assert flowed("I \u2764\ufe0f" + "x" * 30) == ["I", "  \u2764\ufe0f" + "x" * 27, "xxx"]
+    shown: list[str] = []
+    flow = LineWrapper(shown.append, 24)
+    flow.add_verbatim("\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466" * 5)
+    assert flow.rows == "".join(shown).count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["x" * 10, "x" * 100, "東京" * 20, "a " * 30])
+def test_the_rows_of_a_terminal_are_counted(word: str) -> None:
+    """A stand-in of a terminal counts them, too."""
+    written: list[str] = []
+    flow = LineWrapper(written.append, 24, column=8)
+    flow.add(f"some {word}\n")
+    flow.add_verbatim(f"  code {word}")
+    flow.add("\nend")
+    flow.end()
+    screen = pyte.Screen(24, 80)
+    pyte.Stream(screen).feed("x" * 8 + "".join(written).replace("\n", "\r\n"))
+    assert flow.rows == screen.cursor.y

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from pmm_shm.errors import LedgerBusyError
+from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.restore import restore
 from pmm_shm_chat.prompting import TOKENS_MAX, tokens_of
 from pmm_shm_chat.responder import Message, ResponderError
 from pmm_shm_chat.turn import Chat, NothingToUndoError
@@ -159,6 +164,28 @@ def test_undo_of_a_failure_and_of_nothing(cache: Cache) -> None:
         chat.turn("lost")
     assert chat.undo() == "lost"
     assert kinds(cache) == ["user", "embedding_indexed", "turn_marked"]
+
+
+@pytest.mark.parametrize("again", [Chat.undo, Chat.retry])
+def test_after_a_restore_the_ids_of_earlier_turns_mean_nothing(
+    cache: Cache, tmp_path: Path, again: Callable[[Chat], object]
+) -> None:
+    chat = Chat(cache, Says("Yes."))
+    for text in ("one", "two", "three"):
+        chat.turn(text)
+    chat.undo()
+    backup = str(tmp_path / "backup.db")
+    others = [f"other {number}" for number in range(20)]
+    with EventLog(backup) as log:
+        log.append_many([("user", text) for text in others])
+    restore(backup, cache.path)
+    with pytest.raises(NothingToUndoError):
+        again(chat)
+    assert [one.content for one in history(cache)] == others[-16:]
+    chat.responder = says = Says("Yes.")
+    chat.turn("and then?")
+    assert says.asked is not None
+    assert [one.content for one in says.asked[1]][:14] == others[-14:]
 
 
 def test_marks_that_mean_nothing_are_ignored(cache: Cache) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import stat
@@ -69,6 +70,14 @@ def test_alt_enter_breaks_the_line(talk: Talk, ledger: str) -> None:
     child.until(f"{MORE} two")
     child.say("")
     assert said(ledger) == ["one\ntwo"]
+
+
+def test_a_typed_line_is_broken_without_a_mark(talk: Talk, ledger: str) -> None:
+    child = talk()
+    line = "".join(f"{number:04d}" for number in range(60))
+    child.say(line)
+    assert line in child.text().replace("\n", "")
+    assert said(ledger) == [line]
 
 
 def test_what_is_typed_during_an_answer_is_not_lost_and_not_shown_within_it(
@@ -160,6 +169,25 @@ def test_a_signal_gives_the_terminal_back(talk: Talk) -> None:
     modes = termios.tcgetattr(child.child_fd)[3]
     assert modes & termios.ECHO
     assert modes & termios.ICANON
+
+
+def test_a_terminal_that_is_closed_in_an_answer_ends_the_chat(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
+    def answer(own: Endpoint, handler: BaseHTTPRequestHandler) -> None:
+        own.begin(handler)
+        own.send(handler, delta("The beginning "))
+        own.done.wait(20)
+
+    endpoint.answer = answer
+    child = talk("--responder", "openai", "--model", "m")
+    child.sendline("Go")
+    child.until("The beginning")
+    # The descriptor itself is closed with the others.
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), child.child_fd)
+    child.kill(signal.SIGHUP)
+    child.wait()
+    assert child.exitstatus == 128 + signal.SIGHUP
+    assert [content for kind, content, _ in events(ledger) if kind == "response"] == ["The beginning"]
 
 
 def test_ctrl_c_drops_a_block(talk: Talk, ledger: str) -> None:
@@ -287,9 +315,16 @@ def test_a_second_ctrl_c_says_how_to_end(talk: Talk) -> None:
     assert "(Ctrl-D or /quit ends the chat)" in child.until_prompt()
 
 
-def test_paths_and_comments_are_messages(talk: Talk, ledger: str) -> None:
+def test_paths_comments_and_several_lines_are_messages(talk: Talk, ledger: str) -> None:
     child = talk()
-    texts = ["/usr/bin is full", "// a comment", "/* one\n two */"]
+    texts = [
+        "/usr/bin is full",
+        "// a comment",
+        "/* one\n two */",
+        "/etc\nis what?",
+        "/help me\nto quit",
+        "/quit\n/quit",
+    ]
     for text in texts:
         child.send(f"{PASTE_BEGINS}{text}{PASTE_ENDS}")
         child.say("")
@@ -297,6 +332,34 @@ def test_paths_and_comments_are_messages(talk: Talk, ledger: str) -> None:
     assert "/recall TEXT" in child.say("/?")
     child.sendline("/bye")
     child.expect(pexpect.EOF)
+
+
+def test_a_line_that_is_no_command_is_told_and_can_be_sent_as_a_message(talk: Talk, ledger: str) -> None:
+    child = talk()
+    assert 'unknown command /nope; /help lists them, and """ begins a message' in child.say("/nope it")
+    assert said(ledger) == []
+    # It is the newest line of the history.
+    child.send('\x1b[A"""\x01"""\r')
+    child.until_prompt()
+    child.say("\x1b[A")
+    assert said(ledger) == ["/nope it"] * 2
+    # Copied from a page together with the end of its line.
+    child.send(f"{PASTE_BEGINS}/status\n{PASTE_ENDS}")
+    assert "no daemon" in child.say("")
+
+
+def test_the_indent_of_a_message_stays(talk: Talk, ledger: str, tmp_path: Path) -> None:
+    code = "    def f():\n        return 1"
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\nprintf '\n{code}\n\n' > \"$1\"\n", encoding="utf-8")
+    editor.chmod(0o755)
+    child = talk(EDITOR=str(editor), VISUAL=None)
+    child.send(f"{PASTE_BEGINS}\n{code}\n\n{PASTE_ENDS}")
+    child.say("")
+    child.say("/edit")
+    child.send(f'{PASTE_BEGINS}"""\n{code}\n"""{PASTE_ENDS}')
+    child.say("")
+    assert said(ledger) == [code] * 3
 
 
 # The history.
@@ -474,8 +537,27 @@ def test_a_table_is_formatted_and_blank_lines_do_not_pile_up(talk: Talk, endpoin
     assert re.search(r"Tag +Ort\n─+\nMo +東京都\n\n▌ quoted\n\nx = 1\n\n• last$", shown), shown
 
 
+CODE = ["def f():", f"    return '{'a long line of code, ' * 5}'"]
+
+
+@pytest.mark.parametrize("rows", [24, 6])
+def test_code_is_copied_as_it_is(talk: Talk, endpoint: Endpoint, rows: int) -> None:
+    """Without an indent, and without a line break that the terminal did not make; also if there is no room for it."""
+    child = talk("--responder", "openai", "--model", "m", rows=rows)
+    endpoint.answer = lambda own, handler: own.events(
+        handler, *"\n".join(["So:\n", "```python", *CODE, "```", "\nBye"])
+    )
+    child.say("Go")
+    lines = child.lines()
+    begin = lines.index(CODE[0])
+    assert lines[begin + 1 : begin + 3] == [CODE[1][:80], CODE[1][80:]]
+    assert lines.count(CODE[0]) == 1
+    assert ("```python" in lines) == (rows == 6)
+    assert "Bye" in lines
+
+
 def test_a_line_break_of_two_characters_may_come_in_two_pieces(talk: Talk, endpoint: Endpoint) -> None:
-    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree")
+    lines = answered(talk, endpoint, "One\r", "\nTwo\r", "\n\r", "\nThree", "\n", "\n\n")
     assert [line.strip() for line in lines] == ["assistant › One", "Two", "", "Three"]  # noqa: RUF001
 
 
@@ -560,7 +642,7 @@ def test_a_narrow_terminal(talk: Talk, ledger: str) -> None:
     assert re.search(r"\n +the published state\n", child.say("/help"))
 
 
-@pytest.mark.parametrize(("columns", "is_formatted"), [(24, True), (16, False)])
+@pytest.mark.parametrize(("columns", "is_formatted"), [(24, True), (16, True), (9, False)])
 def test_a_terminal_for_which_lines_are_too_long(
     talk: Talk, ledger: str, endpoint: Endpoint, columns: int, is_formatted: bool
 ) -> None:
@@ -584,8 +666,8 @@ def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: 
     begin = lines.index(f"{name} ›")  # noqa: RUF001
     assert lines[begin : begin + 5] == [
         lines[begin],
-        "  Some bold words that wrap at forty.",
+        "Some bold words that wrap at forty.",
         "",
-        "  The end.",
+        "The end.",
         lines[begin + 4],
     ]
