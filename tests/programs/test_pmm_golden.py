@@ -41,6 +41,8 @@ def test_the_replacements_give_the_golden_answers(name: str, tmp_path: Path) -> 
     assert list(map(str, run_golden.replay(name, tmp_path, skip=_is_not_compared))) == []
 
 
+# All calls of all cases once more.
+@pytest.mark.timeout(300)
 def test_every_function_has_answered_and_none_fell_back(patcher: Patcher, tmp_path: Path) -> None:
     for name in run_golden.names():
         folder = tmp_path / name
