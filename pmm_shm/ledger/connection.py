@@ -35,7 +35,7 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy, sleep_between, translated
-from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
+from pmm_shm.typed import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
@@ -341,15 +341,19 @@ class Connection:
     def close(self) -> None:
         """Close the connection; the next use reopens it, in a new epoch."""
         with self.lock:
+            # First: an exception of a signal handler may strike in between, and nothing that was remembered may outlive
+            # the handle.
+            for hook in self._close_hooks:
+                hook()
             handle, self._handle = self._handle, None
             if handle is not None:
                 self.epoch += 1
-                handle.close()
-                if self.file is not None:
-                    # Another file can have the same inodes later.
-                    _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
-            for hook in self._close_hooks:
-                hook()
+                try:
+                    handle.close()
+                finally:
+                    if self.file is not None:
+                        # Another file can have the same inodes later.
+                        _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
 
     def _open(self) -> None:
         if self.file is not None and os.path.exists(self.path) and not self.is_at_path():
@@ -498,33 +502,64 @@ def _connections() -> list[Connection]:
             continue
 
 
-_closed_for_fork: list[Connection] = []
 # Held while a connection is added, and during a fork: one that the fork has not listed could be locked, and opened.
 _making = threading.RLock()
 
 
+class _Lock(Protocol):
+    """What a fork waits for: a lock, or the late imports."""
+
+    def release(self) -> None: ...
+
+
+class _Fork(threading.local):
+    """The fork that a thread has begun.
+
+    Attributes:
+        taken: what it has locked, or was about to lock; the last one last.
+        is_ready: whether that is all, and all connections are closed.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[_Lock] = []
+        self.is_ready = False
+
+
+_fork = _Fork()
+
+
 def _before_fork() -> None:
-    while True:
-        of_logging = late_imports.let_go_of_logging()
-        for connection in sorted(_connections(), key=id):
-            connection.lock.acquire()
-            _closed_for_fork.append(connection)
-            connection.close()
-        # After the connections: its holder waits for none, but may make one.
-        late_imports.acquire(of_logging)
-        _making.acquire()
-        if all(connection in _closed_for_fork for connection in _connections()):
-            return
+    while not _fork.is_ready:
         # From the beginning: all locks are taken in one order.
         _after_fork()
+        of_logging = late_imports.let_go_of_logging()
+        closed = sorted(_connections(), key=id)
+        for connection in closed:
+            _fork.taken.append(connection.lock)
+            connection.lock.acquire()
+            connection.close()
+        # After the connections: its holder waits for none, but may make one.
+        _fork.taken.append(late_imports)
+        late_imports.acquire(of_logging)
+        _fork.taken.append(_making)
+        _making.acquire()
+        _fork.is_ready = all(connection in closed for connection in _connections())
 
 
 def _after_fork() -> None:
-    _making.release()
-    late_imports.release()
-    while _closed_for_fork:
-        _closed_for_fork.pop().lock.release()
+    _fork.is_ready = False
+    while _fork.taken:
+        try:
+            _fork.taken[-1].release()
+        except RuntimeError:
+            # An exception of a signal handler struck before it was taken, or after it was given back.
+            pass
+        del _fork.taken[-1]
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+# Each of them twice: Python forks in spite of an exception in such a hook, and a signal handler's can strike anywhere
+# in one, even before its first line. Then the other does what is left. After a hook that was not interrupted, it does
+# nothing.
+for _ in range(2):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 late_imports.follow_fork_hooks()
