@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, file_id, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import ledger_file_id, not_reached, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -46,8 +46,8 @@ DURABILITIES: tuple[Durability, ...] = ("default", "full")
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
-_locks_trusted_until_s: dict[tuple[int, int | None], float] = {}
-"""Inodes of a ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
+_locks_trusted_until_s: dict[tuple[FileId, FileId | None], float] = {}
+"""A ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
 
 
 def check_durability(durability: object) -> None:
@@ -165,9 +165,9 @@ class Connection:
         return file.is_wal if (file := self.file) else False
 
     @property
-    def shm_inode(self) -> int | None:
-        """Inode of the `-shm` file as of the open; None outside WAL mode."""
-        return file.shm_inode if (file := self.file) else None
+    def shm_id(self) -> FileId | None:
+        """Identity of the `-shm` file as of the open; None outside WAL mode."""
+        return file.shm_id if (file := self.file) else None
 
     def is_switched(self) -> bool:
         """Whether the ledger was switched to WAL mode since the open.
@@ -221,7 +221,7 @@ class Connection:
         file, now_s = self.file, time.monotonic()
         if file is None or not file.is_wal:
             return now_s + limits.TRUST_PERIOD_S
-        files = file.identity[1], file.shm_inode
+        files = file.identity, file.shm_id
         trusted_until_s = _locks_trusted_until_s.get(files, 0.0)
         if now_s < trusted_until_s - left_s:
             return trusted_until_s
@@ -230,13 +230,13 @@ class Connection:
         trusted_until_s = _locks_trusted_until_s[files] = now_s + limits.TRUST_PERIOD_S
         return trusted_until_s
 
-    def _is_lock_held(self, inode: int, shm_inode: int | None) -> bool:
-        if holds_lock(inode, PENDING_BYTE) is False:
+    def _is_lock_held(self, identity: FileId, shm_id: FileId | None) -> bool:
+        if holds_lock(identity, PENDING_BYTE) is False:
             return False
-        if shm_inode is None:
+        if shm_id is None:
             return True
         # The file may have been removed: a lock on a deleted file excludes nobody.
-        return inode_of(self.path + "-shm") == shm_inode and holds_lock(shm_inode, WAL_DMS_BYTE) is not False
+        return file_id(self.path + "-shm") == shm_id and holds_lock(shm_id, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
         """Check the lock, at least every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
@@ -353,7 +353,7 @@ class Connection:
                 finally:
                     if self.file is not None:
                         # Another file can have the same inodes later.
-                        _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
+                        _locks_trusted_until_s.pop((self.file.identity, self.file.shm_id), None)
 
     def _open(self) -> None:
         if self.file is not None and os.path.exists(self.path) and not self.is_at_path():
@@ -363,7 +363,7 @@ class Connection:
             try:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
-                known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
+                known_files = {(file.identity, file.shm_id) for file in _open_files()}
                 self._handle, file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
                 self.replacements += self.file is not None and self.file.identity != file.identity
                 self.file = file
@@ -413,7 +413,7 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
 
 def shm_files_in_use() -> set[FileId]:
     """The identities of the `-shm` files that this process's open connections use."""
-    return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
+    return {file.shm_id for file in _open_files() if file.shm_id is not None}
 
 
 def close_idle(path: str) -> None:

@@ -191,9 +191,8 @@ class Freshness:
     def _begin_epoch(self) -> None:
         connection = self._connection
         self.header = None
-        if self._choice == "auto" and connection.identity is not None and connection.shm_inode is not None:
-            # SQLite keeps the -shm file in the ledger's directory, and so on its device.
-            file = connection.identity[0], connection.shm_inode
+        file = connection.shm_id
+        if self._choice == "auto" and file is not None:
             self.header = _map_header(connection.path + "-shm", file)
             self._file = b"".join(number.to_bytes(8, "big") for number in file)
         self._epoch = connection.epoch
