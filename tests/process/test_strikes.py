@@ -13,7 +13,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from pmm_shm import limits
+from pmm_shm import late, limits
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.ledger import append, connection, freshness
 from pmm_shm.ledger.eventlog import EventLog
@@ -135,6 +135,25 @@ def test_a_fork_closes_all_connections_and_leaves_no_lock(ledger: str) -> None:
             assert log.append("own", place) == cache.metrics().as_of == 2 * len(places), place
     for part in ("_before_fork", "close", "_after_fork"):
         assert any(place.startswith(part) for place in places)
+
+
+def test_a_late_import_leaves_no_lock() -> None:
+    def use() -> None:
+        with late.late_imports:
+            pass
+
+    places = []
+    for place in strikes(late, use):
+        if place.startswith("__exit__") and not any(known.startswith("__exit__") for known in places):
+            # Before its first line, where no code can help; but this thread has the lock, and can give it back.
+            late.late_imports.__exit__(None, None, None)
+        places.append(place)
+        # Not of a pool, whose end would wait for it.
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        thread.join(30.0)
+        assert not thread.is_alive(), place
+    assert any("__enter__" in place for place in places)
 
 
 def test_a_handler_reads_through_another_cache_while_its_thread_opens_the_store(
