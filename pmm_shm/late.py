@@ -66,19 +66,30 @@ class _LateImports:
         self._lock.release()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
-        self._depth += 1
-        if self._depth == 1:
+        is_counted = False
+        try:
+            self._lock.acquire()
+            self._depth += 1
+            is_counted = True
+            if self._depth == 1:
+                self._see_to_descriptor()
+        except BaseException:
+            # A signal handler's may strike behind each call, or while this waits.
+            self._depth -= is_counted
             try:
-                os.close(os.eventfd(0, os.EFD_CLOEXEC))
-            except OSError:
-                self._lend()
+                self._lock.release()
+            except RuntimeError:
+                # Another thread has it.
+                pass
+            raise
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._kept is None:
-            self._keep()
-        self._lock.release()
+        try:
+            self._depth -= 1
+            if self._depth == 0 and self._kept is None:
+                self._keep()
+        finally:
+            self._lock.release()
         if isinstance(error, ImportError) and error.name is not None and _is_begun(sys.modules.get(error.name)):
             from pmm_shm.errors import LedgerBusyError
 
@@ -86,6 +97,13 @@ class _LateImports:
                 f"{error.name} is being imported by this thread, and this call came in between (from a signal handler "
                 "or a finalizer); nothing was written"
             ) from None
+
+    def _see_to_descriptor(self) -> None:
+        """Lend the kept one, unless there is another."""
+        try:
+            os.close(os.eventfd(0, os.EFD_CLOEXEC))
+        except OSError:
+            self._lend()
 
     def _lend(self) -> None:
         kept, self._kept = self._kept, None

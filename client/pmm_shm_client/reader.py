@@ -172,11 +172,13 @@ class Reader:
     def add_fold(self, fold: Fold) -> None:
         """Let a registered fold take part in reads from now on."""
         with self.connection.lock:
-            self.folds[fold.name] = fold
+            # First, as in `_drop_read_models`. A remembered frame lacks the fold.
+            self._arranged_for = None
+            self._on_reset()
             if not self._read_models:
                 # Later it would void what was replayed of the others.
                 self._first.add(fold.name)
-            self._arranged_for = None
+            self.folds[fold.name] = fold
 
     def exact(self, make: Callable[[Reading], _T]) -> _T:
         """The result of `make` for the ledger as it is. `make` runs with the lock held; its argument has the mark.
@@ -327,13 +329,14 @@ class Reader:
         return self.with_ledger(read)
 
     def _drop_read_models(self) -> None:
+        # First: an exception of a signal handler may strike in between, and the next read must arrange the others anew.
+        self._arranged_for = None
+        self._on_reset()
         for read_model in self._read_models.values():
             read_model.detach()
             self._events_folded += read_model.events_folded
         self._read_models.clear()
         self._read_model_of = {}
-        self._arranged_for = None
-        self._on_reset()
 
     def close(self) -> None:
         """Give back the snapshot and close the connection."""

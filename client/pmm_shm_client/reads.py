@@ -517,7 +517,7 @@ class Reads(ABC):
     def _know(self, name: str) -> None:
         checked_fold_name(name)
         if name not in self._reader.folds:
-            self._take_part(self._reader.find_fold(name))
+            self._reader.add_fold(self._reader.find_fold(name))
 
     def add_fold(self, fold: Fold | type[Fold]) -> None:
         """Let a fold that is not registered take part in reads of this cache, by its name.
@@ -535,12 +535,7 @@ class Reads(ABC):
             raise FoldError(f"fold {name_of_type(made)!r}: the name {made.name!r} is taken")
         self._added_folds[made.name] = made
         if known is None:
-            self._take_part(fitted)
-
-    def _take_part(self, fold: Fold) -> None:
-        self._reader.add_fold(fold)
-        # It lacks this fold.
-        self._memos.pop(_FRAME, None)
+            self._reader.add_fold(fitted)
 
     def _head(self) -> int:
         def read() -> int:

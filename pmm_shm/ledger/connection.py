@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerError, LedgerUnwritableError, LockLostError
-from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, real_path
+from pmm_shm.instance.paths import SHAPE_FILE, FileId, Instance, file_id, real_path
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import ledger_file_id, not_reached, refuse_foreign_wal
 from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of
@@ -35,7 +35,7 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy, sleep_between, translated
-from pmm_shm.typed import TYPE_CHECKING, Literal, TypeVar
+from pmm_shm.typed import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
@@ -46,8 +46,8 @@ DURABILITIES: tuple[Durability, ...] = ("default", "full")
 
 _T = TypeVar("_T")
 _NO_SCHEMA = Schema(0, {}, frozenset())
-_locks_trusted_until_s: dict[tuple[int, int | None], float] = {}
-"""Inodes of a ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
+_locks_trusted_until_s: dict[tuple[FileId, FileId | None], float] = {}
+"""A ledger and its `-shm` that this process has open, to the time until which its locks count as held."""
 
 
 def check_durability(durability: object) -> None:
@@ -165,9 +165,9 @@ class Connection:
         return file.is_wal if (file := self.file) else False
 
     @property
-    def shm_inode(self) -> int | None:
-        """Inode of the `-shm` file as of the open; None outside WAL mode."""
-        return file.shm_inode if (file := self.file) else None
+    def shm_id(self) -> FileId | None:
+        """Identity of the `-shm` file as of the open; None outside WAL mode."""
+        return file.shm_id if (file := self.file) else None
 
     def is_switched(self) -> bool:
         """Whether the ledger was switched to WAL mode since the open.
@@ -221,7 +221,7 @@ class Connection:
         file, now_s = self.file, time.monotonic()
         if file is None or not file.is_wal:
             return now_s + limits.TRUST_PERIOD_S
-        files = file.identity[1], file.shm_inode
+        files = file.identity, file.shm_id
         trusted_until_s = _locks_trusted_until_s.get(files, 0.0)
         if now_s < trusted_until_s - left_s:
             return trusted_until_s
@@ -230,13 +230,13 @@ class Connection:
         trusted_until_s = _locks_trusted_until_s[files] = now_s + limits.TRUST_PERIOD_S
         return trusted_until_s
 
-    def _is_lock_held(self, inode: int, shm_inode: int | None) -> bool:
-        if holds_lock(inode, PENDING_BYTE) is False:
+    def _is_lock_held(self, identity: FileId, shm_id: FileId | None) -> bool:
+        if holds_lock(identity, PENDING_BYTE) is False:
             return False
-        if shm_inode is None:
+        if shm_id is None:
             return True
         # The file may have been removed: a lock on a deleted file excludes nobody.
-        return inode_of(self.path + "-shm") == shm_inode and holds_lock(shm_inode, WAL_DMS_BYTE) is not False
+        return file_id(self.path + "-shm") == shm_id and holds_lock(shm_id, WAL_DMS_BYTE) is not False
 
     def require_lock(self) -> None:
         """Check the lock, at least every `limits.TRUST_PERIOD_S`. The caller holds `lock`.
@@ -341,15 +341,19 @@ class Connection:
     def close(self) -> None:
         """Close the connection; the next use reopens it, in a new epoch."""
         with self.lock:
+            # First: an exception of a signal handler may strike in between, and nothing that was remembered may outlive
+            # the handle.
+            for hook in self._close_hooks:
+                hook()
             handle, self._handle = self._handle, None
             if handle is not None:
                 self.epoch += 1
-                handle.close()
-                if self.file is not None:
-                    # Another file can have the same inodes later.
-                    _locks_trusted_until_s.pop((self.file.identity[1], self.file.shm_inode), None)
-            for hook in self._close_hooks:
-                hook()
+                try:
+                    handle.close()
+                finally:
+                    if self.file is not None:
+                        # Another file can have the same inodes later.
+                        _locks_trusted_until_s.pop((self.file.identity, self.file.shm_id), None)
 
     def _open(self) -> None:
         if self.file is not None and os.path.exists(self.path) and not self.is_at_path():
@@ -359,7 +363,7 @@ class Connection:
             try:
                 check_path(self.path, self.mode)
                 _close_old_users(self.path)
-                known_files = {(file.identity[1], file.shm_inode) for file in _open_files()}
+                known_files = {(file.identity, file.shm_id) for file in _open_files()}
                 self._handle, file = open_ledger(self.path, self.mode, self.timeout_s, known_files, self.shape)
                 self.replacements += self.file is not None and self.file.identity != file.identity
                 self.file = file
@@ -409,7 +413,7 @@ def recorded_shape(path: str | os.PathLike[str]) -> Shape | None:
 
 def shm_files_in_use() -> set[FileId]:
     """The identities of the `-shm` files that this process's open connections use."""
-    return {(file.identity[0], file.shm_inode) for file in _open_files() if file.shm_inode is not None}
+    return {file.shm_id for file in _open_files() if file.shm_id is not None}
 
 
 def close_idle(path: str) -> None:
@@ -498,33 +502,64 @@ def _connections() -> list[Connection]:
             continue
 
 
-_closed_for_fork: list[Connection] = []
 # Held while a connection is added, and during a fork: one that the fork has not listed could be locked, and opened.
 _making = threading.RLock()
 
 
+class _Lock(Protocol):
+    """What a fork waits for: a lock, or the late imports."""
+
+    def release(self) -> None: ...
+
+
+class _Fork(threading.local):
+    """The fork that a thread has begun.
+
+    Attributes:
+        taken: what it has locked, or was about to lock; the last one last.
+        is_ready: whether that is all, and all connections are closed.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[_Lock] = []
+        self.is_ready = False
+
+
+_fork = _Fork()
+
+
 def _before_fork() -> None:
-    while True:
-        of_logging = late_imports.let_go_of_logging()
-        for connection in sorted(_connections(), key=id):
-            connection.lock.acquire()
-            _closed_for_fork.append(connection)
-            connection.close()
-        # After the connections: its holder waits for none, but may make one.
-        late_imports.acquire(of_logging)
-        _making.acquire()
-        if all(connection in _closed_for_fork for connection in _connections()):
-            return
+    while not _fork.is_ready:
         # From the beginning: all locks are taken in one order.
         _after_fork()
+        of_logging = late_imports.let_go_of_logging()
+        closed = sorted(_connections(), key=id)
+        for connection in closed:
+            _fork.taken.append(connection.lock)
+            connection.lock.acquire()
+            connection.close()
+        # After the connections: its holder waits for none, but may make one.
+        _fork.taken.append(late_imports)
+        late_imports.acquire(of_logging)
+        _fork.taken.append(_making)
+        _making.acquire()
+        _fork.is_ready = all(connection in closed for connection in _connections())
 
 
 def _after_fork() -> None:
-    _making.release()
-    late_imports.release()
-    while _closed_for_fork:
-        _closed_for_fork.pop().lock.release()
+    _fork.is_ready = False
+    while _fork.taken:
+        try:
+            _fork.taken[-1].release()
+        except RuntimeError:
+            # An exception of a signal handler struck before it was taken, or after it was given back.
+            pass
+        del _fork.taken[-1]
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+# Each of them twice: Python forks in spite of an exception in such a hook, and a signal handler's can strike anywhere
+# in one, even before its first line. Then the other does what is left. After a hook that was not interrupted, it does
+# nothing.
+for _ in range(2):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 late_imports.follow_fork_hooks()

@@ -13,8 +13,8 @@ import time
 
 from pmm_shm.errors import ConfigError, LedgerNotFoundError, LedgerReplacedError, LedgerUnreadableError, NotALedgerError
 from pmm_shm.instance.file_systems import is_mounted_alone
-from pmm_shm.instance.paths import FileId
-from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holds_lock, inode_of, pids_with_lock
+from pmm_shm.instance.paths import FileId, file_id
+from pmm_shm.ledger.locks import PENDING_BYTE, WAL_DMS_BYTE, holders_of, holds_lock, pids_with_lock
 from pmm_shm.ledger.sqlite_errors import BlankLedgerError, why_not_reached
 
 _DATABASE_BYTES_MIN = 512
@@ -96,7 +96,7 @@ def refuse_foreign_wal(path: str, wal_inode: int | None) -> None:
     if status.st_ino != wal_inode or status.st_size == 0:
         return
     # If others have the new file open already, the -wal is theirs by now.
-    if not pids_with_lock(ledger_file_id(path)[1], PENDING_BYTE) - {os.getpid()}:
+    if not pids_with_lock(ledger_file_id(path), PENDING_BYTE) - {os.getpid()}:
         raise beside_old_wal(path)
 
 
@@ -141,7 +141,7 @@ def has_wal(path: str) -> bool:
     return bytes_of(path + "-wal") > 0
 
 
-def why_wal_is_not_shared(path: str, shm_inode: int | None) -> str | None:
+def why_wal_is_not_shared(path: str, shm_id: FileId | None) -> str | None:
     """Why other users of the ledger in WAL mode have another `-wal` than the one beside this path; None if they do not.
 
     SQLite finds it by the name of the ledger. A file mounted alone, or with several names, has one for each place.
@@ -149,15 +149,16 @@ def why_wal_is_not_shared(path: str, shm_inode: int | None) -> str | None:
     if is_mounted_alone(path):
         return MOUNTED_ALONE
     status = os.stat(path)
-    if status.st_nlink == 1 or shm_inode is None:
+    if status.st_nlink == 1 or shm_id is None:
         return None
+    identity = status.st_dev, status.st_ino
     pids: set[int] = set()
     for look in range(_LOOKS):
         if look:
             # A process that is just opening the ledger by this name locks one file after the other.
             time.sleep(_LOOK_AGAIN_S)
-        suspects = pids_with_lock(status.st_ino, PENDING_BYTE) - pids_with_lock(shm_inode, WAL_DMS_BYTE) - {os.getpid()}
-        pids = {pid for pid in suspects if holds_lock(shm_inode, WAL_DMS_BYTE, pid) is False}
+        suspects = pids_with_lock(identity, PENDING_BYTE) - pids_with_lock(shm_id, WAL_DMS_BYTE) - {os.getpid()}
+        pids = {pid for pid in suspects if holds_lock(shm_id, WAL_DMS_BYTE, pid) is False}
         if not pids:
             break
     if pids:
@@ -181,13 +182,21 @@ def _name_with_wal(path: str, inode: int) -> str | None:
     return None
 
 
-def old_users(path: str, shm_inode: int | None) -> set[int]:
+def old_users(path: str, shm_id: FileId | None) -> set[int]:
     """Other processes that use this `-shm` file and not the ledger beside it: they have the replaced file open."""
-    inode = inode_of(path)
-    if shm_inode is None or inode is None:
+    identity = file_id(path)
+    if shm_id is None or identity is None:
         return set()
-    suspects = pids_with_lock(shm_inode, WAL_DMS_BYTE) - {os.getpid()}
-    if suspects:
-        suspects -= pids_with_lock(inode, PENDING_BYTE)
-    # The system's table may miss a lock; its list for a single process is complete.
-    return {pid for pid in suspects if not holds_lock(inode, PENDING_BYTE, pid)}
+    suspects = holders_of(shm_id[1], WAL_DMS_BYTE)
+    if any(pid != os.getpid() for pid, _ in suspects):
+        # Both files are on one device.
+        suspects -= holders_of(identity[1], PENDING_BYTE)
+    # The system's table may miss a lock, and have those of a file with the same inode on another device; its list for a
+    # single process is complete.
+    return {
+        pid
+        for pid, _ in suspects
+        if pid != os.getpid()
+        and holds_lock(shm_id, WAL_DMS_BYTE, pid) is not False
+        and not holds_lock(identity, PENDING_BYTE, pid)
+    }

@@ -46,7 +46,8 @@ class _Mapped(NamedTuple):
 
 
 _mapped: dict[FileId, _Mapped] = {}
-_mapped_lock = threading.Lock()
+# Re-entrant: a signal handler may read through another cache while its thread maps a file.
+_mapped_lock = threading.RLock()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.mmap.restype = ctypes.c_void_p
@@ -98,8 +99,10 @@ def _forget_deleted(wanted: FileId) -> None:
     """
     in_use = shm_files_in_use()
     for identity, mapped in list(_mapped.items()):
-        if identity != wanted and identity not in in_use and os.fstat(mapped.descriptor).st_nlink == 0:
-            del _mapped[identity]
+        if identity == wanted or identity in in_use or os.fstat(mapped.descriptor).st_nlink:
+            continue
+        # Once, though a signal handler may do the same in between.
+        if _mapped.pop(identity, None) is not None:
             os.close(mapped.descriptor)
 
 
@@ -188,9 +191,8 @@ class Freshness:
     def _begin_epoch(self) -> None:
         connection = self._connection
         self.header = None
-        if self._choice == "auto" and connection.identity is not None and connection.shm_inode is not None:
-            # SQLite keeps the -shm file in the ledger's directory, and so on its device.
-            file = connection.identity[0], connection.shm_inode
+        file = connection.shm_id
+        if self._choice == "auto" and file is not None:
             self.header = _map_header(connection.path + "-shm", file)
             self._file = b"".join(number.to_bytes(8, "big") for number in file)
         self._epoch = connection.epoch

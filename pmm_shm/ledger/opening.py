@@ -20,7 +20,7 @@ from pmm_shm.errors import (
     NotALedgerError,
 )
 from pmm_shm.instance.file_systems import is_mounted_alone, network_file_system
-from pmm_shm.instance.paths import FileId
+from pmm_shm.instance.paths import FileId, file_id
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.files import (
     MOUNTED_ALONE,
@@ -77,14 +77,14 @@ class LedgerFile(NamedTuple):
         identity: of the main file.
         schema: as it was then, or when it was looked at again.
         is_wal: whether the journal mode is WAL.
-        shm_inode: inode of the `-shm` file; None outside WAL mode.
+        shm_id: identity of the `-shm` file; None outside WAL mode.
         wal_inode: inode of the `-wal` file; outside WAL mode, of one that was left there.
     """
 
     identity: FileId
     schema: Schema
     is_wal: bool
-    shm_inode: int | None
+    shm_id: FileId | None
     wal_inode: int | None
 
 
@@ -136,21 +136,21 @@ def open_ledger(
     path: str,
     mode: Mode,
     timeout_s: float,
-    known_files: Collection[tuple[int, int | None]],
+    known_files: Collection[tuple[FileId, FileId | None]],
     shape: Shape | None = None,
 ) -> tuple[sqlite3.Connection, LedgerFile]:
     """Open the ledger and inspect it.
 
     Parameters:
         shape: how a foreign table is the log; None for a ledger.
-        known_files: (inode, inode of the `-shm` file) of this process's open files: these were inspected before.
+        known_files: identities of this process's open files and their `-shm` files: these were inspected before.
 
     Raises:
         HeldByOldUsersError: a file that this one replaced is in use; its users may close it soon.
         LedgerError: in one of its kinds.
     """
-    shm_before = inode_of(path + "-shm")
-    is_known = (inode_of(path), shm_before) in known_files
+    shm_before = file_id(path + "-shm")
+    is_known = (file_id(path), shm_before) in known_files
     # Before opening, too: old users may end while we open, and leave us their index.
     users_before = set() if is_known else old_users(path, shm_before)
     if users_before and has_wal(path):
@@ -171,7 +171,7 @@ def open_ledger(
                 raise HeldByOldUsersError(users_before) from error
             raise
         finally:
-            if not is_known and shm_before is not None and shm_before == inode_of(path + "-shm"):
+            if not is_known and shm_before is not None and shm_before == file_id(path + "-shm"):
                 _refuse_old_index(handle, path, users_before | old_users(path, shm_before))
     except BaseException:
         handle.close()
@@ -206,13 +206,13 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
         handle.execute("BEGIN")
         try:
             is_wal = handle.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-            shm_inode = inode_of(path + "-shm") if is_wal else None
+            shm_id = file_id(path + "-shm") if is_wal else None
             identity = ledger_file_id(path)
             # Before the locks are checked: the first statement that reads takes them.
             version = handle.execute("PRAGMA schema_version").fetchall()[0][0]
             if mode != "immutable":
-                _check_locks(path, identity[1], is_wal, shm_inode)
-                reason = why_wal_is_not_shared(path, shm_inode) if is_wal else None
+                _check_locks(path, identity, is_wal, shm_id)
+                reason = why_wal_is_not_shared(path, shm_id) if is_wal else None
                 if reason is not None:
                     raise _cannot_open(path, mode, reason)
             elif is_mounted_alone(path) and is_in_wal_mode(path):
@@ -227,7 +227,7 @@ def _inspect(handle: sqlite3.Connection, path: str, mode: Mode, timeout_s: float
                     handle.execute("PRAGMA query_only = ON")
                 # Rolled back, the temporary view would be gone.
                 handle.execute("COMMIT")
-            return LedgerFile(identity, schema, is_wal, shm_inode, inode_of(path + "-wal"))
+            return LedgerFile(identity, schema, is_wal, shm_id, inode_of(path + "-wal"))
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
@@ -258,13 +258,13 @@ def is_in_wal_mode(path: str) -> bool:
         return False
 
 
-def _check_locks(path: str, inode: int, is_wal: bool, shm_inode: int | None) -> None:
+def _check_locks(path: str, identity: FileId, is_wal: bool, shm_id: FileId | None) -> None:
     """Raise where, within a transaction, the lock on the ledger or, in WAL mode, on the `-shm` file is missing."""
-    if holds_lock(inode, PENDING_BYTE) is False:
+    if holds_lock(identity, PENDING_BYTE) is False:
         raise _lock_lost(path)
-    if not is_wal or (shm_inode is not None and holds_lock(shm_inode, WAL_DMS_BYTE) is not False):
+    if not is_wal or (shm_id is not None and holds_lock(shm_id, WAL_DMS_BYTE) is not False):
         return
-    if shm_inode is None or not os.access(path + "-shm", os.W_OK):
+    if shm_id is None or not os.access(path + "-shm", os.W_OK):
         # SQLite then reads by an index of its own in memory, which follows no writer.
         raise no_index(path)
     raise _lock_lost(path)

@@ -16,14 +16,13 @@ from pmm_shm.errors import (
     LedgerUnwritableError,
     NotALedgerError,
 )
-from pmm_shm.instance.paths import folders_above
+from pmm_shm.instance.paths import file_id, folders_above
 from pmm_shm.late import late_imports
 from pmm_shm.ledger.locks import (
     PENDING_BYTE,
     SHARED_LAST_BYTE,
     WAL_RECOVER_BYTE,
     WAL_WRITE_BYTE,
-    inode_of,
     pids_with_lock,
     writers_of,
 )
@@ -79,14 +78,14 @@ def busy_for(path: str, timeout_s: float, holder: str) -> str:
 
 def holder_of(path: str) -> str:
     """Who keeps this process's connection out of the ledger, as far as the system tells."""
-    inode, index = inode_of(path), inode_of(path + "-shm")
-    writers = set() if inode is None else writers_of(inode, PENDING_BYTE, SHARED_LAST_BYTE)
+    ledger, index = file_id(path), file_id(path + "-shm")
+    writers = set() if ledger is None else writers_of(ledger, PENDING_BYTE, SHARED_LAST_BYTE)
     if index is not None:
         writers |= writers_of(index, WAL_WRITE_BYTE, WAL_RECOVER_BYTE)
     others = writers - {os.getpid()}
-    if not others and index is None and inode is not None:
+    if not others and index is None and ledger is not None:
         # With a rollback journal, a writer waits for readers, and may have such a lock itself.
-        writers |= pids_with_lock(inode, PENDING_BYTE)
+        writers |= pids_with_lock(ledger, PENDING_BYTE)
         others = writers - {os.getpid()}
     if others:
         pid = min(others)

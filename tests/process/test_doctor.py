@@ -26,6 +26,7 @@ import pytest
 from pmm_shm import limits
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 from pmm_shm.ledger.locks import holds_lock
 from pmm_shm.store import boot, inspection
 from pmm_shm.store.environment import close, open_reader
@@ -529,7 +530,7 @@ def test_the_table_of_readers_is_the_one_that_lmdb_reports(
         assert inspection.reader_table(daemon.instance.directory) is None
         with environment_.read():
             assert "store" not in examined(path)
-            assert holds_lock(os.stat(daemon.instance.directory / "lock.mdb").st_ino, 0)
+            assert holds_lock(ledger_file_id(daemon.instance.directory / "lock.mdb"), 0)
     finally:
         close(environment_)
     lines = [line.split() for line in told.splitlines()[1:]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pmm_shm.ledger.files import ledger_file_id
 from pmm_shm.ledger.locks import WAL_DMS_BYTE, holds_lock
 from pmm_shm_client import connect
 from tests.support import ledgers
@@ -45,7 +46,7 @@ def test_every_open_drops_what_was_remembered(ledger: str) -> None:
     with connect(ledger) as cache:
         before = cache.metrics(), cache.recent()
         assert (before[0].as_of, before[1].as_of) == (8, 8)
-        inode = cache._reader.connection.shm_inode
+        shm_id = cache._reader.connection.shm_id
         in_child(lambda: None)
         assert not cache._reader.connection.is_open
         insert = "INSERT INTO events (ts, kind, content, meta) VALUES ('t', 'user', 'new', '{}')"
@@ -59,7 +60,7 @@ def test_every_open_drops_what_was_remembered(ledger: str) -> None:
             assert ended.returncode == 0, ended.stderr
             assert not os.path.exists(ledger + "-shm")
         assert cache.metrics().as_of == 9
-        assert cache._reader.connection.shm_inode != inode
+        assert cache._reader.connection.shm_id != shm_id
         assert cache.recent().messages[-1].content == "new"
 
 
@@ -80,7 +81,7 @@ def test_connections_are_closed_before_a_fork_and_opened_anew_on_both_sides(
         def child() -> Any:
             was_open, same = connection.is_open, cache._reader.snapshots.locator.environment is environment
             appended = cache.append("user", "child")
-            held = holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
+            held = holds_lock(ledger_file_id(ledger + "-shm"), WAL_DMS_BYTE)
             return was_open, same, appended, held, everything(cache) == replayed(ledger), cache._reader.replays
 
         assert in_child(child) == [False, False, 66, True, True, 0]
@@ -88,7 +89,7 @@ def test_connections_are_closed_before_a_fork_and_opened_anew_on_both_sides(
         assert cache.append("user", "parent") == 67
         assert everything(cache) == replayed(ledger)
         assert connection.epoch > epoch
-        assert holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
+        assert holds_lock(ledger_file_id(ledger + "-shm"), WAL_DMS_BYTE)
 
 
 def test_commits_of_a_child_survive_the_parents_end(ledger: str) -> None:
@@ -203,8 +204,8 @@ def test_the_shm_descriptor_is_opened_once_and_never_closed(ledger: str) -> None
             in_child(lambda: first.metrics().as_of)
             assert first.metrics().as_of == 8
             # Other processes' exits leave the file in place as long as our lock is held.
-            assert os.stat(ledger + "-shm").st_ino == first._reader.connection.shm_inode
-            assert holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
+            assert ledger_file_id(ledger + "-shm") == first._reader.connection.shm_id
+            assert holds_lock(ledger_file_id(ledger + "-shm"), WAL_DMS_BYTE)
             if os.stat(ledger + "-shm").st_ino == inode:
                 assert [name for name, is_read_only in descriptors(ledger + "-shm") if is_read_only] == ours
     # Closed caches leave it open, too: nobody knows who else in this process uses the ledger.

@@ -371,9 +371,7 @@ def test_the_folds_of_a_ledger_can_be_chosen(ledger: str) -> None:
         log.append("identity_adopt", "Ada", {"name": "Ada"})
     with ForkedDaemon(Path(ledger), "--folds", "metrics,self_model"), connect(ledger) as cache:
         until(lambda: cache.published_as_of() == 1, "the publication")
-        stats = cache.stats()["daemon"]
-        assert stats is not None
-        assert stats["folds"] == ["metrics", "self_model"]
+        until(lambda: cache.stats()["daemon"]["folds"] == ["metrics", "self_model"], "both")  # type: ignore[index]
         # The others are folded here.
         assert (cache.identity().name, cache.recent().as_of) == ("Ada", 1)
 

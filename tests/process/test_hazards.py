@@ -27,6 +27,7 @@ from pmm_shm.folds.engine import quarantine_of
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 from pmm_shm.ledger.freshness import WAL_INDEX_HEADER_BYTES, Freshness
 from pmm_shm.ledger.locks import WAL_DMS_BYTE, holds_lock
 from pmm_shm.projection.replay import replay
@@ -264,7 +265,7 @@ def test_nothing_that_a_process_does_drops_its_locks(
             step()
             elsewhere(ledger, "SELECT count(*) FROM events")
             assert os.stat(ledger + "-wal").st_ino == inode
-            assert holds_lock(os.stat(ledger + "-shm").st_ino, WAL_DMS_BYTE)
+            assert holds_lock(ledger_file_id(ledger + "-shm"), WAL_DMS_BYTE)
         assert cache.append("user", "kept, too") == appended + 1
     elsewhere(ledger, "SELECT count(*) FROM events")
     assert ledgers.execute(ledger, "SELECT max(id) FROM events") == [(appended + 1,)]
@@ -956,7 +957,7 @@ def test_a_shm_file_made_anew_is_mapped_anew(ledger: str) -> None:
             assert cache.metrics().as_of == 12 + 2 * turn
             assert cache._freshness.header is not None
             assert cache._freshness.header is not before
-            assert cache._reader.connection.shm_inode == os.stat(ledger + "-shm").st_ino
+            assert cache._reader.connection.shm_id == ledger_file_id(ledger + "-shm")
 
 
 @pytest.mark.parametrize("freshness", ["auto", "data_version"])
@@ -1060,7 +1061,7 @@ def test_a_constant_header_brings_no_memo_back(
     cache = connect(ledger)
     connection = cache._reader.connection
     before = {name: getattr(cache, name)() for name in names}
-    header, inode = cache._freshness.take(), connection.shm_inode
+    header, shm_id = cache._freshness.take(), connection.shm_id
     assert isinstance(header, bytes)
     assert len(header) == WAL_INDEX_HEADER_BYTES
     # A reader elsewhere keeps the -shm file alive, and may not delete it in the end.
@@ -1074,7 +1075,7 @@ def test_a_constant_header_brings_no_memo_back(
     holder.wait()
     # Opened anew, nothing but the epoch tells that the memos are of another time.
     assert getattr(cache, names[0])().as_of == 11
-    assert (cache._freshness.take(), connection.shm_inode) == (header, inode)
+    assert (cache._freshness.take(), connection.shm_id) == (header, shm_id)
     assert getattr(cache, names[1])().as_of == 11
     assert before[names[1]].as_of == 10
     assert everything(cache) == replayed(ledger)

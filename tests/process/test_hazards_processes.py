@@ -26,6 +26,7 @@ from pmm_cached.status import Status
 from pmm_shm.errors import PmmShmError
 from pmm_shm.instance.paths import Instance
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 from pmm_shm.ledger.locks import WAL_DMS_BYTE, holds_lock
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints
@@ -489,7 +490,7 @@ def test_a_foreign_process_does_not_truncate_the_shm_file_under_our_lock(
             for turn in range(2, 22):
                 assert foreign.stdout.readline() == "\n"
                 assert cache.metrics().as_of == turn
-                assert holds_lock(inode, WAL_DMS_BYTE)
+                assert holds_lock(ledger_file_id(shm), WAL_DMS_BYTE)
                 foreign.stdin.write("\n")
                 foreign.stdin.flush()
             assert foreign.wait(DEADLINE_S) == 0

@@ -93,6 +93,39 @@ def test_a_read_that_is_struck_beside_its_transaction_leaves_none_open(path: Pat
             assert connection.handle().execute(_COUNT).fetchone()[0] == before + 1
 
 
+def test_nothing_is_remembered_of_a_connection_whose_close_is_struck(path: Path) -> None:
+    """The mark of an empty WAL is a constant, which comes again when nobody has locked the file in between."""
+
+    class Struck(sqlite3.Connection):
+        def close(self) -> None:
+            super().close()
+            raise TimeoutError
+
+    def opened(mode: str = "rw") -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None)
+
+    with EventLog(path) as log:
+        log.append("user_message", "one")
+    with connect(path) as cache:
+        assert cache.metrics().as_of == cache.stage().as_of == 1
+        connection = cache._reader.connection
+        with connection.lock:
+            handle = connection.handle()
+            connection._handle = sqlite3.connect(path, isolation_level=None, factory=Struck)
+            connection._handle.execute("PRAGMA query_only = ON")
+            handle.close()
+        with pytest.raises(TimeoutError):
+            connection.close()
+        with closing(opened("ro")) as reader, closing(opened()) as writer:
+            # It keeps the file that the mark is in.
+            assert reader.execute(_COUNT).fetchone() == (1,)
+            writer.execute("INSERT INTO events (ts, kind, content, meta) VALUES ('', 'user_message', 'two', '{}')")
+            writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with closing(opened("ro")) as reader:
+            assert reader.execute(_COUNT).fetchone() == (2,)
+            assert cache.metrics().as_of == cache.stage().as_of == 2
+
+
 def test_a_read_that_is_struck_where_its_transaction_has_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(path) as cache:
         cache.metrics()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import lmdb
 import pytest
 
-from pmm_shm import limits
+from pmm_shm import late, limits
+from pmm_shm.folds.recent import RecentFold
+from pmm_shm.ledger import append, connection, freshness
 from pmm_shm.ledger.eventlog import EventLog
-from pmm_shm_client import connect
+from pmm_shm.store import environment, locator, snapshot
+from pmm_shm_client import connect, reader
 from tests.support.answers import everything, replayed
 from tests.support.publishing import Publisher, foreign
 from tests.support.striking import strikes
@@ -25,7 +32,7 @@ def test_an_append_leaves_no_lock(ledger: str) -> None:
     with EventLog(ledger, timeout=0.2) as log, ThreadPoolExecutor(1) as thread:
         log.append("own", "first")
         places = []
-        for place in strikes("ledger/append.py", lambda: log.append("own", "struck")):
+        for place in strikes(append, lambda: log.append("own", "struck")):
             places.append(place)
             # Of this process and, in `foreign`, of another connection.
             assert thread.submit(log.append, "own", place).result(), place
@@ -36,8 +43,10 @@ def test_an_append_leaves_no_lock(ledger: str) -> None:
     assert any("_append" in place for place in places)
 
 
-@pytest.mark.parametrize("module", ["store/snapshot.py", "store/locator.py", "store/environment.py"])
-def test_a_read_leaves_no_lock_and_nothing_old(ledger: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", [snapshot, locator, environment])
+def test_a_read_leaves_no_lock_and_nothing_old(
+    ledger: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "TRUST_PERIOD_S", 0.0)  # Each read looks at the path.
     publisher = Publisher(ledger)
     struck = 0
@@ -67,11 +76,84 @@ def test_a_comparison_of_the_map_with_its_file_leaves_no_lock(ledger: str, monke
     places = []
     with connect(ledger) as cache, ThreadPoolExecutor(1) as thread:
         assert cache.metrics(consistency="snapshot").as_of == 0
-        for place in strikes("store/environment.py", cache.metrics):
+        for place in strikes(environment, cache.metrics):
             places.append(place)
             foreign(ledger)
             assert thread.submit(cache.metrics).result(timeout=30.0).as_of == len(places), place
     assert any("follow_copy_up" in place for place in places)
+
+
+def test_a_read_model_that_is_dropped_is_not_read(ledger: str) -> None:
+    count = 0
+    with connect(ledger) as cache:
+        everything(cache)
+        for place in strikes(reader, cache._reader.begin_anew):
+            count += 1
+            foreign(ledger, "commitment_open", "", f'{{"cid": "c{count}", "text": "x"}}')
+            assert everything(cache) == replayed(ledger), place
+    assert count
+
+
+def test_a_fold_that_is_added_is_in_the_next_frame(ledger: str) -> None:
+    count = 0
+    with connect(ledger) as cache:
+        cache.frame()
+
+        @functools.cache
+        def fold(number: int) -> type[RecentFold]:
+            return type("Added", (RecentFold,), {"name": f"added{number}"})
+
+        def add() -> None:
+            cache.add_fold(fold(count))
+
+        for place in strikes(reader, add):
+            # It may have struck before anything was done.
+            add()
+            # A frame without it would replay the log when asked.
+            assert f"added{count}" in cache.frame()._views, place
+            count += 1
+    assert count
+
+
+# In a hook, which Python reports and passes over.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fork_closes_all_connections_and_leaves_no_lock(ledger: str) -> None:
+    with connect(ledger) as cache, EventLog(ledger) as log, ThreadPoolExecutor(1) as thread:
+        connections = [cache._reader.connection, log._appender.connection]
+        exit_codes, places = [], []
+
+        def fork() -> None:
+            pid = os.fork()
+            if not pid:
+                os._exit(sum(one._handle is not None for one in connections))
+            exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+        for place in strikes(connection, fork):
+            places.append(place)
+            assert exit_codes == [0] * len(places), place
+            assert thread.submit(log.append, "own", place).result(timeout=30.0) == 2 * len(places) - 1, place
+            assert log.append("own", place) == cache.metrics().as_of == 2 * len(places), place
+    for part in ("_before_fork", "close", "_after_fork"):
+        assert any(place.startswith(part) for place in places)
+
+
+def test_a_late_import_leaves_no_lock() -> None:
+    def use() -> None:
+        with late.late_imports:
+            pass
+
+    places = []
+    for place in strikes(late, use):
+        if place.startswith("__exit__") and not any(known.startswith("__exit__") for known in places):
+            # Before its first line, where no code can help; but this thread has the lock, and can give it back.
+            late.late_imports.__exit__(None, None, None)
+        places.append(place)
+        # Not of a pool, whose end would wait for it.
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        thread.join(30.0)
+        assert not thread.is_alive(), place
+    assert any("__enter__" in place for place in places)
 
 
 def test_a_handler_reads_through_another_cache_while_its_thread_opens_the_store(
@@ -94,3 +176,28 @@ def test_a_handler_reads_through_another_cache_while_its_thread_opens_the_store(
     with connect(ledger) as cache:
         assert cache.metrics(consistency="snapshot").as_of == 1
     assert read == [0, 1]
+
+
+def test_a_handler_reads_through_another_cache_while_its_thread_maps_the_mark(
+    ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign(ledger)
+    mapped, read = freshness._map, []
+
+    def interrupted(descriptor: int, size_bytes: int) -> Any:
+        if not read:
+            read.append(0)
+            with connect(ledger) as other:
+                read.append(other.metrics().as_of)
+        return mapped(descriptor, size_bytes)
+
+    def read_here() -> None:
+        with connect(ledger) as cache:
+            read.append(cache.metrics().as_of)
+
+    monkeypatch.setattr(freshness, "_map", interrupted)
+    # Not the main thread, which could not report that it waits for itself.
+    thread = threading.Thread(target=read_here, daemon=True)
+    thread.start()
+    thread.join(30.0)
+    assert read == [0, 1, 1]

@@ -1,17 +1,13 @@
-"""Exceptions out of a signal handler, behind each call that some code makes."""
+"""Exceptions out of a signal handler, behind each call that some code makes, and where each of its functions begins."""
 
 from __future__ import annotations
 
 import dis
-import os
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
-from pmm_shm import limits
-
-_ROOT = os.path.dirname(os.path.abspath(limits.__file__))
 # Python runs handlers as the last part of these. Tracing can raise behind them only, at the next step: where that is
 # in another line, it may already be in a `finally` that the call is not in.
 _CALLS = {number for name, number in dis.opmap.items() if name.startswith("CALL")}
@@ -22,8 +18,8 @@ class Struck(KeyboardInterrupt):
 
 
 class _Handler:
-    def __init__(self, module: str, point: int) -> None:
-        self._file = os.path.join(_ROOT, module)
+    def __init__(self, module: ModuleType, point: int) -> None:
+        self._file = module.__file__
         self._left = point
         self._before: dict[int, tuple[int, int]] = {}
         self.place: str | None = None
@@ -34,6 +30,7 @@ class _Handler:
         # Python 3.13 asks for a function of the frame's own first.
         frame.f_trace = self._trace_opcodes
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self._pass(frame)
         return self._trace_opcodes
 
     def _trace_opcodes(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -41,19 +38,22 @@ class _Handler:
             before = self._before.get(id(frame))
             self._before[id(frame)] = frame.f_code.co_code[frame.f_lasti], frame.f_lineno
             if before is not None and before[0] in _CALLS and before[1] == frame.f_lineno:
-                if not self._left:
-                    sys.settrace(None)
-                    self.place = f"{frame.f_code.co_name}, line {frame.f_lineno}"
-                    raise Struck
-                self._left -= 1
+                self._pass(frame)
         elif event == "return":
             self._before.pop(id(frame), None)
         return self._trace_opcodes
 
+    def _pass(self, frame: FrameType) -> None:
+        if not self._left:
+            sys.settrace(None)
+            self.place = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+            raise Struck
+        self._left -= 1
 
-def strikes(module: str, action: Callable[[], object]) -> Iterator[str]:
-    """Do something again and again, each time with the exception behind the next call in a module (a path within
-    `pmm_shm`); gives the place, for a look at what is left. Ends with the first time that nothing struck.
+
+def strikes(module: ModuleType, action: Callable[[], object]) -> Iterator[str]:
+    """Do something again and again, each time with the exception behind the next call in a module, or where its next
+    function begins; gives the place, for a look at what is left. Ends with the first time that nothing struck.
     """
     point = 0
     while True:

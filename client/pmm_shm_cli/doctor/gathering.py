@@ -25,7 +25,7 @@ from pmm_shm.instance.run_reports import read_reports
 from pmm_shm.ledger.chain import HASHED_ROW_SQL, HashedRow, detect_formula, verify_range
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.fetch import fetch_batch
-from pmm_shm.ledger.files import bytes_of, has_wal
+from pmm_shm.ledger.files import bytes_of, has_wal, ledger_file_id
 from pmm_shm.ledger.forks import find_forks
 from pmm_shm.ledger.locks import PENDING_BYTE, pids_with_lock
 from pmm_shm.ledger.new_file import SIDE_FILES
@@ -228,7 +228,7 @@ def _mode_for(path: str) -> Mode | None:
     if has_wal(path):
         return None
     # A program that keeps the ledger for itself has its index in memory.
-    is_in_use = pids_with_lock(os.stat(path).st_ino, PENDING_BYTE) - {os.getpid()}
+    is_in_use = pids_with_lock(ledger_file_id(path), PENDING_BYTE) - {os.getpid()}
     return "immutable" if not is_in_use and is_in_wal_mode(path) else "ro"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from pmm_shm.instance.paths import DATA_FILE, Instance
+from pmm_shm.instance.paths import DATA_FILE, Instance, file_id
 from pmm_shm.ledger.files import old_users
-from pmm_shm.ledger.locks import inode_of
 from pmm_shm_cli.doctor.facts import Limits, User
 
 _DELETED = " (deleted)"
@@ -25,7 +24,7 @@ def process_state(pid: int) -> str | None:
 def users_of(instance: Instance) -> tuple[User, ...]:
     """The other processes that have the ledger or the data of its environment open."""
     data = str(instance.directory / DATA_FILE)
-    old = old_users(instance.ledger, inode_of(instance.ledger + "-shm"))
+    old = old_users(instance.ledger, file_id(instance.ledger + "-shm"))
     users = []
     for pid in sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}):
         opened = _links(pid)
