@@ -90,10 +90,19 @@ def the_ledger(ledger: str | None) -> str:
         ledger = flags.default_ledger()
         if ledger is None:
             raise click.UsageError("no ledger: name one, or set PMM_DB")
-    if not ledger:
-        raise ConfigError("LEDGER: expected the path of a file, got an empty text")
-    follow_shape(ledger)
+    follow_shape(checked_name(ledger))
     return ledger
+
+
+def checked_name(path: str, name: str = "LEDGER") -> str:
+    """The path that was given as the argument `name`.
+
+    Raises:
+        ConfigError: it is empty, as an unset variable of a shell is.
+    """
+    if not path:
+        raise ConfigError(f"{name}: expected the path of a file, got an empty text")
+    return path
 
 
 def given_shape() -> str | None:

@@ -40,6 +40,18 @@ def test_without_arguments_it_is_the_help(said: Callable[..., Ran]) -> None:
     assert (code, out, err) == said("--help") == said("-h")
 
 
+def test_a_command_of_commands_without_arguments_is_its_help(said: Callable[..., Ran]) -> None:
+    code, out, err = said("cluster")
+    assert (code, err) == (0, "")
+    assert (code, out, err) == said("cluster", "--help")
+
+
+def test_a_subject_without_its_argument_is_not_taken_for_a_slip(said: Callable[..., Ran]) -> None:
+    code, _, err = said("explain", "a.db", "trait")
+    assert (code, "trait NAME" in err, "did you mean" in err) == (2, True, False)
+    assert "did you mean trait?" in said("explain", "a.db", "trais")[2]
+
+
 def test_commands_are_in_groups_and_each_summary_is_whole_at_80_columns(said: Callable[..., Ran]) -> None:
     _, out, _ = said()
     lines = out.splitlines()

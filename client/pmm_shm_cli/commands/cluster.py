@@ -25,13 +25,16 @@ from pmm_shm_terminal.options import (
 from pmm_shm_terminal.output import json_value, print_json, progress, show
 
 
-@click.group(context_settings=CONTEXT)
-def cluster() -> None:
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.pass_context
+def cluster(ctx: click.Context) -> None:
     """Keep the log in PostgreSQL, and a replica of it on each host.
 
     DSN is a data source name of PostgreSQL without a password, as "postgresql://host/database" or "host=a,b
     dbname=agents". The password belongs into ~/.pgpass. Needs the extra postgres.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @cluster.command(context_settings=CONTEXT)
