@@ -74,6 +74,17 @@ shape_option = click.option(
 )
 """`--shape`; `the_ledger` follows it."""
 
+
+def model_option(default: str) -> Callable[[_F], _F]:
+    """`--model NAME`, an embedder; `default` says which one it is without `PMM_EMBEDDER`."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        help=f"Name of the embedder.  [default: the one in PMM_EMBEDDER, or {default}]",
+        shell_complete=completers.embedders,
+    )
+
+
 fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
 """`--fold NAME`"""
 

@@ -180,7 +180,8 @@ def audit(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
 @cluster.command(context_settings=CONTEXT)
 @ledger_argument
 @ledger_timeout_option
-def detach(ledger: str | None, timeout: Deadline) -> None:
+@json_option
+def detach(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Make a replica an ordinary ledger, which takes appends itself. Stop its pmm-cached first."""
     path = the_ledger(ledger)
     refuse_foreign(path, "cluster")
@@ -198,7 +199,10 @@ def detach(ledger: str | None, timeout: Deadline) -> None:
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
-    click.echo(f"{path}: an ordinary ledger now; what is appended to it does not reach {record.name!r}")
+    if as_json:
+        print_json({"ledger": path, "source": record.name})
+    else:
+        click.echo(f"{path}: an ordinary ledger now; what is appended to it does not reach {record.name!r}")
 
 
 @contextlib.contextmanager
