@@ -176,6 +176,7 @@ TEMPLATES: Mapping[str, Template] = {
         "check it with SQLite", "sqlite3 {ledger} 'PRAGMA quick_check'", errors=(errors.LedgerError,)
     ),
     "make-ledger": Template("name the right file, or make a ledger", "pmm-shm append {ledger} user hello --create"),
+    "name-file": Template("name the right file", "ls -ld {ledger}"),
     "one-name": Template("use one of them only, in all programs", "find / -xdev -samefile {ledger}"),
     "start-again": Template("when the link is switched, start the daemon and all workers again"),
     "back-up": Template("keep a copy on a disk", "pmm-shm backup {ledger} FILE"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +17,7 @@ from pmm_shm_terminal.options import (
     refuse_foreign,
     the_ledger,
 )
+from pmm_shm_terminal.program import standard_input
 
 if TYPE_CHECKING:
     from pmm_shm_chat.responder import Responder
@@ -99,7 +99,7 @@ def chat(
         EventLog(path, timeout=timeout.timeout_s).close()
     # Undecodable bytes should show as an odd character, not end the conversation.
     with contextlib.suppress(AttributeError, ValueError):
-        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        standard_input().reconfigure(errors="replace")  # type: ignore[attr-defined]
     with Cache(path, timeout=timeout.timeout_s) as cache:
         if autostart:
             start_daemon_or_say(cache)

@@ -14,6 +14,11 @@ def main() -> NoReturn:
     """Run `pmm-shm` with the arguments of this process."""
     if sys.argv[1:2] == ["run"]:
         _run_at_once(sys.argv[2:])
+    import signal
+
+    # Ctrl-C during the imports ends the process without a traceback; then `run_program` handles it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from pmm_shm_cli.main import main as main_of_all
 
     main_of_all()

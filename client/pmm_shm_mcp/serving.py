@@ -75,7 +75,8 @@ def serve_streams(memory: Memory) -> None:
     Raises:
         ConfigError: this process has no stdin or no stdout.
     """
-    if None in (sys.stdin, sys.stdout):
+    # A missing stdout has been replaced by one that leads nowhere.
+    if None in (sys.stdin, sys.__stdout__):
         raise ConfigError("no stdin or stdout: an assistant starts this command, and talks to it there")
     if sys.stdin.isatty():
         print(

@@ -74,6 +74,17 @@ shape_option = click.option(
 )
 """`--shape`; `the_ledger` follows it."""
 
+
+def model_option(default: str) -> Callable[[_F], _F]:
+    """`--model NAME`, an embedder; `default` says which one it is without `PMM_EMBEDDER`."""
+    return click.option(
+        "--model",
+        metavar="NAME",
+        help=f"Name of the embedder.  [default: the one in PMM_EMBEDDER, or {default}]",
+        shell_complete=completers.embedders,
+    )
+
+
 fold_option = click.option("--fold", metavar="NAME", help="Only this fold.", shell_complete=completers.folds)
 """`--fold NAME`"""
 
@@ -90,10 +101,19 @@ def the_ledger(ledger: str | None) -> str:
         ledger = flags.default_ledger()
         if ledger is None:
             raise click.UsageError("no ledger: name one, or set PMM_DB")
-    if not ledger:
-        raise ConfigError("LEDGER: expected the path of a file, got an empty text")
-    follow_shape(ledger)
+    follow_shape(checked_name(ledger))
     return ledger
+
+
+def checked_name(path: str, name: str = "LEDGER") -> str:
+    """The path that was given as the argument `name`.
+
+    Raises:
+        ConfigError: it is empty, as an unset variable of a shell is.
+    """
+    if not path:
+        raise ConfigError(f"{name}: expected the path of a file, got an empty text")
+    return path
 
 
 def given_shape() -> str | None:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -23,7 +23,7 @@ def run_program(command: click.Command, name: str) -> NoReturn:
         name: of the program, as a user types it.
     """
     _end_in_order()
-    _replace_closed_streams()
+    _replace_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows escapes instead of ending the command.
         with contextlib.suppress(AttributeError, ValueError):
@@ -64,6 +64,30 @@ def run_command(command: click.Command, name: str) -> int:
     return result if isinstance(result, int) else exits.OK
 
 
+def standard_input() -> TextIO:
+    """This process's stdin, for a command that reads it.
+
+    Raises:
+        CommandFailed: it is closed.
+    """
+    if sys.stdin is None:
+        raise exits.CommandFailed("stdin is closed", exits.FAILURE)
+    return sys.stdin
+
+
+def _replace_missing_streams() -> None:
+    """Where stdout or stderr is closed, output goes nowhere; no file gets the number of a closed stream."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and not os.path.isabs(error.filename or ""):
         try:
@@ -95,14 +119,6 @@ def _leave_pipe() -> int:
     return exits.FAILURE
 
 
-def _replace_closed_streams() -> None:
-    """Let a standard stream that the caller closed, as `<&-` does, be empty or take everything."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            # It stays open as long as the process runs.
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-
-
 def _end_in_order() -> None:
     """Let signals raise SystemExit, so that temporary files and child processes are removed.
 
@@ -112,7 +128,7 @@ def _end_in_order() -> None:
     def end_with(code: int) -> Callable[..., NoReturn]:
         return lambda *_: sys.exit(code)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, end_with(exits.INTERRUPTED))
     for number, code in ((signal.SIGTERM, exits.TERMINATED), (signal.SIGHUP, exits.HUNG_UP)):
         if signal.getsignal(number) is signal.SIG_DFL:

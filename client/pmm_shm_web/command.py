@@ -7,7 +7,6 @@ import re
 import click
 
 from pmm_shm.errors import MissingExtraError
-from pmm_shm_terminal.exits import FAILURE, CommandFailed
 from pmm_shm_terminal.options import CONTEXT, ledger_argument, shape_option, the_ledger
 
 PORT = 8765
@@ -66,9 +65,4 @@ def web(
     from pmm_shm_terminal.tokens import token_in
 
     token = None if token_file is None else token_in(token_file)
-    try:
-        serve(path, WebSettings(port, hosts, token, opens, folds), lambda address: click.echo(address))
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise CommandFailed(f"port {port}: {error.strerror}; choose another with --port", FAILURE) from error
+    serve(path, WebSettings(port, hosts, token, opens, folds), lambda address: click.echo(address))

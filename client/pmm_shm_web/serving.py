@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import uvicorn
 
+from pmm_shm_terminal.exits import FAILURE, CommandFailed
 from pmm_shm_terminal.tokens import new_token
 from pmm_shm_web.app import make_app
 from pmm_shm_web.guard import Access
@@ -51,7 +52,7 @@ def serve(path: str, settings: WebSettings, say: Callable[[str], None]) -> None:
 
     Raises:
         LedgerError: there is no usable ledger.
-        OSError: the port is taken.
+        CommandFailed: the port is taken.
     """
     site = Site.of(path, settings.folds)
     with contextlib.closing(site), _listening(settings.port) as listener:
@@ -85,7 +86,7 @@ def _listening(port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((ADDRESS, port))
         made.listen(128)
-    except BaseException:
+    except OSError as error:
         made.close()
-        raise
+        raise CommandFailed(f"port {port}: {error.strerror}; choose another with --port", FAILURE) from error
     return made

@@ -75,6 +75,10 @@ def backup(
         except (OSError, sqlite3.Error) as error:
             text = error.strerror if isinstance(error, OSError) else str(error)
             raise LedgerUnwritableError(f"{target}: {text}; nothing was written") from error
+        except UnicodeEncodeError as error:
+            raise LedgerUnwritableError(
+                f"{target}: SQLite copies only to a path that is UTF-8; nothing was written"
+            ) from error
         except (MemoryError, RuntimeError) as error:
             lacking = shortage_of(error)
             if lacking is None:

@@ -143,6 +143,8 @@ def why_not_opened(path: str) -> str | None:
         if not os.access(name, os.R_OK, effective_ids=True):
             return _no_permission(f"read {name}", status)
     folder = os.path.dirname(path)
+    if not os.path.lexists(folder):
+        return f"no such directory: {folder}; make it first"
     if os.path.isdir(folder) and os.statvfs(folder).f_flag & os.ST_RDONLY:
         return (
             f"{folder} is on a read-only file system, where a WAL ledger can be read only while a program that may "

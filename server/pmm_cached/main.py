@@ -20,7 +20,7 @@ from pmm_cached.logs import LogFormat, configure
 from pmm_cached.replication import Source
 from pmm_cached.settings import Settings
 from pmm_shm import flags, limits
-from pmm_shm.errors import ConfigError, PmmShmError
+from pmm_shm.errors import ConfigError, PmmShmError, UnknownFoldError, UnknownModelError
 from pmm_shm.finite import Finite
 from pmm_shm.instance.paths import Instance
 from pmm_shm.resources import shortage_of
@@ -183,6 +183,8 @@ def command(
 
     Exit codes: 0 stopped by a signal, 1 failure (no ledger, another daemon serves it, ...), 2 wrong usage.
     """
+    if ledger == "":
+        raise ConfigError("LEDGER: expected the path of a file, got an empty text")
     ledger = ledger or flags.default_ledger()
     if ledger is None:
         raise click.UsageError("no ledger: name one, or set PMM_DB")
@@ -278,20 +280,24 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
-        error.show()
+        _complain(f"{error.format_message().rstrip('.')} (see pmm-cached --help)")
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(_FAILURE)
-    except ConfigError as error:
-        click.echo(f"pmm-cached: {error}", err=True)
+    except (ConfigError, UnknownFoldError, UnknownModelError) as error:
+        _complain(str(error))
         sys.exit(_USAGE)
     except (PmmShmError, OSError, zmq.ZMQError) as error:
-        click.echo(f"pmm-cached: {error}", err=True)
+        _complain(str(error))
         sys.exit(_FAILURE)
     except (RuntimeError, MemoryError) as error:
         found = shortage_of(error)
         if found is None:
             raise
-        click.echo(f"pmm-cached: {found}", err=True)
+        _complain(found)
         # Not in order: threads that started already use the store.
         os._exit(_FAILURE)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"pmm-cached: {' '.join(message.split())}", err=True)

@@ -241,6 +241,14 @@ def test_another_profile_is_refused(browser: Browser, server: WebServer) -> None
     context.close()
 
 
+@pytest.mark.parametrize("width", [320, 360, 640])
+def test_no_width_lets_the_page_scroll_sideways(browser: Browser, server: WebServer, width: int) -> None:
+    visit = Visit(browser, server, viewport={"width": width, "height": 800})
+    expect(visit.page.locator("#chart canvas")).to_be_visible()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    visit.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_page_with_the_keyboard_alone(browser: Browser, server: WebServer, scheme: Any) -> None:
     visit = Visit(browser, server, viewport={"width": 400, "height": 800}, color_scheme=scheme)

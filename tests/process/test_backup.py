@@ -153,6 +153,15 @@ def test_an_existing_file_is_refused(tmp_path: Path, occupy: Callable[[str], Non
     assert {name: os.lstat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)} == before
 
 
+def test_a_path_that_is_not_utf_8_is_refused_in_one_line(tmp_path: Path) -> None:
+    ledger, folder = make(str(tmp_path / "ledger.db"), "Old", 5), tmp_path / "backups"
+    folder.mkdir()
+    done = cli("backup", ledger, str(folder / os.fsdecode(b"\xff.db")))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.endswith("that is UTF-8; nothing was written\n")
+    assert os.listdir(folder) == []
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 def test_a_file_that_appears_meanwhile_is_not_replaced(
     tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,16 @@ def test_a_ledger_below_what_is_no_folder_is_refused(ledger: str, folder: str) -
     assert listing(Path(ledger).parent) == before
 
 
+def test_a_folder_that_is_missing_is_not_taken_for_one_without_permission(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"no such directory: .*/absent; make it first"):
+        EventLog(tmp_path / "absent" / "ledger.db")
+
+
+def test_a_line_break_in_a_path_does_not_break_the_line(tmp_path: Path) -> None:
+    done = daemons.run_daemon(str(tmp_path / "two\nlines.db"))
+    assert (done.returncode, done.stderr) == (FAILURE, f"pmm-cached: {tmp_path}/two lines.db: no such file\n")
+
+
 def test_damage_in_the_middle_of_a_ledger_is_one_of_our_errors(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with EventLog(path) as log:
@@ -279,6 +289,7 @@ def test_clients_refuse_a_wrong_flag(ledger: str, monkeypatch: pytest.MonkeyPatc
     ("arguments", "part"),
     [
         ([], "PMM_DB"),
+        ([""], "empty text"),
         (["LEDGER", "extra"], "extra"),
         (["LEDGER", "--nonsense"], "--nonsense"),
         (["LEDGER", "--verify-every", "-1"], "--verify-every"),
@@ -304,8 +315,17 @@ def test_pmm_cached_refuses_wrong_usage_with_exit_code_2(
         pmm_cached.main.main()
     out, err = capsys.readouterr()
     assert (caught.value.code, out) == (USAGE, "")
-    assert part in err.splitlines()[-1]
+    assert part in err
+    assert (err[:12], err.count("\n")) == ("pmm-cached: ", 1)
     assert listing(Path(ledger).parent) == before
+
+
+@pytest.mark.parametrize("option", ["--embedder", "--folds"])
+def test_pmm_cached_refuses_an_unknown_name_with_exit_code_2(ledger: str, option: str) -> None:
+    done = daemons.run_daemon(ledger, option, "nosuch")
+    assert done.returncode == USAGE
+    assert (done.stderr.startswith("pmm-cached: "), done.stderr.count("\n")) == (True, 1)
+    assert "'nosuch'" in done.stderr
 
 
 def test_pmm_cached_answers_help_and_version() -> None:

@@ -723,6 +723,12 @@ def test_without_a_ledger_the_machine_is_looked_at(tmp_path: Path) -> None:
     assert "environment" in ran.stderr
 
 
+def test_an_empty_path_is_not_the_ledger_of_the_environment(path: str) -> None:
+    ran = run_doctor("", env=environment(PMM_DB=path))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "pmm-shm: LEDGER: expected the path of a file, got an empty text\n"
+
+
 def test_the_ledger_of_the_environment(path: str) -> None:
     ran = run_doctor("--json", env=environment(PMM_DB=path))
     assert json.loads(ran.stdout)["ledger"] == path

@@ -1,8 +1,9 @@
-"""A daemon whose stderr takes nothing, is closed, or that has no thread for commands any more."""
+"""Programs whose standard streams are closed or take nothing, and a daemon without a thread for commands."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.wire import protocol
 from pmm_shm.wire.endpoints import Endpoints
 from tests.support import daemons, ledgers
+from tests.support.command import COMMAND
 from tests.support.daemons import environment, until
 
 
@@ -61,6 +63,71 @@ def test_a_daemon_serves_without_a_place_for_its_log(ledger: str, spoil: Callabl
     finally:
         process.kill()
         process.wait()
+
+
+def close_stdin() -> None:
+    os.close(0)
+
+
+def close_stdout() -> None:
+    os.close(1)
+
+
+def full_stdout() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def said(*arguments: str, spoil: Callable[[], None]) -> tuple[int, str]:
+    """The exit code of `pmm-shm`, and its stderr."""
+    done = subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=spoil)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["log"], ["read", "metrics"], ["status", "--json"], ["append", "note", "x"], ["chat", "--no-autostart"]]
+)
+def test_output_that_nobody_wants_goes_nowhere(ledger: str, words: list[str]) -> None:
+    code = 3 if words[0] == "status" else 0
+    words = [words[0], ledger, *words[1:]]
+    assert said(*words, spoil=close_stdout)[0] == code
+    assert said(*words, spoil=close_all) == (1 if words[0] == "chat" else code, "")
+
+
+@pytest.mark.parametrize("words", [["append", "LEDGER", "note", "-"], ["import", "-", "NEW"], ["chat", "LEDGER"]])
+def test_a_command_that_reads_a_closed_stdin_says_so(ledger: str, tmp_path: Path, words: list[str]) -> None:
+    new = tmp_path / "new.db"
+    words = [{"LEDGER": ledger, "NEW": str(new)}.get(word, word) for word in words]
+    before = ledgers.raw_rows(ledger)
+    assert said(*words, spoil=close_stdin) == (1, "pmm-shm: stdin is closed\n")
+    assert ledgers.raw_rows(ledger) == before
+    assert not new.exists()
+
+
+def test_an_append_whose_id_cannot_be_printed_says_that_it_is_done(ledger: str) -> None:
+    event_id = len(ledgers.raw_rows(ledger)) + 1
+    for words in ([], ["--json"]):
+        said_then = f"pmm-shm: appended as event {event_id}; stdout: No space left on device\n"
+        assert said("append", ledger, "note", "x", *words, spoil=full_stdout) == (1, said_then)
+        event_id += 1
+
+
+def test_an_address_that_cannot_be_printed_is_not_blamed_on_the_port(ledger: str) -> None:
+    pytest.importorskip("starlette")
+    assert said("web", ledger, "--port", "0", spoil=full_stdout) == (1, "pmm-shm: No space left on device\n")
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pmm_shm_cli.main': os.kill(os.getpid(), signal.SIGINT)\n"
+        "from pmm_shm_cli.entry import main\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def answers(instance: Instance, process: subprocess.Popen[bytes]) -> bool:

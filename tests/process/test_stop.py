@@ -37,6 +37,7 @@ def test_without_a_daemon_it_is_3(ledger: str, tmp_path: Path, start_daemon: Sta
         ran = run("stop", ledger)
         assert (ran.code, ran.out) == (3, "")
         assert is_one_line(ran.err)
+        assert "start" not in ran.err
         # The record of one that was killed names no process to end.
         if not Instance.of(ledger).directory.exists():
             start_daemon(ledger).kill()

@@ -454,16 +454,6 @@ def test_tabs_go_through_a_pipe(ledger: str, endpoint: Endpoint) -> None:
     assert (ran.stdout, ran.stderr) == ("all:\n\techo \\x1b[2J\n\n", "")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_a_closed_stream_is_an_empty_one(ledger: str, closed: str) -> None:
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, *COMMAND, ledger, "--no-autostart"]
-    options: Any = {"env": daemons.environment(), "capture_output": True, "text": True, "timeout": 30, "check": False}
-    ran = subprocess.run(command, input="hello\n", **options)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert bool(ran.stdout) == (closed == "2>&-")
-    assert bool(events(ledger)) == (closed != "<&-")
-
-
 TELLS = """\
 from pathlib import Path
 

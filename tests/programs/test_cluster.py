@@ -397,7 +397,8 @@ def test_a_detached_replica_is_an_ordinary_ledger(host: Host, writer: Writer) ->
         assert (refused.code, "stop pmm-cached first" in refused.err) == (1, True)
     with host.open() as log:
         log.append("user", "in PostgreSQL", wait=False)
-        assert run("cluster", "detach", host.ledger).code == 0
+        ran = run("cluster", "detach", host.ledger, "--json")
+        assert (ran.code, json.loads(ran.out)["ledger"]) == (0, str(host.ledger))
         until(lambda: log.source() is None)
         assert log.append("user", "here") == 2
     assert [row[3] for row in host.rows()] == ["one", "here"]

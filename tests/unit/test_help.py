@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from pmm_shm_cli.commands import memory
@@ -38,6 +39,32 @@ def test_without_arguments_it_is_the_help(said: Callable[..., Ran]) -> None:
     code, out, err = said()
     assert (code, err) == (0, "")
     assert (code, out, err) == said("--help") == said("-h")
+
+
+def test_every_command_that_prints_data_prints_json() -> None:
+    commands = {name: one for name, one in cli.commands.items() if not isinstance(one, click.Group)}
+    for name, group in cli.commands.items():
+        if isinstance(group, click.Group):
+            commands |= {f"{name} {inner}": one for inner, one in group.commands.items()}
+    without = {name for name, one in commands.items() if not any("--json" in option.opts for option in one.params)}
+    assert without == {"chat", "completion", "export", "mcp", "run", "web"}
+
+
+def test_a_search_without_a_model_takes_that_of_the_daemon(said: Callable[..., Ran]) -> None:
+    for name in ("search", "recall"):
+        assert "or that of the daemon" in " ".join(said(name, "--help")[1].split())
+
+
+def test_a_command_of_commands_without_arguments_is_its_help(said: Callable[..., Ran]) -> None:
+    code, out, err = said("cluster")
+    assert (code, err) == (0, "")
+    assert (code, out, err) == said("cluster", "--help")
+
+
+def test_a_subject_without_its_argument_is_not_taken_for_a_slip(said: Callable[..., Ran]) -> None:
+    code, _, err = said("explain", "a.db", "trait")
+    assert (code, "trait NAME" in err, "did you mean" in err) == (2, True, False)
+    assert "did you mean trait?" in said("explain", "a.db", "trais")[2]
 
 
 def test_commands_are_in_groups_and_each_summary_is_whole_at_80_columns(said: Callable[..., Ran]) -> None:

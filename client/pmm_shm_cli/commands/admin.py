@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Any
 
 import click
@@ -25,6 +24,7 @@ from pmm_shm_terminal.options import (
     timeout_option,
 )
 from pmm_shm_terminal.output import json_value, pairs, print_json, progress, show
+from pmm_shm_terminal.program import standard_input
 from pmm_shm_terminal.verification import check, checked_fold, daemon_answers
 
 
@@ -61,10 +61,16 @@ def append(words: tuple[str, ...], meta_text: str, create: bool, wait: bool, tim
         if create:
             raise
         raise CommandFailed(f"{error}; --create makes a ledger", exits.FAILURE) from None
-    if as_json:
-        print_json({"id": event_id, "ledger": log.path})
-    else:
-        click.echo(event_id)
+    try:
+        if as_json:
+            print_json({"id": event_id, "ledger": log.path})
+        else:
+            click.echo(event_id)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # It is appended: nobody should do it again.
+        raise CommandFailed(f"appended as event {event_id}; stdout: {error.strerror}", exits.FAILURE) from None
     if lagging is not None:
         raise CommandFailed(str(lagging), exits.LAGGING)
 
@@ -96,7 +102,7 @@ def _meta(text: str) -> dict[str, Any]:
 
 def _stdin() -> str:
     try:
-        text = sys.stdin.buffer.read().decode("utf-8")
+        text = standard_input().buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"CONTENT on stdin is not UTF-8: {error.reason} at byte {error.start}") from None
     return text.removesuffix("\n").removesuffix("\r")

@@ -8,6 +8,7 @@ from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
+    checked_name,
     json_option,
     ledger_and_word,
     ledger_argument,
@@ -52,11 +53,11 @@ def restore(backup: str, ledger: str | None, chain: bool, keep: bool, timeout: D
     It is one transaction; workers, readers and the daemon may run. BACKUP is checked first and never written; a missing
     LEDGER is made. Exit code 5 if the hash chain of BACKUP is broken.
     """
-    path = the_ledger(ledger)
+    path, source = the_ledger(ledger), checked_name(backup, "BACKUP")
     from pmm_shm.ledger import restore as restoring
 
     with progress("Restoring", None):
-        done = restoring.restore(backup, path, timeout=timeout.left_s(), chain=chain, keep=keep)
+        done = restoring.restore(source, path, timeout=timeout.left_s(), chain=chain, keep=keep)
     if as_json:
         print_json(json_value(done))
         return

@@ -25,13 +25,16 @@ from pmm_shm_terminal.options import (
 from pmm_shm_terminal.output import json_value, print_json, progress, show
 
 
-@click.group(context_settings=CONTEXT)
-def cluster() -> None:
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.pass_context
+def cluster(ctx: click.Context) -> None:
     """Keep the log in PostgreSQL, and a replica of it on each host.
 
     DSN is a data source name of PostgreSQL without a password, as "postgresql://host/database" or "host=a,b
     dbname=agents". The password belongs into ~/.pgpass. Needs the extra postgres.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @cluster.command(context_settings=CONTEXT)
@@ -177,7 +180,8 @@ def audit(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
 @cluster.command(context_settings=CONTEXT)
 @ledger_argument
 @ledger_timeout_option
-def detach(ledger: str | None, timeout: Deadline) -> None:
+@json_option
+def detach(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     """Make a replica an ordinary ledger, which takes appends itself. Stop its pmm-cached first."""
     path = the_ledger(ledger)
     refuse_foreign(path, "cluster")
@@ -195,7 +199,10 @@ def detach(ledger: str | None, timeout: Deadline) -> None:
         finally:
             if handle.in_transaction:
                 handle.execute("ROLLBACK")
-    click.echo(f"{path}: an ordinary ledger now; what is appended to it does not reach {record.name!r}")
+    if as_json:
+        print_json({"ledger": path, "source": record.name})
+    else:
+        click.echo(f"{path}: an ordinary ledger now; what is appended to it does not reach {record.name!r}")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pmm_shm_terminal.exits import CommandFailed
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
+    checked_name,
     follow_shape,
     json_option,
     ledger_argument,
@@ -46,7 +47,7 @@ def doctor(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     from pmm_shm.instance.paths import real_path
     from pmm_shm_cli.doctor import diagnose, gather, look_at_machine
 
-    named = ledger or flags.default_ledger()
+    named = flags.default_ledger() if ledger is None else checked_name(ledger)
     if named is not None:
         follow_shape(named)
     with progress("Looking", None):

@@ -209,8 +209,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, str]:
         if subject in _ARGUMENTS and _ARGUMENTS[subject] == count - 1 and len(words) <= count + 1:
             ledger = the_ledger(words[0] if len(words) == count + 1 else None)
             return ledger, subject, words[-1] if count == 2 else ""
-    named = next((word for word in words[-2:] if word in _ARGUMENTS), words[-1])
-    raise click.UsageError(f"WHAT: expected {_WHAT}{did_you_mean(named, _ARGUMENTS)}")
+    near = "" if any(word in _ARGUMENTS for word in words[-2:]) else did_you_mean(words[-1], _ARGUMENTS)
+    raise click.UsageError(f"WHAT: expected {_WHAT}{near}")
 
 
 def _subjects(subject: str, argument: str, integer: bool) -> list[Subject]:

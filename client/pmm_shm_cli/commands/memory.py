@@ -19,6 +19,7 @@ from pmm_shm_terminal.options import (
     json_option,
     ledger_and_word,
     ledger_timeout_option,
+    model_option,
     refuse_foreign,
     shape_option,
     the_ledger,
@@ -86,12 +87,7 @@ def _ledger_and_text(words: Sequence[str]) -> tuple[str, str | None]:
 @click.option(
     "-k", "k", type=click.IntRange(1, limits.SEARCH_K_MAX), default=5, metavar="N", help="Number of events to recall."
 )
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="Name of the embedder.  [default: the one in PMM_EMBEDDER, or that of the daemon]",
-    shell_complete=completers.embedders,
-)
+@model_option("that of the daemon")
 @search_options
 @ledger_timeout_option
 @shape_option

@@ -33,7 +33,7 @@ def stop(ledger: str | None, timeout: Deadline, as_json: bool) -> None:
     except DaemonAbsentError:
         # The daemon of a ledger that was removed can be stopped, too.
         if os.path.exists(path):
-            raise
+            raise DaemonAbsentError(f"{instance.ledger}: no daemon serves it") from None
         raise LedgerNotFoundError(f"{path}: no such file") from None
     if as_json:
         print_json({"ledger": instance.ledger, "pid": pid})

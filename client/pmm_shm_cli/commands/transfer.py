@@ -11,6 +11,7 @@ from pmm_shm_terminal import completers
 from pmm_shm_terminal.options import (
     CONTEXT,
     Deadline,
+    checked_name,
     json_option,
     ledger_argument,
     ledger_timeout_option,
@@ -18,6 +19,7 @@ from pmm_shm_terminal.options import (
     the_ledger,
 )
 from pmm_shm_terminal.output import json_value, print_json, progress
+from pmm_shm_terminal.program import standard_input
 
 
 @click.command(context_settings=CONTEXT)
@@ -55,9 +57,9 @@ def import_(file: str, ledger: str, chain: bool, as_json: bool) -> None:
     """
     from pmm_shm.ledger.json_lines import import_lines
 
-    is_stdin = file == "-"
+    is_stdin = checked_name(file, "FILE") == "-"
     with (
-        contextlib.nullcontext(sys.stdin.buffer) if is_stdin else open(file, "rb") as lines,
+        contextlib.nullcontext(standard_input().buffer) if is_stdin else open(file, "rb") as lines,
         progress("Importing", None) as advance,
     ):
         name = "stdin" if is_stdin else file

@@ -24,6 +24,7 @@ from pmm_shm_terminal.options import (
     ledger_and_word,
     ledger_argument,
     ledger_timeout_option,
+    model_option,
     shape_option,
     the_ledger,
     timeout_option,
@@ -48,13 +49,6 @@ _DAEMON_ANSWERS_S = 2.0
 _LOOK_S = 0.1
 _LOOK_ANSWERS_S = 0.5
 
-_model_option = click.option(
-    "--model",
-    metavar="NAME",
-    help="Name of the embedder.  [default: the one in PMM_EMBEDDER, or local-bow]",
-    shell_complete=completers.embedders,
-)
-
 
 @click.command(context_settings=CONTEXT)
 @click.argument("words", nargs=-1, metavar="[LEDGER] TEXT", shell_complete=completers.ledger_and_text)
@@ -62,7 +56,7 @@ _model_option = click.option(
 @click.option(
     "-k", "k", type=click.IntRange(1, limits.SEARCH_K_MAX), default=5, metavar="N", help="Number of events to find."
 )
-@_model_option
+@model_option("that of the daemon")
 @click.option("--scope", metavar="ID,ID,...", help="Search among these events only.")
 @click.option("--events/--no-events", default=True, help="Show the events, not only their ids.")
 @search_options
@@ -187,7 +181,7 @@ def _short(value: Any, chars_max: int = _CONTENT_SHOWN) -> str:
 @click.command(context_settings=CONTEXT)
 @ledger_argument
 @click.option("--text", metavar="TEXT", help="Print the vector of this text.")
-@_model_option
+@model_option("local-bow")
 @timeout_option(
     limits.LONG_COMMAND_TIMEOUT_S,
     f"How long to wait for the daemon; with --text at most {limits.LEDGER_TIMEOUT_S:g} for a busy ledger.",

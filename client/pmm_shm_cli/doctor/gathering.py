@@ -81,8 +81,10 @@ def look_at_ledger(path: str, timeout_s: float) -> LedgerFacts:
         left_unread = rows is None
     except LedgerError as error:
         problem = error
+    file = file_at(path)
     return LedgerFacts(
-        file_at(path),
+        # Modes and names are those of a ledger: they say nothing about a directory or a device.
+        file if file is not None and file.kind == "file" else None,
         file_at(directory),
         disk_of(directory),
         sides,

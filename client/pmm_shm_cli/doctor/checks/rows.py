@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 
@@ -30,6 +32,7 @@ _MODES = {
     "truncate": _ROLLBACK,
     "persist": _ROLLBACK,
 }
+_IS_NO_FILE = ("not a regular file", os.strerror(errno.ENOTDIR), os.strerror(errno.ELOOP))
 _PROBLEMS: tuple[tuple[type[LedgerError], Callable[[str, str, Remedy], Verdict], str, str], ...] = (
     (LedgerNotFoundError, error, "there is nothing to read", "put-back"),
     (HotJournalError, warning, "nothing is lost: what was not committed is rolled back", "roll-back"),
@@ -63,6 +66,8 @@ def readable(facts: SystemFacts) -> Iterator[Verdict]:
             key = "one-name"
         elif ledger.disk.is_read_only and isinstance(problem, LedgerUnreadableError):
             key = "mount-writable-to-read"
+        elif str(problem).endswith(_IS_NO_FILE):
+            key = "name-file"
         elif isinstance(problem, LedgerNotFoundError) and not ledger.side_files:
             # Beside a -wal with commits, a new ledger would destroy them.
             key = "make-ledger"
