@@ -241,7 +241,7 @@ def _add_append(made: CallServer, memory: Memory) -> None:
         Nothing can be changed or deleted later, so append what is worth keeping, once, in words that can be understood
         without this conversation. Never append secrets. Returns the id of the event.
         """
-        return await made.answer(lambda: {"id": memory.append(kind, content, meta, expected_head)})
+        return await made.appended(lambda: {"id": memory.append(kind, content, meta, expected_head)})
 
     kinds: Any = Literal[memory.writable]
     known = [f"{kind} is {_MEANINGS[kind]}" for kind in memory.writable if kind in _MEANINGS]
