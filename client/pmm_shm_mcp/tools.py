@@ -97,7 +97,8 @@ def _add_recall(made: CallServer, memory: Memory) -> None:
         ],
         limit: Annotated[int, Field(ge=1, le=20, description="How many events at most.")] = 5,
         kinds: Annotated[
-            list[str] | None, Field(max_length=50, description="Only events of these kinds; null for all.")
+            list[str] | None,
+            Field(min_length=1, max_length=50, description="Only events of these kinds; null for all."),
         ] = None,
         since: Annotated[
             SearchBound | None, Field(description="Only events after this id, or from this ISO 8601 time on.")
@@ -107,7 +108,7 @@ def _add_recall(made: CallServer, memory: Memory) -> None:
         ] = None,
         roles: Annotated[
             list[Literal["user", "assistant"]] | None,
-            Field(max_length=2, description="Only messages of these; null for all events."),
+            Field(min_length=1, max_length=2, description="Only messages of these; null for all events."),
         ] = None,
         distinct: Annotated[
             bool, Field(description="Show only the best of events with the same words; false for all of them.")
