@@ -255,7 +255,9 @@ def address(ledger: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
         yield found[0], token_in(file)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 128 + signal.SIGTERM
-        assert b"Bearer" not in process.stderr.read()
+        rest = process.stderr.read()
+        assert b"Bearer" not in rest
+        assert b"ERROR" not in rest
 
 
 def test_clients_over_http(address: tuple[str, str]) -> None:
@@ -310,6 +312,14 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
         assert client.post(url, headers={**allowed, "Host": "evil.example"}, json=call).status_code == 421
     with EventLog(ledger, create=False) as log:
         assert not log.events()
+
+
+def test_nobody_waits_for_messages_that_the_server_never_sends(address: tuple[str, str]) -> None:
+    """Some clients begin so, and go on without; an open answer would hold up the end of the server."""
+    url, token = address
+    answered = httpx2.get(url, headers={"Accept": "text/event-stream", "Authorization": f"Bearer {token}"})
+    assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
+    assert answered.json()["error"]
 
 
 def test_half_an_emoji_over_http(address: tuple[str, str], ledger: str) -> None:
