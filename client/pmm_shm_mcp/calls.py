@@ -1,6 +1,6 @@
 """Runs the calls of tools in threads, and makes their answers and errors what a model can read.
 
-Invariant: reading and writing the streams never waits for a call: calls take some of the threads, never all.
+Invariant: reading and writing the streams never waits for a call, nor does a read wait for an append.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceError, ToolError, UnexpectedToolError
+from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import ValidationError
 
@@ -22,13 +23,18 @@ from pmm_shm.errors import PmmShmError
 from pmm_shm.frozen import json_text
 from pmm_shm.projection.replay import Progress
 from pmm_shm_mcp.bounds import cut, cut_text
+from pmm_shm_mcp.streams import answered
 
 _T = TypeVar("_T")
 _Call = TypeVar("_Call", bound=Callable[..., Any])
-CALLS_MAX = 16
-"""Calls at work at once, but for replays; the SDK reads and writes the streams in threads of the same 40."""
+READS_MAX = 16
+"""Reads at work at once, apart from replays."""
 REPLAYS_MAX = 1
 """A replay keeps a core busy."""
+APPENDS_MAX = 1
+"""The ledger takes one at a time; so those of a client are written in the order of its requests."""
+ANSWERS_S = 60.0
+"""How long the calls that still run when stdin ends have for their answers."""
 _PROGRESS_S = 0.5
 _ERROR_CHARS_MAX = 2_000
 _NAMES_MAX = 10
@@ -40,8 +46,9 @@ class CallServer(MCPServer[Any]):
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
-        self._calls = CapacityLimiter(CALLS_MAX)
+        self._reads = CapacityLimiter(READS_MAX)
         self._replays = CapacityLimiter(REPLAYS_MAX)
+        self._appends = CapacityLimiter(APPENDS_MAX)
         self._parameters: dict[str, frozenset[str]] = {}
 
     def described_tool(self, title: str, annotations: ToolAnnotations, more: str = "") -> Callable[[_Call], _Call]:
@@ -69,9 +76,19 @@ class CallServer(MCPServer[Any]):
             _note_ignored(found, [cut_text(one, _NAME_CHARS_MAX) for one in unknown[:_NAMES_MAX]])
         return found
 
+    async def run_stdio_async(self) -> None:
+        """As in the SDK, and answer the calls that still run when stdin ends."""
+        server = self._lowlevel_server
+        async with stdio_server() as (lines, out), answered(lines, out, ANSWERS_S) as (requests, answers):
+            await server.run(requests, answers, server.create_initialization_options())
+
     async def answer(self, make: Callable[[], dict[str, Any]]) -> CallToolResult:
         """An answer as an object, and as JSON text for clients that read text alone."""
-        return _result(await self._in_thread(lambda: _checked(make, ToolError)))
+        return _result(await self._read(lambda: _checked(make, ToolError)))
+
+    async def appended(self, make: Callable[[], dict[str, Any]]) -> CallToolResult:
+        """As `answer`, of a call that appends."""
+        return _result(await to_thread.run_sync(lambda: _checked(make, ToolError), limiter=self._appends))
 
     async def replayed(self, make: Callable[[Progress], dict[str, Any]], call: Context[Any, Any]) -> CallToolResult:
         """An answer from a replay of the log: tells the client how far it is, and ends if the call is cancelled."""
@@ -92,16 +109,16 @@ class CallServer(MCPServer[Any]):
 
     async def text(self, make: Callable[[], str]) -> CallToolResult:
         """An answer as text alone."""
-        text = await self._in_thread(lambda: _checked(make, ToolError))
+        text = await self._read(lambda: _checked(make, ToolError))
         return CallToolResult(content=[TextContent(type="text", text=text)])
 
     async def json_resource(self, make: Callable[[], dict[str, Any]]) -> str:
         """A resource as JSON text."""
-        found = await self._in_thread(lambda: _checked(make, ResourceError))
+        found = await self._read(lambda: _checked(make, ResourceError))
         return json_text({name: cut(value, 1_000) for name, value in found.items()})
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await to_thread.run_sync(work, limiter=self._calls)
+    async def _read(self, work: Callable[[], _T]) -> _T:
+        return await to_thread.run_sync(work, limiter=self._reads)
 
 
 def _result(found: dict[str, Any]) -> CallToolResult:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import io
+import json
 import os
 import re
 import select
@@ -175,7 +176,11 @@ async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
 
 
 class TokenGuard:
-    """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines."""
+    """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines.
+
+    It refuses GET, by which a client waits for messages of the server: this one sends none, and would be held up by
+    those who wait when it stops.
+    """
 
     def __init__(self, app: _App, token: str) -> None:
         self._app = app
@@ -183,12 +188,13 @@ class TokenGuard:
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and not self._is_allowed(scope):
-            body = b'{"error": "the token is missing or wrong"}\n'
-            headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
-        await self._app(scope, _repaired_body(receive), send)
+            await _refuse(send, 401, "the token is missing or wrong", (b"www-authenticate", b"Bearer"))
+        elif scope["type"] == "http" and scope["method"] == "GET":
+            await _refuse(
+                send, 405, "this server takes messages by POST, and sends none on its own", (b"allow", b"POST")
+            )
+        else:
+            await self._app(scope, _repaired_body(receive), send)
 
     def _is_allowed(self, scope: _Scope) -> bool:
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
@@ -196,6 +202,12 @@ class TokenGuard:
             return False
         scheme, _, token = given[0].partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+
+
+async def _refuse(send: _Send, status: int, reason: str, header: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"application/json"), header]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": reason}).encode() + b"\n"})
 
 
 def _repaired_body(receive: _Receive) -> _Receive:

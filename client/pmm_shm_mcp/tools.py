@@ -97,7 +97,8 @@ def _add_recall(made: CallServer, memory: Memory) -> None:
         ],
         limit: Annotated[int, Field(ge=1, le=20, description="How many events at most.")] = 5,
         kinds: Annotated[
-            list[str] | None, Field(max_length=50, description="Only events of these kinds; null for all.")
+            list[str] | None,
+            Field(min_length=1, max_length=50, description="Only events of these kinds; null for all."),
         ] = None,
         since: Annotated[
             SearchBound | None, Field(description="Only events after this id, or from this ISO 8601 time on.")
@@ -107,7 +108,7 @@ def _add_recall(made: CallServer, memory: Memory) -> None:
         ] = None,
         roles: Annotated[
             list[Literal["user", "assistant"]] | None,
-            Field(max_length=2, description="Only messages of these; null for all events."),
+            Field(min_length=1, max_length=2, description="Only messages of these; null for all events."),
         ] = None,
         distinct: Annotated[
             bool, Field(description="Show only the best of events with the same words; false for all of them.")
@@ -241,7 +242,7 @@ def _add_append(made: CallServer, memory: Memory) -> None:
         Nothing can be changed or deleted later, so append what is worth keeping, once, in words that can be understood
         without this conversation. Never append secrets. Returns the id of the event.
         """
-        return await made.answer(lambda: {"id": memory.append(kind, content, meta, expected_head)})
+        return await made.appended(lambda: {"id": memory.append(kind, content, meta, expected_head)})
 
     kinds: Any = Literal[memory.writable]
     known = [f"{kind} is {_MEANINGS[kind]}" for kind in memory.writable if kind in _MEANINGS]

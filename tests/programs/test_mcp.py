@@ -131,6 +131,42 @@ def test_a_signal_ends_a_server_whose_append_waits_for_the_ledger(ledger: str) -
         assert not log.events()
 
 
+def test_calls_that_run_when_stdin_ends_are_answered(ledger: str) -> None:
+    """As a script has it that writes its requests and closes stdin; but for the call that it has cancelled."""
+    with started(ledger, "--write", "note") as process, sqlite3.connect(ledger) as other:
+        other.execute("BEGIN IMMEDIATE")
+        send(process, 0, "initialize", HELLO)
+        for request_id, content in ((1, "first"), (2, "cancelled"), (3, "second")):
+            arguments = {"kind": "note", "content": content}
+            send(process, request_id, "tools/call", {"name": "append", "arguments": arguments}, False)
+        assert process.stdin is not None
+        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}}
+        process.stdin.write(json.dumps(cancelled).encode() + b"\n")
+        # Answered after the first append has begun to wait, and the second is cancelled.
+        send(process, 4, "tools/call", {"name": "events", "arguments": {}})
+        process.stdin.close()
+        process.stdin = None
+        other.rollback()
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, b"")
+    answers = {found["id"]: found["result"]["structuredContent"]["id"] for found in map(json.loads, out.splitlines())}
+    assert answers == {1: 1, 3: 2}
+    with EventLog(ledger, create=False) as log:
+        assert [event.content for event in log.events()] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b"[]", b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": 7}']
+)
+def test_a_line_that_is_no_message_gets_an_error(ledger: str, line: bytes) -> None:
+    with started(ledger) as process:
+        out, err = process.communicate(line + b'\n{"jsonrpc": "2.0", "id": 2, "method": "ping"}\n', timeout=30)
+        assert (process.returncode, err) == (0, b"")
+    unreadable, ping = map(json.loads, out.splitlines())
+    assert (unreadable["id"], unreadable["error"]["code"]) == (None, -32700)
+    assert ping["id"] == 2
+
+
 def test_a_client_that_is_gone_is_no_error(ledger: str) -> None:
     with started(ledger) as process:
         send(process, 0, "initialize", HELLO)
@@ -219,7 +255,9 @@ def address(ledger: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
         yield found[0], token_in(file)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 128 + signal.SIGTERM
-        assert b"Bearer" not in process.stderr.read()
+        rest = process.stderr.read()
+        assert b"Bearer" not in rest
+        assert b"ERROR" not in rest
 
 
 def test_clients_over_http(address: tuple[str, str]) -> None:
@@ -274,6 +312,14 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
         assert client.post(url, headers={**allowed, "Host": "evil.example"}, json=call).status_code == 421
     with EventLog(ledger, create=False) as log:
         assert not log.events()
+
+
+def test_nobody_waits_for_messages_that_the_server_never_sends(address: tuple[str, str]) -> None:
+    """Some clients begin so, and go on without; an open answer would hold up the end of the server."""
+    url, token = address
+    answered = httpx2.get(url, headers={"Accept": "text/event-stream", "Authorization": f"Bearer {token}"})
+    assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
+    assert answered.json()["error"]
 
 
 def test_half_an_emoji_over_http(address: tuple[str, str], ledger: str) -> None:

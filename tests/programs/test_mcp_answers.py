@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 import pytest
 from mcp.client import Client
-from mcp.types import CallToolResult, TextContent, TextResourceContents
+from mcp.shared.message import SessionMessage
+from mcp.types import CallToolResult, JSONRPCRequest, TextContent, TextResourceContents
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.folds.registry import built_in_folds
@@ -22,9 +23,10 @@ from pmm_shm.ledger.connection import use_shape
 from pmm_shm.ledger.tail import Position
 from pmm_shm_client.cache import Cache
 from pmm_shm_mcp.bounds import ANSWER_CHARS_MAX, cut_text, with_items
-from pmm_shm_mcp.calls import CALLS_MAX
+from pmm_shm_mcp.calls import APPENDS_MAX, READS_MAX, REPLAYS_MAX
 from pmm_shm_mcp.command import protected_kinds
 from pmm_shm_mcp.memory import META_CHARS_MAX, Memory
+from pmm_shm_mcp.streams import answered
 from pmm_shm_mcp.tools import server
 from tests.support import ledgers, pmm2
 from tests.support.foreign_logs import BLOB, sums_of
@@ -290,6 +292,9 @@ def test_wrong_arguments_get_a_short_answer_that_names_them(cache: Cache) -> Non
         assert named in text_of(refused)
         assert "pydantic" not in text_of(refused)
         assert len(text_of(refused)) <= 3_000
+    # Some models write an empty list for no filter: an answer without hits would tell them that nothing is there.
+    for named in ("kinds", "roles"):
+        assert "at least 1" in text_of(called(memory, "recall", query="x", **{named: []}))
     assert len(text_of(called(memory, "x" * 100_000))) <= 3_000
 
 
@@ -377,38 +382,59 @@ class Held:
         self._may_go.set()
 
 
-def test_many_explanations_hold_up_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay of a long log takes seconds, and a client may ask for a hundred: the threads must not run out."""
-    held = Held(monkeypatch, "explain")
+def while_held(
+    memory: Memory,
+    held: Held,
+    tool: str,
+    arguments: dict[str, Any],
+    at_once: int,
+    do: Callable[[Client], Awaitable[_T]],
+) -> _T:
+    """What `do` gets while 60 calls of a tool are held back, `at_once` of them in threads; then they end."""
 
-    async def ask(client: Client) -> None:
+    async def ask(client: Client) -> _T:
         async with anyio.create_task_group() as group:
             with held, anyio.fail_after(10):
                 for _ in range(60):
-                    group.start_soon(client.call_tool, "explain", {"subject": "name"})
-                while not held.running:
+                    group.start_soon(client.call_tool, tool, arguments)
+                while held.running < at_once:
                     await anyio.sleep(0.01)
-                assert not (await client.call_tool("recall", {"query": "boat"})).is_error
+                found = await do(client)
+        return found
 
-    asked(Memory(cache), ask)
-    assert (held.most, held.ended) == (1, 60)
+    found = asked(memory, ask)
+    assert (held.most, held.ended, held.waited_in_vain) == (at_once, 60, False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "at_once"),
+    [
+        # A replay of a long log takes seconds.
+        ("explain", {"subject": "name"}, REPLAYS_MAX),
+        # An append waits for a busy ledger.
+        ("append", {"kind": "note", "content": "a fact"}, APPENDS_MAX),
+    ],
+)
+def test_many_slow_calls_hold_up_no_read(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, tool: str, arguments: dict[str, Any], at_once: int
+) -> None:
+    held = Held(monkeypatch, tool)
+
+    async def read(client: Client) -> CallToolResult:
+        await client.read_resource("pmm://identity")
+        return await client.call_tool("recall", {"query": "boat"})
+
+    assert not while_held(Memory(cache, ["note"]), held, tool, arguments, at_once, read).is_error
 
 
 def test_calls_leave_threads_for_the_streams(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch, "commitments")
 
-    async def ask(client: Client) -> None:
-        async with anyio.create_task_group() as group:
-            with held, anyio.fail_after(10):
-                for _ in range(60):
-                    group.start_soon(client.call_tool, "commitments", {})
-                while held.running < CALLS_MAX:
-                    await anyio.sleep(0.01)
-                # As the SDK reads stdin.
-                await anyio.to_thread.run_sync(int)
+    async def as_the_sdk_reads_stdin(_: Client) -> int:
+        return await anyio.to_thread.run_sync(int)
 
-    asked(Memory(cache), ask)
-    assert (held.most, held.ended) == (CALLS_MAX, 60)
+    assert while_held(Memory(cache), held, "commitments", {}, READS_MAX, as_the_sdk_reads_stdin) == 0
 
 
 def test_a_cancelled_explanation_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,6 +455,21 @@ def test_a_cancelled_explanation_ends(cache: Cache, monkeypatch: pytest.MonkeyPa
 
     asked(Memory(cache), ask)
     assert (held.ended, held.waited_in_vain, told) == (1, False, [1.0])
+
+
+def test_the_end_of_stdin_waits_for_answers_within_a_bound() -> None:
+    async def run() -> int:
+        client, lines = anyio.create_memory_object_stream[SessionMessage | Exception](1)
+        out, written = anyio.create_memory_object_stream[SessionMessage](1)
+        async with lines, written, answered(lines, out, 0.05) as (requests, answers), requests:
+            await client.send(SessionMessage(JSONRPCRequest(jsonrpc="2.0", id=1, method="tools/call")))
+            client.close()
+            with anyio.fail_after(10):
+                count = len([request async for request in requests])
+            await answers.aclose()
+        return count
+
+    assert anyio.run(run) == 1
 
 
 # Bounds.
