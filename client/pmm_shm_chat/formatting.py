@@ -1,16 +1,17 @@
 """Markdown as it looks on a terminal.
 
-Code is shown at the left edge, also within a list, and its lines stay whole: so it can be copied.
+Code is shown at the left edge, also within a list. Its lines stay whole, and so do addresses: they can be copied.
 
 Invariant: what is formatted has no control characters, not even those that Markdown's entities stand for.
 """
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, Heading, ListItem, Markdown, TableElement
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, Paragraph, TableElement
 from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.syntax import ANSISyntaxTheme, Syntax
@@ -21,6 +22,8 @@ from pmm_shm_chat.markdown import parsed, readable
 
 _CODE = "code"
 """In the meta of a style: the language and the text of the code that belongs in this place."""
+_WORD = "word"
+"""In the meta of a style: the word of which the first part is in this place."""
 _COLOURS = ANSISyntaxTheme(
     {
         ("Comment",): Style(dim=True),
@@ -40,7 +43,7 @@ _Line = list[Segment]
 def formatted(block: str, console: Console) -> Segments:
     """A block of Markdown, formatted for a terminal; without blank lines around it, and no line break at its end.
 
-    Lines of code may be longer than those of the terminal.
+    Lines of code, and words, may be longer than the lines of the terminal.
     """
     # A link is its text and its address: one that can be clicked might hide where it leads.
     whole = _Whole(block, hyperlinks=False)
@@ -57,7 +60,7 @@ def formatted(block: str, console: Console) -> Segments:
             _add(lines, [])
     while lines and not lines[-1]:
         lines.pop()
-    shown = [Segment(readable(one.text), one.style) for line in lines for one in (Segment.line(), *line)]
+    shown = [Segment(readable(_word_of(one)), one.style) for line in lines for one in (Segment.line(), *line)]
     return Segments(shown[1:])
 
 
@@ -76,6 +79,11 @@ def _code_of(part: Segment) -> tuple[str, str] | None:
     return None if part.style is None else part.style.meta.get(_CODE)
 
 
+def _word_of(part: Segment) -> str:
+    """The text of this place, or the whole word of which it is the first part."""
+    return part.text if part.style is None else str(part.style.meta.get(_WORD, part.text))
+
+
 def _highlighted(language: str, code: str) -> Text:
     syntax = Syntax(code, language, theme=_COLOURS)
     text = syntax.highlight(code)
@@ -91,6 +99,21 @@ class _Code(CodeBlock):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text("…", style=Style(meta={_CODE: (self.lexer_name, self.text.plain.rstrip())}))
+
+
+class _Paragraph(Paragraph):
+    """With the first part in place of each word that is longer than a line, such as an address."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, text, end = options.max_width, self.text, 0
+        self.text = Text()
+        for word in re.finditer(rf"(?<!\S)[!-~]{{{width + 1},}}(?!\S)", text.plain):
+            style = text.get_style_at_offset(console, word.start())
+            self.text.append_text(text[end : word.start()])
+            self.text.append(word[0][:width], style + Style(meta={_WORD: word[0]}))
+            end = word.end()
+        self.text.append_text(text[end:])
+        yield from super().__rich_console__(console, options)
 
 
 class _Heading(Heading):
@@ -126,6 +149,7 @@ class _Whole(Markdown):
         **Markdown.elements,
         "fence": _Code,
         "code_block": _Code,
+        "paragraph_open": _Paragraph,
         "heading_open": _Heading,
         "list_item_open": _ListItem,
         "table_open": _Table,

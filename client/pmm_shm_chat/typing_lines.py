@@ -126,6 +126,7 @@ class TypedTexts:
             descriptor = os.open(self._path, flags, 0o600)
             try:
                 os.fchmod(descriptor, 0o600)
-                os.write(descriptor, json.dumps(text).encode() + b"\n")
+                # The line before it may have lost its end on a full disk.
+                os.write(descriptor, b"\n" + json.dumps(text).encode())
             finally:
                 os.close(descriptor)

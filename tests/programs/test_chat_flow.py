@@ -171,6 +171,22 @@ def test_code_can_be_copied(text: str, shown: str) -> None:
     assert markdown(text) == shown
 
 
+ADDRESS = "https://example.org/" + "x" * 120
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"See **it**, {ADDRESS} and more.", f"See it,\n{ADDRESS}\nand more."),
+        (f"- see [it]({ADDRESS})\n- two", f" • see it\n   ({ADDRESS})\n • two"),
+        (f"> **{ADDRESS}**", f"▌ {ADDRESS}"),
+        (f"**b** 東京{ADDRESS}", f"b\n東京{ADDRESS[:66]}\n{ADDRESS[66:136]}\n{ADDRESS[136:]}"),
+    ],
+)
+def test_addresses_can_be_copied(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
 def test_headings_and_numbers_stay_as_they_were_written() -> None:
     assert markdown("# One\n\n3. three\n4. four") == "One\n\n3. three\n4. four"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import stat
 import termios
@@ -376,7 +377,10 @@ def test_the_history_outlives_the_chat_and_is_private(talk: Talk, ledger: str, t
     file = tmp_path / "state" / "pmm-shm" / "chat_history"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == ["a secret plan", "/status"]
+    assert [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[1:]] == [
+        "a secret plan",
+        "/status",
+    ]
     child = talk()
     child.send("\x1b[A\x1b[A\r")
     child.until_prompt()
@@ -388,6 +392,21 @@ def test_a_history_that_cannot_be_kept_stops_nobody(talk: Talk, ledger: str, tmp
     child = talk()
     child.sendline("hello")
     assert "Hello." in child.until_prompt()
+
+
+def test_a_line_that_lost_its_end_on_a_full_disk_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "chat_history"
+    history = TypedTexts(path)
+    history.add("first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 4, before[1]))
+    try:
+        history.add("lost")
+        history.add("lost, too")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    history.add("last")
+    assert history.read() == ["first", "last"]
 
 
 def test_a_user_without_a_home_has_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
