@@ -189,6 +189,12 @@ def test_commands_and_options_exist(page: Path) -> None:
     assert found
 
 
+def test_extras_are_installed_from_the_checkout() -> None:
+    for page in [README, *DOCS.rglob("*.md")]:
+        for words in re.findall(r"pip install ([^`\n]*)", page.read_text(encoding="utf-8")):
+            assert not words.strip('"').startswith("pmm-shm"), (page, words)
+
+
 def test_the_reference_is_what_the_code_says() -> None:
     command = [sys.executable, str(ledgers.ROOT / "tools" / "reference.py"), "--check"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=daemons.DEADLINE_S, check=False)

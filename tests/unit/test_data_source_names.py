@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pmm_shm.errors import ConfigError
+from pmm_shm.errors import ConfigError, MissingExtraError
+from pmm_shm.installation import extra_command
 from pmm_shm.ledger.source.dsn import checked_dsn, connect_timeout_s, each_host
 from pmm_shm.ledger.source.statements import array
+
+
+def test_without_the_driver_the_message_is_the_command_that_installs_it_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError) as caught:
+        checked_dsn("host=x")
+    assert extra_command("postgres") in str(caught.value)
 
 
 def parts(dsn: str, *keys: str) -> list[tuple[str | int | None, ...]]:

@@ -37,7 +37,9 @@ def psycopg() -> Any:
         try:
             import psycopg as module
         except ImportError as error:
-            raise MissingExtraError(f"PostgreSQL needs psycopg ({error}): pip install 'pmm-shm[postgres]'") from None
+            from pmm_shm.installation import extra_command
+
+            raise MissingExtraError(f"PostgreSQL needs psycopg: {extra_command('postgres')} ({error})") from None
         # What it has to say of a lost connection is in our own errors; the program's handlers get it all the same.
         logger = logging.getLogger("psycopg")
         if not logger.handlers:
