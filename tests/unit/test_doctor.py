@@ -21,6 +21,7 @@ import pytest
 import pmm_shm_cli.doctor as package
 from pmm_shm import flags
 from pmm_shm.errors import CommandError
+from pmm_shm.instance.paths import file_id
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.ledger.locks import PENDING_BYTE, holds_lock
 from pmm_shm_cli.doctor import Finding, diagnose, gather, look_at_machine
@@ -284,8 +285,9 @@ def test_it_costs_this_process_no_lock(folder: Path) -> None:
     holder = ledgers.connect(made)
     holder.execute("BEGIN")
     holder.execute("SELECT count(*) FROM events").fetchall()
-    inode = os.stat(made).st_ino
-    assert holds_lock(inode, PENDING_BYTE)
+    file = file_id(made)
+    assert file is not None
+    assert holds_lock(file, PENDING_BYTE)
     assert worst(examined(made), "hash-chain").severity == "ok"
-    assert holds_lock(inode, PENDING_BYTE)
+    assert holds_lock(file, PENDING_BYTE)
     holder.close()
