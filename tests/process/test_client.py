@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_wait_for_returns_once_published(cache: Cache, start_daemon: StartDaemon
 def test_wait_for_an_event_that_does_not_come_times_out(cache: Cache, start_daemon: StartDaemon) -> None:
     start_daemon(cache.path)
     started = time.monotonic()
-    assert "event 10" in raises_within(DaemonTimeoutError, lambda: cache.wait_for(10, SHORT_S))
+    # The daemon's answer, or its absence on a busy machine.
+    said = raises_within(DaemonTimeoutError, lambda: cache.wait_for(10, SHORT_S))
+    assert re.search(r"event 10 was not published|the daemon did not answer wait", said)
     assert time.monotonic() - started >= SHORT_S * 0.5
     raises_within(DaemonTimeoutError, lambda: cache.wait_for(10, 0.0))
     raises_within(DaemonTimeoutError, lambda: cache.wait_for(1 << 62, 0.1))
@@ -407,7 +410,7 @@ def test_autostart_in_this_process_leaves_no_warning_behind(ledger: str) -> None
         "import sys, gc\n"
         "from pmm_shm_client import connect\n"
         "with connect(sys.argv[1], autostart=True) as cache:\n"
-        "    print(cache.stats()['daemon']['pid'])\n"
+        "    print(bool(cache.verify(timeout=30.0)))\n"
         "gc.collect()\n"
     )
     done = subprocess.run(
@@ -419,7 +422,7 @@ def test_autostart_in_this_process_leaves_no_warning_behind(ledger: str) -> None
         check=False,
     )
     try:
-        assert (done.stderr, done.returncode) == ("", 0)
+        assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
     finally:
         for pid in daemons.serving(ledger):
             daemons.end(pid)

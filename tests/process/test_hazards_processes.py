@@ -55,9 +55,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def test_a_stalled_subscriber_neither_blocks_the_publisher_nor_grows_its_memory(tmp_path: Path) -> None:
+def test_a_stalled_subscriber_neither_blocks_the_publisher_nor_grows_its_memory(folder: Path) -> None:
     """Hazard 14: 200,000 announcements to one that never reads; commands are answered all the while."""
-    endpoints = Endpoints(*(str(tmp_path / name) for name in ("commands", "admin", "announcements")), os.getpid())
+    endpoints = Endpoints(*(str(folder / name) for name in ("commands", "admin", "announcements")), os.getpid())
     server = CommandServer(endpoints, None, NoTexts(), Status("x"), configure("json", "error"), lambda _: True, print)  # type: ignore[arg-type]
     server.start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -39,8 +39,8 @@ MARGIN_S = 0.5
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    manager = Manager(tmp_path)
+def manager(folder: Path) -> Iterator[Manager]:
+    manager = Manager(folder)
     yield manager
     manager.close()
 
@@ -63,9 +63,9 @@ def received(listener: socket.socket) -> list[str]:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def listener(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
+def listener(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
     """A datagram socket, and its address as NOTIFY_SOCKET has it."""
-    address = str(tmp_path / "notify") if request.param == "path" else f"@{tmp_path}"[:100]
+    address = str(folder / "notify") if request.param == "path" else f"@{folder}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address if request.param == "path" else "\0" + address[1:])
         listener.setblocking(False)
@@ -97,8 +97,8 @@ def test_nothing_comes_behind_stopping(listener: tuple[socket.socket, str]) -> N
     assert received(end) == ["STOPPING=1"]
 
 
-def test_threads_that_tell_at_once_send_no_empty_message(tmp_path: Path) -> None:
-    manager = Manager(tmp_path)
+def test_threads_that_tell_at_once_send_no_empty_message(folder: Path) -> None:
+    manager = Manager(folder)
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
     threads = [threading.Thread(target=many, args=(tell,)) for tell in (notifier.feed, notifier.feed, notifier.ready)]
     before = sys.getswitchinterval()

@@ -138,11 +138,9 @@ def answers(instance: Instance, process: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-def test_a_daemon_does_not_go_on_without_its_thread_for_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_daemon_does_not_go_on_without_its_thread_for_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    endpoints = Endpoints(*(str(tmp_path / name) for name in ("commands", "admin", "announcements")), os.getpid())
+    endpoints = Endpoints(*(str(folder / name) for name in ("commands", "admin", "announcements")), os.getpid())
     nothing: Any = type("Nothing", (), {"has": lambda *_: False})()
     server = CommandServer(endpoints, nothing, nothing, Status("x"), configure("json", "error"), bool, ended.append)
 

@@ -53,13 +53,14 @@ def values(unit: Path, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("manager", UNITS)
-def test_the_units_are_valid(tmp_path: Path, manager: str) -> None:
+def test_the_units_are_valid(tmp_path: Path, folder: Path, manager: str) -> None:
     program = tmp_path / "pmm-cached"
     program.write_text("#!/bin/sh\n", encoding="utf-8")
     program.chmod(0o755)
     unit = tmp_path / UNITS[manager].name
     unit.write_text(UNITS[manager].read_text(encoding="utf-8").replace(PROGRAM, str(program)), encoding="utf-8")
-    runtime = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    # The sockets of other units are there, too, and have names of their own.
+    runtime = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
     checked = run("systemd-analyze", f"--{manager}", "verify", unit, env=runtime)
     assert (checked.returncode, checked.stdout) == (0, "")
     # The tool does look: the same with a line it cannot know.
@@ -169,12 +170,12 @@ def test_each_line_of_the_unit_is_tried_or_named() -> None:
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 def test_the_daemon_works_under_the_units_restrictions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, journal: str
 ) -> None:
     needs_name_spaces()
     monkeypatch.setenv("PMM_SHM_DIR", str(tmp_path / "cache"))
     ledger = ledgers.build(tmp_path / "ledger.db", 300, journal=journal)
-    manager = Manager(tmp_path)
+    manager = Manager(folder)
     process = sandboxed(SYSTEM, ledger, manager.environment(watchdog_s=1.0))
     try:
         manager.wait_for("READY")

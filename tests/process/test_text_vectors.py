@@ -82,7 +82,8 @@ def test_lease_put_ready(served: Instance) -> None:
     after = numbers(served)
     assert after["text_vectors"] == before["text_vectors"] + 1
     assert after["late_puts"] == before["late_puts"] + 1
-    assert after["leases_held"] == 0
+    # Those of other tests may end meanwhile.
+    assert after["leases_held"] <= before["leases_held"]
     assert after["text_vectors_max"] == limits.TEXT_VECTORS_MAX
 
 
