@@ -30,7 +30,7 @@ from pmm_shm.instance.paths import FileId, Instance, file_id
 from pmm_shm.ledger.tail import START, Position
 from pmm_shm.words.table import KnownWords, WordTable
 
-FORMAT = 2
+FORMAT = 3
 # Of SQLite's virtual machine: about 0.05 ms.
 _STEPS = 100
 _STATE = "CREATE TABLE state (format INTEGER, store BLOB, kinds TEXT, event_id INTEGER, anchor BLOB)"

@@ -3,11 +3,13 @@
 A query consists of items: words with white space between them, and phrases in double quotes. A `-` right before an item
 excludes it. An identifier such as `INV-2291` is one item: its parts, `inv` and `2291`, must follow each other.
 
-FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japanese and Korean are split here: into
-pairs of characters, and the last character alone. A run is then found wherever it occurs within another.
+FTS5's tokenisers split a text without spaces nowhere. So runs of Chinese, Japanese, Korean, Thai, Lao, Khmer and
+Burmese are split here: into pairs of characters, and the last character alone. A run is then found wherever it occurs
+within another.
 
 They fold the accents of Latin letters only, and neither full-width letters nor all ways to spell one character. So
-that is done here, too. They take emoji and signs that are newer than their tables for letters: here these are spaces.
+that is done here, too, and the points of Hebrew and Arabic are left out, as most texts leave them out. They take emoji
+and signs that are newer than their tables for letters: here these are spaces.
 """
 
 from __future__ import annotations
@@ -20,10 +22,18 @@ from pmm_shm.late import late_imports
 
 _CJK = "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
 _CJK += "\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_RUN = re.compile(f"[{_CJK}]+")
-_RUN_AT_END = re.compile(f"[{_CJK}]+\\Z")
+_THAI, _LAO = "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59", "\u0e81-\u0ece\u0ed0-\u0ed9\u0edc-\u0edf"
+_KHMER = "\u1780-\u17d3\u17d7\u17dc\u17dd\u17e0-\u17e9"
+_BURMESE = "\u1000-\u1049\u1050-\u109d\ua9e0-\ua9fe\uaa60-\uaa7f"
+_UNSPACED = _CJK + _THAI + _LAO + _KHMER + _BURMESE
+_RUN = re.compile(f"[{_UNSPACED}]+")
+_RUN_AT_END = re.compile(f"[{_UNSPACED}]+\\Z")
 _ITEM = re.compile(r'(?<!\S)(?P<minus>-(?=["\w]))?(?:"(?P<phrase>[^"]*)"|(?P<word>[^\s"]+))|"(?P<late>[^"]*)"|[^\s"]+')
-_ACCENTS = re.compile("[\u0300-\u036f]+")
+_ACCENTS = "\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\ufe20-\ufe2f"
+_POINTS = "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652\u0670"
+# They choose between two shapes of one character.
+_SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_LEFT_OUT = re.compile(f"[{_ACCENTS}{_POINTS}{_SELECTORS}]+")
 # Of marks and symbols. Python has no class of marks alone; those that are sorted by Unicode are all in this one.
 _MARK = "(?:[^\\w\\s\0-\x7f\ue000-\uf8ff\U00020000-\U0010ffff]|[\uff9e\uff9f])"
 _LONG_RUN = re.compile(f"({_MARK}{{30}}){_MARK}+")
@@ -31,6 +41,8 @@ _SYMBOLS = re.compile("(?:(?!\\w)[\u061c\u2000-\u2bff\u2e00-\u2e7f\U0001f000-\U0
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _TOKEN = re.compile(r"[^\W_]")
 _PUNCTUATION_AT_END = re.compile(r"[\W_]+\Z")
+_IN_WORDS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Co", "Cn"})
+"""Categories of Unicode whose characters are parts of words."""
 
 
 class Item(NamedTuple):
@@ -84,7 +96,7 @@ class WordQuery(NamedTuple):
 
 
 def prepared(text: str) -> str:
-    """A text as it is put into the index: folded, and with runs of Chinese, Japanese and Korean split."""
+    """A text as it is put into the index: folded, and with runs of scripts without spaces split."""
     return _RUN.sub(_pairs_and_last, _folded(text))
 
 
@@ -99,7 +111,7 @@ def _folded(text: str) -> str:
 
     # To sort a run of marks takes a time that grows with the square of its length: hours for a megabyte.
     text = _LONG_RUN.sub(r"\1", text.casefold())
-    return _SYMBOLS.sub(" ", normalize("NFC", _ACCENTS.sub("", normalize("NFKD", text))))
+    return _SYMBOLS.sub(" ", normalize("NFC", _LEFT_OUT.sub("", normalize("NFKD", text))))
 
 
 def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
@@ -116,7 +128,7 @@ def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
 
 def _item(part: str, is_phrase: bool) -> Item:
     has_digit = any(map(str.isdigit, part))
-    part = _PUNCTUATION_AT_END.sub("", _folded(part).replace('"', " "))
+    part = _without_punctuation_at_end(_folded(part).replace('"', " "))
     end = _RUN_AT_END.search(part)
     head = part if end is None else part[: end.start()]
     run = "" if end is None else end[0]
@@ -125,6 +137,19 @@ def _item(part: str, is_phrase: bool) -> Item:
     # Written in one way, so that each is looked up once.
     words = words.lower() if words.isascii() else words
     return Item(f'"{words}"' + ("*" if len(run) == 1 else ""), is_phrase, has_digit)
+
+
+def _without_punctuation_at_end(part: str) -> str:
+    if part.isascii():
+        return _PUNCTUATION_AT_END.sub("", part)
+    with late_imports:
+        from unicodedata import category
+
+    end = len(part)
+    # Many words of India end with a mark: a vowel. FTS5 takes private and unknown characters for letters.
+    while end and category(part[end - 1]) not in _IN_WORDS:
+        end -= 1
+    return part[:end]
 
 
 def _pairs(run: str) -> str:

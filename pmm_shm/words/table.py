@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _K1, _B, _FLOOR = 1.2, 0.75, 1e-6
-_MADE = "CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='unicode61 remove_diacritics 2')"
+# Marks belong to words: most vowels of Indian scripts are marks.
+_TOKENS = "unicode61 remove_diacritics 2 categories ''L* M* N* Co''"
+_MADE = f"CREATE VIRTUAL TABLE words USING fts5(text, content='', tokenize='{_TOKENS}')"
 _ADD = "INSERT INTO words (rowid, text) VALUES (?, ?)"
 _TOTALS = "SELECT block FROM words_data WHERE id = 1"
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"

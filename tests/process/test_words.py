@@ -171,12 +171,29 @@ def test_the_query_language(query: str, found: list[int]) -> None:
         ("all done🥳now", ["done", "done🥳", "now", '"done now"', "done🫡"]),
         ("it cost 500₽ by \u2068Eve\u2069", ["500", "500₽", "eve", '"by eve"']),
         ("❶②\u2b50", ["❶2", "❶②🫡"]),
-        ("e" + "\u05b4\u0591" * 50 + "nd", ["e", "nd", "e" + "\u0591\u05b4" * 60 + "nd"]),
+        ("e" + "\u0f72\u0f71" * 50 + "nd", ["e" + "\u0f71\u0f72" * 60 + "nd"]),
+        ("หนังสือภาษาไทย", ["หนังสือ", "ภาษา", "ไทย", "ไทย!", '"ภาษาไทย"', "ส"]),
+        ("ភាសាខ្មែរ", ["ភាសា", "ខ្មែរ"]),
+        ("हिन्दी की किताब", ["हिन्दी", "हिन्दी।", "किताब", '"की किताब"']),
+        ("நல்ல தமிழ்", ["தமிழ்", "தமிழ்."]),
+        ("שָׁלוֹם", ["שלום"]),
+        ("كَتَبَ", ["كتب"]),
+        ("I \u2764\ufe0f tea", ["i \u2764", '"i tea"']),
+        ("all done\uf00c", ["done\uf00c", "all"]),
     ],
 )
 def test_the_spelling_of_a_character_does_not_count(text: str, queries: list[str]) -> None:
     for query in [text, *queries]:
         assert set(ranked([table_of([(1, text), (2, "other")])], WordQuery.of(query)).best()) == {1}, query
+
+
+@pytest.mark.parametrize(
+    ("text", "queries"),
+    [("हिन्दी", ["हनद", "हिन्द", "हान्दा"]), ("தமிழ்", ["தமழ", "தமி"]), ("หนังสือ", ["หนงสอ", "หนู"]), ("नीला", ["नल"])],
+)
+def test_vowels_that_are_marks_count(text: str, queries: list[str]) -> None:
+    for query in queries:
+        assert len(ranked([table_of([(1, text), (2, "other")])], WordQuery.of(query))) == 0, query
 
 
 @pytest.mark.parametrize("marks", ["\u0301\u0316", "\u05b4\u0591", "\uff9e\u064e"])
