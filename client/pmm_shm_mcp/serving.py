@@ -53,14 +53,14 @@ class RepairedLines(io.RawIOBase):
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
-        self._left = b""
+        self._left = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         if not self._left:
-            self._left = _ESCAPE.sub(_repaired, self._source.readline())
+            self._left = memoryview(_ESCAPE.sub(_repaired, self._source.readline()))
         part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)

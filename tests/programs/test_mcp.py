@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from pmm_shm.errors import ConfigError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm_mcp.serving import RepairedLines
 from pmm_shm_terminal.tokens import token_in
 from tests.conftest import StartDaemon
 from tests.support import command, daemons
@@ -208,6 +210,16 @@ def test_half_an_emoji_is_answered(ledger: str) -> None:
             assert not found["result"].get("isError")
     with EventLog(ledger, create=False) as log:
         assert log.read_after_id(after_id=0)[0]["content"] == "\\ud83d \U0001f600 half \ufffd, low \ufffd"
+
+
+def test_the_time_for_a_long_line_grows_with_its_length() -> None:
+    """A model's whole file as an argument, which the tool then refuses."""
+    line = b"x" * 40_000_000 + b"\n"
+    began_s = time.process_time()
+    read = io.BufferedReader(RepairedLines(io.BytesIO(line))).readline()
+    # With a copy of the rest for each buffer of 8 kB it is half a minute.
+    assert time.process_time() - began_s < 5
+    assert read == line
 
 
 HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
