@@ -31,6 +31,7 @@ from pmm_shm_terminal import exits
 HOST = "127.0.0.1"
 PATH = "/mcp"
 _STOP_S = 1
+_END_S = 3
 _BODY_BYTES_MAX = DEFAULT_MAX_REQUEST_BODY_SIZE
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -118,7 +119,7 @@ def _is_broken_pipe(error: Exception) -> bool:
 
 
 def _leave(memory: Memory, code: int) -> NoReturn:
-    """End at once: an orderly end would wait for the thread that reads stdin, until the client writes something."""
+    """End at once: an orderly end would wait for the thread that reads stdin, or for calls that wait for the ledger."""
     # An append that waits for a busy ledger holds the cache. It has written nothing yet.
     closing = threading.Thread(target=memory.close, daemon=True)
     closing.start()
@@ -155,24 +156,27 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
             access_log=False,
             timeout_graceful_shutdown=_STOP_S,
         )
-        asyncio.run(_serve(uvicorn.Server(config), listening))
+        asyncio.run(_serve(uvicorn.Server(config), listening, memory))
     finally:
         listening.close()
 
 
-async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Until a signal; uvicorn handles SIGINT and SIGTERM, and raises them again when it has stopped."""
-    hung_up = False
+async def _serve(server: uvicorn.Server, listening: socket.socket, memory: Memory) -> NoReturn:
+    """Until a signal, and then no longer than `_END_S`: calls may wait for a busy ledger."""
+    loop = asyncio.get_running_loop()
+    code = exits.FAILURE
 
-    def hang_up() -> None:
-        nonlocal hung_up
-        hung_up = server.should_exit = True
+    def stop(number: int) -> None:
+        nonlocal code
+        code = 128 + number
+        server.should_exit = True
+        loop.call_later(_END_S, _leave, memory, code)
 
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop, number)
     await server.serve([listening])
-    if hung_up:
-        sys.exit(exits.HUNG_UP)
+    _leave(memory, code)
 
 
 class TokenGuard:

@@ -255,17 +255,25 @@ def started(ledger: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
 # HTTP.
 
 
-@pytest.fixture
-def address(ledger: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The address of a server, and its token."""
-    file = str(tmp_path / "token")
-    with started(ledger, "--http", "0", "--token-file", file, "--write", "user") as process:
+@contextlib.contextmanager
+def started_over_http(ledger: str, file: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server and its address."""
+    with started(ledger, "--http", "0", "--token-file", file, *options) as process:
         assert process.stderr is not None
         said = process.stderr.readline().decode()
         found = re.search(r"http://127\.0\.0\.1:\d+/mcp", said)
         assert found is not None, said
-        yield found[0], token_in(file)
+        yield process, found[0]
+
+
+@pytest.fixture
+def address(ledger: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The address of a server, and its token."""
+    file = str(tmp_path / "token")
+    with started_over_http(ledger, file, "--write", "user") as (process, url):
+        yield url, token_in(file)
         process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
         assert process.wait(10) == 128 + signal.SIGTERM
         rest = process.stderr.read()
         assert b"Bearer" not in rest
@@ -332,6 +340,30 @@ def test_nobody_waits_for_messages_that_the_server_never_sends(address: tuple[st
     answered = httpx2.get(url, headers={"Accept": "text/event-stream", "Authorization": f"Bearer {token}"})
     assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
     assert answered.json()["error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_server_over_http_whose_append_waits(
+    ledger: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    file = str(tmp_path / "token")
+    options = ("--write", "user", "--timeout", "60")
+    with started_over_http(ledger, file, *options) as (process, url), sqlite3.connect(ledger) as other:
+        other.execute("BEGIN IMMEDIATE")
+        accepted = {"Accept": "application/json, text/event-stream", "Authorization": f"Bearer {token_in(file)}"}
+
+        def call(tool: str, **arguments: Any) -> dict[str, Any]:
+            return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+        append = call("append", kind="user", content="never")
+        # The headers come at once, the answer when the append has ended.
+        with httpx2.Client(headers=accepted) as client, client.stream("POST", url, json=append):
+            assert client.post(url, json=call("events")).status_code == 200
+            process.send_signal(number)
+            assert process.wait(20) == 128 + number
+        other.rollback()
+    with EventLog(ledger, create=False) as log:
+        assert not log.events()
 
 
 def test_half_an_emoji_over_http(address: tuple[str, str], ledger: str) -> None:
