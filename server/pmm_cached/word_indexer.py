@@ -112,11 +112,11 @@ class WordIndexer:
         if not self._kinds:
             remove_index(self._instance.words_file)
             return True
-        if self.is_check_due and self._index is not None:
+        is_check_due, self.is_check_due = self.is_check_due, False
+        if is_check_due and self._index is not None:
             # It is checked when it is opened: SQLite then reads the file, and not the pages that it remembers.
             checked, self._index = self._index, None
             checked.give_up()
-        self.is_check_due = False
         if self._index is None:
             self._index = WordIndexWriter(self._instance, self._store.header.uuid, self._kinds, self._give_way)
             if self._index.record.position.as_of < self._status.as_of:

@@ -601,7 +601,7 @@ def test_forks_of_another_thread_end_no_search(ledger: str, mode: Any) -> None:
     with connect(ledger, create=True, embedder=FunctionEmbedder("forking", 2, embed)) as cache:
         cache.append("user", "a pear tree", {})
         searching = cache._searching or cache._open_searching()
-        searching._embeddings.embed = lambda text, _: np.array(embed([text])[0])  # type: ignore[method-assign]
+        searching._embeddings.embed = lambda text, *_: np.array(embed([text])[0])  # type: ignore[method-assign]
         assert [hit.event_id for hit in cache.search("pear", 1, mode=mode)] == [1]
         assert [hit.event["id"] for hit in cache.recall("tree", 1, mode=mode)] == [1]
         assert {"pear", "tree"} <= set(forks)
