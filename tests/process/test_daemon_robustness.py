@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -34,7 +34,7 @@ from pmm_shm_client import connect, connect_async
 from pmm_shm_client.commands import call
 from tests.support.fork_daemon import ForkedDaemon
 from tests.support.golden_cases import make_ledger
-from tests.support.polling import until
+from tests.support.polling import DEADLINE_S, until
 
 
 @pytest.fixture
@@ -247,16 +247,23 @@ def _in_thread(action: Callable[[], object], outcome: list[BaseException]) -> th
     return thread
 
 
+def until_taken(daemon: ForkedDaemon, before: int, count: int) -> None:
+    """Wait until the daemon has `count` commands more than `before`, beside these looks, which are commands, too."""
+    looks = itertools.count(1)
+    until(lambda: daemon.stats()["commands"] >= before + next(looks) + count, "the commands arrive")
+
+
 def test_command_ends_with_the_daemon(ledger: Path) -> None:
     outcome: list[BaseException] = []
     with ForkedDaemon(ledger) as daemon:
         instance = Instance.of(ledger)
+        before = daemon.stats()["commands"]
         thread = _in_thread(
             lambda: call(instance, protocol.WAIT, {"event_id": 10_000, "timeout_ms": 60_000}, 60.0), outcome
         )
-        time.sleep(0.2)
+        until_taken(daemon, before, 1)
         daemon.kill()
-        thread.join(5)
+        thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert isinstance(outcome[0], DaemonAbsentError)
 
@@ -265,13 +272,14 @@ def test_command_is_not_the_next_daemons(ledger: Path) -> None:
     outcome: list[BaseException] = []
     with ForkedDaemon(ledger) as daemon:
         instance = Instance.of(ledger)
+        before = daemon.stats()["commands"]
         thread = _in_thread(
             lambda: call(instance, protocol.WAIT, {"event_id": 10_000, "timeout_ms": 60_000}, 60.0), outcome
         )
-        time.sleep(0.2)
+        until_taken(daemon, before, 1)
         daemon.kill()
         with ForkedDaemon(ledger):
-            thread.join(5)
+            thread.join(DEADLINE_S)
     assert not thread.is_alive()
     assert isinstance(outcome[0], DaemonAbsentError)
 
@@ -279,11 +287,12 @@ def test_command_is_not_the_next_daemons(ledger: Path) -> None:
 def test_awaited_command_ends_with_the_daemon(ledger: Path) -> None:
     async def run(daemon: ForkedDaemon) -> None:
         async with await connect_async(ledger) as cache:
+            before = daemon.stats()["commands"]
             waiting = asyncio.create_task(cache.wait_for_async(10_000, 60.0))
-            await asyncio.sleep(0.2)
+            await asyncio.to_thread(until_taken, daemon, before, 1)
             daemon.kill()
             with pytest.raises(DaemonAbsentError):
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, DEADLINE_S)
 
     with ForkedDaemon(ledger) as daemon:
         asyncio.run(run(daemon))
@@ -298,17 +307,19 @@ def test_queued_jobs_are_answered_when_the_daemon_stops(ledger: Path) -> None:
     with ForkedDaemon(ledger, "--verify-every", "0") as daemon:
         # Where nothing is published yet, there is nothing to verify.
         assert call(instance, protocol.WAIT, {"event_id": 200_000, "timeout_ms": 60_000}, 65.0)["reached"]
+        before = daemon.stats()["commands"]
         threads = [_in_thread(lambda: call(instance, protocol.VERIFY, {"fold": None}, 30.0), outcome)]
-        # The long one is under way when the others come.
-        time.sleep(0.1)
+        # The long one is the first.
+        until_taken(daemon, before, 1)
+        before = daemon.stats()["commands"]
         threads += [
             _in_thread(lambda: call(instance, protocol.INVALIDATE, {"fold": "stage"}, 30.0), outcome),
             _in_thread(lambda: call(instance, protocol.VERIFY, {"fold": "stage"}, 30.0), outcome),
         ]
-        time.sleep(0.1)
+        until_taken(daemon, before, 2)
         assert daemon.stop() == 0
         for thread in threads:
-            thread.join(3)
+            thread.join(DEADLINE_S)
             assert not thread.is_alive()
     assert [type(error) for error in outcome] == [CommandError] * 3
     assert all("stops" in str(error) for error in outcome)
