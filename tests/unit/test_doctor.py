@@ -22,6 +22,7 @@ import pmm_shm_cli.doctor as package
 from pmm_shm import flags
 from pmm_shm.errors import CommandError
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 from pmm_shm.ledger.locks import PENDING_BYTE, holds_lock
 from pmm_shm_cli.doctor import Finding, diagnose, gather, look_at_machine
 from pmm_shm_cli.doctor.checks import LEDGER_CHECKS, MACHINE_CHECKS
@@ -276,8 +277,8 @@ def test_it_costs_this_process_no_lock(folder: Path) -> None:
     holder = ledgers.connect(made)
     holder.execute("BEGIN")
     holder.execute("SELECT count(*) FROM events").fetchall()
-    inode = os.stat(made).st_ino
-    assert holds_lock(inode, PENDING_BYTE)
+    identity = ledger_file_id(str(made))
+    assert holds_lock(identity, PENDING_BYTE)
     assert worst(examined(made), "hash-chain").severity == "ok"
-    assert holds_lock(inode, PENDING_BYTE)
+    assert holds_lock(identity, PENDING_BYTE)
     holder.close()

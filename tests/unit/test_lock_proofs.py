@@ -13,10 +13,12 @@ import pytest
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, LedgerNotFoundError, LockLostError
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger import connection as connections
 from pmm_shm.ledger import sqlite_errors
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 
 
 class Clock:
@@ -37,14 +39,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def proofs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The inodes that the system was asked about."""
-    asked: list[int] = []
+def proofs(monkeypatch: pytest.MonkeyPatch) -> list[FileId]:
+    """The files that the system was asked about."""
+    asked: list[FileId] = []
     original = connections.holds_lock
 
-    def holds_lock(inode: int, first_byte: int) -> bool | None:
-        asked.append(inode)
-        return original(inode, first_byte)
+    def holds_lock(file: FileId, first_byte: int) -> bool | None:
+        asked.append(file)
+        return original(file, first_byte)
 
     monkeypatch.setattr(connections, "holds_lock", holds_lock)
     return asked
@@ -70,13 +72,13 @@ def opened(path: str) -> Connection:
     return connection
 
 
-def test_one_proof_counts_for_all_connections(path: str, clock: Clock, proofs: list[int]) -> None:
+def test_one_proof_counts_for_all_connections(path: str, clock: Clock, proofs: list[FileId]) -> None:
     first, second = opened(path), opened(path)
-    inodes = [os.stat(path).st_ino, os.stat(path + "-shm").st_ino]
+    files = [ledger_file_id(path), ledger_file_id(path + "-shm")]
     for turn in range(1, 4):
         for one in (first, second, first, second):
             use(one)
-        assert proofs == inodes * turn
+        assert proofs == files * turn
         clock.now_s += limits.TRUST_PERIOD_S
     first.close()
     second.close()
@@ -96,7 +98,7 @@ def test_a_proof_of_another_connection_is_no_younger(path: str, clock: Clock) ->
     second.close()
 
 
-def test_an_append_proves_the_lock_for_the_read_behind_it(path: str, clock: Clock, proofs: list[int]) -> None:
+def test_an_append_proves_the_lock_for_the_read_behind_it(path: str, clock: Clock, proofs: list[FileId]) -> None:
     appending, reading = opened(path), opened(path)
     use(appending)
     clock.now_s += 0.8 * limits.TRUST_PERIOD_S
@@ -120,7 +122,7 @@ def test_a_lost_lock_of_the_ledger_itself_is_noticed(path: str, clock: Clock) ->
     one.close()
 
 
-def test_a_proof_ends_with_the_connection(path: str, clock: Clock, proofs: list[int]) -> None:
+def test_a_proof_ends_with_the_connection(path: str, clock: Clock, proofs: list[FileId]) -> None:
     first, second = opened(path), opened(path)
     use(first)
     first.close()
