@@ -283,8 +283,9 @@ class Reader:
                         self._is_inside = True
                         return action(*arguments)
                     except BaseException:
-                        # A signal handler's may strike where `one_snapshot` has begun, and its block has not.
+                        # A signal handler's may strike where a transaction has begun, and its block has not.
                         self.connection.end_snapshot()
+                        self.snapshots.end()
                         raise
                     finally:
                         self._is_inside = False

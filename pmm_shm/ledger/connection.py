@@ -35,7 +35,7 @@ from pmm_shm.ledger.opening import (
     shaped_schema,
 )
 from pmm_shm.ledger.sqlite_errors import is_busy, retry_busy, sleep_between, translated
-from pmm_shm.typed import TYPE_CHECKING, Literal, Protocol, TypeVar
+from pmm_shm.typed import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pmm_shm.ledger.shape import Shape
@@ -509,52 +509,57 @@ _making = threading.RLock()
 class _Lock(Protocol):
     """What a fork waits for: a lock, or the late imports."""
 
-    def release(self) -> None: ...
+    def acquire(self, *args: Any, **kwargs: Any) -> object: ...
+
+    def release(self) -> object: ...
 
 
-class _Fork(threading.local):
-    """The fork that a thread has begun.
+class LocksOfFork(threading.local):
+    """What a thread has locked for the fork that it has begun.
 
-    Attributes:
-        taken: what it has locked, or was about to lock; the last one last.
-        is_ready: whether that is all, and all connections are closed.
+    An exception of a signal handler may strike anywhere: what was about to be locked counts, too.
     """
 
     def __init__(self) -> None:
-        self.taken: list[_Lock] = []
-        self.is_ready = False
+        self._taken: list[_Lock] = []
+        self.is_complete = False
+        """Whether nothing is left to lock."""
+
+    def take(self, lock: _Lock, *arguments: Any) -> None:
+        self._taken.append(lock)
+        lock.acquire(*arguments)
+
+    def give_back(self) -> None:
+        self.is_complete = False
+        while self._taken:
+            try:
+                self._taken[-1].release()
+            except RuntimeError:
+                # It was not taken after all, or was given back already.
+                pass
+            del self._taken[-1]
 
 
-_fork = _Fork()
+_fork = LocksOfFork()
 
 
 def _before_fork() -> None:
-    while not _fork.is_ready:
+    while not _fork.is_complete:
         # From the beginning: all locks are taken in one order.
-        _after_fork()
+        _fork.give_back()
         of_logging = late_imports.let_go_of_logging()
         closed = sorted(_connections(), key=id)
         for connection in closed:
-            _fork.taken.append(connection.lock)
-            connection.lock.acquire()
+            _fork.take(connection.lock)
             connection.close()
         # After the connections: its holder waits for none, but may make one.
-        _fork.taken.append(late_imports)
-        late_imports.acquire(of_logging)
-        _fork.taken.append(_making)
-        _making.acquire()
-        _fork.is_ready = all(connection in closed for connection in _connections())
+        _fork.take(late_imports, of_logging)
+        _fork.take(_making)
+        _fork.is_complete = all(connection in closed for connection in _connections())
 
 
 def _after_fork() -> None:
-    _fork.is_ready = False
-    while _fork.taken:
-        try:
-            _fork.taken[-1].release()
-        except RuntimeError:
-            # An exception of a signal handler struck before it was taken, or after it was given back.
-            pass
-        del _fork.taken[-1]
+    _fork.give_back()
 
 
 # Each of them twice: Python forks in spite of an exception in such a hook, and a signal handler's can strike anywhere

@@ -100,6 +100,8 @@ class Transaction(Protocol):
 
     def cursor(self) -> KeyCursor: ...
 
+    def abort(self) -> None: ...
+
 
 class MappedTransaction(Protocol):
     """The part of `lmdb.Transaction` that we use with `buffers`."""
@@ -245,13 +247,19 @@ class Environment:
         Raises:
             StoreError: as `read`. Errors within the transaction are LMDB's own.
         """
+        transaction: Transaction | None = None
         try:
             with self._reads_lock:
-                transaction: Transaction = self._begin_with_lock(buffers)
+                transaction = self._begin_with_lock(buffers)
                 self._reads += 1
                 return transaction
         except lmdb.Error as error:
             raise store_error(self.directory, error) from error
+        except BaseException:
+            # Of a signal handler, whose traceback would keep it open.
+            if transaction is not None:
+                self.end(transaction)
+            raise
 
     def end(self, transaction: _AnyTransaction) -> None:
         """End a transaction that `begin` gave."""

@@ -230,18 +230,28 @@ class SnapshotReader:
             locator.fail(environment, error)
             return None
         except BaseException:
-            self.__exit__(None, None, None)
+            self.end()
             raise
         header = self._header
         return None if header is None else Snapshot(transaction, header, environment.identity)
 
     def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        environment = self.end()
+        if environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
+            raise self.locator.fail(environment, error) from error
+
+    def end(self) -> Environment | None:
+        """End the transaction, if one is open. Returns the environment that it was one of."""
         environment, transaction = self._environment, self._transaction
         self._environment = self._transaction = None
         if environment is not None and transaction is not None:
-            environment.end(transaction)
-        if environment is not None and isinstance(error, (DamagedStoreError, lmdb.Error)):
-            raise self.locator.fail(environment, error) from error
+            try:
+                environment.end(transaction)
+            except BaseException:
+                # Of a signal handler, whose traceback would keep it open. A second `abort` does nothing.
+                transaction.abort()
+                raise
+        return environment
 
     def _decoded(self, raw: bytes | None) -> Header | None:
         """The header; None where it is missing or of another format."""

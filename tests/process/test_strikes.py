@@ -17,11 +17,12 @@ from pmm_shm import late, limits
 from pmm_shm.folds.recent import RecentFold
 from pmm_shm.ledger import append, connection, freshness
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.source import server
 from pmm_shm.store import environment, locator, snapshot
 from pmm_shm_client import connect, reader
 from tests.support.answers import everything, replayed
 from tests.support.publishing import Publisher, foreign
-from tests.support.striking import strikes
+from tests.support.striking import Struck, strikes
 
 pytestmark = pytest.mark.skipif(
     sys.implementation.name != "cpython" or sys.version_info < (3, 11), reason="traces each step of CPython"
@@ -64,6 +65,32 @@ def test_a_read_leaves_no_lock_and_nothing_old(
             commit()
     publisher.close()
     assert struck
+
+
+@pytest.mark.parametrize("module", [snapshot, environment])
+def test_a_read_leaves_no_transaction_open(ledger: str, module: ModuleType) -> None:
+    """While somebody keeps the exception, too."""
+    foreign(ledger)
+    publisher = Publisher(ledger)
+    publisher.publish()
+    publisher.close()
+    with connect(ledger) as cache:
+        cache.metrics()
+        exceptions = []
+
+        def read() -> None:
+            foreign(ledger)
+            try:
+                cache.metrics()
+            except Struck as error:
+                exceptions.append(error)
+                raise
+
+        for place in strikes(module, read):
+            opened = cache._reader.snapshots.locator.environment
+            assert opened is not None
+            assert [one for one in opened.reader_slots() if one[1] is not None] == [], place
+        assert exceptions
 
 
 # Of a file that was open when it struck.
@@ -135,6 +162,25 @@ def test_a_fork_closes_all_connections_and_leaves_no_lock(ledger: str) -> None:
             assert log.append("own", place) == cache.metrics().as_of == 2 * len(places), place
     for part in ("_before_fork", "close", "_after_fork"):
         assert any(place.startswith(part) for place in places)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fork_leaves_no_lock_on_a_log_in_postgresql() -> None:
+    here = server.Server("host=nowhere", None)
+
+    def fork() -> None:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    count = 0
+    with ThreadPoolExecutor(1) as thread:
+        for place in strikes(server, fork):
+            count += 1
+            assert thread.submit(here.lock.acquire, timeout=1.0).result(), place
+            thread.submit(here.lock.release).result()
+    assert count
 
 
 def test_a_late_import_leaves_no_lock() -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from pmm_shm import limits
 from pmm_shm.errors import LedgerBusyError, LedgerNotFoundError, LockLostError
-from pmm_shm.instance.paths import FileId, file_id
+from pmm_shm.instance.paths import FileId
 from pmm_shm.ledger import connection as connections
 from pmm_shm.ledger import sqlite_errors
 from pmm_shm.ledger.connection import Connection
 from pmm_shm.ledger.eventlog import EventLog
+from pmm_shm.ledger.files import ledger_file_id
 
 
 class Clock:
@@ -73,7 +74,7 @@ def opened(path: str) -> Connection:
 
 def test_one_proof_counts_for_all_connections(path: str, clock: Clock, proofs: list[FileId]) -> None:
     first, second = opened(path), opened(path)
-    files = [file_id(path), file_id(path + "-shm")]
+    files = [ledger_file_id(path), ledger_file_id(path + "-shm")]
     for turn in range(1, 4):
         for one in (first, second, first, second):
             use(one)

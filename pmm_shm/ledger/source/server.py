@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError, LedgerBusyError, LedgerError, NotALedgerError, SourceUnreachableError
 from pmm_shm.late import late_imports
+from pmm_shm.ledger.connection import LocksOfFork
 from pmm_shm.ledger.source.dsn import connect_timeout_s, each_host, psycopg
 from pmm_shm.ledger.source.tables import SourceLedger, find_ledger
 
@@ -222,19 +223,22 @@ def first_line(error: BaseException) -> str:
 # A connection must not cross a fork: both sides would talk on one socket. It is closed before, and opened on first use
 # on both sides.
 _servers: weakref.WeakSet[Server] = weakref.WeakSet()
-_locked_for_fork: list[Server] = []
+_fork = LocksOfFork()
 
 
 def _before_fork() -> None:
-    for server in sorted(_servers, key=id):
-        server.lock.acquire()
-        _locked_for_fork.append(server)
-        server.close()
+    if not _fork.is_complete:
+        _fork.give_back()
+        for server in sorted(_servers, key=id):
+            _fork.take(server.lock)
+            server.close()
+        _fork.is_complete = True
 
 
 def _after_fork() -> None:
-    while _locked_for_fork:
-        _locked_for_fork.pop().lock.release()
+    _fork.give_back()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+# Twice, as those of the ledger's connections.
+for _ in range(2):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
