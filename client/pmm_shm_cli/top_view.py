@@ -155,7 +155,7 @@ def _facts(found: dict[str, Any]) -> list[Any]:
         (
             "daemon",
             f"pid {daemon['pid']}, up {duration(daemon['uptime_ms'])}, lag {daemon['lag_ms']:,} ms, "
-            f"{daemon['verifications_passed']:,} verifications passed, {daemon['verifications_failed']:,} failed",
+            f"verifications: {daemon['verifications_passed']:,} passed, {daemon['verifications_failed']:,} failed",
         ),
         (
             "memory",
