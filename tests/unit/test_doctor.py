@@ -64,6 +64,14 @@ def test_a_directory_and_a_folder_that_is_not_there(folder: Path) -> None:
     assert worst(examined(folder / "no" / "l.db"), "rows").severity == "error"
 
 
+def test_no_mode_of_what_is_no_file_is_to_be_changed(folder: Path, path: str) -> None:
+    (folder / "loop.db").symlink_to("loop.db")
+    for name in ("/dev/null", folder, folder / "loop.db", f"{path}/inner.db"):
+        findings = examined(name)
+        assert worst(findings, "rows").command.startswith("ls -ld "), name
+        assert not {"ledger-mode", "ledger-access", "ledger-mount"} & findings.keys(), name
+
+
 def test_a_broken_chain(path: str) -> None:
     ledgers.execute(path, "UPDATE events SET content = 'edited' WHERE id = 7")
     finding = worst(examined(path), "hash-chain")
