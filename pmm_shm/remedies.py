@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pmm_shm import errors
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.versions import DISTRIBUTION
+from pmm_shm.names import DISTRIBUTION
 
 _WAIT_AND_START = "tail --pid={daemon} -f /dev/null && pmm-cached {ledger} &"
 
