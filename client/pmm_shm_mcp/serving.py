@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
 import uvicorn
@@ -153,20 +154,38 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
             ws="none",
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=_STOP_S,
         )
-        asyncio.run(_serve(uvicorn.Server(config), listening))
+        asyncio.run(_serve(_Server(config, memory), listening))
     finally:
         listening.close()
 
 
-async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
+class _Server(uvicorn.Server):
+    """One that a signal ends soon: uvicorn alone would wait for a request that is sent in part, or for a busy ledger."""
+
+    def __init__(self, config: uvicorn.Config, memory: Memory) -> None:
+        super().__init__(config)
+        self._memory = memory
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.leave_soon(128 + sig)
+
+    def leave_soon(self, code: int) -> None:
+        """End this process after the time for an orderly end."""
+        leaving = threading.Timer(_STOP_S, _leave, [self._memory, code])
+        leaving.daemon = True
+        leaving.start()
+
+
+async def _serve(server: _Server, listening: socket.socket) -> None:
     """Until a signal; uvicorn handles SIGINT and SIGTERM, and raises them again when it has stopped."""
     hung_up = False
 
     def hang_up() -> None:
         nonlocal hung_up
         hung_up = server.should_exit = True
+        server.leave_soon(exits.HUNG_UP)
 
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
@@ -178,8 +197,8 @@ async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
 class TokenGuard:
     """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines.
 
-    It refuses GET, by which a client waits for messages of the server: this one sends none, and would be held up by
-    those who wait when it stops.
+    It refuses all methods but POST. By GET a client would wait for messages of the server, which sends none; DELETE would
+    end a session, and there are none.
     """
 
     def __init__(self, app: _App, token: str) -> None:
@@ -189,10 +208,8 @@ class TokenGuard:
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and not self._is_allowed(scope):
             await _refuse(send, 401, "the token is missing or wrong", (b"www-authenticate", b"Bearer"))
-        elif scope["type"] == "http" and scope["method"] == "GET":
-            await _refuse(
-                send, 405, "this server takes messages by POST, and sends none on its own", (b"allow", b"POST")
-            )
+        elif scope["type"] == "http" and scope["method"] != "POST":
+            await _refuse(send, 405, "this server takes messages by POST, and keeps no session", (b"allow", b"POST"))
         else:
             await self._app(scope, _repaired_body(receive), send)
 
