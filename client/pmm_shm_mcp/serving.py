@@ -181,8 +181,8 @@ async def _serve(server: uvicorn.Server, listening: socket.socket, memory: Memor
 class TokenGuard:
     """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines.
 
-    It refuses all methods but POST. By GET a client would wait for messages of the server, which sends none; DELETE would
-    end a session, and there are none.
+    It refuses all methods but POST. By GET a client would wait for messages of the server, which sends none; DELETE
+    would end a session, and there are none.
     """
 
     def __init__(self, app: _App, token: str) -> None:
