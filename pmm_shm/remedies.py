@@ -12,9 +12,8 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pmm_shm import errors
+from pmm_shm import DISTRIBUTION, errors
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.versions import DISTRIBUTION
 
 _WAIT_AND_START = "tail --pid={daemon} -f /dev/null && pmm-cached {ledger} &"
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from pmm_shm import flags, versions
+from pmm_shm import DISTRIBUTION, flags, versions
 from pmm_shm.errors import ConfigError
 from pmm_shm.resources import shortage
 from pmm_shm.store.boot import boot_id
@@ -61,7 +61,7 @@ def look_at_machine(ledger: str | None, daemon_pid: int | None = None) -> Machin
 def packages() -> tuple[Package, ...]:
     """The packages that pmm-shm needs; empty if pmm-shm itself is not installed."""
     try:
-        needed = requires(versions.DISTRIBUTION) or []
+        needed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return ()
     found = []

@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from pmm_shm import flags, limits
+from pmm_shm import DISTRIBUTION, flags, limits
 from pmm_shm.remedies import remedy
-from pmm_shm.versions import DISTRIBUTION
 from pmm_shm_cli.doctor.facts import MachineFacts
 from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
