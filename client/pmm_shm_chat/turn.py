@@ -110,8 +110,8 @@ class Chat:
         self._undone = Undone(cache)
         self._last: _LastTurn | None = None
         self._earlier: deque[_LastTurn] = deque(maxlen=_TURNS_MAX)
-        self._newest_id: int | None = None
-        self._anchor: Event | None = None
+        self._newest: Event | None = None
+        """The newest event that this conversation appended."""
         self._is_answering = False
         self._is_stopped = False
 
@@ -178,7 +178,6 @@ class Chat:
         ids = [last.user_id] if last.response_id is None else [last.user_id, last.response_id]
         if not last.is_undone:
             self._mark(TurnProgress(self._clock_ns), ids, True, "undone")
-            self._anchor = self._newest_event()
         self._last = self._earlier.pop() if self._earlier else None
         return last.text
 
@@ -190,21 +189,17 @@ class Chat:
 
     def _notice_restore(self) -> None:
         """Forget the turns so far if the ledger has another history now: its ids name other events."""
-        anchor = self._anchor
-        if anchor is None or self.cache.event(anchor.id) == anchor:
+        newest = self._newest
+        if newest is not None and self.cache.event(newest.id) == newest:
             return
-        self._last = self._newest_id = self._anchor = None
+        self._last = self._newest = None
         self._earlier.clear()
         self._undone = Undone(self.cache)
-
-    def _newest_event(self) -> Event | None:
-        """The newest event that this conversation appended."""
-        return None if self._newest_id is None else self.cache.event(self._newest_id)
 
     def _answer(self, progress: TurnProgress, asked: _LastTurn, on_text: OnText, on_retract: OnRetract) -> TurnResult:
         """Answer a message, which may have been answered before."""
         self._last = asked
-        user_id, replaced, text, is_undone = asked
+        user_id, text = asked.user_id, asked.text
         answer = PartialAnswer()
         try:
             with progress.timed("context"):
@@ -217,14 +212,11 @@ class Chat:
         finally:
             # Also after an error: the ledger must contain everything that the user has read.
             with progress.timed("append"):
+                self._notice_restore()
                 response_id = self._append_response(progress, answer)
-                if response_id is None and replaced is not None:
-                    self._mark(progress, [replaced], False, "unanswered")
-                elif (response_id is None) != is_undone:
-                    self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
-                kept = replaced if response_id is None else response_id
-                self._last = _LastTurn(user_id, kept, text, kept is None)
-                self._anchor = self._newest_event()
+                if self._last is not None:
+                    # Otherwise a restore during the answer has taken the message away.
+                    self._last = self._answered(progress, asked, response_id)
         usage = self.responder.usage
         return TurnResult(
             user_id=user_id,
@@ -239,6 +231,16 @@ class Chat:
             is_interrupted=answer.is_interrupted,
             timings=progress.timings(),
         )
+
+    def _answered(self, progress: TurnProgress, asked: _LastTurn, response_id: int | None) -> _LastTurn:
+        """The turn with its answer, or without one; marks tell later prompts what has changed."""
+        user_id, replaced, text, is_undone = asked
+        if response_id is None and replaced is not None:
+            self._mark(progress, [replaced], False, "unanswered")
+        elif (response_id is None) != is_undone:
+            self._mark(progress, [user_id], not is_undone, "unanswered" if response_id is None else "answered")
+        kept = replaced if response_id is None else response_id
+        return _LastTurn(user_id, kept, text, kept is None)
 
     def _prompt(self, user_id: int, text: str, messages: int) -> tuple[Context, Prompt]:
         """The context with so many of the last messages, and the prompt made of it."""
@@ -296,9 +298,10 @@ class Chat:
 
     def _mark(self, progress: TurnProgress, ids: list[int], undone: bool, reason: str) -> None:
         meta = {"eids": ids, "undone": undone, "reason": reason}
-        self._newest_id = self.cache.append(MARK_KIND, "", meta)
+        mark_id = self.cache.append(MARK_KIND, "", meta)
+        self._newest = self.cache.event(mark_id)
         self._undone.note(1, meta)
-        progress.event_ids.append(self._newest_id)
+        progress.event_ids.append(mark_id)
 
     def _say(
         self, progress: TurnProgress, speaker: Speaker, text: str, meta: Mapping[str, Any], states: bool = True
@@ -310,10 +313,11 @@ class Chat:
         """
         message = _KINDS[speaker], text, meta
         # A later event that is published spares the attempt.
-        if self._newest_id is not None and (self.cache.published_as_of() or 0) <= self._newest_id:
-            following = self._following(speaker, text, self._newest_id + 1, states)
+        newest = self._newest
+        if newest is not None and (self.cache.published_as_of() or 0) <= newest.id:
+            following = self._following(speaker, text, newest.id + 1, states)
             try:
-                ids = self.cache.append_many([message, *following], expected_head=self._newest_id)
+                ids = self.cache.append_many([message, *following], expected_head=newest.id)
                 return self._note(progress, ids, following)
             except HeadMovedError:
                 # Another worker was faster.
@@ -328,7 +332,7 @@ class Chat:
 
     def _note(self, progress: TurnProgress, ids: list[int], following: list[EventDraft]) -> int:
         """Take down the ids of a message, its index entry and the drafts behind it. Returns the first."""
-        self._newest_id = ids[-1]
+        self._newest = self.cache.event(ids[-1])
         self._undone.note(len(ids))
         progress.event_ids += ids
         progress.follow_ups += [FollowUp(one, *draft) for one, draft in zip(ids[2:], following[1:], strict=True)]

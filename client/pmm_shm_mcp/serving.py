@@ -97,8 +97,11 @@ def serve_streams(memory: Memory) -> None:
         try:
             await server(memory).run_stdio_async()
         except Exception as error:
-            if not _is_broken_pipe(error):
+            problems = _parts_of(error)
+            if not all(isinstance(one, OSError) for one in problems):
                 raise
+            if not all(isinstance(one, BrokenPipeError) for one in problems):
+                print(f"pmm-shm: stdin or stdout: {problems[0]}", file=sys.stderr)
             _leave(memory, exits.FAILURE)
 
     asyncio.run(serve())
@@ -112,10 +115,10 @@ def _leave_without_reader(memory: Memory, answers: int) -> None:
     _leave(memory, exits.FAILURE)
 
 
-def _is_broken_pipe(error: Exception) -> bool:
-    """Whether it is that alone; task groups wrap it."""
+def _parts_of(error: Exception) -> list[Exception]:
+    """The errors that task groups have wrapped."""
     inner: tuple[Exception, ...] = getattr(error, "exceptions", ())
-    return all(map(_is_broken_pipe, inner)) if inner else isinstance(error, BrokenPipeError)
+    return [part for one in inner for part in _parts_of(one)] if inner else [error]
 
 
 def _leave(memory: Memory, code: int) -> NoReturn:
@@ -181,8 +184,8 @@ async def _serve(server: uvicorn.Server, listening: socket.socket, memory: Memor
 class TokenGuard:
     """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines.
 
-    It refuses all methods but POST. By GET a client would wait for messages of the server, which sends none; DELETE
-    would end a session, and there are none.
+    It refuses all methods but POST. GET would wait for messages of the server, which sends none on its own. DELETE
+    would end a session, and there are no sessions.
     """
 
     def __init__(self, app: _App, token: str) -> None:

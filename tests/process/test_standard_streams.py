@@ -93,6 +93,18 @@ def test_output_that_nobody_wants_goes_nowhere(ledger: str, words: list[str]) ->
     assert said(*words, spoil=close_all) == (1 if words[0] == "chat" else code, "")
 
 
+def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+    """Where a library, or a child process, would write into it."""
+    code = (
+        "import click, os\n"
+        "from pmm_shm_terminal.program import run_program\n"
+        "run_program(click.Command('open', callback=lambda: os.open(os.__file__, os.O_RDONLY)), 'open')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=close_all, timeout=60, env=environment())
+    # The exit code is what the command returns.
+    assert done.returncode > 2
+
+
 @pytest.mark.parametrize("words", [["append", "LEDGER", "note", "-"], ["import", "-", "NEW"], ["chat", "LEDGER"]])
 def test_a_command_that_reads_a_closed_stdin_says_so(ledger: str, tmp_path: Path, words: list[str]) -> None:
     new = tmp_path / "new.db"

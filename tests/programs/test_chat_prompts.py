@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,52 @@ def test_after_a_restore_the_ids_of_earlier_turns_mean_nothing(
     chat.turn("and then?")
     assert says.asked is not None
     assert [one.content for one in says.asked[1]][:14] == others[-14:]
+
+
+@pytest.mark.parametrize("error", [None, DOWN], ids=["answered", "failed"])
+def test_a_message_that_a_restore_takes_away_during_its_answer_is_the_last_of_nobody(
+    cache: Cache, tmp_path: Path, error: ResponderError | None
+) -> None:
+    cache.append_many([("user", f"other {number}") for number in range(20)])
+    backup = str(tmp_path / "backup.db")
+    with EventLog(backup) as log:
+        log.append("user", "of the backup")
+
+    class Restoring(Says):
+        def stream(self, context: str, history: Sequence[Message], user_text: str) -> Iterator[str]:
+            restore(backup, cache.path)
+            return super().stream(context, history, user_text)
+
+    chat = Chat(cache, Restoring("Yes.", error=error))
+    with contextlib.nullcontext() if error is None else pytest.raises(ResponderError):
+        chat.turn("one")
+    with EventLog(cache.path) as log:
+        log.append_many([("user", f"later {number}") for number in range(30)])
+    before = kinds(cache)
+    with pytest.raises(NothingToUndoError):
+        chat.undo()
+    assert kinds(cache) == before
+    assert "turn_marked" not in before
+
+
+def test_a_message_whose_answer_could_not_be_appended_is_forgotten_after_a_restore(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise LedgerBusyError("busy")
+
+    chat = Chat(cache, Says("Yes."))
+    with monkeypatch.context() as patched:
+        patched.setattr(Chat, "_append_response", busy)
+        with pytest.raises(LedgerBusyError):
+            chat.turn("lost")
+    backup = str(tmp_path / "backup.db")
+    with EventLog(backup) as log:
+        log.append("user", "of the backup")
+    restore(backup, cache.path)
+    with pytest.raises(NothingToUndoError):
+        chat.undo()
+    assert kinds(cache) == ["user"]
 
 
 def test_marks_that_mean_nothing_are_ignored(cache: Cache) -> None:

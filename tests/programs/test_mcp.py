@@ -183,6 +183,21 @@ def test_a_client_that_is_gone_is_no_error(ledger: str) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [("stdin", "[Errno 9] Bad file descriptor"), ("stdout", "[Errno 28] No space left on device")],
+)
+def test_a_stream_that_fails_is_told_in_one_line(ledger: str, stream: str, said: str) -> None:
+    arguments = [sys.executable, "-m", "pmm_shm_mcp", ledger, "--no-autostart"]
+    # Neither can stdin be read, nor is there room on stdout.
+    with open("/dev/full", "wb") as full:
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, stream: full}
+        process = subprocess.Popen(arguments, env=daemons.environment(), stderr=subprocess.PIPE, **streams)
+    _, err = process.communicate(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n' if stream == "stdout" else None, 30)
+    assert err.decode() == f"pmm-shm: stdin or stdout: {said}\n"
+    assert process.returncode == 1
+
+
 def test_it_ends_with_its_client_and_says_nothing_of_its_own(ledger: str) -> None:
     with started(ledger) as process:
         out, err = process.communicate(b"this is no message\n", timeout=30)
