@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -99,6 +100,35 @@ def test_new_events_are_waited_for_no_longer(cache: Cache, provider: Provider, o
     found = cache.search("garden", mode="auto")
     assert {hit.event_id for hit in found} == {1, 4}
     assert "no answer within" in str(found.problem)
+
+
+def test_a_search_that_a_signal_handler_ends_leaves_one_request(
+    cache: Cache, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StruckError(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise StruckError
+
+    is_over = threading.Event()
+
+    def answer(request: dict[str, Any]) -> Any:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        is_over.wait()
+        return provider.vectors(request)
+
+    provider.answers = [answer]
+    monkeypatch.setattr(limits, "SEARCH_EMBEDDER_S", 2 * limits.PROVIDER_DEADLINE_S)
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(StruckError):
+            cache.search("garden", mode="auto")
+        assert "still no answer to an earlier search" in str(cache.search("tea", mode="auto").problem)
+        assert [one["input"] for one in provider.requests] == [["garden"]]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        is_over.set()
 
 
 @pytest.mark.usefixtures("opened")
