@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pmm_shm.versions import DISTRIBUTION
+from pmm_shm.names import DISTRIBUTION
 
 
 def extra_command(extra: str) -> str:

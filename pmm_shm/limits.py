@@ -270,8 +270,7 @@ FILTER_DEPTH = 100
 FUSION_CONSTANT = 60
 """Of reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009."""
 BESTS_WITHIN = 5
-"""The best hit by words and the best by meaning are among so many first hits of a fused search (or among its two or
-more hits, if those are fewer),"""
+"""The best hit by words and the best by meaning are among so many first hits of a fused search,"""
 LEADING_BESTS_WITHIN = 3
 """and among so many, that by words if it holds at least the share below of the query's weight."""
 LEADING_SHARE_MIN = 1 / 3

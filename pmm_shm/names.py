@@ -1,10 +1,11 @@
-"""Which text may be the name of a model, and the modes of a search."""
+"""The name of the distribution, which text may be the name of a model, and the modes of a search."""
 
 from __future__ import annotations
 
 from pmm_shm import limits
 from pmm_shm.errors import ConfigError
 
+DISTRIBUTION = "pmm-shm"
 SEARCH_MODES = ("meaning", "words", "hybrid", "auto")
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from pmm_shm import errors
 from pmm_shm.ledger.sqlite_errors import HotJournalError
-from pmm_shm.versions import DISTRIBUTION
 
 _WAIT_AND_START = "tail --pid={daemon} -f /dev/null && pmm-cached {ledger} &"
 
@@ -294,8 +293,8 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "other-pmm": Template("nothing has to be done; pmm-shm run --report prints which functions are PMM's own"),
     # The machine.
-    "newer-python": Template("install pmm-shm with Python 3.10 or newer", f"python3.12 -m pip install {DISTRIBUTION}"),
-    "older-python": Template("if something fails, use Python 3.13", f"python3.13 -m pip install {DISTRIBUTION}"),
+    "newer-python": Template("install pmm-shm with Python 3.10 or newer"),
+    "older-python": Template("if something fails, install pmm-shm with Python 3.13"),
     "install": Template("install what is missing", "python -m pip install --upgrade {requirement}"),
     "install-wheel": Template(
         "use pyzmq's own wheel, whose libzmq can",

@@ -6,10 +6,10 @@ import platform
 import sqlite3
 from importlib.metadata import PackageNotFoundError, version
 
+from pmm_shm.names import DISTRIBUTION
 from pmm_shm.store.layout import FORMAT
 from pmm_shm.wire import protocol
 
-DISTRIBUTION = "pmm-shm"
 UNKNOWN = "unknown"
 """The version where pmm-shm is not installed, or its version cannot be read."""
 

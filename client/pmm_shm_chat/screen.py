@@ -177,12 +177,13 @@ class TerminalScreen:
         self._width, self._is_moved = self._console.width, False
         column = cell_len(self._head)
         is_below = column > min(self._width // _HEAD_SHARE, self._width - WIDTH_MIN)
+        head = LineWrapper(lambda part: self._print(part, "bold cyan"), self._width)
+        head.add_verbatim(self._head)
         if is_below:
             # A long name, or a narrow terminal.
-            self._head, column = f"{self._head.rstrip()}\n", 0
-        self._print(self._head, "bold cyan")
-        self._flow = LineWrapper(self._print, self._width, column=column)
-        self._flow.rows = int(is_below)
+            head.add("\n")
+        self._flow = LineWrapper(self._print, self._width, column=0 if is_below else column)
+        self._flow.rows = head.rows
         self._blocks = Blocks()
         self._is_first_block = True
 

@@ -6,8 +6,10 @@ Invariant: the history file is readable by its owner alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,10 +109,11 @@ class TypedTexts:
         found: list[str] = []
         if self._path is None:
             return found
-        with contextlib.suppress(OSError), open(self._path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _FILE_BYTES_MAX))
-            for line in file.read(_FILE_BYTES_MAX).splitlines()[-_ENTRIES_MAX:]:
-                with contextlib.suppress(ValueError):
+        with contextlib.suppress(OSError), _opened(self._path, os.O_RDONLY) as descriptor:
+            begin = max(0, os.fstat(descriptor).st_size - _FILE_BYTES_MAX)
+            for line in os.pread(descriptor, _FILE_BYTES_MAX, begin).splitlines()[-_ENTRIES_MAX:]:
+                # Python's parser calls itself for each bracket.
+                with contextlib.suppress(ValueError, RecursionError):
                     text = json.loads(line)
                     if isinstance(text, str):
                         found.append(text)
@@ -122,11 +125,23 @@ class TypedTexts:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self._path, flags, 0o600)
-            try:
+            with _opened(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW) as descriptor:
                 os.fchmod(descriptor, 0o600)
                 # The line before it may have lost its end on a full disk.
                 os.write(descriptor, b"\n" + json.dumps(text).encode())
-            finally:
-                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """The descriptor of a regular file: the chat waits for no pipe, and changes the mode of no device.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -239,13 +239,11 @@ class Finder:
             is_naming = any(item.is_named for item in request.words.items)
             ranking = _fused_ranking(by_words, meaning.ranking, leading, words.ranking, is_naming)
         bests = list(dict.fromkeys(next(iter(ids)) for ids in (by_words, by_meaning) if ids))
-        # One hit has no room for both: it is the first of the ranking.
-        room = request.k if request.k > 1 else limits.BESTS_WITHIN
-        ranking = _with_bests(ranking, bests, min(limits.BESTS_WITHIN, room))
+        ranking = _with_bests(ranking, bests, limits.BESTS_WITHIN)
         # If anything was found by words, the first of the bests is theirs.
         if by_words and words.ranking.share(by_words[bests[0]]) < limits.LEADING_SHARE_MIN:
             bests = list(islice(by_meaning, 1))
-        ranking = _with_bests(ranking, bests, min(limits.LEADING_BESTS_WITHIN, room))
+        ranking = _with_bests(ranking, bests, limits.LEADING_BESTS_WITHIN)
         chosen = Selection(self._reader, request.wanted).first(ranking, request.k)
         others = [event_id for event_id in chosen if event_id not in by_words]
         scores = by_words | dict(zip(others, words.ranking.scores(others), strict=True)) if others else by_words

@@ -154,7 +154,6 @@ def serve_http(memory: Memory, port: int, token: str, said: Callable[[str], None
             ws="none",
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=_STOP_S,
         )
         asyncio.run(_serve(uvicorn.Server(config), listening, memory))
     finally:
@@ -182,8 +181,8 @@ async def _serve(server: uvicorn.Server, listening: socket.socket, memory: Memor
 class TokenGuard:
     """ASGI middleware that answers 401 without the token; repairs bodies as `RepairedLines` does lines.
 
-    It refuses GET, by which a client waits for messages of the server: this one sends none, and would be held up by
-    those who wait when it stops.
+    It refuses all methods but POST. By GET a client would wait for messages of the server, which sends none; DELETE
+    would end a session, and there are none.
     """
 
     def __init__(self, app: _App, token: str) -> None:
@@ -193,10 +192,8 @@ class TokenGuard:
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] == "http" and not self._is_allowed(scope):
             await _refuse(send, 401, "the token is missing or wrong", (b"www-authenticate", b"Bearer"))
-        elif scope["type"] == "http" and scope["method"] == "GET":
-            await _refuse(
-                send, 405, "this server takes messages by POST, and sends none on its own", (b"allow", b"POST")
-            )
+        elif scope["type"] == "http" and scope["method"] != "POST":
+            await _refuse(send, 405, "this server takes messages by POST, and keeps no session", (b"allow", b"POST"))
         else:
             await self._app(scope, _repaired_body(receive), send)
 

@@ -14,7 +14,6 @@ SHORTENS = {
     "pmm_shm/ledger/backup.py": ["truncate"],  # An unfinished backup, to be removed.
     "server/pmm_replicator/forks.py": ["w"],  # A new file.
     "client/pmm_shm_pmm/report.py": ["w"],  # A new file, or one that is appended to.
-    "client/pmm_shm_terminal/program.py": ["w"],  # /dev/null
     "client/pmm_shm_terminal/tokens.py": ["w"],  # A new file.
     "client/pmm_shm_cli/commands/plot.py": ["write_bytes"],  # The figure.
     "client/pmm_shm_cli/top_view.py": ["truncate"],  # A line of text.

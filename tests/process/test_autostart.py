@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pmm_shm.errors import DaemonError, DaemonTimeoutError
-from pmm_shm_client import connect
+from pmm_shm_client import autostart, connect
 from pmm_shm_client.autostart import start_daemon
 from tests.support import daemons
 from tests.support.waiting import at_most
@@ -85,11 +86,19 @@ def test_a_program_that_does_not_answer_is_ended(
         with pytest.raises(DaemonTimeoutError, match="the daemon did not start: waiting"):
             start_daemon(ledger, timeout_s=3.0)
     else:
+        is_waiting = threading.Event()
+        wait = autostart._wait_until_running
+
+        def told(*arguments: Any) -> None:
+            is_waiting.set()
+            wait(*arguments)
 
         def interrupt() -> None:
             daemons.until(lambda: pids.exists() and pids.read_text(encoding="utf-8"), "it has started")
+            assert is_waiting.wait(daemons.DEADLINE_S)
             os.kill(os.getpid(), signal.SIGALRM)
 
+        monkeypatch.setattr(autostart, "_wait_until_running", told)
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         interrupting = threading.Thread(target=interrupt)
         interrupting.start()

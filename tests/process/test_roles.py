@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pmm_shm import limits
+from pmm_shm.errors import LedgerBusyError
 from pmm_shm.ledger.eventlog import EventLog
 from tests.support.daemons import environment, until
 from tests.support.fork_daemon import ForkedDaemon
@@ -74,6 +75,20 @@ def elected(workers: list[subprocess.Popen[str]], states: dict[int, str]) -> lis
     return [number for number, state in states.items() if state == "elected"]
 
 
+def is_stopped_outside_an_append(process: subprocess.Popen[str], ledger: str) -> bool:
+    """Stop it; one that stands within an append, and would keep all others from theirs, goes on."""
+    process.send_signal(signal.SIGSTOP)
+    state = Path(f"/proc/{process.pid}/stat")
+    until(lambda: state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", "it is stopped")
+    try:
+        with EventLog(ledger, timeout=0.5) as log:
+            log.append("note")
+    except LedgerBusyError:
+        process.send_signal(signal.SIGCONT)
+        return False
+    return True
+
+
 def test_one_of_many_workers_ticks(ledger: str, workers: Callable[[], list[subprocess.Popen[str]]]) -> None:
     states: dict[int, str] = {}
     running = workers()
@@ -87,7 +102,7 @@ def test_one_of_many_workers_ticks(ledger: str, workers: Callable[[], list[subpr
         rate = (len(ticks(ledger)) - before) / (time.monotonic() - began)
         assert rate <= 11.5
         # Stopped, it is followed by another; it finds out when it goes on.
-        running[leader].send_signal(signal.SIGSTOP)
+        until(lambda: is_stopped_outside_an_append(running[leader], ledger), "it stands")
         seen = len(ticks(ledger))
         until(lambda: len(ticks(ledger)) > seen + 2, "another worker's ticks")
         states.pop(leader)

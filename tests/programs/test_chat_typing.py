@@ -10,6 +10,7 @@ import signal
 import stat
 import termios
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -394,6 +395,29 @@ def test_a_history_that_cannot_be_kept_stops_nobody(talk: Talk, ledger: str, tmp
     assert "Hello." in child.until_prompt()
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+def test_a_history_that_is_no_file_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "chat_history"
+    make(path)
+    path.chmod(0o755)
+    history = TypedTexts(path)
+    assert history.read() == []
+    history.add("hello")
+    # Somebody else may read the pipe.
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        history.add("hello")
+    finally:
+        os.close(reader)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_an_entry_that_no_chat_wrote_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "chat_history"
+    path.write_text('"first"\n' + "[" * 100_000 + '\n{"a": 1}\n"last"\n', encoding="utf-8")
+    assert TypedTexts(path).read() == ["first", "last"]
+
+
 def test_a_line_that_lost_its_end_on_a_full_disk_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "chat_history"
     history = TypedTexts(path)
@@ -672,6 +696,15 @@ def test_a_terminal_for_which_lines_are_too_long(
     shown = child.say("Go")
     assert ("**" not in shown) == is_formatted, shown
     assert [shown.count(word) for word in ("Aria", "Some", "bold", "words", "end")] == [1] * 5, shown
+
+
+def test_a_name_longer_than_a_line_is_shown_once(talk: Talk, ledger: str, endpoint: Endpoint) -> None:
+    name = "Maximilian Alexander von Hohenzollern"
+    with EventLog(ledger) as log:
+        log.append("identity_adopt", name, {"name": name})
+    endpoint.answer = lambda own, handler: own.events(handler, *"Some **bold** words.\n\nThe end.")
+    shown = talk("--responder", "openai", "--model", "m", rows=20, columns=24).say("Go")
+    assert shown.startswith("Maximilian Alexander von\n Hohenzollern ›\nSome bold words.\n\nThe end."), shown  # noqa: RUF001
 
 
 def test_a_long_name_stands_above_its_answer(talk: Talk, ledger: str, endpoint: Endpoint) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -334,12 +335,44 @@ def test_nobody_without_the_token(address: tuple[str, str], ledger: str) -> None
         assert not log.events()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_server_over_http_whose_requests_do_not_end(ledger: str, tmp_path: Path, number: int) -> None:
+    file = str(tmp_path / "token")
+    options = ["--http", "0", "--token-file", file, "--write", "user", "--timeout", "60"]
+    with started(ledger, *options) as process, sqlite3.connect(ledger) as other, contextlib.ExitStack() as stack:
+        assert process.stderr is not None
+        found = re.search(r":(\d+)/mcp", process.stderr.readline().decode())
+        assert found is not None
+        server = "127.0.0.1", int(found[1])
+        head = f"POST /mcp HTTP/1.1\r\nHost: {server[0]}:{server[1]}\r\nAuthorization: Bearer {token_in(file)}\r\n"
+        head += "Content-Type: application/json\r\nAccept: application/json, text/event-stream\r\n"
+        other.execute("BEGIN IMMEDIATE")
+        arguments = {"kind": "user", "content": "never"}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "append", "arguments": arguments}}
+        body = json.dumps(call)
+        waiting, part = (stack.enter_context(socket.create_connection(server)) for _ in range(2))
+        waiting.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        # The beginning of the answer comes before the call ends.
+        assert b"200" in waiting.recv(100)
+        part.sendall(f"{head}Content-Length: 100\r\nExpect: 100-continue\r\n\r\n{{".encode())
+        # The server begins to read.
+        assert b"100" in part.recv(100)
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+        assert b"Traceback" not in process.stderr.read()
+        other.rollback()
+    with EventLog(ledger, create=False) as log:
+        assert not log.events()
+
+
 def test_nobody_waits_for_messages_that_the_server_never_sends(address: tuple[str, str]) -> None:
     """Some clients begin so, and go on without; an open answer would hold up the end of the server."""
     url, token = address
-    answered = httpx2.get(url, headers={"Accept": "text/event-stream", "Authorization": f"Bearer {token}"})
-    assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
-    assert answered.json()["error"]
+    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {token}"}
+    for method in ("GET", "DELETE", "PUT", "HEAD"):
+        answered = httpx2.request(method, url, headers=headers)
+        assert (answered.status_code, answered.headers["allow"]) == (405, "POST")
+    assert httpx2.get(url, headers=headers).json()["error"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

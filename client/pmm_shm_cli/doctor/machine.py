@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pmm_shm import flags, versions
 from pmm_shm.errors import ConfigError
+from pmm_shm.names import DISTRIBUTION
 from pmm_shm.resources import shortage
 from pmm_shm.store.boot import boot_id
 from pmm_shm_cli.doctor.checks.common import user_name
@@ -61,7 +62,7 @@ def look_at_machine(ledger: str | None, daemon_pid: int | None = None) -> Machin
 def packages() -> tuple[Package, ...]:
     """The packages that pmm-shm needs; empty if pmm-shm itself is not installed."""
     try:
-        needed = requires(versions.DISTRIBUTION) or []
+        needed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return ()
     found = []

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from pmm_shm import flags, limits
 from pmm_shm.remedies import remedy
-from pmm_shm.versions import DISTRIBUTION
 from pmm_shm_cli.doctor.facts import MachineFacts
 from pmm_shm_cli.doctor.finding import Verdict, error, note, ok, one_line, warning
 
@@ -163,7 +162,7 @@ def environment(machine: MachineFacts) -> Iterator[Verdict]:
         yield error(
             f"PMM_EMBEDDER={embedder}: {machine.missing_embedder} is not installed",
             "embeddings and searches fail here",
-            remedy("install", requirement=f"{DISTRIBUTION}[{machine.missing_embedder}]"),
+            remedy("install", requirement=machine.missing_embedder),
         )
 
 
