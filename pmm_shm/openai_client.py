@@ -175,7 +175,10 @@ class OpenAIClient:
 
             raise error(f"{caller}: not installed ({problem}): {extra_command(extra)}") from problem
         self._sdk_module: Any = openai
-        self.sdk: Any = self._connected()
+        with late_imports:
+            # It imports the rest of its packages when a client is made: in a child forked meanwhile, they would stay
+            # imported in part.
+            self.sdk: Any = self._connected()
 
     def __del__(self) -> None:
         try:

@@ -175,3 +175,25 @@ with connect({ledger!r}, embedder={MODEL!r}) as cache:
     assert (done.returncode, done.stderr) == (0, "")
     assert "no answer within 0.2 s" in done.stdout
     assert time.monotonic() - began < limits.PROVIDER_DEADLINE_S / 2
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_fork_waits_for_the_imports_of_the_request(ledger: str, provider: Provider) -> None:
+    """In the child they would stay imported in part."""
+    code = f"""
+import os
+from pmm_shm import limits
+from pmm_shm_client import connect
+limits.SEARCH_EMBEDDER_S = {WAIT_S}
+with connect({ledger!r}, embedder={MODEL!r}) as cache:
+    cache.search("garden", mode="auto")
+    pid = os.fork()
+    print(cache.search("tea", mode="auto").problem, flush=True)
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+    done = run_python(code, env={**environment(), "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "x"}, forked=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no answer within 0.2 s" in done.stdout
+    assert "still no answer to an earlier search" in done.stdout
