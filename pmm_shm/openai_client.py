@@ -40,8 +40,9 @@ _CONNECT_S = 30.0
 """How long an attempt waits for a connection, at most."""
 _RETRIES_MAX = 1_000
 """More than any deadline has time for, and few enough for the SDK, which doubles a wait this many times."""
-_TITLE = re.compile(r"<title[^>]*>\s*([^<]*[^<\s])", re.IGNORECASE)
-_TAG = re.compile(r"<(style|script)\b.*?</\1\s*>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+# Both take time that grows with the length of a text, and not with its square, whatever it holds.
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
+_TAG = re.compile(r"<(style|script)\b.*?(?:</\1\s*>|\Z)|<[^>]*(?:>|\Z)", re.IGNORECASE | re.DOTALL)
 REFUSALS = frozenset({400, 403, 413, 422, 451})
 """Statuses with which endpoints, or a firewall before them, refuse a text or a batch, among other things."""
 _PROXY_STATUSES = frozenset({403, 502, 503, 504})
@@ -174,7 +175,10 @@ class OpenAIClient:
 
             raise error(f"{caller}: not installed ({problem}): {extra_command(extra)}") from problem
         self._sdk_module: Any = openai
-        self.sdk: Any = self._connected()
+        with late_imports:
+            # It imports the rest of its packages when a client is made: in a child forked meanwhile, they would stay
+            # imported in part.
+            self.sdk: Any = self._connected()
 
     def __del__(self) -> None:
         try:
@@ -464,7 +468,8 @@ def _words_of(text: str) -> str:
     import html
 
     title = _TITLE.search(text)
-    return html.unescape(title[1] if title is not None else _TAG.sub(" ", text)).strip()
+    words = title[1].strip() if title is not None else ""
+    return html.unescape(words or _TAG.sub(" ", text)).strip()
 
 
 def _seconds(value: str) -> float:

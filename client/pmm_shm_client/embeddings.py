@@ -232,12 +232,14 @@ class _Overdue:
         if overdue is not None and overdue.is_alive():
             raise EmbedderError(f"embedder {name!r}: still no answer to an earlier search; {_REMEDY}")
         results: list[Outcomes | BaseException] = []
+        has_ended = threading.Event()
 
         def run() -> None:
             try:
                 results.append(compute())
             except BaseException as error:
                 results.append(error)
+            has_ended.set()
 
         thread = threading.Thread(target=run, name="embedder", daemon=True)
         try:
@@ -245,9 +247,13 @@ class _Overdue:
         except RuntimeError:
             # No more threads.
             return compute()
-        thread.join(max(0.0, deadline - monotonic()))
+        try:
+            # Not `join`: after an exception of a signal handler there, the thread counts as ended.
+            has_ended.wait(max(0.0, deadline - monotonic()))
+        finally:
+            if not has_ended.is_set():
+                self._threads[name] = thread
         if not results:
-            self._threads[name] = thread
             raise EmbedderError(f"embedder {name!r}: no answer within {limits.SEARCH_EMBEDDER_S:g} s; {_REMEDY}")
         if isinstance(results[0], BaseException):
             raise results[0]

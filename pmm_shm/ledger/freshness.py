@@ -99,11 +99,19 @@ def _forget_deleted(wanted: FileId) -> None:
     """
     in_use = shm_files_in_use()
     for identity, mapped in list(_mapped.items()):
-        if identity == wanted or identity in in_use or os.fstat(mapped.descriptor).st_nlink:
+        if identity == wanted or identity in in_use or not _is_deleted(mapped.descriptor):
             continue
         # Once, though a signal handler may do the same in between.
         if _mapped.pop(identity, None) is not None:
             os.close(mapped.descriptor)
+
+
+def _is_deleted(descriptor: int) -> bool:
+    """Whether the file has no name any more; not where a signal handler has closed the descriptor meanwhile."""
+    try:
+        return os.fstat(descriptor).st_nlink == 0
+    except OSError:
+        return False
 
 
 def commit_count(mark: object) -> int | None:

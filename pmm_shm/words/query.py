@@ -8,8 +8,8 @@ Burmese are split here: into pairs of characters, and the last character alone. 
 within another.
 
 They fold the accents of Latin letters only, and neither full-width letters nor all ways to spell one character. So
-that is done here, too, and the points of Hebrew and Arabic are left out, as most texts leave them out. They take emoji
-and signs that are newer than their tables for letters: here these are spaces.
+that is done here, too, and the points of Hebrew and Arabic are left out, as most texts leave them out. They take signs
+that are newer than their tables for letters: here whatever is no part of a word is a space.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ _LEFT_OUT = re.compile(f"[{_ACCENTS}{_POINTS}{_SELECTORS}]+")
 # Of marks and symbols. Python has no class of marks alone; those that are sorted by Unicode are all in this one.
 _MARK = "(?:[^\\w\\s\0-\x7f\ue000-\uf8ff\U00020000-\U0010ffff]|[\uff9e\uff9f])"
 _LONG_RUN = re.compile(f"({_MARK}{{30}}){_MARK}+")
-_SYMBOLS = re.compile("(?:(?!\\w)[\u061c\u2000-\u2bff\u2e00-\u2e7f\U0001f000-\U0001fbff])+")
+# Those that are newer than Python's tables, too.
+_EMOJI = re.compile("(?!\\w)[\u2000-\u2bff\u2e00-\u2e7f\U0001f000-\U0001fbff]")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _TOKEN = re.compile(r"[^\W_]")
 _PUNCTUATION_AT_END = re.compile(r"[\W_]+\Z")
 _IN_WORDS = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Co", "Cn"})
-"""Categories of Unicode whose characters are parts of words."""
+"""Categories of Unicode whose characters are parts of words; FTS5 takes private and unknown ones for letters, too."""
+_SPACED: dict[int, str] = {}
+"""Each character met so far in a text beyond ASCII, to itself, or to a space where it is no part of a word."""
 
 
 class Item(NamedTuple):
@@ -107,11 +110,15 @@ def _folded(text: str) -> str:
         return text
     # Not before it is needed: it maps a megabyte.
     with late_imports:
-        from unicodedata import normalize
+        from unicodedata import category, normalize
 
     # To sort a run of marks takes a time that grows with the square of its length: hours for a megabyte.
     text = _LONG_RUN.sub(r"\1", text.casefold())
-    return _SYMBOLS.sub(" ", normalize("NFC", _LEFT_OUT.sub("", normalize("NFKD", text))))
+    text = normalize("NFC", _LEFT_OUT.sub("", normalize("NFKD", text)))
+    for one in set(text):
+        if ord(one) not in _SPACED:
+            _SPACED[ord(one)] = one if category(one) in _IN_WORDS and not _EMOJI.match(one) else " "
+    return text.translate(_SPACED)
 
 
 def _parts(text: str, is_message: bool) -> list[tuple[bool, bool, str]]:
@@ -140,16 +147,8 @@ def _item(part: str, is_phrase: bool) -> Item:
 
 
 def _without_punctuation_at_end(part: str) -> str:
-    if part.isascii():
-        return _PUNCTUATION_AT_END.sub("", part)
-    with late_imports:
-        from unicodedata import category
-
-    end = len(part)
-    # Many words of India end with a mark: a vowel. FTS5 takes private and unknown characters for letters.
-    while end and category(part[end - 1]) not in _IN_WORDS:
-        end -= 1
-    return part[:end]
+    # Beyond ASCII it is spaces by now, and many words of India end with a mark: a vowel.
+    return _PUNCTUATION_AT_END.sub("", part) if part.isascii() else part.rstrip()
 
 
 def _pairs(run: str) -> str:

@@ -20,6 +20,7 @@ import pytest
 from pmm_shm.errors import EmbedderError, InvalidTextError
 from pmm_shm.ledger.eventlog import EventLog
 from pmm_shm.limits import INDEX_REQUEST_S
+from pmm_shm.openai_client import message_of
 from pmm_shm.vectors.embedder import embedded, embedded_each
 from pmm_shm.vectors.in_flight import InFlight
 from pmm_shm.vectors.openai import OpenAIEmbedder
@@ -30,6 +31,14 @@ from tests.support.provider import Clock, Provider, embedder, failure, refusal
 from tests.support.search_oracle import index, stored, tables
 from tests.support.searching import NEVER
 from tests.support.waiting import SLACK_S
+
+
+@pytest.mark.parametrize("piece", ["<script", "<title", "<style>", "<", "<title> "])
+@pytest.mark.parametrize("between", ["", " " * 100_000])
+def test_any_page_is_read_in_no_time(piece: str, between: str) -> None:
+    began = time.process_time()
+    message_of(f"{piece}{between}" * (1 if between else 100_000))
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

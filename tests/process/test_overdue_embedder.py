@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +102,35 @@ def test_new_events_are_waited_for_no_longer(cache: Cache, provider: Provider, o
     assert "no answer within" in str(found.problem)
 
 
+def test_a_search_that_a_signal_handler_ends_leaves_one_request(
+    cache: Cache, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StruckError(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise StruckError
+
+    is_over = threading.Event()
+
+    def answer(request: dict[str, Any]) -> Any:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        is_over.wait()
+        return provider.vectors(request)
+
+    provider.answers = [answer]
+    monkeypatch.setattr(limits, "SEARCH_EMBEDDER_S", 2 * limits.PROVIDER_DEADLINE_S)
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with pytest.raises(StruckError):
+            cache.search("garden", mode="auto")
+        assert "still no answer to an earlier search" in str(cache.search("tea", mode="auto").problem)
+        assert [one["input"] for one in provider.requests] == [["garden"]]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        is_over.set()
+
+
 @pytest.mark.usefixtures("opened")
 def test_a_child_asks_for_itself(cache: Cache) -> None:
     """The thread that waits is not in it."""
@@ -145,3 +175,25 @@ with connect({ledger!r}, embedder={MODEL!r}) as cache:
     assert (done.returncode, done.stderr) == (0, "")
     assert "no answer within 0.2 s" in done.stdout
     assert time.monotonic() - began < limits.PROVIDER_DEADLINE_S / 2
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_fork_waits_for_the_imports_of_the_request(ledger: str, provider: Provider) -> None:
+    """In the child they would stay imported in part."""
+    code = f"""
+import os
+from pmm_shm import limits
+from pmm_shm_client import connect
+limits.SEARCH_EMBEDDER_S = {WAIT_S}
+with connect({ledger!r}, embedder={MODEL!r}) as cache:
+    cache.search("garden", mode="auto")
+    pid = os.fork()
+    print(cache.search("tea", mode="auto").problem, flush=True)
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+    done = run_python(code, env={**environment(), "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "x"}, forked=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no answer within 0.2 s" in done.stdout
+    assert "still no answer to an earlier search" in done.stdout

@@ -247,3 +247,28 @@ def test_a_handler_reads_through_another_cache_while_its_thread_maps_the_mark(
     thread.start()
     thread.join(30.0)
     assert read == [0, 1, 1]
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_handler_closes_deleted_maps_while_its_thread_does(
+    ledger: str, monkeypatch: pytest.MonkeyPatch, is_before: bool
+) -> None:
+    with EventLog(ledger) as log, connect(ledger) as cache:
+        assert log.append("own") == cache.metrics().as_of
+    identity = next(one for one in freshness._mapped if os.fstat(freshness._mapped[one].descriptor).st_nlink == 0)
+    status_of, struck = os.fstat, 0
+
+    def interrupted(descriptor: int) -> os.stat_result:
+        nonlocal struck
+        struck += 1
+        if struck == 1 and is_before:
+            freshness._forget_deleted((0, 0))
+        status = status_of(descriptor)
+        if struck == 1 and not is_before:
+            freshness._forget_deleted((0, 0))
+        return status
+
+    monkeypatch.setattr(os, "fstat", interrupted)
+    freshness._forget_deleted((0, 0))
+    assert struck > 1
+    assert identity not in freshness._mapped

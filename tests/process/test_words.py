@@ -14,6 +14,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unicodedata import category, normalize
 
 import numpy as np
 import pytest
@@ -185,6 +186,18 @@ def test_the_query_language(query: str, found: list[int]) -> None:
 def test_the_spelling_of_a_character_does_not_count(text: str, queries: list[str]) -> None:
     for query in [text, *queries]:
         assert set(ranked([table_of([(1, text), (2, "other")])], WordQuery.of(query)).best()) == {1}, query
+
+
+def test_no_sign_belongs_to_a_word() -> None:
+    """Nor does one that Python's tables have and those of SQLite's tokenisers have not."""
+    signs = [sign for sign in map(chr, range(0x80, 0x110000)) if category(sign)[0] in "PSZ" or category(sign) == "Cf"]
+    # Emoji of a later Unicode than Python's.
+    signs += [sign for sign in map(chr, range(0x1F000, 0x1FC00)) if category(sign) == "Cn"]
+    # Some mean letters: ™ is found as TM.
+    signs = [sign for sign in signs if not any(map(str.isalnum, normalize("NFKD", sign)))]
+    table = table_of([(event_id, f"tea{sign}") for event_id, sign in enumerate(signs, 1)])
+    found = {row[0] for row in table.handle.execute("SELECT rowid FROM words WHERE words MATCH 'tea'")}
+    assert [sign for event_id, sign in enumerate(signs, 1) if event_id not in found] == []
 
 
 @pytest.mark.parametrize(
