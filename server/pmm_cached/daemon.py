@@ -208,14 +208,17 @@ class Daemon:
     def stats(self) -> dict[str, Any]:
         """The daemon's numbers, for the stats command."""
         numbers = self._status.as_dict()
-        lag = self._probe.lag_behind(self._writer.header.position)
         newest = self._writer.last_transaction_id()
         slots = self._writer.reader_slots()
         readers = [(pid, transaction) for pid, transaction in slots if transaction is not None]
         oldest = min(readers, key=lambda reader: reader[1], default=None)
         with self._writer.snapshot() as snapshot:
+            position = snapshot.header.position
             states = {fold.name: snapshot.state(fold) for fold in self._folds if snapshot.header.generation_of(fold)}
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
+        # What a client has read already; the follower's own number comes a moment later.
+        numbers["as_of"] = position.as_of
+        lag = self._probe.lag_behind(position)
         numbers["quarantined"] = count
         numbers["quarantine"] = [list(entry) for entry in entries]
         # A ledger that is busy for the moment: as far as is known, nothing came.
