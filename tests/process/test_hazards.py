@@ -192,7 +192,7 @@ ALLOWED: dict[str, dict[str, int]] = {
     "client/pmm_shm_terminal/tokens.py": {"os.open": 2, "open": 1, "os.fdopen": 1},
     # PostgreSQL.
     # What an editor has written, and the history of the chat.
-    "client/pmm_shm_chat/typing_lines.py": {"open": 1, "os.open": 1},
+    "client/pmm_shm_chat/typing_lines.py": {"os.open": 1},
     # A lock beside the ledger.
     "client/pmm_shm_pmm/autonomy.py": {"os.open": 1},
     # Sources of PMM, and the list of those known.
