@@ -118,7 +118,7 @@ def _keys() -> KeyBindings:
 
 
 def _edited_or_said(text: str) -> str | None:
-    """What the user's editor saved; None if it saved nothing, or failed, which is shown."""
+    """The text that the user saved in the editor. None if nothing was saved; an editor that failed is reported."""
     # Ctrl-C is the editor's: the loop of the prompt hears of signals through this descriptor.
     wakeup = signal.set_wakeup_fd(-1) if threading.current_thread() is threading.main_thread() else None
     try:

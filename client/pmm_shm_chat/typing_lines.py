@@ -70,7 +70,7 @@ def trimmed(text: str) -> str:
 
 
 def edited(text: str = "") -> str | None:
-    """What the user's editor leaves in a new file with this text; None if it saved nothing, or removed the file.
+    """The text after the user has edited it in a file; None if nothing was saved, or the file was removed.
 
     Raises:
         ConfigError: the editor's command cannot be split into words.

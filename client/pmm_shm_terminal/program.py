@@ -76,7 +76,7 @@ def standard_input() -> TextIO:
 
 
 def _replace_missing_streams() -> None:
-    """Where stdout or stderr is closed, output goes nowhere; no file gets the number of a closed stream."""
+    """Discard the output to a closed stdout or stderr, and keep files from getting the number of a closed stream."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

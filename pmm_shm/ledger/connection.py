@@ -515,7 +515,7 @@ class _Lock(Protocol):
 
 
 class LocksOfFork(threading.local):
-    """What a thread has locked for the fork that it has begun.
+    """The locks that a thread holds for a fork that it has begun.
 
     An exception of a signal handler may strike anywhere: what was about to be locked counts, too.
     """

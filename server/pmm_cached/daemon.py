@@ -216,7 +216,7 @@ class Daemon:
             position = snapshot.header.position
             states = {fold.name: snapshot.state(fold) for fold in self._folds if snapshot.header.generation_of(fold)}
             count, entries = quarantine_of(states, _QUARANTINE_SHOWN)
-        # What a client has read already; the follower's own number comes a moment later.
+        # From the store, where a client may have read it before the follower updates its status.
         numbers["as_of"] = position.as_of
         lag = self._probe.lag_behind(position)
         numbers["quarantined"] = count

@@ -253,7 +253,7 @@ def test_the_watchdog_starves_when_a_fold_hangs(
     manager.wait_for("WATCHDOG")
     with connect(ledger) as cache:
         cache.append("freeze", how, {})
-        # What a person sees does not stay as it was; it changes three seconds after the fold has hung.
+        # The status that a person sees changes, three seconds after the fold began to hang.
         seen_at = manager.wait_for("STATUS", "has not moved").at
         assert [one for one in manager.of("WATCHDOG") if one.at > seen_at - 1.0] == []
         # The manager's answer: the log says where it hung, and readers go on.

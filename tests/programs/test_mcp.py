@@ -135,7 +135,7 @@ def test_a_signal_ends_a_server_whose_append_waits_for_the_ledger(ledger: str) -
 
 
 def test_calls_that_run_when_stdin_ends_are_answered(ledger: str) -> None:
-    """As a script has it that writes its requests and closes stdin; but for the call that it has cancelled."""
+    """A script writes its requests and closes stdin. Only the call that it cancelled has no answer."""
     with started(ledger, "--write", "note") as process, sqlite3.connect(ledger) as other:
         other.execute("BEGIN IMMEDIATE")
         send(process, 0, "initialize", HELLO)
